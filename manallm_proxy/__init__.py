@@ -1,0 +1,3 @@
+"""manallm-proxy: one OpenAI-shaped door in front of every model a team can reach."""
+
+__version__ = "0.1.0"

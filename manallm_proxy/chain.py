@@ -1,0 +1,71 @@
+"""Targets, and the chains that an alias names.
+
+A *target* is ``provider/model``; everything after the first slash is the model, which may hold more
+of them (``openrouter/anthropic/claude-3-haiku``). A *chain* is an ordered list of entries, each a
+target with the settings that apply when it is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+
+@frozen
+class Target:
+    """One model of one provider."""
+
+    provider: str
+    model: str
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """``"groq/llama-3.1-8b-instant"`` -> Target. ValueError where provider or model is missing."""
+        provider, slash, model = text.partition("/")
+        if not (provider and slash and model):
+            raise ValueError(f"'{text}' is not of the form provider/model")
+        return cls(provider, model)
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@frozen
+class Timeouts:
+    """Bounds on one attempt, in seconds. There is no total: a healthy stream may run for hours."""
+
+    connect: float = 3.0
+    """Name look-up, TCP and TLS."""
+    first_byte: float = 120.0
+    """From the start of the attempt to the first event that says something."""
+    idle: float = 60.0
+    """Between two chunks once committed."""
+
+
+@frozen
+class Entry:
+    """One place in a chain: a target, and how it is tried there."""
+
+    target: Target
+    timeouts: Timeouts = Timeouts()
+    options: Mapping[str, Any] = field(factory=dict)
+    """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
+    fallback_on: frozenset[str] = frozenset()
+    """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
+
+
+@frozen
+class Chain:
+    """What to try, in order. ``alias`` is the name it was asked by, None for a plain ``provider/model``."""
+
+    alias: str | None
+    entries: tuple[Entry, ...]
+    description: str = ""
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)

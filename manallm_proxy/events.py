@@ -1,0 +1,129 @@
+"""Facts that the core reports. It knows nobody who listens: `metrics` and `logs` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from attrs import frozen
+
+Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
+Outcome = Literal["ok", "error", "client_gone", "broken"]
+
+
+@frozen
+class AttemptFailed:
+    """One attempt at one target failed. ``reason`` is of the closed list (contract, section 7)."""
+
+    request_id: str
+    provider: str
+    model: str
+    reason: str
+    detail: str | None
+    duration: float
+
+
+@frozen
+class FellBack:
+    """The walk moved on from one target to the next that it tries.
+
+    ``widened``: only ``fallback_on`` allowed it, which an operator wants to hear about each time.
+    """
+
+    request_id: str
+    from_target: str
+    to_target: str
+    reason: str
+    widened: bool = False
+
+
+@frozen
+class KeyWasRejected:
+    """A provider refused our key: an alarm, since nobody but the operator can mend it."""
+
+    provider: str
+    status: int | None
+
+
+@frozen
+class HealthChanged:
+    """A provider (``model`` None) or one of its targets changed its status."""
+
+    provider: str
+    model: str | None
+    was: Status
+    now: Status
+    reason: str | None
+
+
+@frozen
+class RequestEnded:
+    """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
+
+    request_id: str
+    endpoint: str
+    requested: str
+    """The model's name as the client sent it: untrusted, to be cut and escaped."""
+    alias: str | None
+    provider: str | None
+    model: str | None
+    streaming: bool
+    status: int
+    outcome: Outcome
+    attempts: int
+    bytes_sent: int
+    duration: float
+    to_first_byte: float | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    error: str | None = None
+    """The error's type or reason, never its message."""
+
+
+@frozen
+class Reloaded:
+    """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
+
+    mistakes: tuple[str, ...] = ()
+
+
+@frozen
+class DimensionsDiffer:
+    """Two targets of one alias gave embeddings of different length: the operator's mistake."""
+
+    alias: str
+    first: str
+    first_length: int
+    second: str
+    second_length: int
+
+
+@frozen
+class LifeChanged:
+    """The process itself: ``started``, ``draining``, ``stopped``."""
+
+    what: Literal["started", "draining", "stopped"]
+    detail: str = ""
+
+
+@frozen
+class Crashed:
+    """A bug of ours, in answering one request or in the background. The traceback belongs in the log only."""
+
+    where: str
+    error: BaseException
+    request_id: str | None = None
+
+
+Event = (
+    AttemptFailed
+    | FellBack
+    | KeyWasRejected
+    | HealthChanged
+    | RequestEnded
+    | Reloaded
+    | DimensionsDiffer
+    | LifeChanged
+    | Crashed
+)
+Observer = Callable[[Event], None]

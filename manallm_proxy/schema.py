@@ -1,0 +1,208 @@
+"""What we read and build of OpenAI's shapes (openai-python 3.54 types/, openai-node 7.57).
+
+A request is read once and only as far as we route on it: msgspec checks its syntax and tells where each
+top-level value lies; the values themselves stay bytes, so that an OpenAI-compatible provider gets the
+client's own body with nothing but ``model`` (and ``stream_options``) exchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+from manallm_proxy.errors import InvalidRequest, ProviderError, ProxyError
+
+encode: Final = msgspec.json.encode
+decode: Final = msgspec.json.decode
+DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec lets out on bad input (libraries.md 10)."""
+
+TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
+"""Capabilities that a request may need and a provider's listing may deny."""
+
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_KEY: Final = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
+_IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+
+Span = tuple[int, int]
+
+
+@frozen
+class Usage:
+    """Tokens of one answer."""
+
+    prompt: int = 0
+    completion: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+    def to_openai(self) -> dict[str, Any]:
+        usage: dict[str, Any] = {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+        if self.cached:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached}
+        if self.reasoning:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.reasoning}
+        return usage
+
+    @classmethod
+    def from_openai(cls, usage: object) -> Usage | None:
+        """An ``usage`` object as providers send it; None where it is none. Odd values count as 0."""
+        if not isinstance(usage, dict):
+            return None
+
+        def number(of: object, key: str) -> int:
+            value = of.get(key) if isinstance(of, dict) else None
+            return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+        return cls(
+            prompt=number(usage, "prompt_tokens"),
+            completion=number(usage, "completion_tokens"),
+            reasoning=number(usage.get("completion_tokens_details"), "reasoning_tokens"),
+            cached=number(usage.get("prompt_tokens_details"), "cached_tokens"),
+        )
+
+
+@frozen
+class Head:
+    """What routing needs of a request. ``spans`` tell where top-level values lie in the body."""
+
+    model: str
+    """Empty: the default alias."""
+    stream: bool
+    wants_usage: bool
+    """``stream_options.include_usage``: the client expects the extra usage chunk."""
+    needs: frozenset[str]
+    spans: dict[str, Span]
+
+    @classmethod
+    def read(cls, body: bytes, required: tuple[str, type | tuple[type, ...]], need: str | None = None) -> Head:
+        """One pass over a request body.
+
+        `required` is the key that the endpoint cannot do without, and the types it may have; `need` a
+        capability that the endpoint itself needs. InvalidRequest, with ``param``, for what no provider
+        should be bothered with: not JSON, not an object, nested beyond reason, a top-level key twice,
+        a wrong type of ``model``, ``stream`` or the required key.
+        """
+        values, spans = split_object(body)
+        model = _typed(values, "model", str) or ""
+        stream = _typed(values, "stream", bool) or False
+        key, kinds = required
+        if key not in values:
+            raise InvalidRequest(f"'{key}' is missing", param=key)
+        _typed(values, key, kinds, deep=False)
+        options = _typed(values, "stream_options", dict) if "stream_options" in values else None
+        needs = {need} if need else set()
+        if bytes(values.get("tools", msgspec.Raw(b"[]"))) not in (b"[]", b"null"):
+            needs.add(TOOLS)
+        if key == "messages" and _IMAGE.search(values[key]):
+            needs.add(VISION)
+        wants_usage = bool(options and options.get("include_usage") is True)
+        return cls(model, stream, wants_usage, frozenset(needs), spans)
+
+    def rewrite(self, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
+        """`body` for one target: its ``model`` exchanged, ``stream_options.include_usage`` set if asked for."""
+        edits: list[tuple[Span, bytes]] = []
+        front = b""
+        if "model" in self.spans:
+            edits.append((self.spans["model"], encode(model)))
+        else:
+            front += b'"model":' + encode(model) + b","
+        if ask_usage:
+            span = self.spans.get("stream_options")
+            if span is None:
+                front += b'"stream_options":{"include_usage":true},'
+            else:
+                options = decode(body[span[0] : span[1]]) or {}
+                edits.append((span, encode({**options, "include_usage": True})))
+        brace = body.index(b"{") + 1
+        parts, at = [body[:brace], front], brace
+        for (start, end), value in sorted(edits):
+            parts += [body[at:start], value]
+            at = end
+        parts.append(body[at:])
+        return b"".join(parts)
+
+
+def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The top-level values of a JSON object, and where each lies.
+
+    msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
+    top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
+    with no key twice: the provider would read the other value than we routed by.
+    """
+    try:
+        body.isascii() or body.decode()
+        values = _OBJECT.decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not valid UTF-8") from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    spans: dict[str, Span] = {}
+    at = body.index(b"{") + 1
+    while (match := _KEY.match(body, at)) is not None:
+        text = match[1]
+        key = decode(text, type=str) if b"\\" in text else text[1:-1].decode()
+        start, value = match.end(), values[key]
+        at = start + len(bytes(value))
+        if key in spans or body[start:at] != bytes(value):
+            raise InvalidRequest("a key is given twice", param=key[:64])
+        spans[key] = (start, at)
+        after = body[at : at + 64].lstrip()[:1]
+        if after == b"}":
+            break
+    return values, spans
+
+
+_TYPE_NAMES: Final = {str: "a string", bool: "true or false", dict: "an object", list: "an array", int: "a number"}
+
+
+def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
+    """The value of `key`, or None where it is missing or null; InvalidRequest where its type is another.
+
+    Not `deep`: only the type is looked at, by the first byte, since the value may be megabytes.
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    raw = bytes(values[key]) if key in values else b"null"
+    if raw == b"null" and deep:
+        return None
+    first = raw[:1]
+    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": None}.get(first, int)
+    if kind not in kinds:
+        wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
+        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
+    if not deep:
+        return None
+    try:
+        return decode(raw)
+    except DecodeErrors:
+        raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None
+
+
+def error_body(error: ProxyError, **extra: Any) -> dict[str, Any]:
+    """OpenAI's error envelope with ours beside it: source, provider, target, and what `extra` holds."""
+    inner: dict[str, Any] = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+        "source": error.source,
+    }
+    if isinstance(error, ProviderError) and error.target:
+        inner |= {"provider": error.target.partition("/")[0], "target": error.target}
+    return {"error": inner | extra}
+
+
+def model_object(id_: str, created: int, owned_by: str) -> dict[str, Any]:
+    """One row of ``GET /v1/models``."""
+    return {"id": id_, "object": "model", "created": created, "owned_by": owned_by}

@@ -1,0 +1,109 @@
+"""What the core needs of a provider: the seam between the walk and the wires.
+
+An `Upstream` either completes a `Call` (one body) or opens a `Stream` of `Piece`s. Each method raises
+a `ProviderError` for a failed attempt and nothing else but a bug; cancelling it closes the
+provider's connection.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from attrs import field, frozen
+
+from manallm_proxy.chain import Entry
+from manallm_proxy.errors import ProviderError
+from manallm_proxy.schema import Head, Usage
+
+
+class Endpoint(Enum):
+    """The pipeline's endpoints; the value is the path below the base URL, and the metrics' label."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+@frozen
+class Call:
+    """One client's request, as every target of its chain gets it."""
+
+    endpoint: Endpoint
+    head: Head
+    body: bytes = field(repr=False)
+    """The client's JSON object, byte for byte. It holds the prompt: it is never logged."""
+    request_id: str
+
+
+@frozen
+class Answer:
+    """One complete, checked answer in OpenAI's shape, its ``model`` already the target."""
+
+    body: bytes = field(repr=False)
+    usage: Usage | None = None
+
+
+@frozen
+class Piece:
+    """What one read from the provider turned into: whole events only, in the order they came.
+
+    A relayed stream fills ``frames``, a stream that we compose fills ``events``.
+    """
+
+    frames: bytes = field(default=b"", repr=False)
+    """Complete SSE events as they leave for the client, with their blank lines."""
+    events: tuple[bytes, ...] = field(default=(), repr=False)
+    """JSON payloads of the events that we compose, without SSE framing."""
+    says: bool = False
+    """Something in here commits: content, a tool call, a finish reason; not a role or an empty delta."""
+    done: bool = False
+    """The answer is complete; ``[DONE]`` is for the sender to write."""
+    error: ProviderError | None = None
+    """The provider ended it with an error, behind whatever ``frames`` and ``events`` hold."""
+
+
+class Stream(Protocol):
+    """One streamed answer in flight."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, once the provider has told them."""
+
+    @property
+    def commentable(self) -> bool:
+        """Whether an SSE comment between events is harmless (wire.md A.4: not behind a relayed ``id:``)."""
+
+    async def next(self) -> Piece:
+        """The next piece. Its ``done`` or ``error`` is the last one; ProviderError where the stream breaks."""
+
+    def commit(self, idle: float) -> None:
+        """From here on a silence of `idle` seconds breaks the stream."""
+
+    async def aclose(self) -> None:
+        """Ends the provider's work on it, within a second, at any point. Harmless when repeated."""
+
+
+@frozen
+class Listed:
+    """A model that a provider says it has. ``capabilities`` None: it does not say."""
+
+    id: str
+    created: int = 0
+    capabilities: frozenset[str] | None = None
+
+
+class Upstream(Protocol):
+    """One configured provider."""
+
+    async def complete(self, call: Call, entry: Entry) -> Answer:
+        """The whole answer of `entry`'s target."""
+
+    async def stream(self, call: Call, entry: Entry) -> Stream:
+        """An answer of `entry`'s target that has begun: status and headers are in."""
+
+    async def probe(self) -> tuple[Listed, ...] | None:
+        """The provider's models; None where it is not asked (Google). ProviderError where it is not alive."""
+
+    async def close(self) -> None:
+        """Gives back connections. Streams in flight have ended by then."""
