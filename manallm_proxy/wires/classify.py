@@ -1,0 +1,300 @@
+"""What a provider's refusal means: a status, a message and a few words become one of our errors.
+
+The table is contract section 4 with wire.md C.2, C.3 and E.2 behind it. Dialects peel the message out of
+their own error shapes first; `envelope` knows those of the OpenAI-compatible crowd.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.errors import (
+    BadResponse,
+    ContentBlocked,
+    ContextTooLong,
+    KeyRejected,
+    MissingModel,
+    ModelFailed,
+    NotImplementedByProvider,
+    PaymentRequired,
+    ProviderError,
+    RateLimited,
+    ServerBusy,
+    ServerFailed,
+    Unsupported,
+    UpstreamSaid,
+)
+from manallm_proxy.schema import DecodeErrors, decode
+
+QUOTA_COOLING: Final = 600.0
+"""Seconds that an exhausted quota cools (contract, section 6)."""
+
+_MESSAGE_LIMIT: Final = 500
+_SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_TRY_AGAIN: Final = re.compile(r"(?:try again|retry) in (\d[\dhms.]*)", re.IGNORECASE)
+
+_QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
+_CONTEXT: Final = re.compile(
+    r"context[_ ](?:length|window|size)|maximum context|prompt is (?:too long|longer)|too many tokens"
+    r"|exceeds? the (?:context|maximum number of tokens)",
+    re.IGNORECASE,
+)
+_BLOCKED: Final = ("content_filter", "content_policy_violation", "moderation_blocked", "refusal")
+_NO_MODEL: Final = ("model_not_found", "model_not_available", "model_decommissioned")
+_CAPABILITY: Final = re.compile(
+    r"does(?: not|n't) support (?:tool|function|image|vision|chat|thinking|embedding|multimodal|completion)"
+    r"|no endpoints found that support",
+    re.IGNORECASE,
+)
+_BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
+
+
+@frozen
+class Said:
+    """What an error body says, whichever shape it has."""
+
+    message: str = ""
+    kind: str | None = None
+    code: str | None = None
+    param: str | None = None
+    status: int | None = None
+    """Where the body names one of its own (``error.code`` as a number)."""
+    retry_after: float | None = None
+
+
+def envelope(body: bytes) -> Said:
+    """Reads an error body of any OpenAI-compatible server (shapes: wire.md C.2). HTML says nothing."""
+    try:
+        data = decode(body)
+    except DecodeErrors:
+        return Said()
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    return said(data)
+
+
+def said(data: object) -> Said:
+    """The same, from a decoded value. Numbers in ``code`` between 400 and 599 are statuses."""
+    if not isinstance(data, dict):
+        return Said()
+    error = data.get("error", data)
+    if isinstance(error, str):
+        return Said(message=error)
+    if not isinstance(error, dict):
+        return Said()
+    metadata = error.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    availability = error.get("availability")
+    availability = availability if isinstance(availability, dict) else {}
+    code = error.get("code")
+    word = next((w for w in (availability.get("code"), metadata.get("error_type"), code) if _is_word(w)), None)
+    message = next((m for k in ("message", "error_message", "detail", "error") if (m := _text(error.get(k)))), "")
+    retry_after = availability.get("retry_after")
+    return Said(
+        message=message,
+        kind=_text(error.get("type")) or _text(error.get("error_type")) or None,
+        code=word,
+        param=_text(error.get("param")) or None,
+        status=_status(code),
+        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+    )
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and not value.isdigit()
+
+
+def _status(code: object) -> int | None:
+    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 6 else code
+    return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+def _text(value: Any) -> str:
+    """Mistral's ``message`` is an object with ``detail``; FastAPI's ``detail`` a list of objects with ``msg``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return next((t for k in ("message", "detail", "msg") if (t := _text(value.get(k)))), "")
+    if isinstance(value, list):
+        return "; ".join(t for item in value[:5] if (t := _text(item)))
+    return ""
+
+
+_STATUS_OF_WORD: Final = (
+    (re.compile(r"rate_?limit|insufficient_quota|too_many_requests"), 429),
+    (re.compile(r"overloaded|unavailable|capacity"), 503),
+    (re.compile(r"timeout"), 504),
+    (re.compile(r"payment|billing"), 402),
+    (re.compile(r"authentication|invalid_api_key"), 401),
+    (re.compile(r"permission"), 403),
+    (re.compile(r"model_not_found|not_?found"), 404),
+    (re.compile(r"context_length|invalid|bad_?request|content_|refusal"), 400),
+    (re.compile(r"server_error|internal"), 502),
+)
+
+
+def in_band(spoken: Said) -> ProviderError:
+    """An error that came inside a 200. Its status is the number or the word it brings, else 502 (C.3.5)."""
+    status = spoken.status
+    if status is None:
+        words = f"{spoken.code or ''} {spoken.kind or ''}".lower()
+        words = re.sub(r"(?<=[a-z])(?=error|failure)", "_", words)
+        status = next((number for pattern, number in _STATUS_OF_WORD if pattern.search(words)), 502)
+    return classify(
+        status, {}, spoken.message, kind=spoken.kind, code=spoken.code, param=spoken.param, retry_after=spoken.retry_after
+    )
+
+
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    message: str,
+    *,
+    kind: str | None = None,
+    code: str | None = None,
+    param: str | None = None,
+    retry_after: float | None = None,
+) -> ProviderError:
+    """The error for `status`. `headers` compare without case; `message` is the provider's own, any length.
+
+    Numbered as the table is read: 1 redirects and odd statuses, 2 money and rate, 3 provider's failures,
+    4 keys, 5 what a caller's 4xx may really mean, 6 any other 4xx.
+    """
+    words = {w.lower() for w in (kind, code) if w}
+    text = clean(message)
+    after = retry_after if retry_after is not None else retry_after_of(headers, text)
+    # 1
+    if status < 400:
+        what = "a redirect" if 300 <= status < 400 else f"status {status}"
+        return BadResponse(
+            f"the provider answered with {what}, which is not followed; check its base_url",
+            detail=what,
+            provider_status=status,
+        )
+    # 2
+    if status == 429:
+        if words.intersection(_QUOTA):
+            return RateLimited("the provider says that our quota is used up", detail="quota", provider_status=429, retry_after=QUOTA_COOLING)
+        return RateLimited("the provider limits our rate", provider_status=429, retry_after=after)
+    if status == 402:
+        return PaymentRequired(
+            text or "the provider asks for payment", provider_status=402, provider_code=code, retry_after=after
+        )
+    # 3
+    if status >= 500:
+        return _server(status, text, words, after)
+    # 4
+    if _refers_to_blocked(status, words, text):
+        return ContentBlocked(text or "the provider's content filter refused this", provider_status=status)
+    if status in (401, 403):
+        return KeyRejected(
+            f"the provider rejected the proxy's own key (status {status}); the operator must mend it, a retry will not",
+            detail=f"status {status}",
+            provider_status=status,
+        )
+    # 5
+    if words.intersection(("context_length_exceeded", "exceed_context_size_error")) or (
+        status in (400, 413, 422) and _CONTEXT.search(text)
+    ):
+        return ContextTooLong(text, provider_status=status, param=param)
+    if words.intersection(_NO_MODEL) or status == 404:
+        return MissingModel(
+            text or "the provider does not know this model, or its base_url is wrong",
+            provider_status=404 if words.intersection(_NO_MODEL) else status,
+            provider_type=kind,
+            provider_code=code,
+            param=param or "model",
+        )
+    if status == 400 and _CAPABILITY.search(text):
+        return Unsupported(text, provider_status=status, param=param)
+    # 6
+    return UpstreamSaid(
+        text or f"the provider refused the request with status {status}",
+        provider_status=status,
+        provider_type=kind,
+        provider_code=code,
+        param=param,
+        retry_after=after,
+    )
+
+
+def _server(status: int, text: str, words: set[str], after: float | None) -> ProviderError:
+    shown = f"the provider failed with status {status}"
+    detail = f"status {status}"
+    if status == 501:
+        return NotImplementedByProvider(shown, detail=detail, provider_status=status)
+    busy = bool(_BUSY.search(text)) or any(_BUSY.search(w) for w in words) or "unavailable_error" in words
+    if status in (503, 529) and (busy or after is not None):
+        return ServerBusy(f"the provider is busy (status {status})", detail="busy", provider_status=status, retry_after=after)
+    if status == 500:
+        return ModelFailed(shown, detail=detail, provider_status=status)
+    return ServerFailed(shown, detail=detail, provider_status=status, retry_after=after)
+
+
+def _refers_to_blocked(status: int, words: set[str], text: str) -> bool:
+    if status not in (400, 403):
+        return False
+    return bool(words.intersection(_BLOCKED)) or (status == 403 and "moderation" in text.lower())
+
+
+def clean(message: str) -> str:
+    """A provider's message as a client may see it: bounded, on one line, without markup or anything like a key."""
+    text = " ".join(message[: 4 * _MESSAGE_LIMIT].split())
+    if text[:1] == "<":
+        return ""
+    text = _SECRETS.sub("[redacted]", text)
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
+
+
+def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | None = None) -> float | None:
+    """Seconds to wait, from whichever dialect says it (wire.md C.3.6); None where none does, or only nonsense.
+
+    `wall` is the time for an HTTP date, seconds since the epoch. Not capped here: `health` caps.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    if value is not None:
+        seconds = duration(value)
+        return seconds if seconds is not None else _until(value, time.time() if wall is None else wall)
+    resets = [duration(headers.get(f"x-ratelimit-reset-{of}", "")) for of in ("requests", "tokens")]
+    left = [headers.get(f"x-ratelimit-remaining-{of}") for of in ("requests", "tokens")]
+    spent = [reset for reset, remaining in zip(resets, left, strict=True) if reset is not None and remaining == "0"]
+    if spent:
+        return max(spent)
+    match = _TRY_AGAIN.search(text)
+    return duration(match[1].rstrip(".")) if match else None
+
+
+def duration(value: str) -> float | None:
+    """``"7"``, ``"7.66s"``, ``"1m2s"``, ``"850ms"`` -> seconds; None for anything else."""
+    value = value.strip()
+    number = _number(value)
+    if number is not None:
+        return number
+    match = _DURATION.fullmatch(value) if len(value) < 40 else None
+    if not match or not value:
+        return None
+    hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds + millis / 1000
+
+
+def _number(value: str | None) -> float | None:
+    if value is None or len(value) > 20 or not re.fullmatch(r"\s*\d+(\.\d*)?\s*", value, re.ASCII):
+        return None
+    return float(value)
+
+
+def _until(date: str, wall: float) -> float | None:
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - wall)
+    except (ValueError, TypeError, OverflowError):
+        return None
