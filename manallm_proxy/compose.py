@@ -125,14 +125,14 @@ class Composer:
         return {**row, "message": message}
 
 
+def vector_text(vector: Sequence[float]) -> str:
+    """A vector as base64 of little-endian float32, as every SDK decodes it (wire.md A.5)."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
 def embeddings_body(vectors: Sequence[Sequence[float]], target: Target, usage: Usage, *, as_base64: bool) -> bytes:
-    """``POST /v1/embeddings``'s answer; base64 is little-endian float32, as every SDK decodes it (wire.md A.5)."""
-
-    def written(vector: Sequence[float]) -> Any:
-        if not as_base64:
-            return vector
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
+    """``POST /v1/embeddings``'s answer."""
+    written = vector_text if as_base64 else list
     rows = [{"object": "embedding", "index": i, "embedding": written(v)} for i, v in enumerate(vectors)]
     counted = {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt}
     return encode({"object": "list", "data": rows, "model": str(target), "usage": counted})

@@ -7,7 +7,8 @@ from typing import Literal
 
 from attrs import frozen
 
-Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
+from manallm_proxy.health import Status
+
 Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 

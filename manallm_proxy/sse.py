@@ -92,6 +92,7 @@ class Decoder:
     def _frames(self, held: bytes) -> list[Frame]:
         if b"\r" not in held:
             *whole, self._held = held.split(b"\n\n")
+            self._searched = 0
             return [parse(raw + b"\n\n") for raw in whole if raw]
         frames, start, at = [], 0, self._searched
         while (match := _BLANK_LINE.search(held, at)) is not None:

@@ -102,6 +102,9 @@ class Upstream(Protocol):
     async def stream(self, call: Call, entry: Entry) -> Stream:
         """An answer of `entry`'s target that has begun: status and headers are in."""
 
+    def first_byte_error(self, seconds: float) -> ProviderError:
+        """What it means when a stream says nothing within `seconds`: it may blame the provider or the model."""
+
     async def probe(self) -> tuple[Listed, ...] | None:
         """The provider's models; None where it is not asked (Google). ProviderError where it is not alive."""
 

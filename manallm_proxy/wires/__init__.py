@@ -27,8 +27,13 @@ class Request:
 class Translator(Protocol):
     """One streamed reply: bytes in as they arrive, cut anywhere; pieces of whole events out."""
 
-    usage: Usage | None
-    commentable: bool
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, once the provider has told them."""
+
+    @property
+    def commentable(self) -> bool:
+        """Whether comments between its events are harmless (see `upstream.Stream`)."""
 
     def feed(self, data: bytes) -> Piece:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
@@ -50,6 +55,9 @@ class Wire(Protocol):
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What a status other than 200 means. `headers` compare without case, `body` is at most 64 KiB."""
+
+    def adapts(self, status: int, body: bytes) -> bool:
+        """Whether the wire learnt from this refusal to shape the same request in a way that the provider takes."""
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
