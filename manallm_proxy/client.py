@@ -113,11 +113,12 @@ class HttpUpstream:
     address: Address
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
-    _session: aiohttp.ClientSession = field(default=None, repr=False)  # type: ignore[assignment]  # made below
+    _session: aiohttp.ClientSession = field(repr=False)
     _tails: set[asyncio.Task[None]] = field(factory=set, repr=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._session = new_session(self.address.verify_tls)
+    @_session.default
+    def _new_session(self) -> aiohttp.ClientSession:
+        return new_session(self.address.verify_tls)
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
@@ -163,8 +164,8 @@ class HttpUpstream:
 
     async def _post(self, call: Call, entry: Entry) -> aiohttp.ClientResponse:
         """A 200 with its headers in. A pooled connection that turns out dead costs another try, not the attempt."""
+        request = self.wire.request(call, entry)
         for _ in range(TRIES_LIMIT):
-            request = self.wire.request(call, entry)
             url = f"{self.address.base_url}/{request.path}"
             arguments = self._arguments(call.request_id, entry.timeouts)
             try:
@@ -177,7 +178,8 @@ class HttpUpstream:
                 return response
             async with response:
                 body = await self._read(response, ERROR_LIMIT, ERROR_TIMEOUT, ERROR_TIMEOUT)
-            if not self.wire.adapts(response.status, body):
+            before, request = request, self.wire.reshape(call, entry, response.status, body) or request
+            if request is before:
                 raise self._refused(self.wire.failure(response.status, response.headers, body))
         raise Disconnected(f"{self.address.name}: it closed every connection", detail="closed")
 

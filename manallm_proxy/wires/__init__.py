@@ -56,8 +56,8 @@ class Wire(Protocol):
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What a status other than 200 means. `headers` compare without case, `body` is at most 64 KiB."""
 
-    def adapts(self, status: int, body: bytes) -> bool:
-        """Whether the wire learnt from this refusal to shape the same request in a way that the provider takes."""
+    def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
+        """The same request in a form that the provider will take, where its refusal tells which; else None."""
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""

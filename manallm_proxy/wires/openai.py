@@ -54,11 +54,15 @@ class OpenAIWire:
             retry_after=spoken.retry_after,
         )
 
-    def adapts(self, status: int, body: bytes) -> bool:
-        """Mistral and other strict servers refuse ``stream_options``: then it is not sent again (wire.md A.1)."""
-        refused = self.asks_usage and status in (400, 422) and b"stream_options" in body
-        self.asks_usage = self.asks_usage and not refused
-        return refused
+    def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
+        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
+        if status not in (400, 422) or b"stream_options" not in body or call.head.wants_usage or not call.head.stream:
+            return None
+        plain = Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model))
+        if not self.asks_usage and "stream_options" in call.head.spans:
+            return None
+        self.asks_usage = False
+        return plain
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         values, spans = _reply_object(body)
