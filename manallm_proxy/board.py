@@ -64,9 +64,9 @@ class Board:
         self._tell(provider, None, health.provider, now)
         for model, circuit in health.targets.items():
             self._tell(provider, model, circuit, now)
-        for name, model in [key for key in self._told if key[0] == provider]:
-            if model is not None and model not in health.targets:
-                self._tell(name, model, Circuit(), now)
+        for name, gone in [key for key in self._told if key[0] == provider]:
+            if gone is not None and gone not in health.targets:
+                self._tell(name, gone, Circuit(), now)
 
     def _tell(self, provider: str, model: str | None, circuit: Circuit, now: float) -> None:
         is_now = circuit.status(now)

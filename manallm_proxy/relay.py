@@ -14,7 +14,7 @@ from attrs import define, frozen
 from manallm_proxy.board import Board
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Entry
-from manallm_proxy.errors import Blame, ProviderError, StreamInterrupted, Unsupported
+from manallm_proxy.errors import Blame, ProviderError, ProxyError, StreamInterrupted, Unsupported
 from manallm_proxy.failover import Served
 from manallm_proxy.upstream import Answer, Call, Piece, Stream, Upstream
 
@@ -39,7 +39,7 @@ class Sink(Protocol):
     async def finish(self) -> None:
         """``[DONE]``, and the end."""
 
-    async def fail(self, error: ProviderError) -> None:
+    async def fail(self, error: ProxyError) -> None:
         """An error event on an event boundary and the end, without ``[DONE]``."""
 
 

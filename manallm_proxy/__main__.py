@@ -1,0 +1,75 @@
+"""``manallm-proxy``: arguments in, exit code out. 0 fine, 1 failed at work, 2 usage, 78 bad configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Final
+
+from manallm_proxy import __version__
+
+EX_CONFIG: Final = 78
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="manallm-proxy", description="One OpenAI-shaped door in front of all your models.")
+    top.add_argument("--version", action="version", version=f"manallm-proxy {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the proxy")
+    _config(serve)
+    serve.add_argument("--host", help="listen on this address instead of the configured one")
+    serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
+
+    check = commands.add_parser("check", help="tell all mistakes of the configuration")
+    _config(check)
+    check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
+
+    models = commands.add_parser("models", help="list what a running proxy serves")
+    models.add_argument("--url", default="http://127.0.0.1:3025", help="the proxy's address (%(default)s)")
+    return top
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        metavar="F",
+        help="proxy.yaml; else $MANALLM_CONFIG, ./config/proxy.yaml, /etc/manallm/proxy.yaml, the first that exists",
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no port (0 to 65535)")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. Each is imported only when it is asked for: the start of `serve` counts."""
+    arguments = parser().parse_args(argv)
+    from manallm_proxy.config import ConfigError
+
+    try:
+        match arguments.command:
+            case "serve":
+                from manallm_proxy.cli.serve import serve
+
+                return serve(arguments.config, arguments.host, arguments.port, os.environ)
+            case "check":
+                from manallm_proxy.cli.check import check
+
+                return check(arguments.config, arguments.live, os.environ)
+            case _:
+                from manallm_proxy.cli.models import models
+
+                return models(arguments.url)
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            print(mistake, file=sys.stderr)
+        return EX_CONFIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

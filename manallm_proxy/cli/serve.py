@@ -1,0 +1,63 @@
+"""``serve``: run the proxy until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+
+from manallm_proxy.app import App
+from manallm_proxy.config import Config, find, load
+from manallm_proxy.logs import Logs, quiet_libraries
+
+
+def serve(config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str]) -> int:
+    """ConfigError before anything has begun; exit code 78 too where the address cannot be had."""
+    config = load(find(environ, config_file), environ, host, port)
+    logs = Logs.open(config.log.level, config.log.format, sys.stderr)
+    quiet_libraries(logs)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(config, environ, logs, host, port))
+
+
+async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
+    app = App(config, environ, logs, host, port)
+    try:
+        running = asyncio.ensure_future(app.run())
+        if "JOURNAL_STREAM" not in environ:
+            await app.ready(running)
+            print(banner(app), flush=True)
+        await running
+    except OSError as error:
+        where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
+        print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+        return 78
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; every test passes on both."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def banner(app: App) -> str:
+    """What `make run` shows a newcomer: providers, aliases, a line to try."""
+    snapshot = app.web.snapshot
+    now = snapshot.board.clock()
+    lines = ["manallm-proxy is ready.", "", "Providers:"]
+    for name, health in snapshot.board.providers.items():
+        why = snapshot.config.providers[name].api_key_missing or health.provider.last_error or ""
+        lines.append(f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}")
+    lines += ["", "Aliases:"]
+    for name, chain in snapshot.config.aliases.items():
+        lines.append(f"  {name:<18} {' -> '.join(str(entry.target) for entry in chain)}")
+    address = app.addresses[0]
+    unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {address[5:]} ", "http://localhost")
+    model = snapshot.config.default or "ollama/llama3.2"
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    lines += ["", "Try:", f"  curl {unix}{base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", ""]
+    return "\n".join(lines)

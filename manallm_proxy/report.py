@@ -1,0 +1,63 @@
+"""What a snapshot says of itself: its models, its health."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from manallm_proxy.health import Circuit, Health
+from manallm_proxy.schema import model_object
+from manallm_proxy.snapshot import Snapshot
+
+
+def model_list(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits."""
+    rows = [model_object(name, 0, "manallm") for name in snapshot.config.aliases]
+    now = snapshot.board.clock()
+    for provider, health in snapshot.board.providers.items():
+        if health.is_usable(now):
+            listed = snapshot.catalog.models(provider)
+            rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
+    return rows
+
+
+def health_report(snapshot: Snapshot) -> tuple[bool, dict[str, Any]]:
+    """Whether any provider can be used, and ``GET /v1/health``'s body."""
+    now = snapshot.board.clock()
+    providers = snapshot.board.providers
+    usable = [health.is_usable(now) for health in providers.values() if health.configured]
+    words = {health.status(now) for health in providers.values() if health.configured}
+    status = "unhealthy" if not any(usable) else "healthy" if words == {"healthy"} else "degraded"
+    rows = {name: _provider(snapshot, name, health, now) for name, health in providers.items()}
+    return any(usable), {"status": status, "providers": rows}
+
+
+def _provider(snapshot: Snapshot, name: str, health: Health, now: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"status": health.status(now), **_circuit(health.provider, now)}
+    row["in_flight"] = health.in_flight
+    if missing := snapshot.config.providers[name].api_key_missing:
+        row["reason"] = missing
+    targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
+    if targets:
+        row["targets"] = targets
+    return row
+
+
+def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:
+    row = {
+        "consecutive_failures": circuit.failures,
+        "last_error": circuit.last_error,
+        "last_check": _wall(circuit.last_check, now),
+        "unhealthy_until": _wall(circuit.open_until, now),
+    }
+    if circuit.is_cooling(now):
+        row["cooling_until"] = _wall(circuit.cooling_until, now)
+    return row
+
+
+def _wall(then: float | None, now: float) -> str | None:
+    """A monotonic time as RFC 3339 in UTC, for people."""
+    if then is None:
+        return None
+    return datetime.fromtimestamp(time.time() + then - now, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,204 @@
+"""The client's end of a stream: status, headers and the first event leave together, then event by event.
+
+Two of them: `RelaySink` hands on bytes, `ComposedSink` lets aiohttp-sse write the events that we compose.
+Both are cut where a client stops reading, and both speak up in a long silence, between events only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+from attrs import define, field, frozen
+
+from manallm_proxy import sse
+from manallm_proxy.errors import ProxyError
+from manallm_proxy.schema import encode, error_body
+from manallm_proxy.upstream import Piece
+
+NEVER = 10.0 * 365 * 24 * 3600
+"""Seconds; aiohttp-sse's ping cannot be switched off."""
+KEEP_ALIVE = sse.comment(b"keep-alive")
+HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@frozen
+class Pace:
+    """Seconds: between signs of life on a silent stream (0: none), and for a client that does not read."""
+
+    heartbeat: float
+    write_timeout: float
+
+
+class _StreamResponse(web.StreamResponse):
+    _send_headers_immediately = False  # they leave with the first event, in one packet
+
+
+class _EventSourceResponse(EventSourceResponse):
+    _send_headers_immediately = False  # likewise
+
+
+@define
+class RelaySink:
+    """Frames as they are. One timer serves heartbeat and write guard, however many frames there are."""
+
+    request: web.Request
+    headers: dict[str, str]
+    pace: Pace
+    commentable: Callable[[], bool] = field(default=lambda: True)
+    bytes_sent: int = 0
+    first_at: float | None = None
+    """Loop time of the first event's leaving."""
+    _response: web.StreamResponse | None = None
+    _last_write: float = 0.0
+    _writing_since: float | None = None
+    _backlog: int = 0
+    _timer: asyncio.TimerHandle | None = None
+    _beat: asyncio.Task[None] | None = None
+
+    @property
+    def response(self) -> web.StreamResponse | None:
+        """None until something has left."""
+        return self._response
+
+    async def begin(self) -> None:
+        """Status and headers; they leave with what is written next."""
+        self._response = _StreamResponse(headers=HEADERS | self.headers)
+        await self._response.prepare(self.request)
+        loop = asyncio.get_running_loop()
+        self._last_write = loop.time()
+        self._timer = loop.call_later(self._patience, self._look)
+
+    async def send(self, piece: Piece) -> None:
+        data = piece.frames
+        if piece.events:
+            data += b"".join(map(sse.event, piece.events))
+        if data:
+            await self._write(data)
+
+    async def say_something(self) -> None:
+        """A comment, to keep client and boxes between awake (``early_heartbeat``)."""
+        await self._write(KEEP_ALIVE, counts=False)
+
+    async def finish(self) -> None:
+        await self._write(sse.DONE)
+        await self._end()
+
+    async def fail(self, error: ProxyError) -> None:
+        await self._write(sse.event(encode(error_body(error))))
+        await self._end()
+
+    def close(self) -> None:
+        """Stops the timer. Harmless when repeated."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beat is not None:
+            self._beat.cancel()
+
+    async def _write(self, data: bytes, *, counts: bool = True) -> None:
+        if self._response is None:
+            await self.begin()
+        assert self._response is not None
+        loop = asyncio.get_running_loop()
+        self._writing_since = loop.time()
+        if counts and self.first_at is None:
+            self.first_at = self._writing_since
+        await self._response.write(data)
+        self._writing_since = None
+        self._last_write = loop.time()
+        self.bytes_sent += len(data)
+
+    async def _end(self) -> None:
+        self.close()
+        assert self._response is not None
+        await self._response.write_eof()
+
+    @property
+    def _patience(self) -> float:
+        return min(self.pace.heartbeat or NEVER, self.pace.write_timeout)
+
+    def _look(self) -> None:
+        """Cuts a client that does not read; speaks up in a silence; looks again when the next is due."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        transport = self.request.transport
+        if transport is None:
+            return
+        due = NEVER
+        if self._writing_since is not None:
+            backlog = transport.get_write_buffer_size()
+            if backlog < self._backlog:  # slow, but reading
+                self._writing_since = now
+            self._backlog = backlog
+            if now - self._writing_since >= self.pace.write_timeout:
+                transport.abort()
+                return
+            due = self._writing_since + self.pace.write_timeout - now
+        elif self.pace.heartbeat:
+            if now - self._last_write >= self.pace.heartbeat and self.commentable():
+                self._beat = loop.create_task(self._heartbeat())
+                self._last_write = now
+            due = max(self._last_write + self.pace.heartbeat - now, self.pace.heartbeat / 4)
+        self._timer = loop.call_later(min(due, self._patience), self._look)
+
+    async def _heartbeat(self) -> None:
+        try:
+            await self._write(KEEP_ALIVE, counts=False)
+        except ConnectionResetError:
+            pass  # the relay will notice too
+
+
+@define
+class ComposedSink:
+    """Events that we compose, written by aiohttp-sse: its ping is the heartbeat, its timeout the write guard."""
+
+    request: web.Request
+    headers: dict[str, str]
+    pace: Pace
+    bytes_sent: int = 0
+    first_at: float | None = None
+    _response: _EventSourceResponse | None = None
+
+    @property
+    def response(self) -> web.StreamResponse | None:
+        """None until something has left."""
+        return self._response
+
+    async def send(self, piece: Piece) -> None:
+        for event in piece.events:
+            await self._event(event)
+
+    async def finish(self) -> None:
+        await self._event(b"[DONE]")
+        await self._end()
+
+    async def fail(self, error: ProxyError) -> None:
+        await self._event(encode(error_body(error)))
+        await self._end()
+
+    def close(self) -> None:
+        """Stops the ping. Harmless when repeated."""
+        if self._response is not None and self._response.prepared:
+            self._response.stop_streaming()
+
+    async def _event(self, data: bytes) -> None:
+        if self._response is None:
+            self._response = _EventSourceResponse(
+                headers=self.headers,
+                sep="\n",
+                allow_all_methods=True,  # else it answers 405 to a POST
+                send_timeout=self.pace.write_timeout,
+                ping_interval=self.pace.heartbeat or NEVER,
+            )
+            await self._response.prepare(self.request)
+        if self.first_at is None:
+            self.first_at = asyncio.get_running_loop().time()
+        await self._response.send(data.decode())
+        self.bytes_sent += len(data) + len(b"data: \n\n")
+
+    async def _end(self) -> None:
+        assert self._response is not None
+        self._response.stop_streaming()
+        await self._response.write_eof()

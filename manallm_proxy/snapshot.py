@@ -1,0 +1,162 @@
+"""Everything one request needs, built from one configuration.
+
+A reload builds a new snapshot beside the old one: providers that compare equal keep their health, their
+connections and their counters. The old one lives until its last request has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.board import Board, Clock
+from manallm_proxy.catalog import Catalog
+from manallm_proxy.chain import Chain, Entry, Target
+from manallm_proxy.client import Address, HttpUpstream, new_session
+from manallm_proxy.config import Config, Provider
+from manallm_proxy.errors import UnknownModel
+from manallm_proxy.events import Observer
+from manallm_proxy.health import Health, Policy
+from manallm_proxy.upstream import Upstream
+from manallm_proxy.wires.loopback import LoopbackUpstream
+from manallm_proxy.wires.ollama import OllamaWire
+from manallm_proxy.wires.openai import OpenAIWire
+
+MODEL_LIMIT: Final = 256
+"""Characters of a model's name that is worth asking a provider for."""
+
+
+def open_upstream(provider: Provider) -> Upstream:
+    """The connection to one configured provider; each kind is one line here."""
+    if provider.kind == "loopback":
+        return LoopbackUpstream(provider.name)
+    if provider.kind == "google":
+        from manallm_proxy.wires.google import GoogleUpstream  # 0.3 s and 24 MB that only its users pay
+
+        return GoogleUpstream(
+            provider.name,
+            provider.api_key or "",
+            provider.base_url,
+            provider.headers,
+            new_session(provider.verify_tls),
+            provider.timeouts.connect,
+        )
+    wire: OllamaWire | OpenAIWire
+    if provider.kind == "ollama" and provider.api == "native":
+        wire, base_url = OllamaWire(), provider.base_url or ""
+    else:
+        wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
+        if provider.kind == "ollama" and not base_url.endswith("/v1"):
+            base_url += "/v1"
+    address = Address(
+        provider.name,
+        base_url,
+        provider.api_key,
+        provider.headers,
+        provider.verify_tls,
+        provider.proxy,
+    )
+    return HttpUpstream(address, wire, provider.extra_retryable_statuses)
+
+
+@define
+class Snapshot:
+    """One generation. Whoever answers a request holds it for as long."""
+
+    config: Config
+    upstreams: dict[str, Upstream]
+    """Configured providers only: an unconfigured one has nothing to call."""
+    board: Board
+    catalog: Catalog
+    dimensions: dict[str, tuple[str, int]] = field(factory=dict)
+    """The first target that gave embeddings for each alias, and their length."""
+    _users: int = 0
+    _orphans: list[Upstream] = field(factory=list)
+    _closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def build(cls, config: Config, clock: Clock, observe: Observer, before: Snapshot | None = None) -> Snapshot:
+        """The generation after `before`. What it shares with it stays as it is."""
+        policy = Policy(config.health.failure_threshold, config.health.backoff)
+        healths: dict[str, Health] = {}
+        upstreams: dict[str, Upstream] = {}
+        for name, provider in config.providers.items():
+            if before is not None and before.config.providers.get(name) == provider:
+                health = before.board.providers[name]
+                health.policy = policy
+                if name in before.upstreams:
+                    upstreams[name] = before.upstreams[name]
+            else:
+                health = Health(policy, provider.configured, provider.max_concurrent)
+                if provider.configured:
+                    upstreams[name] = open_upstream(provider)
+            healths[name] = health
+        board = Board(healths, clock, observe)
+        catalog = before.catalog if before is not None else Catalog()
+        if before is not None:
+            board.carry(before.board)
+            catalog.keep_only(set(upstreams))
+        return cls(config, upstreams, board, catalog)
+
+    def resolve(self, model: str) -> Chain:
+        """The chain that `model` names (contract, section 4.1). UnknownModel where it names none."""
+        aliases = self.config.aliases
+        if not model:
+            if self.config.default is None:
+                raise UnknownModel("the request names no model and no default alias is configured", param="model")
+            return aliases[self.config.default]
+        chain = aliases.get(model)
+        if chain is not None:
+            return chain
+        if model.startswith(self.config.alias_prefix):
+            known = ", ".join(aliases)
+            close = difflib.get_close_matches(model[:MODEL_LIMIT], aliases, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UnknownModel(f"no alias of that name.{hint} Known: {known}", param="model")
+        provider, slash, rest = model.partition("/")
+        if not (slash and provider in self.config.providers):
+            provider, rest = self.config.default_provider or "", model
+        if not provider or not rest or not _is_sendable(rest) or (slash and rest == model):
+            raise UnknownModel(
+                "no such model: ask for an alias, for provider/model of a configured provider, "
+                "or for a bare name that the default provider serves; GET /v1/models lists them",
+                param="model",
+            )
+        settings = self.config.providers[provider]
+        entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
+        return Chain(None, (entry,))
+
+    def hold(self) -> None:
+        self._users += 1
+
+    def release(self) -> None:
+        self._users -= 1
+        self._close_if_unused()
+
+    def retire(self, successor: Snapshot) -> None:
+        """A newer generation serves. What it did not take over is closed behind the last request."""
+        kept = set(map(id, successor.upstreams.values()))
+        self._orphans = [u for u in self.upstreams.values() if id(u) not in kept]
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._orphans and not self._users:
+            orphans, self._orphans = self._orphans, []
+            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+
+    async def close(self) -> None:
+        """The last generation's end."""
+        await _close_all([*self.upstreams.values(), *self._orphans])
+
+
+def _is_sendable(model: str) -> bool:
+    """A target's name becomes a response header: visible ASCII, of bounded length."""
+    return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
+
+
+async def _close_all(upstreams: list[Upstream]) -> None:
+    for upstream in upstreams:
+        await upstream.close()

@@ -1,0 +1,267 @@
+"""Routes and limits; errors become HTTP here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from attrs import define, field
+
+from manallm_proxy import __version__
+from manallm_proxy.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    InternalError,
+    InvalidRequest,
+    KeyRejected,
+    MethodNotAllowed,
+    Overloaded,
+    ProviderError,
+    ProxyError,
+    UnknownModel,
+    UnknownRoute,
+    UnsupportedMedia,
+)
+from manallm_proxy.events import Crashed, Observer
+from manallm_proxy.exchange import Exchange
+from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
+from manallm_proxy.report import health_report, model_list
+from manallm_proxy.schema import encode, error_body, model_object
+from manallm_proxy.snapshot import Snapshot
+from manallm_proxy.upstream import Endpoint
+
+REQUEST_ID_LIMIT: Final = 128
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@define(eq=False)
+class Web:
+    """The HTTP surface over the snapshot that serves now. ``render_metrics`` gives body and content type."""
+
+    snapshot: Snapshot
+    """Exchanged as a whole by a reload; a request reads it once."""
+    observe: Observer
+    render_metrics: Callable[[], tuple[bytes, str]]
+    draining: bool = False
+    exchanges: set[Exchange] = field(factory=set)
+    idle: asyncio.Event = field(factory=asyncio.Event)
+    """Set while no exchange is in flight."""
+
+    def __attrs_post_init__(self) -> None:
+        self.idle.set()
+
+    def application(self) -> web.Application:
+        """The aiohttp application with all routes, each with and without ``/v1``."""
+        app = web.Application(middlewares=[self._render_errors], client_max_size=2**62)
+        app.on_response_prepare.append(self._finish_headers)
+        for endpoint in Endpoint:
+            self._route(app, "POST", f"/{endpoint.value}", self._pipeline(endpoint))
+        self._route(app, "GET", "/models", self._models)
+        self._route(app, "GET", "/models/{id:.+}", self._model)
+        self._route(app, "GET", "/aliases", self._aliases)
+        app.router.add_get("/v1/health", self._health)
+        app.router.add_get("/health", self._alive)
+        app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/", self._root)
+        return app
+
+    @staticmethod
+    def _route(app: web.Application, method: str, path: str, handler: Handler) -> None:
+        for prefix in ("/v1", ""):
+            if method == "GET":
+                app.router.add_get(prefix + path, handler)
+            else:
+                app.router.add_route(method, prefix + path, handler)
+
+    def _pipeline(self, endpoint: Endpoint) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            snapshot = self.snapshot
+            limits = snapshot.config.limits
+            exchange = Exchange(
+                request,
+                endpoint,
+                snapshot,
+                request_id_of(request),
+                lambda: read_body(request, limits.body, limits.body_timeout),
+                asyncio.get_running_loop().time(),
+            )
+            request["exchange"] = exchange
+            if len(self.exchanges) >= limits.concurrent_requests:
+                error = Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
+                exchange.refuse(error)
+                raise error
+            self.exchanges.add(exchange)
+            self.idle.clear()
+            snapshot.hold()
+            try:
+                return await exchange.answer()
+            finally:
+                self.exchanges.discard(exchange)
+                if not self.exchanges:
+                    self.idle.set()
+                snapshot.release()
+                exchange.report()
+
+        return handle
+
+    @web.middleware
+    async def _render_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ProxyError as error:
+            return self._error_response(request, error)
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            if request.method == "OPTIONS" and self._origin(request):
+                return web.Response(status=204, headers={"Access-Control-Allow-Methods": allowed})
+            told = MethodNotAllowed(f"this address takes {allowed} only")
+            response = self._error_response(request, told)
+            response.headers["Allow"] = allowed
+            return response
+        except web.HTTPNotFound:
+            return self._error_response(request, UnknownRoute(NOT_SERVED))
+        except web.HTTPException as error:
+            return self._error_response(request, InvalidRequest(f"refused with status {error.status}"))
+        except (asyncio.CancelledError, ConnectionResetError):
+            raise
+        except Exception as error:
+            self.observe(Crashed(f"{request.method} request", error))
+            return self._error_response(request, InternalError("an internal error; the proxy's log has the details"))
+
+    def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
+        exchange: Exchange | None = request.get("exchange")
+        headers = exchange.headers() if exchange is not None else {"X-Request-Id": request_id_of(request)}
+        extra: dict[str, Any] = {}
+        if isinstance(error, NoProvider):
+            extra["attempts"] = [line.to_json() for line in error.attempts]
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST))))
+        if not _is_worth_retrying(error):
+            headers["x-should-retry"] = "false"
+        body = encode(error_body(error, **extra))
+        response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
+        if isinstance(error, BodyTooLarge | BodyTimeout):
+            response.force_close()  # the rest of the body is nobody's business any more
+        return response
+
+    async def _finish_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "manallm-proxy"
+        if self.draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+        if self.snapshot.config.cors.origins and (origin := self._origin(request)):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-Id"
+            response.headers["Access-Control-Expose-Headers"] = (
+                "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After"
+            )
+
+    def _origin(self, request: web.Request) -> str | None:
+        """The request's origin, where the configuration lets it in."""
+        origin = request.headers.get("Origin")
+        origins = self.snapshot.config.cors.origins
+        return origin if origin and ("*" in origins or origin in origins) else None
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return _json({"object": "list", "data": model_list(self.snapshot)})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        wanted = request.match_info["id"]
+        for row in model_list(self.snapshot):
+            if row["id"] == wanted:
+                return _json(row)
+        provider = wanted.partition("/")[0]
+        health = self.snapshot.board.providers.get(provider)
+        if health is not None and health.configured and not self.snapshot.catalog.knows(provider):
+            self.snapshot.resolve(wanted)  # a provider that does not list its models may have it
+            return _json(model_object(wanted, 0, provider))
+        raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
+
+    async def _aliases(self, request: web.Request) -> web.Response:
+        config = self.snapshot.config
+        rows = [
+            {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
+            for name, chain in config.aliases.items()
+        ]
+        return _json({"default": config.default, "aliases": rows})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        usable, report = health_report(self.snapshot)
+        return _json(report, status=200 if usable else 503)
+
+    async def _alive(self, request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return _json({"status": "draining" if self.draining else "ready"}, status=503 if self.draining else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        if not self.snapshot.config.metrics.enabled:
+            raise UnknownRoute("metrics are switched off (metrics.enabled)")
+        body, content_type = self.render_metrics()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _root(self, request: web.Request) -> web.Response:
+        return _json({"name": "manallm-proxy", "version": __version__})
+
+
+NOT_SERVED: Final = (
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics"
+)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=encode(value), status=status, content_type="application/json")
+
+
+def _is_worth_retrying(error: ProxyError) -> bool:
+    """Whether an SDK's own quick retry may help (wire.md A.3)."""
+    if isinstance(error, NoProvider):
+        return error.worth_retrying
+    if isinstance(error, KeyRejected):
+        return False
+    return not (isinstance(error, ProviderError) and (error.retry_after or 0) > RETRY_AFTER_LONGEST)
+
+
+def request_id_of(request: web.Request) -> str:
+    """The client's own id if it is 1 to 128 visible ASCII characters, else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    if 0 < len(given) <= REQUEST_ID_LIMIT and given.isascii() and given.isprintable() and " " not in given:
+        return given
+    return secrets.token_hex(16)
+
+
+async def read_body(request: web.Request, limit: int, patience: float) -> bytes:
+    """The body, at most `limit` bytes, none of its chunks later than `patience` seconds behind the one before."""
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMedia("send the body without Content-Encoding")
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(patience) as stall:
+            while part := await request.content.readany():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+                stall.reschedule(loop.time() + patience)
+    except TimeoutError:
+        raise BodyTimeout(f"the body stalled for {patience:g} s") from None
+    except web.RequestPayloadError:
+        raise InvalidRequest("the body's transfer encoding is broken") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over the limit of {limit} bytes (limits.body)")

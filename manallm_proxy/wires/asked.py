@@ -1,0 +1,72 @@
+"""Reading what a client sent, for wires that translate it: InvalidRequest with the exact path in ``param``.
+
+A path is OpenAI's way to say where: ``messages[2].tool_calls[0].function.arguments``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.errors import InvalidRequest
+from manallm_proxy.schema import DecodeErrors, decode
+
+Fields = dict[str, Any]
+"""A decoded JSON object."""
+
+_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+def decoded(body: bytes) -> Fields:
+    """The whole body as objects."""
+    try:
+        asked = decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except DecodeErrors:
+        raise InvalidRequest("the body is not valid JSON") from None
+    if not isinstance(asked, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return asked
+
+
+def wrong(path: str, wanted: str) -> InvalidRequest:
+    """The error for a value of the wrong kind; `wanted` completes "must be"."""
+    return InvalidRequest(f"'{path}' must be {wanted}", param=path)
+
+
+def as_(kind: type, value: object, path: str) -> Any:
+    """`value` if it is of `kind`, InvalidRequest otherwise. A truth value is no number, 3.0 is a whole one."""
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise wrong(path, _NAMES[kind])
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise wrong(path, "a number of at most 64 bits")
+    return value
+
+
+def get(of: Fields, key: str, kind: type, path: str = "") -> Any:
+    """The member `key`, of `kind`; None where it is missing or null. `path` leads to `of`, with its dot."""
+    value = of.get(key)
+    return None if value is None else as_(kind, value, path + key)
+
+
+def must(of: Fields, key: str, kind: type, path: str) -> Any:
+    """The same for a member that cannot be missing."""
+    value = get(of, key, kind, path)
+    if value is None:
+        raise InvalidRequest(f"'{path}{key}' is missing", param=path + key)
+    return value
+
+
+def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
+    """`values`, each of `kind`."""
+    return [as_(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
