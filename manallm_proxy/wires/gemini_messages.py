@@ -44,7 +44,9 @@ class Conversation:
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
         if not conversation.contents:
-            raise InvalidRequest("'messages' holds nothing for the model to answer: add a user message", param="messages")
+            raise InvalidRequest(
+                "'messages' holds nothing for the model to answer: add a user message", param="messages"
+            )
         return conversation
 
     @property

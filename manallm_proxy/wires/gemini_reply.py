@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 from google.genai import errors, types
 
 from manallm_proxy.compose import Delta, ToolCall, call_id
@@ -84,6 +84,13 @@ class Reader:
         if blocked and not reply.candidates:
             raise ContentBlocked(f"Gemini blocked the prompt ({blocked.value})", detail=blocked.value)
         return [self._delta(candidate) for candidate in reply.candidates or ()]
+
+    def whole(self, reply: types.GenerateContentResponse) -> list[Delta]:
+        """The choices of a complete answer, each with its ``finish``: a body that is whole cannot have been cut."""
+        choices = self.deltas(reply)
+        if not choices or not all(choice.says for choice in choices):
+            raise BadResponse("Gemini's answer holds nothing", detail="no content" if choices else "no candidates")
+        return [evolve(choice, finish=choice.finish or "stop") for choice in choices]
 
     def _delta(self, candidate: types.Candidate) -> Delta:
         index = candidate.index or 0
@@ -181,7 +188,7 @@ def _unit(vector: list[float]) -> list[float]:
     return [value / length for value in vector] if length else vector
 
 
-def embedded_tokens(reply: types.EmbedContentResponse) -> Usage:
+def embedding_usage(reply: types.EmbedContentResponse) -> Usage:
     """Zero where Gemini does not count them."""
     counted = reply.usage_metadata
     return Usage(prompt=(counted.prompt_token_count or 0) if counted else 0)

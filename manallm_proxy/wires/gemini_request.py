@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from attrs import frozen
 from google.genai import types
+from pydantic import ValidationError
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.errors import InvalidRequest, Unsupported
@@ -119,9 +120,9 @@ def _checked() -> Iterator[None]:
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     except ValueError as error:
-        errors = getattr(error, "errors", list)()
-        where = ".".join(str(step) for step in errors[0]["loc"])[:80] if errors else "the request"
-        raise InvalidRequest(f"Gemini's API cannot be told this: {where} is out of bounds") from None
+        found = error.errors() if isinstance(error, ValidationError) else []
+        where = ".".join(str(step) for step in found[0]["loc"])[:80] if found else "the request"
+        raise InvalidRequest(f"Gemini's API cannot be told this: {where} is not valid") from None
 
 
 def _model(entry: Entry) -> str:
