@@ -1,0 +1,150 @@
+"""The proxy under test: in this process over real sockets, or as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from attrs import define
+
+from manallm_proxy.app import App
+from manallm_proxy.config import load
+from manallm_proxy.logs import Logs
+
+FAST: dict[str, Any] = {
+    "listen": {"port": 0},
+    "timeouts": {"connect": 0.5, "first_byte": 5, "idle": 5},
+    "health": {"probe_interval": 600, "probe_timeout": 0.5},
+    "log": {"format": "json", "level": "debug"},
+}
+"""Short limits, and no probe but the first round: tests tell time themselves."""
+
+
+def settings(providers: dict[str, Any], chain: list[Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A configuration with one alias, ``mana/test``, over `chain` (else every provider's model ``m``)."""
+    chain = chain if chain is not None else [f"{name}/m" for name in providers]
+    merged = {**FAST, "providers": providers, "aliases": {"mana/test": {"chain": chain}}, "default": "mana/test"}
+    for key, value in more.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def openai(url: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "openai", "base_url": f"{url}/v1", **more}
+
+
+@define(eq=False)
+class Proxy:
+    """A running proxy, and a client of it."""
+
+    app: App
+    path: Path
+    log: io.StringIO
+    client: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return self.app.addresses[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def write(self, config: dict[str, Any]) -> None:
+        self.path.write_text(yaml.safe_dump(config))
+
+    async def chat(self, **body: Any) -> tuple[int, Any, dict[str, str]]:
+        """Status, decoded body, headers (lower case) of one chat completion."""
+        return await self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], **body})
+
+    async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any, dict[str, str]]:
+        async with self.client.post(self.url + path, json=body, **options) as response:
+            return response.status, await response.json(), {k.lower(): v for k, v in response.headers.items()}
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.client.get(self.url + path) as response:
+            return response.status, await response.json()
+
+    async def stream(self, **body: Any) -> tuple[int, bytes, dict[str, str]]:
+        """Status, all bytes and headers of one streamed chat completion."""
+        payload = {"messages": [{"role": "user", "content": "hi"}], "stream": True, **body}
+        async with self.client.post(self.url + "/v1/chat/completions", json=payload) as response:
+            return response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
+
+
+@asynccontextmanager
+async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Proxy]:
+    """The whole application on a free port, in this loop; it is drained at the end."""
+    path = folder / "proxy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    loaded = load(path, environ or {})
+    log = io.StringIO()
+    app = App(loaded, environ or {}, Logs.open(loaded.log.level, loaded.log.format, log))
+    running = asyncio.ensure_future(app.run())
+    await app.ready(running)
+    if running.done():
+        await running
+    async with aiohttp.ClientSession() as client:
+        yield Proxy(app, path, log, client)
+    app.stop()
+    app.stop()
+    await asyncio.wait_for(running, 10)
+
+
+@define(eq=False)
+class Process:
+    """``python -m manallm_proxy serve`` as a child."""
+
+    child: asyncio.subprocess.Process
+    url: str
+    output: list[str]
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+
+@asynccontextmanager
+async def process(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Process]:
+    """The real thing, from its first log line on; ended at the end, whatever the test did."""
+    path = folder / "proxy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "manallm_proxy",
+        "serve",
+        "--config",
+        str(path),
+        env={**os.environ, "JOURNAL_STREAM": "1:1", **(environ or {})},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output: list[str] = []
+    url = asyncio.get_running_loop().create_future()
+    assert child.stderr is not None
+
+    async def collect(stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            output.append(line.decode())
+            if not url.done() and (match := re.search(r"http://[\d.:]+", output[-1])):
+                url.set_result(match[0])
+        if not url.done():
+            url.set_exception(RuntimeError("".join(output)))
+
+    collecting = asyncio.ensure_future(collect(child.stderr))
+    try:
+        yield Process(child, await asyncio.wait_for(url, 10), output)
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+        await collecting
