@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_runner import BaseSite
 from attrs import define, field
 
 from manallm_proxy import __version__, notify
@@ -146,9 +147,9 @@ class App:
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
-    async def _listen(self, runner: Runner) -> list[web.BaseSite]:
+    async def _listen(self, runner: Runner) -> list[BaseSite]:
         """A socket from systemd wins over ``unix``, that over host and port."""
-        sites: list[web.BaseSite] = []
+        sites: list[BaseSite] = []
         passed = notify.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
         if passed:
@@ -162,7 +163,7 @@ class App:
         self.addresses += [_name(address) for address in runner.addresses]
         return sites
 
-    async def _drain(self, sites: list[web.BaseSite]) -> None:
+    async def _drain(self, sites: list[BaseSite]) -> None:
         notify.stopping(self.environ)
         self.web.draining = True
         self.observe(LifeChanged("draining", f"{len(self.web.exchanges)} answers in flight"))

@@ -16,7 +16,7 @@ KEEP_ALIVE = 75.0
 """Seconds an idle connection stays open, above nginx's 60 s: nginx does not repeat a POST that it has sent."""
 
 
-class _Handler(RequestHandler[web.Request]):
+class _Handler(RequestHandler):
     __slots__ = ()
 
     def handle_error(
@@ -40,8 +40,8 @@ class _Handler(RequestHandler[web.Request]):
         return response
 
 
-class _Server(web.Server[web.Request]):
-    def __call__(self) -> RequestHandler[web.Request]:
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
         return _Handler(self, loop=self._loop, **self._kwargs)
 
 
@@ -60,7 +60,7 @@ class Runner(web.AppRunner):
             auto_decompress=False,
         )
 
-    async def _make_server(self) -> web.Server[web.Request]:
+    async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
             made.request_handler, request_factory=made.request_factory, handler_cancellation=True, loop=made._loop, **made._kwargs

@@ -34,6 +34,7 @@ from manallm_proxy.schema import encode, error_body, model_object
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Endpoint
 
+EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 REQUEST_ID_LIMIT: Final = 128
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,7 +91,7 @@ class Web:
                 lambda: read_body(request, limits.body, limits.body_timeout),
                 asyncio.get_running_loop().time(),
             )
-            request["exchange"] = exchange
+            request[EXCHANGE] = exchange
             if len(self.exchanges) >= limits.concurrent_requests:
                 error = Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
                 exchange.refuse(error)
@@ -134,7 +135,7 @@ class Web:
             return self._error_response(request, InternalError("an internal error; the proxy's log has the details"))
 
     def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
-        exchange: Exchange | None = request.get("exchange")
+        exchange: Exchange | None = request.get(EXCHANGE)
         headers = exchange.headers() if exchange is not None else {"X-Request-Id": request_id_of(request)}
         extra: dict[str, Any] = {}
         if isinstance(error, NoProvider):

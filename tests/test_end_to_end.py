@@ -141,7 +141,7 @@ async def test_after_commit_nothing_is_spliced(tmp_path: Path, how: str) -> None
             await connection.chunk(b'data: {"error":{"message":"out of memory","code":500}}\n\n')
             await connection.end()
         elif how == "reset":
-            await asyncio.wait_for(connection.upstream.go.wait(), 5)  # type: ignore[attr-defined]
+            await asyncio.wait_for(connection.upstream.go.wait(), 5)
             connection.reset()
         elif how == "cut event":
             await connection.chunk(b'data: {"choices":[{"del')
@@ -152,10 +152,9 @@ async def test_after_commit_nothing_is_spliced(tmp_path: Path, how: str) -> None
     async with upstream(each(breaks)) as gpu, upstream(each(answers)) as cloud:
         async with proxy(settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)}), tmp_path) as p:
             payload = {"messages": [], "stream": True}
-            gpu.go = asyncio.Event()  # type: ignore[attr-defined]
             async with p.client.post(p.url + "/v1/chat/completions", json=payload) as response:
                 body = await response.content.readany()
-                gpu.go.set()  # type: ignore[attr-defined]
+                gpu.go.set()
                 body += await response.read()
             assert events(body)[0]["choices"][0]["delta"]["content"] == "one"
             assert "error" in events(body)[-1]
@@ -208,13 +207,12 @@ async def test_a_stale_pooled_connection_is_not_the_providers_failure(tmp_path: 
         seen = await connection.request()
         if seen is not None and seen.method == "POST":
             await answers(connection, seen)
-            if await connection.request() is not None and not connection.upstream.healed:  # type: ignore[attr-defined]
+            if await connection.request() is not None:
                 connection.reset()
         elif seen is not None:
             await connection.upstream.probe(connection)
 
     async with upstream(once) as gpu, upstream(each(answers)) as cloud:
-        gpu.healed = False  # type: ignore[attr-defined]
         async with proxy(settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)}), tmp_path) as p:
             assert {r[0] for r in await asyncio.gather(*(p.chat() for _ in range(3)))} == {200}
             code, _, headers = await p.chat()

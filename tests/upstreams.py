@@ -104,6 +104,8 @@ class Upstream:
     models: list[str] = field(factory=list)
     seen: list[Seen] = field(factory=list)
     connections: list[Connection] = field(factory=list)
+    go: asyncio.Event = field(factory=asyncio.Event)
+    """For the script to wait on, and for the test to set."""
     probe_status: str = "200 OK"
     port: int = 0
     _server: asyncio.Server | None = None
@@ -134,7 +136,7 @@ class Upstream:
         self.connections.append(connection)
         try:
             await self.script(connection)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             connection.closed.set()

@@ -1,0 +1,260 @@
+"""The real process: signals, drain, reload, exit codes, what systemd hears."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.proxy import Process, openai, process, settings
+from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+async def chat(url: str, client: aiohttp.ClientSession, **body: Any) -> tuple[int, Any]:
+    async with client.post(f"{url}/v1/chat/completions", json={**HI, **body}) as response:
+        return response.status, await response.json()
+
+
+async def until(process: Process, text: str, times: int = 1) -> None:
+    """Returns once `text` was logged that often; fails after 5 s."""
+    async with asyncio.timeout(5):
+        while sum(text in line for line in process.output) < times:
+            await asyncio.sleep(0.01)
+
+
+async def endless(connection: Connection, seen: Seen) -> None:
+    """Says one word and never ends, until the test lets it."""
+    await connection.head()
+    await connection.chunk(chunk("one"))
+    await connection.upstream.go.wait()
+    await connection.chunk(chunk(finish="stop") + b"data: [DONE]\n\n")
+    await connection.end()
+
+
+async def test_it_starts_with_everything_down(tmp_path: Path) -> None:
+    """No provider answers: it serves, says so, and tells entry by entry why."""
+    config = settings({"gpu": openai("http://127.0.0.1:9"), "cloud": openai("http://127.0.0.1:9", api_key="${NO_KEY}")})
+    async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+        code, body = await chat(running.url, client)
+        assert (code, len(body["error"]["attempts"])) == (503, 2)
+        async with client.get(f"{running.url}/health") as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) -> None:
+    """Not ready at once; the open stream ends well; no new connection; exit code 0."""
+    async with upstream(each(endless)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        async with aiohttp.ClientSession() as client:
+            async with client.post(f"{running.url}/v1/chat/completions", json={**HI, "stream": True}) as response:
+                assert b"one" in await response.content.readany()
+                os.kill(running.pid, number)
+                await until(running, "draining")
+                async with client.get(f"{running.url}/readyz") as ready:
+                    assert (ready.status, ready.headers["Connection"]) == (503, "close")
+                with pytest.raises(aiohttp.ClientConnectorError):
+                    async with asyncio.timeout(5):
+                        while True:
+                            async with aiohttp.ClientSession() as late, late.get(f"{running.url}/health"):
+                                await asyncio.sleep(0.01)
+                gpu.go.set()
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+            assert await asyncio.wait_for(running.child.wait(), 5) == 0
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+async def test_what_outlasts_the_drain_is_told(tmp_path: Path, hurried: bool) -> None:
+    """An endless stream gets an error event, never a silent end: at the limit, or at a second signal."""
+    config = settings({"gpu": openai(gpu_url := "http://127.0.0.1:9")}, limits={"drain": 30 if hurried else 0.3})
+    async with upstream(each(endless)) as gpu:
+        config["providers"]["gpu"]["base_url"] = f"{gpu.url}/v1"
+        assert gpu_url != gpu.url
+        async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+            async with client.post(f"{running.url}/v1/chat/completions", json={**HI, "stream": True}) as response:
+                await response.content.readany()
+                started = time.monotonic()
+                os.kill(running.pid, signal.SIGTERM)
+                await until(running, "draining")
+                if hurried:
+                    os.kill(running.pid, signal.SIGTERM)
+                rest = await response.read()
+                assert b'"shutting_down"' in rest
+                assert b"[DONE]" not in rest
+            assert await asyncio.wait_for(running.child.wait(), 5) == 0
+            assert time.monotonic() - started < 5
+            await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
+
+
+async def test_a_reload_swaps_everything_as_one(tmp_path: Path) -> None:
+    """SIGHUP: the new chain serves, health survives; a stream that began before goes on; a mistake changes nothing."""
+    async with upstream(each(endless)) as slow, upstream(each(answers)) as gpu:
+        config = settings({"slow": openai(slow.url)})
+        async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+            payload = {**HI, "stream": True}
+            async with client.post(f"{running.url}/v1/chat/completions", json=payload) as response:
+                assert b"one" in await response.content.readany()
+
+                path = tmp_path / "proxy.yaml"
+                path.write_text(yaml.safe_dump({**settings({"gpu": openai(gpu.url)}), "oops": 1}))
+                os.kill(running.pid, signal.SIGHUP)
+                await until(running, "oops: unknown key")
+
+                path.write_text(yaml.safe_dump(settings({"gpu": openai(gpu.url)})))
+                os.kill(running.pid, signal.SIGHUP)
+                async with asyncio.timeout(5):
+                    while (got := (await aliases(running, client))[0]["chain"]) != ["gpu/m"]:
+                        assert got == ["slow/m"]
+                assert (await chat(running.url, client))[1]["model"] == "gpu/m"
+
+                slow.go.set()
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def aliases(running: Process, client: aiohttp.ClientSession) -> list[dict[str, Any]]:
+    async with client.get(f"{running.url}/v1/aliases") as response:
+        rows: list[dict[str, Any]] = (await response.json())["aliases"]
+        return rows
+
+
+async def test_health_survives_a_reload(tmp_path: Path) -> None:
+    """An unchanged provider stays unhealthy; one that changed begins anew."""
+    async with upstream(each(answers)) as gpu:
+        config = settings({"dead": openai("http://127.0.0.1:9"), "gpu": openai(gpu.url)})
+        async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+            await chat(running.url, client)
+            assert (await status_of(running, client, "dead")) == "unhealthy"
+            config["aliases"]["mana/more"] = {"chain": ["gpu/m"]}
+            (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(config))
+            os.kill(running.pid, signal.SIGHUP)
+            async with asyncio.timeout(5):
+                while len(await aliases(running, client)) < 2:
+                    pass
+            assert (await status_of(running, client, "dead")) == "unhealthy"
+
+
+async def status_of(running: Process, client: aiohttp.ClientSession, provider: str) -> str:
+    async with client.get(f"{running.url}/v1/health") as response:
+        said: str = (await response.json())["providers"][provider]["status"]
+        return said
+
+
+async def test_systemd_hears_the_life_of_the_process(tmp_path: Path) -> None:
+    """READY once it listens, WATCHDOG from the loop, RELOADING and READY again, STOPPING."""
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(tmp_path / "notify"))
+    heard.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def next_with(word: str) -> str:
+        async with asyncio.timeout(5):
+            while word not in (message := (await loop.sock_recv(heard, 4096)).decode()):
+                pass
+        return message
+
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+    async with process(settings({"gpu": openai("http://127.0.0.1:9")}), tmp_path, environ) as running:
+        await next_with("READY=1")
+        await next_with("WATCHDOG=1")
+        await next_with("WATCHDOG=1")
+        os.kill(running.pid, signal.SIGHUP)
+        assert "MONOTONIC_USEC=" in await next_with("RELOADING=1")
+        await next_with("READY=1")
+        os.kill(running.pid, signal.SIGTERM)
+        await next_with("STOPPING=1")
+        assert await asyncio.wait_for(running.child.wait(), 5) == 0
+    heard.close()
+
+
+async def run(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int | None, str]:
+    """Exit code and all output of one command."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "manallm_proxy",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **(environ or {})},
+    )
+    output, _ = await asyncio.wait_for(child.communicate(), 20)
+    return child.returncode, output.decode()
+
+
+async def test_a_mistake_never_starts_a_half_configured_proxy(tmp_path: Path) -> None:
+    """All mistakes at once, exit code 78, nothing listens."""
+    path = tmp_path / "proxy.yaml"
+    path.write_text(yaml.safe_dump(settings({"groq": openai("http://127.0.0.1:9")}, ["gorq/m"], oops=1)))
+    code, output = await run("serve", "--config", str(path))
+    assert code == 78
+    assert "oops: unknown key" in output
+    assert "aliases.mana/test.chain[0]: no provider 'gorq' (did you mean 'groq'?)" in output
+    assert (await run("check", "--config", str(path)))[0] == 78
+
+
+async def test_a_taken_port_is_a_configuration_mistake(tmp_path: Path) -> None:
+    """Exit code 78 and one line that names the address: systemd does not restart on it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        path = tmp_path / "proxy.yaml"
+        path.write_text(yaml.safe_dump(settings({"gpu": openai("http://127.0.0.1:9")})))
+        port = str(taken.getsockname()[1])
+        code, output = await run("serve", "--config", str(path), "--port", port)
+    assert code == 78
+    assert f"127.0.0.1:{port}" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["--help"], 0), ([], 2), (["serve", "--port", "x"], 2)])
+async def test_exit_codes(arguments: list[str], code: int) -> None:
+    """0 fine, 2 usage."""
+    assert (await run(*arguments))[0] == code
+
+
+async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> None:
+    """Exit code 1 where a chain entry names a model that its provider does not list."""
+    async with upstream(each(answers), ["here"]) as gpu:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(yaml.safe_dump(settings({"gpu": openai(gpu.url)}, ["gpu/here", "gpu/gone"])))
+        code, output = await run("check", "--live", "--config", str(path))
+    assert code == 1
+    assert "aliases.mana/test.chain[1]: gpu does not list a model 'gone'" in output
+    assert "chain[0]" not in output
+
+
+async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
+    """Providers, aliases and a curl line that answers, as `make run` prints them."""
+    path = tmp_path / "proxy.yaml"
+    path.write_text(yaml.safe_dump(settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])))
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"},
+    )
+    try:
+        assert child.stdout is not None
+        lines: list[str] = []
+        async with asyncio.timeout(10):
+            while not (lines and "curl" in lines[-1]):
+                lines.append((await child.stdout.readline()).decode())
+        shell = await asyncio.create_subprocess_shell(f"{lines[-1].strip()} -s", stdout=asyncio.subprocess.PIPE)
+        answer = json.loads((await shell.communicate())[0])
+        assert "loopback" in answer["choices"][0]["message"]["content"]
+        assert any("mana/test" in line for line in lines)
+        assert any("loopback" in line and "healthy" in line for line in lines)
+    finally:
+        child.terminate()
+        await child.wait()
