@@ -58,6 +58,7 @@ class Runner(web.AppRunner):
             max_line_size=header,
             max_field_size=header,
             auto_decompress=False,
+            lingering_time=1.0,  # for the rest of a body that nobody will read
         )
 
     async def _make_server(self) -> web.Server:

@@ -42,7 +42,8 @@ def open_upstream(provider: Provider) -> Upstream:
             provider.base_url,
             provider.headers,
             new_session(provider.verify_tls),
-            provider.timeouts.connect,
+            proxy=provider.proxy,
+            extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire
     if provider.kind == "ollama" and provider.api == "native":

@@ -35,10 +35,13 @@ async def until(process: Process, text: str, times: int = 1) -> None:
 
 
 async def endless(connection: Connection, seen: Seen) -> None:
-    """Says one word and never ends, until the test lets it."""
+    """Says one word and never ends, until the test lets it or the proxy leaves."""
     await connection.head()
     await connection.chunk(chunk("one"))
-    await connection.upstream.go.wait()
+    waits = [asyncio.ensure_future(connection.upstream.go.wait()), asyncio.ensure_future(connection.gone())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in waits:
+        waiting.cancel()
     await connection.chunk(chunk(finish="stop") + b"data: [DONE]\n\n")
     await connection.end()
 
@@ -249,7 +252,8 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
         lines: list[str] = []
         async with asyncio.timeout(10):
             while not (lines and "curl" in lines[-1]):
-                lines.append((await child.stdout.readline()).decode())
+                assert (line := await child.stdout.readline()), "it ended"
+                lines.append(line.decode())
         shell = await asyncio.create_subprocess_shell(f"{lines[-1].strip()} -s", stdout=asyncio.subprocess.PIPE)
         answer = json.loads((await shell.communicate())[0])
         assert "loopback" in answer["choices"][0]["message"]["content"]

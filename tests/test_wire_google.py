@@ -61,7 +61,7 @@ OPAQUE = ("args", "response", "parametersJsonSchema", "responseJsonSchema")
 
 
 def camel(value: Any) -> Any:
-    """The SDK writes some names with underscores, which Gemini reads as well; what belongs to the caller is left alone."""
+    """The SDK writes some names with underscores, which Gemini reads as well; what the caller named stays as it is."""
     if isinstance(value, list):
         return [camel(item) for item in value]
     if not isinstance(value, dict):
@@ -496,7 +496,7 @@ async def test_a_model_that_leads_elsewhere(gemini: Gemini, upstream: GoogleUpst
 async def test_a_schema_nested_beyond_reason(gemini: Gemini, upstream: GoogleUpstream) -> None:
     """The SDK recurses over schemas; what is too deep for it is the caller's mistake, not a bug."""
     schema: Json = {}
-    for _ in range(450):
+    for _ in range(700):
         schema = {"items": schema}
     tool = {"type": "function", "function": {"name": "deep", "parameters": schema}}
     gemini.says(HI)
@@ -567,15 +567,23 @@ async def test_an_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
         ("PUP_LIMITED_DISABLED", "content_filter"),
         ("MALFORMED_FUNCTION_CALL", "stop"),
         ("OTHER", "stop"),
-        pytest.param("OF_THE_FUTURE", "stop", marks=pytest.mark.filterwarnings("ignore:OF_THE_FUTURE is not a valid")),
+        ("OF_THE_FUTURE", "stop"),
         (None, "stop"),
     ],
 )
 async def test_finish_reasons(gemini: Gemini, upstream: GoogleUpstream, theirs: str | None, ours: str) -> None:
-    """Behind some text each finish reason has a counterpart, the unknown ones too; and one request is one request."""
+    """Behind some text each finish reason has a counterpart, the unknown ones too"""
     gemini.says(reply({"text": "so far"}, finish=theirs))
     body = await answered(upstream, chat())
     assert body["choices"][0]["finish_reason"] == ours
+
+
+async def test_an_answer_to_be_continued(gemini: Gemini, upstream: GoogleUpstream) -> None:
+    """The SDK does not ask for the rest by itself: one request for one of ours, and the answer was too long."""
+    body = reply({"text": "a"}, finish="CONTINUATION")
+    body["candidates"][0]["continuationToken"] = "AAAA"
+    gemini.says(body)
+    assert (await answered(upstream, chat()))["choices"][0]["finish_reason"] == "length"
     assert len(gemini.asked) == 1
 
 
@@ -866,6 +874,7 @@ TOO_LONG = "The input token count (1200000) exceeds the maximum number of tokens
     ("body", "kind"),
     [
         (refusal(400, "INVALID_ARGUMENT", "API key not valid.", BAD_KEY), KeyRejected),
+        (refusal(400, "INVALID_ARGUMENT", "API key expired. Please renew the API key."), KeyRejected),
         (refusal(401, "UNAUTHENTICATED"), KeyRejected),
         (refusal(403, "PERMISSION_DENIED"), KeyRejected),
         (refusal(400, "INVALID_ARGUMENT"), UpstreamSaid),
@@ -1002,11 +1011,12 @@ async def test_names(answers: bool, kind: type[ProviderError]) -> None:
 
 
 async def test_a_provider_that_hangs_up(gemini: Gemini, upstream: GoogleUpstream) -> None:
-    """Closed before a byte of an answer: disconnected, at once."""
+    """Closed before a byte of an answer: disconnected, and the SDK does not ask again by itself."""
     gemini.hangs_up()
     assert isinstance(await failed(upstream, chat()), Disconnected)
     with pytest.raises(Disconnected):
         await streamed(upstream, chat())
+    assert len(gemini.asked) == 2
 
 
 async def test_a_provider_that_does_not_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
@@ -1077,7 +1087,7 @@ async def test_a_wrong_number_of_vectors(gemini: Gemini, upstream: GoogleUpstrea
     assert isinstance(await failed(upstream, embed(["a", "b"]), entry("gemini-embedding-001")), BadResponse)
 
 
-@pytest.mark.parametrize("given", [[1, 2], [[1, 2]], "", [], [""] * 0 + [True], {"text": "a"}])
+@pytest.mark.parametrize("given", [[1, 2], [[1, 2]], "", [], [True], {"text": "a"}])
 async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GoogleUpstream, given: Any) -> None:
     """Token ids above all: the message names the setting that sends them."""
     error = await failed(upstream, embed(given))
@@ -1092,8 +1102,17 @@ async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GoogleUpstream,
 
 async def test_it_is_not_probed(gemini: Gemini, upstream: GoogleUpstream) -> None:
     """Google is never asked whether it lives."""
-    assert await upstream.probe() is None
+    await upstream.probe()
     assert not gemini.asked
+
+
+async def test_it_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK would take one from the environment, which the configuration has not named."""
+    monkeypatch.setenv("GEMINI_API_KEY", "another")
+    session = new_session()
+    with pytest.raises(ValueError, match="api_key"):
+        GoogleUpstream("google", "", None, {}, session)
+    await session.close()
 
 
 async def test_closing_closes_the_session(gemini: Gemini) -> None:

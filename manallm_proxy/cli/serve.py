@@ -26,7 +26,8 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         running = asyncio.ensure_future(app.run())
         if "JOURNAL_STREAM" not in environ:
             await app.ready(running)
-            print(banner(app), flush=True)
+            if not running.done():
+                print(banner(app), flush=True)
         await running
     except OSError as error:
         where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"

@@ -47,7 +47,7 @@ _EXCHANGE: Final[ContextVar[Exchange]] = ContextVar("exchange")
 
 @define(eq=False)
 class Door:
-    """The part of ClientSession that the SDK uses. It says that it is one: the SDK checks, and subclassing is deprecated."""
+    """The part of ClientSession that the SDK uses. The SDK insists on one, and a subclass may not be made of it."""
 
     _session: aiohttp.ClientSession = field(repr=False)
     _proxy: str | None = field(default=None, repr=False)

@@ -58,6 +58,7 @@ _FAILED: Final = frozenset(
     )
 )
 """No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
+_BAD_KEY: Final = re.compile(r"API key (?:not valid|expired|not found)", re.IGNORECASE)
 _BILLING: Final = re.compile(r"billing|free tier|location is not supported", re.IGNORECASE)
 
 
@@ -203,7 +204,7 @@ def failure(error: errors.APIError, headers: Mapping[str, str]) -> ProviderError
     message = error.message if isinstance(error.message, str) else ""
     word = error.status if isinstance(error.status, str) else ""
     details = _details(error.details)
-    if any(detail.get("reason") == "API_KEY_INVALID" for detail in details):
+    if status == 400 and (_BAD_KEY.match(message) or any(d.get("reason") == "API_KEY_INVALID" for d in details)):
         return KeyRejected(
             "Gemini rejected the proxy's own key; the operator must mend it, a retry will not",
             detail="API_KEY_INVALID",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Final, TypeVar
 
@@ -60,15 +61,17 @@ class GoogleUpstream:
         extra_retryable_statuses: frozenset[int] = frozenset(),
     ) -> None:
         """`base_url` may end in an API version; None is Google's. ValueError where `api_key` is empty."""
-        logging.getLogger("google_genai").setLevel(logging.WARNING)  # it has a line for every request
+        if not api_key.strip():
+            raise ValueError(f"{name}: a provider of kind google needs an api_key")  # the SDK would look for another
+        _quieten()
         self.name = name
-        self._key = api_key
+        self._key = api_key.strip()
         self._session = session
         self._extra_retryable_statuses = extra_retryable_statuses
         url = (base_url or BASE_URL).rstrip("/")
         versioned = _VERSIONED.fullmatch(url)
         self._client = genai.Client(
-            api_key=api_key,
+            api_key=self._key,
             vertexai=False,  # None would leave it to the environment
             http_options=types.HttpOptions(
                 base_url=versioned[1] if versioned else url,
@@ -82,7 +85,10 @@ class GoogleUpstream:
         self._models = self._client.aio.models
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
-        """See `upstream.Upstream`. The SDK gives a body only when it is whole: all of it must come in ``first_byte``."""
+        """See `upstream.Upstream`. The SDK gives a body only when it is whole: all of it must be in by ``first_byte``.
+
+        Raises InvalidRequest and Unsupported as well, and whatever is a bug.
+        """
         if call.endpoint is Endpoint.EMBEDDINGS:
             return await self._embed(call, entry)
         asked = gemini_request.generation(call, entry)
@@ -169,6 +175,12 @@ class GoogleUpstream:
         return error
 
 
+def _quieten() -> None:
+    """The SDK has a log line for every request, and a warning for every word that Google adds to its API."""
+    logging.getLogger("google_genai").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r".* is not a valid \w+$", UserWarning, r"google\.genai\.")
+
+
 def _unsayable(error: Exception) -> ProxyError | None:
     """The SDK checks a request once more while it writes it."""
     if isinstance(error, RecursionError):
@@ -232,7 +244,7 @@ class GoogleStream:
         return Piece(events=events, says=any(d.says for d in deltas))
 
     def _end(self) -> Piece:
-        """The SDK tells a cut stream from a whole one as little as HTTP does; one without any chunk is an empty answer."""
+        """A clean end proves nothing (wire.md E.4): it takes a finish reason. No chunk at all is an empty answer."""
         if self._begun and not self._reader.is_complete:
             return Piece(error=Disconnected("Gemini stopped in mid answer", detail="no finish reason"))
         usage = self._reader.usage

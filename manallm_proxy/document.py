@@ -1,0 +1,225 @@
+"""One YAML file, read strictly, its ``${NAME}``s filled in.
+
+Stricter than PyYAML, which speaks YAML 1.1: ``true`` and ``false`` are the only truth values (``no`` is a
+string), ``010`` and ``1:30`` are no numbers, there are no dates, and a key given twice is a mistake
+instead of the last one winning.
+
+``${NAME}`` and ``${NAME:-default}`` are filled in string values, never in keys; ``$${`` is a literal ``${``.
+A value is looked for in the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), then in the
+environment; an empty one counts as not set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import yaml
+from attrs import frozen
+
+_BOOL: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
+_NULL: Final = re.compile(r"~|null|Null|NULL|")
+_VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
+
+DEEPEST: Final = 40
+
+Tell = Callable[[str], None]
+
+
+class Filled(str):
+    """A whole value that was one ``${NAME}``: where a number is wanted, it is read as YAML would read it."""
+
+    __slots__ = ()
+
+    @property
+    def scalar(self) -> str | int | float | bool | None:
+        """The value as a plain YAML scalar: ``"3025"`` -> 3025, ``"true"`` -> True, ``""`` -> None."""
+        return scalar(self)
+
+
+@frozen
+class Unset:
+    """Stands for a value with a ``${NAME}`` that is not set and has no default."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{' and '.join(self.names)} {'is' if len(self.names) == 1 else 'are'} not set"
+
+
+def scalar(text: str) -> str | int | float | bool | None:
+    """What a plain (unquoted) YAML scalar means."""
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def read(path: Path, environ: Mapping[str, str], tell: Tell) -> dict[str, Any] | None:
+    """The mapping that the file holds; None where there is none, and why was told.
+
+    Each mistake is told with its line. No message quotes the file's text: it may hold a key.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        tell("no such file")
+        return None
+    except OSError as error:
+        tell(f"cannot be read ({error.strerror or 'input/output error'})")
+        return None
+    except ValueError:
+        tell("is not UTF-8 text")
+        return None
+    try:
+        loader = _Loader(text, environ, tell)
+        content = loader.get_single_data()
+    except yaml.YAMLError as error:
+        tell(_what_is_wrong(error, text))
+        return None
+    except RecursionError:
+        tell("is nested too deeply")
+        return None
+    if content is None:
+        tell("is empty")
+        return None
+    if not isinstance(content, dict):
+        tell("must hold keys and values at its top level")
+        return None
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
+
+    def __init__(self, text: str, environ: Mapping[str, str], tell: Tell) -> None:
+        super().__init__(text)
+        self.environ = environ
+        self.tell = tell
+        self.depth = 0
+
+    def tell_at(self, node: yaml.Node, what: str) -> None:
+        self.tell(f"line {node.start_mark.line + 1}: {what}")
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node and all in it; deeper than `DEEPEST` is no configuration."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Keys are looked at here, before ``<<`` merges others among them, which those beside it may override."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.tell_at(key, "a key must be plain text")
+            elif key.value in seen:
+                self.tell_at(key, f"key '{shown(key.value)}' is given twice")
+            else:
+                seen.add(key.value)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Keys are text as it is written: ``1:`` is the key "1"."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
+        self.flatten_mapping(node)
+        pairs = ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+        return {key.value: self.construct_object(value, deep=deep) for key, value in pairs}
+
+    def construct_plain(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
+        return scalar(str(self.construct_scalar(node)))
+
+    def construct_text(self, node: yaml.ScalarNode) -> str | Unset:
+        text = str(self.construct_scalar(node))
+        return self._fill(text, node) if "${" in text else text
+
+    def construct_other(self, node: yaml.Node) -> None:
+        self.tell_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
+
+    def _fill(self, text: str, node: yaml.Node) -> str | Unset:
+        unset: list[str] = []
+
+        def value(match: re.Match[str]) -> str:
+            name, default = match[1], match[2]
+            if match[0] == "$${":
+                return "${"
+            if name is None:
+                self.tell_at(node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)")
+                return ""
+            found = self._look_up(name, node) or default
+            if found is None:
+                unset.append(name)
+            return found or ""
+
+        filled = _VARIABLE.sub(value, text)
+        if unset:
+            return Unset(tuple(dict.fromkeys(unset)))
+        whole = _VARIABLE.fullmatch(text)
+        return Filled(filled) if whole is not None and whole[1] else filled
+
+    def _look_up(self, name: str, node: yaml.Node) -> str | None:
+        if folder := self.environ.get("CREDENTIALS_DIRECTORY"):
+            try:
+                return without_newline((Path(folder) / name).read_text("utf-8")) or self.environ.get(name)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except (OSError, ValueError):
+                self.tell_at(node, f"the credential {name} cannot be read")
+        return self.environ.get(name)
+
+
+_TAG: Final = "tag:yaml.org,2002:"
+for _pattern, _name, _first in (
+    (_BOOL, "bool", "tTfF"),
+    (_INT, "int", "-+0123456789"),
+    (_FLOAT, "float", "-+0123456789."),
+    (_NULL, "null", ["~", "n", "N", ""]),
+    (re.compile("<<"), "merge", "<"),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
+for _name in ("bool", "int", "float", "null"):
+    _Loader.add_constructor(_TAG + _name, _Loader.construct_plain)
+_Loader.add_constructor(_TAG + "str", _Loader.construct_text)
+_Loader.add_constructor(_TAG + "seq", _Loader.construct_yaml_seq)
+_Loader.add_constructor(_TAG + "map", _Loader.construct_yaml_map)
+_Loader.add_constructor(None, _Loader.construct_other)
+
+
+def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
+    """A YAML error with its line and without a word of the file: an anchor or a tag may be a key without quotes."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
+        return f"line {line + 1}: a character that YAML does not allow"
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or "not valid YAML"
+    if isinstance(error, yaml.composer.ComposerError):
+        what = "an alias without its anchor, or a second document (text that begins with * or & needs quotes)"
+    what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) == 1 or m[1].startswith("<") else "this", what)
+    return f"line {mark.line + 1}: {what}" if mark else what
+
+
+def shown(key: object) -> str:
+    """A key for a message: what looks like one, cut where it stops to (``api_key:sk-...`` without the blank)."""
+    text = str(key)
+    plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
+    return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."
+
+
+def without_newline(text: str) -> str:
+    """`text` without the line ends that editors and ``echo`` leave behind it."""
+    return text.rstrip("\r\n")

@@ -1,0 +1,387 @@
+"""The HTTP surface: routes, bad input, limits, headers. Nothing bad reaches a provider."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+
+LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
+
+
+@pytest.mark.parametrize("prefix", ["/v1", ""])
+async def test_every_route_with_and_without_v1(tmp_path: Path, prefix: str) -> None:
+    """Continue drops the /v1 of a base URL without a trailing slash."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        assert (await p.post(f"{prefix}/chat/completions", {"messages": []}))[0] == 200
+        assert (await p.post(f"{prefix}/completions", {"prompt": "x"}))[0] == 200
+        code, body, _ = await p.post(f"{prefix}/embeddings", {"input": ["a", "b"]})
+        assert (code, len(body["data"]), len(body["data"][0]["embedding"])) == (200, 2, 8)
+        code, body = await p.get(f"{prefix}/models")
+        assert [row["id"] for row in body["data"]] == ["mana/test", "loopback/echo"]
+        assert (await p.get(f"{prefix}/models/loopback/echo"))[1]["owned_by"] == "loopback"
+        assert (await p.get(f"{prefix}/models/nosuch"))[0] == 404
+        code, body = await p.get(f"{prefix}/aliases")
+        assert body == {
+            "default": "mana/test",
+            "aliases": [{"name": "mana/test", "description": "", "chain": ["loopback/echo"]}],
+        }
+
+
+async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
+    """The loopback provider says that it is only that; headers as on a relayed stream."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        code, body, headers = await p.stream(stream_options={"include_usage": True})
+        rows = [line[6:] for line in body.decode().splitlines() if line.startswith("data: ")]
+        assert rows[-1] == "[DONE]"
+        chunks = [json.loads(row) for row in rows[:-1]]
+        assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert "loopback" in chunks[0]["choices"][0]["delta"]["content"]
+        assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+        assert (chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"] > 0) == ([], True)
+        assert code == 200
+        assert headers["x-mana-llm-resolved"] == "loopback/echo"
+        assert headers["content-type"].startswith("text/event-stream")
+        assert headers["x-accel-buffering"] == "no"
+
+
+async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
+    """Each says what the contract says, HEAD too; a wrong method names the right ones."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        assert (await p.get("/health"))[0] == (await p.get("/readyz"))[0] == 200
+        code, body = await p.get("/v1/health")
+        assert (code, body["status"], body["providers"]["loopback"]["status"]) == (200, "healthy", "healthy")
+        assert (await p.get("/"))[1]["name"] == "manallm-proxy"
+        async with p.client.head(f"{p.url}/v1/models") as response:
+            assert response.status == 200
+        async with p.client.get(f"{p.url}/v1/chat/completions") as response:
+            assert (response.status, response.headers["Allow"]) == (405, "POST")
+            assert (await response.json())["error"]["code"] == "method_not_allowed"
+        code, body, _ = await p.post("/v1/responses", {})
+        assert (code, "/v1/chat/completions" in body["error"]["message"]) == (404, True)
+
+
+BAD: dict[str, tuple[bytes, int, str | None]] = {
+    "empty": (b"", 400, None),
+    "not JSON": (b"{", 400, None),
+    "an array": (b"[]", 400, None),
+    "too deep": (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, None),
+    "bad UTF-8": (b'{"messages":["\xff"]}', 400, None),
+    "NaN": (b'{"messages":[NaN]}', 400, None),
+    "lone surrogate": (b'{"messages":["\\ud800"]}', 400, None),
+    "model twice": (b'{"model":"a","messages":[],"model":"b"}', 400, "model"),
+    "model of a wrong type": (b'{"model":7,"messages":[]}', 400, "model"),
+    "messages missing": (b'{"model":"mana/test"}', 400, "messages"),
+    "messages of a wrong type": (b'{"messages":"hi"}', 400, "messages"),
+    "stream of a wrong type": (b'{"messages":[],"stream":"yes"}', 400, "stream"),
+    "unknown alias": (b'{"model":"mana/nosuch","messages":[]}', 404, "model"),
+    "unknown provider": (b'{"model":"nosuch/m","messages":[]}', 404, "model"),
+    "model with a line break": (b'{"model":"gpu/a\\r\\nX-Evil: 1","messages":[]}', 404, "model"),
+    "model with quotes": (b'{"model":"gpu/a\\"} 1\\nevil{","messages":[]}', 404, "model"),
+    "10 KB of model": (b'{"model":"gpu/' + b"a" * 10_000 + b'","messages":[]}', 404, "model"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_bad_input_touches_no_provider(tmp_path: Path, what: str) -> None:
+    """OpenAI's shape, the right param, one log line without what was sent, no new series."""
+    body, code, param = BAD[what]
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        before = await series(p)
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-CANARY", "X-Request-Id": "a b"}
+        async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=headers) as response:
+            answer = await response.json()
+            assert response.status == code
+            assert response.headers["X-Request-Id"] != "a b"
+        assert set(answer["error"]) >= {"message", "type", "param", "code", "source"}
+        assert answer["error"]["param"] == param
+        assert gpu.posts == []
+        assert "CANARY" not in p.log.getvalue() + json.dumps(answer)
+        ended = [json.loads(line) for line in p.log.getvalue().splitlines() if '"status":' in line]
+        assert [line["status"] for line in ended] == [code]
+        assert await series(p) - before <= {"endpoint+status"}
+
+
+async def series(p: Proxy) -> set[str]:
+    """Kinds of series with labels that a request could have made: those that name a model or a provider."""
+    async with p.client.get(f"{p.url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return {line.split(" ")[0] for line in lines if "model=" in line or "alias=" in line}
+
+
+async def test_the_body_has_a_limit(tmp_path: Path) -> None:
+    """413 before the body is read where its length is told, and as soon as it is over where it is not."""
+    async with upstream(each(answers)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"body": 1000}), tmp_path) as p:
+            url = f"{p.url}/v1/chat/completions"
+
+            async def endless() -> Any:
+                while True:
+                    yield b"x" * 500
+
+            for data in (b"x" * 2000, endless()):
+                async with p.client.post(url, data=data) as response:
+                    assert (response.status, (await response.json())["error"]["code"]) == (413, "body_too_large")
+            async with p.client.post(url, data=b"x", headers={"Content-Encoding": "gzip"}) as response:
+                assert response.status == 415
+        assert gpu.posts == []
+
+
+async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
+    """One byte of ten, then silence."""
+    async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
+        answer = await raw(p, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"body_timeout"' in answer
+
+
+async def test_what_is_no_http_is_told_in_our_shape_and_not_repeated(tmp_path: Path) -> None:
+    """aiohttp would echo the offending line into answer and log, key and all."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        answer = await raw(p, b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-CANARY\x00z\r\n\r\n")
+        assert answer.split(b" ")[1] == b"400"
+        assert b'"error"' in answer
+        assert b"CANARY" not in answer
+        assert "CANARY" not in p.log.getvalue()
+
+
+async def raw(p: Proxy, data: bytes) -> bytes:
+    """All that comes back for raw bytes, until the proxy closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+    writer.write(data)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+async def test_more_than_it_may_have_in_hand_is_shed(tmp_path: Path) -> None:
+    """503 at once with Retry-After, while liveness and what is in flight go on."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        await answers(connection, seen)
+
+    async with upstream(each(waits)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"concurrent_requests": 1}), tmp_path) as p:
+            first = asyncio.ensure_future(p.chat())
+            async with asyncio.timeout(5):
+                while not gpu.posts:
+                    await asyncio.sleep(0.01)
+            code, body, headers = await p.chat()
+            assert (code, body["error"]["type"], headers["retry-after"]) == (503, "overloaded_error", "1")
+            assert (await p.get("/health"))[0] == 200
+            gpu.go.set()
+            assert (await first)[0] == 200
+
+
+async def test_a_saturated_provider_is_skipped(tmp_path: Path) -> None:
+    """max_concurrent sheds to the next of the chain at once."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        await answers(connection, seen)
+
+    async with upstream(each(waits)) as gpu, upstream(each(answers)) as cloud:
+        config = settings({"gpu": openai(gpu.url, max_concurrent=1), "cloud": openai(cloud.url)})
+        async with proxy(config, tmp_path) as p:
+            first = asyncio.ensure_future(p.chat())
+            async with asyncio.timeout(5):
+                while not gpu.posts:
+                    await asyncio.sleep(0.01)
+            code, _, headers = await p.chat()
+            assert (code, headers["x-mana-llm-resolved"], headers["x-mana-llm-attempts"]) == (200, "cloud/m", "1")
+            gpu.go.set()
+            assert (await first)[0] == 200
+
+
+async def test_what_a_client_sends_along_stays_here(tmp_path: Path) -> None:
+    """Only an allow-list goes upstream, and only one comes back."""
+
+    async def with_cookie(connection: Connection, seen: Seen) -> None:
+        extra = "Set-Cookie: a=b\r\nServer: secret-engine\r\nAccess-Control-Allow-Origin: *\r\n"
+        await connection.reply(b'{"choices":[{"index":0,"message":{"content":"x"}}]}', extra=extra)
+
+    async with upstream(each(with_cookie)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        sent = {
+            "Authorization": "Bearer client",
+            "Cookie": "c=1",
+            "Origin": "http://evil",
+            "Referer": "http://evil",
+            "X-Forwarded-For": "1.2.3.4",
+            "api-key": "client",
+            "x-goog-api-key": "client",
+            "Connection": "x-foo",
+            "x-foo": "1",
+            "X-Request-Id": "mine-1",
+        }
+        _, _, headers = await p.post("/v1/chat/completions", {"messages": []}, headers=sent)
+        assert headers["x-request-id"] == "mine-1"
+        assert not headers.keys() & {"set-cookie", "access-control-allow-origin"}
+        assert "secret-engine" not in headers["server"]
+        seen = gpu.posts[0].headers
+        assert seen["x-request-id"] == "mine-1"
+        assert not seen.keys() & {"authorization", "cookie", "origin", "referer", "x-forwarded-for", "api-key", "x-foo"}
+        assert seen["host"] == gpu.url.removeprefix("http://")
+
+
+async def test_redirects_are_not_followed(tmp_path: Path) -> None:
+    """No request, no key and no prompt reaches the other host; the next of the chain serves."""
+    async with upstream(each(answers)) as other, upstream(each(answers)) as cloud:
+
+        async def redirects(connection: Connection, seen: Seen) -> None:
+            await connection.reply(b"", "307 Temporary Redirect", extra=f"Location: {other.url}/v1/chat/completions\r\n")
+
+        async with upstream(each(redirects)) as gpu:
+            async with proxy(settings({"gpu": openai(gpu.url, api_key="k"), "cloud": openai(cloud.url)}), tmp_path) as p:
+                assert (await p.chat())[2]["x-mana-llm-resolved"] == "cloud/m"
+        assert other.seen == []
+
+
+async def test_a_silent_stream_gets_comments_between_events(tmp_path: Path) -> None:
+    """The heartbeat is a comment, never inside an event."""
+
+    async def pauses(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        half = chunk("two")
+        await connection.chunk(chunk("one") + half[:20])
+        await connection.upstream.go.wait()
+        await connection.chunk(half[20:] + chunk(finish="stop") + b"data: [DONE]\n\n")
+        await connection.end()
+
+    async with upstream(each(pauses)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, streaming={"heartbeat": 0.05}), tmp_path) as p:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
+                body = b""
+                async with asyncio.timeout(5):
+                    while b": keep-alive\n\n" not in body:
+                        body += await response.content.readany()
+                gpu.go.set()
+                body += await response.read()
+            frames = [f for f in body.split(b"\n\n") if f]
+            assert all(f == b": keep-alive" or f.startswith(b"data: ") for f in frames)
+            assert frames[-1] == b"data: [DONE]"
+
+
+@pytest.mark.parametrize("saved", [True, False])
+async def test_early_heartbeats_keep_an_impatient_client(tmp_path: Path, saved: bool) -> None:
+    """200 and comments while the chain is still walked; then the answer, or the failure in-band."""
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        if saved:
+            await answers(connection, seen)
+
+    async with upstream(each(slow)) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, streaming={"early_heartbeat": 0.05})
+        async with proxy(config, tmp_path) as p:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
+                assert response.status == 200
+                first = await asyncio.wait_for(response.content.readany(), 5)
+                assert first.startswith(b": ")
+                if not saved:
+                    await gpu.stop()
+                gpu.go.set()
+                body = await response.read()
+            assert (b"[DONE]" in body) is saved
+            assert (b'"no_healthy_provider"' in body) is not saved
+
+
+@pytest.mark.parametrize("composed", [False, True])
+async def test_a_client_that_stops_reading_is_cut(tmp_path: Path, composed: bool) -> None:
+    """After write_timeout without progress; its upstream request ends too."""
+    big = "x" * 60_000
+
+    async def floods(connection: Connection, seen: Seen) -> None:
+        if composed:
+            await connection.head(content_type="application/x-ndjson")
+            line = json.dumps({"message": {"role": "assistant", "content": big}, "done": False}).encode() + b"\n"
+        else:
+            await connection.head()
+            line = chunk(big)
+        while True:
+            await connection.chunk(line)
+
+    async with upstream(each(floods)) as gpu:
+        provider = {"kind": "ollama", "base_url": gpu.url} if composed else openai(gpu.url)
+        async with proxy(settings({"gpu": provider}, limits={"write_timeout": 0.3}), tmp_path) as p:
+            body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+            client = socket.create_connection(("127.0.0.1", p.port))
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            client.sendall(head + body)
+            async with asyncio.timeout(10):
+                while not gpu.posts:
+                    await asyncio.sleep(0.01)
+                await gpu.connections[-1].closed.wait()
+                while "client_gone" not in p.log.getvalue():
+                    await asyncio.sleep(0.01)
+            client.close()
+            _, health = await p.get("/v1/health")
+            assert health["providers"]["gpu"]["consecutive_failures"] == 0
+
+
+def _first_byte(connection: Connection) -> Any:
+    return connection.gone()
+
+
+SILENT: dict[str, tuple[Callable[[Connection], Any], str]] = {
+    "says nothing": (_first_byte, "first_byte_timeout"),
+    "half a head": (lambda c: c.send(b"HTTP/1.1 200 OK\r\nContent-Ty"), "first_byte_timeout"),
+    "only comments": (lambda c: c.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: wait\n\n"), "first_byte_timeout"),
+}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("how", SILENT)
+async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str, streaming: bool) -> None:
+    """At the limit, not before; the silent provider's connection is closed."""
+    act, reason = SILENT[how]
+
+    async def silent(connection: Connection, seen: Seen) -> None:
+        await act(connection)
+        await connection.gone()
+
+    async with upstream(each(silent)) as gpu, upstream(each(answers)) as cloud:
+        config = settings({"gpu": openai(gpu.url, timeouts={"first_byte": 0.2}), "cloud": openai(cloud.url)})
+        async with proxy(config, tmp_path) as p:
+            if streaming:
+                code, _, headers = await p.stream()
+            else:
+                code, _, headers = await p.chat()
+            assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+            _, health = await p.get("/v1/health")
+            last = health["providers"]["gpu"]["last_error"]
+            assert last == (reason if streaming or how != "only comments" else "read_timeout")
+            await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bool) -> None:
+    """At the idle limit, also behind a broken chunk, where aiohttp's own timer sleeps for ever."""
+
+    async def falls_silent(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await connection.upstream.go.wait()
+        if broken:
+            await connection.send(b"zz\r\n")
+        await connection.gone()
+
+    async with upstream(each(falls_silent)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url, timeouts={"idle": 0.3})}), tmp_path) as p:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
+                await response.content.readany()
+                gpu.go.set()
+                rest = await asyncio.wait_for(response.read(), 3)
+            assert b'"stream_interrupted"' in rest
+            assert b"[DONE]" not in rest
