@@ -99,7 +99,7 @@ def read(path: Path, environ: Mapping[str, str], tell: Tell) -> dict[str, Any] |
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # declared so by PyYAML
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, text: str, environ: Mapping[str, str], tell: Tell) -> None:
@@ -192,12 +192,13 @@ for _pattern, _name, _first in (
     (re.compile("<<"), "merge", "<"),
 ):
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
-for _name in ("bool", "int", "float", "null"):
-    _Loader.add_constructor(_TAG + _name, _Loader.construct_plain)
-_Loader.add_constructor(_TAG + "str", _Loader.construct_text)
-_Loader.add_constructor(_TAG + "seq", _Loader.construct_yaml_seq)
-_Loader.add_constructor(_TAG + "map", _Loader.construct_yaml_map)
-_Loader.add_constructor(None, _Loader.construct_other)
+_Loader.yaml_constructors |= {
+    **{_TAG + name: _Loader.construct_plain for name in ("bool", "int", "float", "null")},
+    _TAG + "str": _Loader.construct_text,
+    _TAG + "seq": _Loader.construct_yaml_seq,
+    _TAG + "map": _Loader.construct_yaml_map,
+    None: _Loader.construct_other,
+}
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:

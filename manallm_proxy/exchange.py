@@ -18,7 +18,7 @@ from manallm_proxy.chain import Entry
 from manallm_proxy.errors import InternalError, ProviderError, ProxyError, ShuttingDown
 from manallm_proxy.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.failover import Served, Walk
-from manallm_proxy.schema import EMBEDDING, Head, Usage
+from manallm_proxy.schema import EMBEDDING, Head, Usage, vector_length
 from manallm_proxy.sinks import ComposedSink, Pace, RelaySink
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Call, Endpoint
@@ -123,7 +123,7 @@ class Exchange:
         self.first_byte_at = asyncio.get_running_loop().time()
         self.bytes_sent = len(body)
         if call.endpoint is Endpoint.EMBEDDINGS and walk.chain.alias:
-            self._compare_dimensions(walk.chain.alias, served.value.dimensions)
+            self._compare_dimensions(walk.chain.alias, vector_length(body))
         return web.Response(body=body, content_type="application/json", headers=self.headers())
 
     async def _stream(self, call: Call, walk: Walk) -> web.StreamResponse:

@@ -172,6 +172,7 @@ def choice(*known: str) -> Reader:
 
 
 def host(value: object) -> str:
+    """An address without brackets, or a name."""
     if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
         raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
     return found
@@ -195,10 +196,12 @@ def _http_url(value: object, *, user: bool) -> str:
 
 
 def base_url(value: object) -> str:
+    """A provider's address; a key does not belong in it."""
     return _http_url(value, user=False)
 
 
 def proxy_url(value: object) -> str:
+    """A forward proxy's address, which may hold a user and a password."""
     return _http_url(value, user=True)
 
 
@@ -212,6 +215,7 @@ def api_key(value: object) -> str | Unset:
 
 
 def header_name(value: object) -> str:
+    """A header that may be added: a token, and none that frames the message."""
     if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", found := text(value)) is None:
         raise Wrong("is no name for a header")
     if found.lower() in _FRAMING:
@@ -220,6 +224,7 @@ def header_name(value: object) -> str:
 
 
 def target(value: object) -> Target:
+    """``provider/model``. That the provider exists is not known here."""
     found = text(value)
     try:
         target = Target.parse(found)
@@ -259,7 +264,7 @@ def _json(value: object, depth: int) -> Any:
             return {key: _json(inner, depth + 1) for key, inner in found.items()}
         case list() as found:
             return [_json(inner, depth + 1) for inner in found]
-        case float() as found if found != found or abs(found) == float("inf"):
+        case float() as found if not math.isfinite(found):
             raise Wrong("expected finite numbers")
         case Unset() as unset:
             raise expected("a value", unset)
@@ -268,6 +273,7 @@ def _json(value: object, depth: int) -> Any:
 
 
 def no_keys(value: object) -> tuple[()]:
+    """An empty list: a key that nobody checks would promise what is not kept."""
     if value is not None and not isinstance(value, list):
         raise expected("a list", value)
     if value:

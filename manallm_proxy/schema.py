@@ -25,6 +25,7 @@ TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY: Final = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
+_VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 
 Span = tuple[int, int]
@@ -187,6 +188,16 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
         return decode(raw)
     except DecodeErrors:
         raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None
+
+
+def vector_length(body: bytes) -> int | None:
+    """Numbers in the first vector of an embeddings answer, floats or base64; None where there is none."""
+    match = _VECTOR.search(body)
+    if match is None:
+        return None
+    if match[1] is not None:
+        return match[1].count(b",") + 1 if match[1].strip() else 0
+    return len(match[2].rstrip(b"=")) * 3 // 4 // 4
 
 
 def error_body(error: ProxyError, **extra: Any) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class Streaming:
 
 @frozen
 class Metrics:
+    """``GET /metrics``."""
+
     enabled: bool = True
 
 

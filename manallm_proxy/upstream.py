@@ -42,8 +42,6 @@ class Answer:
 
     body: bytes = field(repr=False)
     usage: Usage | None = None
-    dimensions: int | None = None
-    """Length of its vectors, where it holds embeddings."""
 
 
 @frozen

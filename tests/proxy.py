@@ -60,7 +60,7 @@ class Proxy:
         return int(self.url.rpartition(":")[2])
 
     def write(self, config: dict[str, Any]) -> None:
-        self.path.write_text(yaml.safe_dump(config))
+        self.path.write_text(yaml.safe_dump(config, sort_keys=False))
 
     async def chat(self, **body: Any) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body, headers (lower case) of one chat completion."""
@@ -85,7 +85,7 @@ class Proxy:
 async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Proxy]:
     """The whole application on a free port, in this loop; it is drained at the end."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     loaded = load(path, environ or {})
     log = io.StringIO()
     app = App(loaded, environ or {}, Logs.open(loaded.log.level, loaded.log.format, log))
@@ -117,7 +117,7 @@ class Process:
 async def process(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Process]:
     """The real thing, from its first log line on; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import require
+from tests.needs import require
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 

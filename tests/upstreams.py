@@ -40,6 +40,8 @@ class Connection:
     writer: asyncio.StreamWriter
     upstream: Upstream
     closed: asyncio.Event = field(factory=asyncio.Event)
+    answering: bool = False
+    """A POST has come over it."""
 
     async def request(self) -> Seen | None:
         """The next request on this connection; None where the peer closed it."""
@@ -53,6 +55,7 @@ class Connection:
         body = await self.reader.readexactly(int(headers.get("content-length", 0)))
         seen = Seen(method, path, headers, body)
         self.upstream.seen.append(seen)
+        self.answering = self.answering or method == "POST"
         return seen
 
     async def send(self, data: bytes) -> None:

@@ -1,0 +1,262 @@
+"""The kinds of provider behind one surface: the same requests, the same rules, each over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.proxy import openai, proxy, settings
+from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, upstream
+
+Answer = Callable[[Connection, Seen], Awaitable[None]]
+
+
+def line(content: str = "", **more: Any) -> bytes:
+    message = {"role": "assistant", "content": content}
+    return json.dumps({"model": "m", "message": message, "done": False, **more}).encode() + b"\n"
+
+
+LAST = line(done=True, done_reason="stop", prompt_eval_count=3, eval_count=2)
+
+
+def gemini(text: str, *, finish: str | None = None) -> bytes:
+    """One chunk of Gemini's REST, as SSE where it is streamed."""
+    candidate: dict[str, Any] = {"index": 0, "content": {"role": "model", "parts": [{"text": text}]}}
+    if finish:
+        candidate["finishReason"] = finish
+    return json.dumps({"candidates": [candidate], "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2}}).encode()
+
+
+async def ollama_server(connection: Connection, seen: Seen) -> None:
+    request = seen.json
+    if seen.path == "/api/embed":
+        inputs = request["input"]
+        many = 1 if isinstance(inputs, str) else len(inputs)
+        await connection.reply({"model": "m", "embeddings": [[0.5, -0.25]] * many, "prompt_eval_count": 2})
+    elif seen.path == "/api/generate":
+        await connection.reply({"model": "m", "response": "Hello", "done": True, "done_reason": "stop"})
+    elif request["stream"]:
+        await connection.head(content_type="application/x-ndjson")
+        for piece in (line("Hel"), line("lo"), LAST):
+            await connection.chunk(piece)
+        await connection.end()
+    else:
+        message = {"role": "assistant", "content": "Hello"}
+        done = {"done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
+        await connection.reply({"model": "m", "message": message, **done})
+
+
+async def gemini_server(connection: Connection, seen: Seen) -> None:
+    if "mbed" in seen.path:
+        many = len(seen.json["requests"])
+        await connection.reply({"embeddings": [{"values": [0.5, -0.25]}] * many})
+    elif "stream" in seen.path:
+        await connection.head()
+        for piece in (gemini("Hel"), gemini("lo", finish="STOP")):
+            await connection.chunk(b"data: " + piece + b"\r\n\r\n")
+        await connection.end()
+    else:
+        await connection.reply(gemini("Hello", finish="STOP"))
+
+
+async def hangs(connection: Connection, seen: Seen) -> None:
+    """Takes the request and says nothing."""
+    await connection.gone()
+
+
+async def hangs_after_ollama(connection: Connection, seen: Seen) -> None:
+    await connection.head(content_type="application/x-ndjson")
+    await connection.chunk(line("Hel"))
+    await connection.gone()
+
+
+async def hangs_after_gemini(connection: Connection, seen: Seen) -> None:
+    await connection.head()
+    await connection.chunk(b"data: " + gemini("Hel") + b"\r\n\r\n")
+    await connection.gone()
+
+
+async def hangs_after_openai(connection: Connection, seen: Seen) -> None:
+    await connection.head()
+    await connection.chunk(chunk("Hel"))
+    await connection.gone()
+
+
+def configured(kind: str, server: Upstream) -> dict[str, Any]:
+    match kind:
+        case "ollama":
+            return {"kind": "ollama", "base_url": server.url}
+        case "ollama, api: openai":
+            return {"kind": "ollama", "base_url": server.url, "api": "openai"}
+        case "google":
+            return {"kind": "google", "base_url": server.url, "api_key": "AIza-key-of-the-proxy"}
+        case _:
+            return openai(server.url)
+
+
+SERVERS: dict[str, tuple[Answer, Answer]] = {
+    "openai": (answers, hangs_after_openai),
+    "ollama": (ollama_server, hangs_after_ollama),
+    "ollama, api: openai": (answers, hangs_after_openai),
+    "google": (gemini_server, hangs_after_gemini),
+}
+
+
+def text_of(body: bytes) -> str:
+    rows = [json.loads(row[6:]) for row in body.splitlines() if row.startswith(b"data: {")]
+    return "".join(c["choices"][0]["delta"].get("content") or "" for c in rows if c.get("choices"))
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_every_kind_answers_every_endpoint(tmp_path: Path, kind: str) -> None:
+    """Chat streamed and not, embeddings both ways, usage counted, the target named."""
+    async with upstream(each(SERVERS[kind][0])) as server:
+        async with proxy(settings({"p": configured(kind, server)}), tmp_path) as p:
+            code, body, headers = await p.chat()
+            assert (code, body["choices"][0]["message"]["content"]) == (200, "Hello")
+            assert body["choices"][0]["finish_reason"] == "stop"
+            assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 2)
+            assert body["model"] == headers["x-mana-llm-resolved"] == "p/m"
+            code, raw, headers = await p.stream(stream_options={"include_usage": True})
+            assert (code, text_of(raw), headers["x-mana-llm-resolved"]) == (200, "Hello", "p/m")
+            assert raw.endswith(DONE)
+            assert raw.count(b'"usage":{') + raw.count(b'"usage": {') == 1
+            one = "hi" if "openai" in kind else ["hi"]
+            code, body, _ = await p.post("/v1/embeddings", {"input": one})
+            assert (code, body["data"][0]["embedding"]) == (200, [0.5, -0.25])
+            code, body, _ = await p.post("/v1/embeddings", {"input": one, "encoding_format": "base64"})
+            assert (code, body["data"][0]["embedding"]) == (200, "AAAAPwAAgL4=")
+
+
+@pytest.mark.parametrize("phase", ["before the first byte", "whole answer", "in the stream"])
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_a_client_that_leaves_ends_the_upstream_request(tmp_path: Path, kind: str, phase: str) -> None:
+    """Within a second, before and after commit; nobody else is asked, nobody is blamed."""
+    answer = SERVERS[kind][1] if phase == "in the stream" else hangs
+    async with upstream(each(answer)) as server, upstream(each(answers)) as cloud:
+        config = settings({"p": configured(kind, server), "cloud": openai(cloud.url)})
+        async with proxy(config, tmp_path) as p, aiohttp.ClientSession() as leaving:
+            payload = {"messages": [{"role": "user", "content": "hi"}], "stream": phase != "whole answer"}
+            request = asyncio.ensure_future(leaving.post(f"{p.url}/v1/chat/completions", json=payload))
+            async with asyncio.timeout(5):
+                while not server.posts:
+                    await asyncio.sleep(0.01)
+                if phase == "in the stream":
+                    response = await request
+                    await response.content.readany()
+                    response.close()
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            asked = next(c for c in server.connections if c.answering)
+            await asyncio.wait_for(asked.closed.wait(), 1)
+            assert cloud.posts == []
+            async with asyncio.timeout(1):
+                while "client_gone" not in p.log.getvalue():
+                    await asyncio.sleep(0.01)
+            _, health = await p.get("/v1/health")
+            assert (health["providers"]["p"]["consecutive_failures"], health["providers"]["p"]["in_flight"]) == (0, 0)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_a_dead_provider_of_every_kind_is_passed(tmp_path: Path, kind: str, streaming: bool) -> None:
+    """Switched off: refused, blamed, and the next of the chain answers."""
+    async with upstream(each(answers)) as server, upstream(each(answers)) as cloud:
+        config = settings({"p": configured(kind, server), "cloud": openai(cloud.url)})
+        async with proxy(config, tmp_path) as p:
+            await server.stop()
+            code, _, headers = await (p.stream() if streaming else p.chat())
+            assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+            _, health = await p.get("/v1/health")
+            assert health["providers"]["p"]["last_error"] == "connect_error"
+
+
+async def test_ollamas_mid_stream_error_is_seen(tmp_path: Path) -> None:
+    """A line {"error"} at status 200: its own OpenAI endpoint would swallow it."""
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head(content_type="application/x-ndjson")
+        await connection.chunk(line("Hel"))
+        await connection.chunk(b'{"error":"model runner has unexpectedly stopped"}\n')
+        await connection.end()
+
+    async with upstream(each(breaks)) as gpu:
+        async with proxy(settings({"p": configured("ollama", gpu)}), tmp_path) as p:
+            _, raw, _ = await p.stream()
+            assert b'"error":{' in raw
+            assert b"[DONE]" not in raw
+
+
+async def test_a_capability_that_the_listing_denies_is_refused_before_the_call(tmp_path: Path) -> None:
+    """Tools on a model without: 400, and the next of the alias is not tried; fallback_on lets it pass."""
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"models": [{"name": "m", "model": "m", "capabilities": ["completion"]}]})
+            else:
+                await ollama_server(connection, seen)
+
+    async with upstream(script) as gpu, upstream(each(answers)) as cloud:
+        config = settings({"p": configured("ollama", gpu), "cloud": openai(cloud.url)})
+        config["aliases"]["mana/wide"] = {"chain": ["p/m", "cloud/m"], "fallback_on": ["capability"]}
+        async with proxy(config, tmp_path) as p:
+            tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+            code, body, _ = await p.chat(tools=tools)
+            assert (code, body["error"]["code"]) == (400, "unsupported_capability")
+            assert gpu.posts == cloud.posts == []
+            code, _, headers = await p.chat(tools=tools, model="mana/wide")
+            assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+            assert (await p.chat())[2]["x-mana-llm-resolved"] == "p/m"
+
+
+async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: Path) -> None:
+    """Mistral's validation: once refused, it is not sent again, and no client sees it."""
+
+    async def strict(connection: Connection, seen: Seen) -> None:
+        if "stream_options" in seen.json:
+            await connection.reply({"object": "error", "message": "extra_forbidden: stream_options"}, "422 No")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(strict)) as cloud, proxy(settings({"p": openai(cloud.url)}), tmp_path) as p:
+        for _ in range(2):
+            code, raw, _ = await p.stream()
+            assert (code, text_of(raw)) == (200, "Hello")
+        assert ["stream_options" in seen.json for seen in cloud.posts] == [True, False, False]
+
+
+async def test_embeddings_of_different_length_in_one_alias_are_told(tmp_path: Path) -> None:
+    """The operator's mistake: the log says so."""
+
+    async def longer(connection: Connection, seen: Seen) -> None:
+        rows = [{"object": "embedding", "index": 0, "embedding": [1.0, 0.0, 0.0]}]
+        await connection.reply({"object": "list", "data": rows, "model": "m"})
+
+    async with upstream(each(answers)) as one, upstream(each(longer)) as two:
+        async with proxy(settings({"one": openai(one.url), "two": openai(two.url)}), tmp_path) as p:
+            assert (await p.post("/v1/embeddings", {"input": "a"}))[0] == 200
+            await one.stop()
+            assert (await p.post("/v1/embeddings", {"input": "a"}))[0] == 200
+            told = [line for line in p.log.getvalue().splitlines() if '"one/m"' in line and '"two/m"' in line]
+            assert any("dimensions" in line.lower() for line in told)
+
+
+async def test_an_unreadable_answer_falls_back(tmp_path: Path) -> None:
+    """200 with HTML, an empty body, an error inside: never handed on as success."""
+    for body in (b"<html>login</html>", b"", b'{"error":{"message":"no","code":503}}', json.dumps({"id": 1}).encode()):
+
+        async def odd(connection: Connection, seen: Seen, body: bytes = body) -> None:
+            await connection.reply(body)
+
+        async with upstream(each(odd)) as gpu, upstream(each(answers)) as cloud:
+            async with proxy(settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)}), tmp_path) as p:
+                code, answer, headers = await p.chat()
+                assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+                assert answer["choices"][0]["message"]["content"] == completion()["choices"][0]["message"]["content"]
