@@ -75,7 +75,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        watchdog = notify.watchdog(loop, self.environ)
+        watchdog = notify.watchdog(loop, self.environ, os.getpid())
         try:
             await self._prober.once()
             self._probing = loop.create_task(self._prober.run())

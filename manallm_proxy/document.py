@@ -23,6 +23,8 @@ _BOOL: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+"""Half a character, from an escape or from bytes in the environment: no JSON can hold it."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
 DEEPEST: Final = 40
@@ -125,7 +127,7 @@ class _Loader(yaml.SafeLoader):
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
                 self.tell_at(key, "a key must be plain text")
             elif key.value in seen:
                 self.tell_at(key, f"key '{shown(key.value)}' is given twice")
@@ -146,7 +148,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_text(self, node: yaml.ScalarNode) -> str | Unset:
         text = str(self.construct_scalar(node))
-        return self._fill(text, node) if "${" in text else text
+        filled = self._fill(text, node) if "${" in text else text
+        if isinstance(filled, str) and _SURROGATE.search(filled):
+            self.tell_at(node, "holds what is no text in UTF-8")
+        return filled
 
     def construct_other(self, node: yaml.Node) -> None:
         self.tell_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
@@ -192,13 +197,14 @@ for _pattern, _name, _first in (
     (re.compile("<<"), "merge", "<"),
 ):
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
-_Loader.yaml_constructors |= {
+_constructors: dict[str | None, Any] = {
     **{_TAG + name: _Loader.construct_plain for name in ("bool", "int", "float", "null")},
     _TAG + "str": _Loader.construct_text,
     _TAG + "seq": _Loader.construct_yaml_seq,
     _TAG + "map": _Loader.construct_yaml_map,
     None: _Loader.construct_other,
 }
+_Loader.yaml_constructors = _constructors
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
@@ -210,7 +216,7 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
     what = getattr(error, "problem", None) or "not valid YAML"
     if isinstance(error, yaml.composer.ComposerError):
         what = "an alias without its anchor, or a second document (text that begins with * or & needs quotes)"
-    what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) == 1 or m[1].startswith("<") else "this", what)
+    what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) <= 2 or m[1].startswith("<") else "this", what)
     return f"line {mark.line + 1}: {what}" if mark else what
 
 

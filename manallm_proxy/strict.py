@@ -26,6 +26,9 @@ T = TypeVar("T")
 Part = str | int
 Hook = Callable[[Any, Any], Any]
 
+_MISTAKEN: Final = (Wrong, cattrs.BaseValidationError)
+"""What the input is to blame for; anything else is a bug of ours and passes."""
+
 
 class ConfigError(Exception):
     """A configuration that cannot be served. ``mistakes`` are all of them, each with its path."""
@@ -76,9 +79,7 @@ def structure(cls: type[T], raw: object, path: str, mistakes: Mistakes) -> T | N
     """
     try:
         return _CONVERTER.structure(raw, cls)
-    except Exception as error:
-        if not _is_about_input(error):
-            raise
+    except _MISTAKEN as error:
         places = list(_told(error))
     for place, what in places:
         mistakes.add(join(path, *place), what)
@@ -87,9 +88,7 @@ def structure(cls: type[T], raw: object, path: str, mistakes: Mistakes) -> T | N
         _leave_out(rest, place)
     try:
         return _CONVERTER.structure(rest, cls)
-    except Exception as error:
-        if not _is_about_input(error):
-            raise
+    except _MISTAKEN:
         return None
 
 
@@ -101,10 +100,6 @@ def join(path: str, *parts: Part) -> str:
         else:
             path += f".{shown(part)}" if path else shown(part)
     return path
-
-
-def _is_about_input(error: Exception) -> bool:
-    return isinstance(error, Wrong | cattrs.BaseValidationError)
 
 
 def _told(error: BaseException, place: tuple[Part, ...] = ()) -> Iterator[tuple[tuple[Part, ...], str]]:
@@ -231,7 +226,7 @@ def _each(steps: Iterable[tuple[Part, Callable[[], Any]]], kind: Any) -> list[An
     for place, step in steps:
         try:
             done.append(step())
-        except (Wrong, cattrs.BaseValidationError) as error:
+        except _MISTAKEN as error:
             error.add_note(cattrs.IterableValidationNote("", place, kind))
             errors.append(error)
     if errors:

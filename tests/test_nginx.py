@@ -1,0 +1,132 @@
+"""config/nginx.conf.example under Debian's real nginx, with only its addresses and paths exchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.needs import require
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
+
+EXAMPLE = Path(__file__).parent.parent / "config" / "nginx.conf.example"
+
+
+@asynccontextmanager
+async def nginx(p: Proxy, folder: Path) -> AsyncIterator[str]:
+    """nginx in front of `p`, unprivileged; its address."""
+    program = require("nginx", "Debian: apt-get install nginx-light")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    site = EXAMPLE.read_text().replace("127.0.0.1:3025", f"127.0.0.1:{p.port}")
+    site, listens = re.subn(r"(?m)^(\s*listen\s+)(?!\[)[^;]*;", rf"\g<1>127.0.0.1:{port};", site, count=1)
+    assert listens == 1
+    site = re.sub(r"(?m)^\s*listen\s+\[.*\n", "", site)
+    (folder / "site.conf").write_text(site)
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}"
+        f"{'user root;' if os.geteuid() == 0 else ''}"
+        f"http {{ {temporary} access_log off; include {folder}/site.conf; }}"
+    )
+    child = await asyncio.create_subprocess_exec(
+        str(program), "-e", f"{folder}/error.log", "-p", str(folder), "-c", f"{folder}/nginx.conf"
+    )
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                assert child.returncode is None, (folder / "error.log").read_text()
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except ConnectionError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+async def test_chunks_arrive_as_they_are_sent(tmp_path: Path) -> None:
+    """Each event comes through nginx before the next one exists."""
+    steps = [asyncio.Event() for _ in range(3)]
+
+    async def slowly(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        for number, step in enumerate(steps):
+            await connection.chunk(chunk(f"word{number}"))
+            await asyncio.wait_for(step.wait(), 5)
+        await connection.chunk(chunk(finish="stop") + DONE)
+        await connection.end()
+
+    async with upstream(each(slowly)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{front}/v1/chat/completions", json=payload) as response:
+                assert response.headers["Content-Type"] == "text/event-stream"
+                for number, step in enumerate(steps):
+                    got = b""
+                    async with asyncio.timeout(3):
+                        while f"word{number}".encode() not in got:
+                            got += await response.content.readany()
+                    step.set()
+                assert (await response.read()).endswith(DONE)
+
+
+async def test_address_and_request_id_are_handed_on(tmp_path: Path) -> None:
+    """The client's own id survives; without one nginx makes it; the client's address reaches us."""
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            url = f"{front}/v1/chat/completions"
+            async with p.client.post(url, json={"messages": []}, headers={"X-Request-Id": "mine-1"}) as response:
+                assert response.headers["X-Request-Id"] == "mine-1"
+            async with p.client.post(url, json={"messages": []}) as response:
+                assert re.fullmatch(r"[0-9a-f]{32}", response.headers["X-Request-Id"])
+            assert "X-Forwarded-For" in EXAMPLE.read_text()
+
+
+async def test_a_client_that_leaves_nginx_ends_the_upstream_request(tmp_path: Path) -> None:
+    """nginx closes at once, so do we."""
+
+    async def hangs(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await connection.gone()
+
+    async with upstream(each(hangs)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front, aiohttp.ClientSession() as leaving:
+            payload = {"messages": [], "stream": True}
+            response = await leaving.post(f"{front}/v1/chat/completions", json=payload)
+            await response.content.readany()
+            response.close()
+            asked = next(c for c in gpu.connections if c.answering)
+            await asyncio.wait_for(asked.closed.wait(), 1)
+
+
+async def test_large_bodies_pass_and_metrics_do_not(tmp_path: Path) -> None:
+    """2 MB would be over nginx's default; /metrics is not for the outside."""
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            big = {"messages": [{"role": "user", "content": "x" * 2_000_000}]}
+            async with p.client.post(f"{front}/v1/chat/completions", json=big) as response:
+                assert response.status == 200
+            async with p.client.get(f"{front}/metrics") as response:
+                assert response.status == 403
+
+
+@pytest.mark.parametrize("directive", ["proxy_read_timeout 600s;", "proxy_buffering off;"])
+def test_slow_answers_have_ten_minutes(directive: str) -> None:
+    """What cannot be waited for in a test is at least written."""
+    assert directive in re.sub(r"[ \t]+", " ", EXAMPLE.read_text())
