@@ -14,7 +14,9 @@ EX_CONFIG: Final = 78
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="manallm-proxy", description="One OpenAI-shaped door in front of all your models.")
+    top = argparse.ArgumentParser(
+        prog="manallm-proxy", description="One OpenAI-shaped door in front of all your models."
+    )
     top.add_argument("--version", action="version", version=f"manallm-proxy {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -7,6 +7,7 @@ I/O, this file knows no dialect.
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from collections.abc import Mapping
 from typing import Any, Final
@@ -169,7 +170,7 @@ class HttpUpstream:
             url = f"{self.address.base_url}/{request.path}"
             arguments = self._arguments(call.request_id, entry.timeouts)
             try:
-                response = await self._session.post(url, data=request.body, **arguments)
+                response = await self._session.post(url, data=_payload(request.body), **arguments)
             except transport.ERRORS as error:
                 if arguments["trace_request_ctx"].pooled and _was_stale(error):
                     continue
@@ -237,6 +238,11 @@ class HttpUpstream:
         task = asyncio.get_running_loop().create_task(_read_tail(response))
         self._tails.add(task)
         task.add_done_callback(self._tails.discard)
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    """Above a mebibyte aiohttp wants a file, which it writes piece by piece, giving way to others between."""
+    return body if len(body) <= 2**20 else io.BytesIO(body)
 
 
 def _was_stale(error: BaseException) -> bool:

@@ -151,9 +151,7 @@ class Exchange:
         assert response is not None
         return response
 
-    async def _walk_aloud(
-        self, walking: Awaitable[Served[relay.Opened]], patience: float
-    ) -> Served[relay.Opened]:
+    async def _walk_aloud(self, walking: Awaitable[Served[relay.Opened]], patience: float) -> Served[relay.Opened]:
         """The walk, with 200 and comments once it takes over `patience` seconds (``early_heartbeat``).
 
         The status is given away by that: from then on a failure is told in-band.
@@ -254,4 +252,3 @@ class Exchange:
                 error=self.error,
             )
         )
-

@@ -16,10 +16,12 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any, Final, assert_never
 
-from aioprometheus import Counter, Gauge, Histogram, Registry
+from aioprometheus.collectors import Counter, Gauge, Histogram, Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE, TextFormatter
+from aioprometheus.histogram import Histogram as Buckets
 from attrs import define, field
 
 from manallm_proxy.chain import Target
@@ -75,7 +77,7 @@ class _Observations:
         self.sums[labels] += value
 
 
-class _Text(TextFormatter):  # type: ignore[misc]  # the library ships no types
+class _Text(TextFormatter):
     """aioprometheus' text format with its label values and help texts escaped as Prometheus asks."""
 
     def _format_line(self, name: str, labels: dict[str, str], value: Any, const_labels: dict[str, str]) -> str:
@@ -85,7 +87,6 @@ class _Text(TextFormatter):  # type: ignore[misc]  # the library ships no types
 
 
 def _escape(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate would break the whole scrape
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
@@ -122,7 +123,9 @@ class Metrics:
                 model = self._model(event.provider, event.model)
                 self._add("llm_errors_total", event.provider, model, event.reason)
             case FellBack():
-                self._add("fallback_total", self._target(event.from_target), self._target(event.to_target), event.reason)
+                self._add(
+                    "fallback_total", self._target(event.from_target), self._target(event.to_target), event.reason
+                )
             case Reloaded():
                 self._add("reloads_total", "failure" if event.mistakes else "success")
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
@@ -182,7 +185,7 @@ class Metrics:
         for counts in self._counts.values():
             counter = Counter(PREFIX + counts.name, counts.doc, registry=registry)
             for labels, value in counts.values.items():
-                counter.set(dict(zip(counts.labels, labels, strict=True)), value)
+                counter.set(_labelled(counts.labels, labels), value)
         for seen in self._histograms.values():
             _render_histogram(seen, registry)
         self._gauges(registry)
@@ -218,16 +221,19 @@ _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
 )
 
 
+def _labelled(names: Labels, values: Labels) -> dict[str, str]:
+    """A lone surrogate would break the whole scrape: it becomes a question mark."""
+    return {name: text.encode("utf-8", "replace").decode() for name, text in zip(names, values, strict=True)}
+
+
 def _render_histogram(seen: _Observations, registry: Registry) -> None:
-    """Hands the counts to the library's own histogram: one observation a bucket, repeated by weight."""
-    histogram = Histogram(PREFIX + seen.name, seen.doc, buckets=list(seen.bounds), registry=registry)
+    """Hands the counts to the library's own histogram, whose buckets are cumulative."""
+    collector = Histogram(PREFIX + seen.name, seen.doc, buckets=list(seen.bounds), registry=registry)
     for labels, counts in seen.buckets.items():
-        named = dict(zip(seen.labels, labels, strict=True))
-        histogram.observe(named, 0.0)
-        inner = histogram.values[named]
-        bounds = (*seen.bounds, float("inf"))
-        inner.buckets = dict(zip(bounds, counts, strict=True))
-        inner.sum, inner.observations = seen.sums[labels], sum(counts)
+        filled = Buckets(*seen.bounds)
+        filled.buckets.update(zip(filled.buckets, accumulate(counts), strict=True))
+        filled.sum, filled.observations = seen.sums[labels], sum(counts)
+        collector.set_value(_labelled(seen.labels, labels), filled)
 
 
 def _process(registry: Registry) -> None:

@@ -64,5 +64,9 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return _Server(
-            made.request_handler, request_factory=made.request_factory, handler_cancellation=True, loop=made._loop, **made._kwargs
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=True,
+            loop=made._loop,
+            **made._kwargs,
         )

@@ -7,6 +7,7 @@ Both are cut where a client stops reading, and both speak up in a long silence, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from aiohttp import web
@@ -144,10 +145,8 @@ class RelaySink:
         self._timer = loop.call_later(min(due, self._patience), self._look)
 
     async def _heartbeat(self) -> None:
-        try:
+        with contextlib.suppress(ConnectionResetError):  # the relay will notice too
             await self._write(KEEP_ALIVE, counts=False)
-        except ConnectionResetError:
-            pass  # the relay will notice too
 
 
 @define

@@ -31,7 +31,9 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
         case aiohttp.ClientConnectorDNSError():
             return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
-            return ConnectFailed(f"{name}: its TLS certificate is not trusted: {_verdict(error)}", detail=f"tls: {_verdict(error)}")
+            return ConnectFailed(
+                f"{name}: its TLS certificate is not trusted: {_verdict(error)}", detail=f"tls: {_verdict(error)}"
+            )
         case aiohttp.ClientConnectorSSLError() | ssl.SSLError():
             return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
         case aiohttp.ClientConnectorError():

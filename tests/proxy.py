@@ -114,7 +114,9 @@ class Process:
 
 
 @asynccontextmanager
-async def process(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Process]:
+async def process(
+    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None
+) -> AsyncIterator[Process]:
     """The real thing, from its first log line on; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -17,7 +17,7 @@ from manallm_proxy.chain import Target, Timeouts
 from manallm_proxy.config import Config, ConfigError, exposure_mistake, find, is_loopback, load
 
 SHIPPED = Path(__file__).parent.parent / "config"
-SECRET = "sk-verysecret0123456789"  # noqa: S105 # nobody's
+SECRET = "sk-verysecret0123456789"  # nobody's
 PROVIDERS = """
 providers:
   ollama: {kind: ollama}
@@ -592,7 +592,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("::1", True),
         ("localhost", True),
         ("::ffff:127.0.0.1", True),
-        ("0.0.0.0", False),  # noqa: S104 # refused, that is the point
+        ("0.0.0.0", False),  # refused, that is the point
         ("::", False),
         ("10.0.0.1", False),
         ("localhost.example.com", False),
@@ -628,7 +628,7 @@ def test_command_line_wins_before_the_check(tmp_path: Path) -> None:
     path.write_text("listen: {unix: /run/x}\naliases: {}")
     assert load(path, {}, port=1).listen.unix is None
     with pytest.raises(ConfigError):
-        load(path, {}, host="0.0.0.0")  # noqa: S104 # refused, that is the point
+        load(path, {}, host="0.0.0.0")  # refused, that is the point
 
 
 def test_exposure_of_a_host_given_later(loaded: Load) -> None:

@@ -163,7 +163,11 @@ async def test_after_commit_nothing_is_spliced(tmp_path: Path, how: str) -> None
             assert cloud.posts == []
             _, health = await p.get("/v1/health")
             blamed = health["providers"]["gpu"]
-            assert blamed["consecutive_failures"] + sum(t["consecutive_failures"] for t in blamed.get("targets", {}).values()) == 1
+            assert (
+                blamed["consecutive_failures"]
+                + sum(t["consecutive_failures"] for t in blamed.get("targets", {}).values())
+                == 1
+            )
 
 
 @pytest.mark.parametrize("phase", ["before the first byte", "in the stream", "whole answer"])
@@ -261,7 +265,10 @@ async def test_fallback_on_moves_on_and_says_so(tmp_path: Path) -> None:
 
 async def test_429_cools_the_target_and_is_no_failure(tmp_path: Path) -> None:
     """The next request skips it until its Retry-After."""
-    async with upstream(each(status("429 Too Many", extra="Retry-After: 7\r\n"))) as gpu, upstream(each(answers)) as cloud:
+    async with (
+        upstream(each(status("429 Too Many", extra="Retry-After: 7\r\n"))) as gpu,
+        upstream(each(answers)) as cloud,
+    ):
         async with proxy(settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)}), tmp_path) as p:
             assert [(await p.chat())[2]["x-mana-llm-attempts"] for _ in range(2)] == ["2", "1"]
             _, health = await p.get("/v1/health")

@@ -30,7 +30,9 @@ def gemini(text: str, *, finish: str | None = None) -> bytes:
     candidate: dict[str, Any] = {"index": 0, "content": {"role": "model", "parts": [{"text": text}]}}
     if finish:
         candidate["finishReason"] = finish
-    return json.dumps({"candidates": [candidate], "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2}}).encode()
+    return json.dumps(
+        {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2}}
+    ).encode()
 
 
 async def ollama_server(connection: Connection, seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import socket
@@ -119,8 +120,8 @@ async def test_large_bodies_pass_and_metrics_do_not(tmp_path: Path) -> None:
     """2 MB would be over nginx's default; /metrics is not for the outside."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         async with nginx(p, tmp_path) as front:
-            big = {"messages": [{"role": "user", "content": "x" * 2_000_000}]}
-            async with p.client.post(f"{front}/v1/chat/completions", json=big) as response:
+            big = io.BytesIO(b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * 2_000_000))
+            async with p.client.post(f"{front}/v1/chat/completions", data=big) as response:
                 assert response.status == 200
             async with p.client.get(f"{front}/metrics") as response:
                 assert response.status == 403

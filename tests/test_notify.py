@@ -70,7 +70,7 @@ async def test_a_socket_of_systemds_is_taken(tmp_path: Path) -> None:
         child = await asyncio.create_subprocess_exec(
             "bash",
             "-c",
-            f'exec "{sys.executable}" -c \'{PASSED}\' 3<&{server.fileno()}',
+            f"exec \"{sys.executable}\" -c '{PASSED}' 3<&{server.fileno()}",
             pass_fds=(server.fileno(),),
             stdout=asyncio.subprocess.PIPE,
         )

@@ -44,10 +44,14 @@ async def cloud(connection: Connection, seen: Seen) -> None:
         await connection.reply({"error": error}, f"{model} Refused")
     elif "input" in request:
         rows = [{"object": "embedding", "index": i, "embedding": [0.5, -0.25]} for i in range(len(request["input"]))]
-        await connection.reply({"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}})
+        await connection.reply(
+            {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+        )
     elif "prompt" in request:
         choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
-        await connection.reply({"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]})
+        await connection.reply(
+            {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
+        )
     elif model == "tools":
         await connection.head()
         for frame in TOOL_STREAM:

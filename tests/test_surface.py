@@ -237,10 +237,14 @@ async def test_redirects_are_not_followed(tmp_path: Path) -> None:
     async with upstream(each(answers)) as other, upstream(each(answers)) as cloud:
 
         async def redirects(connection: Connection, seen: Seen) -> None:
-            await connection.reply(b"", "307 Temporary Redirect", extra=f"Location: {other.url}/v1/chat/completions\r\n")
+            await connection.reply(
+                b"", "307 Temporary Redirect", extra=f"Location: {other.url}/v1/chat/completions\r\n"
+            )
 
         async with upstream(each(redirects)) as gpu:
-            async with proxy(settings({"gpu": openai(gpu.url, api_key="k"), "cloud": openai(cloud.url)}), tmp_path) as p:
+            async with proxy(
+                settings({"gpu": openai(gpu.url, api_key="k"), "cloud": openai(cloud.url)}), tmp_path
+            ) as p:
                 assert (await p.chat())[2]["x-mana-llm-resolved"] == "cloud/m"
         assert other.seen == []
 
@@ -336,7 +340,10 @@ def _first_byte(connection: Connection) -> Any:
 SILENT: dict[str, tuple[Callable[[Connection], Any], str]] = {
     "says nothing": (_first_byte, "first_byte_timeout"),
     "half a head": (lambda c: c.send(b"HTTP/1.1 200 OK\r\nContent-Ty"), "first_byte_timeout"),
-    "only comments": (lambda c: c.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: wait\n\n"), "first_byte_timeout"),
+    "only comments": (
+        lambda c: c.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: wait\n\n"),
+        "first_byte_timeout",
+    ),
 }
 
 

@@ -75,12 +75,17 @@ class Connection:
         await self.send(b"0\r\n\r\n")
 
     async def reply(
-        self, body: bytes | dict[str, Any], status: str = "200 OK", content_type: str = "application/json", extra: str = ""
+        self,
+        body: bytes | dict[str, Any],
+        status: str = "200 OK",
+        content_type: str = "application/json",
+        extra: str = "",
     ) -> None:
         """A whole answer with a length."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         await self.send(
-            f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(data)}\r\n{extra}\r\n".encode() + data
+            f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(data)}\r\n{extra}\r\n".encode()
+            + data
         )
 
     def reset(self) -> None:
@@ -214,7 +219,9 @@ async def answers(connection: Connection, seen: Seen) -> None:
     request = seen.json
     if "input" in request:
         rows = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
-        await connection.reply({"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}})
+        await connection.reply(
+            {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+        )
         return
     if not request.get("stream"):
         await connection.reply(completion())
@@ -228,7 +235,9 @@ async def answers(connection: Connection, seen: Seen) -> None:
     await connection.end()
 
 
-def status(line: str, body: bytes | dict[str, Any] = b"{}", extra: str = "") -> Callable[[Connection, Seen], Awaitable[None]]:
+def status(
+    line: str, body: bytes | dict[str, Any] = b"{}", extra: str = ""
+) -> Callable[[Connection, Seen], Awaitable[None]]:
     """Answers every request with one status."""
 
     async def answer(connection: Connection, seen: Seen) -> None:

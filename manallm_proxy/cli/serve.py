@@ -52,7 +52,9 @@ def banner(app: App) -> str:
     lines = ["manallm-proxy is ready.", "", "Providers:"]
     for name, health in snapshot.board.providers.items():
         why = snapshot.config.providers[name].api_key_missing or health.provider.last_error or ""
-        lines.append(f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}")
+        lines.append(
+            f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}"
+        )
     lines += ["", "Aliases:"]
     for name, chain in snapshot.config.aliases.items():
         lines.append(f"  {name:<18} {' -> '.join(str(entry.target) for entry in chain)}")
@@ -60,5 +62,10 @@ def banner(app: App) -> str:
     unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {address[5:]} ", "http://localhost")
     model = snapshot.config.default or "ollama/llama3.2"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    lines += ["", "Try:", f"  curl {unix}{base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", ""]
+    lines += [
+        "",
+        "Try:",
+        f"  curl {unix}{base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "",
+    ]
     return "\n".join(lines)

@@ -37,7 +37,9 @@ QUOTA_COOLING: Final = 600.0
 
 _MESSAGE_LIMIT: Final = 500
 _SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_DURATION: Final = re.compile(
+    r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
+)
 _TRY_AGAIN: Final = re.compile(r"(?:try again|retry) in (\d[\dhms.]*)", re.IGNORECASE)
 
 _QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
@@ -148,7 +150,13 @@ def in_band(spoken: Said) -> ProviderError:
         words = re.sub(r"(?<=[a-z])(?=error|failure)", "_", words)
         status = next((number for pattern, number in _STATUS_OF_WORD if pattern.search(words)), 502)
     return classify(
-        status, {}, spoken.message, kind=spoken.kind, code=spoken.code, param=spoken.param, retry_after=spoken.retry_after
+        status,
+        {},
+        spoken.message,
+        kind=spoken.kind,
+        code=spoken.code,
+        param=spoken.param,
+        retry_after=spoken.retry_after,
     )
 
 
@@ -181,7 +189,12 @@ def classify(
     # 2
     if status == 429:
         if words.intersection(_QUOTA):
-            return RateLimited("the provider says that our quota is used up", detail="quota", provider_status=429, retry_after=QUOTA_COOLING)
+            return RateLimited(
+                "the provider says that our quota is used up",
+                detail="quota",
+                provider_status=429,
+                retry_after=QUOTA_COOLING,
+            )
         return RateLimited("the provider limits our rate", provider_status=429, retry_after=after)
     if status == 402:
         return PaymentRequired(
@@ -232,7 +245,9 @@ def _server(status: int, text: str, words: set[str], after: float | None) -> Pro
         return NotImplementedByProvider(shown, detail=detail, provider_status=status)
     busy = bool(_BUSY.search(text)) or any(_BUSY.search(w) for w in words) or "unavailable_error" in words
     if status in (503, 529) and (busy or after is not None):
-        return ServerBusy(f"the provider is busy (status {status})", detail="busy", provider_status=status, retry_after=after)
+        return ServerBusy(
+            f"the provider is busy (status {status})", detail="busy", provider_status=status, retry_after=after
+        )
     if status == 500:
         return ModelFailed(shown, detail=detail, provider_status=status)
     return ServerFailed(shown, detail=detail, provider_status=status, retry_after=after)

@@ -143,7 +143,9 @@ def _require_list(values: Mapping[str, Any], key: str) -> None:
         raise BadResponse(f"its answer has no '{key}'", detail=f"no {key}")
 
 
-def _embeddings_as_asked(call: Call, body: bytes, values: Mapping[str, Any], spans: dict[str, tuple[int, int]]) -> bytes:
+def _embeddings_as_asked(
+    call: Call, body: bytes, values: Mapping[str, Any], spans: dict[str, tuple[int, int]]
+) -> bytes:
     """base64 exactly when it was asked for: Node's SDK 6 reads floats as garbage then (wire.md A.5)."""
     raw = bytes(values["data"])
     span = call.head.spans.get("encoding_format")
@@ -240,9 +242,9 @@ class EventRelay:
         self._seen_data = True
         if frame.event == b"error" or b'error"' in data or b'"error_type"' in data:
             _refuse_event(frame)
-        if not self._said or _FINISH.search(data) or _USAGE.search(data):
-            if self._look(data):
-                return b""
+        worth_a_look = not self._said or _FINISH.search(data) or _USAGE.search(data)
+        if worth_a_look and self._look(data):
+            return b""
         new = self._with_model(data)
         at = frame.raw.find(data)
         if at < 0:  # several data lines: JSON breaks lines only where a space would do
