@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -19,7 +20,7 @@ from aiohttp.web_runner import BaseSite
 from attrs import define, field
 
 from manallm_proxy import __version__, notify
-from manallm_proxy.config import Config, ConfigError, load
+from manallm_proxy.config import Config, ConfigError, exposure_mistake, load
 from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
 from manallm_proxy.logs import Logs
 from manallm_proxy.metrics import Metrics
@@ -153,6 +154,7 @@ class App:
         passed = notify.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
         if passed:
+            self._refuse_exposed(passed)
             sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in passed]
         elif listen.unix is not None:
             sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
@@ -162,6 +164,14 @@ class App:
             await site.start()
         self.addresses += [_name(address) for address in runner.addresses]
         return sites
+
+    def _refuse_exposed(self, passed: list[socket.socket]) -> None:
+        """A socket of systemd's is held to the same rule as ``listen``: never open to others unasked."""
+        for each in passed:
+            if each.family in (socket.AF_INET, socket.AF_INET6):
+                mistake = exposure_mistake(self.config, each.getsockname()[0])
+                if mistake is not None:
+                    raise ConfigError((mistake,))
 
     async def _drain(self, sites: list[BaseSite]) -> None:
         notify.stopping(self.environ)

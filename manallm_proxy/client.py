@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 from attrs import define, field, frozen
+from multidict import CIMultiDict
 
 from manallm_proxy import transport
 from manallm_proxy.chain import Entry, Timeouts
@@ -51,14 +52,15 @@ class Address:
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
 
-    def headers_for(self, request_id: str | None) -> dict[str, str]:
+    def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
         """What every request carries: nothing of the client's own but the request id (contract, section 3)."""
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if request_id:
             headers["X-Request-Id"] = request_id
-        return headers | dict(self.headers)
+        headers.update(self.headers)
+        return headers
 
 
 @define

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -820,10 +819,9 @@ def test_odd_documents(mistakes: Told, text: str) -> None:
     assert mistakes(text)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_file_without_permission(tmp_path: Path) -> None:
-    """Told as what it is."""
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Told as what it is: here a folder, since root reads every file."""
     path = tmp_path / "proxy.yaml"
-    path.touch(mode=0o000)
-    with pytest.raises(ConfigError, match="Permission denied"):
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"(?i)directory"):
         load(path, {})
