@@ -1,0 +1,72 @@
+# `make install` and `make uninstall`. The virtual environment is built beside its place and moved there whole, so a
+# failed installation leaves the running one as it was. Nothing in it knows where it was built (DESTDIR).
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+PYTHON ?= python3
+
+APP := $(PREFIX)/lib/manallm-proxy
+LAUNCHER := $(PREFIX)/bin/manallm-proxy
+UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
+SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
+ETC := $(SYSCONFDIR)/manallm
+SOURCES := pyproject.toml setup.cfg README.md LICENSE manallm_proxy
+
+.PHONY: install
+install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "manallm-proxy needs Python 3.11 or newer; name one: make PYTHON=python3.12 install"; exit 1; }
+	@echo "Installing into $(DESTDIR)$(APP) ..."
+	@set -eu; umask 022; \
+	new='$(DESTDIR)$(APP).new'; old='$(DESTDIR)$(APP).old'; source=$$(mktemp -d); \
+	trap 'rm -rf "$$source" "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
+	rm -rf "$$new" "$$old"; mkdir -p '$(DESTDIR)$(PREFIX)/lib'; \
+	cp -R $(SOURCES) "$$source"; \
+	$(PYTHON) -m venv "$$new"; \
+	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$$source"; \
+	"$$new/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes pip; \
+	find "$$new/bin" ! -name 'python*' ! -type d -exec rm -f {} +; \
+	find "$$new" -name direct_url.json -exec rm -f {} +; \
+	find "$$new" -name __pycache__ -exec rm -rf {} +; \
+	sed '/^command = /d' "$$new/pyvenv.cfg" >"$$source/pyvenv.cfg"; \
+	cat "$$source/pyvenv.cfg" >"$$new/pyvenv.cfg"; \
+	"$$new/bin/python" -m compileall -qq -j 0 -s "$$new" -p '$(APP)' "$$new/lib" || \
+		echo "some of the bytecode could not be compiled; that costs time at the start, no more" >&2; \
+	if [ -e '$(DESTDIR)$(APP)' ]; then mv '$(DESTDIR)$(APP)' "$$old"; fi; \
+	mv "$$new" '$(DESTDIR)$(APP)'; rm -rf "$$old"; \
+	base=$$('$(DESTDIR)$(APP)/bin/python' -c 'import os, sys; print(os.path.realpath(sys.executable))'); \
+	for path in "$$base" '$(APP)'; do \
+		case $$path in /root/*|/home/*|/run/user/*) \
+			echo "Warning: the unit's ProtectHome=yes hides $$path from the service; name another PYTHON or PREFIX" >&2;; \
+		esac; \
+	done
+	@install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(dir $(UNIT))' '$(DESTDIR)$(dir $(SYSUSERS))'
+	@install -m 0755 systemd/launcher.sh '$(DESTDIR)$(LAUNCHER)'
+	@sed -e 's|/usr/local/bin/manallm-proxy|$(LAUNCHER)|g' -e 's|/etc/manallm|$(ETC)|g' \
+		systemd/manallm-proxy.service >'$(DESTDIR)$(UNIT)'
+	@chmod 0644 '$(DESTDIR)$(UNIT)'
+	@install -m 0644 systemd/manallm-proxy.sysusers '$(DESTDIR)$(SYSUSERS)'
+	@set -eu; root=; if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then root=yes; fi; \
+	if [ "$$root" ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers '$(SYSUSERS)'; fi; \
+	group=; if [ "$$root" ] && getent group manallm >/dev/null; then group='-g manallm'; fi; \
+	for folder in '$(DESTDIR)$(ETC)' '$(DESTDIR)$(ETC)/keys'; do \
+		if [ ! -e "$$folder" ]; then mkdir -p '$(DESTDIR)$(SYSCONFDIR)'; install -d -m 0750 $$group "$$folder"; fi; \
+	done; \
+	for file in proxy.yaml aliases.yaml; do \
+		if [ ! -e '$(DESTDIR)$(ETC)'/$$file ]; then install -m 0640 $$group config/$$file '$(DESTDIR)$(ETC)'/$$file; \
+			else echo "kept: $(DESTDIR)$(ETC)/$$file"; fi; \
+	done; \
+	if [ "$$root" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "1. Whom to call: $(ETC)/proxy.yaml, aliases.yaml; keys: a file each, such as $(ETC)/keys/GROQ_API_KEY"
+	@echo "2. Is it right:  $(LAUNCHER) check --config $(ETC)/proxy.yaml"
+	@echo "3. Start:        systemctl enable --now manallm-proxy"
+
+.PHONY: uninstall
+uninstall:  ## remove what install brought, except /etc/manallm
+	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] && [ -e '$(UNIT)' ]; then \
+		systemctl disable --now manallm-proxy || exit 1; fi
+	@rm -rf '$(DESTDIR)$(APP)' '$(DESTDIR)$(APP).new' '$(DESTDIR)$(APP).old'
+	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SYSUSERS)'
+	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Removed. Kept: $(DESTDIR)$(ETC) with configuration and keys, and the user manallm."

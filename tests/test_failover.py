@@ -1,0 +1,272 @@
+"""The walk along a chain: fakes as attempts, a number as clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy.board import Board
+from manallm_proxy.chain import Chain, Entry, Target
+from manallm_proxy.errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    ContentBlocked,
+    ContextTooLong,
+    Disconnected,
+    FirstByteTimeout,
+    InvalidRequest,
+    KeyRejected,
+    MissingModel,
+    PaymentRequired,
+    ProviderError,
+    ReadTimeout,
+    RetryableStatus,
+    Unsupported,
+    UpstreamSaid,
+)
+from manallm_proxy.events import AttemptFailed, Event, FellBack, KeyWasRejected
+from manallm_proxy.failover import NoProvider, Served, Walk
+from manallm_proxy.health import Health, Permit
+from manallm_proxy.wires.classify import classify
+
+Step = BaseException | str
+
+
+class Story:
+    """A chain of providers p0, p1, ... that answer as scripted, and all that was told."""
+
+    def __init__(self, steps: Sequence[Step], healths: dict[str, Health] | None = None) -> None:
+        self.entries = tuple(Entry(Target(f"p{n}", "m")) for n in range(len(steps)))
+        self.steps = {f"p{n}": step for n, step in enumerate(steps)}
+        self.healths = {f"p{n}": Health() for n in range(len(steps))} | (healths or {})
+        self.told: list[Event] = []
+        self.asked: list[str] = []
+        self.now = 0.0
+        self.board = Board(self.healths, lambda: self.now, self.told.append)
+        self.walk: Walk | None = None
+
+    async def attempt(self, entry: Entry) -> str:
+        self.asked.append(entry.target.provider)
+        self.now += 0.01
+        step = self.steps[entry.target.provider]
+        if isinstance(step, BaseException):
+            raise step
+        return step
+
+    async def run(self) -> Served[str]:
+        self.walk = Walk(Chain("mana/test", self.entries), self.board, "id-1")
+        return await self.walk.run(self.attempt, "mana/test")
+
+    def kinds(self, of: type[Event]) -> list[Event]:
+        return [event for event in self.told if isinstance(event, of)]
+
+
+def said(status: int, message: str = "", **more: str) -> Callable[[], ProviderError]:
+    return lambda: classify(status, {}, message, **more)  # type: ignore[arg-type]  # kind, code, param only
+
+
+RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
+    "refused, unreachable, DNS, TLS": (lambda: ConnectFailed("x", detail="refused"), "connect_error"),
+    "connect timeout": (lambda: ConnectTimeout("x"), "connect_timeout"),
+    "first-byte timeout": (lambda: FirstByteTimeout("x"), "first_byte_timeout"),
+    "read timeout": (lambda: ReadTimeout("x"), "read_timeout"),
+    "disconnect, reset": (lambda: Disconnected("x"), "disconnected"),
+    "malformed, HTML, broken JSON": (lambda: BadResponse("x"), "bad_response"),
+    "500": (said(500), "http_5xx"),
+    "501": (said(501), "http_5xx"),
+    "502": (said(502), "http_5xx"),
+    "503": (said(503), "http_5xx"),
+    "503 busy": (said(503, "server busy, please try again"), "http_5xx"),
+    "504": (said(504), "http_5xx"),
+    "529": (said(529, "overloaded"), "http_5xx"),
+    "429": (said(429), "rate_limited"),
+    "429 quota": (said(429, kind="insufficient_quota"), "rate_limited"),
+    "redirect": (said(307), "bad_response"),
+    "408": (lambda: RetryableStatus("x", provider_status=408), "http_408"),
+    "498": (lambda: RetryableStatus("x", provider_status=498), "http_498"),
+}
+
+
+@pytest.mark.parametrize("row", RETRYABLE)
+async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
+    """Noted with its reason, told, and the next target answers."""
+    make, reason = RETRYABLE[row]
+    story = Story([make(), "hello"])
+    served = await story.run()
+    assert (served.value, str(served.entry.target), story.asked) == ("hello", "p1/m", ["p0", "p1"])
+    assert story.walk is not None
+    assert [line.reason for line in story.walk.log] == [reason]
+    assert [e.reason for e in story.kinds(AttemptFailed)] == [reason]  # type: ignore[union-attr]  # by kinds
+    assert story.kinds(FellBack) == [FellBack("id-1", "p0/m", "p1/m", reason)]
+
+
+PROPAGATED: dict[str, tuple[Callable[[], ProviderError], int, str, str | None]] = {
+    "400": (said(400, "no"), 400, "invalid_request_error", None),
+    "404": (said(404, "model 'x' not found"), 404, "model_not_found", "missing_model"),
+    "409": (said(409), 409, "invalid_request_error", "409"),
+    "413": (said(413), 413, "invalid_request_error", "413"),
+    "415": (said(415), 415, "invalid_request_error", "415"),
+    "422": (said(422), 422, "invalid_request_error", "422"),
+    "424": (said(424), 424, "invalid_request_error", None),
+    "402": (said(402), 402, "payment_required", "payment"),
+    "context": (said(400, code="context_length_exceeded"), 400, "context_length_exceeded", "context_length"),
+    "capability": (lambda: Unsupported("x"), 400, "unsupported_capability", "capability"),
+    "no tools": (said(400, "m does not support tools"), 400, "unsupported_capability", "capability"),
+    "blocked": (lambda: ContentBlocked("x"), 400, "content_filter", None),
+    "moderation": (said(403, "flagged", code="content_policy_violation"), 400, "content_filter", None),
+    "401": (said(401), 502, "provider_key_rejected", "auth"),
+    "403": (said(403), 502, "provider_key_rejected", "auth"),
+}
+
+
+@pytest.mark.parametrize("row", PROPAGATED)
+async def test_an_error_of_the_callers_ends_the_walk(row: str) -> None:
+    """At once, whatever else is in the chain; health is left alone, however often."""
+    make, status, word, _ = PROPAGATED[row]
+    story = Story([make(), "hello"])
+    for _ in range(3):
+        with pytest.raises(ProviderError) as told:
+            await story.run()
+    assert (told.value.status, word in (told.value.code, told.value.type)) == (status, True)
+    assert told.value.target == "p0/m"
+    assert story.asked == ["p0"] * 3
+    assert story.healths["p0"] == Health()
+    assert story.kinds(FellBack) == []
+
+
+@pytest.mark.parametrize("row", [row for row, (_, _, _, widened) in PROPAGATED.items() if widened])
+async def test_fallback_on_lets_it_move_on(row: str) -> None:
+    """By class or by status, for one entry; told as such."""
+    make, _, _, widened = PROPAGATED[row]
+    story = Story([make(), "hello"])
+    story.entries = (evolve(story.entries[0], fallback_on=frozenset({str(widened)})), story.entries[1])
+    assert (await story.run()).value == "hello"
+    [told] = story.kinds(FellBack)
+    assert isinstance(told, FellBack) and told.widened
+    story.entries = (evolve(story.entries[0], fallback_on=frozenset({"499"})), story.entries[1])
+    if row != "404":  # a missing model that was passed marks its target
+        with pytest.raises(ProviderError):
+            await story.run()
+
+
+async def test_a_rejected_key_is_an_alarm() -> None:
+    """Told apart from any other failure."""
+    story = Story([classify(401, {}, "")])
+    with pytest.raises(KeyRejected):
+        await story.run()
+    assert story.kinds(KeyWasRejected) == [KeyWasRejected("p0", 401)]
+
+
+async def test_what_is_not_worth_trying_is_skipped_with_its_reason() -> None:
+    """Unconfigured, unhealthy, cooling, saturated: no attempt is made."""
+    healths = {"p0": Health(configured=False), "p1": Health(), "p2": Health(), "p3": Health(max_concurrent=0)}
+    story = Story(["no"] * 4 + ["hello"], healths)
+    for error in (ConnectFailed("x"), ConnectFailed("x")):
+        healths["p1"].probed(error, 0.0)
+    got = healths["p2"].admit("m", 0.0)
+    assert isinstance(got, Permit)
+    got.failed(classify(429, {}, ""), 0.0)
+    served = await story.run()
+    assert (served.value, story.asked) == ("hello", ["p4"])
+    assert story.walk is not None and story.walk.tried == 1
+    assert [line.reason for line in story.walk.log] == ["unconfigured", "unhealthy", "cooling", "saturated"]
+    assert [e.from_target for e in story.kinds(FellBack)] == ["p0/m", "p1/m", "p2/m", "p3/m"]  # type: ignore[union-attr]
+
+
+async def test_nobody_left_is_told_entry_by_entry() -> None:
+    """With what happened, how long it took, and when the first may be tried again."""
+    story = Story([ConnectFailed("x", detail="refused"), classify(503, {}, ""), "no"], {"p2": Health(configured=False)})
+    with pytest.raises(NoProvider) as told:
+        await story.run()
+    assert [line.to_json() for line in told.value.attempts] == [
+        {"model": "p0/m", "reason": "connect_error", "detail": "refused", "duration_ms": 10},
+        {"model": "p1/m", "reason": "http_5xx", "status": 503, "detail": "status 503", "duration_ms": 10},
+        {"model": "p2/m", "reason": "unconfigured"},
+    ]
+    assert told.value.message == (
+        "no provider could serve mana/test: p0/m (connect_error: refused), "
+        "p1/m (http_5xx: status 503), p2/m (unconfigured)"
+    )
+    assert (told.value.retry_after, told.value.worth_retrying) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("errors", "after", "worth"),
+    [
+        ([classify(429, {"retry-after": "7"}, "")], 7.0, True),
+        ([classify(429, {"retry-after": "90"}, "")], 60.0, False),
+        ([classify(429, {"retry-after": "90"}, ""), classify(429, {"retry-after": "9"}, "")], 9.0, True),
+    ],
+)
+async def test_the_time_to_come_back_is_computed(errors: list[ProviderError], after: float, worth: bool) -> None:
+    """When the first target may be tried again; beyond a minute SDKs are told not to bother."""
+    with pytest.raises(NoProvider) as told:
+        await Story(errors).run()
+    assert told.value.retry_after == pytest.approx(after, abs=0.05)
+    assert told.value.worth_retrying is worth
+
+
+@pytest.mark.parametrize("leaves", [asyncio.CancelledError(), RuntimeError("a bug"), InvalidRequest("no")])
+async def test_anything_else_ends_the_walk_and_blames_nobody(leaves: BaseException) -> None:
+    """The client left, a bug, a request that the wire cannot say: the place is free again."""
+    story = Story([leaves, "hello"])
+    with pytest.raises(type(leaves)):
+        await story.run()
+    assert story.asked == ["p0"]
+    assert story.healths["p0"] == Health()
+
+
+OUTCOMES = st.sampled_from(["hello", "skip", *RETRYABLE, *PROPAGATED])
+
+
+@given(st.lists(OUTCOMES, min_size=1, max_size=6))
+def test_any_chain_with_any_outcome(outcomes: list[str]) -> None:
+    """Never a second answer, nothing tried behind one, the log whole and in order, every place given back."""
+    steps: list[Step] = []
+    healths: dict[str, Health] = {}
+    for number, word in enumerate(outcomes):
+        healths[f"p{number}"] = Health(configured=word != "skip")
+        made = RETRYABLE[word][0]() if word in RETRYABLE else PROPAGATED[word][0]() if word in PROPAGATED else word
+        steps.append(made)
+    story = Story(steps, healths)
+    ends = next((n for n, word in enumerate(outcomes) if word == "hello" or word in PROPAGATED), None)
+    passed = outcomes if ends is None else outcomes[:ends]
+    tried = [
+        f"p{n}" for n, word in enumerate(outcomes[: len(outcomes) if ends is None else ends + 1]) if word != "skip"
+    ]
+    served: Served[str] | None = None
+    try:
+        served = asyncio.run(story.run())
+    except NoProvider:
+        assert ends is None
+    except ProviderError:
+        assert ends is not None and outcomes[ends] in PROPAGATED
+    assert story.asked == tried
+    assert story.walk is not None
+    assert [line.model for line in story.walk.log] == [f"p{n}/m" for n in range(len(passed))]
+    if served is not None:
+        assert ends is not None and outcomes[ends] == "hello"
+        served.permit.served(0.0)
+    assert all(health.in_flight == 0 for health in healths.values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ContextTooLong("x", provider_status=400),
+        MissingModel("x", provider_status=404),
+        PaymentRequired("x", provider_status=402),
+        UpstreamSaid("x", provider_status=418),
+    ],
+)
+async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None:
+    """Same status, whichever of the 4xx it is."""
+    with pytest.raises(UpstreamSaid) as told:
+        await Story([error, "hello"]).run()
+    assert told.value.status == error.provider_status
