@@ -1,0 +1,45 @@
+"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one (wire.md C.3, E.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from manallm_proxy.errors import BadResponse, InvalidRequest
+from manallm_proxy.schema import decode, split_object
+from manallm_proxy.wires.classify import in_band, said
+
+
+def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
+    """The JSON object `data` with its ``model`` (at `span`, None: it has none) as the JSON string `model`."""
+    if span is None:
+        brace = data.index(b"{") + 1
+        comma = b"" if data[brace:].lstrip()[:1] == b"}" else b","
+        return data[:brace] + b'"model":' + model + comma + data[brace:]
+    return data[: span[0]] + model + data[span[1] :]
+
+
+def reply_object(body: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    try:
+        return split_object(body)
+    except InvalidRequest:
+        detail = "empty body" if not body.strip() else "html" if body.lstrip()[:1] == b"<" else "not a JSON object"
+        raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None
+
+
+def refuse_error(values: Mapping[str, Any]) -> None:
+    """A 200 with an error inside (wire.md E.2)."""
+    if bytes(values.get("error", b"null")) != b"null":
+        raise in_band(said({"error": decode(values["error"])}))
+
+
+def refuse_choice_error(choices: Any) -> None:
+    """OpenRouter's non-stream form: ``choices[0].error``, perhaps behind partial content."""
+    for choice in choices:
+        if isinstance(choice, dict) and choice.get("error"):
+            raise in_band(said({"error": choice["error"]}))
+
+
+def require_list(values: Mapping[str, Any], key: str) -> None:
+    if bytes(values.get(key, b"null"))[:1] != b"[":
+        raise BadResponse(f"its answer has no '{key}'", detail=f"no {key}")

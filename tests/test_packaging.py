@@ -1,0 +1,145 @@
+"""`make install` into a staging folder, what it leaves there, and the unit as systemd's own tools see it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy import __version__
+from tests.needs import require
+
+ROOT = Path(__file__).parent.parent
+WHY = "Debian: apt-get install systemd"
+
+pytestmark = pytest.mark.timeout(180)  # the first of them waits for the installation
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command's result, whatever it is."""
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+
+
+def make(target: str, stage: Path) -> str:
+    """What a target of systemd/install.mk says."""
+    done = run(require("make", "it installs"), "-f", "systemd/install.mk", target, f"DESTDIR={stage}", "PREFIX=/usr")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One installation for all tests, moved after it was made: nothing in it may know where it was."""
+    built = tmp_path_factory.mktemp("built")
+    make("install", built)
+    yield built.rename(built.with_name("moved"))
+
+
+@pytest.fixture
+def unit(stage: Path, tmp_path: Path) -> Path:
+    """The installed unit with its launcher's path exchanged for the staged one, which exists."""
+    text = (stage / "usr/lib/systemd/system/manallm-proxy.service").read_text()
+    assert "/usr/local" not in text
+    path = tmp_path / "manallm-proxy.service"
+    path.write_text(text.replace("/usr/bin/manallm-proxy", f"{stage}/usr/bin/manallm-proxy"))
+    return path
+
+
+def test_the_unit_verifies_clean(unit: Path) -> None:
+    """Not one word from systemd about our unit; about the machine's other units it may say what it likes."""
+    done = run(require("systemd-analyze", WHY), "verify", "--man=no", "--recursive-errors=no", unit)
+    assert done.returncode == 0, done.stderr
+    assert "manallm" not in done.stdout + done.stderr
+
+
+def test_the_unit_is_confined(unit: Path) -> None:
+    """`systemd-analyze security` fails above its threshold, given in tenths: 1.5."""
+    done = run(require("systemd-analyze", WHY), "security", "--offline=yes", "--threshold=15", unit)
+    assert done.returncode == 0, done.stdout
+    assert "Overall exposure level" in done.stdout
+
+
+def test_what_the_unit_promises(unit: Path) -> None:
+    """What other parts rely on: drain, watchdog, reload, exit code 78, and keys that may be absent."""
+    lines = unit.read_text().splitlines()
+    assert {
+        "Type=notify",
+        "WatchdogSec=20",
+        "TimeoutStopSec=45",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "Restart=always",
+        "RestartPreventExitStatus=78",
+        "StartLimitIntervalSec=0",
+        "KillMode=mixed",
+    } <= set(lines)
+    loaded = {line.partition("=")[2].partition(":")[0] for line in lines if line.startswith("LoadCredential=")}
+    optional = {line.removeprefix("SetCredential=") for line in lines if line.startswith("SetCredential=")}
+    assert optional == {f"{name}:" for name in loaded}
+    config = (ROOT / "config/proxy.yaml").read_text()
+    assert {name for name in loaded if f"${{{name}}}" in config} == loaded
+
+
+def test_a_key_that_is_absent_leaves_its_provider_unconfigured(stage: Path, tmp_path: Path) -> None:
+    """Under systemd the credential is then an empty file; the shipped configuration starts all the same."""
+    for name in ("OPENROUTER_API_KEY", "GROQ_API_KEY", "TOGETHER_API_KEY", "GOOGLE_API_KEY"):
+        (tmp_path / name).touch()
+    launcher, config = stage / "usr/bin/manallm-proxy", stage / "etc/manallm/proxy.yaml"
+    done = run("env", f"CREDENTIALS_DIRECTORY={tmp_path}", launcher, "check", "--config", config)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_launcher_runs_what_was_installed(stage: Path, tmp_path: Path) -> None:
+    """Also through a link, from a folder and with a PYTHONPATH that hold another manallm_proxy, and it writes nothing."""
+    (tmp_path / "manallm_proxy").mkdir()
+    (tmp_path / "manallm_proxy/__init__.py").write_text("raise SystemExit('the wrong one')")
+    link = tmp_path / "link"
+    link.symlink_to(stage / "usr/bin/manallm-proxy")
+    before = sorted(stage.rglob("*"))
+    done = run("env", f"PYTHONPATH={tmp_path}", "sh", "-c", f"cd {tmp_path} && ./link --version")
+    assert (done.returncode, done.stdout) == (0, f"manallm-proxy {__version__}\n"), done.stderr
+    assert sorted(stage.rglob("*")) == before
+    assert list(stage.rglob("manallm_proxy/__pycache__/__main__.*.pyc"))
+
+
+def test_what_is_where(stage: Path) -> None:
+    """ExecStart's program is there and nobody but its owner may write it; configuration is not for everyone."""
+    text = (stage / "usr/lib/systemd/system/manallm-proxy.service").read_text()
+    program = (
+        next(line for line in text.splitlines() if line.startswith("ExecStart=")).removeprefix("ExecStart=").split()[0]
+    )
+    launcher = stage / program.removeprefix("/")
+    assert os.access(launcher, os.X_OK)
+
+    def mode(path: str) -> int:
+        return stat.S_IMODE((stage / path).stat().st_mode)
+
+    assert stat.S_IMODE(launcher.stat().st_mode) == 0o755
+    assert mode("etc/manallm") == mode("etc/manallm/keys") == 0o750
+    assert mode("etc/manallm/proxy.yaml") == mode("etc/manallm/aliases.yaml") == 0o640
+    assert "u manallm " in (stage / "usr/lib/sysusers.d/manallm-proxy.conf").read_text()
+    assert sorted(path.name for path in (stage / "usr/lib").iterdir()) == ["manallm-proxy", "systemd", "sysusers.d"]
+
+
+def test_nothing_knows_where_it_was_built(stage: Path) -> None:
+    """Neither the staging folder nor this working tree is named in any file, compiled ones included."""
+    places = (os.fsencode(stage.with_name("built")), os.fsencode(ROOT))
+    files = (path for path in stage.rglob("*") if path.is_file() and not path.is_symlink())
+    assert [str(path) for path in files if any(place in path.read_bytes() for place in places)] == []
+
+
+def test_uninstall_and_install_keep_the_configuration(tmp_path: Path) -> None:
+    """What the operator wrote and the keys stay, through both; all else goes."""
+    etc = tmp_path / "etc/manallm"
+    (etc / "keys").mkdir(parents=True, mode=0o700)
+    (etc / "keys/GROQ_API_KEY").write_text("gsk_mine")
+    (etc / "proxy.yaml").write_text("# mine\n")
+    make("install", tmp_path)
+    assert (etc / "proxy.yaml").read_text() == "# mine\n"
+    assert stat.S_IMODE((etc / "keys").stat().st_mode) == 0o700
+    assert "/etc/manallm" in make("uninstall", tmp_path)
+    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
+    assert kept == ["etc/manallm/aliases.yaml", "etc/manallm/keys/GROQ_API_KEY", "etc/manallm/proxy.yaml"]

@@ -1,0 +1,225 @@
+"""The commit, and what follows it: a provider's stream and a client's end as fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from attrs import define, field
+
+from manallm_proxy.board import Board
+from manallm_proxy.catalog import Catalog
+from manallm_proxy.chain import Entry, Target, Timeouts
+from manallm_proxy.errors import (
+    Disconnected,
+    FirstByteTimeout,
+    ProviderError,
+    ProxyError,
+    RateLimited,
+    ServerFailed,
+    Unsupported,
+    UpstreamSaid,
+)
+from manallm_proxy.failover import Served
+from manallm_proxy.health import Health, Permit
+from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, open_stream
+from manallm_proxy.schema import Head, Usage
+from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Piece
+
+BODY = b'{"model":"m","messages":[],"tools":[{}],"stream":true}'
+CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
+ENTRY = Entry(Target("gpu", "m"), Timeouts(first_byte=0.02))
+ROLE, WORD, MORE = Piece(b"role"), Piece(b"word", says=True), Piece(b"more")
+DONE = Piece(done=True)
+
+
+@define
+class Script:
+    """A stream that plays pieces, raises errors, and waits for ever at None."""
+
+    steps: list[Piece | BaseException | None]
+    closed: int = 0
+    idle: float | None = None
+    usage: Usage | None = None
+    commentable: bool = True
+
+    async def next(self) -> Piece:
+        step = self.steps.pop(0)
+        if step is None:
+            await asyncio.Event().wait()
+        if isinstance(step, BaseException):
+            raise step
+        assert step is not None
+        return step
+
+    def commit(self, idle: float) -> None:
+        self.idle = idle
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@define
+class Provider:
+    script: Script
+    asked: int = 0
+
+    async def stream(self, call: Call, entry: Entry) -> Script:
+        self.asked += 1
+        return self.script
+
+    async def complete(self, call: Call, entry: Entry) -> Answer:
+        raise AssertionError("not asked for")
+
+    def first_byte_error(self, seconds: float) -> ProviderError:
+        return FirstByteTimeout("slow")
+
+    async def probe(self) -> tuple[Listed, ...] | None:
+        return None
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+@define
+class Client:
+    """What reached the client, in order."""
+
+    got: list[Any] = field(factory=list)
+    raises: BaseException | None = None
+
+    async def send(self, piece: Piece) -> None:
+        if self.raises is not None:
+            raise self.raises
+        self.got.append(piece.frames)
+
+    async def finish(self) -> None:
+        self.got.append("[DONE]")
+
+    async def fail(self, error: ProxyError) -> None:
+        self.got.append(error)
+
+
+async def opened(*steps: Piece | BaseException | None) -> tuple[Opened, Script]:
+    script = Script(list(steps))
+    return await open_stream(Provider(script), Catalog(), CALL, ENTRY), script
+
+
+async def test_it_opens_with_the_first_event_that_says_something() -> None:
+    """What came before is held, in order, and the rest not yet read."""
+    stream, script = await opened(Piece(b": wait"), ROLE, WORD, MORE)
+    assert [piece.frames for piece in stream.held] == [b": wait", b"role", b"word"]
+    assert (script.steps, script.closed) == ([MORE], 0)
+
+
+@pytest.mark.parametrize("empty", [[DONE], [ROLE, DONE]])
+async def test_an_empty_stream_opens(empty: Sequence[Piece]) -> None:
+    """200 and [DONE]: no second try."""
+    stream, _ = await opened(*empty)
+    assert stream.held[-1].done
+
+
+async def test_endless_talk_that_says_nothing_opens_too() -> None:
+    """What is held is bounded."""
+    stream, _ = await opened(*[Piece(b": " + b"x" * 1000)] * 100)
+    assert sum(len(piece.frames) for piece in stream.held) < HOLD_LIMIT + 2000
+
+
+@pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
+@pytest.mark.parametrize("raised", [True, False])
+async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, raised: bool) -> None:
+    """Raised or told as a piece: nothing was sent, the stream is closed."""
+    script = Script([ROLE, error if raised else Piece(error=error)])
+    with pytest.raises(type(error)):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.closed == 1
+
+
+async def test_silence_before_it_is_the_first_byte_timeout() -> None:
+    """Comments and a role do not count as an answer."""
+    script = Script([Piece(b": wait"), ROLE, None])
+    with pytest.raises(FirstByteTimeout):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.closed == 1
+
+
+async def test_a_client_that_leaves_before_it_closes_the_stream() -> None:
+    """Cancelled while it waits."""
+    script = Script([None])
+    task = asyncio.ensure_future(open_stream(Provider(script), Catalog(), CALL, Entry(Target("gpu", "m"))))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert script.closed == 1
+
+
+async def test_what_the_listing_denies_is_not_asked_for() -> None:
+    """Tools of a model without; what is unknown is tried."""
+    catalog = Catalog()
+    provider = Provider(Script([DONE]))
+    catalog.learn("gpu", (Listed("M:latest", capabilities=frozenset({"completion"})),))
+    with pytest.raises(Unsupported) as told:
+        await open_stream(provider, catalog, CALL, ENTRY)
+    assert (provider.asked, told.value.param) == (0, "tools")
+    catalog.learn("gpu", (Listed("m"),))
+    await open_stream(provider, catalog, CALL, ENTRY)
+    assert provider.asked == 1
+
+
+def carrier(script: Script, *held: Piece) -> tuple[Relay, Health]:
+    health = Health()
+    board = Board({"gpu": health}, lambda: 0.0, lambda event: None)
+    permit = board.admit(ENTRY.target)
+    assert isinstance(permit, Permit)
+    return Relay(Served(ENTRY, permit, Opened(script, held)), board), health
+
+
+async def test_everything_arrives_in_order_and_is_a_success() -> None:
+    """Held pieces first, then one by one, [DONE] last; the provider has served."""
+    script, client = Script([MORE, DONE]), Client()
+    relay, health = carrier(script, ROLE, WORD)
+    health.provider.service_failures = 1
+    await relay.run(client)
+    assert client.got == [b"role", b"word", b"more", b"", "[DONE]"]
+    assert (script.closed, script.idle, relay.error) == (1, ENTRY.timeouts.idle, None)
+    assert (health.provider.failures, health.in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("raised", [True, False])
+async def test_a_break_is_told_and_blamed(raised: bool) -> None:
+    """An error event, no [DONE], no other voice."""
+    error = Disconnected("closed")
+    client = Client()
+    relay, health = carrier(Script([error if raised else Piece(b"last", error=error)]), WORD)
+    await relay.run(client)
+    assert client.got[0] == b"word"
+    assert isinstance(client.got[-1], ProviderError)
+    assert (client.got[-1].code, client.got[-1].target) == ("stream_interrupted", "gpu/m")
+    assert "[DONE]" not in client.got
+    assert (relay.error, health.provider.failures, health.in_flight) == (error, 1, 0)
+
+
+async def test_what_the_provider_said_in_mid_stream_is_handed_on() -> None:
+    """A 429 cools; a caller's error blames nobody; both keep the provider's words."""
+    for error in (RateLimited("slow down", provider_status=429), UpstreamSaid("too long", provider_status=400)):
+        client = Client()
+        relay, health = carrier(Script([Piece(error=error)]), WORD)
+        await relay.run(client)
+        assert client.got[-1] is error
+        assert health.provider.failures == 0
+        assert (health.status(0.0) == "cooling") is isinstance(error, RateLimited)
+
+
+@pytest.mark.parametrize("leaves", [ConnectionResetError(), asyncio.CancelledError()])
+async def test_a_client_that_leaves_blames_nobody(leaves: BaseException) -> None:
+    """The stream is closed; whoever holds the permit gives it back."""
+    script = Script([MORE])
+    relay, health = carrier(script, WORD)
+    with pytest.raises(type(leaves)):
+        await relay.run(Client(raises=leaves))
+    relay.served.permit.released()
+    assert (script.closed, health.provider.failures, health.in_flight) == (1, 0, 0)
