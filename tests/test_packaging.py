@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,11 +31,11 @@ def make(target: str, stage: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One installation for all tests, moved after it was made: nothing in it may know where it was."""
     built = tmp_path_factory.mktemp("built")
     make("install", built)
-    yield built.rename(built.with_name("moved"))
+    return built.rename(built.with_name("moved"))
 
 
 @pytest.fixture
@@ -78,22 +77,22 @@ def test_what_the_unit_promises(unit: Path) -> None:
     } <= set(lines)
     loaded = {line.partition("=")[2].partition(":")[0] for line in lines if line.startswith("LoadCredential=")}
     optional = {line.removeprefix("SetCredential=") for line in lines if line.startswith("SetCredential=")}
-    assert optional == {f"{name}:" for name in loaded}
+    assert optional == {f"{name}:\\n" for name in loaded}
     config = (ROOT / "config/proxy.yaml").read_text()
     assert {name for name in loaded if f"${{{name}}}" in config} == loaded
 
 
 def test_a_key_that_is_absent_leaves_its_provider_unconfigured(stage: Path, tmp_path: Path) -> None:
-    """Under systemd the credential is then an empty file; the shipped configuration starts all the same."""
+    """Under systemd the credential is then an empty line; the shipped configuration starts all the same."""
     for name in ("OPENROUTER_API_KEY", "GROQ_API_KEY", "TOGETHER_API_KEY", "GOOGLE_API_KEY"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("\n")
     launcher, config = stage / "usr/bin/manallm-proxy", stage / "etc/manallm/proxy.yaml"
     done = run("env", f"CREDENTIALS_DIRECTORY={tmp_path}", launcher, "check", "--config", config)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_launcher_runs_what_was_installed(stage: Path, tmp_path: Path) -> None:
-    """Also through a link, from a folder and with a PYTHONPATH that hold another manallm_proxy, and it writes nothing."""
+    """Also through a link, where folder and PYTHONPATH hold another manallm_proxy; and it writes nothing."""
     (tmp_path / "manallm_proxy").mkdir()
     (tmp_path / "manallm_proxy/__init__.py").write_text("raise SystemExit('the wrong one')")
     link = tmp_path / "link"

@@ -37,7 +37,8 @@ class OpenAIWire:
     first_byte_error: type[FirstByteTimeout] = FirstByteTimeout
 
     def request(self, call: Call, entry: Entry) -> Request:
-        ask = self.asks_usage and call.head.stream and not call.head.wants_usage
+        streams = call.head.stream and call.endpoint is not Endpoint.EMBEDDINGS
+        ask = self.asks_usage and streams and not call.head.wants_usage
         return Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model, ask_usage=ask))
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
