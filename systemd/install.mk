@@ -17,18 +17,23 @@ SOURCES := pyproject.toml setup.cfg README.md LICENSE manallm_proxy
 install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "manallm-proxy needs Python 3.11 or newer; name one: make PYTHON=python3.12 install"; exit 1; }
+	@case '$(PREFIX)$(SYSCONFDIR)' in *[!A-Za-z0-9._/+-]*|[!/]*) \
+		echo "PREFIX and SYSCONFDIR begin with / and have letters, digits and . _ + - (systemd reads them too)"; exit 1;; esac
+	@umask 022; mkdir -p '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(SYSCONFDIR)' && \
+		[ -w '$(DESTDIR)$(PREFIX)/lib' ] && [ -w '$(DESTDIR)$(SYSCONFDIR)' ] || \
+		{ echo "This writes to $(DESTDIR)$(PREFIX) and $(DESTDIR)$(SYSCONFDIR): sudo make install, or set DESTDIR"; exit 1; }
 	@echo "Installing into $(DESTDIR)$(APP) ..."
 	@set -eu; umask 022; \
 	new='$(DESTDIR)$(APP).new'; old='$(DESTDIR)$(APP).old'; source=$$(mktemp -d); \
 	trap 'rm -rf "$$source" "$$new"' EXIT; trap 'exit 1' HUP INT TERM; \
-	rm -rf "$$new" "$$old"; mkdir -p '$(DESTDIR)$(PREFIX)/lib'; \
+	rm -rf "$$new" "$$old"; \
 	cp -R $(SOURCES) "$$source"; \
 	$(PYTHON) -m venv "$$new"; \
 	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$$source"; \
-	"$$new/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes pip; \
+	"$$new/bin/python" -m pip uninstall -qq --disable-pip-version-check --yes setuptools pip; \
 	find "$$new/bin" ! -name 'python*' ! -type d -exec rm -f {} +; \
 	find "$$new" -name direct_url.json -exec rm -f {} +; \
-	find "$$new" -name __pycache__ -exec rm -rf {} +; \
+	find "$$new" -name __pycache__ -prune -exec rm -rf {} +; \
 	sed '/^command = /d' "$$new/pyvenv.cfg" >"$$source/pyvenv.cfg"; \
 	cat "$$source/pyvenv.cfg" >"$$new/pyvenv.cfg"; \
 	"$$new/bin/python" -m compileall -qq -j 0 -s "$$new" -p '$(APP)' "$$new/lib" || \
@@ -41,7 +46,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 			echo "Warning: the unit's ProtectHome=yes hides $$path from the service; name another PYTHON or PREFIX" >&2;; \
 		esac; \
 	done
-	@install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(dir $(UNIT))' '$(DESTDIR)$(dir $(SYSUSERS))'
+	@umask 022; install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(dir $(UNIT))' '$(DESTDIR)$(dir $(SYSUSERS))'
 	@install -m 0755 systemd/launcher.sh '$(DESTDIR)$(LAUNCHER)'
 	@sed -e 's|/usr/local/bin/manallm-proxy|$(LAUNCHER)|g' -e 's|/etc/manallm|$(ETC)|g' \
 		systemd/manallm-proxy.service >'$(DESTDIR)$(UNIT)'
@@ -51,7 +56,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	if [ "$$root" ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers '$(SYSUSERS)'; fi; \
 	group=; if [ "$$root" ] && getent group manallm >/dev/null; then group='-g manallm'; fi; \
 	for folder in '$(DESTDIR)$(ETC)' '$(DESTDIR)$(ETC)/keys'; do \
-		if [ ! -e "$$folder" ]; then mkdir -p '$(DESTDIR)$(SYSCONFDIR)'; install -d -m 0750 $$group "$$folder"; fi; \
+		if [ ! -e "$$folder" ]; then install -d -m 0750 $$group "$$folder"; fi; \
 	done; \
 	for file in proxy.yaml aliases.yaml; do \
 		if [ ! -e '$(DESTDIR)$(ETC)'/$$file ]; then install -m 0640 $$group config/$$file '$(DESTDIR)$(ETC)'/$$file; \

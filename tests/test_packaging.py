@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from manallm_proxy import __version__
 from tests.needs import require
 
 ROOT = Path(__file__).parent.parent
+MINE = (ROOT / "config/proxy.yaml").read_text() + "# mine\n"
 WHY = "Debian: apt-get install systemd"
 
 pytestmark = pytest.mark.timeout(180)  # the first of them waits for the installation
@@ -32,9 +34,15 @@ def make(target: str, stage: Path) -> str:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One installation for all tests, moved after it was made: nothing in it may know where it was."""
+    """One installation for all tests, over an older one, and moved afterwards: nothing in it may know where it was."""
     built = tmp_path_factory.mktemp("built")
-    make("install", built)
+    older, etc = built / "usr/lib/manallm-proxy", built / "etc/manallm"
+    older.mkdir(parents=True)
+    (older / "stale").touch()
+    etc.mkdir(mode=0o700, parents=True)
+    (etc / "proxy.yaml").write_text(MINE)
+    said = make("install", built)
+    assert f"kept: {etc}/proxy.yaml" in said
     return built.rename(built.with_name("moved"))
 
 
@@ -117,8 +125,9 @@ def test_what_is_where(stage: Path) -> None:
         return stat.S_IMODE((stage / path).stat().st_mode)
 
     assert stat.S_IMODE(launcher.stat().st_mode) == 0o755
-    assert mode("etc/manallm") == mode("etc/manallm/keys") == 0o750
-    assert mode("etc/manallm/proxy.yaml") == mode("etc/manallm/aliases.yaml") == 0o640
+    assert mode("etc/manallm/keys") == 0o750
+    assert mode("etc/manallm/aliases.yaml") == 0o640
+    assert not (stage / "usr/lib/manallm-proxy/stale").exists()
     assert "u manallm " in (stage / "usr/lib/sysusers.d/manallm-proxy.conf").read_text()
     assert sorted(path.name for path in (stage / "usr/lib").iterdir()) == ["manallm-proxy", "systemd", "sysusers.d"]
 
@@ -130,15 +139,16 @@ def test_nothing_knows_where_it_was_built(stage: Path) -> None:
     assert [str(path) for path in files if any(place in path.read_bytes() for place in places)] == []
 
 
-def test_uninstall_and_install_keep_the_configuration(tmp_path: Path) -> None:
-    """What the operator wrote and the keys stay, through both; all else goes."""
-    etc = tmp_path / "etc/manallm"
-    (etc / "keys").mkdir(parents=True, mode=0o700)
-    (etc / "keys/GROQ_API_KEY").write_text("gsk_mine")
-    (etc / "proxy.yaml").write_text("# mine\n")
-    make("install", tmp_path)
-    assert (etc / "proxy.yaml").read_text() == "# mine\n"
-    assert stat.S_IMODE((etc / "keys").stat().st_mode) == 0o700
-    assert "/etc/manallm" in make("uninstall", tmp_path)
-    kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
-    assert kept == ["etc/manallm/aliases.yaml", "etc/manallm/keys/GROQ_API_KEY", "etc/manallm/proxy.yaml"]
+def test_what_was_there_is_never_overwritten(stage: Path) -> None:
+    """Neither the operator's configuration nor the mode of its folder."""
+    assert (stage / "etc/manallm/proxy.yaml").read_text() == MINE
+    assert stat.S_IMODE((stage / "etc/manallm").stat().st_mode) == 0o700
+
+
+def test_uninstall_keeps_the_configuration_and_removes_the_rest(stage: Path, tmp_path: Path) -> None:
+    """It says what it kept; keys are among it."""
+    root = shutil.copytree(stage, tmp_path / "copy", symlinks=True, copy_function=os.link)
+    (root / "etc/manallm/keys/GROQ_API_KEY").write_text("gsk_mine")
+    assert f"Kept: {root}/etc/manallm" in make("uninstall", root)
+    left = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+    assert left == ["etc/manallm/aliases.yaml", "etc/manallm/keys/GROQ_API_KEY", "etc/manallm/proxy.yaml"]

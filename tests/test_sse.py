@@ -42,7 +42,7 @@ def test_cut_at_every_offset(name: str) -> None:
 def test_what_the_fields_say() -> None:
     """Event, several data lines, the names of the rest; U+2028 ends no line."""
     frame = sse.parse("event: error\nid: 1\ndata: a\u2028b\ndata:  c\n\n".encode())
-    assert (frame.event, frame.data, frame.fields) == (b"error", "a\u2028b\n c".encode(), {b"id"})
+    assert (frame.event, frame.data, frame.fields) == (b"error", "a\u2028b\n c".encode(), frozenset({b"id"}))
     assert sse.parse(b": only a comment\n\n").data is None
     assert sse.parse(b"data\n\n").data == b""
 

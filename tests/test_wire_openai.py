@@ -21,17 +21,17 @@ ENTRY = Entry(Target("p", "org/m"))
 DONE = b"data: [DONE]\n\n"
 
 
+STARTS: dict[Endpoint, tuple[str, type, Any]] = {
+    Endpoint.CHAT: ("messages", list, []),
+    Endpoint.COMPLETIONS: ("prompt", str, "x"),
+    Endpoint.EMBEDDINGS: ("input", str, "x"),
+}
+
+
 def call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
-    key, kinds = {
-        Endpoint.CHAT: ("messages", list),
-        Endpoint.COMPLETIONS: ("prompt", str),
-        Endpoint.EMBEDDINGS: ("input", (str, list)),
-    }[endpoint]
-    start: dict[str, Any] = {Endpoint.CHAT: {"messages": []}, Endpoint.COMPLETIONS: {"prompt": "x"}}.get(
-        endpoint, {"input": "x"}
-    )
-    raw = json.dumps({**start, **body}).encode()
-    return Call(endpoint, Head.read(raw, (key, kinds)), raw, "id-1")  # type: ignore[arg-type]  # as in the table
+    key, kinds, start = STARTS[endpoint]
+    raw = json.dumps({key: start, **body}).encode()
+    return Call(endpoint, Head.read(raw, (key, kinds)), raw, "id-1")
 
 
 STREAM = call(stream=True)
@@ -354,7 +354,7 @@ def test_model_lists_of_the_crowd() -> None:
     [row] = wire.listed(
         b'{"data":[{"id":"a","supported_parameters":["tools"],"architecture":{"input_modalities":["text"]}}]}'
     )
-    assert row.capabilities == {"completion", "embedding", "tools"}
+    assert row.capabilities == frozenset({"completion", "embedding", "tools"})
     with pytest.raises(BadResponse):
         wire.listed(b"<html>")
 
