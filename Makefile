@@ -29,6 +29,10 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 	$(BIN)/manallm-proxy check --config config/proxy.yaml
 	$(BIN)/manallm-proxy check --config config/quickstart.yaml
 
+.PHONY: numbers
+numbers: $(VENV)/.dev  ## print start time and memory of the real process
+	$(BIN)/python -m bench.numbers
+
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## format, and mend what the linter can
 	$(BIN)/ruff format .

@@ -775,7 +775,7 @@ def _told(path: Path) -> list[str]:
     return []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=st.dictionaries(_WORDS, _TREES, max_size=6) | _TREES, beside=_TREES)
 def test_any_document_loads_or_tells_its_mistakes(tmp_path: Path, document: Any, beside: Any) -> None:
     """Whatever YAML holds, the answer is a Config or a ConfigError."""
@@ -785,7 +785,7 @@ def test_any_document_loads_or_tells_its_mistakes(tmp_path: Path, document: Any,
     assert all(mistake and "\n" not in mistake for mistake in told)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet="ab:-[]{}&*!|>'\"%@`#,? \n\t<$~.0x1e", max_size=60) | st.binary(max_size=60))
 def test_any_bytes_load_or_tell_their_mistakes(tmp_path: Path, text: str | bytes) -> None:
     """Not even YAML: still nothing but ConfigError."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import shlex
 from typing import Any
 
 import pytest
+from aiohttp.http_exceptions import BadHttpMessage
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,3 +150,159 @@ def test_libraries_words_are_not_repeated() -> None:
     assert "CANARY" not in stream.getvalue()
     assert json.loads(lines[0])["exception"] == "ValueError"
     assert len(lines) <= 3 * LIBRARY_LINES_PER_SECOND
+
+
+@given(text=st.text(st.characters(), max_size=200))
+def test_no_text_forges_a_field_for_people(text: str) -> None:
+    """A name like ``x status=200`` stays one value: the fields are those of an innocent request."""
+
+    def fields(requested: str) -> list[str]:
+        stream = io.StringIO()
+        Logs.open("debug", "human", stream)(evolve(ENDED, requested=requested))
+        return [part.partition("=")[0] for part in shlex.split(stream.getvalue()) if "=" in part]
+
+    assert fields("x" + text) == fields("x")
+
+
+@pytest.mark.parametrize("form", ["json", "human"])
+@given(
+    status=st.integers(),
+    tokens=st.none() | st.integers(),
+    duration=st.floats(),
+    error=st.none() | st.text(st.characters()),
+    model=st.none() | st.text(st.characters()),
+)
+def test_any_end_of_a_request_is_one_line(
+    form: str, status: int, tokens: int | None, duration: float, error: str | None, model: str | None
+) -> None:
+    """Whatever the numbers and texts are; also a provider's count that no JSON reader takes."""
+    stream = io.StringIO()
+    ended = evolve(ENDED, status=status, completion_tokens=tokens, duration=duration, error=error, model=model)
+    logs = Logs.open("debug", form, stream)
+    logs(ended)
+    logs(evolve(ended, completion_tokens=10**5000))
+    assert len(stream.getvalue().splitlines()) == 2
+    assert logs.dropped == 0
+    if form == "json":
+        [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_reader_that_sleeps_costs_lines_and_no_time() -> None:
+    """A full pipe is not waited for; once it is read again, no line is torn, and the loss is told."""
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as reader, open(writing, "w") as stream:
+        logs = Logs.open("debug", "json", stream)
+        long = Reloaded(tuple(f"{number}: wrong" for number in range(1000)))
+        for _ in range(500):
+            logs(long)
+        assert logs.dropped > 0
+        lost = logs.dropped
+        got = reader.read(1 << 20)
+        logs(ENDED)
+        got += reader.read(1 << 20)
+    lines = [json.loads(line) for line in got.splitlines()]
+    assert len(lines) == 500 - lost + 2
+    assert [line["event"] for line in lines[-2:]] == ["request", "log lines were lost"]
+    assert lines[-1]["lines"] == lost
+
+
+def test_a_reader_that_left_costs_lines_only() -> None:
+    """A broken pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        logs = Logs.open("debug", "json", stream)
+        logs(ENDED)
+        assert logs.dropped == 1
+    logs(ENDED)
+    assert logs.dropped == 2, "a closed descriptor's number may be somebody else's by now"
+
+
+def test_without_a_stream_nothing_is_written() -> None:
+    """Python has no ``sys.stderr`` where descriptor 2 was closed at the start."""
+    logs = Logs.open("debug", "auto", None)
+    logs(ENDED)
+    assert logs.dropped == 1
+
+
+def test_a_line_within_a_line_is_dropped() -> None:
+    """A destructor may log while a line is being written: it must neither wait for itself nor tear the line."""
+
+    class Meddling(io.StringIO):
+        def write(self, text: str) -> int:
+            logs(ENDED)
+            return super().write(text)
+
+    stream = Meddling()
+    logs = Logs.open("debug", "json", stream)
+    logs(KeyWasRejected("groq", 401))
+    assert json.loads(stream.getvalue().splitlines()[0])["event"] == "provider key rejected"
+    assert logs.dropped >= 1
+
+
+def test_a_crash_shows_what_is_behind_it() -> None:
+    """Causes and members of a group, with their places and without their words."""
+
+    def fail() -> None:
+        raise OSError("CANARY")
+
+    try:
+        try:
+            fail()
+        except OSError as cause:
+            raise ExceptionGroup("CANARY", [KeyError("CANARY")]) from cause
+    except ExceptionGroup as error:
+        [line] = told(Crashed("background", error))
+    assert [each.split(" at ")[0] for each in line["behind_it"]] == ["builtins.OSError", "builtins.KeyError"]
+    assert line["behind_it"][0].endswith(" fail")
+    assert "CANARY" not in json.dumps(line)
+
+
+def test_a_deep_crash_is_cut_in_the_middle() -> None:
+    """A recursion's thousand frames are one readable line."""
+
+    def deeper(depth: int) -> None:
+        if depth == 0:
+            raise ValueError
+        deeper(depth - 1)
+
+    try:
+        deeper(200)
+    except ValueError as error:
+        [line] = told(Crashed("background", error))
+    assert len(line["frames"]) == 41
+    assert line["frames"][20] == "162 more"
+
+
+def test_a_librarys_bug_has_frames_and_a_clients_mistake_has_none() -> None:
+    """Levels hold for libraries too."""
+    stream = io.StringIO()
+    logger = logging.Logger("aiohttp.server")  # noqa: LOG001  # one that nobody else listens to
+    logger.addHandler(LibraryHandler(Logs.open("error", "json", stream)))
+    logger.warning("below the level")
+    for error in (BadHttpMessage("Authorization: Bearer sk-CANARY"), ValueError("CANARY")):
+        try:
+            raise error
+        except (BadHttpMessage, ValueError):
+            logger.exception("Error handling request: %s", error)
+    mistake, bug = map(json.loads, stream.getvalue().splitlines())
+    assert (mistake["exception"], bug["exception"]) == ("BadHttpMessage", "ValueError")
+    assert "frames" not in mistake
+    assert "test_logs.py" in bug["frames"][0]
+    assert "CANARY" not in stream.getvalue()
+
+
+def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of suppressed lines comes with the next one."""
+    now = 100.0
+    monkeypatch.setattr("manallm_proxy.logs.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    handler = LibraryHandler(Logs.open("debug", "json", stream))
+    record = logging.LogRecord("asyncio", logging.ERROR, "x.py", 1, "words", (), None)
+    for _ in range(LIBRARY_LINES_PER_SECOND + 7):
+        handler.emit(record)
+    now = 101.0
+    handler.emit(record)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(lines) == LIBRARY_LINES_PER_SECOND + 1
+    assert lines[-1]["suppressed"] == 7

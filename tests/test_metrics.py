@@ -9,8 +9,19 @@ from attrs import evolve
 from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.chain import Target
-from manallm_proxy.events import AttemptFailed, Crashed, FellBack, HealthChanged, LifeChanged, Reloaded, RequestEnded
-from manallm_proxy.metrics import MODELS_LIMIT, Metrics
+from manallm_proxy.events import (
+    AttemptFailed,
+    Crashed,
+    DimensionsDiffer,
+    FellBack,
+    HealthChanged,
+    KeyWasRejected,
+    LifeChanged,
+    Reloaded,
+    RequestEnded,
+)
+from manallm_proxy.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
+from manallm_proxy.upstream import Endpoint
 
 ENDED = RequestEnded(
     request_id="1",
@@ -79,6 +90,8 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
         HealthChanged("gpu", None, "healthy", "unhealthy", None),
         LifeChanged("started"),
         Crashed("x", ValueError()),
+        KeyWasRejected("gpu", 401),
+        DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4),
     ):
         metrics(silent)
     both = {"provider": "gpu", "model": "m"}
@@ -127,5 +140,77 @@ def test_no_name_breaks_the_scrape(model: str) -> None:
     metrics = fresh()
     metrics(evolve(ENDED, model=model))
     names = {dict(labels).get("model") for _, labels in read(metrics)}
-    assert model.encode("utf-8", "replace").decode() in names
+    assert model.encode("utf-8", "backslashreplace").decode() in names
     assert not any(name.startswith("evil") for name, _ in read(metrics))
+
+
+def test_names_that_differ_in_a_surrogate_only_stay_two() -> None:
+    """One must not overwrite the other's count; nor does one in a provider's name break a gauge."""
+    metrics = Metrics("1", lambda: [("\ud800", True, 0)])
+    for model in ("\ud800", "\ud801", "\ud801"):
+        metrics(evolve(ENDED, model=model))
+    both = {"provider": "gpu", "streaming": "true"}
+    assert value(metrics, "mana_llm_llm_requests_total", **both, model=r"\ud800") == 1
+    assert value(metrics, "mana_llm_llm_requests_total", **both, model=r"\ud801") == 2
+    assert value(metrics, "mana_llm_provider_healthy", provider=r"\ud800") == 1
+
+
+def test_words_that_are_on_no_list_are_other() -> None:
+    """Endpoints, statuses and reasons, whoever made them up."""
+    metrics = fresh()
+    metrics.know([Target("gpu", "m")])
+    metrics(evolve(ENDED, endpoint="made/up", status=12345, outcome="broken", error="made up"))
+    metrics(AttemptFailed("1", "gpu", "m", "made up", None, 0.1))
+    metrics(AttemptFailed("1", "gpu", "m", "http_498", None, 0.1))
+    metrics(FellBack("1", "gpu/m", "gpu/m", "made up"))
+    metrics(FellBack("1", "gpu/m", "gpu/m", "saturated"))
+    both = {"provider": "gpu", "model": "m"}
+    assert value(metrics, "mana_llm_requests_total", endpoint="other", status="other") == 1
+    assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="other") == 2
+    assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="http_498") == 1
+    way = {"from_model": "gpu/m", "to_model": "gpu/m"}
+    assert value(metrics, "mana_llm_fallback_total", **way, reason="other") == 1
+    assert value(metrics, "mana_llm_fallback_total", **way, reason="saturated") == 1
+
+
+def test_the_endpoints_are_those_of_the_pipeline() -> None:
+    """A new endpoint must not hide behind ``other``."""
+    assert {endpoint.value for endpoint in Endpoint} == ENDPOINTS
+
+
+@pytest.mark.parametrize("tokens", [-5, 0, TOKENS_LIMIT + 1, 10**400])
+def test_a_providers_absurd_count_is_no_count(tokens: int) -> None:
+    """A counter never falls, and no number that a provider sends raises in the way of a request."""
+    metrics = fresh()
+    metrics(ENDED)
+    metrics(evolve(ENDED, prompt_tokens=tokens, completion_tokens=tokens))
+    both = {"provider": "gpu", "model": "m"}
+    assert value(metrics, "mana_llm_tokens_total", **both, type="prompt") == 7
+    assert value(metrics, "mana_llm_tokens_total", **both, type="completion") == 30
+    assert value(metrics, "mana_llm_output_tokens_per_second_count", **both) == 1
+
+
+def test_an_answer_in_one_piece_has_no_rate() -> None:
+    """Thirty tokens in a microsecond would spoil the mean."""
+    metrics = fresh()
+    metrics(evolve(ENDED, duration=0.500001))
+    assert value(metrics, "mana_llm_output_tokens_per_second_count", provider="gpu", model="m") is None
+
+
+def test_a_broken_answer_teaches_no_name() -> None:
+    """Behind an early heartbeat a 404 for a made-up model ends as a broken 200."""
+    metrics = fresh()
+    metrics(evolve(ENDED, outcome="broken", model="made-up", error="http_404"))
+    models = {dict(labels).get("model") for _, labels in read(metrics)}
+    assert models == {None, "other"}
+
+
+def test_the_configuration_has_labels_however_many_models_were_served() -> None:
+    """A reload behind a flood of served names still shows its own targets."""
+    metrics = fresh()
+    for number in range(MODELS_LIMIT + 1):
+        metrics(evolve(ENDED, model=f"served{number}"))
+    metrics.know([Target("gpu", "configured")])
+    metrics(evolve(ENDED, model="configured"))
+    both = {"provider": "gpu", "model": "configured"}
+    assert value(metrics, "mana_llm_llm_requests_total", **both, streaming="true") == 1

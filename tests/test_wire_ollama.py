@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.chain import Entry, Target
@@ -602,7 +602,6 @@ messages = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None)
 @given(
     asked=st.dictionaries(keys, wild, max_size=6) | wild,
     history=messages | st.none(),
@@ -710,7 +709,6 @@ def test_broken_nesting_is_text() -> None:
     assert WIRE.reshape(call_of({"messages": HI}), Entry(TARGET), 400, b"{}") is None
 
 
-@settings(max_examples=200, deadline=None)
 @given(status=st.integers(400, 599), body=st.binary(max_size=60) | wild.map(lambda v: json.dumps(v).encode()))
 def test_any_failure_is_a_provider_error(status: int, body: bytes) -> None:
     """Whatever stands between us and Ollama may answer in its place."""
@@ -923,7 +921,6 @@ def test_every_cut_gives_the_same_events(end: bytes) -> None:
     assert poured([whole[i : i + 1] for i in range(len(whole))])[0] == expected[0]
 
 
-@settings(max_examples=100, deadline=None)
 @given(cuts=st.lists(st.integers(0, sum(map(len, CHAT_STREAM))), max_size=12))
 def test_any_chunking_equals_the_whole(cuts: list[int]) -> None:
     """Many cuts at once, also empty chunks."""
@@ -933,7 +930,6 @@ def test_any_chunking_equals_the_whole(cuts: list[int]) -> None:
     assert (events, piece.done) == (poured([whole])[0], True)
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     chunks=st.lists(
         st.binary(max_size=20)
