@@ -246,6 +246,33 @@ async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> N
     assert "chain[0]" not in output
 
 
+async def test_check_live_compares_the_vectors_of_an_alias(tmp_path: Path) -> None:
+    """One embedding each: lengths that differ are the operator's mistake, and only the operator can mend it."""
+
+    async def three(connection: Connection, seen: Seen) -> None:
+        rows = [{"object": "embedding", "index": 0, "embedding": [1.0, 0.0, 0.0]}]
+        await connection.reply({"object": "list", "data": rows, "model": "m"})
+
+    async with upstream(each(answers), ["m"]) as one, upstream(each(three), ["m"]) as two:
+        path = tmp_path / "proxy.yaml"
+        config = settings({"one": openai(one.url), "two": openai(two.url)})
+        config["aliases"]["mana/embed"] = {"chain": ["one/m", "two/m"]}
+        path.write_text(yaml.safe_dump(config))
+        code, output = await run("check", "--live", "--config", str(path))
+    assert code == 1
+    assert "one/m gives 2, two/m gives 3" in output
+    assert output.count("different length") == 1
+
+
+async def test_models_lists_what_a_running_proxy_serves(tmp_path: Path) -> None:
+    """One name a line; exit code 1 and one line where nobody answers."""
+    async with upstream(each(answers), ["m"]) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        code, output = await run("models", "--url", running.url)
+        assert (code, output.split()) == (0, ["mana/test", "gpu/m"])
+    code, output = await run("models", "--url", "http://127.0.0.1:9")
+    assert (code, output.count("\n")) == (1, 1)
+
+
 async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     """Providers, aliases and a curl line that answers, as `make run` prints them."""
     path = tmp_path / "proxy.yaml"

@@ -392,3 +392,46 @@ async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bo
                 rest = await asyncio.wait_for(response.read(), 3)
             assert b'"stream_interrupted"' in rest
             assert b"[DONE]" not in rest
+
+
+async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
+    """A configured origin may call, also a stream; any other gets no permission; without configuration nobody does."""
+    home = {"Origin": "http://home"}
+    async with proxy({**LOOPBACK, "cors": {"origins": ["http://home"]}}, tmp_path) as p:
+        url = f"{p.url}/v1/chat/completions"
+        async with p.client.options(url, headers={**home, "Access-Control-Request-Method": "POST"}) as response:
+            assert (response.status, response.headers["Access-Control-Allow-Methods"]) == (204, "POST")
+            assert response.headers["Access-Control-Allow-Origin"] == "http://home"
+        async with p.client.post(url, json={"messages": [], "stream": True}, headers=home) as response:
+            assert response.headers["Access-Control-Allow-Origin"] == "http://home"
+        async with p.client.post(url, json={"messages": []}, headers={"Origin": "http://evil"}) as response:
+            assert "Access-Control-Allow-Origin" not in response.headers
+    async with proxy(LOOPBACK, tmp_path) as p:
+        async with p.client.options(f"{p.url}/v1/models", headers=home) as response:
+            assert response.status == 405
+            assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
+    """404, in our shape."""
+    async with proxy({**LOOPBACK, "metrics": {"enabled": False}}, tmp_path) as p:
+        assert (await p.get("/metrics"))[0] == 404
+
+
+async def test_a_bug_is_500_and_its_words_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fallback hides it; the traceback's frames are in the log, the prompt nowhere."""
+
+    async def bug(self: object, call: object, entry: object) -> None:
+        raise RuntimeError("CANARY of a prompt")
+
+    monkeypatch.setattr("manallm_proxy.wires.loopback.LoopbackUpstream.complete", bug)
+    async with upstream(each(answers)) as cloud:
+        config = settings({"loopback": {"kind": "loopback"}, "cloud": openai(cloud.url)})
+        async with proxy(config, tmp_path) as p:
+            code, body, _ = await p.chat()
+            assert (code, body["error"]["code"]) == (500, "internal_error")
+            assert cloud.posts == []
+            assert "CANARY" not in p.log.getvalue() + json.dumps(body)
+            assert "builtins.RuntimeError" in p.log.getvalue()
+            _, health = await p.get("/v1/health")
+            assert health["providers"]["loopback"]["in_flight"] == 0

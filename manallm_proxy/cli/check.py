@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
+from manallm_proxy.chain import Chain, Entry
 from manallm_proxy.config import Config, find, load
-from manallm_proxy.errors import ProviderError
+from manallm_proxy.errors import ProviderError, ProxyError
+from manallm_proxy.schema import Head, vector_length
 from manallm_proxy.snapshot import Snapshot
+from manallm_proxy.upstream import Call, Endpoint
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
-    """0 where all is well, 1 where ``--live`` found a model that its provider does not have."""
+    """0 where all is well, 1 where ``--live`` found a model that is missing, or vectors of different length."""
     config = load(find(environ, config_file), environ)
     if live:
         return asyncio.run(_live(config))
@@ -22,19 +26,50 @@ def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> in
 async def _live(config: Config) -> int:
     snapshot = Snapshot.build(config, asyncio.get_running_loop().time, lambda event: None)
     silent = dict(await asyncio.gather(*(_ask(snapshot, name) for name in config.providers)))
-    missing = 0
-    for alias, chain in config.aliases.items():
-        for place, entry in enumerate(chain):
-            provider = entry.target.provider
-            known = snapshot.catalog.find(entry.target) is not None
-            if silent[provider] or known or not snapshot.catalog.knows(provider):
-                continue
-            missing += 1
-            print(f"aliases.{alias}.chain[{place}]: {provider} does not list a model '{entry.target.model}'")
+    missing = _missing(snapshot, silent)
+    differing = [line for alias, chain in config.aliases.items() if (line := await _dimensions(snapshot, alias, chain))]
+    for line in [*missing, *differing]:
+        print(line)
     for provider, why in silent.items():
         print(f"providers.{provider}: {why or 'alive'}")
     await snapshot.close()
-    return 1 if missing else 0
+    return 1 if missing or differing else 0
+
+
+def _missing(snapshot: Snapshot, silent: dict[str, str | None]) -> list[str]:
+    """Chain entries whose provider answered and does not list their model."""
+    return [
+        f"aliases.{alias}.chain[{place}]: {entry.target.provider} does not list a model '{entry.target.model}'"
+        for alias, chain in snapshot.config.aliases.items()
+        for place, entry in enumerate(chain)
+        if not silent[entry.target.provider]
+        and snapshot.catalog.knows(entry.target.provider)
+        and snapshot.catalog.find(entry.target) is None
+    ]
+
+
+async def _dimensions(snapshot: Snapshot, alias: str, chain: Chain) -> str | None:
+    """One embedding of each target of an alias that is for embeddings; what differs in length, else None."""
+    if len(chain) < 2 or not ("embed" in alias or any(_embeds(snapshot, entry) for entry in chain)):
+        return None
+    body = b'{"input":["dimensions"]}'
+    call = Call(Endpoint.EMBEDDINGS, Head.read(body, ("input", list)), body, "check")
+    lengths: dict[str, int] = {}
+    for entry in chain:
+        upstream = snapshot.upstreams.get(entry.target.provider)
+        with contextlib.suppress(ProxyError):
+            if upstream is not None:
+                length = vector_length((await upstream.complete(call, entry)).body)
+                lengths |= {str(entry.target): length} if length else {}
+    if len(set(lengths.values())) < 2:
+        return None
+    told = ", ".join(f"{target} gives {length}" for target, length in lengths.items())
+    return f"aliases.{alias}.chain: vectors of different length cannot be compared: {told}"
+
+
+def _embeds(snapshot: Snapshot, entry: Entry) -> bool:
+    listed = snapshot.catalog.find(entry.target)
+    return listed is not None and "completion" not in (listed.capabilities or {"completion"})
 
 
 async def _ask(snapshot: Snapshot, name: str) -> tuple[str, str | None]:
