@@ -23,12 +23,11 @@ from manallm_proxy.errors import (
     Disconnected,
     ProviderError,
     ReadTimeout,
-    RetryableStatus,
-    UpstreamSaid,
 )
 from manallm_proxy.schema import Usage
 from manallm_proxy.upstream import Answer, Call, Listed, Piece
 from manallm_proxy.wires import Translator, Wire
+from manallm_proxy.wires.classify import scrubbed, widened
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of one complete answer: thousands of embeddings fit, a flood does not."""
@@ -136,7 +135,7 @@ class HttpUpstream:
         try:
             return self.wire.answer(call, entry, body)
         except ProviderError as error:
-            raise self._scrubbed(error) from None
+            raise scrubbed(error, self.address.api_key) from None
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
@@ -174,7 +173,7 @@ class HttpUpstream:
             try:
                 response = await self._session.post(url, data=_payload(request.body), **arguments)
             except transport.ERRORS as error:
-                if arguments["trace_request_ctx"].pooled and _was_stale(error):
+                if arguments["trace_request_ctx"].pooled and transport.was_stale(error):
                     continue
                 raise self._failed(error) from None
             if response.status == 200:
@@ -183,7 +182,9 @@ class HttpUpstream:
                 body = await self._read(response, ERROR_LIMIT, ERROR_TIMEOUT, ERROR_TIMEOUT)
             before, request = request, self.wire.reshape(call, entry, response.status, body) or request
             if request is before:
-                raise self._refused(self.wire.failure(response.status, response.headers, body))
+                refusal = self.wire.failure(response.status, response.headers, body)
+                refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
+                raise scrubbed(refusal, self.address.api_key)
         raise Disconnected(f"{self.address.name}: it closed every connection", detail="closed")
 
     def _arguments(self, request_id: str | None, times: Timeouts) -> dict[str, Any]:
@@ -215,23 +216,6 @@ class HttpUpstream:
     def _failed(self, error: BaseException) -> BaseException:
         return transport.transport_error(error, self.address.name) or error
 
-    def _refused(self, error: ProviderError) -> ProviderError:
-        """`error`, or RetryableStatus where its status is configured to be one."""
-        status = error.provider_status
-        if isinstance(error, UpstreamSaid) and status in self.extra_retryable_statuses:
-            error = RetryableStatus(
-                f"{self.address.name} answered {status}", provider_status=status, retry_after=error.retry_after
-            )
-        return self._scrubbed(error)
-
-    def _scrubbed(self, error: ProviderError) -> ProviderError:
-        """`error` without our key, should the provider have quoted it."""
-        key = self.address.api_key
-        if key and key in error.message:
-            error.message = error.message.replace(key, "[redacted]")
-            error.args = (error.message,)
-        return error
-
     def finish(self, response: aiohttp.ClientResponse) -> None:
         """The answer is complete: its connection goes back to the pool once the body's end is in too."""
         if response.content.is_eof():
@@ -245,13 +229,6 @@ class HttpUpstream:
 def _payload(body: bytes) -> bytes | io.BytesIO:
     """Above a mebibyte aiohttp wants a file, which it writes piece by piece, giving way to others between."""
     return body if len(body) <= 2**20 else io.BytesIO(body)
-
-
-def _was_stale(error: BaseException) -> bool:
-    """Whether the connection was dead before a byte of an answer was read."""
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return isinstance(error.message, str)  # else: the raw head that had begun
-    return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
 
 
 async def _read_tail(response: aiohttp.ClientResponse) -> None:
@@ -298,7 +275,7 @@ class HttpStream:
         piece = self._translator.feed(data) if data else self._translator.close()
         self._complete = piece.done
         if piece.error is not None:
-            self._upstream._scrubbed(piece.error)
+            scrubbed(piece.error, self._upstream.address.api_key)
         return piece
 
     def commit(self, idle: float) -> None:

@@ -57,6 +57,13 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
             return None
 
 
+def was_stale(error: BaseException) -> bool:
+    """Whether a pooled connection was dead before a byte of an answer was read over it."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # else: the raw head that had begun
+    return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
+
+
 def _verdict(error: BaseException) -> str:
     """OpenSSL's words ("self-signed certificate", "certificate has expired"), which hold nothing of ours."""
     inner = getattr(error, "certificate_error", error)

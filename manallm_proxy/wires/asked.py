@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.errors import InvalidRequest
+from manallm_proxy.errors import InvalidRequest, Unsupported
 from manallm_proxy.schema import DecodeErrors, decode
 
 Fields = dict[str, Any]
@@ -70,3 +70,41 @@ def must(of: Fields, key: str, kind: type, path: str) -> Any:
 def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
     """`values`, each of `kind`."""
     return [as_(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
+
+
+def wanted_schema(asked: Fields) -> Fields | None:
+    """``response_format`` as a JSON schema: empty where any JSON will do, None where any text will."""
+    wanted = get(asked, "response_format", dict)
+    if wanted is None:
+        return None
+    match must(wanted, "type", str, "response_format."):
+        case "text":
+            return None
+        case "json_object":
+            return {}
+        case "json_schema":
+            named = must(wanted, "json_schema", dict, "response_format.")
+            schema: Fields = get(named, "schema", dict, "response_format.json_schema.") or {}
+            return schema
+    raise wrong("response_format.type", "'text', 'json_object' or 'json_schema'")
+
+
+def image_url(part: Fields, path: str) -> tuple[str, str]:
+    """The URL of an image part and its path. Some clients send it bare instead of in an object."""
+    holder = part.get("image_url")
+    if isinstance(holder, str):
+        return holder, path + "image_url"
+    inner = path + "image_url."
+    return must(must(part, "image_url", dict, path), "url", str, inner), inner + "url"
+
+
+def data_uri(url: str, path: str, reader: str) -> tuple[str, str]:
+    """Media type (may be empty) and base64 text of a data URI. No URL is fetched on a client's word."""
+    head, comma, data = url.partition(",")
+    scheme, _, rest = head.partition(":")
+    if scheme.lower() in ("http", "https"):
+        raise Unsupported(f"URLs are not fetched for {reader}: send '{path}' as a base64 data URI", param="messages")
+    media, *settings = rest.lower().split(";")
+    if not (scheme.lower() == "data" and comma and data and "base64" in settings):
+        raise wrong(path, "a base64 data URI")
+    return media, data

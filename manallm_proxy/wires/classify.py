@@ -25,6 +25,7 @@ from manallm_proxy.errors import (
     PaymentRequired,
     ProviderError,
     RateLimited,
+    RetryableStatus,
     ServerBusy,
     ServerFailed,
     Unsupported,
@@ -257,6 +258,22 @@ def _refers_to_blocked(status: int, words: set[str], text: str) -> bool:
     if status not in (400, 403):
         return False
     return bool(words.intersection(_BLOCKED)) or (status == 403 and "moderation" in text.lower())
+
+
+def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
+    """`error`, or RetryableStatus where its status is one of the provider's ``extra_retryable_statuses``."""
+    status = error.provider_status
+    if not isinstance(error, UpstreamSaid) or status not in statuses:
+        return error
+    return RetryableStatus(f"{name} answered {status}", provider_status=status, retry_after=error.retry_after)
+
+
+def scrubbed(error: ProviderError, key: str | None) -> ProviderError:
+    """`error` without our key, should the provider have quoted it."""
+    if key and key in error.message:
+        error.message = error.message.replace(key, "[redacted]")
+        error.args = (error.message,)
+    return error
 
 
 def clean(message: str) -> str:

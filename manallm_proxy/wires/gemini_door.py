@@ -16,6 +16,8 @@ from typing import Any, Final
 import aiohttp
 from attrs import define, field
 
+from manallm_proxy.transport import was_stale
+
 _TRIES_LIMIT: Final = 100
 """More dead pooled connections than this in a row are not dead connections."""
 
@@ -75,14 +77,7 @@ class Door:
                 exchange.response = await self._session.request(method, url, **arguments)
                 break
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if not (left and exchange.pooled and _was_stale(error)):
+                if not (left and exchange.pooled and was_stale(error)):
                     raise
         assert exchange.response is not None
         return exchange.response
-
-
-def _was_stale(error: BaseException) -> bool:
-    """Whether the connection was dead before a byte of an answer was read."""
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return isinstance(error.message, str)  # else: the raw head that had begun
-    return not isinstance(error, aiohttp.ClientConnectorError)

@@ -15,7 +15,7 @@ from google.genai import types
 
 from manallm_proxy.errors import InvalidRequest, Unsupported
 from manallm_proxy.schema import DecodeErrors, decode
-from manallm_proxy.wires.asked import Fields, all_of, as_, get, must, wrong
+from manallm_proxy.wires.asked import Fields, all_of, as_, data_uri, get, image_url, must, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
 """Where a tool call carries Gemini's signature of the thought behind it, in base64: the place that Google's own
@@ -178,22 +178,13 @@ def _part(part: Fields, path: str) -> types.Part:
         case "text" | "refusal":
             return types.Part(text=must(part, kind, str, path))
         case "image_url":
-            return _inline(*_image_url(part, path))
+            return _inline(*image_url(part, path))
         case "input_audio":
             return _audio(must(part, kind, dict, path), path + "input_audio.")
         case "file":
             return _file(must(part, kind, dict, path), path + "file.")
     known = "'text', 'image_url', 'input_audio' or 'file'"
     raise wrong(path + "type", known)
-
-
-def _image_url(part: Fields, path: str) -> tuple[str, str]:
-    """The URL and its path; some clients send it bare instead of in an object."""
-    holder = part.get("image_url")
-    if isinstance(holder, str):
-        return holder, path + "image_url"
-    path += "image_url."
-    return must(as_(dict, holder, path[:-1]), "url", str, path), path + "url"
 
 
 def _audio(audio: Fields, path: str) -> types.Part:
@@ -212,12 +203,8 @@ def _file(file: Fields, path: str) -> types.Part:
 
 def _inline(url: str, path: str) -> types.Part:
     """The bytes of a base64 data URI. No URL is fetched: neither by us, nor by Gemini on a client's word."""
-    head, comma, data = url.partition(",")
-    scheme, _, rest = head.partition(":")
-    if scheme.lower() in ("http", "https"):
-        raise Unsupported(f"URLs are not fetched for Gemini: send '{path}' as a base64 data URI", param="messages")
-    media, *settings = rest.lower().split(";")
-    if not (scheme.lower() == "data" and comma and media and "base64" in settings):
+    media, data = data_uri(url, path, "Gemini")
+    if not media:
         raise wrong(path, "a base64 data URI with its type")
     return types.Part(inline_data=types.Blob(data=_from_base64(data, path), mime_type=media))
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from manallm_proxy.chain import Entry
 from manallm_proxy.errors import InvalidRequest, Unsupported
 from manallm_proxy.upstream import Call, Endpoint
-from manallm_proxy.wires.asked import Fields, all_of, as_, decoded, get, must, wrong
+from manallm_proxy.wires.asked import Fields, all_of, as_, decoded, get, must, wanted_schema, wrong
 from manallm_proxy.wires.gemini_messages import Conversation
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
@@ -233,19 +233,10 @@ def _thinking(asked: Fields, model: str) -> Fields:
 
 
 def _format(asked: Fields) -> Fields:
-    wanted = get(asked, "response_format", dict)
-    if wanted is None:
+    schema = wanted_schema(asked)
+    if schema is None:
         return {}
-    match must(wanted, "type", str, "response_format."):
-        case "text":
-            return {}
-        case "json_object":
-            return {"response_mime_type": "application/json"}
-        case "json_schema":
-            named = must(wanted, "json_schema", dict, "response_format.")
-            schema = get(named, "schema", dict, "response_format.json_schema.")
-            return {"response_mime_type": "application/json", "response_json_schema": schema}
-    raise wrong("response_format.type", "'text', 'json_object' or 'json_schema'")
+    return {"response_mime_type": "application/json"} | ({"response_json_schema": schema} if schema else {})
 
 
 def _tools(asked: Fields) -> Fields:

@@ -28,14 +28,12 @@ from manallm_proxy.errors import (
     ProviderError,
     ProxyError,
     ReadTimeout,
-    RetryableStatus,
-    UpstreamSaid,
 )
 from manallm_proxy.schema import Usage
 from manallm_proxy.transport import transport_error
 from manallm_proxy.upstream import Answer, Call, Endpoint, Piece
 from manallm_proxy.wires import gemini_reply, gemini_request
-from manallm_proxy.wires.classify import classify
+from manallm_proxy.wires.classify import classify, scrubbed, widened
 from manallm_proxy.wires.gemini_door import Door, Exchange
 
 BASE_URL: Final = "https://generativelanguage.googleapis.com"
@@ -164,15 +162,7 @@ class GoogleUpstream:
 
     def _told(self, error: ProviderError) -> ProviderError:
         """`error` as configured, and without our key, should the provider have quoted it."""
-        status = error.provider_status
-        if isinstance(error, UpstreamSaid) and status in self._extra_retryable_statuses:
-            error = RetryableStatus(
-                f"{self.name} answered {status}", provider_status=status, retry_after=error.retry_after
-            )
-        if self._key in error.message:
-            error.message = error.message.replace(self._key, "[redacted]")
-            error.args = (error.message,)
-        return error
+        return scrubbed(widened(error, self.name, self._extra_retryable_statuses), self._key)
 
 
 def _quieten() -> None:

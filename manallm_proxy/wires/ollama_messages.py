@@ -12,7 +12,7 @@ import msgspec
 
 from manallm_proxy.errors import InvalidRequest, Unsupported
 from manallm_proxy.schema import DecodeErrors, decode
-from manallm_proxy.wires.asked import Fields, all_of, as_, get, must, wrong
+from manallm_proxy.wires.asked import Fields, all_of, as_, data_uri, get, image_url, must, wrong
 
 _IMAGE_TYPES: Final = ("", "image/jpeg", "image/jpg", "image/png", "image/webp")
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -100,14 +100,8 @@ def _content(content: object, path: str) -> Fields:
 
 def _image(part: Fields, at: str) -> str:
     """The base64 of a data URI. The type is checked only for what Ollama surely cannot read."""
-    url, path = _image_url(part, at)
-    head, comma, data = url.partition(",")
-    scheme, _, rest = head.partition(":")
-    if scheme.lower() in ("http", "https"):
-        raise Unsupported(f"Ollama does not fetch images: send {at} as a base64 data URI", param="messages")
-    media, *settings = rest.lower().split(";")
-    if not (scheme.lower() == "data" and comma and data and "base64" in settings):
-        raise wrong(path, "a base64 data URI")
+    url, path = image_url(part, at + ".")
+    media, data = data_uri(url, path, "Ollama")
     if media not in _IMAGE_TYPES:
         raise Unsupported(f"Ollama reads jpeg, png and webp, and {at} is '{media[:40]}'", param="messages")
     try:
@@ -115,11 +109,3 @@ def _image(part: Fields, at: str) -> str:
     except ValueError:
         raise wrong(path, "a data URI with valid base64") from None
     return data
-
-
-def _image_url(part: Fields, at: str) -> tuple[str, str]:
-    """The URL and its path. Some clients send it bare instead of in an object; Ollama's own ``/v1`` reads both."""
-    holder = part.get("image_url")
-    if isinstance(holder, str):
-        return holder, at + ".image_url"
-    return must(must(part, "image_url", dict, at + "."), "url", str, at + ".image_url."), at + ".image_url.url"

@@ -18,7 +18,7 @@ from manallm_proxy.errors import InvalidRequest, Unsupported
 from manallm_proxy.schema import encode
 from manallm_proxy.upstream import Call, Endpoint
 from manallm_proxy.wires import Request, ollama_messages
-from manallm_proxy.wires.asked import Fields, all_of, as_, decoded, get, must, wrong
+from manallm_proxy.wires.asked import Fields, all_of, as_, decoded, get, must, wanted_schema, wrong
 
 RUNNER_OPTIONS: Final = (
     "num_ctx",
@@ -197,18 +197,8 @@ def _tools(asked: Fields) -> Fields:
 
 
 def _format(asked: Fields) -> Fields:
-    wanted = get(asked, "response_format", dict)
-    if wanted is None:
-        return {}
-    match must(wanted, "type", str, "response_format."):
-        case "text":
-            return {}
-        case "json_object":
-            return {"format": "json"}
-        case "json_schema":
-            named = must(wanted, "json_schema", dict, "response_format.")
-            return {"format": must(named, "schema", dict, "response_format.json_schema.")}
-    raise wrong("response_format.type", "'text', 'json_object' or 'json_schema'")
+    schema = wanted_schema(asked)
+    return {} if schema is None else {"format": schema or "json"}
 
 
 def _settings(asked: Fields, defaults: Mapping[str, Any], endpoint: Endpoint) -> Fields:
