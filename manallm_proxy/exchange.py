@@ -166,10 +166,13 @@ class Exchange:
                     self._sink = RelaySink(self.request, self.headers(), self._pace)
                 assert isinstance(self._sink, RelaySink)
                 await self._sink.say_something()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        except BaseException:
+            task.cancel()
+            [served] = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(served, Served):  # it ended well at the very moment that the client left
+                await served.value.stream.aclose()
+                served.permit.released()
+            raise
 
     def _sink_for(self, served: Served[relay.Opened]) -> RelaySink | ComposedSink:
         stream = served.value.stream

@@ -33,6 +33,10 @@ COOLING_QUOTA = 600.0
 """Seconds a target cools: without a ``Retry-After``, at most with one, and for an exhausted quota."""
 
 
+TARGETS_LIMIT = 100
+"""Targets of one provider whose state is kept; a client chooses their names, so the oldest makes room."""
+
+
 @frozen
 class Policy:
     """When a circuit opens, and for how long."""
@@ -233,6 +237,8 @@ class Health:
             again = self.provider in trials
             self.provider.fail(self.policy, now, error.error_type, reach=reach, again=again)
             return
+        if model not in self.targets and len(self.targets) >= TARGETS_LIMIT:
+            del self.targets[next(iter(self.targets))]
         circuit = self.targets.setdefault(model, Circuit())
         if error.blame is Blame.TARGET:
             circuit.fail(self.policy, now, error.error_type, reach=False, again=circuit in trials)

@@ -23,7 +23,7 @@ from manallm_proxy.errors import (
     SlowModel,
 )
 from manallm_proxy.events import Event, HealthChanged
-from manallm_proxy.health import Health, Permit, Policy, Skip
+from manallm_proxy.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
 
 REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
 
@@ -196,6 +196,18 @@ def test_what_blames_nobody_changes_nothing(error: ProviderError) -> None:
     for _ in range(5):
         fail(health, error)
     assert health.status(0.0) == "healthy"
+
+
+def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
+    """What is kept is bounded, here and on the board."""
+    told: list[Event] = []
+    board = Board({"gpu": Health()}, lambda: 0.0, told.append)
+    for number in range(3 * TARGETS_LIMIT):
+        got = board.admit(Target("gpu", f"m{number}"))
+        assert isinstance(got, Permit)
+        board.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
+    assert len(board.providers["gpu"].targets) == TARGETS_LIMIT
+    assert len(board._told) <= TARGETS_LIMIT
 
 
 def test_unconfigured_and_saturated() -> None:
