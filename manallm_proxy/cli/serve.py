@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import Callable, Mapping
 
@@ -12,7 +13,7 @@ from manallm_proxy.logs import Logs, quiet_libraries
 
 
 def serve(config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str]) -> int:
-    """ConfigError before anything has begun; exit code 78 too where the address cannot be had."""
+    """ConfigError before anything has begun; exit code 78 too where the address is taken."""
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
@@ -32,12 +33,13 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
     except OSError as error:
         where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
         print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
-        return 78
+        # an address that is not there yet may come (a network that is late at boot): that is worth another try
+        return 1 if error.errno == errno.EADDRNOTAVAIL else 78
     return 0
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed; every test passes on both."""
+    """uvloop where it is installed: the process tests run on it, those inside pytest on asyncio."""
     try:
         import uvloop
     except ImportError:
