@@ -65,7 +65,7 @@ class Exchange:
             assert self._task is not None
             self._task.uncancel()
             return await self._told(ShuttingDown("the proxy is shutting down", retry_after=1.0))
-        except (ConnectionResetError, TimeoutError):
+        except ConnectionResetError:
             # a write to a client that left, or that has been cut since it did not read
             self._ended("client_gone", 499)
             return self._cut()
@@ -215,7 +215,7 @@ class Exchange:
         self._ended("broken", 200, kind)
         try:
             await sink.fail(error)
-        except (ConnectionResetError, TimeoutError):
+        except ConnectionResetError:
             return self._cut()
         return sink.response
 

@@ -194,7 +194,10 @@ class ComposedSink:
             await self._response.prepare(self.request)
         if self.first_at is None:
             self.first_at = asyncio.get_running_loop().time()
-        await self._response.send(data.decode())
+        try:
+            await self._response.send(data.decode())
+        except TimeoutError:  # aiohttp-sse has cut a client that does not read
+            raise ConnectionResetError("the client does not read") from None
         self.bytes_sent += len(data) + len(b"data: \n\n")
 
     async def _end(self) -> None:
