@@ -36,9 +36,9 @@ class Blame(Enum):
 class ProxyError(Exception):
     """An answer other than the one that was asked for. ``str(error)`` is the message for the caller."""
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "internal_error"
-    code: ClassVar[str | None] = "internal_error"
+    status: int = 500
+    type: str = "internal_error"
+    code: str | None = "internal_error"
     source: ClassVar[str] = "manallm-proxy"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
@@ -271,9 +271,9 @@ class UpstreamSaid(ProviderError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message, provider_status=provider_status, param=param, retry_after=retry_after)
-        self.status = provider_status  # type: ignore[misc]  # an instance's status is the provider's
-        self.type = provider_type or type(self).type  # type: ignore[misc]  # likewise
-        self.code = provider_code or type(self).code  # type: ignore[misc]  # likewise
+        self.status = provider_status
+        self.type = provider_type or type(self).type
+        self.code = provider_code or type(self).code
 
     @property
     def error_type(self) -> str:
