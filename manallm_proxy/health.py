@@ -119,7 +119,8 @@ class Circuit:
             self.reach_failures += 1
         else:
             self.service_failures += 1
-        if self.failures >= policy.failure_threshold and (again or not self.is_open):
+        opens = again if self.is_open else self.failures >= policy.failure_threshold
+        if opens:
             self.open_until = now + policy.backoff
 
     def close(self, now: float) -> None:

@@ -76,11 +76,11 @@ async def open_stream(upstream: Upstream, catalog: Catalog, call: Call, entry: E
                 piece = await stream.next()
                 held.append(piece)
                 size += len(piece.frames)
+                if piece.error is not None and not piece.says:
+                    raise piece.error
                 if piece.says or piece.done or size > HOLD_LIMIT:
                     opened, stream = Opened(stream, tuple(held)), None
                     return opened
-                if piece.error is not None:
-                    raise piece.error
     except TimeoutError:
         if not limit.expired():
             raise

@@ -25,6 +25,8 @@ TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY: Final = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
+_NEXT: Final = re.compile(rb"\s*[,}]")
+_NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 
@@ -100,7 +102,7 @@ class Head:
         _typed(values, key, kinds, deep=False)
         options = _typed(values, "stream_options", dict) if "stream_options" in values else None
         needs = {need} if need else set()
-        if bytes(values.get("tools", msgspec.Raw(b"[]"))) not in (b"[]", b"null"):
+        if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
             needs.add(TOOLS)
         if key == "messages" and _IMAGE.search(values[key]):
             needs.add(VISION)
@@ -156,11 +158,12 @@ def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
         key = decode(text, type=str) if b"\\" in text else text[1:-1].decode()
         start, value = match.end(), values[key]
         at = start + len(bytes(value))
-        if key in spans or body[start:at] != bytes(value):
+        follows = _NEXT.match(body, at)
+        # `value` is the last one of its key, and a number may begin like another: 12 and 1
+        if key in spans or body[start:at] != bytes(value) or follows is None:
             raise InvalidRequest("a key is given twice", param=key[:64])
         spans[key] = (start, at)
-        after = body[at : at + 64].lstrip()[:1]
-        if after == b"}":
+        if follows[0].endswith(b"}"):
             break
     return values, spans
 

@@ -68,16 +68,27 @@ class Decoder:
     """Bytes in, cut anywhere; whole frames out, in order.
 
     A CR at the very end waits for the next byte, since an LF would belong to it. The search goes on where it
-    stopped, so that a long event costs no more than its length.
+    stopped, and what holds no line end is not even joined before one comes, so that a long event costs no more
+    than its length.
     """
 
     _held: bytes = b""
+    _behind: list[bytes] = field(factory=list)
+    """What came behind ``_held`` without a line end."""
+    _size: int = 0
+    """Bytes of ``_held`` and ``_behind``."""
     _searched: int = 0
     _begun: bool = field(default=False)
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completed. FrameTooLong where one does not end."""
-        held = self._held + data if self._held else data
+        if self._begun and b"\n" not in data and b"\r" not in data and not self._held.endswith(b"\r"):
+            self._behind.append(data)
+            self._size += len(data)
+            if self._size > FRAME_LIMIT:
+                raise FrameTooLong
+            return []
+        held = self._joined() + data
         if not self._begun:
             if _BOM.startswith(held[:3]) and len(held) < 3:
                 self._held = held
@@ -85,9 +96,16 @@ class Decoder:
             held = held.removeprefix(_BOM)
             self._begun = True
         frames = self._frames(held)
-        if len(self._held) > FRAME_LIMIT:
+        self._size = len(self._held)
+        if self._size > FRAME_LIMIT:
             raise FrameTooLong
         return frames
+
+    def _joined(self) -> bytes:
+        if self._behind:
+            self._held = b"".join((self._held, *self._behind))
+            self._behind.clear()
+        return self._held
 
     def _frames(self, held: bytes) -> list[Frame]:
         if b"\r" not in held:
@@ -107,5 +125,5 @@ class Decoder:
 
     def close(self) -> bytes:
         """What came behind the last blank line."""
-        held, self._held = self._held, b""
+        held, self._held = self._joined(), b""
         return held.strip(b"\r\n")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import ssl
+import time
+
+import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.http_exceptions import BadStatusLine, LineTooLong
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manallm_proxy.errors import (
     BadResponse,
     Blame,
+    ConnectFailed,
+    ConnectTimeout,
     ContentBlocked,
     ContextTooLong,
+    Disconnected,
     KeyRejected,
     MissingModel,
     ModelFailed,
@@ -16,12 +28,25 @@ from manallm_proxy.errors import (
     PaymentRequired,
     ProviderError,
     RateLimited,
+    ReadTimeout,
+    RetryableStatus,
     ServerBusy,
     ServerFailed,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.wires.classify import classify, clean, duration, envelope, in_band, retry_after_of, said
+from manallm_proxy.transport import ERRORS, transport_error, was_stale
+from manallm_proxy.wires.classify import (
+    classify,
+    clean,
+    duration,
+    envelope,
+    in_band,
+    retry_after_of,
+    said,
+    scrubbed,
+    widened,
+)
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (302, "", None, BadResponse, Blame.SERVICE),
@@ -32,7 +57,23 @@ ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (400, "m does not support tools", None, Unsupported, Blame.NOBODY),
     (400, "flagged", "content_policy_violation", ContentBlocked, Blame.NOBODY),
     (400, "no such", "model_not_found", MissingModel, Blame.TARGET),
+    (400, "exceeds", "exceed_context_size_error", ContextTooLong, Blame.NOBODY),
+    (400, "the prompt is longer than the context length", None, ContextTooLong, Blame.NOBODY),
+    (413, "too many tokens", None, ContextTooLong, Blame.NOBODY),
+    (400, '"m" does not support chat', None, Unsupported, Blame.NOBODY),
+    (400, "m doesn't support images", None, Unsupported, Blame.NOBODY),
+    (400, "flagged", "content_filter", ContentBlocked, Blame.NOBODY),
     (401, "", None, KeyRejected, Blame.NOBODY),
+    (403, "<html>challenge</html>", None, KeyRejected, Blame.NOBODY),
+    (405, "", None, UpstreamSaid, Blame.NOBODY),
+    (408, "", None, UpstreamSaid, Blame.NOBODY),
+    (410, "", None, UpstreamSaid, Blame.NOBODY),
+    (415, "", None, UpstreamSaid, Blame.NOBODY),
+    (424, "", None, UpstreamSaid, Blame.NOBODY),
+    (498, "capacity", None, UpstreamSaid, Blame.NOBODY),
+    (429, "", "credit_balance_exhausted", RateLimited, Blame.LOAD),
+    (520, "<html>", None, ServerFailed, Blame.SERVICE),
+    (999, "", None, ServerFailed, Blame.SERVICE),
     (403, "", None, KeyRejected, Blame.NOBODY),
     (403, "requires moderation", None, ContentBlocked, Blame.NOBODY),
     (402, "pay", None, PaymentRequired, Blame.NOBODY),
@@ -124,7 +165,33 @@ def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: t
         ({"x-ratelimit-reset-tokens": "7.66s", "x-ratelimit-remaining-tokens": "5"}, "", None),
         ({}, "Please try again in 5.289s. Visit ...", 5.289),
         ({}, "Please try again in 1m2s.", 62.0),
+        ({}, "Please try again in 20 seconds", 20.0),
+        ({}, "Please try again in 5 minutes.", 300.0),
+        ({}, "Please try again in 1 hour.", 3600.0),
+        ({}, "Please try again in 500 ms.", 0.5),
+        ({}, "Please retry in 36.2s.", 36.2),
+        ({}, "try again in 3 monkeys", 3.0),
         ({}, "no idea", None),
+        ({"retry-after": "1000000000"}, "", 1e9),
+        ({"retry-after": "9" * 400}, "", None),
+        ({"retry-after": "nan"}, "", None),
+        ({"retry-after": "inf"}, "", None),
+        ({"retry-after": ""}, "", None),
+        ({"retry-after": "1m2s"}, "", 62.0),
+        ({"retry-after": "850ms"}, "", 0.85),
+        ({"retry-after-ms": "nonsense", "retry-after": "9"}, "", 9.0),
+        ({"retry-after": "Saturday, 01-Jan-00 00:00:30 GMT"}, "", 30.0),
+        ({"retry-after": "Sat, 01 Jan 2000 02:00:30 +0200"}, "", 30.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "850ms",
+                "x-ratelimit-remaining-tokens": "0",
+            },
+            "",
+            1.0,
+        ),
     ],
 )
 def test_when_to_come_back_in_every_dialect(headers: dict[str, str], text: str, seconds: float | None) -> None:
@@ -148,3 +215,224 @@ def test_what_a_client_may_see() -> None:
     assert "sk-" not in clean("your key sk-abcdefghijklmnop1234 is wrong")
     assert "abc" not in clean("sent Bearer abcdef")
     assert len(clean("x" * 10_000)) == 500
+    assert "\n" not in clean("a\nb") and clean("  ") == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("\ufeff<html>secret</html>", ""),
+        ("<!DOCTYPE html><title>secret</title>", ""),
+        ("<?xml version='1.0'?><Error>secret</Error>", ""),
+        ("Bad gateway: <!DOCTYPE html><html><body>secret</body></html>", "Bad gateway:"),
+        ("upstream said <HTML ><p>secret", "upstream said"),
+        ("unexpected token <|im_start|> in a<b", "unexpected token <|im_start|> in a<b"),
+    ],
+)
+def test_a_page_is_never_shown(message: str, shown: str) -> None:
+    """Wherever in a message it begins; a lesser-than sign is no page."""
+    assert clean(message) == shown
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-abcdefghijklmnop",
+        "gsk_abcdefghijklmnopqr",
+        "AIzaSyA1234567890abcdef",
+        "hf_abcdefghijklmnop",
+        "xai-abcdefghijklmn",
+    ],
+)
+def test_nothing_like_a_key_is_shown(key: str) -> None:
+    """In whichever provider's form, in the message or in the words beside it."""
+    error = classify(422, {}, f"your key {key} is odd", kind=key, code=key, param=key)
+    assert all(
+        key not in str(part) for part in (error, error.message, error.type, error.code, error.param, error.detail)
+    )
+
+
+def test_the_words_beside_a_message_are_bounded() -> None:
+    """A type, a code and a param are words, whatever a provider sends."""
+    error = classify(400, {}, "no", kind="t" * 9999, code="<html>secret</html>", param="p" * 9999)
+    assert len(error.type) <= 500 and len(error.param or "") <= 500
+    assert "<" not in str(error.code)
+
+
+def test_our_own_key_is_taken_out_of_what_a_provider_quotes() -> None:
+    """Whatever it looks like."""
+    error = scrubbed(classify(400, {}, "who is hunter2?"), "hunter2")
+    assert (error.message, str(error)) == ("who is [redacted]?", "who is [redacted]?")
+    assert scrubbed(classify(400, {}, "no"), None).message == "no"
+
+
+@pytest.mark.parametrize("status", [408, 498, 409, 404])
+def test_a_status_that_the_operator_lists_is_retryable(status: int) -> None:
+    """It cools, and its own number is its reason; not listed it is the caller's."""
+    error = classify(status, {"retry-after": "7"}, "later")
+    listed = widened(error, "groq", frozenset({status}))
+    assert type(listed) is RetryableStatus
+    assert (listed.error_type, listed.blame, listed.retryable) == (f"http_{status}", Blame.LOAD, True)
+    assert widened(error, "groq", frozenset()) is error
+
+
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_only_what_would_be_the_callers_can_be_listed(status: int) -> None:
+    """The rest has its own rules already."""
+    error = classify(status, {}, "")
+    assert widened(error, "groq", frozenset({status})) is error
+
+
+def test_how_long_each_error_asks_to_wait() -> None:
+    """From the header, the body or the text; an exhausted quota for ten minutes."""
+    assert classify(429, {"retry-after": "7"}, "").retry_after == 7.0
+    assert classify(429, {"retry-after": "7"}, "", retry_after=3.0).retry_after == 3.0
+    assert classify(429, {"retry-after": "7"}, "", code="insufficient_quota").retry_after == 600.0
+    assert classify(503, {"retry-after": "7"}, "").retry_after == 7.0
+    assert classify(429, {}, "").retry_after is None
+
+
+def test_a_status_of_the_caller_keeps_the_providers_words() -> None:
+    """Same status, message, type, code and param."""
+    error = classify(422, {}, "too hot", kind="validation_error", code="too_hot", param="temperature")
+    assert (error.status, error.message, error.type, error.code, error.param) == (
+        422,
+        "too hot",
+        "validation_error",
+        "too_hot",
+        "temperature",
+    )
+    assert "status 418" in classify(418, {}, "").message
+
+
+def test_the_message_of_a_failed_server_is_its_own_business() -> None:
+    """It may hold a traceback; the status is enough."""
+    assert "Traceback" not in classify(500, {}, "Traceback (most recent call last)").message
+
+
+@pytest.mark.parametrize("depth", [10, 600, 900, 5000])
+def test_a_message_nested_without_end_is_none(depth: int) -> None:
+    """It is read as far as anybody nests; nothing of it breaks the reader."""
+    body = b'{"error":' + b'{"message":' * depth + b'"x"' + b"}" * depth + b"}"
+    assert envelope(body).message in ("", "x")
+    assert envelope(b'{"detail":' + b"[" * depth + b"]" * depth + b"}").message == ""
+
+
+@pytest.mark.parametrize("wait", [b"-5", b"true", b"9" * 400, b"1e308", b'"soon"', b"[]", b"null"])
+def test_a_wait_that_is_none(wait: bytes) -> None:
+    """``availability.retry_after`` as anything but a sensible number."""
+    assert envelope(b'{"error":{"message":"m","availability":{"retry_after":' + wait + b"}}}").retry_after is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "code", "message", "detail", "metadata", "availability", "type", "param", "retry_after"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+)
+
+
+@given(JSON, st.sampled_from([302, 400, 402, 403, 404, 429, 500, 503]))
+def test_any_shape_becomes_an_error(data: object, status: int) -> None:
+    """Whatever the body holds: a class of ours, a bounded message, a wait that is none or positive."""
+    spoken = said(data)
+    for error in (
+        in_band(spoken),
+        classify(status, {}, spoken.message, kind=spoken.kind, code=spoken.code, param=spoken.param),
+    ):
+        assert len(error.message) <= 600
+        assert error.retry_after is None or error.retry_after >= 0
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2},? \d+ \w{3} -?\d+ \d+:\d+(:\d+)? \S*", fullmatch=True))
+def test_any_header_is_a_wait_or_none(value: str) -> None:
+    """Nothing that stands there raises."""
+    got = retry_after_of({"retry-after": value, "retry-after-ms": value}, value, wall=0.0)
+    assert got is None or got >= 0
+
+
+def test_a_date_without_a_zone_is_in_the_worlds_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in that of the machine we run on."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert retry_after_of({"retry-after": "Sat, 01 Jan 2000 00:00:30 -0000"}, wall=946684800.0) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+KEY = ConnectionKey("gpu.lan", 443, True, True, None, None, None)
+REQUEST: aiohttp.RequestInfo = aiohttp.RequestInfo(url=None, method="POST", headers=None, real_url=None)  # type: ignore[arg-type]  # never read
+
+TRANSPORT: list[tuple[BaseException, type[ProviderError], str | None]] = [
+    (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "gpu.lan")), ConnectFailed, "dns"),
+    (aiohttp.ClientConnectorError(KEY, OSError(errno.ECONNREFUSED, "x")), ConnectFailed, "refused"),
+    (aiohttp.ClientConnectorError(KEY, OSError(errno.EHOSTUNREACH, "x")), ConnectFailed, "unreachable"),
+    (aiohttp.ClientConnectorError(KEY, OSError(errno.ENETUNREACH, "x")), ConnectFailed, "unreachable"),
+    (aiohttp.ClientConnectorError(KEY, OSError("x")), ConnectFailed, "failed"),
+    (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "x")), ConnectFailed, "tls: handshake failed"),
+    (
+        aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("x")),
+        ConnectFailed,
+        "tls: not verified",
+    ),
+    (ssl.SSLError(1, "x"), ConnectFailed, "tls: handshake failed"),
+    (aiohttp.ConnectionTimeoutError(), ConnectTimeout, None),
+    (aiohttp.SocketTimeoutError(), ReadTimeout, None),
+    (TimeoutError(), ReadTimeout, None),
+    (aiohttp.ServerDisconnectedError(), Disconnected, "closed"),
+    (aiohttp.ClientPayloadError("x"), Disconnected, "closed"),
+    (aiohttp.ClientOSError(errno.ECONNRESET, "x"), Disconnected, "reset"),
+    (ConnectionResetError(), Disconnected, "reset"),
+    (aiohttp.ClientResponseError(REQUEST, (), status=400, message="secret"), BadResponse, "malformed http"),
+    (aiohttp.ContentTypeError(REQUEST, ()), BadResponse, "malformed http"),
+    (LineTooLong(b"secret", 9), BadResponse, "malformed http"),
+    (BadStatusLine("secret"), BadResponse, "malformed http"),
+    (aiohttp.InvalidURL("x"), BadResponse, "malformed http"),
+    (aiohttp.ClientConnectionError("secret"), Disconnected, "ClientConnectionError"),
+]
+
+
+@pytest.mark.parametrize(("raised", "kind", "detail"), TRANSPORT, ids=lambda value: type(value).__name__)
+def test_each_exception_of_the_transports_has_its_error(
+    raised: BaseException, kind: type[ProviderError], detail: str | None
+) -> None:
+    """Retryable, with the provider's name, and without a word of what the exception held."""
+    assert isinstance(raised, ERRORS)
+    error = transport_error(raised, "gpu")
+    assert (type(error), error and error.detail) == (kind, detail)
+    assert error is not None and error.retryable and error.message.startswith("gpu: ")
+    assert "secret" not in error.message and error.provider_status is None
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("x"), ValueError("x"), KeyError("x")])
+def test_a_bug_is_none_of_the_transports(raised: BaseException) -> None:
+    """So that no fallback hides it."""
+    assert transport_error(raised, "gpu") is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "stale"),
+    [
+        (aiohttp.ServerDisconnectedError(), True),
+        (aiohttp.ClientOSError(errno.ECONNRESET, "x"), True),
+        (ConnectionResetError(), True),
+        (BrokenPipeError(), True),
+        (TimeoutError(), False),
+        (aiohttp.SocketTimeoutError(), False),
+        (aiohttp.ClientConnectorError(KEY, OSError(errno.ECONNREFUSED, "x")), False),
+        (aiohttp.ClientPayloadError("x"), False),
+        (LineTooLong(b"x", 9), False),
+    ],
+)
+def test_a_second_try_is_only_for_connections_that_were_dead(raised: BaseException, stale: bool) -> None:
+    """A pooled one that was closed before a byte was read; never one that took its time."""
+    assert was_stale(raised) is stale

@@ -26,14 +26,15 @@ from manallm_proxy.errors import (
     PaymentRequired,
     ProviderError,
     ReadTimeout,
-    RetryableStatus,
     Unsupported,
     UpstreamSaid,
 )
 from manallm_proxy.events import AttemptFailed, Event, FellBack, KeyWasRejected
 from manallm_proxy.failover import NoProvider, Served, Walk
 from manallm_proxy.health import Health, Permit
+from manallm_proxy.schema import error_body
 from manallm_proxy.wires.classify import classify
+from manallm_proxy.wires.classify import widened as retried_elsewhere
 
 Step = BaseException | str
 
@@ -88,8 +89,15 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
     "429": (said(429), "rate_limited"),
     "429 quota": (said(429, kind="insufficient_quota"), "rate_limited"),
     "redirect": (said(307), "bad_response"),
-    "408": (lambda: RetryableStatus("x", provider_status=408), "http_408"),
-    "498": (lambda: RetryableStatus("x", provider_status=498), "http_498"),
+    "408": (lambda: retried_elsewhere(classify(408, {}, "x"), "p0", frozenset({408, 498})), "http_408"),
+    "498": (lambda: retried_elsewhere(classify(498, {}, "x"), "p0", frozenset({408, 498})), "http_498"),
+}
+
+BLAMED: dict[str, str] = {
+    **dict.fromkeys(RETRYABLE, "provider"),
+    "500": "target",
+    "501": "nobody",
+    **dict.fromkeys(["503 busy", "529", "429", "429 quota", "408", "498"], "cooling"),
 }
 
 
@@ -104,6 +112,23 @@ async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
     assert [line.reason for line in story.walk.log] == [reason]
     assert [e.reason for e in story.kinds(AttemptFailed)] == [reason]  # type: ignore[union-attr]  # by kinds
     assert story.kinds(FellBack) == [FellBack("id-1", "p0/m", "p1/m", reason)]
+
+
+@pytest.mark.parametrize("row", RETRYABLE)
+async def test_whom_a_failure_speaks_against(row: str) -> None:
+    """The provider, one model, nobody; or it is only busy, which is no failure."""
+    story = Story([RETRYABLE[row][0](), "hello"])
+    served = await story.run()
+    health = story.healths["p0"]
+    target = health.targets.get("m")
+    marks = {
+        "provider": health.provider.failures == 1,
+        "target": target is not None and target.failures == 1,
+        "cooling": target is not None and target.is_cooling(story.now),
+    }
+    assert marks == {word: word == BLAMED[row] for word in marks}
+    assert (health.in_flight, story.healths["p1"].in_flight) == (0, 1)
+    served.permit.released()
 
 
 PROPAGATED: dict[str, tuple[Callable[[], ProviderError], int, str, str | None]] = {
@@ -270,3 +295,119 @@ async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None
     with pytest.raises(UpstreamSaid) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == error.provider_status
+
+
+async def test_a_status_that_is_not_listed_is_the_callers() -> None:
+    """408 and 498 move on only where ``extra_retryable_statuses`` says so."""
+    error = retried_elsewhere(classify(408, {}, "x"), "p0", frozenset())
+    with pytest.raises(UpstreamSaid) as told:
+        await Story([error, "hello"]).run()
+    assert told.value.status == 408
+
+
+async def test_fallback_on_by_the_status_of_any_class() -> None:
+    """``401`` and ``auth`` let the same error pass; health is left alone, and the alarm is raised all the same."""
+    story = Story([classify(401, {}, ""), "hello"])
+    story.entries = (evolve(story.entries[0], fallback_on=frozenset({"401"})), story.entries[1])
+    assert (await story.run()).value == "hello"
+    assert story.healths["p0"] == Health()
+    assert story.kinds(KeyWasRejected) == [KeyWasRejected("p0", 401)]
+
+
+async def test_fallback_on_is_one_entrys_own() -> None:
+    """What one entry lets pass another hands back."""
+    story = Story([classify(409, {}, "first"), classify(409, {}, "second"), "hello"])
+    story.entries = (evolve(story.entries[0], fallback_on=frozenset({"409"})), *story.entries[1:])
+    with pytest.raises(UpstreamSaid, match="second"):
+        await story.run()
+    assert story.asked == ["p0", "p1"]
+
+
+async def test_what_is_retryable_anyway_was_not_widened() -> None:
+    """No warning for what every chain does."""
+    story = Story([classify(429, {}, ""), "hello"])
+    story.entries = (evolve(story.entries[0], fallback_on=frozenset({"429"})), story.entries[1])
+    await story.run()
+    assert [e.widened for e in story.kinds(FellBack) if isinstance(e, FellBack)] == [False]
+
+
+async def test_the_way_is_told_in_order() -> None:
+    """A failure when it happens, a fallback when the next target is tried: from each that was passed since."""
+    healths = {"p1": Health(configured=False)}
+    story = Story([ConnectFailed("x", detail="refused"), "no", classify(429, {}, ""), "hello"], healths)
+    await story.run()
+    told = [evolve(e, duration=round(e.duration, 3)) if isinstance(e, AttemptFailed) else e for e in story.told]
+    assert [e for e in told if isinstance(e, AttemptFailed | FellBack)] == [
+        AttemptFailed("id-1", "p0", "m", "connect_error", "refused", 0.01),
+        FellBack("id-1", "p0/m", "p2/m", "connect_error"),
+        FellBack("id-1", "p1/m", "p2/m", "unconfigured"),
+        AttemptFailed("id-1", "p2", "m", "rate_limited", None, 0.01),
+        FellBack("id-1", "p2/m", "p3/m", "rate_limited"),
+    ]
+    assert story.walk is not None and story.walk.tried == 3
+
+
+async def test_the_body_of_a_chain_that_is_used_up() -> None:
+    """Contract section 7, word by word."""
+    story = Story([ConnectFailed("no secrets here", detail="refused"), "no"], {"p1": Health(configured=False)})
+    with pytest.raises(NoProvider) as told:
+        await story.run()
+    error = told.value
+    assert error.status == 503
+    assert error_body(error, attempts=[line.to_json() for line in error.attempts])["error"] == {
+        "message": "no provider could serve mana/test: p0/m (connect_error: refused), p1/m (unconfigured)",
+        "type": "no_healthy_provider",
+        "code": "no_healthy_provider",
+        "param": "model",
+        "source": "manallm-proxy",
+        "attempts": [
+            {"model": "p0/m", "reason": "connect_error", "detail": "refused", "duration_ms": 10},
+            {"model": "p1/m", "reason": "unconfigured"},
+        ],
+    }
+
+
+async def test_a_chain_that_can_never_serve_is_not_worth_a_retry() -> None:
+    """Only a key that somebody sets would help."""
+    with pytest.raises(NoProvider) as told:
+        await Story(["no"], {"p0": Health(configured=False)}).run()
+    assert (told.value.retry_after, told.value.worth_retrying) == (60.0, False)
+
+
+async def test_a_full_house_is_worth_a_retry() -> None:
+    """Soon, but not at once."""
+    with pytest.raises(NoProvider) as told:
+        await Story(["no"], {"p0": Health(max_concurrent=0)}).run()
+    assert (told.value.retry_after, told.value.worth_retrying) == (1.0, True)
+
+
+async def test_a_client_that_leaves_gives_the_trials_place_back() -> None:
+    """Cancelled while a half-open provider is being tried: the next one may try, and no other target was asked."""
+    story = Story(["no", "hello"])
+    story.healths["p0"].probed(ConnectFailed("x"), -60.0)
+    story.healths["p0"].probed(ConnectFailed("x"), -60.0)
+    begun = asyncio.Event()
+
+    async def wait(entry: Entry) -> str:
+        story.asked.append(entry.target.provider)
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("not reached")
+
+    walk = Walk(Chain("mana/test", story.entries), story.board, "id-1")
+    task = asyncio.ensure_future(walk.run(wait, "mana/test"))
+    await begun.wait()
+    assert story.healths["p0"].provider.on_trial
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (story.asked, walk.log, story.told) == (["p0"], [], [])
+    assert (story.healths["p0"].in_flight, story.healths["p0"].provider.on_trial) == (0, False)
+
+
+async def test_the_duration_is_the_attempts_own() -> None:
+    """Whatever came before it in the chain."""
+    story = Story([ConnectFailed("x"), ConnectTimeout("x")])
+    with pytest.raises(NoProvider) as told:
+        await story.run()
+    assert [line.to_json()["duration_ms"] for line in told.value.attempts] == [10, 10]

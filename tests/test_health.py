@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -261,6 +263,196 @@ def test_changes_are_told_once_each() -> None:
     ]
 
 
+def opened(policy: Policy = Policy(), model: str = "m") -> Health:  # noqa: B008  # frozen
+    health = Health(policy)
+    for _ in range(policy.failure_threshold):
+        fail(health, BROKEN, 0.0, model)
+    return health
+
+
+def test_a_new_threshold_does_not_let_a_failed_trial_pass_for_good() -> None:
+    """A reload may ask for more failures than there were: an open circuit's failed trial opens it all the same."""
+    health = opened()
+    health.policy = Policy(failure_threshold=5)
+    fail(health, BROKEN, 60.0)
+    assert refused(health, 119.9) == "unhealthy"
+    assert refused(health, 120.0) is None
+    health.probed(REFUSED, 120.0)
+    assert refused(health, 179.9) == "unhealthy"
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 3])
+def test_the_threshold_is_as_configured(threshold: int) -> None:
+    """One fewer is degraded; behind a trial that has begun a single failure is enough."""
+    policy = Policy(threshold, 10.0)
+    health = Health(policy)
+    for _ in range(threshold - 1):
+        fail(health, BROKEN)
+    assert refused(health) is None
+    fail(health, BROKEN)
+    assert refused(health, 9.9) == "unhealthy"
+    trial = permit(health, 10.0)
+    trial.began()
+    fail(health, BROKEN, 11.0)
+    assert refused(health, 20.9) == "unhealthy"
+
+
+def test_a_permit_ends_once() -> None:
+    """Whatever is called behind it changes nothing."""
+    health = Health()
+    got = permit(health)
+    got.served(0.0)
+    got.failed(BROKEN, 0.0)
+    got.released()
+    got.began()
+    assert (health.in_flight, health.provider.failures) == (0, 0)
+
+
+def test_a_target_has_a_trial_of_its_own() -> None:
+    """While one model is tried its neighbours are asked as before; the next trial comes when this one failed."""
+    health = Health()
+    fail(health, CRASHED)
+    fail(health, CRASHED)
+    trial = permit(health, 60.0)
+    assert (refused(health, 60.0), refused(health, 60.0, "other")) == ("unhealthy", None)
+    trial.failed(CRASHED, 61.0)
+    assert refused(health, 120.9) == "unhealthy"
+    assert refused(health, 121.0) is None
+
+
+def test_one_trial_for_provider_and_target_at_once() -> None:
+    """Both are half-open: one request tries both, and its answer closes both."""
+    health = Health()
+    late = [permit(health) for _ in range(2)]
+    fail(health, CRASHED)
+    fail(health, CRASHED)
+    for each in late:
+        each.failed(BROKEN, 0.0)
+    trial = permit(health, 60.0)
+    assert (refused(health, 60.0), refused(health, 60.0, "other")) == ("unhealthy", "unhealthy")
+    trial.served(60.0)
+    assert (refused(health, 60.0), health.targets) == (None, {})
+
+
+def test_a_full_provider_gives_no_trial_away() -> None:
+    """Saturated is asked last, so that no trial's place is taken for nothing."""
+    health = Health(max_concurrent=1)
+    late = permit(health)
+    for _ in range(2):
+        health.probed(REFUSED, 0.0)
+    assert refused(health, 60.0) == "saturated"
+    late.released()
+    assert refused(health, 60.0) is None
+
+
+def test_a_failed_probe_during_a_trial_leaves_its_place_taken() -> None:
+    """And the trial's answer still counts more than the probe."""
+    health = opened()
+    trial = permit(health, 60.0)
+    health.probed(REFUSED, 61.0)
+    assert refused(health, 200.0) == "unhealthy"
+    trial.served(201.0)
+    assert (refused(health, 201.0), health.provider.failures) == (None, 0)
+
+
+def test_a_late_answer_counts() -> None:
+    """A request that began before the circuit opened was served: the provider serves."""
+    health = Health()
+    late = permit(health)
+    fail(health, BROKEN)
+    fail(health, BROKEN)
+    late.served(1.0)
+    assert health.status(1.0) == "healthy"
+
+
+def test_a_good_probe_lets_nobody_pass_whom_requests_accuse() -> None:
+    """However often it is good, and with one failed connection in between."""
+    health = opened()
+    for now in (1.0, 2.0, 3.0):
+        health.probed(None, now)
+    health.probed(REFUSED, 4.0)
+    health.probed(None, 5.0)
+    assert refused(health, 63.9) == "unhealthy"
+    permit(health, 64.0).served(64.0)
+    assert refused(health, 64.0) is None
+
+
+def test_cooling_is_not_shortened() -> None:
+    """By a second answer that names less; nor ended by a request that was served meanwhile."""
+    health = Health()
+    late = [permit(health) for _ in range(3)]
+    late[0].failed(RateLimited("x", retry_after=100.0), 0.0)
+    late[1].failed(RateLimited("x", retry_after=1.0), 0.0)
+    late[2].served(1.0)
+    assert refused(health, 99.0) == "cooling"
+    assert refused(health, 100.0) is None
+
+
+def test_status_in_one_word() -> None:
+    """The provider's own comes first; targets tell together what it does not."""
+    assert Health(configured=False).status(0.0) == "unconfigured"
+    assert Health().status(0.0) == "healthy"
+    assert opened().status(61.0) == "unhealthy"
+    health = Health()
+    fail(health, RateLimited("x"), model="a")
+    assert health.status(0.0) == "cooling"
+    fail(health, CRASHED, model="b")
+    assert health.status(0.0) == "degraded"
+    assert health.status(15.0) == "degraded"
+    assert [health.targets[m].status(0.0) for m in "ab"] == ["cooling", "degraded"]
+
+
+def test_what_an_operator_reads() -> None:
+    """The last error in a word of the closed list, and when it was last looked at."""
+    health = Health()
+    fail(health, REFUSED, 3.0)
+    assert (health.provider.last_error, health.provider.last_check) == ("connect_error", 3.0)
+    health.probed(None, 4.0)
+    assert health.provider.last_check == 4.0
+    assert health.is_usable(4.0)
+    assert not opened().is_usable(4.0)
+    assert not Health(configured=False).is_usable(4.0)
+
+
+def test_when_to_come_back() -> None:
+    """The first of them; never where none is configured; at once where only a trial or a full house is in the way."""
+    clock = [0.0]
+    healths = {
+        "no": Health(configured=False),
+        "down": opened(),
+        "cool": Health(),
+        "full": Health(max_concurrent=0),
+        "up": Health(),
+    }
+    fail(healths["cool"], RateLimited("x", retry_after=7.0))
+    board = Board(healths, lambda: clock[0], lambda event: None)
+
+    def wait(*names: str) -> float | None:
+        return board.again_in(Target(name, "m") for name in names)
+
+    assert [wait("no"), wait("down"), wait("cool"), wait("full"), wait("up")] == [None, 60.0, 7.0, 0.0, 0.0]
+    assert (wait("no", "down", "cool"), wait()) == (7.0, None)
+    clock[0] = 60.0
+    board.admit(Target("down", "m"))
+    assert wait("down") == 0.0
+
+
+def test_a_board_takes_over_only_whom_it_knows() -> None:
+    """A provider that the new configuration dropped is not spoken of again."""
+    told: list[Event] = []
+    old = Board({"gone": Health(Policy(1)), "kept": Health(Policy(1))}, lambda: 0.0, told.append)
+    old.probed("gone", REFUSED)
+    old.probed("kept", REFUSED)
+    new = Board({"kept": old.providers["kept"]}, lambda: 0.0, told.append)
+    new.carry(old)
+    new.probed("kept", None)
+    assert [(e.provider, e.now) for e in told if isinstance(e, HealthChanged)] == [
+        ("gone", "unhealthy"),
+        ("kept", "unhealthy"),
+        ("kept", "healthy"),
+    ]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order: no place is lost, one trial at a time, never stuck."""
 
@@ -300,12 +492,22 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(at=st.integers(0, 2), error=st.sampled_from([REFUSED, BROKEN, CRASHED, RateLimited("x"), KeyRejected("x")]))
     def break_(self, at: int, error: ProviderError) -> None:
         got = self.open.pop(at % len(self.open))
+        until = self.health.provider.open_until
+        was_trial = any(circuit is self.health.provider for circuit in got._trial_of)
         got.failed(error, self.now)
         got.released()
+        if error in (REFUSED, BROKEN) and was_trial:
+            assert self.health.provider.open_until == self.now + self.health.policy.backoff
+        elif until is not None:
+            assert self.health.provider.open_until == until
 
     @rule(error=st.sampled_from([None, REFUSED]))
     def probe(self, error: ProviderError | None) -> None:
         self.health.probed(error, self.now)
+
+    @rule(threshold=st.integers(1, 4), backoff=st.sampled_from([5.0, 60.0]))
+    def reload(self, threshold: int, backoff: float) -> None:
+        self.health.policy = Policy(threshold, backoff)
 
     @rule(seconds=st.sampled_from([0.1, 14.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
@@ -318,9 +520,26 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def one_trial_at_a_time(self) -> None:
         for circuit in (self.health.provider, *self.health.targets.values()):
-            trials = sum(circuit in each._trial_of for each in self.open)
+            trials = sum(any(circuit is c for c in each._trial_of) for each in self.open)
             assert trials <= 1
-            assert circuit.on_trial == (trials == 1) or not circuit.is_open
+            assert circuit.on_trial == (trials == 1)
+
+    @invariant()
+    def nobody_passes_an_open_circuit(self) -> None:
+        """Before its time not even a trial."""
+        until = self.health.provider.open_until
+        if until is not None and self.now < until:
+            assert isinstance(self.health.admit("c", self.now), Skip)
+
+    @invariant()
+    def never_stuck(self) -> None:
+        """With nobody in flight and time enough the next request may always try."""
+        if not self.open:
+            later = copy.deepcopy(self.health)
+            for model in ("a", "b"):
+                got = later.admit(model, self.now + 1000.0)
+                assert isinstance(got, Permit)
+                got.released()
 
     def teardown(self) -> None:
         """With nobody in flight and time enough, the next request may always try."""

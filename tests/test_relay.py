@@ -13,18 +13,23 @@ from manallm_proxy.board import Board
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Entry, Target, Timeouts
 from manallm_proxy.errors import (
+    ContentBlocked,
     Disconnected,
     FirstByteTimeout,
+    KeyRejected,
+    MissingModel,
+    ModelFailed,
     ProviderError,
     ProxyError,
     RateLimited,
     ServerFailed,
+    SlowModel,
     Unsupported,
     UpstreamSaid,
 )
 from manallm_proxy.failover import Served
 from manallm_proxy.health import Health, Permit
-from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, open_stream
+from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
 from manallm_proxy.schema import Head, Usage
 from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Piece
 
@@ -223,3 +228,140 @@ async def test_a_client_that_leaves_blames_nobody(leaves: BaseException) -> None
         await relay.run(Client(raises=leaves))
     relay.served.permit.released()
     assert (script.closed, health.provider.failures, health.in_flight) == (1, 0, 0)
+
+
+async def test_an_error_behind_endless_silence_fails_the_attempt() -> None:
+    """Nothing has left, however much was held: the next target may still answer."""
+    script = Script([Piece(b":" * (HOLD_LIMIT + 1), error=ServerFailed("x"))])
+    with pytest.raises(ServerFailed):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.closed == 1
+
+
+async def test_an_error_behind_the_first_words_is_told_in_band() -> None:
+    """In one read with them: they leave first, then the error, and no other target is asked."""
+    stream, script = await opened(ROLE, Piece(b"word", says=True, error=ServerFailed("x", provider_status=502)))
+    relay, health = carrier(script, *stream.held)
+    client = Client()
+    await relay.run(client)
+    assert client.got[:2] == [b"role", b"word"]
+    assert isinstance(client.got[2], ServerFailed)
+    assert (len(client.got), script.closed, health.provider.failures) == (3, 1, 1)
+
+
+async def test_an_answer_in_one_read_is_relayed() -> None:
+    """Words and end together: nothing more is read."""
+    stream, script = await opened(Piece(b"word", says=True, done=True))
+    relay, _ = carrier(script, *stream.held)
+    client = Client()
+    await relay.run(client)
+    assert (client.got, script.closed) == ([b"word", "[DONE]"], 1)
+
+
+async def test_the_first_byte_limit_holds_for_the_headers_too() -> None:
+    """A provider that takes the request and says nothing at all; who is blamed is the wire's to say."""
+
+    @define
+    class Silent(Provider):
+        async def stream(self, call: Call, entry: Entry) -> Script:
+            await asyncio.Event().wait()
+            raise AssertionError("not reached")
+
+        def first_byte_error(self, seconds: float) -> ProviderError:
+            return SlowModel(f"nothing in {seconds} s")
+
+    with pytest.raises(SlowModel, match=r"0\.02"):
+        await open_stream(Silent(Script([])), Catalog(), CALL, ENTRY)
+
+
+async def test_a_timeout_that_is_not_ours_is_a_bug() -> None:
+    """It is never taken for the provider's silence."""
+    script = Script([TimeoutError("of something else")])
+    with pytest.raises(TimeoutError, match="something else"):
+        await open_stream(Provider(script), Catalog(), CALL, ENTRY)
+    assert script.closed == 1
+
+
+async def test_a_whole_answer_is_refused_likewise() -> None:
+    """What the listing denies, before any call."""
+    catalog = Catalog()
+    catalog.learn("gpu", (Listed("m", capabilities=frozenset({"completion"})),))
+    with pytest.raises(Unsupported, match="does not support tools"):
+        await complete(Provider(Script([])), catalog, CALL, ENTRY)
+
+
+async def test_the_commit_ends_a_trial() -> None:
+    """Others may pass as soon as an answer has begun, long before it ends."""
+    script = Script([Piece(done=True)])
+    relay, health = carrier(script, WORD)
+    relay.served.permit.released()
+    for _ in range(2):
+        health.probed(Disconnected("x"), -60.0)
+    permit = relay.board.admit(ENTRY.target)
+    assert isinstance(permit, Permit) and health.provider.on_trial
+    seen: list[bool] = []
+
+    @define
+    class Watching(Client):
+        async def send(self, piece: Piece) -> None:
+            seen.append(health.provider.is_open)
+
+    await Relay(Served(ENTRY, permit, Opened(script, (WORD,))), relay.board).run(Watching())
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "provider", "target"),
+    [
+        (ServerFailed("x", provider_status=502), 1, 0),
+        (Disconnected("x"), 1, 0),
+        (ModelFailed("x", provider_status=500), 0, 1),
+        (ContentBlocked("x", provider_status=400), 0, 0),
+        (KeyRejected("x", provider_status=401), 0, 0),
+        (MissingModel("x", provider_status=404), 0, 0),
+        (UpstreamSaid("x", provider_status=422), 0, 0),
+    ],
+)
+async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider: int, target: int) -> None:
+    """The caller's own errors nobody; the place is given back in any case."""
+    relay, health = carrier(Script([Piece(error=error)]), WORD)
+    await relay.run(Client())
+    marked = health.targets.get("m")
+    assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (provider, target, 0)
+
+
+async def test_a_client_that_leaves_while_we_wait_for_more() -> None:
+    """Cancelled in mid answer: closed, nothing told, nobody blamed."""
+    script, client = Script([None]), Client()
+    relay, health = carrier(script, WORD)
+    task = asyncio.ensure_future(relay.run(client))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (client.got, script.closed, health.provider.failures) == ([b"word"], 1, 0)
+
+
+async def test_a_client_that_is_gone_when_it_is_told() -> None:
+    """The provider broke and the client left: the break is the provider's all the same."""
+
+    @define
+    class Gone(Client):
+        async def fail(self, error: ProxyError) -> None:
+            raise ConnectionResetError
+
+    script = Script([Disconnected("x")])
+    relay, health = carrier(script, WORD)
+    with pytest.raises(ConnectionResetError):
+        await relay.run(Gone())
+    assert (script.closed, health.provider.failures, health.in_flight) == (1, 1, 0)
+
+
+async def test_a_bug_closes_the_stream() -> None:
+    """And is told to nobody but the log."""
+    script, client = Script([RuntimeError("a bug")]), Client()
+    relay, health = carrier(script, WORD)
+    with pytest.raises(RuntimeError):
+        await relay.run(client)
+    assert (client.got, script.closed, health.provider.failures) == ([b"word"], 1, 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from manallm_proxy.errors import InvalidRequest, KeyRejected
@@ -40,6 +41,19 @@ BAD: dict[bytes, tuple[str | None, str]] = {
     b'\xef\xbb\xbf{"messages":[]}': (None, "JSON"),
     b'{"messages":[]} x': (None, "JSON"),
     b'{"messages":["\xff"]}': (None, "UTF-8"),
+    b'{"messages":[{"content":[{"text":"\xc0\x80"}]}]}': (None, "UTF-8"),
+    b'{"messages":["\xed\xa0\x80"]}': (None, "UTF-8"),
+    b'{"mess\xffages":[]}': (None, "UTF-8"),
+    b" \n": (None, "JSON"),
+    b"\x00": (None, "JSON"),
+    b"3": (None, "object"),
+    b'{"messages":[],}': (None, "JSON"),
+    b'{"messages":[]}{"messages":[]}': (None, "JSON"),
+    b'{"messages":["a\nb"]}': (None, "JSON"),
+    b"{'messages':[]}": (None, "JSON"),
+    b'{"messages":[],"x":Infinity}': (None, "JSON"),
+    b'{"messages":[],"x":01}': (None, "JSON"),
+    b'{"messages":[],"\\ud800":1}': (None, "JSON"),
     b'{"messages":[NaN]}': (None, "JSON"),
     b'{"messages":["\\ud800"]}': (None, "JSON"),
     b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}": (None, "deep"),
@@ -47,13 +61,24 @@ BAD: dict[bytes, tuple[str | None, str]] = {
     b'{"messages":[],"model":"a","model":"a"}': ("model", "twice"),
     b'{"messages":[],"model":"a","mod\\u0065l":"b"}': ("model", "twice"),
     b'{"messages":[],"messages":[]}': ("messages", "twice"),
+    b'{"mod\\u0065l":"b","messages":[],"model":"a"}': ("model", "twice"),
+    b'{"messages":[], "model" : "a" , "model" : "ab" }': ("model", "twice"),
+    b'{"seed":12,"seed":1,"model":"a","messages":[]}': ("seed", "twice"),
+    b'{"seed":1,"seed":12,"model":"a","messages":[]}': ("seed", "twice"),
+    b'{"seed":1.5,"seed":1,"model":"a","messages":[]}': ("seed", "twice"),
+    b'{"":1,"":1,"messages":[]}': ("", "twice"),
     b'{"messages":[],"model":3}': ("model", "string"),
     b'{"messages":[],"model":["a"]}': ("model", "string"),
+    b'{"messages":[],"model":' + b"9" * 5000 + b"}": ("model", "string"),
+    b'{"messages":[],"model":true}': ("model", "string"),
+    b'{"messages":[],"stream_options":"x"}': ("stream_options", "object"),
     b'{"messages":[],"stream":"true"}': ("stream", "true or false"),
     b'{"messages":[],"stream":1}': ("stream", "true or false"),
     b'{"messages":[],"stream_options":[]}': ("stream_options", "object"),
     b'{"messages":{}}': ("messages", "array"),
     b'{"messages":null}': ("messages", "array"),
+    b'{"messages":"hi"}': ("messages", "array"),
+    b'{"messages":7}': ("messages", "array"),
     b'{"model":"a"}': ("messages", "missing"),
     b"{}": ("messages", "missing"),
 }
@@ -68,10 +93,46 @@ def test_bad_input_names_its_param(body: bytes) -> None:
     assert told.value.param == param
 
 
-def test_a_huge_number_is_the_providers_business() -> None:
+@pytest.mark.parametrize("number", [b"9" * 5000, b"-" + b"9" * 5000, b"1e999", b"0." + b"1" * 5000])
+def test_a_huge_number_is_the_providers_business(number: bytes) -> None:
     """Its bytes are kept."""
-    body = b'{"messages":[],"seed":' + b"9" * 5000 + b"}"
-    assert read(body).rewrite(body, "m").endswith(b"9" * 5000 + b"}")
+    body = b'{"messages":[],"seed":' + number + b"}"
+    assert read(body).rewrite(body, "m").endswith(number + b"}")
+
+
+@pytest.mark.parametrize("body", [b'{"messages":[]}', b'{"messages":[],"model":""}', b'{"messages":[],"model":null}'])
+def test_no_model_is_the_default_one(body: bytes) -> None:
+    """Missing, empty and null say the same."""
+    assert read(body).model == ""
+    assert json.loads(read(body).rewrite(body, "m"))["model"] == "m"
+
+
+@pytest.mark.parametrize("nothing", [b"[]", b"[ ]", b"[\n\t]", b"null"])
+def test_no_tools_are_no_need(nothing: bytes) -> None:
+    """However an empty list is written; a model without tools is not refused for it."""
+    assert read(b'{"messages":[],"tools":' + nothing + b"}").needs == frozenset()
+    assert read(b'{"messages":[],"tools":[ {}]}').needs == {"tools"}
+
+
+def test_what_an_endpoint_needs_is_added() -> None:
+    """Embeddings, of every body that asks for them."""
+    assert Head.read(b'{"input":"x"}', ("input", (str, list)), "embedding").needs == {"embedding"}
+    with pytest.raises(InvalidRequest, match="a string or an array"):
+        Head.read(b'{"input":3}', ("input", (str, list)), "embedding")
+
+
+def test_a_key_twice_further_in_is_the_providers_business() -> None:
+    """We route by nothing in there."""
+    body = b'{"messages":[{"role":"user","role":"system"}],"x":{"model":1,"model":2},"model":"a"}'
+    assert read(body).rewrite(body, "b") == body.replace(b'"a"', b'"b"')
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b"\n", b"\r\n", b" " * 70, b"\n" * 1000])
+def test_white_space_anywhere_stays(space: bytes) -> None:
+    """Before, between, behind; more of it than anyone would write."""
+    parts = [b"", b"{", b'"messages"', b":", b"[]", b",", b'"model"', b":", b'"x"', b",", b'"n"', b":", b"1", b"}", b""]
+    body = space.join(parts)
+    assert read(body).rewrite(body, "a/b") == body.replace(b'"x"', b'"a/b"')
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(st.characters(codec="utf-8"), max_size=20)
@@ -164,3 +225,101 @@ def test_the_envelope_says_whose_error_it_is() -> None:
     error.target = "groq/a/b"
     told = error_body(error)["error"]
     assert (told["source"], told["provider"], told["target"]) == ("provider", "groq", "groq/a/b")
+
+
+WHITE: st.SearchStrategy[bytes] = st.text(" \t\r\n", max_size=3).map(str.encode)
+KEYS = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda key: key not in ("model", "stream_options"))
+
+
+def in_letters(text: str, escaped: bool) -> bytes:
+    """A JSON string, each letter of it escaped or none that need not be."""
+    if not escaped:
+        return json.dumps(text, ensure_ascii=False).encode()
+    units = text.encode("utf-16-be")
+    return b'"' + b"".join(b"\\u%02x%02x" % (units[n], units[n + 1]) for n in range(0, len(units), 2)) + b'"'
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A request body spelled in any way JSON allows, and what must leave for target p/m."""
+    fields: list[tuple[bytes, bytes, bytes]] = []
+    for key in draw(st.lists(KEYS.filter(lambda key: key not in ("messages", "stream", "tools")), unique=True)):
+        value = json.dumps(draw(VALUES), ensure_ascii=draw(st.booleans())).encode()
+        fields.append((in_letters(key, draw(st.booleans())), value, value))
+    fields.append((in_letters("messages", draw(st.booleans())), b"[ ]", b"[ ]"))
+    front = b""
+    if draw(st.booleans()):
+        model = in_letters(draw(st.text(st.characters(codec="utf-8"), max_size=5)), draw(st.booleans()))
+        fields.append((in_letters("model", draw(st.booleans())), model, b'"p/m"'))
+    else:
+        front += b'"model":"p/m",'
+    if draw(st.booleans()):
+        asked = b'{"x":[1],"include_usage":true}'
+        fields.append((in_letters("stream_options", draw(st.booleans())), b'{ "x" : [ 1 ] }', asked))
+    else:
+        front += b'"stream_options":{"include_usage":true},'
+    before = draw(WHITE) + b"{"
+    after = before + front
+    for number, (named, was, becomes) in enumerate(draw(st.permutations(fields))):
+        start = (b"," if number else b"") + draw(WHITE) + named + draw(WHITE) + b":" + draw(WHITE)
+        end = draw(WHITE)
+        before, after = before + start + was + end, after + start + becomes + end
+    end = b"}" + draw(WHITE)
+    return before + end, after + end
+
+
+@given(bodies())
+def test_a_rewrite_keeps_every_other_byte(body: tuple[bytes, bytes]) -> None:
+    """White space, escapes and order are the client's."""
+    before, after = body
+    assert read(before).rewrite(before, "p/m", ask_usage=True) == after
+
+
+@given(st.integers(0, 3), OBJECTS, VALUES, VALUES, st.sampled_from([(", ", ": "), (",", ":")]))
+@example(0, {}, 12, 1, (",", ":"))
+def test_a_key_twice_is_never_overlooked(
+    at: int, others: dict[str, Any], first: object, second: object, separators: tuple[str, str]
+) -> None:
+    """Whatever its two values are, and wherever it stands: a provider might read the other one."""
+    rows = [(key, value) for key, value in others.items() if key not in ("twice", "messages")]
+    rows[at:at] = [("twice", first), ("twice", second)]
+    comma, colon = separators
+    text = "{" + comma.join(json.dumps(k) + colon + json.dumps(v) for k, v in [*rows, ("messages", [])]) + "}"
+    with pytest.raises(InvalidRequest) as told:
+        read(text.encode())
+    assert told.value.param == "twice"
+
+
+@given(st.binary(max_size=80) | st.text('{}[]",:\\ \n19.eE-tn', max_size=40).map(str.encode))
+def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
+    """A body is read, or refused with a reason."""
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(json.loads(read(body).rewrite(body, "p/m"))["messages"], list)
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({}, Usage()),
+        ({"prompt_tokens": 3.0, "completion_tokens": None}, Usage()),
+        ({"prompt_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": []}, Usage(3)),
+        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}, Usage(3, cached=2)),
+        ({"completion_tokens_details": {"reasoning_tokens": "9"}}, Usage()),
+    ],
+)
+def test_odd_usage_is_read_as_far_as_it_goes(usage: object, counted: Usage) -> None:
+    """A count that is no whole number is none."""
+    assert Usage.from_openai(usage) == counted
+
+
+def test_usage_as_clients_read_it() -> None:
+    """Details only where there are any."""
+    assert Usage(3, 2).to_openai() == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert Usage.from_openai(Usage(3, 2, 1, 1).to_openai()) == Usage(3, 2, 1, 1)
+
+
+def test_the_envelope_holds_what_is_added() -> None:
+    """The attempt log stands beside the message; an error of no target names none."""
+    told = error_body(KeyRejected("x"), attempts=[{"model": "a/b"}])["error"]
+    assert told["attempts"] == [{"model": "a/b"}]
+    assert "target" not in told and "provider" not in told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,10 @@ STREAMS = {
     "mixed": b"data: one\n\n: comment\r\n\r\ndata: two\r\rdata: [DONE]\n\n",
     "BOM": b"\xef\xbb\xbfdata: one\n\n: comment\n\ndata: two\n\ndata: [DONE]\n\n",
     "no space": b"data:one\n\n:comment\n\ndata:two\n\ndata:[DONE]\n\n",
+    "CR then CRLF": b"data: one\r\r\n: comment\r\r\ndata: two\r\r\ndata: [DONE]\r\r\n",
+    "CRLF then LF": b"data: one\r\n\n: comment\n\r\ndata: two\n\rdata: [DONE]\r\n\r\n",
+    "surplus": b"\n\n\ndata: one\n\n\n\n: comment\n\n\ndata: two\n\n\r\n\r\ndata: [DONE]\n\n\n",
+    "no end": b"data: one\n\n: comment\n\ndata: two\n\ndata: [DONE]",
     "fields": b"event: x\nid: 7\ndata: one\n\n: comment\n\nretry: 3\ndata: two\n\ndata: [DONE]\n\n",
 }
 
@@ -28,6 +34,11 @@ def frames_of(stream: bytes, *cuts: int) -> list[sse.Frame]:
     return [*frames, sse.parse(rest)] if rest else frames
 
 
+def lines_of(stream: bytes) -> list[bytes]:
+    """All lines but the blank ones, wherever they end."""
+    return [line for line in stream.replace(b"\r", b"\n").split(b"\n") if line]
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_cut_at_every_offset(name: str) -> None:
     """The same data, and together the same bytes, wherever the network cuts."""
@@ -35,8 +46,22 @@ def test_cut_at_every_offset(name: str) -> None:
     for cut in range(len(stream) + 1):
         frames = frames_of(stream, cut)
         assert [f.data for f in frames if f.data is not None] == [b"one", b"two", b"[DONE]"]
-        joined = b"".join(f.raw for f in frames)
-        assert joined.rstrip(b"\r\n") == stream.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+        assert lines_of(b"".join(f.raw for f in frames)) == lines_of(stream.removeprefix(b"\xef\xbb\xbf"))
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if name not in ("surplus", "BOM")])
+def test_the_bytes_stay(name: str) -> None:
+    """All of them but the blank lines that say nothing."""
+    stream = STREAMS[name]
+    for cut in range(len(stream) + 1):
+        assert b"".join(f.raw for f in frames_of(stream, cut)).strip(b"\r\n") == stream.strip(b"\r\n")
+
+
+def test_cut_into_single_bytes() -> None:
+    """UTF-8, CRLF and the BOM all come apart."""
+    stream = "\ufeffdata: zwölf \U0001f41f\r\n\r\ndata: \u2028\u0085\r\n\r\n".encode()
+    frames = frames_of(stream, *range(1, len(stream)))
+    assert [(f.data or b"").decode() for f in frames] == ["zwölf \U0001f41f", "\u2028\u0085"]
 
 
 def test_what_the_fields_say() -> None:
@@ -77,3 +102,48 @@ def test_any_cutting_is_like_none(stream: bytes, cuts: list[int]) -> None:
     """Whatever the bytes."""
     at = sorted(min(cut, len(stream)) for cut in cuts)
     assert [f.data for f in frames_of(stream, *at)] == [f.data for f in frames_of(stream)]
+
+
+def test_a_long_event_costs_no_more_than_its_length() -> None:
+    """In many small reads, as networks deliver it: did each look at all the rest, this test would not end."""
+    decoder = sse.Decoder()
+    decoder.feed(b"data: ")
+    for _ in range(20_000):
+        assert decoder.feed(b"x" * 500) == []
+    [frame] = decoder.feed(b"\n\n")
+    assert frame.data is not None and len(frame.data) == 10_000_000
+
+
+def test_what_is_held_is_bounded_without_line_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither many small reads nor one long line grow without end; a whole event is read again in full behind it."""
+    monkeypatch.setattr(sse, "FRAME_LIMIT", 1000)
+    for line in (b"x" * 10, b"data: x\n", b": x\r", b"x\r\n"):
+        decoder = sse.Decoder()
+        with pytest.raises(sse.FrameTooLong):
+            deque(map(decoder.feed, [line] * 1000), 0)
+
+
+def test_a_return_at_the_end_of_a_read_waits_for_its_line_feed() -> None:
+    """Else CRLF would count as two ends; any other byte settles it."""
+    decoder = sse.Decoder()
+    assert decoder.feed(b"data: one\r\n\r") == []
+    assert [f.data for f in decoder.feed(b"\n")] == [b"one"]
+    assert decoder.feed(b"data: two\r\r") == []
+    assert [f.data for f in decoder.feed(b"data: thr")] == [b"two"]
+    assert [f.data for f in decoder.feed(b"ee\n\n")] == [b"three"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["data: a", "data:", "data", ": c", "event: e", "id: 1", "x", "", "\ufeff", "data: ü\u2028"])
+    ),
+    st.lists(st.sampled_from(["\n", "\r", "\r\n"]), min_size=1),
+    st.lists(st.integers(0, 300), max_size=10),
+)
+def test_any_lines_with_any_ends_cut_anywhere(lines: list[str], ends: list[str], cuts: list[int]) -> None:
+    """The same frames as in one read, and no line lost or made up."""
+    stream = "".join(line + ends[n % len(ends)] for n, line in enumerate(lines)).encode()
+    at = sorted(min(cut, len(stream)) for cut in cuts)
+    frames, whole = frames_of(stream, *at), frames_of(stream)
+    assert [(f.data, f.event, f.fields) for f in frames] == [(f.data, f.event, f.fields) for f in whole]
+    assert lines_of(b"".join(f.raw for f in frames)) == lines_of(stream.removeprefix(b"\xef\xbb\xbf"))

@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.chain import Entry, Target
-from manallm_proxy.errors import BadResponse, ContextTooLong, Disconnected, ProviderError, RateLimited, ServerFailed
+from manallm_proxy.errors import (
+    BadResponse,
+    ContentBlocked,
+    ContextTooLong,
+    Disconnected,
+    KeyRejected,
+    MissingModel,
+    PaymentRequired,
+    ProviderError,
+    RateLimited,
+    ServerBusy,
+    ServerFailed,
+    UpstreamSaid,
+)
 from manallm_proxy.schema import Head, Usage
 from manallm_proxy.upstream import Call, Endpoint, Piece
 from manallm_proxy.wires import Translator
@@ -97,6 +110,31 @@ RECORDED: dict[str, tuple[list[bytes], str]] = {
     "Together": ([frame(chunk("hello", warnings=[])), frame(chunk("", finish="eos"))], "hello"),
     "DeepSeek": ([b": keep-alive\n\n" * 3, frame(chunk("hello")), frame(chunk(None, finish="stop"))], "hello"),
     "llama.cpp": ([frame(chunk("hello")), b":\n\n", frame(chunk(None, finish="stop", timings={}))], "hello"),
+    "Mistral": (
+        [
+            frame(
+                {**chunk(), "choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": "x"}]}}]},
+            ),
+            frame(chunk("hello")),
+            frame(chunk(None, finish="stop")),
+        ],
+        "hello",
+    ),
+    "names around": (
+        [
+            frame({"x": {"model": "org/m"}, **chunk("hello"), "metadata": {"model": "org/m"}}),
+            frame(chunk(None, finish="stop", y=[{"model": "org/m"}])),
+        ],
+        "hello",
+    ),
+    "no spaces": (
+        [b'data:{"model":"org/m","choices":[{"index":0,"delta":{"content":"hello"},"finish_reason":"stop"}]}\n\n'],
+        "hello",
+    ),
+    "zwölf": (
+        [frame(json.dumps(chunk("zw\u00f6lf \u2028 \U0001f41f"), ensure_ascii=False).encode())],
+        "zw\u00f6lf \u2028 \U0001f41f",
+    ),
     "names in the text": (
         [frame(chunk('"model":"org/m" and "error": and "usage":{')), frame(chunk(None, finish="stop"))],
         '"model":"org/m" and "error": and "usage":{',
@@ -108,6 +146,13 @@ RECORDED: dict[str, tuple[list[bytes], str]] = {
 }
 
 
+def renamed(part: bytes) -> bytes:
+    """The same bytes with the top-level model exchanged: it stands before ``choices`` and behind ``x`` here."""
+    head, choices, rest = part.partition(b'"choices"')
+    at = head.rfind(b'"org/m"')
+    return head if at < 0 else head[:at] + b'"p/org/m"' + head[at + 7 :] + choices + rest
+
+
 @pytest.mark.parametrize("form", RECORDED)
 def test_recorded_streams_are_relayed(form: str) -> None:
     """The model in every chunk, all else as it came, cut at every offset."""
@@ -115,12 +160,25 @@ def test_recorded_streams_are_relayed(form: str) -> None:
     stream = b"".join(parts) + DONE
     whole, last, _ = play(stream)
     assert last.done
-    assert whole.replace(b'"model": "p/org/m"', b'"model": "org/m"', -1) in (b"".join(parts), stream)
-    chunks = [json.loads(line[6:]) for line in whole.replace(b"\r", b"").splitlines() if line.startswith(b"data: {")]
+    assert whole == b"".join(renamed(part) for part in parts)
+    chunks = [
+        json.loads(line.partition(b":")[2]) for line in whole.replace(b"\r", b"").split(b"\n") if line[:4] == b"data"
+    ]
     assert {c["model"] for c in chunks} == {"p/org/m"}
-    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks) == text
-    for cut in range(0, len(stream), 3):
+    texts = [c["choices"][0]["delta"].get("content") or "" for c in chunks]
+    assert "".join(text for text in texts if isinstance(text, str)) == text
+    for cut in range(len(stream) + 1):
         assert play(stream[:cut], stream[cut:])[0] == whole
+
+
+@pytest.mark.parametrize("form", RECORDED)
+def test_the_same_under_another_content_type(form: str) -> None:
+    """Recognized by its first bytes, cut at every offset."""
+    stream = b"".join(RECORDED[form][0]) + DONE
+    whole, _, _ = play(stream)
+    for cut in range(len(stream) + 1):
+        out, last, _ = play(stream[:cut], stream[cut:], content_type="text/plain")
+        assert (out, last.done) == (whole, True)
 
 
 def test_the_first_piece_that_says_something_is_marked_once() -> None:
@@ -387,3 +445,356 @@ def test_no_body_breaks_the_reader(body: bytes) -> None:
         with contextlib.suppress(ProviderError):
             OpenAIWire().answer(of, ENTRY, body)
     OpenAIWire().failure(500, {}, body)
+
+
+def test_the_clients_own_options_stay() -> None:
+    """What it asked for is not asked again; a request that is not streamed asks for nothing."""
+    asked = call(stream=True, stream_options={"include_usage": True, "x": 1})
+    assert OpenAIWire().request(asked, ENTRY).body == b'{"model":"org/m",' + asked.body[1:]
+    denied = call(stream=True, stream_options={"include_usage": False, "x": 1})
+    assert json.loads(OpenAIWire().request(denied, ENTRY).body)["stream_options"] == {"include_usage": True, "x": 1}
+    assert "stream_options" not in json.loads(OpenAIWire().request(call(), ENTRY).body)
+
+
+FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float | None]] = {
+    "OpenRouter, unknown model": (
+        400,
+        {},
+        b'{"error":{"code":400,"message":"m","availability":{"code":"model_not_found","retryable":false}}}',
+        MissingModel,
+        None,
+    ),
+    "OpenRouter, guardrail": (
+        403,
+        {},
+        b'{"error":{"code":403,"message":"m","metadata":{"error_type":"content_policy_violation"}}}',
+        ContentBlocked,
+        None,
+    ),
+    "OpenRouter, moderation": (
+        403,
+        {},
+        b'{"error":{"code":403,"message":"m requires moderation"}}',
+        ContentBlocked,
+        None,
+    ),
+    "OpenRouter, credits": (402, {}, b'{"error":{"code":402,"message":"Insufficient credits"}}', PaymentRequired, None),
+    "OpenRouter, rate": (
+        429,
+        {"retry-after": "9"},
+        b'{"error":{"code":429,"message":"m","availability":{"retry_after":7}}}',
+        RateLimited,
+        7.0,
+    ),
+    "OpenRouter, overloaded": (
+        503,
+        {},
+        b'{"error":{"code":503,"message":"m","metadata":{"error_type":"provider_overloaded"}}}',
+        ServerBusy,
+        None,
+    ),
+    "Groq, rate": (
+        429,
+        {},
+        b'{"error":{"message":"Please try again in 5.289s.","type":"tokens","code":"rate_limit_exceeded"}}',
+        RateLimited,
+        5.289,
+    ),
+    "Groq, too large": (413, {}, b'{"error":{"message":"Request Entity Too Large"}}', UpstreamSaid, None),
+    "Groq, flex": (498, {}, b'{"error":{"message":"m","code":"capacity_exceeded"}}', UpstreamSaid, None),
+    "DeepSeek, balance": (402, {}, b'{"error":{"message":"Insufficient Balance"}}', PaymentRequired, None),
+    "Mistral": (
+        422,
+        {},
+        b'{"object":"error","message":{"detail":[{"msg":"Extra inputs"}]},"type":"invalid_request_error"}',
+        UpstreamSaid,
+        None,
+    ),
+    "vLLM, old": (400, {}, b'{"object":"error","message":"m","type":"BadRequestError","code":400}', UpstreamSaid, None),
+    "vLLM, unknown": (404, {}, b'{"error":{"message":"m","type":"NotFoundError","code":404}}', MissingModel, None),
+    "llama.cpp, loading": (
+        503,
+        {},
+        b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}',
+        ServerBusy,
+        None,
+    ),
+    "llama.cpp, context": (
+        400,
+        {},
+        b'{"error":{"code":400,"message":"m","type":"exceed_context_size_error","n_ctx":4096}}',
+        ContextTooLong,
+        None,
+    ),
+    "OpenAI, quota": (
+        429,
+        {"retry-after": "1"},
+        b'{"error":{"message":"m","type":"insufficient_quota","code":"insufficient_quota"}}',
+        RateLimited,
+        600.0,
+    ),
+    "OpenAI, key": (
+        401,
+        {},
+        b'{"error":{"message":"Incorrect API key provided: sk-...","code":"invalid_api_key"}}',
+        KeyRejected,
+        None,
+    ),
+    "OpenAI, overloaded": (503, {}, b'{"error":{"message":"m","code":"server_is_overloaded"}}', ServerBusy, None),
+    "Gemini, a list": (
+        400,
+        {},
+        b'[{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT"}}]',
+        UpstreamSaid,
+        None,
+    ),
+    "a CDN": (502, {}, b"<html><h1>502 Bad Gateway</h1></html>", ServerFailed, None),
+    "a CDN's 520": (520, {}, b"<html>", ServerFailed, None),
+    "a challenge": (403, {}, b"<!DOCTYPE html><title>Just a moment...</title>", KeyRejected, None),
+    "FastAPI": (404, {}, b'{"detail":"Not Found"}', MissingModel, None),
+    "nothing": (400, {}, b"", UpstreamSaid, None),
+}
+
+
+@pytest.mark.parametrize("form", FAILURES)
+def test_refusals_of_the_crowd(form: str) -> None:
+    """Each with its own envelope, by what it means; no page is shown."""
+    status, headers, body, kind, after = FAILURES[form]
+    error = OpenAIWire().failure(status, headers, body)
+    assert (type(error), error.retry_after) == (kind, pytest.approx(after) if after else None)
+    assert error.message and "<" not in error.message
+    assert error.provider_status in (status, 404)
+
+
+def test_a_refusal_keeps_the_providers_words() -> None:
+    """Message, type, code and param of whoever said no."""
+    error = OpenAIWire().failure(
+        422, {}, b'{"error":{"message":"too hot","type":"validation","param":"temperature","code":"too_hot"}}'
+    )
+    assert (error.status, error.message, error.type, error.param, error.code) == (
+        422,
+        "too hot",
+        "validation",
+        "temperature",
+        "too_hot",
+    )
+
+
+def test_a_chunk_without_a_model_gets_one() -> None:
+    """Every chunk names who answered; what is no chunk stays as it is."""
+    nameless = {k: v for k, v in chunk("a", finish="stop").items() if k != "model"}
+    out, _, _ = play(frame(nameless), frame({"ping": 1}), DONE)
+    first, second, _ = out.split(b"\n\n")
+    assert json.loads(first[6:]) == {**nameless, "model": "p/org/m"}
+    assert second == frame({"ping": 1})[:-2]
+
+
+def test_a_model_that_is_a_number_spoils_no_other() -> None:
+    """One that begins like another."""
+    parts = [b'data: {"model":%d,"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n' % n for n in (1, 12, 1)]
+    out, _, _ = play(*parts, DONE)
+    assert [json.loads(part[6:])["model"] for part in out.split(b"\n\n")[:-1]] == ["p/org/m"] * 3
+
+
+def test_what_comes_behind_the_end_is_not_read() -> None:
+    """[DONE] is the end, in one read with it or not."""
+    out, last, _ = play(frame(chunk("a")) + DONE + frame(chunk("b")))
+    assert last.done and b'"b"' not in out
+    assert play(frame(chunk("a")), b"data: [DONE]\r\n\r\n" + frame({"error": "x"}))[1].done
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error":{"message":"slow down","code":429}}\n', b'\n{"error":"slow","code":429}', b"<html>\n\n<p>sign in\n\n"],
+)
+def test_a_body_that_only_calls_itself_an_event_stream_is_none(body: bytes) -> None:
+    """SDKs would end silently (wire.md A.4): not an empty answer, but a failure, before and after the first words."""
+    for start in (b"", frame(chunk("a"))):
+        _, last, _ = play(start + body)
+        assert last.error is not None and last.error.retryable and not last.done
+
+
+@pytest.mark.parametrize("data", [b'"it broke"', b"[]", b"3", b"", b"null"])
+def test_an_error_event_is_one_whatever_it_holds(data: bytes) -> None:
+    """Also where it holds no object."""
+    _, last, _ = play(frame(chunk("a")), b"event: error\n" + frame(data))
+    assert isinstance(last.error, ServerFailed)
+
+
+def test_names_of_errors_that_are_null_are_none() -> None:
+    """In every chunk, by servers that fill in all their fields."""
+    odd: dict[str, Any] = {"error": None, "error_type": None, "error_message": None, "x_groq": {"error": None}}
+    _, last, _ = play(frame(chunk("a", **odd)), frame(chunk(None, finish="stop", **odd)), DONE)
+    assert last.done
+
+
+@pytest.mark.parametrize("index", [None, [], {}, "0", 1.5, True])
+def test_an_odd_index_breaks_nothing(index: object) -> None:
+    """It is a choice that ended all the same."""
+    odd = {**chunk(), "choices": [{"index": index, "delta": {"content": "a"}, "finish_reason": "stop"}]}
+    assert play(frame(odd))[1].done
+
+
+@pytest.mark.parametrize("n", ["0", "-1", "null", '"2"', "1.0", "true", "9" * 5000, "[]"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_an_odd_number_of_choices_breaks_nothing(n: str, cut: bool) -> None:
+    """The client's ``n`` is the provider's to refuse; a cut stream is never taken for a whole one."""
+    raw = b'{"messages":[],"stream":true,"n":' + n.encode() + b"}"
+    of = Call(Endpoint.CHAT, Head.read(raw, ("messages", list)), raw, "id-1")
+    _, last, _ = play(frame(chunk("a", finish=None if cut else "stop")), of=of)
+    assert last.done is not cut
+
+
+def test_words_and_an_error_in_one_read() -> None:
+    """The words leave first; the piece says both."""
+    piece = translator().feed(frame(chunk("a")) + frame({"error": {"message": "m", "code": 502}}))
+    assert (piece.says, piece.frames) == (True, renamed(frame(chunk("a"))))
+    assert isinstance(piece.error, ServerFailed)
+
+
+def test_an_endless_event_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is bounded, in a stream and in a body."""
+    monkeypatch.setattr("manallm_proxy.sse.FRAME_LIMIT", 100)
+    monkeypatch.setattr("manallm_proxy.wires.openai_stream.BODY_LIMIT", 100)
+    for content_type in ("text/event-stream", "application/json"):
+        assert isinstance(play(b"x" * 200, content_type=content_type)[1].error, BadResponse)
+
+
+LEGACY = call(Endpoint.COMPLETIONS, stream=True)
+
+
+def test_legacy_completions_are_streams_too() -> None:
+    """Text instead of a delta; an empty one says nothing."""
+    wire = translator(LEGACY)
+    start = {"object": "text_completion", "model": "org/m"}
+    silent = wire.feed(frame({**start, "choices": [{"index": 0, "text": "", "finish_reason": None}]}))
+    words = wire.feed(frame({**start, "choices": [{"index": 0, "text": "hi", "finish_reason": "stop"}]}))
+    assert (silent.says, words.says, wire.close().done) == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "hello"}, "hello"),
+        ({"content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}, "hello"),
+        ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "hello"}, 3]}, "hello"),
+        ({"content": "hello", "tool_calls": 5}, "hello"),
+        ({"content": "hello", "tool_calls": [3, {"function": 4}]}, "hello"),
+        ({"content": None}, ""),
+        ({"content": 7}, ""),
+        (None, ""),
+    ],
+)
+def test_odd_whole_answers_to_a_stream(message: object, text: str) -> None:
+    """Their text is found where there is any, and nothing of ours is written into it."""
+    body = {**COMPLETION, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    out, last, _ = play(json.dumps(body).encode(), content_type="application/json")
+    assert last.done
+    delta = json.loads(out.split(b"\n\n")[0][6:])["choices"][0]["delta"]
+    assert (delta["content"], "tool_calls" in delta) == (text, False)
+
+
+def test_a_whole_answer_to_a_stream_brings_usage_to_who_asked() -> None:
+    """In a last chunk without choices, as a stream would."""
+    of = call(stream=True, stream_options={"include_usage": True})
+    out, _, _ = play(json.dumps(COMPLETION).encode(), of=of, content_type="application/json")
+    last = json.loads(out.split(b"\n\n")[-2][6:])
+    assert (last["choices"], last["usage"]["prompt_tokens"]) == ([], 3)
+
+
+def test_no_body_to_a_stream_is_an_empty_answer() -> None:
+    """As an empty stream is: it commits."""
+    for body in (b"", b"\n\n"):
+        assert play(body, content_type="application/json")[1].done
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"message": "m", "code": 429}, RateLimited),
+        ({"message": "m", "code": "429"}, RateLimited),
+        ({"message": "m", "code": "server_error"}, ServerFailed),
+        ({"message": "m", "code": "context_length_exceeded"}, ContextTooLong),
+        ("m", ServerFailed),
+        (7, ServerFailed),
+    ],
+)
+def test_an_error_inside_a_whole_answer_is_classed(error: object, kind: type[ProviderError]) -> None:
+    """At its top or in its first choice, by its code."""
+    with pytest.raises(kind):
+        OpenAIWire().answer(call(), ENTRY, json.dumps({**COMPLETION, "error": error}).encode())
+    with pytest.raises(kind):
+        OpenAIWire().answer(call(), ENTRY, json.dumps({"choices": [{"error": error}]}).encode())
+    assert OpenAIWire().answer(call(), ENTRY, json.dumps({**COMPLETION, "error": None}).encode()).usage == Usage(3, 2)
+
+
+@pytest.mark.parametrize("number", [b"9" * 5000, b"1e999"])
+@pytest.mark.parametrize("place", [b'{"choices":[],"usage":{"x":%s}}', b'{"error":%s}', b'{"choices":[{"error":%s}]}'])
+def test_a_number_that_nobody_can_read_is_a_bad_answer(place: bytes, number: bytes) -> None:
+    """Not a bug of ours."""
+    with pytest.raises(BadResponse):
+        OpenAIWire().answer(call(), ENTRY, place % number)
+    assert isinstance(play(place % number, content_type="application/json")[1].error, BadResponse)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [[1e300], [-1e39], ["a"], [None], None, 7, {}, "AAAA", "not base64!"],
+)
+@pytest.mark.parametrize("asked", ["base64", "float"])
+def test_what_is_no_vector(vector: object, asked: str) -> None:
+    """A bad answer where it has to be converted; else it is the client's to read."""
+    of = call(Endpoint.EMBEDDINGS, encoding_format=asked)
+    body = json.dumps({"data": [{"index": 0, "embedding": vector}]}).encode()
+    if (asked == "base64") is isinstance(vector, str):
+        assert json.loads(OpenAIWire().answer(of, ENTRY, body).body)["data"] == json.loads(body)["data"]
+    else:
+        with pytest.raises(BadResponse):
+            OpenAIWire().answer(of, ENTRY, body)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"data":5}', b"true", b"7", b'"x"', b'{"data":{}}', b'{"data":"x"}', b"{}", b"null"]
+)
+def test_a_list_of_models_that_is_none_is_empty(body: bytes) -> None:
+    """The provider is alive; it has listed nothing."""
+    assert OpenAIWire().listed(body) == ()
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 600) | st.text(max_size=3) | st.just("stop"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+CHUNKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": ODD
+        | st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={"index": ODD, "delta": ODD, "finish_reason": ODD, "error": ODD, "text": ODD, "message": ODD},
+            ),
+            max_size=2,
+        ),
+        "usage": ODD,
+        "x_groq": ODD | st.fixed_dictionaries({}, optional={"usage": ODD, "error": ODD}),
+        "error": ODD,
+        "error_type": ODD,
+        "model": ODD,
+    },
+)
+
+
+@given(st.lists(CHUNKS, max_size=4), st.booleans())
+def test_no_chunk_breaks_the_relay(chunks: list[dict[str, Any]], whole: bool) -> None:
+    """Every field of every type: pieces, or an error piece; what was relayed is JSON and names the target."""
+    if whole:
+        for each in chunks:
+            play(json.dumps(each).encode(), content_type="application/json")
+        return
+    out, last, _ = play(*(frame(each) for each in chunks), DONE)
+    assert last.done or last.error is not None
+    for line in out.split(b"\n\n")[:-1]:
+        sent = json.loads(line[6:])
+        assert sent.get("model", "p/org/m") == "p/org/m"

@@ -10,6 +10,7 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any, Final
 
 from attrs import frozen
@@ -41,7 +42,16 @@ _SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-
 _DURATION: Final = re.compile(
     r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
 )
-_TRY_AGAIN: Final = re.compile(r"(?:try again|retry) in (\d[\dhms.]*)", re.IGNORECASE)
+_TRY_AGAIN: Final = re.compile(
+    r"(?:try again|retry) in (\d[\dhms.]*)(?:\s*(?:(ms\b|milli)|(min)|(hour)))?", re.IGNORECASE
+)
+_UNITS: Final = (0.001, 60.0, 3600.0)
+_PAGE: Final = re.compile(
+    r"<(?:[!?]|/?(?:html|head|body|title|script|style|center|h[1-6]|div|p|br|hr|pre)\b)", re.IGNORECASE
+)
+_NESTING: Final = 8
+"""How deep a message may lie in what should be one."""
+_WAIT_LONGEST: Final = 1e9
 
 _QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
 _CONTEXT: Final = re.compile(
@@ -99,15 +109,20 @@ def said(data: object) -> Said:
     code = error.get("code")
     word = next((w for w in (availability.get("code"), metadata.get("error_type"), code) if _is_word(w)), None)
     message = next((m for k in ("message", "error_message", "detail", "error") if (m := _text(error.get(k)))), "")
-    retry_after = availability.get("retry_after")
     return Said(
         message=message,
         kind=_text(error.get("type")) or _text(error.get("error_type")) or None,
         code=word,
         param=_text(error.get("param")) or None,
         status=_status(code),
-        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        retry_after=_wait(availability.get("retry_after")),
     )
+
+
+def _wait(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _WAIT_LONGEST:
+        return None
+    return float(value)
 
 
 def _is_word(value: object) -> bool:
@@ -119,14 +134,16 @@ def _status(code: object) -> int | None:
     return number if isinstance(number, int) and 400 <= number <= 599 else None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, nesting: int = _NESTING) -> str:
     """Mistral's ``message`` is an object with ``detail``; FastAPI's ``detail`` a list of objects with ``msg``."""
     if isinstance(value, str):
         return value
+    if not nesting:
+        return ""
     if isinstance(value, dict):
-        return next((t for k in ("message", "detail", "msg") if (t := _text(value.get(k)))), "")
+        return next((t for k in ("message", "detail", "msg") if (t := _text(value.get(k), nesting - 1))), "")
     if isinstance(value, list):
-        return "; ".join(t for item in value[:5] if (t := _text(item)))
+        return "; ".join(t for item in value[:5] if (t := _text(item, nesting - 1)))
     return ""
 
 
@@ -177,6 +194,7 @@ def classify(
     4 keys, 5 what a caller's 4xx may really mean, 6 any other 4xx.
     """
     words = {w.lower() for w in (kind, code) if w}
+    kind, code, param = (clean(word or "") or None for word in (kind, code, param))
     text = clean(message)
     after = retry_after if retry_after is not None else retry_after_of(headers, text)
     # 1
@@ -278,9 +296,11 @@ def scrubbed(error: ProviderError, key: str | None) -> ProviderError:
 
 def clean(message: str) -> str:
     """A provider's message as a client may see it: bounded, on one line, without markup or anything like a key."""
-    text = " ".join(message[: 4 * _MESSAGE_LIMIT].split())
+    text = " ".join(message[: 4 * _MESSAGE_LIMIT].split()).lstrip("\ufeff")
     if text[:1] == "<":
         return ""
+    if (page := _PAGE.search(text)) is not None:
+        text = text[: page.start()].rstrip()
     text = _SECRETS.sub("[redacted]", text)
     return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
 
@@ -303,7 +323,10 @@ def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | Non
     if spent:
         return max(spent)
     match = _TRY_AGAIN.search(text)
-    return duration(match[1].rstrip(".")) if match else None
+    seconds = duration(match[1].rstrip(".")) if match else None
+    if match is None or seconds is None:
+        return None
+    return seconds * next((unit for word, unit in zip(match.groups()[1:], _UNITS, strict=True) if word), 1.0)
 
 
 def duration(value: str) -> float | None:
@@ -327,6 +350,9 @@ def _number(value: str | None) -> float | None:
 
 def _until(date: str, wall: float) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - wall)
-    except (ValueError, TypeError, OverflowError):
+        when = email.utils.parsedate_to_datetime(date)
+        if when.tzinfo is None:  # "-0000": the world's time, no zone told
+            when = when.replace(tzinfo=UTC)
+        return max(0.0, when.timestamp() - wall)
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None

@@ -22,7 +22,14 @@ from manallm_proxy.schema import TOOLS, VISION, DecodeErrors, Usage, decode, enc
 from manallm_proxy.upstream import Answer, Call, Endpoint, Listed
 from manallm_proxy.wires import Request, Translator
 from manallm_proxy.wires.classify import classify, envelope
-from manallm_proxy.wires.openai_reply import refuse_choice_error, refuse_error, reply_object, require_list, set_model
+from manallm_proxy.wires.openai_reply import (
+    decoded,
+    refuse_choice_error,
+    refuse_error,
+    reply_object,
+    require_list,
+    set_model,
+)
 from manallm_proxy.wires.openai_stream import EventRelay, Sniffer
 
 _VECTOR_IS_TEXT: Final = re.compile(rb'"embedding"\s*:\s*"')
@@ -73,8 +80,8 @@ class OpenAIWire:
         else:
             require_list(values, "choices")
             if b'"error"' in bytes(values["choices"]):
-                refuse_choice_error(decode(values["choices"]))
-        usage = Usage.from_openai(decode(values["usage"])) if "usage" in values else None
+                refuse_choice_error(decoded(values["choices"]))
+        usage = Usage.from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(set_model(body, spans.get("model"), encode(str(entry.target))), usage)
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
@@ -87,7 +94,8 @@ class OpenAIWire:
         except DecodeErrors:
             raise BadResponse("its list of models is not JSON", detail="model list") from None
         rows = data.get("data") if isinstance(data, dict) else data
-        return tuple(_listed(r) for r in rows or () if isinstance(r, dict) and isinstance(r.get("id"), str))
+        rows = rows if isinstance(rows, list) else ()
+        return tuple(_listed(r) for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str))
 
 
 def _listed(row: dict[str, Any]) -> Listed:
@@ -119,11 +127,17 @@ def _embeddings_as_asked(
     try:
         rows = decode(raw)
         for row in rows:
-            row["embedding"] = vector_text(row["embedding"]) if asked else _unpack(row["embedding"])
-    except (*DecodeErrors, TypeError, KeyError, ValueError, struct.error):
+            row["embedding"] = _pack(row["embedding"]) if asked else _unpack(row["embedding"])
+    except (*DecodeErrors, TypeError, KeyError, ValueError, OverflowError, struct.error):
         raise BadResponse("its embeddings are not vectors", detail="embeddings") from None
     start, end = spans["data"]
     return body[:start] + encode(rows) + body[end:]
+
+
+def _pack(vector: object) -> str:
+    if not isinstance(vector, list):
+        raise TypeError
+    return vector_text(vector)
 
 
 def _unpack(text: str) -> list[float]:

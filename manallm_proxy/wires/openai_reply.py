@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from manallm_proxy.errors import BadResponse, InvalidRequest
-from manallm_proxy.schema import decode, split_object
+from manallm_proxy.schema import DecodeErrors, decode, split_object
 from manallm_proxy.wires.classify import in_band, said
 
 
@@ -27,10 +27,18 @@ def reply_object(body: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, int]
         raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None
 
 
+def decoded(raw: Any) -> Any:
+    """A part of an answer. Its syntax was checked, but a number in it may be one that nobody can read."""
+    try:
+        return decode(raw)
+    except DecodeErrors:
+        raise BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON") from None
+
+
 def refuse_error(values: Mapping[str, Any]) -> None:
     """A 200 with an error inside (wire.md E.2)."""
     if bytes(values.get("error", b"null")) != b"null":
-        raise in_band(said({"error": decode(values["error"])}))
+        raise in_band(said({"error": decoded(values["error"])}))
 
 
 def refuse_choice_error(choices: Any) -> None:

@@ -17,7 +17,14 @@ from manallm_proxy.errors import BadResponse, Disconnected, InvalidRequest, Prov
 from manallm_proxy.schema import DecodeErrors, Usage, decode, encode, split_object
 from manallm_proxy.upstream import Call, Piece
 from manallm_proxy.wires.classify import Said, envelope, in_band, said
-from manallm_proxy.wires.openai_reply import refuse_choice_error, refuse_error, reply_object, require_list
+from manallm_proxy.wires.openai_reply import (
+    decoded,
+    refuse_choice_error,
+    refuse_error,
+    reply_object,
+    require_list,
+    set_model,
+)
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -74,8 +81,11 @@ class EventRelay:
     def _is_complete(self) -> bool:
         """Every choice has its finish reason."""
         span = self._call.head.spans.get("n")
-        n = decode(self._call.body[span[0] : span[1]]) if span else 1
-        return len(self._finished) >= (n if isinstance(n, int) else 1)
+        try:
+            n = decode(self._call.body[span[0] : span[1]]) if span else 1
+        except DecodeErrors:
+            n = 1
+        return len(self._finished) >= (n if isinstance(n, int) and n > 0 else 1)
 
     def _pieces(self, frames: list[sse.Frame]) -> Piece:
         out: list[bytes] = []
@@ -112,6 +122,10 @@ class EventRelay:
     def _odd_fields(self, frame: sse.Frame) -> None:
         if b"error" in frame.fields:  # llama.cpp before September 2025
             raise in_band(envelope(frame.raw.partition(b"error:")[2]))
+        if frame.data is None and any(name[:1] in (b"{", b"<") for name in frame.fields):
+            # no event at all: a body that SDKs would skip in silence (wire.md A.4)
+            spoken = envelope(frame.raw)
+            raise in_band(spoken) if spoken.message else BadResponse("its stream is none", detail="not an event stream")
         if b"id" in frame.fields:
             self.commentable = False
 
@@ -131,7 +145,7 @@ class EventRelay:
         self.usage = Usage.from_openai(usage) or self.usage
         choices = chunk.get("choices")
         rows = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-        self._finished.update(c.get("index", 0) for c in rows if c.get("finish_reason"))
+        self._finished.update(_index(c) for c in rows if c.get("finish_reason"))
         self._said = self._said or any(_says(c) for c in rows)
         return choices == [] and usage is not None and not self._call.head.wants_usage
 
@@ -139,11 +153,14 @@ class EventRelay:
         if self._old_front and data.startswith(self._old_front):
             return self._new_front + data[len(self._old_front) :]
         try:
-            span = split_object(data)[1].get("model")
+            spans = split_object(data)[1]
         except InvalidRequest:
             return data
+        span = spans.get("model")
         if span is None:
-            return data
+            return set_model(data, None, self._model) if "choices" in spans else data
+        if data[span[0] : span[0] + 1] != b'"':  # a number may begin like another
+            return set_model(data, span, self._model)
         self._old_front = data[: span[1]]
         self._new_front = data[: span[0]] + self._model
         return self._new_front + data[span[1] :]
@@ -159,13 +176,20 @@ def _refuse_event(frame: sse.Frame) -> None:
             raise in_band(Said(message=data.decode(errors="replace"))) from None
         return
     if not isinstance(chunk, dict):
+        if frame.event == b"error":
+            raise in_band(said({"error": chunk}))
         return
     groq = chunk.get("x_groq")
     error = chunk.get("error") or (groq.get("error") if isinstance(groq, dict) else None)
     if error:
         raise in_band(said({"error": error}))
-    if frame.event == b"error" or "error_type" in chunk or "error_message" in chunk:
+    if frame.event == b"error" or chunk.get("error_type") or chunk.get("error_message"):
         raise in_band(said(chunk))
+
+
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
 
 
 def _says(choice: dict[str, Any]) -> bool:
@@ -228,7 +252,7 @@ class Sniffer:
             values, _ = reply_object(self._held)
             refuse_error(values)
             require_list(values, "choices")
-            return self._as_stream(decode(self._held))
+            return self._as_stream(decoded(self._held))
         except ProviderError as error:
             return Piece(error=error)
 
@@ -244,15 +268,23 @@ class Sniffer:
         return Piece(b"".join(map(sse.event, chunks)), says=bool(rows), done=True)
 
 
+def _words(content: object) -> str:
+    """A text, or the texts of a list of blocks (Mistral)."""
+    if isinstance(content, list):
+        return "".join(_words(block.get("text")) for block in content if isinstance(block, dict))
+    return content if isinstance(content, str) else ""
+
+
 def _delta_of(choice: dict[str, Any], index: int) -> Delta:
     """A complete choice as one step."""
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
-    calls = [c for c in message.get("tool_calls") or () if isinstance(c, dict)]
+    calls = message.get("tool_calls")
+    calls = [c for c in calls if isinstance(c, dict)] if isinstance(calls, list) else []
     functions = [(c, f) for c in calls if isinstance(f := c.get("function"), dict)]
     return Delta(
-        content=str(message.get("content") or choice.get("text") or ""),
-        reasoning=str(message.get("reasoning_content") or message.get("reasoning") or ""),
+        content=_words(message.get("content")) or _words(choice.get("text")),
+        reasoning=_words(message.get("reasoning_content")) or _words(message.get("reasoning")),
         tool_calls=tuple(
             ToolCall(str(f.get("name", "")), str(f.get("arguments", "")), id=str(c.get("id") or "call_0"))
             for c, f in functions
