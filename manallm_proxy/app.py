@@ -52,6 +52,8 @@ class App:
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
+    _passed: list[socket.socket] = field(factory=list)
+    """Sockets of systemd's."""
     _stop: asyncio.Event = field(factory=asyncio.Event)
     _hurry: asyncio.Event = field(factory=asyncio.Event)
 
@@ -78,7 +80,10 @@ class App:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         watchdog = notify.watchdog(loop, self.environ, os.getpid())
         try:
-            await self._prober.once()
+            probed = None
+            while probed is not self._prober:  # a reload meanwhile brings another
+                probed = self._prober
+                await probed.once()
             self._probing = loop.create_task(self._prober.run())
             self.observe(LifeChanged("started", f"listening on {', '.join(self.addresses)}"))
             notify.ready(self._summary(), self.environ)
@@ -108,11 +113,14 @@ class App:
 
     def reload(self) -> None:
         """Everything new, or, where there is any mistake, nothing. No await: no request sees a half."""
+        if self._stop.is_set():
+            return
         notify.reloading(self.environ)
         try:
             config = load(self.config.path, self.environ, self.host, self.port)
             if config.listen != self.config.listen or config.limits.header != self.config.limits.header:
                 raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
+            self._refuse_exposed(config)
             snapshot = Snapshot.build(config, self.web.snapshot.board.clock, self.observe, self.web.snapshot)
         except ConfigError as error:
             self.observe(Reloaded(error.mistakes))
@@ -120,6 +128,7 @@ class App:
             return
         before, self.web.snapshot, self.config = self.web.snapshot, snapshot, config
         before.retire(snapshot)
+        self.logs.adjust(config.log.level, config.log.format)
         self._take_over(snapshot)
         if self._probing is not None:
             self._probing.cancel()
@@ -151,11 +160,11 @@ class App:
     async def _listen(self, runner: Runner) -> list[BaseSite]:
         """A socket from systemd wins over ``unix``, that over host and port."""
         sites: list[BaseSite] = []
-        passed = notify.listen_sockets(self.environ, os.getpid())
+        self._passed = notify.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
-        if passed:
-            self._refuse_exposed(passed)
-            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in passed]
+        if self._passed:
+            self._refuse_exposed(self.config)
+            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self._passed]
         elif listen.unix is not None:
             sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
         else:
@@ -165,11 +174,11 @@ class App:
         self.addresses += [_name(address) for address in runner.addresses]
         return sites
 
-    def _refuse_exposed(self, passed: list[socket.socket]) -> None:
+    def _refuse_exposed(self, config: Config) -> None:
         """A socket of systemd's is held to the same rule as ``listen``: never open to others unasked."""
-        for each in passed:
+        for each in self._passed:
             if each.family in (socket.AF_INET, socket.AF_INET6):
-                mistake = exposure_mistake(self.config, each.getsockname()[0])
+                mistake = exposure_mistake(config, each.getsockname()[0])
                 if mistake is not None:
                     raise ConfigError((mistake,))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from attrs import define, field
+from attrs import define
 
 from manallm_proxy.chain import Target
 from manallm_proxy.errors import ProviderError
 from manallm_proxy.events import HealthChanged, Observer
-from manallm_proxy.health import Circuit, Health, Permit, Skip, Status
+from manallm_proxy.health import Circuit, Health, Permit, Skip
 
 Clock = Callable[[], float]
 
@@ -21,7 +21,6 @@ class Board:
     providers: Mapping[str, Health]
     clock: Clock
     observe: Observer
-    _told: dict[tuple[str, str | None], Status] = field(factory=dict)
 
     def admit(self, target: Target) -> Permit | Skip:
         """See `Health.admit`."""
@@ -56,29 +55,26 @@ class Board:
         return max((r.again_in or 0.0 for r in refusals), default=0.0)
 
     def note(self, provider: str) -> None:
-        """Reports what changed since the last time. *Degraded* is told by numbers, not by a line each."""
+        """Reports what changed since the last time. *Degraded* is told by numbers, not by a line each.
+
+        What was told is kept with the health, which several generations of the configuration share.
+        """
         health = self.providers[provider]
-        now = self.clock()
-        if health.provider.is_blank and not health.targets and not self._told:
+        if health.provider.is_blank and not health.targets and not health.told:
             return
+        now = self.clock()
         self._tell(provider, None, health.provider, now)
-        for model, circuit in health.targets.items():
-            self._tell(provider, model, circuit, now)
-        for name, gone in [key for key in self._told if key[0] == provider]:
-            if gone is not None and gone not in health.targets:
-                self._tell(name, gone, Circuit(), now)
+        for model in {*health.targets, *health.told} - {None}:
+            self._tell(provider, model, health.targets.get(str(model), Circuit()), now)
 
     def _tell(self, provider: str, model: str | None, circuit: Circuit, now: float) -> None:
+        told = self.providers[provider].told
         is_now = circuit.status(now)
         is_now = "healthy" if is_now == "degraded" else is_now
-        was = self._told.get((provider, model), "healthy")
+        was = told.get(model, "healthy")
         if is_now == "healthy":
-            self._told.pop((provider, model), None)
+            told.pop(model, None)
         else:
-            self._told[provider, model] = is_now
+            told[model] = is_now
         if is_now != was:
             self.observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
-
-    def carry(self, told_before: Board) -> None:
-        """Goes on where an older generation's board stopped telling."""
-        self._told.update((key, told) for key, told in told_before._told.items() if key[0] in self.providers)

@@ -7,9 +7,10 @@ I/O, this file knows no dialect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -20,22 +21,21 @@ from manallm_proxy import transport
 from manallm_proxy.chain import Entry, Timeouts
 from manallm_proxy.errors import (
     BadResponse,
-    Disconnected,
     ProviderError,
     ReadTimeout,
 )
 from manallm_proxy.schema import Usage
 from manallm_proxy.upstream import Answer, Call, Listed, Piece
-from manallm_proxy.wires import Translator, Wire
+from manallm_proxy.wires import Request, Translator, Wire
 from manallm_proxy.wires.classify import scrubbed, widened
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of one complete answer: thousands of embeddings fit, a flood does not."""
+KEEP_ALIVE: Final = 4.0
+"""Seconds an idle connection is kept: below the 5 s after which uvicorn (vLLM, SGLang) closes."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
-TRIES_LIMIT: Final = 100
-"""More dead pooled connections than this in a row are not dead connections."""
 TAIL_TIMEOUT: Final = 1.0
 """Seconds for a provider to end its body behind ``[DONE]``, so that the connection can be used again."""
 
@@ -73,13 +73,13 @@ async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
     context.trace_request_ctx.pooled = True
 
 
-def new_session(verify_tls: bool = True) -> aiohttp.ClientSession:
+def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
     """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
     connector = aiohttp.TCPConnector(
         limit=0,  # we count ourselves: a full pool would queue without bound
-        keepalive_timeout=4.0,  # below the 5 s after which uvicorn (vLLM, SGLang) closes
+        **({"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}),
         ttl_dns_cache=60,
         ssl=verify_tls,
         socket_factory=_socket,
@@ -116,6 +116,7 @@ class HttpUpstream:
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
     _session: aiohttp.ClientSession = field(repr=False)
+    _fresh: aiohttp.ClientSession | None = field(default=None, repr=False)
     _tails: set[asyncio.Task[None]] = field(factory=set, repr=False)
 
     @_session.default
@@ -124,16 +125,21 @@ class HttpUpstream:
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
-        times = entry.timeouts
+        times, name = entry.timeouts, self.address.name
+        loop = asyncio.get_running_loop()
+        parts: list[bytes] = []
         try:
-            async with asyncio.timeout(times.first_byte):
-                response = await self._post(call, entry)
+            async with asyncio.timeout(times.first_byte) as limit:
+                async with await self._post(call, entry) as response:
+                    async for part in self._parts(response, ANSWER_LIMIT):
+                        parts.append(part)
+                        limit.reschedule(loop.time() + times.idle)
         except TimeoutError:
-            raise self.wire.first_byte_error(f"{self.address.name}: no answer within {times.first_byte:g} s") from None
-        async with response:
-            body = await self._read(response, ANSWER_LIMIT, times.first_byte, times.idle)
+            if parts:
+                raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
+            raise self.first_byte_error(times.first_byte) from None
         try:
-            return self.wire.answer(call, entry, body)
+            return self.wire.answer(call, entry, b"".join(parts))
         except ProviderError as error:
             raise scrubbed(error, self.address.api_key) from None
 
@@ -155,7 +161,8 @@ class HttpUpstream:
                     raise self.wire.failure(response.status, response.headers, b"")
                 if response.status != 200:
                     return ()
-                return self.wire.listed(await self._read(response, ANSWER_LIMIT, 60.0, 60.0))
+                body = b"".join([part async for part in self._parts(response, ANSWER_LIMIT)])
+                return self.wire.listed(body)
         except transport.ERRORS as error:
             raise self._failed(error) from None
 
@@ -163,29 +170,58 @@ class HttpUpstream:
         for task in self._tails:
             task.cancel()
         await self._session.close()
+        if self._fresh is not None:
+            await self._fresh.close()
 
     async def _post(self, call: Call, entry: Entry) -> aiohttp.ClientResponse:
-        """A 200 with its headers in. A pooled connection that turns out dead costs another try, not the attempt."""
+        """A 200 with its headers in. ProviderError for any other status."""
         request = self.wire.request(call, entry)
-        for _ in range(TRIES_LIMIT):
-            url = f"{self.address.base_url}/{request.path}"
-            arguments = self._arguments(call.request_id, entry.timeouts)
-            try:
-                response = await self._session.post(url, data=_payload(request.body), **arguments)
-            except transport.ERRORS as error:
-                if arguments["trace_request_ctx"].pooled and transport.was_stale(error):
-                    continue
-                raise self._failed(error) from None
+        response = await self._send(request, call, entry)
+        if response.status == 200:
+            return response
+        body = await self._refusal(response)
+        again = self.wire.reshape(call, entry, response.status, body)
+        if again is not None and again.body != request.body:
+            response = await self._send(again, call, entry)
             if response.status == 200:
+                self.wire.took(again)
                 return response
-            async with response:
-                body = await self._read(response, ERROR_LIMIT, ERROR_TIMEOUT, ERROR_TIMEOUT)
-            before, request = request, self.wire.reshape(call, entry, response.status, body) or request
-            if request is before:
-                refusal = self.wire.failure(response.status, response.headers, body)
-                refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-                raise scrubbed(refusal, self.address.api_key)
-        raise Disconnected(f"{self.address.name}: it closed every connection", detail="closed")
+            body = await self._refusal(response)
+        refusal = self.wire.failure(response.status, response.headers, body)
+        refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
+        raise scrubbed(refusal, self.address.api_key)
+
+    async def _send(self, request: Request, call: Call, entry: Entry) -> aiohttp.ClientResponse:
+        """A status with its headers. Where a pooled connection turned out dead: once more, over a fresh one.
+
+        Once and no more: a provider that reads a request and then closes has begun to work on it.
+        """
+        url = f"{self.address.base_url}/{request.path}"
+        arguments = self._arguments(call.request_id, entry.timeouts)
+        try:
+            return await self._session.post(url, data=_payload(request.body), **arguments)
+        except transport.ERRORS as error:
+            if not (arguments["trace_request_ctx"].pooled and transport.was_stale(error)):
+                raise self._failed(error) from None
+        try:
+            return await self._unpooled().post(url, data=_payload(request.body), **arguments)
+        except transport.ERRORS as error:
+            raise self._failed(error) from None
+
+    def _unpooled(self) -> aiohttp.ClientSession:
+        """A session whose every connection is new; made when the first is wanted."""
+        if self._fresh is None:
+            self._fresh = new_session(self.address.verify_tls, pooled=False)
+        return self._fresh
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body of a refusal, as far as it comes: the status has said already what it is."""
+        parts: list[bytes] = []
+        with contextlib.suppress(ProviderError, TimeoutError):
+            async with response, asyncio.timeout(ERROR_TIMEOUT):
+                async for part in self._parts(response, ERROR_LIMIT):
+                    parts.append(part)
+        return b"".join(parts)[:ERROR_LIMIT]
 
     def _arguments(self, request_id: str | None, times: Timeouts) -> dict[str, Any]:
         return {
@@ -196,22 +232,19 @@ class HttpUpstream:
             "trace_request_ctx": _Reuse(),
         }
 
-    async def _read(self, response: aiohttp.ClientResponse, most: int, first: float, idle: float) -> bytes:
-        """The body, up to `most` bytes of it; ReadTimeout after `first`, then `idle` seconds of silence."""
-        parts: list[bytes] = []
+    async def _parts(self, response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
+        """The body as it comes. BadResponse behind `most` bytes of an answer; a refusal just ends there."""
         size = 0
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(first) as limit:
-                while size < most and (part := await response.content.readany()):
-                    parts.append(part)
-                    size += len(part)
-                    limit.reschedule(loop.time() + idle)
+            while part := await response.content.readany():
+                yield part
+                size += len(part)
+                if size >= most:
+                    break
         except transport.ERRORS as error:
             raise self._failed(error) from None
         if size >= most and most == ANSWER_LIMIT:
             raise BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
-        return b"".join(parts)[:most]
 
     def _failed(self, error: BaseException) -> BaseException:
         return transport.transport_error(error, self.address.name) or error

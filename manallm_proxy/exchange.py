@@ -51,6 +51,7 @@ class Exchange:
     bytes_sent: int = 0
     first_byte_at: float | None = None
     interrupted: bool = False
+    _committed: bool = False
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
     _sink: RelaySink | ComposedSink | None = None
 
@@ -137,7 +138,7 @@ class Exchange:
             served = await self._walk_aloud(walk.run(attempt, self._asked), patience)
         else:
             served = await walk.run(attempt, self._asked)
-        self.resolved = served.entry
+        self.resolved, self._committed = served.entry, True
         carrier = relay.Relay(served, self.snapshot.board)
         try:
             sink = self._sink_for(served)
@@ -208,11 +209,12 @@ class Exchange:
         kind = error.error_type if isinstance(error, ProviderError) else error.code or error.type
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
+        committed = self._committed
         sink = self._sink
         if sink is None or sink.response is None:
             self._ended("error", error.status, kind)
             raise error
-        self._ended("broken", 200, kind)
+        self._ended("broken" if committed else "error", 200, kind)
         try:
             await sink.fail(error)
         except ConnectionResetError:

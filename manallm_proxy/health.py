@@ -199,6 +199,8 @@ class Health:
     provider: Circuit = field(factory=Circuit)
     targets: dict[str, Circuit] = field(factory=dict)
     """By model; only those that have a state of their own."""
+    told: dict[str | None, Status] = field(factory=dict)
+    """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
 
     def admit(self, model: str, now: float) -> Permit | Skip:
         """Leave to try `model` now, or the reason against it (rules 1 to 4)."""

@@ -75,7 +75,7 @@ async def open_stream(upstream: Upstream, catalog: Catalog, call: Call, entry: E
             while True:
                 piece = await stream.next()
                 held.append(piece)
-                size += len(piece.frames)
+                size += len(piece.frames) + sum(map(len, piece.events))
                 if piece.error is not None and not piece.says:
                     raise piece.error
                 if piece.says or piece.done or size > HOLD_LIMIT:

@@ -76,6 +76,7 @@ class Snapshot:
     """The first target that gave embeddings for each alias, and their length."""
     _users: int = 0
     _orphans: list[Upstream] = field(factory=list)
+    _successor: Snapshot | None = None
     _closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -98,8 +99,7 @@ class Snapshot:
         board = Board(healths, clock, observe)
         catalog = before.catalog if before is not None else Catalog()
         if before is not None:
-            board.carry(before.board)
-            catalog.keep_only(set(upstreams))
+            catalog.keep_only({name for name, each in upstreams.items() if each is before.upstreams.get(name)})
         return cls(config, upstreams, board, catalog)
 
     def resolve(self, model: str) -> Chain:
@@ -135,18 +135,28 @@ class Snapshot:
 
     def release(self) -> None:
         self._users -= 1
-        self._close_if_unused()
+        self._settle()
 
     def retire(self, successor: Snapshot) -> None:
-        """A newer generation serves. What it did not take over is closed behind the last request."""
+        """A newer generation serves. What it did not take over is closed behind the last request.
+
+        What it did take over may still be in use here when the newer one retires in its turn: so each generation
+        holds the next, and they end in order.
+        """
         kept = set(map(id, successor.upstreams.values()))
         self._orphans = [u for u in self.upstreams.values() if id(u) not in kept]
-        self._close_if_unused()
+        self._successor = successor
+        successor.hold()
+        self._settle()
 
-    def _close_if_unused(self) -> None:
-        if self._orphans and not self._users:
-            orphans, self._orphans = self._orphans, []
+    def _settle(self) -> None:
+        if self._successor is None or self._users:
+            return
+        orphans, self._orphans = self._orphans, []
+        successor, self._successor = self._successor, None
+        if orphans:
             self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+        successor.release()
 
     async def close(self) -> None:
         """The last generation's end."""

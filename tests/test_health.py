@@ -209,7 +209,7 @@ def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
         assert isinstance(got, Permit)
         board.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
     assert len(board.providers["gpu"].targets) == TARGETS_LIMIT
-    assert len(board._told) <= TARGETS_LIMIT
+    assert len(board.providers["gpu"].told) <= TARGETS_LIMIT
 
 
 def test_unconfigured_and_saturated() -> None:
@@ -247,7 +247,6 @@ def test_changes_are_told_once_each() -> None:
     for error in (REFUSED, REFUSED):
         board.probed("gpu", error)
     later = Board(healths, lambda: clock[0], told.append)
-    later.carry(board)
     later.probed("gpu", REFUSED)
     later.probed("gpu", None)
     got = later.admit(Target("gpu", "m"))
@@ -496,9 +495,11 @@ class AnyOrder(RuleBasedStateMachine):
         was_trial = any(circuit is self.health.provider for circuit in got._trial_of)
         got.failed(error, self.now)
         got.released()
+        if until is None:
+            return  # closed; also where a good probe closed it while the trial was under way
         if error in (REFUSED, BROKEN) and was_trial:
             assert self.health.provider.open_until == self.now + self.health.policy.backoff
-        elif until is not None:
+        else:
             assert self.health.provider.open_until == until
 
     @rule(error=st.sampled_from([None, REFUSED]))
@@ -551,5 +552,5 @@ class AnyOrder(RuleBasedStateMachine):
             got.released()
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase

@@ -227,7 +227,7 @@ def test_the_envelope_says_whose_error_it_is() -> None:
     assert (told["source"], told["provider"], told["target"]) == ("provider", "groq", "groq/a/b")
 
 
-WHITE: st.SearchStrategy[bytes] = st.text(" \t\r\n", max_size=3).map(str.encode)
+WHITE = st.text(" \t\r\n", max_size=3).map(str.encode)
 KEYS = st.text(st.characters(codec="utf-8"), max_size=8).filter(lambda key: key not in ("model", "stream_options"))
 
 

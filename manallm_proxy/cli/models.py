@@ -15,7 +15,7 @@ def models(url: str) -> int:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=10) as answer:  # noqa: S310 # http only
             rows = json.load(answer)["data"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         why = getattr(error, "reason", None) or type(error).__name__
         print(f"no proxy answers at {url}: {why}", file=sys.stderr)
         return 1

@@ -59,6 +59,9 @@ class Wire(Protocol):
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """The same request in a form that the provider will take, where its refusal tells which; else None."""
 
+    def took(self, request: Request) -> None:
+        """The provider answered the reshaped `request` with 200: from now on it may be asked that way at once."""
+
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
 

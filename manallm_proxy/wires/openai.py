@@ -64,11 +64,10 @@ class OpenAIWire:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
         if status not in (400, 422) or b"stream_options" not in body or call.head.wants_usage or not call.head.stream:
             return None
-        plain = Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model))
-        if not self.asks_usage and "stream_options" in call.head.spans:
-            return None
+        return Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model))
+
+    def took(self, request: Request) -> None:
         self.asks_usage = False
-        return plain
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         values, spans = reply_object(body)
