@@ -1,6 +1,6 @@
 """HTTP to one provider: what its wire shapes goes out, what comes back goes to the wire.
 
-One session a provider, so that its connections, its TLS and its proxy are its own. The wire knows no
+Each provider has connections of its own, and so its own TLS and proxy. The wire knows no
 I/O, this file knows no dialect.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import socket
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from attrs import define, field, frozen
@@ -19,6 +18,7 @@ from multidict import CIMultiDict
 
 from manallm_proxy import transport
 from manallm_proxy.chain import Entry, Timeouts
+from manallm_proxy.connections import Connections
 from manallm_proxy.errors import (
     BadResponse,
     ProviderError,
@@ -31,8 +31,6 @@ from manallm_proxy.wires.classify import scrubbed, widened
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of one complete answer: thousands of embeddings fit, a flood does not."""
-KEEP_ALIVE: Final = 4.0
-"""Seconds an idle connection is kept: below the 5 s after which uvicorn (vLLM, SGLang) closes."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
@@ -63,65 +61,18 @@ class Address:
 
 
 @define
-class _Reuse:
-    """Whether this request got a pooled connection (aiohttp tells its tracers)."""
-
-    pooled: bool = False
-
-
-async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
-    context.trace_request_ctx.pooled = True
-
-
-def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
-    """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(_note_reuse)
-    connector = aiohttp.TCPConnector(
-        limit=0,  # we count ourselves: a full pool would queue without bound
-        **({"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}),
-        ttl_dns_cache=60,
-        ssl=verify_tls,
-        socket_factory=_socket,
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),  # the default jar would share cookies between our clients
-        timeout=aiohttp.ClientTimeout(total=None),  # a total would cut long streams
-        max_line_size=65536,
-        max_field_size=65536,
-        read_bufsize=65536,
-        trust_env=False,
-        auto_decompress=True,
-        trace_configs=[trace],
-    )
-
-
-def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket that notices a peer which lost power in mid stream."""
-    family, kind, proto = address[:3]
-    made = socket.socket(family, kind, proto)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000)):
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
-
-
-@define
 class HttpUpstream:
     """One provider over HTTP."""
 
     address: Address
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
-    _session: aiohttp.ClientSession = field(repr=False)
-    _fresh: aiohttp.ClientSession | None = field(default=None, repr=False)
+    _connections: Connections = field(repr=False)
     _tails: set[asyncio.Task[None]] = field(factory=set, repr=False)
 
-    @_session.default
-    def _new_session(self) -> aiohttp.ClientSession:
-        return new_session(self.address.verify_tls)
+    @_connections.default
+    def _new_connections(self) -> Connections:
+        return Connections(self.address.verify_tls, self.address.proxy)
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
@@ -156,7 +107,10 @@ class HttpUpstream:
         """Anything below 500 is alive; a 200 brings the list of models."""
         url = f"{self.address.base_url}/{self.wire.probe_path}"
         try:
-            async with self._session.get(url, **self._arguments(None, Timeouts())) as response:
+            asked = self._connections.request(
+                "GET", url, headers=self.address.headers_for(None), connect=Timeouts().connect
+            )
+            async with await asked as response:
                 if response.status >= 500:
                     raise self.wire.failure(response.status, response.headers, b"")
                 if response.status != 200:
@@ -169,9 +123,7 @@ class HttpUpstream:
     async def close(self) -> None:
         for task in self._tails:
             task.cancel()
-        await self._session.close()
-        if self._fresh is not None:
-            await self._fresh.close()
+        await self._connections.close()
 
     async def _post(self, call: Call, entry: Entry) -> aiohttp.ClientResponse:
         """A 200 with its headers in. ProviderError for any other status."""
@@ -192,27 +144,17 @@ class HttpUpstream:
         raise scrubbed(refusal, self.address.api_key)
 
     async def _send(self, request: Request, call: Call, entry: Entry) -> aiohttp.ClientResponse:
-        """A status with its headers. Where a pooled connection turned out dead: once more, over a fresh one.
-
-        Once and no more: a provider that reads a request and then closes has begun to work on it.
-        """
-        url = f"{self.address.base_url}/{request.path}"
-        arguments = self._arguments(call.request_id, entry.timeouts)
+        """A status with its headers."""
         try:
-            return await self._session.post(url, data=_payload(request.body), **arguments)
-        except transport.ERRORS as error:
-            if not (arguments["trace_request_ctx"].pooled and transport.was_stale(error)):
-                raise self._failed(error) from None
-        try:
-            return await self._unpooled().post(url, data=_payload(request.body), **arguments)
+            return await self._connections.request(
+                "POST",
+                f"{self.address.base_url}/{request.path}",
+                headers=self.address.headers_for(call.request_id),
+                data=lambda: _payload(request.body),
+                connect=entry.timeouts.connect,
+            )
         except transport.ERRORS as error:
             raise self._failed(error) from None
-
-    def _unpooled(self) -> aiohttp.ClientSession:
-        """A session whose every connection is new; made when the first is wanted."""
-        if self._fresh is None:
-            self._fresh = new_session(self.address.verify_tls, pooled=False)
-        return self._fresh
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
         """The body of a refusal, as far as it comes: the status has said already what it is."""
@@ -220,17 +162,8 @@ class HttpUpstream:
         with contextlib.suppress(ProviderError, TimeoutError):
             async with response, asyncio.timeout(ERROR_TIMEOUT):
                 async for part in self._parts(response, ERROR_LIMIT):
-                    parts.append(part)
+                    parts.append(part)  # noqa: PERF401  # what came before a break counts
         return b"".join(parts)[:ERROR_LIMIT]
-
-    def _arguments(self, request_id: str | None, times: Timeouts) -> dict[str, Any]:
-        return {
-            "headers": self.address.headers_for(request_id),
-            "allow_redirects": False,  # a redirect would take key and prompt to another host
-            "proxy": self.address.proxy,
-            "timeout": aiohttp.ClientTimeout(total=None, connect=times.connect, sock_connect=times.connect),
-            "trace_request_ctx": _Reuse(),
-        }
 
     async def _parts(self, response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
         """The body as it comes. BadResponse behind `most` bytes of an answer; a refusal just ends there."""

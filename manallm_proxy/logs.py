@@ -138,6 +138,11 @@ class Logs:
         as_json = form == "json" or (form == "auto" and not terminal)
         return cls(level, as_json, terminal and not environ.get("NO_COLOR"), stream)
 
+    def adjust(self, level: Level, form: str, environ: Mapping[str, str] = os.environ) -> None:
+        """What a reload may change; the stream stays."""
+        new = Logs.open(level, form, self.stream, environ)
+        self.level, self.json, self.colour, self._floor = new.level, new.json, new.colour, new._floor
+
     def __call__(self, event: Event) -> None:
         try:
             self.write(*line_of(event))

@@ -15,8 +15,9 @@ from attrs import define, field
 from manallm_proxy.board import Board, Clock
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.client import Address, HttpUpstream, new_session
+from manallm_proxy.client import Address, HttpUpstream
 from manallm_proxy.config import Config, Provider
+from manallm_proxy.connections import Connections
 from manallm_proxy.errors import UnknownModel
 from manallm_proxy.events import Observer
 from manallm_proxy.health import Health, Policy
@@ -41,8 +42,7 @@ def open_upstream(provider: Provider) -> Upstream:
             provider.api_key or "",
             provider.base_url,
             provider.headers,
-            new_session(provider.verify_tls),
-            proxy=provider.proxy,
+            Connections(provider.verify_tls, provider.proxy),
             extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire

@@ -289,6 +289,11 @@ def test_how_long_each_error_asks_to_wait() -> None:
     assert classify(429, {"retry-after": "7"}, "", retry_after=3.0).retry_after == 3.0
     assert classify(429, {"retry-after": "7"}, "", code="insufficient_quota").retry_after == 600.0
     assert classify(503, {"retry-after": "7"}, "").retry_after == 7.0
+    assert [type(classify(n, {"retry-after": "7"}, "")) for n in (500, 502, 503)] == [
+        ModelFailed,
+        ServerFailed,
+        ServerBusy,
+    ]
     assert classify(429, {}, "").retry_after is None
 
 

@@ -11,13 +11,21 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from manallm_proxy.chain import Entry, Target
+from manallm_proxy.chain import Entry, Target, Timeouts
 from manallm_proxy.client import Address, HttpUpstream
-from manallm_proxy.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError, ReadTimeout
+from manallm_proxy.errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    Disconnected,
+    FirstByteTimeout,
+    ProviderError,
+    ReadTimeout,
+)
 from manallm_proxy.schema import Head
 from manallm_proxy.upstream import Call, Endpoint
 from manallm_proxy.wires.openai import OpenAIWire
-from tests.upstreams import Connection, upstream
+from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
 
 KEY: Any = SimpleNamespace(ssl=None, host="gpu", port=1, is_ssl=False)
 BODY = b'{"model":"m","messages":[]}'
@@ -93,3 +101,91 @@ async def test_garbage_is_the_providers_failure(what: str) -> None:
         await gpu.close()
     assert told.value.retryable
     assert isinstance(told.value, BadResponse | Disconnected)
+
+
+async def posts(
+    script: Script, of: Call = CALL, pooled: int = 0, **times: float
+) -> tuple[ProviderError | None, Upstream]:
+    """The attempt's error and the server, after `pooled` connections were warmed with answered requests."""
+    async with upstream(script) as server:
+        gpu = HttpUpstream(Address("gpu", server.url), OpenAIWire())
+        entry = Entry(Target("gpu", "m"), Timeouts(**times))
+        await asyncio.gather(*(gpu.complete(CALL, entry) for _ in range(pooled)))
+        server.go.set()
+        server.seen.clear()
+        told = None
+        try:
+            if of.head.stream:
+                await (await gpu.stream(of, entry)).aclose()
+            else:
+                await gpu.complete(of, entry)
+        except ProviderError as error:
+            told = error
+        await gpu.close()
+    return told, server
+
+
+async def test_a_request_is_sent_twice_at_most_over_dead_connections() -> None:
+    """A provider that reads each request and then closes has begun to work: twenty warm connections or none."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None and not connection.upstream.go.is_set():
+            await connection.reply(completion())
+        connection.writer.close()
+
+    told, server = await posts(script, pooled=20)
+    assert isinstance(told, Disconnected)
+    assert len(server.posts) == 2
+
+
+STREAM_BODY = b'{"model":"m","messages":[],"stream":true}'
+STREAM = Call(Endpoint.CHAT, Head.read(STREAM_BODY, ("messages", list)), STREAM_BODY, "id-1")
+
+
+async def test_a_refusal_that_quotes_the_prompt_is_no_amplifier() -> None:
+    """A 422 that holds the word whatever is sent: asked twice, and the provider's own status comes out."""
+
+    async def refuse(connection: Connection, seen: Seen) -> None:
+        await connection.reply(b'{"detail":[{"msg":"bad temperature","input":"stream_options"}]}', "422 No")
+
+    told, server = await posts(each(refuse), STREAM)
+    assert told is not None and told.provider_status == 422
+    assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 503])
+async def test_a_refusal_whose_body_breaks_keeps_its_status(status: int) -> None:
+    """What it is was said before the body."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status)
+        connection.reset()
+
+    told, _ = await posts(script)
+    assert told is not None and told.provider_status == status
+
+
+async def test_the_first_byte_has_one_limit() -> None:
+    """Headers early and a body never: one ``first_byte``, under its own name."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+        await connection.gone()
+
+    started = asyncio.get_running_loop().time()
+    told, _ = await posts(script, first_byte=0.3, idle=9.0)
+    assert isinstance(told, FirstByteTimeout)
+    assert asyncio.get_running_loop().time() - started < 0.6
+
+
+async def test_a_body_that_falls_silent_is_a_read_timeout() -> None:
+    """Behind its first byte ``idle`` counts."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await connection.gone()
+
+    assert isinstance((await posts(script, first_byte=5.0, idle=0.1))[0], ReadTimeout)

@@ -94,7 +94,9 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
 }
 
 BLAMED: dict[str, str] = {
-    **dict.fromkeys(RETRYABLE, "provider"),
+    **dict.fromkeys(RETRYABLE, "service"),
+    "refused, unreachable, DNS, TLS": "reach",
+    "connect timeout": "reach",
     "500": "target",
     "501": "nobody",
     **dict.fromkeys(["503 busy", "529", "429", "429 quota", "408", "498"], "cooling"),
@@ -116,13 +118,14 @@ async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
 
 @pytest.mark.parametrize("row", RETRYABLE)
 async def test_whom_a_failure_speaks_against(row: str) -> None:
-    """The provider, one model, nobody; or it is only busy, which is no failure."""
+    """The provider (as a probe sees it or not), one model, nobody; or it is only busy, which is no failure."""
     story = Story([RETRYABLE[row][0](), "hello"])
     served = await story.run()
     health = story.healths["p0"]
     target = health.targets.get("m")
     marks = {
-        "provider": health.provider.failures == 1,
+        "reach": health.provider.reach_failures == 1,
+        "service": health.provider.service_failures == 1,
         "target": target is not None and target.failures == 1,
         "cooling": target is not None and target.is_cooling(story.now),
     }

@@ -436,20 +436,35 @@ def test_when_to_come_back() -> None:
     assert wait("down") == 0.0
 
 
-def test_a_board_takes_over_only_whom_it_knows() -> None:
-    """A provider that the new configuration dropped is not spoken of again."""
+def test_what_was_told_stays_with_the_health_it_was_told_of() -> None:
+    """Boards of several generations tell each change once between them; a provider that comes back begins anew."""
     told: list[Event] = []
-    old = Board({"gone": Health(Policy(1)), "kept": Health(Policy(1))}, lambda: 0.0, told.append)
+    kept = Health(Policy(1))
+    old = Board({"gone": Health(Policy(1)), "kept": kept}, lambda: 0.0, told.append)
+    new = Board({"kept": kept}, lambda: 0.0, told.append)
     old.probed("gone", REFUSED)
     old.probed("kept", REFUSED)
-    new = Board({"kept": old.providers["kept"]}, lambda: 0.0, told.append)
-    new.carry(old)
+    new.probed("kept", REFUSED)
     new.probed("kept", None)
-    assert [(e.provider, e.now) for e in told if isinstance(e, HealthChanged)] == [
-        ("gone", "unhealthy"),
-        ("kept", "unhealthy"),
-        ("kept", "healthy"),
+    old.probed("kept", None)
+    back = Board({"gone": Health(Policy(1))}, lambda: 0.0, told.append)
+    back.probed("gone", REFUSED)
+    assert [(e.provider, e.was, e.now) for e in told if isinstance(e, HealthChanged)] == [
+        ("gone", "healthy", "unhealthy"),
+        ("kept", "healthy", "unhealthy"),
+        ("kept", "unhealthy", "healthy"),
+        ("gone", "healthy", "unhealthy"),
     ]
+
+
+def test_nothing_is_told_of_what_is_well() -> None:
+    """Nor kept; and one failure is no change."""
+    told: list[Event] = []
+    health = Health()
+    board = Board({"gpu": health}, lambda: 0.0, told.append)
+    for error in (None, REFUSED, None):
+        board.probed("gpu", error)
+    assert (told, health.told) == ([], {})
 
 
 class AnyOrder(RuleBasedStateMachine):

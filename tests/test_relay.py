@@ -132,6 +132,12 @@ async def test_endless_talk_that_says_nothing_opens_too() -> None:
     assert sum(len(piece.frames) for piece in stream.held) < HOLD_LIMIT + 2000
 
 
+async def test_what_we_compose_ourselves_is_bounded_too() -> None:
+    """A translated stream holds payloads instead of frames."""
+    stream, _ = await opened(*[Piece(events=(b"x" * 500, b"x" * 500))] * 100)
+    assert sum(len(event) for piece in stream.held for event in piece.events) < HOLD_LIMIT + 2000
+
+
 @pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
 @pytest.mark.parametrize("raised", [True, False])
 async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, raised: bool) -> None:

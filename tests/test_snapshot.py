@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 
 import pytest
+import yaml
 
+from manallm_proxy.app import App
 from manallm_proxy.client import HttpUpstream
+from manallm_proxy.config import load
 from manallm_proxy.errors import UnknownModel
+from manallm_proxy.logs import Logs
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
 
 def upstream_of(p: Proxy, name: str) -> HttpUpstream:
@@ -21,7 +26,7 @@ def upstream_of(p: Proxy, name: str) -> HttpUpstream:
 
 async def closed(gone: HttpUpstream) -> None:
     async with asyncio.timeout(2):
-        while not gone._session.closed:
+        while not gone._connections.closed:
             await asyncio.sleep(0.01)
 
 
@@ -46,12 +51,106 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
             assert upstream_of(p, "stays") is kept
             assert p.app.web.snapshot.board.providers["stays"] is health
             assert health.policy.failure_threshold == 5
-            assert not gone._session.closed
+            assert not gone._connections.closed
             goes.go.set()
             assert (await in_flight)[0] == 200
             await closed(gone)
             assert (await p.chat())[0] == 200
-            assert not kept._session.closed
+            assert not kept._connections.closed
+
+
+async def test_two_reloads_do_not_cut_what_began_before_the_first(tmp_path: Path) -> None:
+    """The middle generation has no request of its own, but the provider's connections are still in use."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await connection.upstream.go.wait()
+        await connection.chunk(chunk(finish="stop") + b"data: [DONE]\n\n")
+        await connection.end()
+
+    async with upstream(each(waits)) as goes, upstream(each(answers)) as stays:
+        config = settings({"goes": openai(goes.url), "stays": openai(stays.url)})
+        async with proxy(config, tmp_path) as p:
+            gone = upstream_of(p, "goes")
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
+                assert b"one" in await response.content.readany()
+                p.app.reload()
+                p.write(settings({"stays": openai(stays.url)}))
+                p.app.reload()
+                await asyncio.sleep(0)
+                assert not gone._connections.closed
+                goes.go.set()
+                assert (await asyncio.wait_for(response.read(), 3)).endswith(b"data: [DONE]\n\n")
+            await closed(gone)
+
+
+async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> None:
+    """A request of the old generation sees the failure that the new one has told already."""
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    async with upstream(each(waits)) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, health={"failure_threshold": 1})
+        async with proxy(config, tmp_path) as p:
+            old = asyncio.ensure_future(p.chat())
+            async with asyncio.timeout(2):
+                while not gpu.posts:
+                    await asyncio.sleep(0.01)
+            p.app.reload()
+            new = asyncio.ensure_future(p.chat())
+            async with asyncio.timeout(2):
+                while len(gpu.posts) < 2:
+                    await asyncio.sleep(0.01)
+            gpu.go.set()
+            await asyncio.gather(old, new)
+            assert p.log.getvalue().count('"now":"unhealthy"') == 1
+
+
+async def test_a_reload_takes_the_logs_level(tmp_path: Path) -> None:
+    """At once, for the line of the reload itself."""
+    async with proxy(settings({"l": {"kind": "loopback"}}, log={"level": "error"}), tmp_path) as p:
+        assert "started" not in p.log.getvalue()
+        p.write(settings({"l": {"kind": "loopback"}}, log={"level": "debug", "format": "human"}))
+        p.app.reload()
+        assert " info    reloaded" in p.log.getvalue()
+
+
+async def test_a_moved_provider_forgets_its_models(tmp_path: Path) -> None:
+    """The new server is not judged by the old one's list."""
+    async with upstream(each(answers), ["old"]) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        assert "gpu/old" in str(await p.get("/v1/models"))
+        p.write(settings({"gpu": openai("http://127.0.0.1:9")}))
+        p.app.reload()
+        assert "gpu/old" not in str(await p.get("/v1/models"))
+
+
+async def test_a_reload_in_the_first_round_is_probed_too(tmp_path: Path) -> None:
+    """The providers that it brought do not wait for a whole interval."""
+
+    async def hangs(connection: Connection) -> None:
+        await connection.gone()
+
+    async with upstream(hangs) as slow, upstream(each(answers), ["new"]) as other:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(yaml.safe_dump(settings({"slow": openai(slow.url)}), sort_keys=False))
+        app = App(load(path, {}), {}, Logs.open("debug", "json", io.StringIO()))
+        running = asyncio.ensure_future(app.run())
+        async with asyncio.timeout(3):
+            while not slow.connections:
+                await asyncio.sleep(0.01)
+        path.write_text(yaml.safe_dump(settings({"other": openai(other.url)}), sort_keys=False))
+        app.reload()
+        await app.ready(running)
+        assert [m.id for m in app.web.snapshot.catalog.models("other")] == ["new"]
+        app.stop()
+        app.reload()  # nothing any more
+        assert app._stop.is_set()
+        app.stop()
+        await asyncio.wait_for(running, 5)
 
 
 async def test_a_changed_provider_begins_anew(tmp_path: Path) -> None:

@@ -94,10 +94,31 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
     wire = OpenAIWire()
     again = wire.reshape(STREAM, ENTRY, 422, b'{"message":"extra: stream_options"}')
     assert again is not None and "stream_options" not in json.loads(again.body)
-    assert wire.asks_usage is False
+    wire.took(again)
+    assert wire.request(STREAM, ENTRY) == again
     asked = call(stream=True, stream_options={"include_usage": True})
-    assert wire.reshape(asked, ENTRY, 422, b"stream_options") is None
-    assert wire.reshape(STREAM, ENTRY, 500, b"stream_options") is None
+    assert json.loads(wire.request(asked, ENTRY).body)["stream_options"] == {"include_usage": True}
+
+
+def test_only_what_was_answered_is_learnt() -> None:
+    """A refusal for another reason, the words in its text, must not cost the token counts of all that follow."""
+    wire = OpenAIWire()
+    wire.reshape(STREAM, ENTRY, 400, b"your prompt speaks of stream_options")
+    assert json.loads(wire.request(STREAM, ENTRY).body)["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("of", "status", "body"),
+    [
+        (call(stream=True, stream_options={"include_usage": True}), 422, b"stream_options"),
+        (STREAM, 500, b"stream_options"),
+        (STREAM, 422, b"temperature"),
+        (call(), 422, b"stream_options"),
+    ],
+)
+def test_no_other_refusal_is_answered_with_another_request(of: Call, status: int, body: bytes) -> None:
+    """The client asked for it, another status, another field, no stream."""
+    assert OpenAIWire().reshape(of, ENTRY, status, body) is None
 
 
 RECORDED: dict[str, tuple[list[bytes], str]] = {
@@ -304,7 +325,8 @@ def test_several_data_lines_become_one() -> None:
     text = json.dumps(chunk("a", finish="stop"), indent=1).encode()
     out, last, _ = play(b"".join(b"data: " + line + b"\n" for line in text.split(b"\n")) + b"\n", DONE)
     assert last.done
-    assert json.loads(out[6:])["model"] == "p/org/m"
+    assert out.startswith(b"data: {") and out.count(b"\n") == 2
+    assert json.loads(out[6:]) == {**chunk("a", finish="stop"), "model": "p/org/m"}
 
 
 def test_an_id_forbids_comments() -> None:
@@ -563,7 +585,8 @@ def test_refusals_of_the_crowd(form: str) -> None:
     error = OpenAIWire().failure(status, headers, body)
     assert (type(error), error.retry_after) == (kind, pytest.approx(after) if after else None)
     assert error.message and "<" not in error.message
-    assert error.provider_status in (status, 404)
+    assert error.provider_status == (404 if kind is MissingModel else status)
+    assert kind is not MissingModel or error.status == 404
 
 
 def test_a_refusal_keeps_the_providers_words() -> None:

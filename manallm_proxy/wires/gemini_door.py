@@ -16,10 +16,7 @@ from typing import Any, Final
 import aiohttp
 from attrs import define, field
 
-from manallm_proxy.transport import was_stale
-
-_TRIES_LIMIT: Final = 100
-"""More dead pooled connections than this in a row are not dead connections."""
+from manallm_proxy.connections import Connections
 
 
 @define(eq=False)
@@ -29,8 +26,6 @@ class Exchange:
     request_id: str
     connect: float
     """Seconds for name look-up, TCP and TLS."""
-    pooled: bool = False
-    """Whether it got a pooled connection; the session's tracer notes it."""
     response: aiohttp.ClientResponse | None = field(default=None, repr=False)
 
     @contextmanager
@@ -51,8 +46,7 @@ _EXCHANGE: Final[ContextVar[Exchange]] = ContextVar("exchange")
 class Door:
     """The part of ClientSession that the SDK uses. The SDK insists on one, and a subclass may not be made of it."""
 
-    _session: aiohttp.ClientSession = field(repr=False)
-    _proxy: str | None = field(default=None, repr=False)
+    _connections: Connections = field(repr=False)
 
     @property  # type: ignore[misc]  # object's can be written, this one need not
     def __class__(self) -> type:
@@ -61,23 +55,13 @@ class Door:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str], data: bytes | None, **_: Any
     ) -> aiohttp.ClientResponse:
-        """Sends it our way. A pooled connection that turns out dead costs another try, not the attempt."""
+        """Sends it our way: our limits, no redirects, our TLS and proxy, one more try where a pooled one was dead."""
         exchange = _EXCHANGE.get()
-        arguments: dict[str, Any] = {
-            "headers": {**headers, "Accept-Encoding": "identity", "X-Request-Id": exchange.request_id},
-            "data": data,
-            "allow_redirects": False,
-            "proxy": self._proxy,
-            "timeout": aiohttp.ClientTimeout(total=None, connect=exchange.connect, sock_connect=exchange.connect),
-            "trace_request_ctx": exchange,
-        }
-        for left in reversed(range(_TRIES_LIMIT)):
-            exchange.pooled = False
-            try:
-                exchange.response = await self._session.request(method, url, **arguments)
-                break
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if not (left and exchange.pooled and was_stale(error)):
-                    raise
-        assert exchange.response is not None
+        exchange.response = await self._connections.request(
+            method,
+            url,
+            headers={**headers, "Accept-Encoding": "identity", "X-Request-Id": exchange.request_id},
+            data=data,
+            connect=exchange.connect,
+        )
         return exchange.response

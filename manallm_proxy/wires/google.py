@@ -13,13 +13,13 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Final, TypeVar
 
-import aiohttp
 from attrs import define, field
 from google import genai
 from google.genai import errors, types
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.compose import Composer, embeddings_body
+from manallm_proxy.connections import Connections
 from manallm_proxy.errors import (
     BadResponse,
     Disconnected,
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class GoogleUpstream:
-    """One provider of kind ``google``. It owns `session`, one of `client.new_session`, and closes it."""
+    """One provider of kind ``google``. It owns `connections` and closes them."""
 
     def __init__(
         self,
@@ -53,9 +53,8 @@ class GoogleUpstream:
         api_key: str,
         base_url: str | None,
         headers: Mapping[str, str],
-        session: aiohttp.ClientSession,
+        connections: Connections,
         *,
-        proxy: str | None = None,
         extra_retryable_statuses: frozenset[int] = frozenset(),
     ) -> None:
         """`base_url` may end in an API version; None is Google's. ValueError where `api_key` is empty."""
@@ -64,7 +63,7 @@ class GoogleUpstream:
         _quieten()
         self.name = name
         self._key = api_key.strip()
-        self._session = session
+        self._connections = connections
         self._extra_retryable_statuses = extra_retryable_statuses
         url = (base_url or BASE_URL).rstrip("/")
         versioned = _VERSIONED.fullmatch(url)
@@ -76,7 +75,7 @@ class GoogleUpstream:
                 api_version=versioned[2] if versioned else None,
                 headers=dict(headers),
                 retry_options=types.HttpRetryOptions(attempts=1),  # without it a reset costs up to 10 s of sleep
-                aiohttp_client=Door(session, proxy),  # type: ignore[arg-type]  # it stands in for one
+                aiohttp_client=Door(connections),  # type: ignore[arg-type]  # it stands in for one
                 async_client_args={"ssl": True},  # that is the session's own; else certificates are loaded for it
             ),
         )
@@ -138,7 +137,7 @@ class GoogleUpstream:
     async def close(self) -> None:
         await self._client.aio.aclose()
         self._client.close()
-        await self._session.close()
+        await self._connections.close()
 
     def failed(self, error: Exception, exchange: Exchange) -> ProxyError | None:
         """What `error`, raised by the SDK, means; None where it is a bug.

@@ -119,6 +119,9 @@ class OllamaWire:
         """There is one form only: what Ollama refuses, it refuses."""
         return None
 
+    def took(self, request: Request) -> None:
+        """Nothing to learn."""
+
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return _embeddings(call, entry, body)
