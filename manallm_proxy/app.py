@@ -72,7 +72,11 @@ class App:
         """From listening to the last answer. OSError where an address cannot be had."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
-        runner = Runner(self.web.application(), header=self.config.limits.header)
+        runner = Runner(
+            self.web.application(),
+            header=self.config.limits.header,
+            patience=lambda: self.config.limits.body_timeout,
+        )
         await runner.setup()
         sites = await self._listen(runner)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ from manallm_proxy.errors import InternalError, ProviderError, ProxyError, Shutt
 from manallm_proxy.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.failover import Served, Walk
 from manallm_proxy.schema import EMBEDDING, Head, Usage, vector_length
-from manallm_proxy.sinks import ComposedSink, Pace, RelaySink
+from manallm_proxy.sinks import ComposedSink, Pace, RelaySink, send_whole
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Call, Endpoint
 
@@ -52,6 +52,8 @@ class Exchange:
     first_byte_at: float | None = None
     interrupted: bool = False
     _committed: bool = False
+    _whole: web.Response | None = None
+    """A complete answer that is being sent."""
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
     _sink: RelaySink | ComposedSink | None = None
 
@@ -125,7 +127,9 @@ class Exchange:
         self.bytes_sent = len(body)
         if call.endpoint is Endpoint.EMBEDDINGS and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, vector_length(body))
-        return web.Response(body=body, content_type="application/json", headers=self.headers())
+        self._whole = web.Response(body=body, content_type="application/json", headers=self.headers())
+        await send_whole(self.request, self._whole, self._pace.write_timeout)
+        return self._whole
 
     async def _stream(self, call: Call, walk: Walk) -> web.StreamResponse:
         catalog, upstreams = self.snapshot.catalog, self.snapshot.upstreams
@@ -209,6 +213,9 @@ class Exchange:
         kind = error.error_type if isinstance(error, ProviderError) else error.code or error.type
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
+        if self._whole is not None:  # its head has left: no second answer may follow
+            self._ended("broken", self.status, kind)
+            return self._cut()
         committed = self._committed
         sink = self._sink
         if sink is None or sink.response is None:
@@ -225,7 +232,7 @@ class Exchange:
         """The connection is of no use any more: no last chunk, so that nobody takes it for an end."""
         if self.request.transport is not None:
             self.request.transport.abort()
-        response = self._sink.response if self._sink is not None else None
+        response = self._sink.response if self._sink is not None else self._whole
         return response if response is not None else web.Response(status=499)
 
     def _ended(self, outcome: Outcome, status: int, error: str | None = None) -> None:

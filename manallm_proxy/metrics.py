@@ -197,10 +197,10 @@ class Metrics:
         if event.outcome == "ok":  # "broken" shows nothing: behind an early heartbeat a 404 ends like that
             self._learn(event.provider, event.model)
         pair = (event.provider, self._model(event.provider, event.model))
+        if event.outcome not in ("ok", "broken"):  # nothing was served; the attempts have told of failures
+            return
         if event.alias is not None:
             self._add("alias_resolved_total", event.alias, "/".join(pair))
-        if event.outcome not in ("ok", "broken"):
-            return
         self._add("llm_requests_total", *pair, "true" if event.streaming else "false")
         self._observe("llm_latency_seconds", event.duration, *pair)
         if event.to_first_byte is not None:

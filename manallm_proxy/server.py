@@ -6,10 +6,14 @@ both, be it ``Authorization: Bearer ...`` (libraries.md 1.8).
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from manallm_proxy.errors import InternalError, InvalidRequest
+from manallm_proxy.errors import BodyTimeout, InternalError, InvalidRequest
 from manallm_proxy.schema import encode, error_body
 
 KEEP_ALIVE = 75.0
@@ -17,7 +21,55 @@ KEEP_ALIVE = 75.0
 
 
 class _Handler(RequestHandler):
-    __slots__ = ()
+    """One connection. A request's head has ``patience`` seconds: a slow client must not hold a place."""
+
+    __slots__ = ("_begun", "_patience", "_timer")
+
+    def __init__(self, server: web.Server, *, patience: Callable[[], float], **options: Any) -> None:
+        super().__init__(server, **options)
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+        self._begun = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._disarm()
+        elif data and self._current_request is None and not self._messages:
+            self._begun = True
+            if self._timer is None:
+                self._arm()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self._patience(), self._too_slow)
+
+    def _disarm(self) -> None:
+        self._begun = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        transport = self.transport
+        if transport is None or self._current_request is not None or self._messages:
+            return
+        if self._begun:
+            body = encode(error_body(BodyTimeout("the request's head did not come in time")))
+            transport.write(
+                b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+        self.force_close()
 
     def handle_error(
         self,
@@ -41,14 +93,17 @@ class _Handler(RequestHandler):
 
 
 class _Server(web.Server):
+    patience: Callable[[], float]
+
     def __call__(self) -> RequestHandler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
+        return _Handler(self, patience=self.patience, loop=self._loop, **self._kwargs)
 
 
 class Runner(web.AppRunner):
-    """`header`: bytes that one header line or field may have."""
+    """`header`: bytes that one header line or field may have; `patience`: seconds that a head may take."""
 
-    def __init__(self, app: web.Application, *, header: int) -> None:
+    def __init__(self, app: web.Application, *, header: int, patience: Callable[[], float]) -> None:
+        self._patience = patience
         super().__init__(
             app,
             handler_cancellation=True,  # a client that leaves cancels its handler, which ends the upstream request
@@ -63,10 +118,12 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(
+        server = _Server(
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=True,
             loop=made._loop,
             **made._kwargs,
         )
+        server.patience = self._patience
+        return server

@@ -21,6 +21,8 @@ from manallm_proxy.upstream import Piece
 
 NEVER = 10.0 * 365 * 24 * 3600
 """Seconds; aiohttp-sse's ping cannot be switched off."""
+AT_ONCE = 64 * 1024
+"""Bytes that a transport takes without asking to wait."""
 KEEP_ALIVE = sse.comment(b"keep-alive")
 HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -42,6 +44,66 @@ class _EventSourceResponse(EventSourceResponse):
 
 
 @define
+class _Progress:
+    """Whether a client takes what is written to it. ``since``: loop time of the last sign that it does."""
+
+    since: float
+    _backlog: int = 0
+
+    def stalled_for(self, transport: asyncio.Transport, now: float) -> float:
+        """Seconds without one: what waits in our buffer has not become less."""
+        backlog = transport.get_write_buffer_size()
+        if backlog < self._backlog:
+            self.since = now
+        self._backlog = backlog
+        return now - self.since
+
+
+@define
+class _Guard:
+    """Cuts a client that takes nothing of what waits for it for ``patience`` seconds. In force from `watch` on."""
+
+    transport: asyncio.Transport
+    patience: float
+    _progress: _Progress
+    _timer: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._progress.stalled_for(self.transport, loop.time()) >= self.patience:
+            self.transport.abort()
+        else:
+            self._timer = loop.call_later(self.patience / 4, self.watch)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def send_whole(request: web.Request, response: web.Response, write_timeout: float) -> None:
+    """Sends a complete answer, and returns when it has left our buffer: it is not over before.
+
+    A client that takes nothing for `write_timeout` seconds is cut, which ends this as its leaving would.
+    """
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client left")
+    if not isinstance(response.body, bytes) or len(response.body) <= AT_ONCE:
+        await response.prepare(request)
+        await response.write_eof()
+        return
+    guard = _Guard(transport, write_timeout, _Progress(asyncio.get_running_loop().time()))
+    transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
+    guard.watch()
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+    finally:
+        guard.close()
+        transport.set_write_buffer_limits()
+
+
+@define
 class RelaySink:
     """Frames as they are. One timer serves heartbeat and write guard, however many frames there are."""
 
@@ -54,8 +116,7 @@ class RelaySink:
     """Loop time of the first event's leaving."""
     _response: web.StreamResponse | None = None
     _last_write: float = 0.0
-    _writing_since: float | None = None
-    _backlog: int = 0
+    _writing: _Progress | None = None
     _timer: asyncio.TimerHandle | None = None
     _beat: asyncio.Task[None] | None = None
 
@@ -103,11 +164,11 @@ class RelaySink:
             await self.begin()
         assert self._response is not None
         loop = asyncio.get_running_loop()
-        self._writing_since = loop.time()
+        self._writing = _Progress(loop.time())
         if counts and self.first_at is None:
-            self.first_at = self._writing_since
+            self.first_at = self._writing.since
         await self._response.write(data)
-        self._writing_since = None
+        self._writing = None
         self._last_write = loop.time()
         self.bytes_sent += len(data)
 
@@ -128,15 +189,12 @@ class RelaySink:
         if transport is None:
             return
         due = NEVER
-        if self._writing_since is not None:
-            backlog = transport.get_write_buffer_size()
-            if backlog < self._backlog:  # slow, but reading
-                self._writing_since = now
-            self._backlog = backlog
-            if now - self._writing_since >= self.pace.write_timeout:
+        if self._writing is not None:
+            stalled = self._writing.stalled_for(transport, now)
+            if stalled >= self.pace.write_timeout:
                 transport.abort()
                 return
-            due = self._writing_since + self.pace.write_timeout - now
+            due = self.pace.write_timeout - stalled
         elif self.pace.heartbeat:
             if now - self._last_write >= self.pace.heartbeat and self.commentable():
                 self._beat = loop.create_task(self._heartbeat())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -36,6 +37,7 @@ from manallm_proxy.upstream import Endpoint
 
 EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 REQUEST_ID_LIMIT: Final = 128
+HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -119,7 +121,7 @@ class Web:
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
             if request.method == "OPTIONS" and self._origin(request):
-                return web.Response(status=204, headers={"Access-Control-Allow-Methods": allowed})
+                return web.Response(status=204, headers=_preflight(request, allowed))
             told = MethodNotAllowed(f"this address takes {allowed} only")
             response = self._error_response(request, told)
             response.headers["Allow"] = allowed
@@ -155,10 +157,12 @@ class Web:
         if self.draining:
             response.force_close()
             response.headers["Connection"] = "close"
-        if self.snapshot.config.cors.origins and (origin := self._origin(request)):
+        origins = self.snapshot.config.cors.origins
+        if not origins:
+            return
+        response.headers["Vary"] = "Origin"  # also on what no browser asked for, or a cache would mix them up
+        if origin := self._origin(request):
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
-            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-Request-Id"
             response.headers["Access-Control-Expose-Headers"] = (
                 "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After"
             )
@@ -216,6 +220,13 @@ NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics"
 )
+
+
+def _preflight(request: web.Request, methods: str) -> dict[str, str]:
+    """What an origin that is let in may send: any header it asks for (SDKs send a dozen ``x-stainless-*``)."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    headers = wanted if HEADER_NAMES.fullmatch(wanted) else "Authorization, Content-Type, X-Request-Id"
+    return {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}
 
 
 def _json(value: object, status: int = 200) -> web.Response:

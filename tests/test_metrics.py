@@ -105,6 +105,15 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     assert value(metrics, "mana_llm_reloads_total", result="failure") == 1
 
 
+def test_what_was_not_served_was_not_resolved() -> None:
+    """An alias counts its served requests only; attempts that failed have counted themselves."""
+    metrics = fresh()
+    metrics(evolve(ENDED, outcome="error", status=404, alias="mana/test"))
+    assert "mana_llm_alias_resolved_total{" not in metrics.render()[0].decode()
+    metrics(evolve(ENDED, alias="mana/test"))
+    assert "mana_llm_alias_resolved_total{" in metrics.render()[0].decode()
+
+
 def test_gauges_are_read_at_the_scrape() -> None:
     """Health, requests in flight, version, the process itself; zero series exist from the start."""
     metrics = fresh()

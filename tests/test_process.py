@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.proxy import Process, openai, process, settings
-from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -82,6 +82,23 @@ async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) 
                 gpu.go.set()
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
             assert await asyncio.wait_for(running.child.wait(), 5) == 0
+
+
+async def test_a_drain_waits_for_a_whole_answer_too(tmp_path: Path) -> None:
+    """SIGTERM while a client reads a big answer slowly: it gets the last byte, and then the process ends."""
+
+    async def huge(connection: Connection, seen: Seen) -> None:
+        await connection.reply(completion("x" * 30_000_000))
+
+    async with upstream(each(huge)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        async with aiohttp.ClientSession() as client:
+            async with client.post(f"{running.url}/v1/chat/completions", json=HI) as response:
+                os.kill(running.pid, signal.SIGTERM)
+                await until(running, "draining")
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(running.child.wait(), 0.5)
+                assert len(await response.read()) == response.content_length
+        assert await asyncio.wait_for(running.child.wait(), 5) == 0
 
 
 @pytest.mark.parametrize("hurried", [True, False])

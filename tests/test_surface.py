@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
+POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
 
@@ -141,6 +142,53 @@ async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
         answer = await raw(p, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"body_timeout"' in answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"", b""),
+        (b"POST /v1/chat/comp", b"HTTP/1.1 408 "),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nA: b", b"HTTP/1.1 408 "),
+    ],
+    ids=["nothing", "half a line", "half a head"],
+)
+@pytest.mark.parametrize("kept_alive", [False, True])
+async def test_a_slow_head_does_not_hold_a_place(tmp_path: Path, sent: bytes, told: bytes, kept_alive: bool) -> None:
+    """A connection on which nothing, or half a head, comes is closed; an idle one between requests may wait."""
+    async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        if kept_alive:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b'{"status":"ok"}')
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.3)
+            if not sent:
+                writer.close()
+                return
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.read(), 3)
+        assert answer.startswith(told)
+        assert bool(answer) is bool(told)
+        assert (b'"body_timeout"' in answer) is bool(told)
+        writer.close()
+
+
+async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
+    """Also one byte at a time, and more than one request in one packet: no timer is left behind."""
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.3}}, tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        for byte in request:
+            writer.write(bytes([byte]))
+            await writer.drain()
+        await reader.readuntil(b'{"status":"ok"}')
+        writer.write(request * 3)
+        for _ in range(3):
+            await reader.readuntil(b'{"status":"ok"}')
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.5)
+        writer.close()
 
 
 async def test_what_is_no_http_is_told_in_our_shape_and_not_repeated(tmp_path: Path) -> None:
@@ -333,6 +381,54 @@ async def test_a_client_that_stops_reading_is_cut(tmp_path: Path, composed: bool
             assert health["providers"]["gpu"]["consecutive_failures"] == 0
 
 
+BIG = 30_000_000
+"""Bytes: more than the kernel's buffers of a connection take."""
+
+
+async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
+    """After write_timeout, as a stream is; the log says that the client is gone."""
+
+    async def huge(connection: Connection, seen: Seen) -> None:
+        await connection.reply(completion("x" * BIG))
+
+    async with upstream(each(huge)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+            with socket.create_connection(("127.0.0.1", p.port)) as client:
+                client.sendall(POST)
+                async with asyncio.timeout(10):
+                    while "client_gone" not in p.log.getvalue():
+                        await asyncio.sleep(0.01)
+            assert p.app.web.exchanges == set()
+
+
+async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> None:
+    """Longer than write_timeout, but never that long without a byte; and it is in hand until its last byte left.
+
+    The kernel's buffer takes more in steps of up to a megabyte: the reader is fast enough for two steps a second.
+    """
+
+    async def huge(connection: Connection, seen: Seen) -> None:
+        await connection.reply(completion("x" * BIG))
+
+    async with upstream(each(huge)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 1.5}), tmp_path) as p:
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port, limit=2**16)
+            writer.write(POST)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert len(p.app.web.exchanges) == 1
+            left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+            ends = asyncio.get_running_loop().time() + 2.0
+            while left > 0:
+                part = await reader.read(200_000)
+                assert part
+                left -= len(part)
+                if asyncio.get_running_loop().time() < ends:
+                    await asyncio.sleep(0.04)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # the connection is as good as before
+            await asyncio.wait_for(reader.readuntil(b'{"status":"ok"}'), 3)
+            writer.close()
+
+
 def _first_byte(connection: Connection) -> Any:
     return connection.gone()
 
@@ -402,6 +498,15 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
         async with p.client.options(url, headers={**home, "Access-Control-Request-Method": "POST"}) as response:
             assert (response.status, response.headers["Access-Control-Allow-Methods"]) == (204, "POST")
             assert response.headers["Access-Control-Allow-Origin"] == "http://home"
+        for asked, granted in (
+            ("authorization,content-type, x-stainless-lang", "authorization,content-type, x-stainless-lang"),
+            ("a b", "Authorization, Content-Type, X-Request-Id"),
+        ):
+            sent = {**home, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+            async with p.client.options(url, headers=sent) as response:
+                assert response.headers["Access-Control-Allow-Headers"] == granted
+        async with p.client.get(f"{p.url}/v1/models") as response:  # a cache must not give this to a browser
+            assert response.headers["Vary"] == "Origin"
         async with p.client.post(url, json={"messages": [], "stream": True}, headers=home) as response:
             assert response.headers["Access-Control-Allow-Origin"] == "http://home"
         async with p.client.post(url, json={"messages": []}, headers={"Origin": "http://evil"}) as response:
