@@ -15,12 +15,13 @@ from attrs import define, field
 from manallm_proxy.board import Board, Clock
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.client import Address, HttpUpstream
+from manallm_proxy.client import HttpUpstream
 from manallm_proxy.config import Config, Provider
-from manallm_proxy.connections import Connections
+from manallm_proxy.connections import Address
 from manallm_proxy.errors import UnknownModel
 from manallm_proxy.events import Observer
 from manallm_proxy.health import Health, Policy
+from manallm_proxy.session import Session
 from manallm_proxy.upstream import Upstream
 from manallm_proxy.wires.loopback import LoopbackUpstream
 from manallm_proxy.wires.ollama import OllamaWire
@@ -42,7 +43,7 @@ def open_upstream(provider: Provider) -> Upstream:
             provider.api_key or "",
             provider.base_url,
             provider.headers,
-            Connections(provider.verify_tls, provider.proxy),
+            Session(provider.verify_tls, provider.proxy),
             extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "manallm_proxy"
 FLOORS = [
     {"__init__", "errors", "chain", "health", "schema", "upstream"},
     {
-        "events", "sse", "compose", "catalog", "transport", "connections", "notify",
+        "events", "sse", "compose", "catalog", "transport", "connections", "http1", "pool", "session", "notify",
         "document", "readers", "strict", "settings", "config",
     },
     {"board", "failover", "client", "probes", "metrics", "logs", "wires"},

@@ -31,7 +31,7 @@ from manallm_proxy.failover import Served
 from manallm_proxy.health import Health, Permit
 from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
 from manallm_proxy.schema import Head, Usage
-from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Piece
+from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Offer, Piece
 
 BODY = b'{"model":"m","messages":[],"tools":[{}],"stream":true}'
 CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
@@ -50,7 +50,7 @@ class Script:
     usage: Usage | None = None
     commentable: bool = True
 
-    async def next(self) -> Piece:
+    async def next(self, offer: Offer | None = None) -> Piece:
         step = self.steps.pop(0)
         if step is None:
             await asyncio.Event().wait()
