@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
@@ -52,11 +51,9 @@ class HttpUpstream:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
         times, name = entry.timeouts, self.address.name
         parts: list[bytes] = []
-        loop = asyncio.get_running_loop()
+        until = asyncio.get_running_loop().time() + times.first_byte
         try:
-            async with asyncio.timeout(times.first_byte) as limit:
-                response = await self._post(call, entry)
-                await self._whole(response, parts, lambda: limit.reschedule(loop.time() + times.idle))
+            await self._whole(await self._post(call, entry, until), parts, until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
@@ -68,7 +65,7 @@ class HttpUpstream:
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
-        response = await self._post(call, entry)
+        response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.headers.get("Content-Type", ""))
         return HttpStream(self.address, response, translator)
 
@@ -93,56 +90,69 @@ class HttpUpstream:
     async def close(self) -> None:
         await self._connections.close()
 
-    async def _post(self, call: Call, entry: Entry) -> Response:
-        """A 200 with its headers in. ProviderError for any other status."""
+    async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
+        """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
         request = self.wire.request(call, entry)
-        response = await self._send(request, call, entry)
+        response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
-        body = await self._refusal(response)
+        body = await self._refusal(response, until)
         again = self.wire.reshape(call, entry, response.status, body)
         if again is not None and again.body != request.body:
-            response = await self._send(again, call, entry)
+            response = await self._send(again, call, entry, until)
             if response.status == 200:
                 self.wire.took(again)
                 return response
-            body = await self._refusal(response)
+            body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
         raise scrubbed(refusal, self.address.api_key)
 
-    async def _send(self, request: Request, call: Call, entry: Entry) -> Response:
+    async def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Response:
         """A status with its headers."""
         return await self._connections.request(
-            "POST", request.path, request_id=call.request_id, body=request.body, connect=entry.timeouts.connect
+            "POST",
+            request.path,
+            request_id=call.request_id,
+            body=request.body,
+            connect=entry.timeouts.connect,
+            until=until,
         )
 
-    async def _refusal(self, response: Response) -> bytes:
+    async def _refusal(self, response: Response, until: float | None) -> bytes:
         """The body of a refusal, as far as it comes: the status has said already what it is."""
         parts: list[bytes] = []
+        limit = asyncio.get_running_loop().time() + ERROR_TIMEOUT
         with contextlib.suppress(ProviderError, TimeoutError):
-            async with asyncio.timeout(ERROR_TIMEOUT):
-                await _gather(response, parts, ERROR_LIMIT)
+            await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    async def _whole(self, response: Response, parts: list[bytes], came: Callable[[], None] | None = None) -> None:
+    async def _whole(
+        self, response: Response, parts: list[bytes], until: float | None = None, idle: float | None = None
+    ) -> None:
         """All of an answer's body into `parts`. BadResponse where it does not end."""
-        if not await _gather(response, parts, ANSWER_LIMIT, came):
+        if not await _gather(response, parts, ANSWER_LIMIT, until, idle):
             raise BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
 
 
-async def _gather(response: Response, parts: list[bytes], most: int, came: Callable[[], None] | None = None) -> bool:
-    """Reads the body into `parts`, telling `came` of each. False where it goes on behind `most` bytes."""
+async def _gather(
+    response: Response, parts: list[bytes], most: int, until: float | None, idle: float | None = None
+) -> bool:
+    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
+
+    False where it goes on behind `most` bytes. TimeoutError.
+    """
     size = 0
+    loop = asyncio.get_running_loop()
     try:
-        while part := await response.read():
+        while part := await response.read(None, until):
             parts.append(part)
             size += len(part)
             if size >= most:
                 response.close()
                 return False
-            if came is not None:
-                came()
+            if idle is not None:
+                until = loop.time() + idle
     except BaseException:
         response.close()
         raise

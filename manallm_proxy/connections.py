@@ -70,8 +70,8 @@ class Response(Protocol):
     def silent_since(self) -> float | None:
         """Loop time of the last byte, or of the wait's begin; None while nobody waits for one."""
 
-    async def read(self, take: Take | None = None) -> bytes:
-        """The body's next part that `take` does not deal with; ``b""`` at its end."""
+    async def read(self, take: Take | None = None, until: float | None = None) -> bytes:
+        """The body's next part that `take` does not take; ``b""`` at its end. TimeoutError at loop time `until`."""
 
     def fail(self, error: ProviderError) -> None:
         """Wakes who waits with `error`."""
@@ -91,9 +91,18 @@ class Connections(Protocol):
         """They were given back for good."""
 
     async def request(
-        self, method: str, path: str, *, request_id: str | None, body: bytes | None = None, connect: float
+        self,
+        method: str,
+        path: str,
+        *,
+        request_id: str | None,
+        body: bytes | None = None,
+        connect: float,
+        until: float | None = None,
     ) -> Response:
         """A status with its headers, for `path` below the base URL; connected within `connect` seconds.
+
+        TimeoutError at loop time `until`.
 
         Where a pooled connection turned out dead, the request goes once more, over a fresh one. Once and no
         more: a provider that reads a request and then closes has begun to work on it. Redirects are not

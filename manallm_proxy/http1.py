@@ -37,6 +37,9 @@ class Keeper(Protocol):
     def lost(self, connection: Connection) -> None:
         """It is no more."""
 
+    def watch(self, until: float) -> None:
+        """Somebody waits until loop time `until` and no longer: then `Connection.look` is to be called."""
+
 
 @define(eq=False)
 class Response:
@@ -54,6 +57,7 @@ class Response:
     _error: BaseException | None = None
     _waiter: asyncio.Future[None] | None = None
     _take: Take | None = None
+    _until: float | None = None
     _wanted: bool = True
     _inflater: zlib._Decompress | None = None
 
@@ -64,12 +68,12 @@ class Response:
             self._headers = CIMultiDict(pairs)
         return self._headers
 
-    async def head(self) -> None:
-        """Returns when status and headers are in."""
+    async def head(self, until: float | None) -> None:
+        """Returns when status and headers are in. TimeoutError at loop time `until`."""
         while not self.head_in:
             if self._error is not None:
                 raise self._error
-            await self._wait(None)
+            await self._wait(None, until)
         encoding = self.headers.get("Content-Encoding", "identity").lower() if self.lines else "identity"
         if encoding not in ("identity", ""):
             bits = _INFLATERS.get(encoding)
@@ -77,7 +81,7 @@ class Response:
                 raise self._connection.malformed()
             self._inflater = zlib.decompressobj(bits)
 
-    async def read(self, take: Take | None = None) -> bytes:
+    async def read(self, take: Take | None = None, until: float | None = None) -> bytes:
         while True:
             if self._parts:
                 return self._next()
@@ -89,7 +93,16 @@ class Response:
                 return b""
             if self._connection.paused:
                 self._connection.resume()
-            await self._wait(take if self._inflater is None else None)
+            await self._wait(take if self._inflater is None else None, until)
+
+    def look(self, now: float) -> float | None:
+        """Ends a wait that has lasted long enough; the loop time at which to look again."""
+        if self._waiter is None or self._until is None or self._waiter.done():
+            return None
+        if self._until > now:
+            return self._until
+        self._waiter.set_exception(TimeoutError())
+        return None
 
     def fail(self, error: ProviderError) -> None:
         self._error = error
@@ -160,11 +173,14 @@ class Response:
         self._parts = []
         self._size = 0
 
-    async def _wait(self, take: Take | None) -> None:
+    async def _wait(self, take: Take | None, until: float | None) -> None:
         loop = self._connection.loop
         self._waiter = loop.create_future()
         self._take = take
         self.silent_since = loop.time()
+        self._until = until
+        if until is not None:
+            self._connection.keeper.watch(until)
         try:
             await self._waiter
         finally:
@@ -184,7 +200,7 @@ class Connection(asyncio.Protocol):
         self.heard = False
         self.paused = False
         self.open = True
-        self._keeper = keeper
+        self.keeper = keeper
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._response: Response | None = None
@@ -225,9 +241,13 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         if self._reusable and self.open and not self._transport.get_write_buffer_size():
             self.resume()
-            self._keeper.keep(self)
+            self.keeper.keep(self)
         else:
             self.abort()
+
+    def look(self, now: float) -> float | None:
+        """See `Response.look`."""
+        return self._response.look(now) if self._response is not None else None
 
     def give_up_later(self) -> None:
         """Unless the answer's end comes soon."""
@@ -291,7 +311,7 @@ class Connection(asyncio.Protocol):
             else:
                 response.fail(Disconnected(f"{self.name}: the connection was reset", detail="reset"))
             response.settle(self.loop.time())
-        self._keeper.lost(self)
+        self.keeper.lost(self)
 
     def _break(self, response: Response) -> None:
         if response.ended:

@@ -115,11 +115,14 @@ class SessionResponse:
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
 
-    async def read(self, take: Take | None = None) -> bytes:
+    async def read(self, take: Take | None = None, until: float | None = None) -> bytes:
         self.silent_since = asyncio.get_running_loop().time()
         try:
-            return await self._response.content.readany()
+            async with asyncio.timeout_at(until) as limit:
+                return await self._response.content.readany()
         except ERRORS as error:
+            if limit.expired():
+                raise
             raise transport_error(error, self._name) or error from None
         finally:
             self.silent_since = None
@@ -162,18 +165,28 @@ class SessionConnections:
         return self._session.closed
 
     async def request(
-        self, method: str, path: str, *, request_id: str | None, body: bytes | None = None, connect: float
+        self,
+        method: str,
+        path: str,
+        *,
+        request_id: str | None,
+        body: bytes | None = None,
+        connect: float,
+        until: float | None = None,
     ) -> SessionResponse:
         name = self.address.name
         try:
-            response = await self._session.request(
-                method,
-                f"{self.address.base_url}/{path}",
-                headers=self.address.headers_for(request_id),
-                data=None if body is None else lambda: _payload(body),
-                connect=connect,
-            )
+            async with asyncio.timeout_at(until) as limit:
+                response = await self._session.request(
+                    method,
+                    f"{self.address.base_url}/{path}",
+                    headers=self.address.headers_for(request_id),
+                    data=None if body is None else lambda: _payload(body),
+                    connect=connect,
+                )
         except ERRORS as error:
+            if limit.expired():
+                raise
             raise transport_error(error, name) or error from None
         return SessionResponse(name, response)
 
