@@ -72,6 +72,7 @@ class App:
         """From listening to the last answer. OSError where an address cannot be had."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
+        self.logs.soon = loop.call_soon
         runner = Runner(
             self.web.application(),
             header=self.config.limits.header,
@@ -101,6 +102,7 @@ class App:
             await self.web.snapshot.close()
             if watchdog is not None:
                 watchdog.cancel()
+            self.logs.soon = None
             self.observe(LifeChanged("stopped"))
 
     async def ready(self, running: asyncio.Future[None]) -> None:
