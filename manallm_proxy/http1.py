@@ -84,7 +84,10 @@ class Response:
     async def read(self, take: Take | None = None, until: float | None = None) -> bytes:
         while True:
             if self._parts:
-                return self._next()
+                data = self._next()
+                if data or self._inflater is None:
+                    return data
+                continue  # a compressed body's own head
             if self._error is not None:
                 raise self._error
             if self.ended:
@@ -205,6 +208,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._framed = False
+        self._refused = False
         self._reusable = False
         self._surplus = False
         self._quiet = 0
@@ -216,7 +220,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         assert self._response is None
         self._response = Response(self)
-        self.heard = self._framed = self._reusable = False
+        self.heard = self._framed = self._refused = self._reusable = False
         self._quiet = self._head_size = 0
         if len(body) <= JOINED:
             self._transport.write(head + body)
@@ -288,7 +292,7 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break(response)
             return
-        if self._quiet > HEAD_LIMIT or self._head_size > HEAD_LIMIT:  # a head, a trailer, or a chunk's extension
+        if self._refused or self._quiet > HEAD_LIMIT:  # too much of a head, a trailer, or a chunk's extension
             self._break(response)
             return
         if self._response is response:
@@ -329,6 +333,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
+        self._refused = self._refused or self._head_size > HEAD_LIMIT
         response = self._response
         if response is None or response.ended or response.head_in:
             return  # a trailer
@@ -339,7 +344,7 @@ class Connection(asyncio.Protocol):
         elif lowered == b"transfer-encoding":
             self._framed = True
             if value.lower() != b"chunked":
-                self._head_size += HEAD_LIMIT + 1  # no coding that we could undo
+                self._refused = True  # no coding that we could undo
 
     def on_headers_complete(self) -> None:
         response, parser = self._response, self._parser
@@ -350,7 +355,7 @@ class Connection(asyncio.Protocol):
             response.lines.clear()
             return
         if parser.get_http_version() not in ("1.1", "1.0"):
-            self._head_size += HEAD_LIMIT + 1
+            self._refused = True
         response.status = status
         response.head_in = True
 
@@ -361,7 +366,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         response, parser = self._response, self._parser
-        if response is None or parser is None or not response.head_in or response.ended:
+        if response is None or parser is None or not response.head_in or response.ended or self._refused:
             return
         self._quiet = 0
         self._reusable = parser.should_keep_alive()

@@ -70,6 +70,8 @@ class Pool:
         connect: float,
         until: float | None = None,
     ) -> Response:
+        if self.closed:
+            raise self._given_back()
         head = self._head(method, path, request_id, body)
         pooled = self._take()
         if pooled is not None:
@@ -169,8 +171,11 @@ class Pool:
             raise connect_error(error, name) from None
         if self.closed:
             connection.abort()
-            raise Disconnected(f"{name}: the connection failed", detail="given back")
+            raise self._given_back()
         return connection
+
+    def _given_back(self) -> Disconnected:
+        return Disconnected(f"{self.address.name}: the connection failed", detail="given back")
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> Connection:
         sock = await aiohappyeyeballs.start_connection(
