@@ -58,7 +58,12 @@ class Child:
 
     @classmethod
     def start(
-        cls, command: Sequence[str], core: int, log: Path, environ: Mapping[str, str] | None = None, folder: Path | None = None
+        cls,
+        command: Sequence[str],
+        core: int,
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> Child:
         parent = os.getpid()
 
@@ -78,7 +83,7 @@ class Child:
                     cwd=folder,
                     env={**os.environ, **(environ or {})},
                     start_new_session=True,  # Ctrl-C is ours; we tell it
-                    preexec_fn=confine,  # noqa: PLW1509 - this process has one thread
+                    preexec_fn=confine,
                 ),
                 log,
             )

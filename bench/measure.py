@@ -43,7 +43,9 @@ class Results:
     def added(self, scenario: str, peer: str, value: str) -> float | None:
         """Median over the rounds of what a proxy adds to the direct way of the same round."""
         through, straight = self.of(scenario, peer, value), self.of(scenario, "direct", value)
-        return statistics.median(a - b for a, b in zip(through, straight, strict=False)) if through and straight else None
+        return (
+            statistics.median(a - b for a, b in zip(through, straight, strict=False)) if through and straight else None
+        )
 
     def ratios(self, scenario: str, above: str, below: str, value: str = "cpu") -> list[float]:
         """Round by round, `above` over `below`."""

@@ -48,7 +48,9 @@ class Peer:
 
 def run(*command: str | Path, limit: float = 1200) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchError(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:
@@ -61,15 +63,19 @@ def run(*command: str | Path, limit: float = 1200) -> str:
 
 def our_version() -> str:
     told = run(sys.executable, "-m", "manallm_proxy", "--version").split()[-1]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
+    )
     libraries = run(
-        sys.executable, "-c", "import aiohttp, uvloop; print('aiohttp', aiohttp.__version__ + ', uvloop', uvloop.__version__)"
+        sys.executable,
+        "-c",
+        "import aiohttp, uvloop; print('aiohttp', aiohttp.__version__ + ', uvloop', uvloop.__version__)",
     )
     return f"{told} ({commit.stdout.strip() or 'no git'}; Python {sys.version.split()[0]}, {libraries.strip()})"
 
 
 def ours(site: Site) -> list[str]:
-    """An alias over two providers, so that there is a chain to walk; health, metrics, request log and limits as shipped."""
+    """An alias over two providers, so that there is a chain to walk; all else as shipped, nothing turned off."""
     provider = {"kind": "openai", "base_url": site.base, "api_key": "unused"}
     config = {
         "listen": {"host": "127.0.0.1", "port": site.port},
@@ -82,7 +88,7 @@ def ours(site: Site) -> list[str]:
     return [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path)]
 
 
-# -- nginx: the floor --------------------------------------------------------------------------------------------------
+# -- nginx: the floor ------------------------------------------------------------------------------------------------
 
 
 def nginx_program() -> str:
@@ -127,7 +133,7 @@ http {{
     return [nginx_program(), "-e", f"{site.folder}/error.log", "-p", str(site.folder), "-c", str(path)]
 
 
-# -- from PyPI and npm ---------------------------------------------------------------------------------------------------
+# -- from PyPI and npm -----------------------------------------------------------------------------------------------
 
 
 def from_pypi(name: str, package: str) -> str:

@@ -1,4 +1,4 @@
-"""Results as people and programs read them: Markdown, JSON, and one drawing. ``python -m bench.report`` draws them anew."""
+"""Results as people and programs read them: Markdown, JSON, one drawing. ``python -m bench.report``: drawn anew."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> list[str]:
     filled = [heads, *rows]
     widths = [max(len(row[i]) for row in filled) for i in range(len(heads))]
     lines = [
-        "| " + " | ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        "| "
+        + " | ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
         for row in filled
     ]
     rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
@@ -86,7 +88,10 @@ def scenario(results: Results, work: Scenario) -> list[str]:
             *(milliseconds(results, work.name, name, value) for value in added),
         ]
         if work.name == "held":
-            row += [number(results.median("held", name, "open")), number(results.median("held", name, "resident_mib") or None)]
+            row += [
+                number(results.median("held", name, "open")),
+                number(results.median("held", name, "resident_mib") or None),
+            ]
         rows.append([*row, str(sum(run.errors for run in measured[name]))])
     return table(heads, rows) if rows else []
 
@@ -111,8 +116,8 @@ def markdown(results: Results) -> str:
     for work in FULL:
         lines += scenario(results, work)
     lines += [
-        "CPU: user and system time of all processes of a proxy, from the kernel. Medians over the rounds; added: less "
-        "the direct way of the same round. Latency of a request: to its last byte; of a chunk: its age when it arrives. "
+        "CPU: user and system time of all processes of a proxy, from the kernel. Medians over the rounds; added: "
+        "less the direct way of the same round. A request's latency: to its last byte; a chunk's: its age on arrival. "
         "\\*: the tools' core was busy too (over 90 %), so a rate is a limit of the machine, not of this proxy alone.",
         "",
     ]
@@ -122,7 +127,10 @@ def markdown(results: Results) -> str:
 def condensed(results: Results) -> str:
     """One line of JSON: verdicts, and medians."""
     medians = {
-        work: {name: {value: results.median(work, name, value) for value in asdict(runs[0]) if value != "why"} for name, runs in by.items()}
+        work: {
+            name: {value: results.median(work, name, value) for value in asdict(runs[0]) if value != "why"}
+            for name, runs in by.items()
+        }
         for work, by in results.runs.items()
     }
     told = {key: getattr(results, key) for key in ("facts", "versions", "missing", "starts", "idle_mib")}
@@ -160,13 +168,17 @@ def keep(results: Results) -> None:
 
 def write(results: Results) -> None:
     (HERE / "results.svg").write_text(drawing(results))
-    introduction = "# The last full run\n\n`make bench KEEP=1` writes this file; nobody edits it.\n\n![CPU time](results.svg)\n\n"
+    introduction = (
+        "# The last full run\n\n`make bench KEEP=1` writes this file; nobody edits it.\n\n![CPU time](results.svg)\n\n"
+    )
     (HERE / "RESULTS.md").write_text(introduction + markdown(results))
 
 
 def load(path: Path) -> Results:
     told = json.loads(path.read_text())
-    runs = {work: {name: [Run(**run) for run in runs] for name, runs in by.items()} for work, by in told.pop("runs").items()}
+    runs = {
+        work: {name: [Run(**run) for run in runs] for name, runs in by.items()} for work, by in told.pop("runs").items()
+    }
     return Results(**told, runs=runs)
 
 

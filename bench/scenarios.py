@@ -66,11 +66,11 @@ FULL = [
     Scenario("fast", "16 streams of 100 chunks, fast", "chunk", 16, 4, chunks=100),
     Scenario("first", "1 stream at a time, 10 chunks, 1 ms apart", "chunk", 1, 4, chunks=10, every_us=1000),
     Scenario("paced", "100 streams of 50 chunks/s", "chunk", 100, 5, 2.5, spread=GOLDEN, chunks=100, every_us=20_000),
-    Scenario("held", "1,000 open streams of 2 chunks/s", "chunk", 1000, 4, 4, spread=GOLDEN, chunks=999, every_us=500_000, rounds=1),
+    Scenario("held", "1,000 open streams of 2 chunks/s", "chunk", 1000, 4, 5, 0, GOLDEN, 999, 500_000, rounds=1),
 ]  # fmt: skip
 
 QUICK = [
-    evolve(s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=max(s.spread + 0.3, 0.3))
+    evolve(s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=min(s.warm, s.spread + 0.4))
     for s in FULL
     if s.name != "new"
 ]
