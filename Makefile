@@ -33,6 +33,10 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 numbers: $(VENV)/.dev  ## print start time and memory of the real process
 	$(BIN)/python -m bench.numbers
 
+.PHONY: bench
+bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
+	@$(BIN)/python -m bench
+
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## format, and mend what the linter can
 	$(BIN)/ruff format .
