@@ -39,7 +39,8 @@ Origin = Annotated[
 ModelOfProvider = Annotated[Target, readers.target]
 MovesOn = Annotated[str, readers.moves_on]
 Options = Annotated[Mapping[str, Any], readers.options]
-KeyName = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "at most 64 letters, digits, '.', '_' and '-'")]
+KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
 Sha256 = Annotated[
     str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
 ]

@@ -191,9 +191,8 @@ class Web:
         return origin if origin and ("*" in origins or origin in origins) else None
 
     async def _models(self, request: web.Request) -> web.Response:
-        return _json(
-            {"object": "list", "data": model_list(self.snapshot, caller_of(request, self.snapshot, self.observe))}
-        )
+        caller = caller_of(request, self.snapshot, self.observe)
+        return _json({"object": "list", "data": model_list(self.snapshot, caller)})
 
     async def _model(self, request: web.Request) -> web.Response:
         caller, wanted = caller_of(request, self.snapshot, self.observe), request.match_info["id"]
@@ -203,8 +202,9 @@ class Web:
         provider = wanted.partition("/")[0]
         health = self.snapshot.board.providers.get(provider)
         if health is not None and health.configured and not self.snapshot.catalog.knows(provider):
-            self.snapshot.resolve(wanted, caller)  # a provider that does not list its models may have it
-            return _json(model_object(wanted, 0, provider))
+            self.snapshot.resolve(wanted)  # a provider that does not list its models may have it
+            if caller is None or caller.may_use(wanted):
+                return _json(model_object(wanted, 0, provider))
         raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
 
     async def _aliases(self, request: web.Request) -> web.Response:
