@@ -42,12 +42,12 @@ class Window:
         """Seconds until one more may pass; 0 where one may."""
         self._forget(now)
         over = len(self._passed) - self.limit
-        return 0.0 if over < 0 else self._passed[over] + SPAN - now
+        return 0.0 if over < 0 else SPAN - (now - self._passed[over])
 
     def reset_in(self, now: float) -> float:
         """Seconds until all of ``limit`` may pass again, if none does before."""
         self._forget(now)
-        return self._passed[-1] + SPAN - now if self._passed else 0.0
+        return SPAN - (now - self._passed[-1]) if self._passed else 0.0
 
     def _forget(self, now: float) -> None:
         while self._passed and now - self._passed[0] >= SPAN:
