@@ -219,9 +219,9 @@ class Keyring:
     def __iter__(self) -> Iterator[Caller]:
         return iter(self._callers.values())
 
-    def __contains__(self, caller: object) -> bool:
+    def __contains__(self, caller: Caller) -> bool:
         """False for a caller whose key has been revoked."""
-        return any(caller is each for each in self)
+        return self._callers.get(caller.key.sha256.lower()) is caller
 
     def caller(self, key: str) -> Caller:
         """Who presents `key`. InvalidKey where nobody does."""

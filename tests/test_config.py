@@ -737,6 +737,8 @@ def test_a_mistake_elsewhere_makes_none_in_keys(mistakes: Told) -> None:
         "providers: {p: {kind: openai}}\naliases: {mana/x: {chain: []}}"
     )
     assert [line.partition(": ")[0] for line in told] == ["providers.p.base_url", "aliases.mana/x.chain"]
+    (alone,) = mistakes(f"auth: {{keys: [{{name: a, sha256: {DIGEST}, models: [mana/x]}}]}}\naliases_file: gone.yaml")
+    assert alone.endswith("gone.yaml: no such file")
 
 
 # Secrets
