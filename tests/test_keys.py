@@ -467,6 +467,18 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
         assert gpu.posts == []
 
 
+async def test_the_first_keys_cut_nobody(tmp_path: Path) -> None:
+    """What began while nobody was asked for a key goes on; the next one is asked."""
+    async with upstream(each(held)) as gpu, proxy(keyed(url=gpu.url), tmp_path) as p:
+        async with p.client.post(p.url + CHAT, json={**HI, "stream": True}) as response:
+            assert b"one" in await response.content.readany()
+            p.write(keyed(entry("alice", ALICE), url=gpu.url))
+            p.app.reload()
+            assert (await ask(p, "POST", CHAT, {}, HI))[0] == 401
+            gpu.go.set()
+            assert (await asyncio.wait_for(response.read(), 5)).endswith(b"data: [DONE]\n\n")
+
+
 async def test_a_reload_is_no_way_to_a_fresh_minute(tmp_path: Path) -> None:
     """What is used stays used, whether the entry is the same or has changed; new models hold at once."""
     config = keyed(entry("alice", ALICE, requests_per_minute=2))
