@@ -79,6 +79,19 @@ class RequestEnded:
     completion_tokens: int | None
     error: str | None = None
     """The error's type or reason, never its message."""
+    key: str | None = None
+    """The name of the client's key in the configuration, where one is asked for."""
+
+
+@frozen
+class CallerRefused:
+    """A key, or none, that does not open a route beside the pipeline. ``route`` as we wrote it, not the client."""
+
+    request_id: str
+    route: str
+    status: int
+    error: str
+    key: str | None
 
 
 @frozen
@@ -122,6 +135,7 @@ Event = (
     | KeyWasRejected
     | HealthChanged
     | RequestEnded
+    | CallerRefused
     | Reloaded
     | DimensionsDiffer
     | LifeChanged

@@ -27,6 +27,7 @@ from attrs import define, field
 
 from manallm_proxy.events import (
     AttemptFailed,
+    CallerRefused,
     Crashed,
     DimensionsDiffer,
     Event,
@@ -248,6 +249,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
     match event:
         case RequestEnded():
             return _request_level(event), REQUEST, _request(event)
+        case CallerRefused():
+            return "info", "refused", attrs.asdict(event)
         case AttemptFailed():
             fields = attrs.asdict(event)
             fields["duration_ms"] = _ms(fields.pop("duration"))
@@ -315,6 +318,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
     return {
         "request_id": event.request_id,
         "endpoint": event.endpoint,
+        "key": event.key,
         "requested": event.requested or None,
         "target": target,
         "status": event.status,
