@@ -76,6 +76,7 @@ class App:
             self.web.application(),
             header=self.config.limits.header,
             patience=lambda: self.config.limits.body_timeout,
+            observe=self.observe,
         )
         await runner.setup()
         sites = await self._listen(runner)

@@ -101,6 +101,22 @@ class BodyTooLarge(ProxyError):
     code = "body_too_large"
 
 
+class HeadTooLarge(ProxyError):
+    """The request's line and headers are over ``limits.header``, or too many."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "header_too_large"
+
+
+class ExpectationFailed(ProxyError):
+    """An ``Expect`` other than ``100-continue``."""
+
+    status = 417
+    type = "invalid_request_error"
+    code = "expectation_failed"
+
+
 class UnsupportedMedia(ProxyError):
     """The request's body is encoded in a way that is not read here."""
 

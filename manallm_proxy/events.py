@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from manallm_proxy.errors import ProxyError
 from manallm_proxy.health import Status
 
 Outcome = Literal["ok", "error", "client_gone", "broken"]
@@ -79,6 +80,28 @@ class RequestEnded:
     completion_tokens: int | None
     error: str | None = None
     """The error's type or reason, never its message."""
+
+    @classmethod
+    def refused(cls, error: ProxyError, request_id: str) -> RequestEnded:
+        """A request that did not come as far as the pipeline."""
+        return cls(
+            request_id=request_id,
+            endpoint="other",
+            requested="",
+            alias=None,
+            provider=None,
+            model=None,
+            streaming=False,
+            status=error.status,
+            outcome="error",
+            attempts=0,
+            bytes_sent=0,
+            duration=0.0,
+            to_first_byte=None,
+            prompt_tokens=None,
+            completion_tokens=None,
+            error=error.code or error.type,
+        )
 
 
 @frozen

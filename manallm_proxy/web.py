@@ -27,7 +27,7 @@ from manallm_proxy.errors import (
     UnknownRoute,
     UnsupportedMedia,
 )
-from manallm_proxy.events import Crashed, Observer
+from manallm_proxy.events import Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
 from manallm_proxy.report import health_report, model_list
@@ -138,7 +138,11 @@ class Web:
 
     def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
         exchange: Exchange | None = request.get(EXCHANGE)
-        headers = exchange.headers() if exchange is not None else {"X-Request-Id": request_id_of(request)}
+        if exchange is not None:
+            headers = exchange.headers()
+        else:
+            headers = {"X-Request-Id": request_id_of(request)}
+            self.observe(RequestEnded.refused(error, headers["X-Request-Id"]))
         extra: dict[str, Any] = {}
         if isinstance(error, NoProvider):
             extra["attempts"] = [line.to_json() for line in error.attempts]
