@@ -41,7 +41,7 @@ class App:
     """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
 
     config: Config
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     logs: Logs
     host: str | None = None
     port: int | None = None
