@@ -61,6 +61,14 @@ class InvalidRequest(ProxyError):
     code = "invalid_request"
 
 
+class OriginNotAllowed(ProxyError):
+    """A web page that ``cors.origins`` does not name, where no client key would keep it out."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "origin_not_allowed"
+
+
 class UnknownModel(ProxyError):
     """A name that is neither an alias, nor ``provider/model`` of a known provider, nor a bare model."""
 

@@ -20,6 +20,7 @@ from manallm_proxy.errors import (
     InvalidRequest,
     KeyRejected,
     MethodNotAllowed,
+    OriginNotAllowed,
     Overloaded,
     ProviderError,
     ProxyError,
@@ -84,6 +85,8 @@ class Web:
     def _pipeline(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             snapshot = self.snapshot
+            if "Origin" in request.headers and not snapshot.config.auth.keys and self._origin(request) is None:
+                raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
             limits = snapshot.config.limits
             exchange = Exchange(
                 request,
