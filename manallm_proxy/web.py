@@ -13,6 +13,7 @@ from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import __version__
+from manallm_proxy.description import description
 from manallm_proxy.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -71,6 +72,7 @@ class Web:
         app.router.add_get("/health", self._alive)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self._description)
         app.router.add_get("/", self._root)
         return app
 
@@ -219,13 +221,16 @@ class Web:
         body, content_type = self.render_metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    async def _description(self, request: web.Request) -> web.Response:
+        return web.Response(body=await asyncio.to_thread(description), content_type="application/json")
+
     async def _root(self, request: web.Request) -> web.Response:
         return _json({"name": "manallm-proxy", "version": __version__})
 
 
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics"
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 
 

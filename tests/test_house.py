@@ -12,7 +12,7 @@ FLOORS = [
     {"__init__", "errors", "chain", "health", "schema", "upstream"},
     {
         "events", "sse", "compose", "catalog", "transport", "connections", "notify",
-        "document", "readers", "strict", "settings", "config",
+        "document", "readers", "strict", "settings", "config", "description",
     },
     {"board", "failover", "client", "probes", "metrics", "logs", "wires"},
     {"relay", "snapshot", "sinks"},
