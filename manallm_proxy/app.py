@@ -42,7 +42,7 @@ class App:
     """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
 
     config: Config
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     logs: Logs
     host: str | None = None
     port: int | None = None
@@ -78,6 +78,7 @@ class App:
             self.web.application(),
             header=self.config.limits.header,
             patience=lambda: self.config.limits.body_timeout,
+            observe=self.observe,
         )
         await runner.setup()
         sites = await self._listen(runner)

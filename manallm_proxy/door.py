@@ -8,11 +8,11 @@ from typing import Final
 from aiohttp import web
 
 from manallm_proxy.access import Caller, presented
-from manallm_proxy.errors import ProxyError
-from manallm_proxy.events import CallerRefused, Observer
 from manallm_proxy.snapshot import Snapshot
 
 REQUEST_ID_LIMIT: Final = 128
+CALLER: Final = web.RequestKey("caller", str)
+"""The name of the key that was presented, beside the pipeline."""
 
 
 def request_id_of(request: web.Request) -> str:
@@ -31,19 +31,12 @@ def key_of(request: web.Request) -> str:
     )
 
 
-def caller_of(request: web.Request, snapshot: Snapshot, observe: Observer, *, admin: bool = False) -> Caller | None:
-    """Who asks for a route beside the pipeline; None where nobody is asked for a key. A refusal is reported."""
+def caller_of(request: web.Request, snapshot: Snapshot, *, admin: bool = False) -> Caller | None:
+    """Who asks for a route beside the pipeline; None where nobody is asked for a key."""
     if not snapshot.keyring:
         return None
-    caller: Caller | None = None
-    try:
-        caller = snapshot.keyring.caller(key_of(request))
-        if admin:
-            caller.require_admin()
-    except ProxyError as error:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else ""
-        name = caller.key.name if caller is not None else None
-        observe(CallerRefused(request_id_of(request), route, error.status, error.code or error.type, name))
-        raise
+    caller = snapshot.keyring.caller(key_of(request))
+    request[CALLER] = caller.key.name
+    if admin:
+        caller.require_admin()
     return caller

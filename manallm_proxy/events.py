@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from manallm_proxy.errors import ProxyError
 from manallm_proxy.health import Status
 
 Outcome = Literal["ok", "error", "client_gone", "broken"]
@@ -82,16 +83,28 @@ class RequestEnded:
     key: str | None = None
     """The name of the client's key in the configuration, where one is asked for."""
 
-
-@frozen
-class CallerRefused:
-    """A key, or none, that does not open a route beside the pipeline. ``route`` as we wrote it, not the client."""
-
-    request_id: str
-    route: str
-    status: int
-    error: str
-    key: str | None
+    @classmethod
+    def refused(cls, error: ProxyError, request_id: str, route: str = "other", key: str | None = None) -> RequestEnded:
+        """A request that did not come as far as the pipeline. ``route`` as we wrote it, not the client."""
+        return cls(
+            request_id=request_id,
+            endpoint=route,
+            requested="",
+            alias=None,
+            provider=None,
+            model=None,
+            streaming=False,
+            status=error.status,
+            outcome="error",
+            attempts=0,
+            bytes_sent=0,
+            duration=0.0,
+            to_first_byte=None,
+            prompt_tokens=None,
+            completion_tokens=None,
+            error=error.code or error.type,
+            key=key,
+        )
 
 
 @frozen
@@ -135,7 +148,6 @@ Event = (
     | KeyWasRejected
     | HealthChanged
     | RequestEnded
-    | CallerRefused
     | Reloaded
     | DimensionsDiffer
     | LifeChanged

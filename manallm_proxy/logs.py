@@ -27,7 +27,6 @@ from attrs import define, field
 
 from manallm_proxy.events import (
     AttemptFailed,
-    CallerRefused,
     Crashed,
     DimensionsDiffer,
     Event,
@@ -249,8 +248,6 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
     match event:
         case RequestEnded():
             return _request_level(event), REQUEST, _request(event)
-        case CallerRefused():
-            return "info", "refused", attrs.asdict(event)
         case AttemptFailed():
             fields = attrs.asdict(event)
             fields["duration_ms"] = _ms(fields.pop("duration"))

@@ -31,7 +31,6 @@ from manallm_proxy.chain import Target
 from manallm_proxy.errors import ProviderError, ProxyError
 from manallm_proxy.events import (
     AttemptFailed,
-    CallerRefused,
     Crashed,
     DimensionsDiffer,
     Event,
@@ -178,8 +177,6 @@ class Metrics:
         match event:
             case RequestEnded():
                 self._request(event)
-            case CallerRefused():
-                self._add("key_refusals_total", self._word(event.error))
             case AttemptFailed():
                 model = self._model(event.provider, event.model)
                 self._add("llm_errors_total", event.provider, model, self._word(event.reason))

@@ -13,7 +13,8 @@ from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.access import InvalidKey, KeyRevoked
-from manallm_proxy.door import caller_of, key_of, request_id_of
+from manallm_proxy.description import description
+from manallm_proxy.door import CALLER, caller_of, key_of, request_id_of
 from manallm_proxy.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -21,6 +22,7 @@ from manallm_proxy.errors import (
     InvalidRequest,
     KeyRejected,
     MethodNotAllowed,
+    OriginNotAllowed,
     Overloaded,
     ProviderError,
     ProxyError,
@@ -28,7 +30,7 @@ from manallm_proxy.errors import (
     UnknownRoute,
     UnsupportedMedia,
 )
-from manallm_proxy.events import Crashed, Observer
+from manallm_proxy.events import Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
 from manallm_proxy.report import alias_list, health_report, model_list
@@ -70,6 +72,7 @@ class Web:
         app.router.add_get("/health", self._alive)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self._description)
         app.router.add_get("/", self._root)
         return app
 
@@ -84,6 +87,8 @@ class Web:
     def _pipeline(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             snapshot = self.snapshot
+            if "Origin" in request.headers and not snapshot.config.auth.keys and self._origin(request) is None:
+                raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
             limits = snapshot.config.limits
             exchange = Exchange(
                 request,
@@ -152,7 +157,13 @@ class Web:
 
     def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
         exchange: Exchange | None = request.get(EXCHANGE)
-        headers = exchange.headers() if exchange is not None else {"X-Request-Id": request_id_of(request)}
+        if exchange is not None:
+            headers = exchange.headers()
+        else:
+            headers = {"X-Request-Id": request_id_of(request)}
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "other"
+            self.observe(RequestEnded.refused(error, headers["X-Request-Id"], route, request.get(CALLER)))
         extra: dict[str, Any] = {}
         if isinstance(error, NoProvider):
             extra["attempts"] = [line.to_json() for line in error.attempts]
@@ -191,11 +202,11 @@ class Web:
         return origin if origin and ("*" in origins or origin in origins) else None
 
     async def _models(self, request: web.Request) -> web.Response:
-        caller = caller_of(request, self.snapshot, self.observe)
+        caller = caller_of(request, self.snapshot)
         return _json({"object": "list", "data": model_list(self.snapshot, caller)})
 
     async def _model(self, request: web.Request) -> web.Response:
-        caller, wanted = caller_of(request, self.snapshot, self.observe), request.match_info["id"]
+        caller, wanted = caller_of(request, self.snapshot), request.match_info["id"]
         for row in model_list(self.snapshot, caller):
             if row["id"] == wanted:
                 return _json(row)
@@ -208,10 +219,10 @@ class Web:
         raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
 
     async def _aliases(self, request: web.Request) -> web.Response:
-        return _json(alias_list(self.snapshot, caller_of(request, self.snapshot, self.observe)))
+        return _json(alias_list(self.snapshot, caller_of(request, self.snapshot)))
 
     async def _health(self, request: web.Request) -> web.Response:
-        caller_of(request, self.snapshot, self.observe, admin=True)
+        caller_of(request, self.snapshot, admin=True)
         usable, report = health_report(self.snapshot)
         return _json(report, status=200 if usable else 503)
 
@@ -224,9 +235,12 @@ class Web:
     async def _metrics(self, request: web.Request) -> web.Response:
         if not self.snapshot.config.metrics.enabled:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
-        caller_of(request, self.snapshot, self.observe, admin=True)
+        caller_of(request, self.snapshot, admin=True)
         body, content_type = self.render_metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _description(self, request: web.Request) -> web.Response:
+        return web.Response(body=await asyncio.to_thread(description), content_type="application/json")
 
     async def _root(self, request: web.Request) -> web.Response:
         return _json({"name": "manallm-proxy", "version": __version__})
@@ -234,7 +248,7 @@ class Web:
 
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics"
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"__init__", "errors", "chain", "health", "schema", "upstream", "ratelimit"},
     {
         "events", "sse", "compose", "catalog", "transport", "connections", "http1", "pool", "session", "notify",
-        "document", "readers", "strict", "settings", "access", "config",
+        "document", "readers", "strict", "settings", "access", "config", "description",
     },
     {"board", "failover", "client", "probes", "metrics", "logs", "wires"},
     {"relay", "snapshot", "sinks"},

@@ -67,7 +67,7 @@ def lines(p: Proxy, event: str) -> list[dict[str, Any]]:
 # Who gets in
 
 
-OPEN = {"/", "/health", "/readyz"}
+OPEN = {"/", "/health", "/readyz", "/openapi.json"}
 FOR_ADMINS = {"/metrics", "/v1/health"}
 
 
@@ -207,10 +207,10 @@ async def test_refusals_beside_the_pipeline_are_told(tmp_path: Path) -> None:
         assert (await ask(p, "GET", "/v1/models/CANARY?key=CANARY", bearer("sk-CANARY-x")))[0] == 401
         code, body, _ = await ask(p, "GET", "/metrics", bearer(ALICE))
         assert (code, body["error"]["code"], body["error"]["type"]) == (403, "admin_only", "permission_error")
-        first, second = lines(p, "refused")
-        assert (first["route"], first["status"], first["error"]) == ("/v1/models/{id}", 401, "invalid_api_key")
+        first, second = [each for each in lines(p, "request") if each["endpoint"].startswith("/")]
+        assert (first["endpoint"], first["status"], first["error"]) == ("/v1/models/{id}", 401, "invalid_api_key")
         assert "key" not in first
-        assert (second["route"], second["error"], second["key"]) == ("/metrics", "admin_only", "alice")
+        assert (second["endpoint"], second["error"], second["key"]) == ("/metrics", "admin_only", "alice")
         assert "CANARY" not in p.log.getvalue()
         counted = await samples(p, ROOT)
         assert counted["mana_llm_key_refusals_total", "invalid_api_key"] == 1

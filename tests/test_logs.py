@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from manallm_proxy.events import (
     AttemptFailed,
-    CallerRefused,
     Crashed,
     DimensionsDiffer,
     Event,
@@ -57,7 +56,6 @@ def test_one_line_a_request() -> None:
         (evolve(ENDED, outcome="broken"), "warning", "broken"),
         (evolve(ENDED, outcome="client_gone", status=499), "info", "client_gone"),
         (evolve(ENDED, key="alice"), "info", "alice"),
-        (CallerRefused("1", "/metrics", 403, "admin_only", "alice"), "info", "admin_only"),
         (AttemptFailed("1", "gpu", "m", "connect_error", "refused", 0.01), "info", "refused"),
         (FellBack("1", "gpu/m", "cloud/m", "auth", widened=True), "warning", "cloud/m"),
         (FellBack("1", "gpu/m", "cloud/m", "http_5xx"), "debug", "http_5xx"),

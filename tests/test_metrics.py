@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from manallm_proxy.chain import Target
 from manallm_proxy.events import (
     AttemptFailed,
-    CallerRefused,
     Crashed,
     DimensionsDiffer,
     FellBack,
@@ -123,7 +122,7 @@ def test_usage_by_the_clients_key() -> None:
     metrics(evolve(ENDED, key="alice"))
     metrics(evolve(ENDED, key="alice", outcome="error", status=429, error="rate_limit_exceeded"))
     metrics(evolve(ENDED, outcome="error", status=401, error="invalid_api_key"))
-    metrics(CallerRefused("1", "/metrics", 403, "admin_only", "alice"))
+    metrics(evolve(ENDED, endpoint="/metrics", key="alice", outcome="error", status=403, error="admin_only"))
     assert value(metrics, "mana_llm_key_requests_total", key="alice", status="200") == 1
     assert value(metrics, "mana_llm_key_requests_total", key="alice", status="429") == 1
     assert value(metrics, "mana_llm_key_tokens_total", key="alice", type="prompt") == 7
