@@ -17,6 +17,7 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.access import LONGEST, digest_of
+from manallm_proxy.errors import ShuttingDown
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
@@ -465,6 +466,19 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 401 ")
         writer.close()
         assert gpu.posts == []
+
+
+async def test_who_is_told_once_is_not_told_again(tmp_path: Path) -> None:
+    """A key revoked at the very end of a drain: the first reason is the one that the client reads."""
+    async with upstream(each(held)) as gpu, proxy(keyed(entry("alice", ALICE), url=gpu.url), tmp_path) as p:
+        async with p.client.post(p.url + CHAT, json={**HI, "stream": True}, headers=bearer(ALICE)) as response:
+            assert b"one" in await response.content.readany()
+            [exchange] = p.app.web.exchanges
+            p.write(keyed(url=gpu.url))
+            p.app.reload()
+            exchange.interrupt(ShuttingDown("the proxy is shutting down"))
+            rest = await asyncio.wait_for(response.read(), 5)
+        assert (b"api_key_revoked" in rest, b"shutting_down" in rest) == (True, False)
 
 
 async def test_the_first_keys_cut_nobody(tmp_path: Path) -> None:
