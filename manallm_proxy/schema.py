@@ -136,8 +136,8 @@ class Head:
         return b"".join(parts)
 
 
-def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The top-level values of a JSON object, and where each lies.
+def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The top-level values of a JSON object, and where each lies, or each up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
     top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
@@ -165,6 +165,8 @@ def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
         if match is None or not _is(key, match[1]) or not body.startswith(text, match.end()):
             raise _given_twice(body)
         spans[key] = (match.end(), at := match.end() + len(text))
+        if key == last:
+            return values, spans
     if _END.match(body, at) is None:
         raise _given_twice(body)
     return values, spans
