@@ -36,6 +36,7 @@ from manallm_proxy.events import (
     LifeChanged,
     Reloaded,
     RequestEnded,
+    WorkerEnded,
 )
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -110,7 +111,8 @@ class _Descriptor:
     def _push(self, data: bytes) -> bytes:
         with contextlib.suppress(OSError):  # disk full, a pipe without a reader
             while data and (self._poll is None or self._poll.poll(0)):
-                data = data[os.write(self.fd, data[:ATOMIC]) :]
+                end = data.rfind(b"\n", 0, ATOMIC) + 1 or ATOMIC  # whole lines: other workers write between two calls
+                data = data[os.write(self.fd, data[:end]) :]
         return data
 
 
@@ -267,7 +269,9 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
         case LifeChanged():
-            return "info", event.what, {"detail": event.detail or None}
+            return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
+        case WorkerEnded():
+            return "error", "worker ended", attrs.asdict(event)
         case Crashed():
             # no exception's own words: they may hold what a client sent; types and frames find the bug
             fields = {"where": event.where, "request_id": event.request_id, "exception": _kind(event.error)}

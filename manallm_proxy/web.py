@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 from attrs import define, field
 
@@ -33,6 +34,7 @@ from manallm_proxy.errors import (
 from manallm_proxy.events import Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
+from manallm_proxy.member import Member
 from manallm_proxy.report import alias_list, health_report, model_list
 from manallm_proxy.schema import encode, error_body, model_object
 from manallm_proxy.snapshot import Snapshot
@@ -51,6 +53,8 @@ class Web:
     """Exchanged as a whole by a reload; a request reads it once."""
     observe: Observer
     render_metrics: Callable[[], tuple[bytes, str]]
+    crew: Member | None = None
+    """Where there are several workers: who knows what all of them have to say."""
     draining: bool = False
     exchanges: set[Exchange] = field(factory=set)
     idle: asyncio.Event = field(factory=asyncio.Event)
@@ -223,6 +227,9 @@ class Web:
 
     async def _health(self, request: web.Request) -> web.Response:
         caller_of(request, self.snapshot, admin=True)
+        if self.crew is not None and (of_all := await self.crew.ask("health")) is not None:
+            report = msgspec.json.decode(of_all)
+            return _json(report, status=503 if report["status"] == "unhealthy" else 200)
         usable, report = health_report(self.snapshot)
         return _json(report, status=200 if usable else 503)
 
@@ -237,6 +244,8 @@ class Web:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
         caller_of(request, self.snapshot, admin=True)
         body, content_type = self.render_metrics()
+        if self.crew is not None and (of_all := await self.crew.ask("metrics")) is not None:
+            body = of_all.encode()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _description(self, request: web.Request) -> web.Response:
