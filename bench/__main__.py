@@ -50,7 +50,8 @@ def main() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard) if hard > 0 else DESCRIPTORS, hard))
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background a shell may have had SIGINT ignored
+        signal.signal(number, interrupted)
     began = time.monotonic()
     results = Results({**machine.described(), "cores": str(layout)})
     try:

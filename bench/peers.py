@@ -217,7 +217,12 @@ def everyone(upstream: int) -> list[Peer]:
             "LiteLLM",
             lambda: from_pypi("litellm", "litellm[proxy]"),
             litellm,
-            environ={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"},
+            environ={
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "LITELLM_LOG": "ERROR",
+                "LITELLM_TELEMETRY": "False",
+                "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no keys, as with us: less work for it
+            },
             headers={"Authorization": "Bearer unused"},
             patience=120,
         ),
