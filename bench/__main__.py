@@ -60,6 +60,9 @@ def main() -> int:
             prepare([peer for peer in everyone(0) if peer.name in names], results)
             machine.alone(json.dumps([results.versions, results.missing]))
             results.facts["network"] = "the machine's, by loopback addresses only (no unshare here)"
+            for peer in everyone(0):
+                if peer.everywhere and results.versions.pop(peer.name, None):
+                    results.missing[peer.name] = "listens on all addresses, so not without a network namespace"
         else:
             results.versions, results.missing = json.loads(carried)
             results.facts["network"] = "a namespace with loopback and nothing else"

@@ -107,7 +107,7 @@ def main() -> None:
         numbers = timed(Path(name))
         for piece, found in counted(Path(name)).items():
             numbers[piece].update(found)
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"where": "nowhere", "pieces": {}}
+    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {"where": "nowhere", "pieces": {}}
     print(f"{here}; kept: {kept['where']}{'' if kept['where'] == here else ' (hardly comparable)'}")
     print(f"{'':34}{'nanoseconds':>14}{'':10}{'instructions':>14}")
     for piece, now in numbers.items():

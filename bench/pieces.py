@@ -74,7 +74,7 @@ def finish(coroutine: Coroutine[Any, Any, object]) -> object:
     raise AssertionError("it waits")
 
 
-# -- the pieces ----------------------------------------------------------------------------------------------------------
+# -- the pieces --------------------------------------------------------------------------------------------------------
 
 
 def walk(failures: int) -> Piece:
