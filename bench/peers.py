@@ -172,7 +172,7 @@ PORTKEY = json.dumps(
     {
         "private": True,
         "dependencies": {"@portkey-ai/gateway": "*"},
-        "overrides": {"@hono/node-server": "1.14.2"},  # newer: every stream is a 500 (Portkey-AI/gateway#1389)
+        "overrides": {"@hono/node-server": "1.13.8"},  # newer: every stream is a 500 (Portkey-AI/gateway#1389)
     }
 )
 
