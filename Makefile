@@ -37,6 +37,10 @@ numbers: $(VENV)/.dev  ## print start time and memory of the real process
 bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
 	@$(BIN)/python -m bench
 
+.PHONY: pieces
+pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
+	@$(BIN)/python -m bench.compare
+
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## format, and mend what the linter can
 	$(BIN)/ruff format .
@@ -61,6 +65,10 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml setup.cfg
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.cfg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.pyperf: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pyperf
+	@touch $@
 
 # OpenAI's SDKs, two majors of each language, beside the environment: two versions do not fit into one
 $(SDKS)/.installed: $(VENV)/bin/python Makefile

@@ -34,7 +34,7 @@ Numbers = dict[str, dict[str, float]]
 def time() -> None:
     """In pyperf's hands, which starts this again and again."""
     pyperf: Any = importlib.import_module("pyperf")
-    runner = pyperf.Runner(processes=3, values=3, warmups=1, min_time=0.02, program_args=("-m", "bench.compare"))
+    runner = pyperf.Runner(processes=2, values=3, warmups=1, min_time=0.02, program_args=("-m", "bench.compare"))
     for name, piece in every().items():
         runner.bench_func(name, piece)
 
@@ -69,7 +69,7 @@ def counted(folder: Path) -> Numbers:
         print("no valgrind here (Debian: apt-get install valgrind): instructions are not counted")
         return {}
     out = folder / "account"
-    options = ["--tool=callgrind", f"--callgrind-out-file={out}", "--dump-before=*getpgid", "-q"]
+    options = ["--tool=callgrind", f"--callgrind-out-file={out}", "--dump-before=getpgid", "-q"]
     started(["-m", "bench.compare", "count"], [valgrind, *options])
     accounts = sorted(folder.glob("account.*"), key=lambda path: int(path.suffix[1:]))
     sums = [int(re.findall(r"(?m)^(?:totals|summary): (\d+)", path.read_text())[-1]) for path in accounts]
