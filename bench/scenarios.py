@@ -70,7 +70,9 @@ FULL = [
 ]  # fmt: skip
 
 QUICK = [
-    evolve(s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=min(s.warm, s.spread + 0.4))
+    evolve(
+        s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=s.warm if s.name == "held" else s.spread + 0.3
+    )
     for s in FULL
     if s.name != "new"
 ]
