@@ -168,7 +168,14 @@ def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     return values, spans
 
 
-_TYPE_NAMES: Final = {str: "a string", bool: "true or false", dict: "an object", list: "an array", int: "a number"}
+_TYPE_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a number",
+    type(None): "null",
+}
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
@@ -181,7 +188,7 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
     if raw == b"null" and deep:
         return None
     first = raw[:1]
-    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": None}.get(first, int)
+    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}.get(first, int)
     if kind not in kinds:
         wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
         raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
