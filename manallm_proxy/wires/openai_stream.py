@@ -48,8 +48,8 @@ class EventRelay:
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
     _model: bytes = b""
-    _old_front: bytes = b""
-    _new_front: bytes = b""
+    _old_front: bytes = field(default=b"", repr=False)
+    _new_front: bytes = field(default=b"", repr=False)
     """All chunks of a stream begin alike up to their model: what that looks like, and what it becomes."""
 
     def __attrs_post_init__(self) -> None:
@@ -237,7 +237,7 @@ class Sniffer:
     _call: Call
     _target: Target
     _relay: EventRelay
-    _held: bytes = b""
+    _held: bytes = field(default=b"", repr=False)
     _is_sse: bool | None = None
 
     @property
