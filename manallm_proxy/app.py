@@ -21,6 +21,7 @@ from attrs import define, field
 
 from manallm_proxy import __version__, notify
 from manallm_proxy.config import Config, ConfigError, exposure_mistake, load
+from manallm_proxy.errors import ShuttingDown
 from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
 from manallm_proxy.logs import Logs
 from manallm_proxy.metrics import Metrics
@@ -41,7 +42,7 @@ class App:
     """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
 
     config: Config
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     logs: Logs
     host: str | None = None
     port: int | None = None
@@ -58,7 +59,7 @@ class App:
     _hurry: asyncio.Event = field(factory=asyncio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges)
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         snapshot = Snapshot.build(self.config, asyncio.get_running_loop().time, self.observe)
         self.web = Web(snapshot, self.observe, self.metrics.render)
         self._take_over(snapshot)
@@ -77,6 +78,7 @@ class App:
             self.web.application(),
             header=self.config.limits.header,
             patience=lambda: self.config.limits.body_timeout,
+            observe=self.observe,
         )
         await runner.setup()
         sites = await self._listen(runner)
@@ -134,6 +136,7 @@ class App:
             return
         before, self.web.snapshot, self.config = self.web.snapshot, snapshot, config
         before.retire(snapshot)
+        self.web.end_revoked()
         self.logs.adjust(config.log.level, config.log.format)
         self._take_over(snapshot)
         if self._probing is not None:
@@ -157,6 +160,9 @@ class App:
         now = self.web.snapshot.board.clock()
         for name, health in self.web.snapshot.board.providers.items():
             yield name, health.is_usable(now), health.in_flight
+
+    def _key_gauges(self) -> Iterable[tuple[str, int]]:
+        return ((caller.key.name, caller.in_flight) for caller in self.web.snapshot.keyring)
 
     def _summary(self) -> str:
         providers = self.web.snapshot.board.providers
@@ -197,7 +203,7 @@ class App:
             await site.stop()
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.web.exchanges):
-            exchange.interrupt()
+            exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
         self._hurry.clear()
         await self._until_idle(LAST_WORDS)
 

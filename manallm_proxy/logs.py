@@ -315,6 +315,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
     return {
         "request_id": event.request_id,
         "endpoint": event.endpoint,
+        "key": event.key,
         "requested": event.requested or None,
         "target": target,
         "status": event.status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import ssl
@@ -53,12 +54,7 @@ class Pool:
         if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
             raise ValueError(f"{self.address.name}: a header holds a line break")
         self._fixed = lines.encode()
-        self._tls = None
-        if url.scheme == "https":
-            self._tls = ssl.create_default_context()
-            if not self.address.verify_tls:
-                self._tls.check_hostname = False
-                self._tls.verify_mode = ssl.CERT_NONE
+        self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
 
     async def request(
         self,
@@ -206,6 +202,16 @@ class Pool:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._names = (now, found)
         return found
+
+
+@functools.cache
+def _tls(verify: bool) -> ssl.SSLContext:
+    """One for all providers: reading the certificates takes 20 ms."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _is_numeric(host: str) -> bool:

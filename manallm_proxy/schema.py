@@ -136,8 +136,8 @@ class Head:
         return b"".join(parts)
 
 
-def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The top-level values of a JSON object, and where each lies.
+def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The top-level values of a JSON object, and where each lies, or each up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
     top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
@@ -165,6 +165,8 @@ def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
         if match is None or not _is(key, match[1]) or not body.startswith(text, match.end()):
             raise _given_twice(body)
         spans[key] = (match.end(), at := match.end() + len(text))
+        if key == last:
+            return values, spans
     if _END.match(body, at) is None:
         raise _given_twice(body)
     return values, spans
@@ -185,7 +187,14 @@ def _is(key: str, text: bytes) -> bool:
     return key == (decode(b'"%b"' % text, type=str) if b"\\" in text else text.decode())
 
 
-_TYPE_NAMES: Final = {str: "a string", bool: "true or false", dict: "an object", list: "an array", int: "a number"}
+_TYPE_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a number",
+    type(None): "null",
+}
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
@@ -198,7 +207,7 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
     first = bytes(memoryview(raw)[:1])
     if first == b"n" and deep:
         return None
-    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": None}.get(first, int)
+    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}.get(first, int)
     if kind not in kinds:
         wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
         raise InvalidRequest(f"'{key}' must be {wanted}", param=key)

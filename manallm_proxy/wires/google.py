@@ -114,6 +114,8 @@ class GoogleUpstream:
                 with exchange.under_way():
                     return await asking
         except Exception as error:
+            if exchange.response is not None:
+                exchange.response.close()  # the SDK leaves one that it cannot read, such as a 101, to the collector
             ours = self.first_byte_error(seconds) if limit.expired() else self.failed(error, exchange)
             if ours is None:
                 raise
