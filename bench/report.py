@@ -103,12 +103,25 @@ def milliseconds(results: Results, work: str, name: str, value: str) -> str:
     return "" if found is None else f"{'= ' if name == 'direct' else ''}{found / 1000:.3f}"
 
 
+def headroom(results: Results) -> list[str]:
+    """Whether the tools were fast enough: what they reach alone, beside the fastest proxy."""
+    lines = []
+    for work in (work for work in FULL if work.name in ("many", "body", "fast")):
+        rates = {name: results.median(work.name, name, "per_second") or 0.0 for name in results.runs.get(work.name, {})}
+        alone = rates.pop("direct", 0.0)
+        if rates and alone:
+            fastest = max(rates, key=lambda name: rates[name])
+            of = f"{rates[fastest]:,.0f} ({TITLES[fastest]})"
+            lines.append(f"- the tools alone, {work.title}: {alone:,.0f} {work.unit}s/s; the fastest proxy: {of}")
+    return [*lines, ""]
+
+
 def markdown(results: Results) -> str:
     lines = [*(f"- {key}: {value}" for key, value in results.facts.items()), ""]
     for name, version in results.versions.items():
         lines.append(f"- {TITLES[name]} {version}")
     lines += [f"- {TITLES.get(name, name)}: {reason}" for name, reason in results.missing.items()]
-    lines += ["", *judged(results)]
+    lines += ["", *headroom(results), *judged(results)]
     starts = (
         [TITLES[name], number(sorted(times)[len(times) // 2]), str(len(times)), number(results.idle_mib[name])]
         for name, times in results.starts.items()
