@@ -195,6 +195,7 @@ class Machine(RuleBasedStateMachine):
         elif how == "broken":
             self.board.failed(target, permit, StreamInterrupted("x"))
         permit.released()
+        self.board.note(target.provider)  # what time alone has changed is told now
         before = repr(self.healths)
         self.board.served(target, permit)
         self.board.failed(target, permit, Disconnected("x"))
