@@ -196,8 +196,8 @@ class Machine(RuleBasedStateMachine):
             self.board.failed(target, permit, StreamInterrupted("x"))
         permit.released()
         before = repr(self.healths)
-        self.board.served(target, permit)
-        self.board.failed(target, permit, Disconnected("x"))
+        permit.served(self.now)
+        permit.failed(Disconnected("x"), self.now)
         assert repr(self.healths) == before
 
     @rule(provider=st.sampled_from(["a", "b", "c"]), alive=st.booleans())
