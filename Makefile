@@ -56,6 +56,10 @@ fuzz: $(VENV)/.tools  ## look for inputs that break a promise: SECONDS each (60)
 numbers: $(VENV)/.dev  ## print start time and memory of the real process
 	$(BIN)/python -m bench.numbers
 
+.PHONY: bench
+bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
+	@$(BIN)/python -m bench
+
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## format, and mend what the linter can
 	$(BIN)/ruff format .

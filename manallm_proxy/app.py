@@ -21,6 +21,7 @@ from attrs import define, field
 
 from manallm_proxy import __version__, notify
 from manallm_proxy.config import Config, ConfigError, exposure_mistake, load
+from manallm_proxy.errors import ShuttingDown
 from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
 from manallm_proxy.logs import Logs
 from manallm_proxy.metrics import Metrics
@@ -58,7 +59,7 @@ class App:
     _hurry: asyncio.Event = field(factory=asyncio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges)
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         snapshot = Snapshot.build(self.config, asyncio.get_running_loop().time, self.observe)
         self.web = Web(snapshot, self.observe, self.metrics.render)
         self._take_over(snapshot)
@@ -72,6 +73,7 @@ class App:
         """From listening to the last answer. OSError where an address cannot be had."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
+        self.logs.soon = loop.call_soon
         runner = Runner(
             self.web.application(),
             header=self.config.limits.header,
@@ -102,6 +104,7 @@ class App:
             await self.web.snapshot.close()
             if watchdog is not None:
                 watchdog.cancel()
+            self.logs.soon = None
             self.observe(LifeChanged("stopped"))
 
     async def ready(self, running: asyncio.Future[None]) -> None:
@@ -133,6 +136,7 @@ class App:
             return
         before, self.web.snapshot, self.config = self.web.snapshot, snapshot, config
         before.retire(snapshot)
+        self.web.end_revoked()
         self.logs.adjust(config.log.level, config.log.format)
         self._take_over(snapshot)
         if self._probing is not None:
@@ -156,6 +160,9 @@ class App:
         now = self.web.snapshot.board.clock()
         for name, health in self.web.snapshot.board.providers.items():
             yield name, health.is_usable(now), health.in_flight
+
+    def _key_gauges(self) -> Iterable[tuple[str, int]]:
+        return ((caller.key.name, caller.in_flight) for caller in self.web.snapshot.keyring)
 
     def _summary(self) -> str:
         providers = self.web.snapshot.board.providers
@@ -196,7 +203,7 @@ class App:
             await site.stop()
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.web.exchanges):
-            exchange.interrupt()
+            exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
         self._hurry.clear()
         await self._until_idle(LAST_WORDS)
 

@@ -13,10 +13,11 @@ import contextlib
 import logging
 import os
 import select
+import stat
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, assert_never
 
@@ -44,6 +45,8 @@ TEXT_LIMIT: Final = 128
 FIELD_LIMIT: Final = 2000
 """Characters of any other text."""
 FRAMES_LIMIT: Final = 40
+REQUEST: Final = "request"
+"""The event that a request's line is named by."""
 LIBRARY_LINES_PER_SECOND: Final = 5
 ATOMIC: Final = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF), and has room for where `poll` says that it is writable."""
@@ -83,27 +86,30 @@ class _Descriptor:
     """
 
     fd: int
-    _poll: select.poll = field(factory=select.poll)
+    _poll: select.poll | None = None
+    """None for a file, which always has room."""
     _rest: bytes = b""
     """What there was no room for, of a line that has begun: it goes first, so that no line is torn."""
 
     def __attrs_post_init__(self) -> None:
-        self._poll.register(self.fd, select.POLLOUT)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            self._poll = select.poll()
+            self._poll.register(self.fd, select.POLLOUT)
 
-    def write(self, line: bytes) -> bool:
-        """False where the line is lost."""
+    def write(self, lines: bytes) -> bool:
+        """False where they are lost."""
         self._rest = self._push(self._rest)
         if self._rest:
             return False
-        rest = self._push(line)
-        if len(rest) == len(line):
+        rest = self._push(lines)
+        if len(rest) == len(lines):
             return False
         self._rest = rest
         return True
 
     def _push(self, data: bytes) -> bytes:
         with contextlib.suppress(OSError):  # disk full, a pipe without a reader
-            while data and self._poll.poll(0):
+            while data and (self._poll is None or self._poll.poll(0)):
                 data = data[os.write(self.fd, data[:ATOMIC]) :]
         return data
 
@@ -118,7 +124,11 @@ class Logs:
     stream: TextIO | None
     dropped: int = 0
     """Lines lost since the start."""
+    soon: Callable[[Callable[[], None]], object] | None = None
+    """The event loop's ``call_soon``: the lines of requests that end in one turn of it leave in one write."""
     _told: int = 0
+    _waiting: list[bytes] = field(factory=list)
+    _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
     _descriptor: _Descriptor | None = field(init=False)
     _lock: threading.RLock = field(factory=threading.RLock)
@@ -154,20 +164,37 @@ class Logs:
         if LEVELS.index(level) < self._floor:
             return
         line = self._line(level, name, fields)
+        if self.soon is not None and name == REQUEST:
+            with self._lock:
+                self._waiting.append(line)
+            if len(self._waiting) == 1:
+                self.soon(self.flush)
+            return
+        self.flush()
+        self._write(line, 1)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        with self._lock:
+            lines, self._waiting = self._waiting, []
+        if lines:
+            self._write(b"".join(lines), len(lines))
+
+    def _write(self, lines: bytes, number: int) -> None:
         # Libraries log from threads of their own, and from destructors, which may run inside of this very call.
         with self._lock:
             if self._busy:
-                self.dropped += 1
+                self.dropped += number
                 return
             self._busy = True
             try:
-                self._emit(line)
+                self._emit(lines, number)
             finally:
                 self._busy = False
 
-    def _emit(self, line: bytes) -> None:
-        if not self._put(line):
-            self.dropped += 1
+    def _emit(self, lines: bytes, number: int) -> None:
+        if not self._put(lines):
+            self.dropped += number
         elif self.dropped > self._told:
             fields = {"lines": self.dropped - self._told}
             if self._put(self._line("warning", "log lines were lost", fields)):
@@ -186,7 +213,7 @@ class Logs:
         return True
 
     def _line(self, level: Level, name: str, fields: Mapping[str, Any]) -> bytes:
-        now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = self._now()
         said = {key: _shown(key, value) for key, value in fields.items() if value is not None}
         if self.json:
             return _encode({"time": now, "level": level, "event": name, **said}) + b"\n"
@@ -195,8 +222,18 @@ class Logs:
             line = f"\033[{_COLOURS[level]}m{line}\033[0m"
         return line.encode() + b"\n"
 
+    def _now(self) -> str:
+        """RFC 3339 in UTC, to the millisecond; the second's part is made once a second."""
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if self._clock[0] != seconds:
+            self._clock = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        return f"{self._clock[1]}.{nanoseconds // 1_000_000:03d}Z"
+
 
 def _shown(key: str, value: Any) -> Any:
+    kind = type(value)
+    if kind is float or kind is bool:
+        return value
     if isinstance(value, str):
         return clean(value, TEXT_LIMIT if key in _CLIENTS else FIELD_LIMIT)
     if isinstance(value, tuple):
@@ -210,7 +247,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
     """Level, name and fields of one fact."""
     match event:
         case RequestEnded():
-            return _request_level(event), "request", _request(event)
+            return _request_level(event), REQUEST, _request(event)
         case AttemptFailed():
             fields = attrs.asdict(event)
             fields["duration_ms"] = _ms(fields.pop("duration"))
@@ -278,6 +315,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
     return {
         "request_id": event.request_id,
         "endpoint": event.endpoint,
+        "key": event.key,
         "requested": event.requested or None,
         "target": target,
         "status": event.status,

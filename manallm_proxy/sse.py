@@ -80,6 +80,11 @@ class Decoder:
     _searched: int = 0
     _begun: bool = field(default=False)
 
+    @property
+    def is_between(self) -> bool:
+        """Nothing is held: the next byte begins a frame."""
+        return self._begun and not self._held and not self._behind
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completed. FrameTooLong where one does not end."""
         if self._begun and b"\n" not in data and b"\r" not in data and not self._held.endswith(b"\r"):

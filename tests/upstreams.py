@@ -16,6 +16,7 @@ from typing import Any
 from attrs import define, field
 
 Script = Callable[["Connection"], Awaitable[None]]
+Answer = Callable[["Connection", "Seen"], Awaitable[None]]
 
 
 @define(eq=False)

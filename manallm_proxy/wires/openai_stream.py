@@ -56,6 +56,8 @@ class EventRelay:
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> Piece:
+        if self._is_plain(data):
+            return Piece(b"data: " + self._new_front + data[len(b"data: ") + len(self._old_front) :])
         try:
             frames = self._decoder.feed(data)
         except sse.FrameTooLong:
@@ -86,6 +88,22 @@ class EventRelay:
         except DecodeErrors:
             n = 1
         return len(self._finished) >= (n if isinstance(n, int) and n > 0 else 1)
+
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether this is one event as most are: whole, alone, nothing in it but more of what is said already."""
+        return (
+            self._said
+            and bool(self._old_front)
+            and data.startswith(self._old_front, len(b"data: "))
+            and data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and b"error" not in data
+            and self._decoder.is_between
+            and not _FINISH.search(data)
+            and not _USAGE.search(data)
+        )
 
     def _pieces(self, frames: list[sse.Frame]) -> Piece:
         out: list[bytes] = []
