@@ -127,7 +127,7 @@ class Logs:
     soon: Callable[[Callable[[], None]], object] | None = None
     """The event loop's ``call_soon``: the lines of requests that end in one turn of it leave in one write."""
     _told: int = 0
-    _waiting: list[bytes] = field(factory=list)
+    _waiting: list[bytes] = field(factory=list, repr=False)
     _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
     _descriptor: _Descriptor | None = field(init=False)

@@ -195,6 +195,7 @@ class Machine(RuleBasedStateMachine):
         elif how == "broken":
             self.board.failed(target, permit, StreamInterrupted("x"))
         permit.released()
+        self.board.note(target.provider)  # what time alone has changed is told now
         before = repr(self.healths)
         permit.served(self.now)
         permit.failed(Disconnected("x"), self.now)
