@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ async def one(session: aiohttp.ClientSession, url: str, tally: Tally, **body: An
 
 
 @asynccontextmanager
-async def load(url: str, rate: float, tally: Tally) -> AsyncIterator[None]:
+async def load(url: str, rate: float, tally: Tally, **body: Any) -> AsyncIterator[None]:
     """`rate` requests a second while the block runs: half over new connections, half over kept ones, half streamed."""
     running: set[asyncio.Task[None]] = set()
     over = asyncio.Event()
@@ -67,7 +67,7 @@ async def load(url: str, rate: float, tally: Tally) -> AsyncIterator[None]:
             due = int((time.perf_counter() - started) * rate)
             for number in range(number, due):  # noqa: B020, PLW2901  # as many as the clock asks for
                 session = kept if number % 2 else fresh
-                task = asyncio.ensure_future(one(session, url, tally, stream=number % 4 < 2))
+                task = asyncio.ensure_future(one(session, url, tally, stream=number % 4 < 2, **body))
                 running.add(task)
                 task.add_done_callback(running.discard)
             number = due
@@ -126,9 +126,3 @@ async def pulse(url: str) -> AsyncIterator[Pulse]:
     finally:
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
-
-
-async def repeat(times: int, pause: float, act: Callable[[int], Awaitable[None]]) -> None:
-    for number in range(times):
-        await act(number)
-        await asyncio.sleep(pause)

@@ -241,7 +241,7 @@ async def test_a_stuck_loop_is_ended_with_its_stack(tmp_path: Path) -> None:
         os.kill(running.pid, signal.SIGABRT)
         os.kill(running.pid, signal.SIGCONT)
         assert await asyncio.wait_for(running.child.wait(), 10) == -signal.SIGABRT
-        await until(lambda: any("Current thread" in line for line in running.output))
+        await until(lambda: any("Fatal Python error: Aborted" in line for line in running.output))
     notify.close()
 
 

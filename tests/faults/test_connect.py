@@ -201,8 +201,6 @@ async def test_a_server_that_reads_nothing(tmp_path: Path) -> None:
         at.faulty.go.set()
 
 
-
-
 async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
     """What waits at the provider falls back when it dies; what streams is broken, once."""
 

@@ -125,9 +125,7 @@ async def test_what_a_probe_may_say(tmp_path: Path, probe: str) -> None:
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 1e9])
-async def test_a_clock_that_jumps_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
+async def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     """H7: neither limits, cooling, circuits nor probes look at the wall."""
 
     async def script(connection: Connection, seen: Seen) -> None:
