@@ -61,7 +61,8 @@ def main() -> int:
             machine.alone(json.dumps([results.versions, results.missing]))
             results.facts["network"] = "the machine's, by loopback addresses only (no unshare here)"
             for peer in everyone(0):
-                if peer.everywhere and results.versions.pop(peer.name, ""):
+                if peer.everywhere and peer.name in results.versions:
+                    del results.versions[peer.name]
                     results.missing[peer.name] = "listens on all addresses, so not without a network namespace"
         else:
             results.versions, results.missing = json.loads(carried)

@@ -14,7 +14,7 @@ FLOORS = [
         "events", "sse", "compose", "catalog", "transport", "connections", "http1", "pool", "session", "notify",
         "document", "readers", "strict", "settings", "access", "config", "description",
     },
-    {"board", "failover", "client", "probes", "metrics", "logs", "wires"},
+    {"board", "failover", "client", "probes", "metrics", "lines", "logs", "wires"},
     {"relay", "snapshot", "sinks"},
     {"exchange", "report", "server", "door", "web"},
     {"app"},

@@ -108,7 +108,13 @@ async def exercise(p: Proxy) -> list[str]:
         await ask("GET", f"{path}?key={QUERY}")
     for stream in (False, True):
         await ask("POST", f"/v1/chat/completions?key={QUERY}", json={**BODY, "stream": stream})
-        for target in [f"gpu/{model}" for model in MODELS] + ["filed/401", "filed/fine", "extra/401", "tunnel/fine"]:
+        for target in [f"gpu/{model}" for model in MODELS] + [
+            "filed/401",
+            "filed/fine",
+            "extra/400",
+            "extra/event",
+            "tunnel/fine",
+        ]:
             await ask("POST", "/v1/chat/completions", json={**BODY, "model": target, "stream": stream})
     for model in ("mana/nosuch", "nosuch/m", "gpu/a b"):
         await ask("POST", "/v1/chat/completions", json={**BODY, "model": model})
@@ -164,7 +170,14 @@ def command_line(pid: int) -> bytes:
 
 SPOKEN = {"content", "reasoning", "arguments", "contents", "config", "extra", "logprobs", "headers", "api_key", "proxy"}
 NO_SECRET = {
-    *("Frame.event", "EventRelay._model", "_Descriptor._rest", "RelaySink.headers", "ComposedSink.headers"),
+    *(
+        "Frame.event",
+        "EventRelay._model",
+        "_Descriptor._rest",
+        "Logs._waiting",
+        "RelaySink.headers",
+        "ComposedSink.headers",
+    ),
     *("Snapshot.config", "App.config"),
 }
 """Names, log lines, our own answer's headers, and what holds secrets hidden in its turn."""

@@ -58,6 +58,6 @@ DIALECTS: dict[str, Dialect] = {
         "text/event-stream",
         lambda text: b"data: " + gemini(text) + b"\r\n\r\n",
         b"data: " + gemini("", finish="STOP") + b"\r\n\r\n",
-        b'data: {"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}\r\n\r\n',
+        b'data: {"error":{"code":502,"message":"broken","status":"INTERNAL"}}\r\n\r\n',
     ),
 }
