@@ -50,7 +50,8 @@ def main() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard) if hard > 0 else DESCRIPTORS, hard))
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background a shell may have had SIGINT ignored
+        signal.signal(number, interrupted)
     began = time.monotonic()
     results = Results({**machine.described(), "cores": str(layout)})
     try:
@@ -59,6 +60,10 @@ def main() -> int:
             prepare([peer for peer in everyone(0) if peer.name in names], results)
             machine.alone(json.dumps([results.versions, results.missing]))
             results.facts["network"] = "the machine's, by loopback addresses only (no unshare here)"
+            for peer in everyone(0):
+                if peer.everywhere and peer.name in results.versions:
+                    del results.versions[peer.name]
+                    results.missing[peer.name] = "listens on all addresses, so not without a network namespace"
         else:
             results.versions, results.missing = json.loads(carried)
             results.facts["network"] = "a namespace with loopback and nothing else"

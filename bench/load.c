@@ -1,11 +1,12 @@
 // The benchmark's load generator: one thread, epoll, keep-alive, loopback only, no libraries.
 //
-//   load -p PORT -f REQUEST [-c CONNECTIONS] [-r RATE] [-w WARM] [-d SECONDS] [-n PIECES] [-s] [-x] [-g SPREAD]
-//        [-P PID,PID...] [-U PID]
+//   load -p PORT -f REQUEST [-c CONNECTIONS] [-r RATE] [-w WARM] [-d SECONDS] [-n PIECES] [-m LEAST]
+//        [-s] [-x] [-g SPREAD] [-P PID,PID...] [-U PID]
 //
 // REQUEST holds the bytes of one request, head and body. Without -r each connection asks again when it is answered;
 // with it, requests are due at RATE a second whatever becomes of them, and their time runs from when they were due.
-// Counted is what happens in SECONDS after WARM seconds. -n: pieces of content ("@@" and the clock of the upstream)
+// Counted is what happens in SECONDS after WARM seconds, or in up to four times as many, until LEAST requests (with -s:
+// pieces) were counted. -n: pieces of content ("@@" and the clock of the upstream)
 // that each answer must hold; -s: answers are event streams that must end with [DONE]; -x: a connection for each
 // request; -g: the first requests are spread over so many seconds. -P, -U: processes whose CPU time is read at both
 // edges of the window, and the memory of those of -P at its end. Prints one line of JSON.
@@ -44,7 +45,7 @@ struct conn {
 
 struct samples { uint32_t *tenths; size_t count; };  // of a microsecond
 
-static struct { int port, connections; double rate, warm, seconds, spread; long pieces; bool stream, fresh; } asked = {
+static struct { int port, connections; double rate, warm, seconds, spread; long pieces; long least; bool stream, fresh; } asked = {
     .connections = 1, .seconds = 1, .pieces = 1};
 static struct samples latency, first_piece, age;
 static long requests, errors, reconnects, pieces, events;
@@ -302,7 +303,7 @@ static void show(const char *name, struct samples *s) {
 }
 
 static void arguments(int count, char **words) {
-    for (int letter; (letter = getopt(count, words, "p:f:c:r:w:d:n:sxg:P:U:")) != -1;) {
+    for (int letter; (letter = getopt(count, words, "p:f:c:r:w:d:n:m:sxg:P:U:")) != -1;) {
         FILE *file;
         switch (letter) {
         case 'p': asked.port = atoi(optarg); break;
@@ -311,6 +312,7 @@ static void arguments(int count, char **words) {
         case 'w': asked.warm = atof(optarg); break;
         case 'd': asked.seconds = atof(optarg); break;
         case 'n': asked.pieces = atol(optarg); break;
+        case 'm': asked.least = atol(optarg); break;
         case 's': asked.stream = true; break;
         case 'x': asked.fresh = true; break;
         case 'g': asked.spread = atof(optarg); break;
@@ -347,7 +349,11 @@ int main(int count, char **words) {
     int64_t gap = (int64_t)(asked.rate ? 1e9 / asked.rate : asked.spread * 1e9 / asked.connections);
     int begun = 0;
     if (asked.rate) for (int i = asked.connections; i--;) idle[idle_count++] = &all[i];
-    while ((time_now = now()) < ends) {
+    int64_t latest = opens + (int64_t)(asked.seconds * 4e9);
+    for (;;) {
+        time_now = now();
+        if (time_now >= ends && (time_now >= latest || (asked.stream ? pieces : requests) >= asked.least)) break;
+        if (time_now >= ends) ends = time_now + 50000000;
         if (!opened && time_now >= opens) {
             opened = time_now;
             counting = true;

@@ -127,6 +127,8 @@ class Bench:
                         break
                     child.end()
             except BenchError as error:
+                if peer.name == "ours":
+                    raise
                 self.results.missing[peer.name] = "did not start"
                 say(f"going on without it: {error}")
                 continue

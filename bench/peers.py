@@ -44,6 +44,8 @@ class Peer:
     model: str = "bench"
     patience: float = 20
     """Seconds until it must answer."""
+    everywhere: bool = False
+    """It listens on all addresses: only for a network of our own."""
 
 
 def run(*command: str | Path, limit: float = 1200) -> str:
@@ -166,20 +168,32 @@ def sglang_router(site: Site) -> list[str]:
     ]
 
 
+PORTKEY = json.dumps(
+    {
+        "private": True,
+        "dependencies": {"@portkey-ai/gateway": "*"},
+        "overrides": {"@hono/node-server": "1.13.8"},  # newer: every stream is a 500 (Portkey-AI/gateway#1389)
+    }
+)
+
+
 def portkey_version() -> str:
     folder = INSTALLED / "portkey"
     described = folder / "node_modules" / "@portkey-ai" / "gateway" / "package.json"
-    if not described.exists():
+    wanted = folder / "package.json"
+    if not described.exists() or wanted.read_text() != PORTKEY:
         if not shutil.which("npm"):
             raise BenchError("no npm here (Debian: apt-get install npm)")
-        run("npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", folder, "@portkey-ai/gateway")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        wanted.write_text(PORTKEY)
+        run("npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", folder)
     node = run("node", "--version").strip()
     return f"{json.loads(described.read_text())['version']} (Node {node})"
 
 
 def portkey(site: Site) -> list[str]:
     server = INSTALLED / "portkey" / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
-    (site.folder / "upstream").write_text(str(site.upstream))
     return ["node", str(server), f"--port={site.port}", "--headless"]
 
 
@@ -211,13 +225,19 @@ def everyone(upstream: int) -> list[Peer]:
                 "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1",
             },
             patience=60,
+            everywhere=True,
         ),
         Peer(
             "litellm",
             "LiteLLM",
             lambda: from_pypi("litellm", "litellm[proxy]"),
             litellm,
-            environ={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"},
+            environ={
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "LITELLM_LOG": "ERROR",
+                "LITELLM_TELEMETRY": "False",
+                "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no keys, as with us: less work for it
+            },
             headers={"Authorization": "Bearer unused"},
             patience=120,
         ),

@@ -35,6 +35,13 @@ class Scenario:
     def stream(self) -> bool:
         return self.chunks > 0
 
+    @property
+    def least(self) -> int:
+        """Units that a figure needs; a slow proxy gets more time for them."""
+        if self.rate or self.name == "held":
+            return 0
+        return self.connections * 100 if self.stream else max(100, self.connections * 8)
+
     def request(self, peer: Peer, port: int) -> bytes:
         """The bytes of one request to `peer`."""
         shape = f"[[chunks={self.chunks} every={self.every_us}]]"
@@ -52,6 +59,7 @@ class Scenario:
     def arguments(self) -> list[str]:
         """For the generator."""
         words = ["-c", self.connections, "-w", self.warm, "-d", self.seconds, "-g", self.spread, "-n", self.chunks or 1]
+        words += ["-m", self.least]
         if self.rate:
             words += ["-r", self.rate]
         return [*map(str, words), *(["-s"] if self.stream else []), *(["-x"] if self.fresh else [])]
@@ -70,7 +78,9 @@ FULL = [
 ]  # fmt: skip
 
 QUICK = [
-    evolve(s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=min(s.warm, s.spread + 0.4))
+    evolve(
+        s, seconds=min(s.seconds, 1.2 if s.name != "rate" else 2), warm=s.warm if s.name == "held" else s.spread + 0.3
+    )
     for s in FULL
     if s.name != "new"
 ]

@@ -83,14 +83,17 @@ def drive(scenario: Scenario, port: int, request: Path, layout: Layout, upstream
     log.unlink(missing_ok=True)
     generator = Child.start([*command, *scenario.arguments()], layout.tools, log)
     try:
-        code = generator.process.wait(scenario.warm + scenario.seconds + 30)
+        code = generator.process.wait(scenario.warm + 4 * scenario.seconds + 30)
     except subprocess.TimeoutExpired:
         code = -1
     finally:
         generator.end()
     if code:
         raise BenchError(generator.tail(2) or "the generator did not end")
-    return read(json.loads(log.read_text()), scenario)
+    run = read(json.loads(log.read_text()), scenario)
+    if not run.units or run.errors * 100 > run.units:
+        raise BenchError(f"{run.errors} errors, {run.units} {scenario.unit}s; the first: {run.why}")
+    return run
 
 
 def read(told: dict[str, Any], scenario: Scenario) -> Run:

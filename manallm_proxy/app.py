@@ -41,6 +41,8 @@ from manallm_proxy.web import Web
 
 LAME_DUCK: Final = 0.5
 """Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
+LAST_CALL: Final = 0.25
+"""Seconds behind the listeners' end for who has just connected, and whose request is still on its way."""
 LAST_WORDS: Final = 2.0
 """Seconds for interrupted streams to write their error event."""
 
@@ -255,6 +257,7 @@ class App:
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()
+        await self._pause(LAST_CALL)
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.web.exchanges):
             exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))

@@ -61,7 +61,7 @@ class HttpUpstream:
         try:
             return self.wire.answer(call, entry, b"".join(parts))
         except ProviderError as error:
-            raise scrubbed(error, self.address.api_key) from None
+            raise scrubbed(error, *self.address.secrets) from None
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
@@ -106,7 +106,7 @@ class HttpUpstream:
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise scrubbed(refusal, self.address.api_key)
+        raise scrubbed(refusal, *self.address.secrets)
 
     async def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Response:
         """A status with its headers."""
@@ -204,7 +204,7 @@ class HttpStream:
         piece = self._translator.feed(data) if data else self._translator.close()
         self._complete = piece.done
         if piece.error is not None:
-            scrubbed(piece.error, self._address.api_key)
+            scrubbed(piece.error, *self._address.secrets)
         return piece
 
     def commit(self, idle: float) -> None:

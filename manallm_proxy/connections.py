@@ -21,9 +21,17 @@ TAIL_TIMEOUT: Final = 1.0
 """Seconds for a provider to end its body behind ``[DONE]``, so that the connection can be used again."""
 HEAD_LIMIT: Final = 64 * 1024
 """Bytes of one header line, and of a whole head where it is ours to count."""
+SECRET_LENGTH: Final = 8
+"""Characters of a header's value that may be a secret; a shorter one is a flag or a version, part of other words."""
 
 Take = Callable[[bytes], bool]
 """Is offered each part of a body as it arrives; True: it has dealt with it."""
+
+
+def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """What a provider may quote, and nobody else is to read: the key, and headers of our own that may be one."""
+    held = tuple(value for value in headers.values() if len(value) >= SECRET_LENGTH)
+    return (api_key, *held) if api_key else held
 
 
 @frozen
@@ -36,6 +44,11 @@ class Address:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """See `secrets_of`."""
+        return secrets_of(self.api_key, self.headers)
 
     def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
         """What every request carries: nothing of the client's own but the request id (contract, section 3)."""

@@ -16,38 +16,21 @@ import select
 import stat
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO, assert_never
+from typing import Any, Final, TextIO
 
-import attrs
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.events import (
-    AttemptFailed,
-    Crashed,
-    DimensionsDiffer,
-    Event,
-    FellBack,
-    HealthChanged,
-    KeyWasRejected,
-    LifeChanged,
-    Reloaded,
-    RequestEnded,
-    WorkerEnded,
-)
+from manallm_proxy.events import Event
+from manallm_proxy.lines import REQUEST, Level, frames, line_of
 
-Level = Literal["debug", "info", "warning", "error"]
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
 TEXT_LIMIT: Final = 128
 """Characters of a text that a client sent."""
 FIELD_LIMIT: Final = 2000
 """Characters of any other text."""
-FRAMES_LIMIT: Final = 40
-REQUEST: Final = "request"
-"""The event that a request's line is named by."""
 LIBRARY_LINES_PER_SECOND: Final = 5
 ATOMIC: Final = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF), and has room for where `poll` says that it is writable."""
@@ -129,7 +112,7 @@ class Logs:
     soon: Callable[[Callable[[], None]], object] | None = None
     """The event loop's ``call_soon``: the lines of requests that end in one turn of it leave in one write."""
     _told: int = 0
-    _waiting: list[bytes] = field(factory=list)
+    _waiting: list[bytes] = field(factory=list, repr=False)
     _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
     _descriptor: _Descriptor | None = field(init=False)
@@ -245,100 +228,6 @@ def _shown(key: str, value: Any) -> Any:
     return value
 
 
-def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
-    """Level, name and fields of one fact."""
-    match event:
-        case RequestEnded():
-            return _request_level(event), REQUEST, _request(event)
-        case AttemptFailed():
-            fields = attrs.asdict(event)
-            fields["duration_ms"] = _ms(fields.pop("duration"))
-            return "info", "attempt failed", fields
-        case FellBack():
-            return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
-        case KeyWasRejected():
-            todo = f"check the api_key of provider '{event.provider}' and reload"
-            return "error", "provider key rejected", {**attrs.asdict(event), "todo": todo}
-        case HealthChanged():
-            level: Level = "warning" if event.now == "unhealthy" else "info"
-            return level, "health", attrs.asdict(event)
-        case Reloaded():
-            if event.mistakes:
-                return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
-            return "info", "reloaded", {}
-        case DimensionsDiffer():
-            return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
-        case LifeChanged():
-            return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
-        case WorkerEnded():
-            return "error", "worker ended", attrs.asdict(event)
-        case Crashed():
-            # no exception's own words: they may hold what a client sent; types and frames find the bug
-            fields = {"where": event.where, "request_id": event.request_id, "exception": _kind(event.error)}
-            fields |= {"frames": _frames(event.error), "behind_it": tuple(_behind(event.error)) or None}
-            return "error", "internal error", fields
-        case _:
-            assert_never(event)
-
-
-def _kind(error: BaseException) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}"
-
-
-def _frames(error: BaseException) -> tuple[str, ...]:
-    """Where it was raised, the outermost first, without source lines: nothing is read from disk here."""
-    frames = [
-        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    if len(frames) > FRAMES_LIMIT:
-        half = FRAMES_LIMIT // 2
-        frames[half:-half] = [f"{len(frames) - 2 * half} more"]
-    return tuple(frames)
-
-
-def _behind(error: BaseException) -> Iterator[str]:
-    """Its causes, and what a group holds: type and innermost frame of each, a few of them."""
-    seen = [error]
-    for each in seen:
-        inside = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-        for other in (each.__cause__ or each.__context__, *inside):
-            if other is not None and len(seen) <= 8 and not any(other is one for one in seen):
-                seen.append(other)
-                yield " at ".join((_kind(other), *_frames(other)[-1:]))
-
-
-def _request_level(event: RequestEnded) -> Level:
-    if event.outcome == "broken" or (event.outcome == "error" and event.status >= 500):
-        return "warning"
-    return "info"
-
-
-def _request(event: RequestEnded) -> dict[str, Any]:
-    target = f"{event.provider}/{event.model}" if event.provider is not None else None
-    return {
-        "request_id": event.request_id,
-        "endpoint": event.endpoint,
-        "key": event.key,
-        "requested": event.requested or None,
-        "target": target,
-        "status": event.status,
-        "outcome": event.outcome,
-        "error": event.error,
-        "attempts": event.attempts,
-        "stream": event.streaming,
-        "bytes": event.bytes_sent,
-        "first_byte_ms": _ms(event.to_first_byte),
-        "ms": _ms(event.duration),
-        "prompt_tokens": event.prompt_tokens,
-        "completion_tokens": event.completion_tokens,
-    }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 1)
-
-
 class LibraryHandler(logging.Handler):
     """Third-party log records as lines of ours: the logger's name, the level, the exception's type, no words.
 
@@ -366,11 +255,11 @@ class LibraryHandler(logging.Handler):
         kind = type(error).__qualname__ if error is not None else None
         # a client's malformed request needs no traceback; anything else does
         bug = error is not None and not type(error).__module__.startswith("aiohttp.http")
-        frames = _frames(error) if error is not None and bug else ()
+        where_to = frames(error) if error is not None and bug else ()
         where = f"{os.path.basename(record.pathname)}:{record.lineno}"
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         fields: dict[str, Any] = {"logger": record.name, "where": where, "exception": kind}
-        fields |= {"frames": frames or None, "suppressed": suppressed or None}
+        fields |= {"frames": where_to or None, "suppressed": suppressed or None}
         with contextlib.suppress(Exception):  # a log line is never worth a request
             self.logs.write(level, "library", fields)
 

@@ -187,7 +187,14 @@ def _is(key: str, text: bytes) -> bool:
     return key == (decode(b'"%b"' % text, type=str) if b"\\" in text else text.decode())
 
 
-_TYPE_NAMES: Final = {str: "a string", bool: "true or false", dict: "an object", list: "an array", int: "a number"}
+_TYPE_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a number",
+    type(None): "null",
+}
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
@@ -200,7 +207,7 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
     first = bytes(memoryview(raw)[:1])
     if first == b"n" and deep:
         return None
-    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": None}.get(first, int)
+    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}.get(first, int)
     if kind not in kinds:
         wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
         raise InvalidRequest(f"'{key}' must be {wanted}", param=key)

@@ -15,7 +15,7 @@ FLOORS = [
         "document", "readers", "strict", "settings", "access", "config", "description",
         "messages", "listeners",
     },
-    {"board", "failover", "client", "probes", "metrics", "logs", "wires", "crew", "member"},
+    {"board", "failover", "client", "probes", "metrics", "lines", "logs", "wires", "crew", "member"},
     {"relay", "snapshot", "sinks"},
     {"exchange", "report", "server", "door", "web"},
     {"app", "supervisor"},

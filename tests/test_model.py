@@ -195,9 +195,10 @@ class Machine(RuleBasedStateMachine):
         elif how == "broken":
             self.board.failed(target, permit, StreamInterrupted("x"))
         permit.released()
+        self.board.note(target.provider)  # what time alone has changed is told now
         before = repr(self.healths)
-        self.board.served(target, permit)
-        self.board.failed(target, permit, Disconnected("x"))
+        permit.served(self.now)
+        permit.failed(Disconnected("x"), self.now)
         assert repr(self.healths) == before
 
     @rule(provider=st.sampled_from(["a", "b", "c"]), alive=st.booleans())

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import os
+import pkgutil
+import re
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
+import manallm_proxy
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
@@ -102,7 +108,13 @@ async def exercise(p: Proxy) -> list[str]:
         await ask("GET", f"{path}?key={QUERY}")
     for stream in (False, True):
         await ask("POST", f"/v1/chat/completions?key={QUERY}", json={**BODY, "stream": stream})
-        for target in [f"gpu/{model}" for model in MODELS] + ["filed/401", "filed/fine", "extra/401", "tunnel/fine"]:
+        for target in [f"gpu/{model}" for model in MODELS] + [
+            "filed/401",
+            "filed/fine",
+            "extra/400",
+            "extra/event",
+            "tunnel/fine",
+        ]:
             await ask("POST", "/v1/chat/completions", json={**BODY, "model": target, "stream": stream})
     for model in ("mana/nosuch", "nosuch/m", "gpu/a b"):
         await ask("POST", "/v1/chat/completions", json={**BODY, "model": model})
@@ -154,6 +166,41 @@ async def test_no_object_of_ours_shows_a_secret(tmp_path: Path) -> None:
 def command_line(pid: int) -> bytes:
     """What `ps` shows to everybody."""
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+SPOKEN = {"content", "reasoning", "arguments", "contents", "config", "extra", "logprobs", "headers", "api_key", "proxy"}
+NO_SECRET = {
+    *(
+        "Frame.event",
+        "EventRelay._model",
+        "_Descriptor._rest",
+        "Logs._waiting",
+        "RelaySink.headers",
+        "ComposedSink.headers",
+    ),
+    *("Snapshot.config", "App.config"),
+}
+"""Names, log lines, our own answer's headers, and what holds secrets hidden in its turn."""
+
+
+def kinds_of_ours() -> Iterator[type]:
+    """Every attrs class of the package."""
+    for module in pkgutil.walk_packages(manallm_proxy.__path__, "manallm_proxy."):
+        if not module.name.endswith("__main__"):
+            for kind in vars(importlib.import_module(module.name)).values():
+                if isinstance(kind, type) and attrs.has(kind) and kind.__module__ == module.name:
+                    yield kind
+
+
+def test_what_is_said_and_sent_stays_out_of_repr() -> None:
+    """Bytes are of clients or providers, and so is what a field of such a name holds; a new class is held to it."""
+    shown = [
+        f"{kind.__name__}.{each.name}"
+        for kind in kinds_of_ours()
+        for each in attrs.fields(kind)
+        if each.repr and (re.match(r"(list\[)?byte", str(each.type)) or (each.name in SPOKEN and each.type != "int"))
+    ]
+    assert set(shown) - NO_SECRET == set()
 
 
 async def test_a_process_shows_none_to_its_neighbours(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from attrs import define, field
 
 Script = Callable[["Connection"], Awaitable[None]]
+Answer = Callable[["Connection", "Seen"], Awaitable[None]]
 
 
 @define(eq=False)
@@ -116,6 +118,7 @@ class Upstream:
     """For the script to wait on, and for the test to set."""
     probe_status: str = "200 OK"
     port: int = 0
+    context: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
 
     @property
@@ -127,7 +130,7 @@ class Upstream:
         return [s for s in self.seen if s.method == "POST"]
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -19,6 +19,7 @@ from google.genai import errors, types
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.compose import Composer, embeddings_body
+from manallm_proxy.connections import secrets_of
 from manallm_proxy.errors import (
     BadResponse,
     Disconnected,
@@ -63,6 +64,7 @@ class GoogleUpstream:
         _quieten()
         self.name = name
         self._key = api_key.strip()
+        self._secrets = secrets_of(self._key, headers)
         self._session = session
         self._extra_retryable_statuses = extra_retryable_statuses
         url = (base_url or BASE_URL).rstrip("/")
@@ -114,6 +116,8 @@ class GoogleUpstream:
                 with exchange.under_way():
                     return await asking
         except Exception as error:
+            if exchange.response is not None:
+                exchange.response.close()  # the SDK leaves one that it cannot read, such as a 101, to the collector
             ours = self.first_byte_error(seconds) if limit.expired() else self.failed(error, exchange)
             if ours is None:
                 raise
@@ -160,8 +164,8 @@ class GoogleUpstream:
         return BadResponse(f"{self.name}: its answer is not what Gemini's API promises", detail="not Gemini's JSON")
 
     def _told(self, error: ProviderError) -> ProviderError:
-        """`error` as configured, and without our key, should the provider have quoted it."""
-        return scrubbed(widened(error, self.name, self._extra_retryable_statuses), self._key)
+        """`error` as configured, and without our secrets, should the provider have quoted it."""
+        return scrubbed(widened(error, self.name, self._extra_retryable_statuses), *self._secrets)
 
 
 def _quieten() -> None:

@@ -1,0 +1,158 @@
+"""Two providers, a faulty one and a good one behind it, one proxy, one client; and what holds after every case."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from attrs import define, frozen
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.faults.dialects import KEY, Asked, Dialect
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Script, Upstream, answers, each, upstream
+
+PROMPT = "PROMPT-CANARY"
+CLIENT_KEY = "sk-CANARY-client"
+HEALTH_LIMIT = 0.5
+"""Seconds for /health while a fault lasts: 0.1 on a machine of one's own."""
+LONG = aiohttp.ClientTimeout(total=30)
+SETTLED = 2.0
+"""Seconds in which everything that a fault has touched is given back."""
+
+
+@frozen
+class Reply:
+    """What a client got, and when."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def resolved(self) -> str | None:
+        return self.headers.get("x-mana-llm-resolved")
+
+    @property
+    def attempts(self) -> int:
+        return int(self.headers.get("x-mana-llm-attempts", 0))
+
+
+def request(asked: Asked, model: str = "mana/test") -> tuple[str, dict[str, Any]]:
+    """Path and body."""
+    if asked == "embeddings":
+        return "/v1/embeddings", {"model": model, "input": [PROMPT]}
+    body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": asked == "stream"}
+    return "/v1/chat/completions", body
+
+
+async def ask(p: Proxy, asked: Asked, model: str = "mana/test") -> Reply:
+    """One request, to its last byte."""
+    path, body = request(asked, model)
+    started = time.perf_counter()
+    async with p.client.post(
+        p.url + path, json=body, headers={"Authorization": f"Bearer {CLIENT_KEY}"}, timeout=LONG
+    ) as response:
+        raw = await response.read()
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Reply(response.status, headers, raw, time.perf_counter() - started)
+
+
+@define
+class Scene:
+    """``faulty`` is ``bad`` in the configuration, and first of the chain; ``good`` the other."""
+
+    p: Proxy
+    faulty: Upstream
+    good: Upstream
+    replies: list[Reply]
+
+    async def ask(self, asked: Asked, model: str = "mana/test") -> Reply:
+        """A request, while which /health answers."""
+        asking = asyncio.ensure_future(ask(self.p, asked, model))
+        started = time.perf_counter()
+        assert (await self.p.get("/health"))[0] == 200
+        assert time.perf_counter() - started < HEALTH_LIMIT
+        reply = await asyncio.wait_for(asking, 20)
+        self.replies.append(reply)
+        return reply
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.p.log.getvalue().splitlines()]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["event"] == event]
+
+    async def health(self) -> dict[str, Any]:
+        """What /v1/health says of the faulty provider."""
+        row: dict[str, Any] = (await self.p.get("/v1/health"))[1]["providers"]["bad"]
+        return row
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have `labels`."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(await metrics(self.p))
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    async def closed(self, within: float = 1.0) -> None:
+        """Every connection over which the faulty provider was asked has been closed."""
+        async with asyncio.timeout(within):
+            for connection in self.faulty.connections:
+                if connection.answering:
+                    await connection.closed.wait()
+
+    async def holds(self) -> None:
+        """What is true after every case, whatever it was."""
+        async with asyncio.timeout(SETTLED):
+            while self.p.app.web.exchanges or await self.metric("mana_llm_requests_in_flight"):
+                await asyncio.sleep(0.01)
+        told = self.p.log.getvalue() + await metrics(self.p)
+        told += "".join(f"{reply.headers}{reply.body!r}" for reply in self.replies)
+        for secret in (KEY, CLIENT_KEY, PROMPT):
+            assert secret not in told
+        for seen in (*self.faulty.seen, *self.good.seen):
+            assert CLIENT_KEY not in str(seen.headers)
+        wrong = [line for line in self.log if line["level"] == "error" or line["event"] == "library"]
+        assert not wrong
+
+
+async def metrics(p: Proxy) -> str:
+    async with p.client.get(p.url + "/metrics") as response:
+        return await response.text()
+
+
+@asynccontextmanager
+async def scene(dialect: Dialect, script: Script, folder: Path, **more: Any) -> AsyncIterator[Scene]:
+    """The faulty provider speaks `dialect` and plays `script`; `more` are its settings, ``proxy`` the proxy's."""
+    ours = more.pop("proxy", {})
+    async with upstream(script) as faulty, upstream(each(answers)) as good:
+        providers = {"bad": dialect.config(faulty.url, **more), "good": openai(good.url)}
+        ours = {"health": {"probe_timeout": 5}, **ours}
+        async with proxy(settings(providers, **ours), folder) as p:
+            made = Scene(p, faulty, good, [])
+            yield made
+            await made.holds()
+
+
+async def probed_or_asked(connection: Connection) -> Any:
+    """The next POST on a connection, its probes answered; None where the peer has gone."""
+    while (seen := await connection.request()) is not None:
+        if seen.method == "POST":
+            return seen
+        await connection.upstream.probe(connection)
+    return None

@@ -1,0 +1,94 @@
+"""Faults behind the first event (C.2): an error event, no [DONE], nobody else's voice, and the provider is blamed."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.after import BROKEN, Broken, script
+from tests.faults.before import LIMIT
+from tests.faults.dialects import DIALECTS
+from tests.faults.scene import LONG, Reply, request, scene
+from tests.upstreams import DONE, Connection, Seen, chunk, each
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kind: str) -> None:
+    """At once, or at ``idle``; the log says *broken*; the connection to the provider is closed."""
+    times = {"timeouts": {"idle": LIMIT}} if broken.costs else {}
+    async with scene(DIALECTS[kind], each(script(broken, DIALECTS[kind])), tmp_path, **times) as at:
+        path, body = request("stream")
+        async with at.p.client.post(at.p.url + path, json=body, timeout=LONG) as response:
+            first = await response.content.readany()
+            assert b"one" in first
+            at.faulty.go.set()
+            started = time.perf_counter()
+            raw = first + await asyncio.wait_for(response.read(), 10)
+            took = time.perf_counter() - started
+        at.replies.append(Reply(response.status, {}, raw, took))
+        assert took <= broken.costs + 1.0
+        events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: ")]
+        assert events[-1]["error"]["target"] == "bad/m"
+        assert raw.endswith(b"\n\n")
+        assert DONE not in raw
+        assert raw.count(b"one") == 1
+        assert b"two" not in raw
+        assert at.good.posts == []
+        if not broken.is_whole:
+            await at.closed()
+        row = await at.health()
+        targets = sum(target["consecutive_failures"] for target in row.get("targets", {}).values())
+        assert row["consecutive_failures"] + targets == 1
+        async with asyncio.timeout(2):
+            while not at.logged("request"):
+                await asyncio.sleep(0.01)
+        assert at.logged("request")[0]["outcome"] == "broken"
+
+
+async def test_heartbeats_come_only_between_events(tmp_path: Path) -> None:
+    """S5: a provider that stops in the middle of an event gets its time, and its event arrives in one piece."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        data = chunk("one")
+        await connection.chunk(chunk("zero") + data[:20])
+        await asyncio.sleep(0.35)
+        await connection.chunk(data[20:] + chunk(finish="stop") + DONE)
+        await connection.end()
+
+    async with scene(DIALECTS["openai"], each(answer), tmp_path, proxy={"streaming": {"heartbeat": 0.1}}) as at:
+        reply = await at.ask("stream")
+        frames = reply.body.split(b"\n\n")
+        assert any(frame.startswith(b": ") for frame in frames)
+        assert all(frame.startswith((b": ", b"data: ")) for frame in frames if frame)
+        assert b'"one"' in reply.body
+
+
+@pytest.mark.parametrize("what", ["a bomb", "a line without end"])
+async def test_memory_is_bounded_whatever_is_sent(tmp_path: Path, what: str) -> None:
+    """S7: 60 KB of gzip that are 60 MB, or one event of 64 MB: broken off; memory grows by less than 64 MB."""
+    bomb = gzip.compress(b"data: " + b"a" * 60_000_000)
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if what == "a bomb":
+            await connection.head(extra="Content-Encoding: gzip\r\n")
+            await connection.chunk(bomb)
+        else:
+            await connection.head()
+            for _ in range(64):
+                await connection.chunk(b"a" * 2**20)
+        await connection.gone()
+
+    async with scene(DIALECTS["openai"], each(answer), tmp_path, timeouts={"first_byte": 3}) as at:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reply = await at.ask("stream")
+        assert (reply.status, reply.resolved) == (200, "good/m")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+        await at.closed(2)

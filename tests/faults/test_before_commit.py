@@ -1,0 +1,83 @@
+"""Faults before the first byte (C.1): the next of the chain serves; without one, 503 that says why; then a skip."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.faults.before import FAULTS, LIMIT, Fault, armed
+from tests.faults.dialects import DIALECTS, Asked, Dialect
+from tests.faults.scene import Reply, Scene, scene
+from tests.upstreams import Upstream
+
+SLACK = 1.0
+"""Seconds over what a fault costs: 0.05 on a machine of one's own."""
+TIMES = {"timeouts": {"connect": LIMIT, "first_byte": LIMIT, "idle": LIMIT}}
+QUICK = {("openai", "chat"), ("openai", "stream"), ("ollama", "stream"), ("google", "stream")}
+CASES = [
+    pytest.param(
+        fault, kind, asked, id=f"{fault.name}-{kind}-{asked}", marks=() if (kind, asked) in QUICK else pytest.mark.heavy
+    )
+    for fault in FAULTS
+    for kind in DIALECTS
+    for asked in ("chat", "stream", "embeddings")
+    if asked in fault.asked and kind in fault.kinds
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "asked"), CASES)
+async def test_a_fault_before_the_first_byte(tmp_path: Path, fault: Fault, kind: str, asked: Asked) -> None:
+    """Falls back within what the fault costs; alone it is a 503 with the reason; then it is skipped; all is closed."""
+    times = TIMES if fault.costs else {}
+    async with scene(DIALECTS[kind], armed(fault), tmp_path, **times) as at:
+        await arm(at.faulty)
+        fell_back(await at.ask(asked), fault.costs)
+        [failed] = at.logged("attempt failed")
+        reason = failed["reason"]
+        assert fault.allows(reason, kind), failed
+        assert await blamed(at, fault, DIALECTS[kind]) == (0 if fault.blames in ("cools", "nobody") else 1)
+        assert await at.metric("mana_llm_fallback_total", reason=reason) == 1
+        assert await at.metric("mana_llm_llm_errors_total", provider="bad", error_type=reason) == 1
+
+        alone = await at.ask(asked, "bad/m")
+        assert alone.status == 503
+        assert [a["reason"] for a in alone.json["error"]["attempts"]] == [
+            "cooling" if fault.blames == "cools" else reason
+        ]
+        assert int(alone.headers["retry-after"]) >= 1
+
+        skipped = await at.ask(asked)
+        fell_back(skipped, fault.costs if fault.blames == "nobody" else 0.0)
+        assert skipped.attempts == (2 if fault.blames == "nobody" else 1)
+        if not fault.act.__qualname__.startswith("answers."):
+            await at.closed()
+
+
+def fell_back(reply: Reply, costs: float) -> None:
+    assert (reply.status, reply.resolved) == (200, "good/m"), reply
+    assert costs - 0.05 <= reply.seconds <= costs + SLACK
+
+
+async def blamed(at: Scene, fault: Fault, dialect: Dialect) -> int:
+    """Failures in a row, of the provider or of its target, as the fault says."""
+    row = await at.health()
+    target = row.get("targets", {}).get("m", {})
+    if fault.blames == "cools":
+        assert target["status"] == "cooling"
+    slow_model = dialect.name == "ollama" and fault.reason == "first_byte_timeout"
+    if fault.blames == "target" or slow_model:  # Ollama loads models on demand: it speaks of this one
+        assert row["consecutive_failures"] == 0
+        return int(target["consecutive_failures"])
+    return int(row["consecutive_failures"]) + int(target.get("consecutive_failures", 0))
+
+
+async def arm(faulty: Upstream) -> None:
+    """From here on it misbehaves; connections of its good time are closed."""
+    faulty.go.set()
+    for connection in faulty.connections:
+        connection.writer.close()
+    async with asyncio.timeout(2):
+        for connection in faulty.connections:
+            await connection.closed.wait()

@@ -1,0 +1,191 @@
+"""Resources that run out (C.7): descriptors, disks, readers that stall."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.faults.dialects import DIALECTS
+from tests.faults.raw import client, post
+from tests.faults.scene import LONG, scene
+from tests.faults.test_clients import slow, until
+from tests.proxy import openai, settings
+from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+
+FEW = 96
+"""Descriptors that a process may have."""
+
+
+@asynccontextmanager
+async def shell(folder: Path, config: dict[str, object], line: str) -> AsyncIterator[tuple[int, str]]:
+    """The real process behind a shell `line` in which ``$@`` is its command: pid, and URL from its log file."""
+    (folder / "proxy.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(folder / "proxy.yaml")]
+    environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
+    child = await asyncio.create_subprocess_exec("sh", "-c", line, "sh", *command, cwd=folder, env=environ)
+    try:
+        yield child.pid, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def alive(url: str, seconds: float = 10.0) -> None:
+    """Returns once /health answers."""
+    async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/health") as response:
+                    assert response.status == 200
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
+    """R2: streams in flight go on, the log is no flood, and with the first free descriptor it serves again."""
+    async with upstream(each(slow)) as gpu:
+        gpu.go.set()
+        config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
+        async with shell(tmp_path, config, f'ulimit -n {FEW}; exec "$@" 2>log') as (pid, url):
+            await alive(url)
+            port = int(url.rpartition(":")[2])
+            async with contextlib.AsyncExitStack() as crowd, client(port) as (reader, writer):
+                writer.write(post("stream"))
+                await reader.readuntil(b"one")
+                first = gpu.connections[-1]
+                for _ in range(2 * FEW):
+                    await crowd.enter_async_context(client(port))
+                await until(lambda: len(os.listdir(f"/proc/{pid}/fd")) >= FEW)
+                for _ in range(5):
+                    await first.chunk(chunk("two"))
+                    await asyncio.wait_for(reader.readuntil(b"two"), 2)
+                    await asyncio.sleep(0.1)
+                await crowd.aclose()
+                await alive(url)
+                await first.chunk(chunk("three"))
+                await asyncio.wait_for(reader.readuntil(b"three"), 2)
+            await until(lambda: len(os.listdir(f"/proc/{pid}/fd")) < FEW // 2)
+            log = (tmp_path / "log").read_text()
+            assert log.count("\n") < 100, log[:3000]
+            assert "Traceback" not in log
+
+
+async def test_no_descriptor_for_a_provider_is_not_the_providers_fault(tmp_path: Path) -> None:
+    """R2: a request for which no socket is left is told so; the provider is not marked for it once there are some."""
+    async with upstream(each(answers)) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()}, health={"probe_interval": 0.3})
+        async with shell(tmp_path, config, f'ulimit -n {FEW}; exec "$@" 2>log') as (pid, url):
+            await alive(url)
+            port = int(url.rpartition(":")[2])
+            async with contextlib.AsyncExitStack() as crowd, client(port) as (reader, writer):
+                writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                await reader.readuntil(b"}")
+                for connection in gpu.connections:
+                    connection.writer.close()
+                for _ in range(2 * FEW):
+                    await crowd.enter_async_context(client(port))
+                await until(lambda: len(os.listdir(f"/proc/{pid}/fd")) >= FEW)
+                writer.write(post("chat"))
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+                assert head.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 200 "))
+            async with asyncio.timeout(10), aiohttp.ClientSession() as session:
+                while True:
+                    with contextlib.suppress(aiohttp.ClientError):  # libuv closes what it cannot take
+                        async with session.post(f"{url}/v1/chat/completions", json={"messages": []}) as response:
+                            if response.status == 200:
+                                break
+                    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2>/dev/full >/dev/full", "2>&1 | sleep 9"])
+async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: str) -> None:
+    """R7: a full disk, a closed descriptor, a pipe that nobody reads: it serves, as fast as ever."""
+    async with upstream(each(answers)) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
+        line = f'"$@" {where} & trap "kill $!" TERM; wait' if "|" in where else f'exec "$@" {where}'
+        async with shell(tmp_path, config, line) as (_, url), aiohttp.ClientSession() as session:
+            await alive(url)
+            started = time.perf_counter()
+            for _ in range(300):
+                async with session.post(f"{url}/v1/chat/completions", json={"messages": []}) as response:
+                    assert response.status == 200
+            assert time.perf_counter() - started < 20
+
+
+async def test_stalled_readers_cost_a_mebibyte_each(tmp_path: Path) -> None:
+    """R3, S9: 30 clients that read nothing of a flood; the provider is slowed, and is not taken for silent."""
+    big = chunk("x" * 60_000)
+
+    async def floods(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        while True:
+            await connection.chunk(big)
+
+    async with upstream(each(floods)) as gpu:
+        provider = openai(gpu.url, timeouts={"connect": 9, "idle": 0.5})
+        config = settings({"gpu": provider}, listen={"port": free_port()}, limits={"write_timeout": 2})
+        async with shell(tmp_path, config, 'exec "$@" 2>log') as (pid, url):
+            await alive(url)
+            port = int(url.rpartition(":")[2])
+            before = resident(pid)
+            async with contextlib.AsyncExitStack() as crowd:
+                for _ in range(30):
+                    _, writer = await crowd.enter_async_context(client(port, small=True))
+                    writer.write(post("stream"))
+                await until(lambda: len(gpu.posts) == 30)
+                most = 0.0
+                async with asyncio.timeout(15):
+                    while not all(connection.closed.is_set() for connection in gpu.connections if connection.answering):
+                        most = max(most, resident(pid) - before)
+                        await asyncio.sleep(0.02)
+            assert most < 30 + 15, "MiB"
+            log = (tmp_path / "log").read_text()
+            assert log.count('"client_gone"') == 30
+            assert "read_timeout" not in log
+
+
+def resident(pid: int) -> float:
+    """MiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+async def test_metrics_are_rendered_fast(tmp_path: Path) -> None:
+    """R6, X3: ten thousand names of a client's add no series, and a scrape takes no time."""
+    async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
+        await at.ask("chat")
+        url = f"{at.p.url}/metrics"
+        async with at.p.client.get(url) as response:
+            before = (await response.text()).count("\n")
+        for start in range(0, 500, 100):
+            names = [f"bad/flood-{n}" for n in range(start, start + 100)]
+            await asyncio.gather(*(_ask_model(at.p.client, at.p.url, name) for name in names))
+        started = time.perf_counter()
+        async with at.p.client.get(url) as response:
+            after = (await response.text()).count("\n")
+        assert time.perf_counter() - started < 0.5
+        assert after <= before + 520 * 60
+
+
+async def _ask_model(session: aiohttp.ClientSession, url: str, model: str) -> None:
+    body = {"model": f"mana/{model}", "messages": []}
+    async with session.post(f"{url}/v1/chat/completions", json=body, timeout=LONG) as response:
+        assert response.status == 404

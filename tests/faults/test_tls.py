@@ -1,0 +1,101 @@
+"""TLS (U14), in a process of its own that trusts one authority of the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+import trustme
+
+from tests.faults.dialects import DIALECTS
+from tests.proxy import openai, process, settings
+from tests.upstreams import Connection, Upstream, answers, each, upstream
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+WHY = {
+    "stranger": "tls: ",
+    "wrong": "tls: ",
+    "expired": "tls: certificate has expired",
+    "plain": "tls: handshake failed",
+}
+
+
+@asynccontextmanager
+async def tls(certificate: trustme.LeafCert) -> AsyncIterator[Upstream]:
+    """A good provider behind `certificate`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    made = Upstream(each(answers))
+    made.context = context
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+async def plain_http(connection: Connection) -> None:
+    """What a web server says to a handshake."""
+    await connection.reader.read(1)
+    await connection.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+async def says_nothing(connection: Connection) -> None:
+    await connection.gone()
+
+
+@pytest.mark.parametrize("kind", ["openai", "google"])
+async def test_who_is_not_trusted_gets_nothing(tmp_path: Path, kind: str) -> None:
+    """A stranger's, a wrong, an expired certificate, no TLS at all: passed with the reason; the good one serves."""
+    ours, theirs = trustme.CA(), trustme.CA()
+    ours.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    past = datetime.now(UTC) - timedelta(days=1)
+    certificates = {
+        "stranger": theirs.issue_cert("127.0.0.1"),
+        "wrong": ours.issue_cert("elsewhere.test"),
+        "expired": ours.issue_cert("127.0.0.1", not_before=past - timedelta(days=9), not_after=past),
+    }
+    async with AsyncExitStack() as open_until_the_end:
+        servers = {n: await open_until_the_end.enter_async_context(tls(c)) for n, c in certificates.items()}
+        servers["plain"] = await open_until_the_end.enter_async_context(upstream(plain_http))
+        good = await open_until_the_end.enter_async_context(tls(ours.issue_cert("127.0.0.1")))
+        providers = {
+            name: DIALECTS[kind].config(f"https://127.0.0.1:{server.port}") for name, server in servers.items()
+        }
+        config = settings({**providers, "good": openai(f"https://127.0.0.1:{good.port}")})
+        config["aliases"]["mana/none"] = {"chain": [f"{name}/m" for name in servers]}
+        environ = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        async with process(config, tmp_path, environ) as running, aiohttp.ClientSession() as client:
+            url = f"{running.url}/v1/chat/completions"
+            async with client.post(url, json={**HI, "model": "mana/none"}) as response:
+                assert response.status == 503
+                attempts = (await response.json())["error"]["attempts"]
+            for attempt in attempts:
+                name = attempt["model"].partition("/")[0]
+                assert attempt["reason"] == "connect_error"
+                assert attempt["detail"].startswith(WHY[name]), attempt
+            async with client.post(url, json={**HI, "model": "mana/test"}) as response:
+                assert response.status == 200
+                assert response.headers["X-Mana-LLM-Resolved"] == "good/m"
+            assert not any(server.seen for server in servers.values())
+            assert "Traceback" not in "".join(running.output)
+
+
+async def test_a_handshake_that_hangs_costs_connect(tmp_path: Path) -> None:
+    """TCP is there, TLS says nothing."""
+    async with upstream(says_nothing) as silent, upstream(each(answers)) as good:
+        hangs = openai(f"https://127.0.0.1:{silent.port}", timeouts={"connect": 0.3})
+        config = settings({"bad": hangs, "good": openai(good.url)}, health={"probe_timeout": 0.2})
+        async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+            url = f"{running.url}/v1/chat/completions"
+            started = asyncio.get_running_loop().time()
+            async with client.post(url, json=HI) as response:
+                assert response.headers["X-Mana-LLM-Resolved"] == "good/m"
+            assert asyncio.get_running_loop().time() - started < 2
+            assert any('"reason":"connect_timeout"' in line for line in running.output)
