@@ -283,13 +283,13 @@ class Crew:
 
     def _found(self, number: int, moved: Moved) -> None:
         key, finding = (moved.provider, moved.model), moved.finding
-        known = self._findings.pop(key, None)
-        if known is not None and (known.at > finding.at or (finding.is_clear and known.at == finding.at)):
-            self._findings[key] = known
-        elif not finding.is_clear:
-            if len(self._findings) >= FINDINGS_LIMIT:
-                del self._findings[next(iter(self._findings))]
-            self._findings[key] = finding
+        known = self._findings.get(key)
+        if known is None or finding.rank > known.rank:
+            self._findings.pop(key, None)
+            if not finding.is_clear:
+                if len(self._findings) >= FINDINGS_LIMIT:
+                    del self._findings[next(iter(self._findings))]
+                self._findings[key] = finding
         self._tell_all(moved, but=number)
 
     def _tell_all(self, message: ToWorker, but: int | None = None) -> None:

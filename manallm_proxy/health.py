@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from manallm_proxy.errors import Blame, ProviderError
 
@@ -72,9 +72,16 @@ class Finding:
     @property
     def is_clear(self) -> bool:
         """Nothing speaks against the provider or target any more."""
-        return (
-            self.open_until is None and self.cooling_until is None and not (self.reach_failures + self.service_failures)
-        )
+        return self.open_until is None and self.cooling_until is None and not self.failures
+
+    @property
+    def failures(self) -> int:
+        return self.reach_failures + self.service_failures
+
+    @property
+    def rank(self) -> tuple[float, float, float, int]:
+        """The greatest counts. Of two that were found at once it is the worse one, so that all come to the same."""
+        return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures
 
 
 @define
@@ -241,7 +248,8 @@ class Health:
     """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
     found: dict[str | None, Finding] = field(factory=dict)
     """What all processes know of each target, and under None of the provider, where that is not all clear."""
-    _cleared_at: float = -math.inf
+    _cleared: dict[str | None, float] = field(factory=dict)
+    """When the last of them became clear."""
 
     def admit(self, model: str, now: float) -> Permit | Skip:
         """Leave to try `model` now, or the reason against it (rules 1 to 4)."""
@@ -295,24 +303,18 @@ class Health:
     def to_tell(self, model: str | None, now: float) -> Finding | None:
         """What other processes should hear of a circuit: that it changed since they last did. It counts as told."""
         circuit = self.provider if model is None else self.targets.get(model, Circuit())
-        finding, known = circuit.finding(now), self.found.get(model, Finding(now))
+        finding, known = circuit.finding(now), self._known(model)
         moved = (finding.open_until, finding.cooling_until) != (known.open_until, known.cooling_until)
         if not moved and (known.is_clear or not finding.is_clear):
             return None
+        if finding.at <= known.at:  # the other's clock was a little ahead, and this is later all the same
+            finding = evolve(finding, at=math.nextafter(known.at, math.inf))
         self._note(model, finding)
         return finding
 
     def heard(self, model: str | None, finding: Finding) -> bool:
-        """Another process's finding, of the provider (`model` None) or a target. False where we know better.
-
-        The later one counts; of two at once the one that is not clear, so that all come to the same.
-        """
-        known = self.found.get(model)
-        if finding.is_clear:
-            is_news = known is not None and finding.at > known.at
-        else:
-            is_news = finding.at >= max(self._cleared_at, known.at if known is not None else -math.inf)
-        if not is_news:
+        """Another process's finding, of the provider (`model` None) or a target. False where we know better."""
+        if finding.rank <= self._known(model).rank:
             return False
         circuit = self.provider if model is None else self._target(model)
         circuit.adopt(finding)
@@ -321,13 +323,18 @@ class Health:
         self._note(model, finding)
         return True
 
+    def _known(self, model: str | None) -> Finding:
+        return self.found.get(model) or Finding(self._cleared.get(model, -math.inf))
+
     def _note(self, model: str | None, finding: Finding) -> None:
         self.found.pop(model, None)
+        self._cleared.pop(model, None)
         if finding.is_clear:
-            self._cleared_at = max(self._cleared_at, finding.at)
-            return
-        _make_room(self.found)
-        self.found[model] = finding
+            _make_room(self._cleared)
+            self._cleared[model] = finding.at
+        else:
+            _make_room(self.found)
+            self.found[model] = finding
 
     def status(self, now: float) -> Status:
         """The provider's, in one word. One whose targets are all cooling is cooling itself."""
