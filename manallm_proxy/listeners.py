@@ -87,9 +87,7 @@ class Listeners:
         if not self._addresses:
             return self._shared
         if number not in self._own:
-            made = self._own[number] = []
-            for family, address in self._addresses:
-                made.append(_listening(family, address))
+            self._own[number] = [_listening(family, address) for family, address in self._addresses]
         return self._own[number]
 
     def close(self, number: int) -> None:

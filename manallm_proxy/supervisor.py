@@ -24,7 +24,7 @@ from attrs import define, field
 from manallm_proxy import __version__, notify
 from manallm_proxy.config import Config, ConfigError
 from manallm_proxy.crew import Crew
-from manallm_proxy.events import Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
 from manallm_proxy.listeners import Listeners, reread
 from manallm_proxy.logs import Logs
 from manallm_proxy.member import Member
@@ -256,12 +256,18 @@ class Supervisor:
             line.over = True
             self._poll.unregister(line.socket)
             return
-        for each in lines:
-            self._crew.received(line.number, FROM_WORKER.decode(each), time.monotonic())
+        self._take(line.number, lines)
         if self._crew.workers[line.number].leaving:
             self._listeners.close(line.number)
         if self._crew.all_serve and (self._reloading or not self._announced) and not self._crew.draining:
             self._ready()
+
+    def _take(self, number: int, lines: list[bytes]) -> None:
+        for each in lines:
+            try:
+                self._crew.received(number, FROM_WORKER.decode(each), time.monotonic())
+            except Exception as error:  # a bug in an answer must not cost all workers
+                self.observe(Crashed(f"what worker {number} said", error))
 
     def _send(self) -> None:
         by_number = {line.number: line for line in self._lines.values() if not line.over}
@@ -282,10 +288,8 @@ class Supervisor:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid == 0:
                 continue
-            now = time.monotonic()
-            for each in line.rest():
-                self._crew.received(line.number, FROM_WORKER.decode(each), now)
-            again = self._crew.ended(line.number, now)
+            self._take(line.number, line.rest())
+            again = self._crew.ended(line.number, time.monotonic())
             if not line.over:
                 self._poll.unregister(line.socket)
             line.socket.close()

@@ -25,6 +25,7 @@ from manallm_proxy.events import (
     KeyWasRejected,
     LifeChanged,
     Reloaded,
+    WorkerEnded,
 )
 from manallm_proxy.logs import LIBRARY_LINES_PER_SECOND, LibraryHandler, Logs
 from tests.test_metrics import ENDED
@@ -66,6 +67,8 @@ def test_one_line_a_request() -> None:
         (Reloaded(("a.b: wrong", "c.d: wrong")), "error", "c.d: wrong"),
         (DimensionsDiffer("mana/embed", "a/m", 3, "b/m", 4), "warning", "dimensions"),
         (LifeChanged("started", "listening on x"), "info", "listening"),
+        (LifeChanged("draining", worker=3), "info", '"worker": 3'),
+        (WorkerEnded(2, 77, "SIGKILL", 0.1), "error", "SIGKILL"),
     ],
 )
 def test_every_fact_has_its_level(event: Event, level: str, word: str) -> None:
