@@ -16,7 +16,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
 from aiohttp import web
@@ -30,14 +30,16 @@ from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
 from manallm_proxy.health import Finding
 from manallm_proxy.listeners import BACKLOG, name_of, refuse_exposed, reread
 from manallm_proxy.logs import Logs
-from manallm_proxy.member import Member
-from manallm_proxy.messages import Topic
 from manallm_proxy.metrics import Metrics
 from manallm_proxy.probes import Prober
 from manallm_proxy.report import health_report
 from manallm_proxy.server import Runner
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.web import Web
+
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member  # which only workers need
+    from manallm_proxy.messages import Topic
 
 LAME_DUCK: Final = 0.5
 """Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""

@@ -9,7 +9,6 @@ socket; all that happens is one step of the loop in `Supervisor.run`, which retu
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import pickle
 import select
@@ -123,8 +122,6 @@ class Supervisor:
         for each in SIGNALS:
             signal.signal(each, lambda *_: None)
         self._poll.register(self._wakes[0], select.POLLIN)
-        gc.collect()
-        gc.freeze()  # what is here now stays; looked at by no worker's collector, its pages remain shared
         while True:
             now = time.monotonic()
             for number in self._crew.to_start(now):

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -34,11 +34,13 @@ from manallm_proxy.errors import (
 from manallm_proxy.events import Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
-from manallm_proxy.member import Member
 from manallm_proxy.report import alias_list, health_report, model_list
 from manallm_proxy.schema import encode, error_body, model_object
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Endpoint
+
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member  # which only workers need
 
 EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)

@@ -140,6 +140,38 @@ async def test_one_that_is_killed_costs_its_own_streams_only(tmp_path: Path) -> 
         assert (line["worker"], line["how"]) == (1, "SIGKILL")
 
 
+async def test_one_that_is_killed_refuses_no_connection(tmp_path: Path) -> None:
+    """Those that wait for it find the next in its place."""
+    async with workers(settings(LOOP), tmp_path) as running:
+        for number in range(3):
+            os.kill((await pids(running.url))["1"], signal.SIGKILL)
+            for _ in range(8):
+                assert (await chat(running.url))[0] == 200
+            await until(running, '"started","worker":1', number + 2)
+
+
+async def test_one_that_is_told_to_go_hands_on_what_comes(tmp_path: Path) -> None:
+    """While it drains nobody waits for it; its streams end well, and another takes its place."""
+    async with upstream(each(endless)) as gpu:
+        config = settings({"gpu": openai(gpu.url), **LOOP}, ["gpu/m"])
+        async with workers(config, tmp_path) as running:
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
+                streams = [await stream(client, running.url) for _ in range(16)]
+                os.kill((await pids(running.url))["1"], signal.SIGTERM)
+
+                async def leaves() -> bool:
+                    return bool((await health(running.url))["workers"]["1"]["status"] == "leaving")
+
+                await holds(leaves)
+                for _ in range(10):
+                    assert (await chat(running.url, model="loop/echo"))[0] == 200
+                gpu.go.set()
+                for each_one in streams:
+                    assert (await each_one.read()).endswith(b"data: [DONE]\n\n")
+            await until(running, '"started","worker":1', 2)
+            assert lines(running, "worker ended") == []
+
+
 async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
     """It is asked once in all; found well again by one, all use it. One line each."""
     bad = True

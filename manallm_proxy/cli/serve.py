@@ -11,12 +11,15 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from manallm_proxy import notify
 from manallm_proxy.app import App
 from manallm_proxy.config import Config, find, load
 from manallm_proxy.logs import Logs, quiet_libraries
-from manallm_proxy.member import Member
+
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member
 
 
 def serve(
