@@ -78,6 +78,9 @@ class Adopt(Message):
 
     config: bytes
 
+    def __repr__(self) -> str:
+        return "Adopt()"  # it holds the providers' keys
+
 
 class Drain(Message):
     """To all workers; ``hurry`` where somebody has asked twice."""
@@ -102,7 +105,7 @@ def to_line(message: Message) -> bytes:
 class Lines:
     """Bytes in, whole lines out."""
 
-    _rest: bytearray = field(factory=bytearray)
+    _rest: bytearray = field(factory=bytearray, repr=False)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that `data` completes, without their ends."""

@@ -46,7 +46,7 @@ class _Line:
     socket: socket.socket
     number: int
     lines: Lines = field(factory=Lines)
-    unsent: bytearray = field(factory=bytearray)
+    unsent: bytearray = field(factory=bytearray, repr=False)
     over: bool = False
     """The other end is closed."""
 

@@ -210,6 +210,27 @@ def test_a_reader_that_sleeps_costs_lines_and_no_time() -> None:
     assert lines[-1]["lines"] == lost
 
 
+def test_lines_leave_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several workers write to one pipe: what leaves in one call ends with a line, unless that is too long itself."""
+    pieces: list[bytes] = []
+    write = os.write
+
+    def watched(fd: int, data: bytes) -> int:
+        pieces.append(bytes(data))
+        return write(fd, data)
+
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0), open(writing, "w") as stream:
+        logs = Logs.open("debug", "json", stream)
+        logs.soon = lambda flush: None
+        for _ in range(50):
+            logs(ENDED)
+        monkeypatch.setattr(os, "write", watched)
+        logs.flush()
+    assert len(pieces) > 1
+    assert all(piece.endswith(b"\n") and len(piece) <= 4096 for piece in pieces)
+
+
 def test_a_reader_that_left_costs_lines_only() -> None:
     """A broken pipe."""
     reading, writing = os.pipe()
