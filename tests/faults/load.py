@@ -65,7 +65,7 @@ async def load(url: str, rate: float, tally: Tally, **body: Any) -> AsyncIterato
         started, number = time.perf_counter(), 0
         while not over.is_set():
             due = int((time.perf_counter() - started) * rate)
-            for number in range(number, due):  # noqa: B020, PLW2901  # as many as the clock asks for
+            for number in range(number, due):  # noqa: B020  # as many as the clock asks for
                 session = kept if number % 2 else fresh
                 task = asyncio.ensure_future(one(session, url, tally, stream=number % 4 < 2, **body))
                 running.add(task)
