@@ -208,7 +208,7 @@ async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
         await connection.gone()
 
     async with scene(DIALECTS["openai"], each(waits), tmp_path) as at:
-        asking = [asyncio.ensure_future(at.ask("chat")) for _ in range(20)]
+        asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(20)]
         async with asyncio.timeout(5):
             while len(at.faulty.posts) < 20:
                 await asyncio.sleep(0.01)
