@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 
@@ -34,9 +35,39 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 	$(BIN)/manallm-proxy check --config config/proxy.yaml
 	$(BIN)/manallm-proxy check --config config/quickstart.yaml
 
+.PHONY: bounds
+bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/bounds
+	$(BIN)/uv pip install --quiet --python $(VENV)/bounds/bin/python --resolution lowest-direct --editable '.[test]'
+	$(VENV)/bounds/bin/python -m pytest -n 2 $(ARGS)
+
+.PHONY: constraints
+constraints: $(VENV)/.tools  ## write the newest versions into constraints.txt; then `make clean check test`
+	@sed -n 1p constraints.txt >$(VENV)/constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
+		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt
+
+.PHONY: audit
+audit: $(VENV)/.tools  ## look constraints.txt up among known holes; fails where that cannot be done
+	$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip --requirement constraints.txt
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tools  ## look for inputs that break a promise: SECONDS each (60), then requests made from openapi.yaml
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+	$(BIN)/python -m tests.fuzz.surface $(SECONDS)
+
 .PHONY: numbers
 numbers: $(VENV)/.dev  ## print start time and memory of the real process
 	$(BIN)/python -m bench.numbers
+
+.PHONY: bench
+bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
+	@$(BIN)/python -m bench
+
+.PHONY: pieces
+pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
+	@$(BIN)/python -m bench.compare
 
 .PHONY: fmt
 fmt: $(VENV)/.dev  ## format, and mend what the linter can
@@ -62,6 +93,14 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml setup.cfg
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.cfg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.pyperf: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pyperf
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit uv --editable '.[fuzz]'
+	@touch $@
 
 # OpenAI's SDKs, two majors of each language, beside the environment: two versions do not fit into one
 $(SDKS)/.installed: $(VENV)/bin/python Makefile

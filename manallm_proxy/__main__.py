@@ -31,6 +31,9 @@ def parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list what a running proxy serves")
     models.add_argument("--url", default="http://127.0.0.1:3025", help="the proxy's address (%(default)s)")
+
+    hash_key = commands.add_parser("hash-key", help="make a client key, and its entry for the configuration")
+    hash_key.add_argument("name", nargs="?", default="someone", help="who will have it (%(default)s)")
     return top
 
 
@@ -63,10 +66,14 @@ def main(argv: list[str] | None = None) -> int:
                 from manallm_proxy.cli.check import check
 
                 return check(arguments.config, arguments.live, os.environ)
+            case "hash-key":
+                from manallm_proxy.cli.hash_key import hash_key
+
+                return hash_key(arguments.name)
             case _:
                 from manallm_proxy.cli.models import models
 
-                return models(arguments.url)
+                return models(arguments.url, os.environ)
     except ConfigError as error:
         for mistake in error.mistakes:
             print(mistake, file=sys.stderr)

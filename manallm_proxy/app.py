@@ -21,6 +21,7 @@ from attrs import define, field
 
 from manallm_proxy import __version__, notify
 from manallm_proxy.config import Config, ConfigError, exposure_mistake, load
+from manallm_proxy.errors import ShuttingDown
 from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
 from manallm_proxy.logs import Logs
 from manallm_proxy.metrics import Metrics
@@ -44,7 +45,7 @@ class App:
     """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
 
     config: Config
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     logs: Logs
     host: str | None = None
     port: int | None = None
@@ -61,7 +62,7 @@ class App:
     _hurry: asyncio.Event = field(factory=asyncio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges)
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         snapshot = Snapshot.build(self.config, asyncio.get_running_loop().time, self.observe)
         self.web = Web(snapshot, self.observe, self.metrics.render)
         self._take_over(snapshot)
@@ -75,10 +76,12 @@ class App:
         """From listening to the last answer. OSError where an address cannot be had."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
+        self.logs.soon = loop.call_soon
         runner = Runner(
             self.web.application(),
             header=self.config.limits.header,
             patience=lambda: self.config.limits.body_timeout,
+            observe=self.observe,
         )
         await runner.setup()
         sites = await self._listen(runner)
@@ -104,6 +107,7 @@ class App:
             await self.web.snapshot.close()
             if watchdog is not None:
                 watchdog.cancel()
+            self.logs.soon = None
             self.observe(LifeChanged("stopped"))
 
     async def ready(self, running: asyncio.Future[None]) -> None:
@@ -135,6 +139,7 @@ class App:
             return
         before, self.web.snapshot, self.config = self.web.snapshot, snapshot, config
         before.retire(snapshot)
+        self.web.end_revoked()
         self.logs.adjust(config.log.level, config.log.format)
         self._take_over(snapshot)
         if self._probing is not None:
@@ -158,6 +163,9 @@ class App:
         now = self.web.snapshot.board.clock()
         for name, health in self.web.snapshot.board.providers.items():
             yield name, health.is_usable(now), health.in_flight
+
+    def _key_gauges(self) -> Iterable[tuple[str, int]]:
+        return ((caller.key.name, caller.in_flight) for caller in self.web.snapshot.keyring)
 
     def _summary(self) -> str:
         providers = self.web.snapshot.board.providers
@@ -201,7 +209,7 @@ class App:
             await self._pause(LAST_CALL / 20)
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.web.exchanges):
-            exchange.interrupt()
+            exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
         self._hurry.clear()
         await self._until_idle(LAST_WORDS)
 

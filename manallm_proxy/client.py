@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
-import aiohttp
-from attrs import define, field, frozen
-from multidict import CIMultiDict
+from attrs import define, field
 
-from manallm_proxy import transport
 from manallm_proxy.chain import Entry, Timeouts
-from manallm_proxy.connections import Connections
-from manallm_proxy.errors import (
-    BadResponse,
-    ProviderError,
-    ReadTimeout,
-)
+from manallm_proxy.connections import Address, Connections, Response
+from manallm_proxy.errors import BadResponse, ProviderError, ReadTimeout
+from manallm_proxy.pool import Pool
 from manallm_proxy.schema import Usage
-from manallm_proxy.upstream import Answer, Call, Listed, Piece
+from manallm_proxy.session import SessionConnections
+from manallm_proxy.upstream import Answer, Call, Listed, Offer, Piece
 from manallm_proxy.wires import Request, Translator, Wire
 from manallm_proxy.wires.classify import scrubbed, widened
 
@@ -34,30 +27,11 @@ ANSWER_LIMIT: Final = 256 * 1024 * 1024
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
-TAIL_TIMEOUT: Final = 1.0
-"""Seconds for a provider to end its body behind ``[DONE]``, so that the connection can be used again."""
 
 
-@frozen
-class Address:
-    """Where a provider is, and how it is reached. Whatever may hold a key stays out of ``repr``."""
-
-    name: str
-    base_url: str
-    api_key: str | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-    verify_tls: bool = True
-    proxy: str | None = field(default=None, repr=False)
-
-    def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
-        """What every request carries: nothing of the client's own but the request id (contract, section 3)."""
-        headers = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        if request_id:
-            headers["X-Request-Id"] = request_id
-        headers.update(self.headers)
-        return headers
+def connections_to(address: Address) -> Connections:
+    """Our own, but through a forward proxy, which they do not know."""
+    return SessionConnections(address) if address.proxy else Pool(address)
 
 
 @define
@@ -68,23 +42,18 @@ class HttpUpstream:
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
     _connections: Connections = field(repr=False)
-    _tails: set[asyncio.Task[None]] = field(factory=set, repr=False)
 
     @_connections.default
     def _new_connections(self) -> Connections:
-        return Connections(self.address.verify_tls, self.address.proxy)
+        return connections_to(self.address)
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
         times, name = entry.timeouts, self.address.name
-        loop = asyncio.get_running_loop()
         parts: list[bytes] = []
+        until = asyncio.get_running_loop().time() + times.first_byte
         try:
-            async with asyncio.timeout(times.first_byte) as limit:
-                async with await self._post(call, entry) as response:
-                    async for part in self._parts(response, ANSWER_LIMIT):
-                        parts.append(part)
-                        limit.reschedule(loop.time() + times.idle)
+            await self._whole(await self._post(call, entry, until), parts, until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
@@ -92,131 +61,116 @@ class HttpUpstream:
         try:
             return self.wire.answer(call, entry, b"".join(parts))
         except ProviderError as error:
-            raise scrubbed(error, self.address.api_key) from None
+            raise scrubbed(error, *self.address.secrets) from None
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
-        response = await self._post(call, entry)
+        response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.headers.get("Content-Type", ""))
-        return HttpStream(self, response, translator)
+        return HttpStream(self.address, response, translator)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return self.wire.first_byte_error(f"{self.address.name}: nothing said within {seconds:g} s")
 
     async def probe(self) -> tuple[Listed, ...]:
         """Anything below 500 is alive; a 200 brings the list of models."""
-        url = f"{self.address.base_url}/{self.wire.probe_path}"
-        try:
-            asked = self._connections.request(
-                "GET", url, headers=self.address.headers_for(None), connect=Timeouts().connect
-            )
-            async with await asked as response:
-                if response.status >= 500:
-                    raise self.wire.failure(response.status, response.headers, b"")
-                if response.status != 200:
-                    return ()
-                body = b"".join([part async for part in self._parts(response, ANSWER_LIMIT)])
-                return self.wire.listed(body)
-        except transport.ERRORS as error:
-            raise self._failed(error) from None
+        response = await self._connections.request(
+            "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
+        )
+        if response.status >= 500:
+            response.close()
+            raise self.wire.failure(response.status, response.headers, b"")
+        if response.status != 200:
+            response.close()
+            return ()
+        parts: list[bytes] = []
+        await self._whole(response, parts)
+        return self.wire.listed(b"".join(parts))
 
     async def close(self) -> None:
-        for task in self._tails:
-            task.cancel()
         await self._connections.close()
 
-    async def _post(self, call: Call, entry: Entry) -> aiohttp.ClientResponse:
-        """A 200 with its headers in. ProviderError for any other status."""
+    async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
+        """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
         request = self.wire.request(call, entry)
-        response = await self._send(request, call, entry)
+        response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
-        body = await self._refusal(response)
+        body = await self._refusal(response, until)
         again = self.wire.reshape(call, entry, response.status, body)
         if again is not None and again.body != request.body:
-            response = await self._send(again, call, entry)
+            response = await self._send(again, call, entry, until)
             if response.status == 200:
                 self.wire.took(again)
                 return response
-            body = await self._refusal(response)
+            body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise scrubbed(refusal, self.address.api_key)
+        raise scrubbed(refusal, *self.address.secrets)
 
-    async def _send(self, request: Request, call: Call, entry: Entry) -> aiohttp.ClientResponse:
+    async def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Response:
         """A status with its headers."""
-        try:
-            return await self._connections.request(
-                "POST",
-                f"{self.address.base_url}/{request.path}",
-                headers=self.address.headers_for(call.request_id),
-                data=lambda: _payload(request.body),
-                connect=entry.timeouts.connect,
-            )
-        except transport.ERRORS as error:
-            raise self._failed(error) from None
+        return await self._connections.request(
+            "POST",
+            request.path,
+            request_id=call.request_id,
+            body=request.body,
+            connect=entry.timeouts.connect,
+            until=until,
+        )
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _refusal(self, response: Response, until: float | None) -> bytes:
         """The body of a refusal, as far as it comes: the status has said already what it is."""
         parts: list[bytes] = []
+        limit = asyncio.get_running_loop().time() + ERROR_TIMEOUT
         with contextlib.suppress(ProviderError, TimeoutError):
-            async with response, asyncio.timeout(ERROR_TIMEOUT):
-                async for part in self._parts(response, ERROR_LIMIT):
-                    parts.append(part)  # noqa: PERF401  # what came before a break counts
+            await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    async def _parts(self, response: aiohttp.ClientResponse, most: int) -> AsyncIterator[bytes]:
-        """The body as it comes. BadResponse behind `most` bytes of an answer; a refusal just ends there."""
-        size = 0
-        try:
-            while part := await response.content.readany():
-                yield part
-                size += len(part)
-                if size >= most:
-                    break
-        except transport.ERRORS as error:
-            raise self._failed(error) from None
-        if size >= most and most == ANSWER_LIMIT:
+    async def _whole(
+        self, response: Response, parts: list[bytes], until: float | None = None, idle: float | None = None
+    ) -> None:
+        """All of an answer's body into `parts`. BadResponse where it does not end."""
+        if not await _gather(response, parts, ANSWER_LIMIT, until, idle):
             raise BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
 
-    def _failed(self, error: BaseException) -> BaseException:
-        return transport.transport_error(error, self.address.name) or error
 
-    def finish(self, response: aiohttp.ClientResponse) -> None:
-        """The answer is complete: its connection goes back to the pool once the body's end is in too."""
-        if response.content.is_eof():
-            response.release()
-            return
-        task = asyncio.get_running_loop().create_task(_read_tail(response))
-        self._tails.add(task)
-        task.add_done_callback(self._tails.discard)
+async def _gather(
+    response: Response, parts: list[bytes], most: int, until: float | None, idle: float | None = None
+) -> bool:
+    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
 
-
-def _payload(body: bytes) -> bytes | io.BytesIO:
-    """Above a mebibyte aiohttp wants a file, which it writes piece by piece, giving way to others between."""
-    return body if len(body) <= 2**20 else io.BytesIO(body)
-
-
-async def _read_tail(response: aiohttp.ClientResponse) -> None:
+    False where it goes on behind `most` bytes. TimeoutError.
+    """
+    size = 0
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(TAIL_TIMEOUT):
-            while await response.content.readany():
-                pass
-        response.release()
-    except transport.ERRORS:
+        while part := await response.read(None, until):
+            parts.append(part)
+            size += len(part)
+            if size >= most:
+                response.close()
+                return False
+            if idle is not None:
+                until = loop.time() + idle
+    except BaseException:
         response.close()
+        raise
+    response.release()
+    return True
 
 
 @define
 class HttpStream:
     """One streamed answer over HTTP. One timer guards it, however many chunks it has."""
 
-    _upstream: HttpUpstream
-    _response: aiohttp.ClientResponse
+    _address: Address
+    _response: Response
     _translator: Translator
     _idle: float = 0.0
-    _reading_since: float | None = None
     _guard: asyncio.TimerHandle | None = None
+    _piece: Piece | None = None
+    """Read and translated, but not taken."""
     _complete: bool = False
     _closed: bool = False
 
@@ -228,38 +182,44 @@ class HttpStream:
     def commentable(self) -> bool:
         return self._translator.commentable
 
-    async def next(self) -> Piece:
+    async def next(self, offer: Offer | None = None) -> Piece:
         """See `upstream.Stream`."""
-        loop = asyncio.get_running_loop()
-        try:
-            self._reading_since = loop.time()
-            data = await self._response.content.readany()
-        except transport.ERRORS as error:
-            raise self._upstream._failed(error) from None
-        finally:
-            self._reading_since = None
+        if offer is None:
+            data = await self._response.read()
+        else:
+            data = await self._response.read(lambda data: self._offered(data, offer))
+            piece, self._piece = self._piece, None
+            if piece is not None:
+                return piece
+        return self._translated(data)
+
+    def _offered(self, data: bytes, offer: Offer) -> bool:
+        piece = self._translated(data)
+        if not (piece.done or piece.error) and offer(piece):
+            return True
+        self._piece = piece
+        return False
+
+    def _translated(self, data: bytes) -> Piece:
         piece = self._translator.feed(data) if data else self._translator.close()
         self._complete = piece.done
         if piece.error is not None:
-            scrubbed(piece.error, self._upstream.address.api_key)
+            scrubbed(piece.error, *self._address.secrets)
         return piece
 
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
         self._idle = idle
-        loop = asyncio.get_running_loop()
-        self._guard = loop.call_later(idle, self._look)
+        self._guard = asyncio.get_running_loop().call_later(idle, self._look)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        silent = now - self._reading_since if self._reading_since is not None else 0.0
+        since = self._response.silent_since
+        silent = loop.time() - since if since is not None else 0.0
         if silent < self._idle:
             self._guard = loop.call_later(self._idle - silent, self._look)
-            return
-        # sock_read would not fire behind a broken chunk (libraries.md 1.4); this wakes the reader in any state
-        name = self._upstream.address.name
-        self._response.content.set_exception(ReadTimeout(f"{name}: fell silent for {self._idle:g} s"))
+        else:
+            self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
 
     async def aclose(self) -> None:
         if self._closed:
@@ -268,6 +228,6 @@ class HttpStream:
         if self._guard is not None:
             self._guard.cancel()
         if self._complete:
-            self._upstream.finish(self._response)
+            self._response.release()
         else:
             self._response.close()

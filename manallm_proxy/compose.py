@@ -31,9 +31,9 @@ class ToolCall:
     """One whole tool call. ``arguments`` is JSON text, ``extra`` what else the client should hand back."""
 
     name: str
-    arguments: str
+    arguments: str = field(repr=False)
     id: str = field(factory=call_id)
-    extra: dict[str, Any] = field(factory=dict)
+    extra: dict[str, Any] = field(factory=dict, repr=False)
 
     def to_openai(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
@@ -44,12 +44,12 @@ class ToolCall:
 class Delta:
     """What one step of one choice adds. ``finish`` is OpenAI's word, on the last step only."""
 
-    content: str = ""
-    reasoning: str = ""
+    content: str = field(default="", repr=False)
+    reasoning: str = field(default="", repr=False)
     tool_calls: tuple[ToolCall, ...] = ()
     finish: str | None = None
     index: int = 0
-    logprobs: Any = None
+    logprobs: Any = field(default=None, repr=False)
 
     @property
     def says(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import attrs
 
+from manallm_proxy.access import mistakes_of
 from manallm_proxy.chain import Chain, Entry, Timeouts
 from manallm_proxy.document import Unset, read, shown, without_newline
 from manallm_proxy.readers import Wrong, api_key, suggestion
@@ -99,8 +100,9 @@ def exposure_mistake(config: Config, host: str) -> str | None:
     if config.auth.open or config.auth.keys or is_loopback(host):
         return None
     return (
-        f"{host} can be reached by others, and nothing checks who they are: listen on 127.0.0.1 or a unix socket "
-        "behind a server that does (nginx), or say 'auth.open: true' if everyone who reaches it may use it"
+        f"{host} can be reached by others, and nothing checks who they are: give each of them a key under auth.keys "
+        "('manallm-proxy hash-key' makes one), or listen on 127.0.0.1 or a unix socket behind a server that checks "
+        "(nginx), or say 'auth.open: true' if everyone who reaches it may use it"
     )
 
 
@@ -147,6 +149,8 @@ def _load(
         )
     if config.exposed and not mistakes.within("auth") and (what := exposure_mistake(config, listen.host)):
         mistakes.add("listen.host", what)
+    for place, told in mistakes_of(file.auth, given_aliases.aliases, providers.kinds, file.alias_prefix):
+        mistakes.add(place, told)
     return config
 
 

@@ -61,6 +61,14 @@ class InvalidRequest(ProxyError):
     code = "invalid_request"
 
 
+class OriginNotAllowed(ProxyError):
+    """A web page that ``cors.origins`` does not name, where no client key would keep it out."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "origin_not_allowed"
+
+
 class UnknownModel(ProxyError):
     """A name that is neither an alias, nor ``provider/model`` of a known provider, nor a bare model."""
 
@@ -99,6 +107,22 @@ class BodyTooLarge(ProxyError):
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+
+
+class HeadTooLarge(ProxyError):
+    """The request's line and headers are over ``limits.header``, or too many."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "header_too_large"
+
+
+class ExpectationFailed(ProxyError):
+    """An ``Expect`` other than ``100-continue``."""
+
+    status = 417
+    type = "invalid_request_error"
+    code = "expectation_failed"
 
 
 class UnsupportedMedia(ProxyError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from attrs import frozen
+from attrs import define, frozen
 
+from manallm_proxy.errors import ProxyError
 from manallm_proxy.health import Status
 
 Outcome = Literal["ok", "error", "client_gone", "broken"]
@@ -57,7 +58,7 @@ class HealthChanged:
     reason: str | None
 
 
-@frozen
+@define  # not frozen, which costs 3 µs more, as there is one a request
 class RequestEnded:
     """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
 
@@ -79,6 +80,31 @@ class RequestEnded:
     completion_tokens: int | None
     error: str | None = None
     """The error's type or reason, never its message."""
+    key: str | None = None
+    """The name of the client's key in the configuration, where one is asked for."""
+
+    @classmethod
+    def refused(cls, error: ProxyError, request_id: str, route: str = "other", key: str | None = None) -> RequestEnded:
+        """A request that did not come as far as the pipeline. ``route`` as we wrote it, not the client."""
+        return cls(
+            request_id=request_id,
+            endpoint=route,
+            requested="",
+            alias=None,
+            provider=None,
+            model=None,
+            streaming=False,
+            status=error.status,
+            outcome="error",
+            attempts=0,
+            bytes_sent=0,
+            duration=0.0,
+            to_first_byte=None,
+            prompt_tokens=None,
+            completion_tokens=None,
+            error=error.code or error.type,
+            key=key,
+        )
 
 
 @frozen

@@ -14,8 +14,9 @@ from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import relay
+from manallm_proxy.access import Caller
 from manallm_proxy.chain import Entry
-from manallm_proxy.errors import InternalError, ProviderError, ProxyError, ShuttingDown
+from manallm_proxy.errors import InternalError, ProviderError, ProxyError
 from manallm_proxy.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.failover import Served, Walk
 from manallm_proxy.schema import EMBEDDING, Head, Usage, vector_length
@@ -41,6 +42,8 @@ class Exchange:
     request_id: str
     read_body: Callable[[], Awaitable[bytes]]
     started: float
+    caller: Caller | None = None
+    """Whose key it came with; None where none is asked for."""
     head: Head | None = None
     walk: Walk | None = None
     resolved: Entry | None = None
@@ -50,7 +53,8 @@ class Exchange:
     error: str | None = None
     bytes_sent: int = 0
     first_byte_at: float | None = None
-    interrupted: bool = False
+    interrupted: ProxyError | None = None
+    """Why it was ended from outside."""
     _committed: bool = False
     _whole: web.Response | None = None
     """A complete answer that is being sent."""
@@ -62,12 +66,12 @@ class Exchange:
         try:
             return await self._answer()
         except asyncio.CancelledError:
-            if not self.interrupted:
+            if self.interrupted is None:
                 self._ended("client_gone", 499)
                 raise
             assert self._task is not None
             self._task.uncancel()
-            return await self._told(ShuttingDown("the proxy is shutting down", retry_after=1.0))
+            return await self._told(self.interrupted)
         except ConnectionResetError:
             # a write to a client that left, or that has been cut since it did not read
             self._ended("client_gone", 499)
@@ -88,10 +92,10 @@ class Exchange:
         self._ended("error", error.status, error.code)
         self.report()
 
-    def interrupt(self) -> None:
-        """Ends the exchange from outside (the drain is over): the client is told, its provider is left."""
-        self.interrupted = True
-        if self._task is not None:
+    def interrupt(self, error: ProxyError) -> None:
+        """Ends the exchange from outside: the client is told of `error`, its provider is left. Once is enough."""
+        if self.interrupted is None and self._task is not None:
+            self.interrupted = error
             self._task.cancel()
 
     def headers(self) -> dict[str, str]:
@@ -101,6 +105,8 @@ class Exchange:
             headers["X-Mana-LLM-Attempts"] = str(self.walk.tried)
         if self.resolved is not None:
             headers["X-Mana-LLM-Resolved"] = str(self.resolved.target)
+        if self.caller is not None:
+            headers |= self.caller.rate_headers(asyncio.get_running_loop().time())
         return headers
 
     async def _answer(self) -> web.StreamResponse:
@@ -108,7 +114,7 @@ class Exchange:
         need = EMBEDDING if self.endpoint is Endpoint.EMBEDDINGS else None
         self.head = Head.read(body, REQUIRED[self.endpoint], need)
         call = Call(self.endpoint, self.head, body, self.request_id)
-        chain = self.snapshot.resolve(self.head.model)
+        chain = self.snapshot.resolve(self.head.model, self.caller)
         self.walk = Walk(chain, self.snapshot.board, self.request_id)
         if self.head.stream and self.endpoint is not Endpoint.EMBEDDINGS:
             return await self._stream(call, self.walk)
@@ -262,5 +268,6 @@ class Exchange:
                 prompt_tokens=self.usage.prompt if self.usage is not None else None,
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
+                key=self.caller.key.name if self.caller is not None else None,
             )
         )

@@ -13,37 +13,24 @@ import contextlib
 import logging
 import os
 import select
+import stat
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO, assert_never
+from typing import Any, Final, TextIO
 
-import attrs
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.events import (
-    AttemptFailed,
-    Crashed,
-    DimensionsDiffer,
-    Event,
-    FellBack,
-    HealthChanged,
-    KeyWasRejected,
-    LifeChanged,
-    Reloaded,
-    RequestEnded,
-)
+from manallm_proxy.events import Event
+from manallm_proxy.lines import REQUEST, Level, frames, line_of
 
-Level = Literal["debug", "info", "warning", "error"]
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
 TEXT_LIMIT: Final = 128
 """Characters of a text that a client sent."""
 FIELD_LIMIT: Final = 2000
 """Characters of any other text."""
-FRAMES_LIMIT: Final = 40
 LIBRARY_LINES_PER_SECOND: Final = 5
 ATOMIC: Final = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF), and has room for where `poll` says that it is writable."""
@@ -83,27 +70,30 @@ class _Descriptor:
     """
 
     fd: int
-    _poll: select.poll = field(factory=select.poll)
+    _poll: select.poll | None = None
+    """None for a file, which always has room."""
     _rest: bytes = b""
     """What there was no room for, of a line that has begun: it goes first, so that no line is torn."""
 
     def __attrs_post_init__(self) -> None:
-        self._poll.register(self.fd, select.POLLOUT)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            self._poll = select.poll()
+            self._poll.register(self.fd, select.POLLOUT)
 
-    def write(self, line: bytes) -> bool:
-        """False where the line is lost."""
+    def write(self, lines: bytes) -> bool:
+        """False where they are lost."""
         self._rest = self._push(self._rest)
         if self._rest:
             return False
-        rest = self._push(line)
-        if len(rest) == len(line):
+        rest = self._push(lines)
+        if len(rest) == len(lines):
             return False
         self._rest = rest
         return True
 
     def _push(self, data: bytes) -> bytes:
         with contextlib.suppress(OSError):  # disk full, a pipe without a reader
-            while data and self._poll.poll(0):
+            while data and (self._poll is None or self._poll.poll(0)):
                 data = data[os.write(self.fd, data[:ATOMIC]) :]
         return data
 
@@ -118,7 +108,11 @@ class Logs:
     stream: TextIO | None
     dropped: int = 0
     """Lines lost since the start."""
+    soon: Callable[[Callable[[], None]], object] | None = None
+    """The event loop's ``call_soon``: the lines of requests that end in one turn of it leave in one write."""
     _told: int = 0
+    _waiting: list[bytes] = field(factory=list, repr=False)
+    _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
     _descriptor: _Descriptor | None = field(init=False)
     _lock: threading.RLock = field(factory=threading.RLock)
@@ -154,20 +148,37 @@ class Logs:
         if LEVELS.index(level) < self._floor:
             return
         line = self._line(level, name, fields)
+        if self.soon is not None and name == REQUEST:
+            with self._lock:
+                self._waiting.append(line)
+            if len(self._waiting) == 1:
+                self.soon(self.flush)
+            return
+        self.flush()
+        self._write(line, 1)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        with self._lock:
+            lines, self._waiting = self._waiting, []
+        if lines:
+            self._write(b"".join(lines), len(lines))
+
+    def _write(self, lines: bytes, number: int) -> None:
         # Libraries log from threads of their own, and from destructors, which may run inside of this very call.
         with self._lock:
             if self._busy:
-                self.dropped += 1
+                self.dropped += number
                 return
             self._busy = True
             try:
-                self._emit(line)
+                self._emit(lines, number)
             finally:
                 self._busy = False
 
-    def _emit(self, line: bytes) -> None:
-        if not self._put(line):
-            self.dropped += 1
+    def _emit(self, lines: bytes, number: int) -> None:
+        if not self._put(lines):
+            self.dropped += number
         elif self.dropped > self._told:
             fields = {"lines": self.dropped - self._told}
             if self._put(self._line("warning", "log lines were lost", fields)):
@@ -186,7 +197,7 @@ class Logs:
         return True
 
     def _line(self, level: Level, name: str, fields: Mapping[str, Any]) -> bytes:
-        now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = self._now()
         said = {key: _shown(key, value) for key, value in fields.items() if value is not None}
         if self.json:
             return _encode({"time": now, "level": level, "event": name, **said}) + b"\n"
@@ -195,8 +206,18 @@ class Logs:
             line = f"\033[{_COLOURS[level]}m{line}\033[0m"
         return line.encode() + b"\n"
 
+    def _now(self) -> str:
+        """RFC 3339 in UTC, to the millisecond; the second's part is made once a second."""
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if self._clock[0] != seconds:
+            self._clock = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        return f"{self._clock[1]}.{nanoseconds // 1_000_000:03d}Z"
+
 
 def _shown(key: str, value: Any) -> Any:
+    kind = type(value)
+    if kind is float or kind is bool:
+        return value
     if isinstance(value, str):
         return clean(value, TEXT_LIMIT if key in _CLIENTS else FIELD_LIMIT)
     if isinstance(value, tuple):
@@ -204,97 +225,6 @@ def _shown(key: str, value: Any) -> Any:
     if isinstance(value, int) and abs(value) >= _LARGE:
         return str(_LARGE)  # a provider's number of tokens; no JSON reader takes it
     return value
-
-
-def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
-    """Level, name and fields of one fact."""
-    match event:
-        case RequestEnded():
-            return _request_level(event), "request", _request(event)
-        case AttemptFailed():
-            fields = attrs.asdict(event)
-            fields["duration_ms"] = _ms(fields.pop("duration"))
-            return "info", "attempt failed", fields
-        case FellBack():
-            return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
-        case KeyWasRejected():
-            todo = f"check the api_key of provider '{event.provider}' and reload"
-            return "error", "provider key rejected", {**attrs.asdict(event), "todo": todo}
-        case HealthChanged():
-            level: Level = "warning" if event.now == "unhealthy" else "info"
-            return level, "health", attrs.asdict(event)
-        case Reloaded():
-            if event.mistakes:
-                return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
-            return "info", "reloaded", {}
-        case DimensionsDiffer():
-            return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
-        case LifeChanged():
-            return "info", event.what, {"detail": event.detail or None}
-        case Crashed():
-            # no exception's own words: they may hold what a client sent; types and frames find the bug
-            fields = {"where": event.where, "request_id": event.request_id, "exception": _kind(event.error)}
-            fields |= {"frames": _frames(event.error), "behind_it": tuple(_behind(event.error)) or None}
-            return "error", "internal error", fields
-        case _:
-            assert_never(event)
-
-
-def _kind(error: BaseException) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}"
-
-
-def _frames(error: BaseException) -> tuple[str, ...]:
-    """Where it was raised, the outermost first, without source lines: nothing is read from disk here."""
-    frames = [
-        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    if len(frames) > FRAMES_LIMIT:
-        half = FRAMES_LIMIT // 2
-        frames[half:-half] = [f"{len(frames) - 2 * half} more"]
-    return tuple(frames)
-
-
-def _behind(error: BaseException) -> Iterator[str]:
-    """Its causes, and what a group holds: type and innermost frame of each, a few of them."""
-    seen = [error]
-    for each in seen:
-        inside = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-        for other in (each.__cause__ or each.__context__, *inside):
-            if other is not None and len(seen) <= 8 and not any(other is one for one in seen):
-                seen.append(other)
-                yield " at ".join((_kind(other), *_frames(other)[-1:]))
-
-
-def _request_level(event: RequestEnded) -> Level:
-    if event.outcome == "broken" or (event.outcome == "error" and event.status >= 500):
-        return "warning"
-    return "info"
-
-
-def _request(event: RequestEnded) -> dict[str, Any]:
-    target = f"{event.provider}/{event.model}" if event.provider is not None else None
-    return {
-        "request_id": event.request_id,
-        "endpoint": event.endpoint,
-        "requested": event.requested or None,
-        "target": target,
-        "status": event.status,
-        "outcome": event.outcome,
-        "error": event.error,
-        "attempts": event.attempts,
-        "stream": event.streaming,
-        "bytes": event.bytes_sent,
-        "first_byte_ms": _ms(event.to_first_byte),
-        "ms": _ms(event.duration),
-        "prompt_tokens": event.prompt_tokens,
-        "completion_tokens": event.completion_tokens,
-    }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 1)
 
 
 class LibraryHandler(logging.Handler):
@@ -324,11 +254,11 @@ class LibraryHandler(logging.Handler):
         kind = type(error).__qualname__ if error is not None else None
         # a client's malformed request needs no traceback; anything else does
         bug = error is not None and not type(error).__module__.startswith("aiohttp.http")
-        frames = _frames(error) if error is not None and bug else ()
+        where_to = frames(error) if error is not None and bug else ()
         where = f"{os.path.basename(record.pathname)}:{record.lineno}"
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         fields: dict[str, Any] = {"logger": record.name, "where": where, "exception": kind}
-        fields |= {"frames": frames or None, "suppressed": suppressed or None}
+        fields |= {"frames": where_to or None, "suppressed": suppressed or None}
         with contextlib.suppress(Exception):  # a log line is never worth a request
             self.logs.write(level, "library", fields)
 

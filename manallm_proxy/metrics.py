@@ -26,6 +26,7 @@ from aioprometheus.collectors import Counter, Gauge, Histogram, Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE, TextFormatter
 from attrs import define, field
 
+from manallm_proxy.access import REFUSALS
 from manallm_proxy.chain import Target
 from manallm_proxy.errors import ProviderError, ProxyError
 from manallm_proxy.events import (
@@ -143,10 +144,14 @@ def _error_words() -> Iterator[str]:
 
 @define(eq=False)
 class Metrics:
-    """``providers`` yields name, usable, requests in flight of each configured provider at the time of a scrape."""
+    """``providers`` yields name, usable, requests in flight of each configured provider at the time of a scrape.
+
+    ``keys`` yields name and requests in flight of each client key.
+    """
 
     version: str
     providers: Callable[[], Iterable[tuple[str, bool, int]]]
+    keys: Callable[[], Iterable[tuple[str, int]]] = tuple
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
     _reloaded_at: float = field(factory=time.time)
@@ -188,7 +193,12 @@ class Metrics:
 
     def _request(self, event: RequestEnded) -> None:
         endpoint = event.endpoint if event.endpoint in ENDPOINTS else OTHER
-        self._add("requests_total", endpoint, str(event.status) if 100 <= event.status <= 599 else OTHER)
+        status = str(event.status) if 100 <= event.status <= 599 else OTHER
+        self._add("requests_total", endpoint, status)
+        if event.error in REFUSALS:
+            self._add("key_refusals_total", event.error)
+        if event.key is not None:
+            self._add("key_requests_total", event.key, status)
         self._observe("request_duration_seconds", event.duration, endpoint)
         if event.outcome == "client_gone":
             self._add("client_disconnects_total")
@@ -210,6 +220,8 @@ class Metrics:
         for kind, tokens in (("prompt", event.prompt_tokens), ("completion", event.completion_tokens)):
             if tokens and 0 < tokens <= TOKENS_LIMIT:
                 self._add("tokens_total", *pair, kind, amount=tokens)
+                if event.key is not None:
+                    self._add("key_tokens_total", event.key, kind, amount=tokens)
         speaking = event.duration - (event.to_first_byte or 0.0)
         tokens = event.completion_tokens
         if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and speaking >= BURST:
@@ -250,6 +262,9 @@ class Metrics:
             labels = {"provider": _sound(name)}  # the library's own store takes no surrogate
             healthy.set(labels, int(usable))
             flying.set(labels, in_flight)
+        held = Gauge(f"{PREFIX}key_requests_in_flight", "Requests in flight by the client's key", registry=registry)
+        for name, in_flight in self.keys():
+            held.set({"key": name}, in_flight)
         Gauge(f"{PREFIX}build_info", "Always 1", registry=registry).set({"version": self.version}, 1)
         doc = "When the configuration that serves was loaded, seconds since the epoch"
         Gauge(f"{PREFIX}config_last_reload_timestamp_seconds", doc, registry=registry).set({}, self._reloaded_at)
@@ -262,6 +277,9 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("llm_errors_total", "Failed attempts and broken streams", "provider", "model", "error_type"),
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Walks that passed one target for another", "from_model", "to_model", "reason"),
+    ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
+    ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
+    ("key_refusals_total", "Requests that a key, or none, did not allow", "error_type"),
     ("client_disconnects_total", "Clients that left before their answer was complete"),
     ("reloads_total", "Reloads of the configuration", "result"),
 )

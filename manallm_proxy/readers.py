@@ -270,15 +270,3 @@ def _json(value: object, depth: int) -> Any:
             raise expected("a value", unset)
         case found:
             return found
-
-
-def no_keys(value: object) -> tuple[()]:
-    """An empty list: a key that nobody checks would promise what is not kept."""
-    if value is not None and not isinstance(value, list):
-        raise expected("a list", value)
-    if value:
-        raise Wrong(
-            "client keys are not supported by this version, so none may be given: listen on 127.0.0.1 behind "
-            "a server that checks them (nginx), or say 'auth.open: true' if everyone who reaches it may use it"
-        )
-    return ()

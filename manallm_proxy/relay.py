@@ -36,6 +36,9 @@ class Sink(Protocol):
     async def send(self, piece: Piece) -> None:
         """Hands on a piece's events. Waits while the client is slow."""
 
+    def offer(self, piece: Piece) -> bool:
+        """See `upstream.Offer`."""
+
     async def finish(self) -> None:
         """``[DONE]``, and the end."""
 
@@ -107,7 +110,7 @@ class Relay:
             for piece in self.served.value.held:
                 await sink.send(piece)
             while not piece.done and piece.error is None:
-                piece = await stream.next()
+                piece = await stream.next(sink.offer)
                 await sink.send(piece)
             self.error = piece.error
         except ProviderError as error:

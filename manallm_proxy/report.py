@@ -6,20 +6,35 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from manallm_proxy.access import Caller
 from manallm_proxy.health import Circuit, Health
 from manallm_proxy.schema import model_object
 from manallm_proxy.snapshot import Snapshot
 
 
-def model_list(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits."""
+def model_list(snapshot: Snapshot, caller: Caller | None = None) -> list[dict[str, Any]]:
+    """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits.
+
+    A `caller` sees what its key may use.
+    """
     rows = [model_object(name, 0, "manallm") for name in snapshot.config.aliases]
     now = snapshot.board.clock()
     for provider, health in snapshot.board.providers.items():
         if health.is_usable(now):
             listed = snapshot.catalog.models(provider)
             rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
-    return rows
+    return rows if caller is None else [row for row in rows if caller.may_use(row["id"])]
+
+
+def alias_list(snapshot: Snapshot, caller: Caller | None = None) -> dict[str, Any]:
+    """``GET /v1/aliases``, of those that a `caller` may use."""
+    config = snapshot.config
+    rows = [
+        {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
+        for name, chain in config.aliases.items()
+        if caller is None or caller.may_use(name)
+    ]
+    return {"default": config.default if config.default in [row["name"] for row in rows] else None, "aliases": rows}
 
 
 def health_report(snapshot: Snapshot) -> tuple[bool, dict[str, Any]]:

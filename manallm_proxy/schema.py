@@ -7,7 +7,9 @@ client's own body with nothing but ``model`` (and ``stream_options``) exchanged.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -24,8 +26,9 @@ TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's listing may deny."""
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_KEY: Final = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
-_NEXT: Final = re.compile(rb"\s*[,}]")
+_KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
+_END: Final = re.compile(rb"\s*\}")
+_NULL: Final = msgspec.Raw(b"null")
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
@@ -104,7 +107,7 @@ class Head:
         needs = {need} if need else set()
         if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
             needs.add(TOOLS)
-        if key == "messages" and _IMAGE.search(values[key]):
+        if key == "messages" and b'"image_url"' in body and _IMAGE.search(values[key]):
             needs.add(VISION)
         wants_usage = bool(options and options.get("include_usage") is True)
         return cls(model, stream, wants_usage, frozenset(needs), spans)
@@ -133,8 +136,8 @@ class Head:
         return b"".join(parts)
 
 
-def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The top-level values of a JSON object, and where each lies.
+def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The top-level values of a JSON object, and where each lies, or each up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
     top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
@@ -153,22 +156,45 @@ def split_object(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     spans: dict[str, Span] = {}
     at = body.index(b"{") + 1
-    while (match := _KEY.match(body, at)) is not None:
-        text = match[1]
-        key = decode(text, type=str) if b"\\" in text else text[1:-1].decode()
-        start, value = match.end(), values[key]
-        at = start + len(bytes(value))
-        follows = _NEXT.match(body, at)
-        # `value` is the last one of its key, and a number may begin like another: 12 and 1
-        if key in spans or body[start:at] != bytes(value) or follows is None:
-            raise InvalidRequest("a key is given twice", param=key[:64])
-        spans[key] = (start, at)
-        if follows[0].endswith(b"}"):
-            break
+    for (
+        key,
+        value,
+    ) in values.items():  # in the order of the text; a key given twice has its last value at its first place
+        match = _KEY.match(body, at)
+        text = bytes(value)
+        if match is None or not _is(key, match[1]) or not body.startswith(text, match.end()):
+            raise _given_twice(body)
+        spans[key] = (match.end(), at := match.end() + len(text))
+        if key == last:
+            return values, spans
+    if _END.match(body, at) is None:
+        raise _given_twice(body)
     return values, spans
 
 
-_TYPE_NAMES: Final = {str: "a string", bool: "true or false", dict: "an object", list: "an array", int: "a number"}
+def _given_twice(body: bytes) -> InvalidRequest:
+    """Names the key. The stdlib's reader is slow, but shows every pair; of the objects inside it keeps nothing."""
+    try:
+        keys = json.loads(body, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    except (ValueError, RecursionError):  # what msgspec takes and it does not
+        keys = []
+    twice = [key for key, times in Counter(keys).items() if times > 1]
+    return InvalidRequest("a key is given twice", param=twice[0][:64] if twice else None)
+
+
+def _is(key: str, text: bytes) -> bool:
+    """Whether `text` is how `key` stands in a JSON string."""
+    return key == (decode(b'"%b"' % text, type=str) if b"\\" in text else text.decode())
+
+
+_TYPE_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a number",
+    type(None): "null",
+}
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
@@ -177,11 +203,11 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
     Not `deep`: only the type is looked at, by the first byte, since the value may be megabytes.
     """
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    raw = bytes(values[key]) if key in values else b"null"
-    if raw == b"null" and deep:
+    raw = values.get(key, _NULL)
+    first = bytes(memoryview(raw)[:1])
+    if first == b"n" and deep:
         return None
-    first = raw[:1]
-    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": None}.get(first, int)
+    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}.get(first, int)
     if kind not in kinds:
         wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
         raise InvalidRequest(f"'{key}' must be {wanted}", param=key)

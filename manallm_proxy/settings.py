@@ -39,7 +39,15 @@ Origin = Annotated[
 ModelOfProvider = Annotated[Target, readers.target]
 MovesOn = Annotated[str, readers.moves_on]
 Options = Annotated[Mapping[str, Any], readers.options]
-NoKeys = Annotated[tuple[()], readers.no_keys]
+KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+Sha256 = Annotated[
+    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+]
+ModelPattern = Annotated[
+    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+]
+PerMinute = Annotated[int, whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, readers.header_name],
     Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
@@ -109,11 +117,26 @@ class Cors:
 
 
 @frozen
+class ClientKey:
+    """Who may call: the digest of a key, and what its holder may do with it."""
+
+    name: KeyName
+    """Tells one key from another in logs and metrics."""
+    sha256: Sha256 = field(repr=False)
+    models: tuple[ModelPattern, ...] = ("*",)
+    """Aliases and targets. None of them: a key for admins only."""
+    requests_per_minute: PerMinute | None = None
+    concurrent_requests: Count | None = None
+    admin: bool = False
+    """Whether it opens what is for operators: metrics, and the health of providers."""
+
+
+@frozen
 class Auth:
-    """``open`` says that everyone who reaches us may use us."""
+    """Without keys nobody is asked for one; ``open`` says that everyone who reaches us may use us so."""
 
     open: bool = False
-    keys: NoKeys = ()
+    keys: tuple[ClientKey, ...] = ()
 
 
 @frozen

@@ -115,6 +115,7 @@ class RelaySink:
     first_at: float | None = None
     """Loop time of the first event's leaving."""
     _response: web.StreamResponse | None = None
+    _chunked: bool = False
     _last_write: float = 0.0
     _writing: _Progress | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -129,6 +130,7 @@ class RelaySink:
         """Status and headers; they leave with what is written next."""
         self._response = _StreamResponse(headers=HEADERS | self.headers)
         await self._response.prepare(self.request)
+        self._chunked = "Transfer-Encoding" in self._response.headers  # not for HTTP/1.0
         loop = asyncio.get_running_loop()
         self._last_write = loop.time()
         self._timer = loop.call_later(self._patience, self._look)
@@ -140,17 +142,37 @@ class RelaySink:
         if data:
             await self._write(data)
 
+    def offer(self, piece: Piece) -> bool:
+        """Writes frames at once, without a task, past aiohttp's writer: one chunk, one write.
+
+        Only where that is sure to be what the writer would do: the head has left, nothing waits, the client reads.
+        """
+        transport = self.request.transport
+        if (
+            self.first_at is None
+            or self._writing is not None
+            or piece.events
+            or transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size() > AT_ONCE
+        ):
+            return False
+        data = piece.frames
+        if data:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            self._last_write = asyncio.get_running_loop().time()
+            self.bytes_sent += len(data)
+        return True
+
     async def say_something(self) -> None:
         """A comment, to keep client and boxes between awake (``early_heartbeat``)."""
         await self._write(KEEP_ALIVE, counts=False)
 
     async def finish(self) -> None:
-        await self._write(sse.DONE)
-        await self._end()
+        await self._write(sse.DONE, last=True)
 
     async def fail(self, error: ProxyError) -> None:
-        await self._write(sse.event(encode(error_body(error))))
-        await self._end()
+        await self._write(sse.event(encode(error_body(error))), last=True)
 
     def close(self) -> None:
         """Stops the timer. Harmless when repeated."""
@@ -159,7 +181,7 @@ class RelaySink:
         if self._beat is not None:
             self._beat.cancel()
 
-    async def _write(self, data: bytes, *, counts: bool = True) -> None:
+    async def _write(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
         if self._response is None:
             await self.begin()
         assert self._response is not None
@@ -167,15 +189,10 @@ class RelaySink:
         self._writing = _Progress(loop.time())
         if counts and self.first_at is None:
             self.first_at = self._writing.since
-        await self._response.write(data)
+        await (self._response.write_eof(data) if last else self._response.write(data))
         self._writing = None
         self._last_write = loop.time()
         self.bytes_sent += len(data)
-
-    async def _end(self) -> None:
-        self.close()
-        assert self._response is not None
-        await self._response.write_eof()
 
     @property
     def _patience(self) -> float:
@@ -226,6 +243,10 @@ class ComposedSink:
     async def send(self, piece: Piece) -> None:
         for event in piece.events:
             await self._event(event)
+
+    def offer(self, piece: Piece) -> bool:
+        """Never at once: aiohttp-sse writes from a task."""
+        return False
 
     async def finish(self) -> None:
         await self._event(b"[DONE]")

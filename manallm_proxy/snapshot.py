@@ -12,15 +12,17 @@ from typing import Final
 
 from attrs import define, field
 
+from manallm_proxy.access import Caller, Keyring
 from manallm_proxy.board import Board, Clock
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.client import Address, HttpUpstream
+from manallm_proxy.client import HttpUpstream
 from manallm_proxy.config import Config, Provider
-from manallm_proxy.connections import Connections
+from manallm_proxy.connections import Address
 from manallm_proxy.errors import UnknownModel
 from manallm_proxy.events import Observer
 from manallm_proxy.health import Health, Policy
+from manallm_proxy.session import Session
 from manallm_proxy.upstream import Upstream
 from manallm_proxy.wires.loopback import LoopbackUpstream
 from manallm_proxy.wires.ollama import OllamaWire
@@ -42,7 +44,7 @@ def open_upstream(provider: Provider) -> Upstream:
             provider.api_key or "",
             provider.base_url,
             provider.headers,
-            Connections(provider.verify_tls, provider.proxy),
+            Session(provider.verify_tls, provider.proxy),
             extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire
@@ -72,6 +74,7 @@ class Snapshot:
     """Configured providers only: an unconfigured one has nothing to call."""
     board: Board
     catalog: Catalog
+    keyring: Keyring
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """The first target that gave embeddings for each alias, and their length."""
     _users: int = 0
@@ -100,10 +103,20 @@ class Snapshot:
         catalog = before.catalog if before is not None else Catalog()
         if before is not None:
             catalog.keep_only({name for name, each in upstreams.items() if each is before.upstreams.get(name)})
-        return cls(config, upstreams, board, catalog)
+        keyring = Keyring.build(config.auth.keys, before.keyring if before is not None else None)
+        return cls(config, upstreams, board, catalog, keyring)
 
-    def resolve(self, model: str) -> Chain:
-        """The chain that `model` names (contract, section 4.1). UnknownModel where it names none."""
+    def resolve(self, model: str, caller: Caller | None = None) -> Chain:
+        """The chain that `model` names (contract, section 4.1). UnknownModel where it names none.
+
+        A `caller` is told of its own models only; ModelNotAllowed where this is another.
+        """
+        chain = self._named(model, caller)
+        if caller is not None:
+            caller.require(chain.alias or str(chain.entries[0].target))
+        return chain
+
+    def _named(self, model: str, caller: Caller | None) -> Chain:
         aliases = self.config.aliases
         if not model:
             if self.config.default is None:
@@ -113,10 +126,10 @@ class Snapshot:
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
-            known = ", ".join(aliases)
-            close = difflib.get_close_matches(model[:MODEL_LIMIT], aliases, 1)
+            known = [name for name in aliases if caller is None or caller.may_use(name)]
+            close = difflib.get_close_matches(model[:MODEL_LIMIT], known, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise UnknownModel(f"no alias of that name.{hint} Known: {known}", param="model")
+            raise UnknownModel(f"no alias of that name.{hint} Known: {', '.join(known)}", param="model")
         provider, slash, rest = model.partition("/")
         if not (slash and provider in self.config.providers):
             provider, rest = self.config.default_provider or "", model

@@ -28,8 +28,8 @@ class FrameTooLong(ValueError):
 class Frame:
     """One event: ``raw`` with its blank line, ``data`` joined, None where there is none (comments)."""
 
-    raw: bytes
-    data: bytes | None
+    raw: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
     event: bytes = b""
     fields: frozenset[bytes] = frozenset()
     """Names of the fields other than ``data`` and ``event``."""
@@ -72,13 +72,18 @@ class Decoder:
     than its length.
     """
 
-    _held: bytes = b""
-    _behind: list[bytes] = field(factory=list)
+    _held: bytes = field(default=b"", repr=False)
+    _behind: list[bytes] = field(factory=list, repr=False)
     """What came behind ``_held`` without a line end."""
     _size: int = 0
     """Bytes of ``_held`` and ``_behind``."""
     _searched: int = 0
     _begun: bool = field(default=False)
+
+    @property
+    def is_between(self) -> bool:
+        """Nothing is held: the next byte begins a frame."""
+        return self._begun and not self._held and not self._behind
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completed. FrameTooLong where one does not end."""

@@ -1,8 +1,9 @@
-"""aiohttp's exceptions become ours here and nowhere else (the map: libraries.md 1.5, one raw server a row)."""
+"""What a transport raises becomes ours here and nowhere else (aiohttp's: libraries.md 1.5, one raw server a row)."""
 
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
 
 import aiohttp
@@ -30,15 +31,12 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
     match error:
         case aiohttp.ClientConnectorDNSError():
             return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
-        case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
-            return ConnectFailed(
-                f"{name}: its TLS certificate is not trusted: {_verdict(error)}", detail=f"tls: {_verdict(error)}"
-            )
-        case aiohttp.ClientConnectorSSLError() | ssl.SSLError():
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
+            return connect_error(error, name)
+        case aiohttp.ClientConnectorSSLError():
             return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
         case aiohttp.ClientConnectorError():
-            detail = _WORDS.get(error.os_error.errno or 0, "failed")
-            return ConnectFailed(f"{name}: connection {detail}", detail=detail)
+            return connect_error(error.os_error, name)
         case aiohttp.ConnectionTimeoutError():
             return ConnectTimeout(f"{name}: no connection in time")
         case aiohttp.SocketTimeoutError():
@@ -55,6 +53,21 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
             return Disconnected(f"{name}: the connection failed", detail=type(error).__name__)
         case _:
             return None
+
+
+def connect_error(error: BaseException, name: str) -> ConnectFailed:
+    """`error` as a connection to provider `name` could not be made with it."""
+    match error:
+        case socket.gaierror():
+            return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
+            verdict = _verdict(error)
+            return ConnectFailed(f"{name}: its TLS certificate is not trusted: {verdict}", detail=f"tls: {verdict}")
+        case ssl.SSLError():
+            return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+        case _:
+            detail = _WORDS.get(getattr(error, "errno", None) or 0, "failed")
+            return ConnectFailed(f"{name}: connection {detail}", detail=detail)
 
 
 def was_stale(error: BaseException) -> bool:

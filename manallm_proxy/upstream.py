@@ -7,6 +7,7 @@ provider's connection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
@@ -63,6 +64,10 @@ class Piece:
     """The provider ended it with an error, behind whatever ``frames`` and ``events`` hold."""
 
 
+Offer = Callable[[Piece], bool]
+"""Accepts a piece at once, or says False: then nothing has become of it."""
+
+
 class Stream(Protocol):
     """One streamed answer in flight."""
 
@@ -74,8 +79,12 @@ class Stream(Protocol):
     def commentable(self) -> bool:
         """Whether an SSE comment between events is harmless (wire.md A.4: not behind a relayed ``id:``)."""
 
-    async def next(self) -> Piece:
-        """The next piece. Its ``done`` or ``error`` is the last one; ProviderError where the stream breaks."""
+    async def next(self, offer: Offer | None = None) -> Piece:
+        """The next piece. Its ``done`` or ``error`` is the last one; ProviderError where the stream breaks.
+
+        A stream that hears of a piece outside of this call's task may `offer` it there first, and returns only
+        what was not accepted, and the last one: so no task is woken for each chunk.
+        """
 
     def commit(self, idle: float) -> None:
         """From here on a silence of `idle` seconds breaks the stream."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -13,6 +12,9 @@ from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import __version__
+from manallm_proxy.access import InvalidKey, KeyRevoked
+from manallm_proxy.description import description
+from manallm_proxy.door import CALLER, caller_of, key_of, request_id_of
 from manallm_proxy.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -20,6 +22,7 @@ from manallm_proxy.errors import (
     InvalidRequest,
     KeyRejected,
     MethodNotAllowed,
+    OriginNotAllowed,
     Overloaded,
     ProviderError,
     ProxyError,
@@ -27,16 +30,15 @@ from manallm_proxy.errors import (
     UnknownRoute,
     UnsupportedMedia,
 )
-from manallm_proxy.events import Crashed, Observer
+from manallm_proxy.events import Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
-from manallm_proxy.report import health_report, model_list
+from manallm_proxy.report import alias_list, health_report, model_list
 from manallm_proxy.schema import encode, error_body, model_object
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Endpoint
 
 EXCHANGE: Final = web.RequestKey("exchange", Exchange)
-REQUEST_ID_LIMIT: Final = 128
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -70,6 +72,7 @@ class Web:
         app.router.add_get("/health", self._alive)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self._description)
         app.router.add_get("/", self._root)
         return app
 
@@ -84,6 +87,8 @@ class Web:
     def _pipeline(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             snapshot = self.snapshot
+            if "Origin" in request.headers and not snapshot.config.auth.keys and self._origin(request) is None:
+                raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
             limits = snapshot.config.limits
             exchange = Exchange(
                 request,
@@ -94,10 +99,16 @@ class Web:
                 asyncio.get_running_loop().time(),
             )
             request[EXCHANGE] = exchange
-            if len(self.exchanges) >= limits.concurrent_requests:
-                error = Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
+            try:
+                if snapshot.keyring:
+                    exchange.caller = snapshot.keyring.caller(key_of(request))
+                if len(self.exchanges) >= limits.concurrent_requests:
+                    raise Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
+                if exchange.caller is not None:
+                    exchange.caller.enter(exchange.started)
+            except ProxyError as error:
                 exchange.refuse(error)
-                raise error
+                raise
             self.exchanges.add(exchange)
             self.idle.clear()
             snapshot.hold()
@@ -108,9 +119,17 @@ class Web:
                 if not self.exchanges:
                     self.idle.set()
                 snapshot.release()
+                if exchange.caller is not None:
+                    exchange.caller.leave()
                 exchange.report()
 
         return handle
+
+    def end_revoked(self) -> None:
+        """Behind a reload: requests whose key is gone end, each told why."""
+        for exchange in list(self.exchanges):
+            if exchange.caller is not None and exchange.caller not in self.snapshot.keyring:
+                exchange.interrupt(KeyRevoked())
 
     @web.middleware
     async def _render_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -138,12 +157,20 @@ class Web:
 
     def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
         exchange: Exchange | None = request.get(EXCHANGE)
-        headers = exchange.headers() if exchange is not None else {"X-Request-Id": request_id_of(request)}
+        if exchange is not None:
+            headers = exchange.headers()
+        else:
+            headers = {"X-Request-Id": request_id_of(request)}
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "other"
+            self.observe(RequestEnded.refused(error, headers["X-Request-Id"], route, request.get(CALLER)))
         extra: dict[str, Any] = {}
         if isinstance(error, NoProvider):
             extra["attempts"] = [line.to_json() for line in error.attempts]
         if error.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST))))
+        if isinstance(error, InvalidKey | KeyRevoked):
+            headers["WWW-Authenticate"] = "Bearer"
         if not _is_worth_retrying(error):
             headers["x-should-retry"] = "false"
         body = encode(error_body(error, **extra))
@@ -164,7 +191,8 @@ class Web:
         if origin := self._origin(request):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = (
-                "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After"
+                "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+                "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
             )
 
     def _origin(self, request: web.Request) -> str | None:
@@ -174,29 +202,27 @@ class Web:
         return origin if origin and ("*" in origins or origin in origins) else None
 
     async def _models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": model_list(self.snapshot)})
+        caller = caller_of(request, self.snapshot)
+        return _json({"object": "list", "data": model_list(self.snapshot, caller)})
 
     async def _model(self, request: web.Request) -> web.Response:
-        wanted = request.match_info["id"]
-        for row in model_list(self.snapshot):
+        caller, wanted = caller_of(request, self.snapshot), request.match_info["id"]
+        for row in model_list(self.snapshot, caller):
             if row["id"] == wanted:
                 return _json(row)
         provider = wanted.partition("/")[0]
         health = self.snapshot.board.providers.get(provider)
         if health is not None and health.configured and not self.snapshot.catalog.knows(provider):
             self.snapshot.resolve(wanted)  # a provider that does not list its models may have it
-            return _json(model_object(wanted, 0, provider))
+            if caller is None or caller.may_use(wanted):
+                return _json(model_object(wanted, 0, provider))
         raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
 
     async def _aliases(self, request: web.Request) -> web.Response:
-        config = self.snapshot.config
-        rows = [
-            {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
-            for name, chain in config.aliases.items()
-        ]
-        return _json({"default": config.default, "aliases": rows})
+        return _json(alias_list(self.snapshot, caller_of(request, self.snapshot)))
 
     async def _health(self, request: web.Request) -> web.Response:
+        caller_of(request, self.snapshot, admin=True)
         usable, report = health_report(self.snapshot)
         return _json(report, status=200 if usable else 503)
 
@@ -209,8 +235,12 @@ class Web:
     async def _metrics(self, request: web.Request) -> web.Response:
         if not self.snapshot.config.metrics.enabled:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
+        caller_of(request, self.snapshot, admin=True)
         body, content_type = self.render_metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _description(self, request: web.Request) -> web.Response:
+        return web.Response(body=await asyncio.to_thread(description), content_type="application/json")
 
     async def _root(self, request: web.Request) -> web.Response:
         return _json({"name": "manallm-proxy", "version": __version__})
@@ -218,7 +248,7 @@ class Web:
 
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics"
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 
 
@@ -242,14 +272,6 @@ def _is_worth_retrying(error: ProxyError) -> bool:
     return not (isinstance(error, ProviderError) and (error.retry_after or 0) > RETRY_AFTER_LONGEST)
 
 
-def request_id_of(request: web.Request) -> str:
-    """The client's own id if it is 1 to 128 visible ASCII characters, else a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    if 0 < len(given) <= REQUEST_ID_LIMIT and given.isascii() and given.isprintable() and " " not in given:
-        return given
-    return secrets.token_hex(16)
-
-
 async def read_body(request: web.Request, limit: int, patience: float) -> bytes:
     """The body, at most `limit` bytes, none of its chunks later than `patience` seconds behind the one before."""
     encoding = request.headers.get("Content-Encoding", "identity").lower()
@@ -261,6 +283,11 @@ async def read_body(request: web.Request, limit: int, patience: float) -> bytes:
     size = 0
     loop = asyncio.get_running_loop()
     try:
+        if request.content.is_eof():  # it came with its head, as most do: no clock need be set
+            parts.append(request.content.read_nowait())
+            if len(parts[0]) > limit:
+                raise _too_large(limit)
+            return parts[0]
         async with asyncio.timeout(patience) as stall:
             while part := await request.content.readany():
                 size += len(part)

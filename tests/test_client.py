@@ -12,7 +12,8 @@ import pytest
 from aioresponses import aioresponses
 
 from manallm_proxy.chain import Entry, Target, Timeouts
-from manallm_proxy.client import Address, HttpUpstream
+from manallm_proxy.client import HttpUpstream
+from manallm_proxy.connections import Address
 from manallm_proxy.errors import (
     BadResponse,
     ConnectFailed,
@@ -23,10 +24,12 @@ from manallm_proxy.errors import (
     ReadTimeout,
 )
 from manallm_proxy.schema import Head
+from manallm_proxy.session import SessionConnections
 from manallm_proxy.upstream import Call, Endpoint
 from manallm_proxy.wires.openai import OpenAIWire
 from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
 
+pytestmark = pytest.mark.usefixtures("http")
 KEY: Any = SimpleNamespace(ssl=None, host="gpu", port=1, is_ssl=False)
 BODY = b'{"model":"m","messages":[]}'
 CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
@@ -51,7 +54,8 @@ async def test_each_fault_of_the_transport_has_its_error(
     raised: Exception, becomes: type[ProviderError], detail: str | None
 ) -> None:
     """By class alone: the texts may hold raw headers, and a parser's status 400 is not the provider's."""
-    gpu = HttpUpstream(Address("gpu", "http://gpu/v1"), OpenAIWire())
+    address = Address("gpu", "http://gpu/v1")
+    gpu = HttpUpstream(address, OpenAIWire(), connections=SessionConnections(address))
     with aioresponses() as mocked:
         mocked.post("http://gpu/v1/chat/completions", exception=raised)
         mocked.get("http://gpu/v1/models", exception=raised)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from manallm_proxy.chain import Target, Timeouts
 from manallm_proxy.config import Config, ConfigError, exposure_mistake, find, is_loopback, load
+from manallm_proxy.settings import ClientKey
 
 SHIPPED = Path(__file__).parent.parent / "config"
 SECRET = "sk-verysecret0123456789"  # nobody's
+DIGEST = "1f" * 32
 PROVIDERS = """
 providers:
   ollama: {kind: ollama}
@@ -610,13 +612,16 @@ def test_loopback(host: str, wanted: bool) -> None:
         ("listen: {host: 0.0.0.0}\nauth: {open: true}", False),
         ("listen: {host: 0.0.0.0, unix: /run/x}", False),
         ("listen: {host: '::1'}", False),
+        (f"listen: {{host: 0.0.0.0}}\nauth: {{keys: [{{name: a, sha256: {DIGEST}}}]}}", False),
+        ("listen: {host: 0.0.0.0}\nauth: {keys: []}", True),
     ],
 )
 def test_open_to_others_only_where_it_is_meant(mistakes: Told, text: str, refused: bool) -> None:
     """Without keys it starts on loopback or a unix socket, unless auth.open says that it is meant."""
     told = mistakes(f"{text}\n{ALIASES}")
     assert [line.partition(": ")[0] for line in told] == (["listen.host"] if refused else [])
-    assert all("auth.open: true" in line and "127.0.0.1" in line for line in told)
+    ways = ("auth.keys", "manallm-proxy hash-key", "127.0.0.1", "unix socket", "auth.open: true")
+    assert all(way in line for line in told for way in ways)
 
 
 def test_command_line_wins_before_the_check(tmp_path: Path) -> None:
@@ -638,11 +643,102 @@ def test_exposure_of_a_host_given_later(loaded: Load) -> None:
     assert exposure_mistake(opened, "10.0.0.1") is None
 
 
-def test_client_keys_are_refused_rather_than_ignored(mistakes: Told) -> None:
-    """A key that nobody checks would promise what is not kept."""
-    (told,) = mistakes(f"auth: {{keys: [{{name: a, sha256: {SECRET}}}]}}\n{ALIASES}")
-    assert told.startswith("auth.keys: client keys are not supported by this version")
-    assert SECRET not in told
+def test_a_client_key_and_what_it_may_by_default(loaded: Load) -> None:
+    """Every model, as often as it likes, and nothing that is for operators."""
+    (key,) = loaded(f"auth: {{keys: [{{name: a, sha256: {DIGEST}}}]}}\n{ALIASES}").auth.keys
+    assert key == ClientKey("a", DIGEST, ("*",), None, None, False)
+    assert DIGEST not in repr(key)
+
+
+def test_a_client_key_with_all_it_can_have(loaded: Load) -> None:
+    """A digest may come from a variable, in either case; models may be none."""
+    config = loaded(
+        """
+        auth:
+          keys:
+            - name: team-1.a_b
+              sha256: ${DIGEST}
+              models: ["mana/*", mana/x, ollama/*, "*/m", ollama/llama3]
+              requests_per_minute: 60
+              concurrent_requests: 4
+              admin: true
+            - {name: b, sha256: "%s", models: []}
+        providers: {ollama: {kind: ollama}}
+        aliases: {mana/x: {chain: [ollama/m]}}
+        """
+        % ("0" * 64),
+        DIGEST=DIGEST.upper(),
+    )
+    first, second = config.auth.keys
+    assert (first.sha256.lower(), first.requests_per_minute, first.concurrent_requests) == (DIGEST, 60, 4)
+    assert (first.models[1], first.admin, second.models, second.admin) == ("mana/x", True, (), False)
+
+
+HEX = "expected 64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it"
+PATTERN = "expected an alias or provider/model, in which '*' stands for any text"
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("{sha256: $}", "[0].name: is missing"),
+        ("{name: a}", "[0].sha256: is missing"),
+        ("{name: '', sha256: $}", "[0].name: expected at most 64 letters, digits, '.', '_' and '-'"),
+        ("{name: 'a b', sha256: $}", "[0].name: expected at most 64 letters, digits, '.', '_' and '-'"),
+        ("{name: a, sha256: sk-verysecret}", f"[0].sha256: {HEX}"),
+        ("{name: a, sha256: '$0'}", f"[0].sha256: {HEX}"),
+        ("{name: a, sha256: '${HASH}'}", "[0].sha256: HASH is not set and there is no default"),
+        ("{name: a, key: sk-verysecret, sha256: $}", "[0].key: unknown key"),
+        ("{name: a, sha256: $, models: mana/x}", "[0].models: expected a list, got a string"),
+        ("{name: a, sha256: $, models:}", "[0].models: expected a list, got nothing"),
+        ("{name: a, sha256: $, models: ['']}", f"[0].models[0]: {PATTERN}"),
+        ("{name: a, sha256: $, models: ['*', 'a b']}", f"[0].models[1]: {PATTERN}"),
+        ("{name: a, sha256: $, models: ['gemma3:4b']}", f"[0].models[0]: {PATTERN}"),
+        ("{name: a, sha256: $, models: [mana/xx]}", "[0].models[0]: no alias 'mana/xx' (did you mean 'mana/x'?)"),
+        ("{name: a, sha256: $, models: [gorq/*]}", "[0].models[0]: no provider 'gorq' (did you mean 'groq'?)"),
+        ("{name: a, sha256: $, requests_per_minute: 0}", "[0].requests_per_minute: expected a whole number from 1 to"),
+        ("{name: a, sha256: $, requests_per_minute: '9'}", "[0].requests_per_minute: expected a whole number from 1"),
+        ("{name: a, sha256: $, requests_per_minute: 60001}", "[0].requests_per_minute: expected a whole number from"),
+        ("{name: a, sha256: $, concurrent_requests: 0}", "[0].concurrent_requests: expected a whole number of at"),
+        ("{name: a, sha256: $, admin: 'yes'}", "[0].admin: expected true or false, got a string"),
+        ("{name: b, sha256: $}, {name: b, sha256: '%s'}" % ("0" * 64), "[1].name: is auth.keys[0]'s already"),
+        ("{name: b, sha256: $}, {name: c, sha256: $U}", "[1].sha256: is auth.keys[0]'s already"),
+        ("sk-verysecret", "[0]: expected keys and values, got a string"),
+    ],
+)
+def test_mistake_in_a_client_key(mistakes: Told, key: str, wanted: str) -> None:
+    """One mistake, its place, what to do; a key that was put there by mistake is not shown."""
+    given = key.replace("$U", DIGEST.upper()).replace("${", "#{").replace("$", DIGEST).replace("#{", "${")
+    (told,) = mistakes(
+        f"listen: {{host: 0.0.0.0}}\nauth: {{keys: [{given}]}}\n"
+        "providers: {groq: {kind: openai, base_url: 'http://x'}}\naliases: {mana/x: {chain: [groq/m]}}"
+    )
+    assert told.startswith(f"auth.keys{wanted}")
+    assert "verysecret" not in told
+
+
+@pytest.mark.parametrize("keys", ["null", "{a: b}", "x"])
+def test_keys_are_a_list(mistakes: Told, keys: str) -> None:
+    """Also where all of them are commented out: nobody should be let in by a comment sign."""
+    (told,) = mistakes(f"auth: {{keys: {keys}}}\n{ALIASES}")
+    assert told.startswith("auth.keys: expected a list, got ")
+
+
+def test_either_keys_or_open(mistakes: Told) -> None:
+    """With both it is not clear whether a key is needed; the stricter guess would lock people out, the other let in."""
+    (told,) = mistakes(f"auth: {{open: true, keys: [{{name: a, sha256: {DIGEST}}}]}}\n{ALIASES}")
+    assert told.startswith("auth.open: give either keys, or 'open: true'")
+
+
+def test_a_mistake_elsewhere_makes_none_in_keys(mistakes: Told) -> None:
+    """An alias or a provider with a mistake of its own is still one that a key may name."""
+    told = mistakes(
+        f"auth: {{keys: [{{name: a, sha256: {DIGEST}, models: [mana/x, p/m]}}]}}\n"
+        "providers: {p: {kind: openai}}\naliases: {mana/x: {chain: []}}"
+    )
+    assert [line.partition(": ")[0] for line in told] == ["providers.p.base_url", "aliases.mana/x.chain"]
+    (alone,) = mistakes(f"auth: {{keys: [{{name: a, sha256: {DIGEST}, models: [mana/x]}}]}}\naliases_file: gone.yaml")
+    assert alone.endswith("gone.yaml: no such file")
 
 
 # Secrets
@@ -681,6 +777,12 @@ def test_repr_shows_no_secret(loaded: Load) -> None:
         "providers: {p: {kind: %s}}",
         "providers: {p: %s}",
         "providers: %s",
+        "auth: {keys: [{name: a, sha256: %s}]}",
+        "auth: {keys: [{name: %s é}]}",
+        "auth: {keys: [{name: a, models: [%s]}]}",
+        "auth: {keys: [{name: a, models: ['%s é']}]}",
+        "auth: {keys: [%s]}",
+        "auth: {keys: %s}",
         "log: {level: %s}",
         "limits: {body: %s, drain: %s}",
         "listen: {port: '${KEY}', host: '${KEY} '}",
@@ -742,6 +844,7 @@ _WORDS = st.sampled_from(
             "providers",
             "aliases",
         ),
+        *("keys", "name", "sha256", "models", "admin", "1f" * 32, "mana/*"),
         *("default", "default_provider", "alias_prefix", "aliases_file", "kind", "ollama", "openai", "chain", "target"),
         *(
             "options",

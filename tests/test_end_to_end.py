@@ -13,6 +13,8 @@ import pytest
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, status, upstream
 
+pytestmark = pytest.mark.usefixtures("http")
+
 
 def events(body: bytes) -> list[Any]:
     """The data events of a stream, ``[DONE]`` as text."""

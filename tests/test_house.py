@@ -9,14 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "manallm_proxy"
 FLOORS = [
-    {"__init__", "errors", "chain", "health", "schema", "upstream"},
+    {"__init__", "errors", "chain", "health", "schema", "upstream", "ratelimit"},
     {
-        "events", "sse", "compose", "catalog", "transport", "connections", "notify",
-        "document", "readers", "strict", "settings", "config",
+        "events", "sse", "compose", "catalog", "transport", "connections", "http1", "pool", "session", "notify",
+        "document", "readers", "strict", "settings", "access", "config", "description",
     },
-    {"board", "failover", "client", "probes", "metrics", "logs", "wires"},
+    {"board", "failover", "client", "probes", "metrics", "lines", "logs", "wires"},
     {"relay", "snapshot", "sinks"},
-    {"exchange", "report", "server", "web"},
+    {"exchange", "report", "server", "door", "web"},
     {"app"},
     {"cli", "__main__"},
 ]  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, upstream
 
+pytestmark = pytest.mark.usefixtures("http")
+
 Answer = Callable[[Connection, Seen], Awaitable[None]]
 
 

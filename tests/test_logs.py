@@ -55,6 +55,7 @@ def test_one_line_a_request() -> None:
         (evolve(ENDED, outcome="error", status=400), "info", "error"),
         (evolve(ENDED, outcome="broken"), "warning", "broken"),
         (evolve(ENDED, outcome="client_gone", status=499), "info", "client_gone"),
+        (evolve(ENDED, key="alice"), "info", "alice"),
         (AttemptFailed("1", "gpu", "m", "connect_error", "refused", 0.01), "info", "refused"),
         (FellBack("1", "gpu/m", "cloud/m", "auth", widened=True), "warning", "cloud/m"),
         (FellBack("1", "gpu/m", "cloud/m", "http_5xx"), "debug", "http_5xx"),

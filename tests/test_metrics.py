@@ -114,6 +114,24 @@ def test_what_was_not_served_was_not_resolved() -> None:
     assert "mana_llm_alias_resolved_total{" in metrics.render()[0].decode()
 
 
+def test_usage_by_the_clients_key() -> None:
+    """Under the key's name where there is one, nothing where nobody is asked for one; gauges as for providers."""
+    metrics = Metrics("1", list, lambda: [("alice", 2)])
+    metrics(ENDED)
+    assert not [name for name, _ in read(metrics) if name.startswith(("mana_llm_key_requests_total", "mana_llm_key_t"))]
+    metrics(evolve(ENDED, key="alice"))
+    metrics(evolve(ENDED, key="alice", outcome="error", status=429, error="rate_limit_exceeded"))
+    metrics(evolve(ENDED, outcome="error", status=401, error="invalid_api_key"))
+    metrics(evolve(ENDED, endpoint="/metrics", key="alice", outcome="error", status=403, error="admin_only"))
+    assert value(metrics, "mana_llm_key_requests_total", key="alice", status="200") == 1
+    assert value(metrics, "mana_llm_key_requests_total", key="alice", status="429") == 1
+    assert value(metrics, "mana_llm_key_tokens_total", key="alice", type="prompt") == 7
+    assert value(metrics, "mana_llm_key_tokens_total", key="alice", type="completion") == 30
+    assert value(metrics, "mana_llm_key_requests_in_flight", key="alice") == 2
+    for code in ("rate_limit_exceeded", "invalid_api_key", "admin_only"):
+        assert value(metrics, "mana_llm_key_refusals_total", error_type=code) == 1
+
+
 def test_gauges_are_read_at_the_scrape() -> None:
     """Health, requests in flight, version, the process itself; zero series exist from the start."""
     metrics = fresh()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -288,6 +289,33 @@ async def test_models_lists_what_a_running_proxy_serves(tmp_path: Path) -> None:
         assert (code, output.split()) == (0, ["mana/test", "gpu/m"])
     code, output = await run("models", "--url", "http://127.0.0.1:9")
     assert (code, output.count("\n")) == (1, 1)
+
+
+async def test_a_fresh_key_opens_the_proxy(tmp_path: Path) -> None:
+    """hash-key prints a key and the entry that lets it in; `models` takes it from the environment, and says so."""
+    code, output = await run("hash-key", "alice")
+    assert code == 0
+    [key] = re.findall(r"^  (sk-mana-[A-Za-z0-9_-]{43})$", output, re.MULTILINE)
+    assert output.count(key) == 1
+    entry = yaml.safe_load(output[output.index("\nauth:") :])
+    assert entry["auth"]["keys"][0]["name"] == "alice"
+    async with process({**settings({"l": {"kind": "loopback"}}), **entry}, tmp_path) as running:
+        code, output = await run("models", "--url", running.url, environ={"MANALLM_API_KEY": f"{key}\n"})
+        assert (code, output.split()[0]) == (0, "mana/test")
+        for environ in ({}, {"MANALLM_API_KEY": f"{key}x"}):
+            code, output = await run("models", "--url", running.url, environ=environ)
+            assert (code, output.count("\n"), "MANALLM_API_KEY" in output, key in output) == (1, 1, True, False)
+        assert key not in "".join(running.output)
+
+
+async def test_no_two_fresh_keys_are_the_same() -> None:
+    """Without a name there is one to be changed; a name that no key may have is a mistake of usage."""
+    (first, one), (second, other) = await asyncio.gather(run("hash-key"), run("hash-key"))
+    assert (first, second) == (0, 0)
+    assert set(re.findall("sk-mana-.*|sha256.*", one)).isdisjoint(re.findall("sk-mana-.*|sha256.*", other))
+    assert "name: someone" in one
+    code, output = await run("hash-key", "a b")
+    assert (code, output.count("\n")) == (2, 1)
 
 
 async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from manallm_proxy.failover import Served
 from manallm_proxy.health import Health, Permit
 from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
 from manallm_proxy.schema import Head, Usage
-from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Piece
+from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Offer, Piece
 
 BODY = b'{"model":"m","messages":[],"tools":[{}],"stream":true}'
 CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
@@ -50,14 +50,16 @@ class Script:
     usage: Usage | None = None
     commentable: bool = True
 
-    async def next(self) -> Piece:
-        step = self.steps.pop(0)
-        if step is None:
-            await asyncio.Event().wait()
-        if isinstance(step, BaseException):
-            raise step
-        assert step is not None
-        return step
+    async def next(self, offer: Offer | None = None) -> Piece:
+        while True:
+            step = self.steps.pop(0)
+            if step is None:
+                await asyncio.Event().wait()
+            if isinstance(step, BaseException):
+                raise step
+            assert step is not None
+            if offer is None or step.done or step.error or not offer(step):
+                return step
 
     def commit(self, idle: float) -> None:
         self.idle = idle
@@ -94,6 +96,12 @@ class Client:
 
     got: list[Any] = field(factory=list)
     raises: BaseException | None = None
+    at_once: bool = False
+
+    def offer(self, piece: Piece) -> bool:
+        if self.at_once:
+            self.got.append(piece.frames)
+        return self.at_once
 
     async def send(self, piece: Piece) -> None:
         if self.raises is not None:
@@ -334,6 +342,15 @@ async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider
     await relay.run(Client())
     marked = health.targets.get("m")
     assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (provider, target, 0)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_is_accepted_at_once_is_not_sent_again(at_once: bool) -> None:
+    """Order and number are the same, whichever way a piece takes; the last one is always sent."""
+    client = Client(at_once=at_once)
+    relay, _ = carrier(Script([MORE, ROLE, Piece(b"end", done=True)]), WORD)
+    await relay.run(client)
+    assert client.got == [b"word", b"more", b"role", b"end", "[DONE]"]
 
 
 async def test_a_client_that_leaves_while_we_wait_for_more() -> None:

@@ -11,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from manallm_proxy.errors import InvalidRequest, KeyRejected
+from manallm_proxy.exchange import REQUIRED
 from manallm_proxy.schema import Head, Usage, error_body, split_object, vector_length
+from manallm_proxy.upstream import Endpoint
 
 CHAT: tuple[str, type] = ("messages", list)
 
@@ -91,6 +93,19 @@ def test_bad_input_names_its_param(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=word) as told:
         read(body)
     assert told.value.param == param
+
+
+@pytest.mark.parametrize("prompt", [b"{}", b"3", b"true"])
+def test_a_prompt_of_a_wrong_type_is_told(prompt: bytes) -> None:
+    """Found by schemathesis: where null is allowed too, it was a 500."""
+    with pytest.raises(InvalidRequest, match="'prompt' must be a string or an array or null"):
+        Head.read(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS])
+
+
+@pytest.mark.parametrize("prompt", [b"null", b'""', b"[]"])
+def test_what_a_prompt_may_be(prompt: bytes) -> None:
+    """null is the beginning of a text."""
+    assert Head.read(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS]).model == ""
 
 
 @pytest.mark.parametrize("number", [b"9" * 5000, b"-" + b"9" * 5000, b"1e999", b"0." + b"1" * 5000])

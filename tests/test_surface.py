@@ -14,6 +14,8 @@ import pytest
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
+pytestmark = pytest.mark.usefixtures("http")
+
 POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
@@ -257,11 +259,12 @@ async def test_what_a_client_sends_along_stays_here(tmp_path: Path) -> None:
         extra = "Set-Cookie: a=b\r\nServer: secret-engine\r\nAccess-Control-Allow-Origin: *\r\n"
         await connection.reply(b'{"choices":[{"index":0,"message":{"content":"x"}}]}', extra=extra)
 
-    async with upstream(each(with_cookie)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+    cors = {"origins": ["http://home"]}
+    async with upstream(each(with_cookie)) as gpu, proxy(settings({"gpu": openai(gpu.url)}, cors=cors), tmp_path) as p:
         sent = {
             "Authorization": "Bearer client",
             "Cookie": "c=1",
-            "Origin": "http://evil",
+            "Origin": "http://home",
             "Referer": "http://evil",
             "X-Forwarded-For": "1.2.3.4",
             "api-key": "client",
@@ -272,7 +275,8 @@ async def test_what_a_client_sends_along_stays_here(tmp_path: Path) -> None:
         }
         _, _, headers = await p.post("/v1/chat/completions", {"messages": []}, headers=sent)
         assert headers["x-request-id"] == "mine-1"
-        assert not headers.keys() & {"set-cookie", "access-control-allow-origin"}
+        assert "set-cookie" not in headers
+        assert headers["access-control-allow-origin"] == "http://home"
         assert "secret-engine" not in headers["server"]
         seen = gpu.posts[0].headers
         assert seen["x-request-id"] == "mine-1"
@@ -510,11 +514,34 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
         async with p.client.post(url, json={"messages": [], "stream": True}, headers=home) as response:
             assert response.headers["Access-Control-Allow-Origin"] == "http://home"
         async with p.client.post(url, json={"messages": []}, headers={"Origin": "http://evil"}) as response:
+            assert response.status == 403
             assert "Access-Control-Allow-Origin" not in response.headers
     async with proxy(LOOPBACK, tmp_path) as p:
         async with p.client.options(f"{p.url}/v1/models", headers=home) as response:
             assert response.status == 405
             assert "Access-Control-Allow-Origin" not in response.headers
+
+
+@pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1:3025", "http://home.evil", ""])
+async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) -> None:
+    """A page may send a POST that needs no preflight, or make its own name mean 127.0.0.1: browsers say where from."""
+    async with upstream(each(answers)) as gpu:
+        origins: list[str]
+        for origins in ([], ["http://home"]):
+            async with proxy(settings({"gpu": openai(gpu.url)}, cors={"origins": origins}), tmp_path) as p:
+                sent = {"Origin": origin, "Content-Type": "text/plain", "Host": "evil:3025"}
+                url = f"{p.url}/v1/chat/completions"
+                async with p.client.post(url, data=b'{"messages":[]}', headers=sent) as response:
+                    assert response.status == 403
+                    error = (await response.json())["error"]
+                    assert (error["code"], "cors.origins" in error["message"]) == ("origin_not_allowed", True)
+                    assert "Access-Control-Allow-Origin" not in response.headers
+                assert '"status":403' in p.log.getvalue()
+        assert gpu.posts == []
+        for origins in (["*"], [origin or "http://home"]):
+            async with proxy(settings({"gpu": openai(gpu.url)}, cors={"origins": origins}), tmp_path) as p:
+                sent = {"Origin": origin or "http://home"}
+                assert (await p.post("/v1/chat/completions", {"messages": []}, headers=sent))[0] == 200
 
 
 async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:

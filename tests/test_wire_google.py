@@ -18,7 +18,6 @@ from aiohttp.test_utils import TestServer
 from attrs import define, field
 
 from manallm_proxy.chain import Entry, Target, Timeouts
-from manallm_proxy.connections import Connections
 from manallm_proxy.errors import (
     BadResponse,
     ConnectFailed,
@@ -43,6 +42,7 @@ from manallm_proxy.errors import (
     UpstreamSaid,
 )
 from manallm_proxy.schema import Head, Usage
+from manallm_proxy.session import Session
 from manallm_proxy.upstream import Call, Endpoint, Piece, Stream
 from manallm_proxy.wires import gemini_reply
 from manallm_proxy.wires.google import GoogleStream, GoogleUpstream
@@ -157,7 +157,7 @@ async def upstream(gemini: Gemini) -> AsyncIterator[GoogleUpstream]:
 
 
 def opened(base_url: str | None, **settings: Any) -> GoogleUpstream:
-    return GoogleUpstream("google", KEY, base_url, {"X-Ours": "yes"}, Connections(), **settings)
+    return GoogleUpstream("google", KEY, base_url, {"X-Ours": "yes"}, Session(), **settings)
 
 
 def entry(model: str = "gemini-2.5-flash", **times: float) -> Entry:
@@ -913,7 +913,7 @@ async def test_when_to_come_back(
 
 async def test_a_message_that_quotes_the_key(gemini: Gemini) -> None:
     """It leaves without it, and no longer than 500 characters."""
-    made = GoogleUpstream("google", "plain-secret", str(gemini.server.make_url("")), {}, Connections())
+    made = GoogleUpstream("google", "plain-secret", str(gemini.server.make_url("")), {}, Session())
     gemini.says(refusal(400, "INVALID_ARGUMENT", "plain-secret is bad " * 100), 400)
     error = await failed(made, chat())
     await made.close()
@@ -1004,7 +1004,7 @@ class _Names(AbstractResolver):
 async def test_names(answers: bool, kind: type[ProviderError]) -> None:
     """A name that is unknown, and one that is not looked up within ``connect``."""
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_Names(answers=answers)))
-    made = GoogleUpstream("google", KEY, "http://gemini.invalid", {}, Connections(pool=session))
+    made = GoogleUpstream("google", KEY, "http://gemini.invalid", {}, Session(pool=session))
     error = await failed(made, chat(), entry(connect=0.05))
     await made.close()
     assert type(error) is kind
@@ -1109,7 +1109,7 @@ async def test_it_is_not_probed(gemini: Gemini, upstream: GoogleUpstream) -> Non
 async def test_it_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK would take one from the environment, which the configuration has not named."""
     monkeypatch.setenv("GEMINI_API_KEY", "another")
-    session = Connections()
+    session = Session()
     with pytest.raises(ValueError, match="api_key"):
         GoogleUpstream("google", "", None, {}, session)
     await session.close()
@@ -1117,7 +1117,7 @@ async def test_it_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_closing_closes_the_session(gemini: Gemini) -> None:
     """The session is the upstream's own; what is called afterwards is a bug and says so."""
-    session = Connections()
+    session = Session()
     made = GoogleUpstream("google", KEY, None, {}, session)
     await made.close()
     assert session.closed

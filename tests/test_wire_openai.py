@@ -190,6 +190,7 @@ def test_recorded_streams_are_relayed(form: str) -> None:
     assert "".join(text for text in texts if isinstance(text, str)) == text
     for cut in range(len(stream) + 1):
         assert play(stream[:cut], stream[cut:])[0] == whole
+    assert play(*parts, DONE)[0] == whole
 
 
 @pytest.mark.parametrize("form", RECORDED)
@@ -821,3 +822,15 @@ def test_no_chunk_breaks_the_relay(chunks: list[dict[str, Any]], whole: bool) ->
     for line in out.split(b"\n\n")[:-1]:
         sent = json.loads(line[6:])
         assert sent.get("model", "p/org/m") == "p/org/m"
+
+
+@given(st.lists(CHUNKS | st.just({"model": "m", "choices": [{"delta": {"content": "x"}}]}), max_size=6))
+def test_events_one_by_one_or_all_at_once(chunks: list[dict[str, Any]]) -> None:
+    """The quick way that a lone event takes gives the bytes, the end and the usage of the long one."""
+    frames = [frame({"model": "m", "choices": [{"delta": {"content": "x"}}]}), *map(frame, chunks), DONE]
+    assert _outcome(*frames) == _outcome(b"".join(frames))
+
+
+def _outcome(*packets: bytes) -> tuple[bytes, str, object]:
+    out, last, translator = play(*packets)
+    return out, str(last.error), translator.usage

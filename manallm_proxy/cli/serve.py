@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import resource
 import sys
 from collections.abc import Callable, Mapping
 
@@ -17,6 +19,7 @@ def serve(config_file: str | None, host: str | None, port: int | None, environ: 
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
+    leave_no_core()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, environ, logs, host, port))
 
@@ -36,6 +39,16 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         # an address that is not there yet may come (a network that is late at boot): that is worth another try
         return 1 if error.errno == errno.EADDRNOTAVAIL else 78
     return 0
+
+
+def leave_no_core() -> None:
+    """Memory holds keys and prompts. 1, not 0: the kernel hands a core to a handler (``|...``) whatever the limit is,
+    but for this one (core(5), fs/coredump.c).
+    """
+    for limit in (1, 0):  # 1 is out of reach where the operator's hard limit is 0
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+            return
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -286,11 +286,14 @@ def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> Provid
     return RetryableStatus(f"{name} answered {status}", provider_status=status, retry_after=error.retry_after)
 
 
-def scrubbed(error: ProviderError, key: str | None) -> ProviderError:
-    """`error` without our key, should the provider have quoted it."""
-    if key and key in error.message:
-        error.message = error.message.replace(key, "[redacted]")
-        error.args = (error.message,)
+def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
+    """`error` without our secrets, should the provider have quoted one, in whichever of its fields."""
+    for secret in filter(None, secrets):
+        for name in ("message", "type", "code", "param", "detail"):
+            said = getattr(error, name)
+            if said and secret in said:
+                setattr(error, name, said.replace(secret, "[redacted]"))
+    error.args = (error.message,)
     return error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 from attrs import define, field
 
-from manallm_proxy.connections import Connections
+from manallm_proxy.session import Session
 
 
 @define(eq=False)
@@ -46,7 +46,7 @@ _EXCHANGE: Final[ContextVar[Exchange]] = ContextVar("exchange")
 class Door:
     """The part of ClientSession that the SDK uses. The SDK insists on one, and a subclass may not be made of it."""
 
-    _connections: Connections = field(repr=False)
+    _session: Session = field(repr=False)
 
     @property  # type: ignore[misc]  # object's can be written, this one need not
     def __class__(self) -> type:
@@ -57,7 +57,7 @@ class Door:
     ) -> aiohttp.ClientResponse:
         """Sends it our way: our limits, no redirects, our TLS and proxy, one more try where a pooled one was dead."""
         exchange = _EXCHANGE.get()
-        exchange.response = await self._connections.request(
+        exchange.response = await self._session.request(
             method,
             url,
             headers={**headers, "Accept-Encoding": "identity", "X-Request-Id": exchange.request_id},

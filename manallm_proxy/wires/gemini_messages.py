@@ -32,8 +32,8 @@ class Conversation:
     """``messages``, taken apart. `signed`: the model refuses tool calls in its history without a signature."""
 
     signed: bool
-    contents: list[types.Content] = field(factory=list)
-    _instructions: list[str] = field(factory=list)
+    contents: list[types.Content] = field(factory=list, repr=False)
+    _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
     """Id of a tool call -> its name. An id that is used again means the later call."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 from google.genai import types
 from pydantic import ValidationError
 
@@ -57,8 +57,8 @@ class Generation:
     """What ``generate_content`` is called with."""
 
     model: str
-    contents: list[types.Content]
-    config: types.GenerateContentConfig
+    contents: list[types.Content] = field(repr=False)
+    config: types.GenerateContentConfig = field(repr=False)
 
 
 @frozen
@@ -66,8 +66,8 @@ class Embedding:
     """What ``embed_content`` is called with, and how the vectors leave."""
 
     model: str
-    contents: list[types.Content]
-    config: types.EmbedContentConfig
+    contents: list[types.Content] = field(repr=False)
+    config: types.EmbedContentConfig = field(repr=False)
     is_cut: bool
     """Shorter vectors than the model's own, of a model that does not bring those to unit length."""
     as_base64: bool

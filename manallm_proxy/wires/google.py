@@ -19,7 +19,7 @@ from google.genai import errors, types
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.compose import Composer, embeddings_body
-from manallm_proxy.connections import Connections
+from manallm_proxy.connections import secrets_of
 from manallm_proxy.errors import (
     BadResponse,
     Disconnected,
@@ -30,8 +30,9 @@ from manallm_proxy.errors import (
     ReadTimeout,
 )
 from manallm_proxy.schema import Usage
+from manallm_proxy.session import Session
 from manallm_proxy.transport import transport_error
-from manallm_proxy.upstream import Answer, Call, Endpoint, Piece
+from manallm_proxy.upstream import Answer, Call, Endpoint, Offer, Piece
 from manallm_proxy.wires import gemini_reply, gemini_request
 from manallm_proxy.wires.classify import classify, scrubbed, widened
 from manallm_proxy.wires.gemini_door import Door, Exchange
@@ -45,7 +46,7 @@ _T = TypeVar("_T")
 
 
 class GoogleUpstream:
-    """One provider of kind ``google``. It owns `connections` and closes them."""
+    """One provider of kind ``google``. It owns `session` and closes it."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class GoogleUpstream:
         api_key: str,
         base_url: str | None,
         headers: Mapping[str, str],
-        connections: Connections,
+        session: Session,
         *,
         extra_retryable_statuses: frozenset[int] = frozenset(),
     ) -> None:
@@ -63,7 +64,8 @@ class GoogleUpstream:
         _quieten()
         self.name = name
         self._key = api_key.strip()
-        self._connections = connections
+        self._secrets = secrets_of(self._key, headers)
+        self._session = session
         self._extra_retryable_statuses = extra_retryable_statuses
         url = (base_url or BASE_URL).rstrip("/")
         versioned = _VERSIONED.fullmatch(url)
@@ -75,7 +77,7 @@ class GoogleUpstream:
                 api_version=versioned[2] if versioned else None,
                 headers=dict(headers),
                 retry_options=types.HttpRetryOptions(attempts=1),  # without it a reset costs up to 10 s of sleep
-                aiohttp_client=Door(connections),  # type: ignore[arg-type]  # it stands in for one
+                aiohttp_client=Door(session),  # type: ignore[arg-type]  # it stands in for one
                 async_client_args={"ssl": True},  # that is the session's own; else certificates are loaded for it
             ),
         )
@@ -139,7 +141,7 @@ class GoogleUpstream:
     async def close(self) -> None:
         await self._client.aio.aclose()
         self._client.close()
-        await self._connections.close()
+        await self._session.close()
 
     def failed(self, error: Exception, exchange: Exchange) -> ProxyError | None:
         """What `error`, raised by the SDK, means; None where it is a bug.
@@ -162,8 +164,8 @@ class GoogleUpstream:
         return BadResponse(f"{self.name}: its answer is not what Gemini's API promises", detail="not Gemini's JSON")
 
     def _told(self, error: ProviderError) -> ProviderError:
-        """`error` as configured, and without our key, should the provider have quoted it."""
-        return scrubbed(widened(error, self.name, self._extra_retryable_statuses), self._key)
+        """`error` as configured, and without our secrets, should the provider have quoted it."""
+        return scrubbed(widened(error, self.name, self._extra_retryable_statuses), *self._secrets)
 
 
 def _quieten() -> None:
@@ -201,7 +203,7 @@ class GoogleStream:
     def usage(self) -> Usage | None:
         return self._reader.usage
 
-    async def next(self) -> Piece:
+    async def next(self, offer: Offer | None = None) -> Piece:
         """See `upstream.Stream`."""
         try:
             async with asyncio.timeout(self._idle) as self._waiting:

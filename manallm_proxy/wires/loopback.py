@@ -12,7 +12,7 @@ from manallm_proxy.chain import Entry
 from manallm_proxy.compose import Composer, Delta, embeddings_body
 from manallm_proxy.errors import FirstByteTimeout, InvalidRequest, ProviderError
 from manallm_proxy.schema import Usage, decode
-from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Piece
+from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Offer, Piece
 
 TEXT = (
     "This is manallm-proxy's built-in loopback provider: the proxy works, but no model was reached. ",
@@ -71,7 +71,7 @@ class LoopbackStream:
     commentable: bool = True
     _left: list[str] = field(factory=lambda: list(TEXT))
 
-    async def next(self) -> Piece:
+    async def next(self, offer: Offer | None = None) -> Piece:
         if self._left:
             return Piece(events=(self._composer.chunk(Delta(content=self._left.pop(0))),), says=True)
         events = [self._composer.chunk(Delta(finish="stop"))]

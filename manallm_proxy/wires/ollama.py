@@ -150,7 +150,7 @@ class OllamaTranslator:
     _composer: Composer
     usage: Usage | None = None
     commentable: bool = True
-    _held: bytearray = field(factory=bytearray)
+    _held: bytearray = field(factory=bytearray, repr=False)
     _called: bool = False
 
     def feed(self, data: bytes) -> Piece:

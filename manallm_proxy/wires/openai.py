@@ -70,7 +70,7 @@ class OpenAIWire:
         self.asks_usage = False
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
-        values, spans = reply_object(body)
+        values, spans = reply_object(body, None if call.endpoint is Endpoint.EMBEDDINGS else "model")
         refuse_error(values)
         if call.endpoint is Endpoint.EMBEDDINGS:
             require_list(values, "data")

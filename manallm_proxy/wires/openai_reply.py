@@ -19,9 +19,10 @@ def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
     return data[: span[0]] + model + data[span[1] :]
 
 
-def reply_object(body: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """See `split_object`; whatever is wrong is the provider's."""
     try:
-        return split_object(body)
+        return split_object(body, last)
     except InvalidRequest:
         detail = "empty body" if not body.strip() else "html" if body.lstrip()[:1] == b"<" else "not a JSON object"
         raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None

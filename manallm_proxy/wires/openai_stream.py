@@ -48,14 +48,16 @@ class EventRelay:
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
     _model: bytes = b""
-    _old_front: bytes = b""
-    _new_front: bytes = b""
+    _old_front: bytes = field(default=b"", repr=False)
+    _new_front: bytes = field(default=b"", repr=False)
     """All chunks of a stream begin alike up to their model: what that looks like, and what it becomes."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> Piece:
+        if self._is_plain(data):
+            return Piece(b"data: " + self._new_front + data[len(b"data: ") + len(self._old_front) :])
         try:
             frames = self._decoder.feed(data)
         except sse.FrameTooLong:
@@ -86,6 +88,22 @@ class EventRelay:
         except DecodeErrors:
             n = 1
         return len(self._finished) >= (n if isinstance(n, int) and n > 0 else 1)
+
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether this is one event as most are: whole, alone, nothing in it but more of what is said already."""
+        return (
+            self._said
+            and bool(self._old_front)
+            and data.startswith(self._old_front, len(b"data: "))
+            and data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and b"error" not in data
+            and self._decoder.is_between
+            and not _FINISH.search(data)
+            and not _USAGE.search(data)
+        )
 
     def _pieces(self, frames: list[sse.Frame]) -> Piece:
         out: list[bytes] = []
@@ -219,7 +237,7 @@ class Sniffer:
     _call: Call
     _target: Target
     _relay: EventRelay
-    _held: bytes = b""
+    _held: bytes = field(default=b"", repr=False)
     _is_sse: bool | None = None
 
     @property

@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 
-CONNECTIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {"aiohttp": lambda patch: None}
+from manallm_proxy import client
+from manallm_proxy.pool import Pool
+from manallm_proxy.session import SessionConnections
+
+CONNECTIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "pool": lambda patch: patch.setattr(client, "connections_to", Pool),
+    "session": lambda patch: patch.setattr(client, "connections_to", SessionConnections),
+}
 """Implementations of the seam to a provider, and how each is put in place of the one that is built in."""
 
 

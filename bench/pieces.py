@@ -1,0 +1,195 @@
+"""The pure pieces of the hot path, each as a function that does its work once; `compare` measures them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from manallm_proxy import sse
+from manallm_proxy.board import Board
+from manallm_proxy.chain import Chain, Entry, Target
+from manallm_proxy.errors import ConnectFailed
+from manallm_proxy.failover import Walk
+from manallm_proxy.health import Health, Permit, Policy
+from manallm_proxy.schema import Head
+from manallm_proxy.upstream import Call, Endpoint
+from manallm_proxy.wires import Wire
+from manallm_proxy.wires.ollama import OllamaWire
+from manallm_proxy.wires.openai import OpenAIWire
+
+Piece = Callable[[], object]
+
+ENTRY: Final = Entry(Target("near", "bench"))
+WORDS: Final = "What is the answer to the question? "
+CHUNK: Final = {"id": "c", "object": "chat.completion.chunk", "created": 1767225600, "model": "bench"}
+
+
+def body(size: int, *, stream: bool = False) -> bytes:
+    """A chat whose prompt has `size` characters."""
+    user = {"role": "user", "content": (WORDS * (size // len(WORDS) + 1))[:size]}
+    messages = [{"role": "system", "content": "Be brief."}, user]
+    return json.dumps({"model": "mana/bench", "messages": messages, "temperature": 0.5, "stream": stream}).encode()
+
+
+def call(data: bytes) -> Call:
+    return Call(Endpoint.CHAT, Head.read(data, ("messages", list)), data, "id-1")
+
+
+def completion() -> bytes:
+    """An OpenAI answer of about 1 KB."""
+    message = {"role": "assistant", "content": WORDS * 18, "refusal": None}
+    usage = {"prompt_tokens": 12, "completion_tokens": 100, "total_tokens": 112}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return json.dumps({**CHUNK, "object": "chat.completion", "choices": choices, "usage": usage}).encode()
+
+
+def openai_events(count: int) -> list[bytes]:
+    """A stream of `count` chunks, as each read brings it."""
+
+    def event(delta: dict[str, str], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return sse.event(json.dumps({**CHUNK, "choices": [choice]}).encode())
+
+    words = [event({"content": f"word {number} of the answer"}) for number in range(count)]
+    return [event({"role": "assistant", "content": ""}), *words, event({}, "stop"), sse.DONE]
+
+
+def ollama_lines(count: int) -> list[bytes]:
+    def line(text: str, **more: object) -> bytes:
+        said = {"role": "assistant", "content": text}
+        row = {"model": "bench", "created_at": "2026-01-01T00:00:00Z", "message": said, "done": False, **more}
+        return json.dumps(row).encode() + b"\n"
+
+    words = [line(f"word {number} of the answer") for number in range(count)]
+    return [*words, line("", done=True, done_reason="stop", prompt_eval_count=12, eval_count=count)]
+
+
+def finish(coroutine: Coroutine[Any, Any, object]) -> object:
+    """Runs what never waits, without a loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waits")
+
+
+# -- the pieces --------------------------------------------------------------------------------------------------------
+
+
+def walk(failures: int) -> Piece:
+    """A chain whose first `failures` targets cannot be reached, and whose next one serves."""
+    chain = Chain("mana/bench", tuple(Entry(Target(f"p{number}", "bench")) for number in range(failures + 1)))
+    policy = Policy(failure_threshold=1_000_000_000)  # each run finds the chain as the first one did
+
+    async def attempt(entry: Entry) -> bool:
+        if entry.target.provider != f"p{failures}":
+            raise ConnectFailed("refused")
+        return True
+
+    board = Board({entry.target.provider: Health(policy) for entry in chain}, lambda: 1.0, lambda event: None)
+
+    def once() -> None:
+        served = finish(Walk(chain, board, "id-1").run(attempt, "mana/bench"))
+        board.served(chain.entries[failures].target, served.permit)  # type: ignore[attr-defined]
+
+    return once
+
+
+def health() -> Piece:
+    known = Health()
+
+    def once() -> None:
+        permit = known.admit("bench", 1.0)
+        assert isinstance(permit, Permit)
+        permit.began()
+        permit.served(2.0)
+
+    return once
+
+
+def refusal() -> Piece:
+    known = Health()
+    for _ in range(2):
+        known.probed(ConnectFailed("refused"), 1.0)
+    return lambda: known.admit("bench", 2.0)
+
+
+def frames(events: list[bytes]) -> Piece:
+    def once() -> None:
+        decoder = sse.Decoder()
+        for event in events:
+            decoder.feed(event)
+
+    return once
+
+
+def head(size: int) -> Piece:
+    data = body(size)
+    return lambda: Head.read(data, ("messages", list))
+
+
+def request(wire: Wire, size: int) -> Piece:
+    asked = call(body(size, stream=True))
+    return lambda: wire.request(asked, ENTRY)
+
+
+def answer() -> Piece:
+    wire, asked, data = OpenAIWire(), call(body(1000)), completion()
+    return lambda: wire.answer(asked, ENTRY, data)
+
+
+def translation(wire: Wire, reads: list[bytes], content_type: str) -> Piece:
+    asked = call(body(1000, stream=True))
+
+    def once() -> None:
+        translator = wire.translator(asked, ENTRY, content_type)
+        for read in reads:
+            translator.feed(read)
+
+    return once
+
+
+def gemini(count: int) -> Piece:
+    """From the SDK's objects on: its own parsing is not ours to mend."""
+    from google.genai import types
+
+    from manallm_proxy.compose import Composer
+    from manallm_proxy.wires.gemini_reply import Reader
+
+    def chunk(text: str, reason: types.FinishReason | None = None) -> types.GenerateContentResponse:
+        content = types.Content(role="model", parts=[types.Part(text=text)])
+        return types.GenerateContentResponse(candidates=[types.Candidate(content=content, finish_reason=reason)])
+
+    chunks = [chunk(f"word {number} of the answer") for number in range(count)] + [chunk("", types.FinishReason.STOP)]
+    asked = call(body(1000, stream=True))
+
+    def once() -> None:
+        reader, composer = Reader(), Composer(asked, ENTRY.target)
+        for reply in chunks:
+            for delta in reader.deltas(reply):
+                composer.chunk(delta)
+
+    return once
+
+
+def every() -> dict[str, Piece]:
+    """By what a person calls them."""
+    events, stream = openai_events(100), "text/event-stream"
+    return {
+        "nothing": lambda: None,
+        "walk: the first target serves": walk(0),
+        "walk: the third target serves": walk(2),
+        "health: admitted, began, served": health(),
+        "health: an open circuit refuses": refusal(),
+        "sse: 100 frames, a read each": frames(events),
+        "sse: 100 frames in one read": frames([b"".join(events)]),
+        "head: 1 KB": head(1000),
+        "head: 200 KB": head(200_000),
+        "openai: a request": request(OpenAIWire(), 1000),
+        "openai: an answer": answer(),
+        "openai: a stream of 100 chunks": translation(OpenAIWire(), events, stream),
+        "ollama: a request": request(OllamaWire(), 1000),
+        "ollama: a stream of 100 lines": translation(OllamaWire(), ollama_lines(100), "application/x-ndjson"),
+        "gemini: a stream of 100 chunks": gemini(100),
+    }

@@ -1,0 +1,42 @@
+"""``hash-key``: a new client key, and the entry of the configuration that lets it in."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+from typing import Final
+
+from manallm_proxy.access import digest_of
+from manallm_proxy.settings import KEY_NAME
+
+PREFIX: Final = "sk-mana-"
+"""So that people, and scanners for leaked secrets, see what it is."""
+
+
+def hash_key(name: str) -> int:
+    """2 where no key may have that name. The key is shown this once, and kept nowhere."""
+    if re.fullmatch(KEY_NAME, name) is None:
+        print("a key's name is letters, digits, '.', '_' and '-', at most 64 of them", file=sys.stderr)
+        return 2
+    key = PREFIX + secrets.token_urlsafe(32)
+    print(ENTRY.format(key=key, name=name, digest=digest_of(key)))
+    return 0
+
+
+ENTRY: Final = """\
+The key, shown this once. Give it to {name}, who sends it as 'Authorization: Bearer KEY':
+
+  {key}
+
+Its entry for proxy.yaml; then reload the proxy:
+
+auth:
+  keys:
+    - name: {name}
+      sha256: "{digest}"
+      models: ["*"]                 # aliases and provider/model; '*' is any text
+      # requests_per_minute: 60
+      # concurrent_requests: 4
+      # admin: true                 # opens /metrics and /v1/health too\
+"""

@@ -1,0 +1,141 @@
+"""What is fuzzed: each target takes bytes, and raises where a promise is broken.
+
+The first byte says where the rest is cut, so that a fuzzer finds cuts as it finds bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+from unittest.mock import Mock
+
+from aiohttp import web
+
+from manallm_proxy import sse
+from manallm_proxy.errors import InvalidRequest, ProviderError
+from manallm_proxy.events import Event
+from manallm_proxy.schema import Head
+from manallm_proxy.server import Runner
+from manallm_proxy.upstream import Endpoint
+from manallm_proxy.wires.openai import OpenAIWire
+from tests import test_wire_ollama as ollama
+from tests import test_wire_openai as openai
+
+Target = Callable[[bytes], None]
+
+
+def cut(data: bytes) -> tuple[bytes, list[bytes]]:
+    """The bytes, and the same in pieces of a length that the first one names."""
+    size, whole = (data[0] % 31 + 1, data[1:]) if data else (1, b"")
+    return whole, [whole[at : at + size] for at in range(0, len(whole), size)]
+
+
+def events(data: bytes) -> None:
+    """SSE frames: the same data however it is cut, and every line is kept."""
+    whole, pieces = cut(data)
+
+    def read(parts: list[bytes]) -> list[sse.Frame]:
+        decoder = sse.Decoder()
+        frames = [frame for part in parts for frame in decoder.feed(part)]
+        rest = decoder.close()
+        return [*frames, sse.parse(rest)] if rest else frames
+
+    def lines(raw: bytes) -> list[bytes]:
+        return [line for line in raw.replace(b"\r", b"\n").split(b"\n") if line]
+
+    frames, once = read(pieces), read([whole])
+    assert [(f.data, f.event, f.fields) for f in frames] == [(f.data, f.event, f.fields) for f in once]
+    assert lines(b"".join(f.raw for f in frames)) == lines(whole.removeprefix(b"\xef\xbb\xbf"))
+
+
+def openai_stream(data: bytes) -> None:
+    """A relayed stream ends in an end or an error, and never has ``[DONE]`` before its end."""
+    whole, pieces = cut(data)
+    for parts in (pieces, [whole]):
+        out, piece, _ = openai.play(*parts)
+        assert piece.done is not (piece.error is not None)
+        assert out.count(b"data: [DONE]") <= whole.count(b"[DONE]")
+
+
+def ndjson(data: bytes) -> None:
+    """Ollama's lines: the same events however they are cut, and an end or an error."""
+    whole, pieces = cut(data)
+    told, piece = ollama.poured(pieces)
+    once, last = ollama.poured([whole])
+    assert piece.done is not (piece.error is not None)
+    assert piece.done == last.done
+    assert not piece.done or told == once
+
+
+def bodies(data: bytes) -> None:
+    """Whole answers and refusals: an answer, or a provider's failure."""
+    for of in (openai.call(), openai.call(Endpoint.EMBEDDINGS)):
+        with contextlib.suppress(ProviderError):
+            json.loads(OpenAIWire().answer(of, openai.ENTRY, data).body)
+    for status in (400, 404, 429, 500):
+        for wire in (OpenAIWire(), ollama.WIRE):
+            assert wire.failure(status, {}, data).message
+
+
+def request(data: bytes) -> None:
+    """A request's body is refused, or rewritten to sound JSON with the target's model."""
+    try:
+        head = Head.read(data, ("messages", list))
+    except InvalidRequest:
+        return
+    sent = json.loads(head.rewrite(data, "p/m", ask_usage=True))
+    assert (sent["model"], sent["stream_options"]["include_usage"]) == ("p/m", True)
+
+
+_LOOP: Final = asyncio.new_event_loop()
+_SOUND: Final = re.compile(rb"HTTP/1\.[01] \d{3} ")
+
+
+def http(data: bytes) -> None:
+    """Bytes on a connection: each answer is one of ours, nothing is repeated, and none comes behind a refusal."""
+    _, pieces = cut(data)
+    _LOOP.run_until_complete(_connection(pieces))
+
+
+async def _connection(pieces: list[bytes]) -> None:
+    async def echo(asked: web.Request) -> web.Response:
+        return web.Response(text=str(len(await asked.read())))
+
+    told: list[Event] = []
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", echo)
+    runner = Runner(app, header=256, patience=lambda: 60.0, observe=told.append)
+    await runner.setup()
+    assert runner.server is not None
+    connection: Any = runner.server()
+    wire = Mock(spec=asyncio.Transport)
+    wire.is_closing.return_value = False
+    wire.get_extra_info.return_value = None
+    connection.connection_made(wire)
+    for piece in pieces:
+        connection.data_received(piece)
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    sent = b"".join(bytes(part) for call in wire.write.call_args_list for part in call.args)
+    sent += b"".join(bytes(part) for call in wire.writelines.call_args_list for part in call.args[0])
+    assert not sent or _SOUND.match(sent)
+    refusals = sent.count(b'"source":"manallm-proxy"')
+    assert refusals <= 1
+    assert len(told) >= refusals
+    connection.connection_lost(None)
+    await runner.cleanup()
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "events": events,
+    "openai_stream": openai_stream,
+    "ndjson": ndjson,
+    "bodies": bodies,
+    "request": request,
+    "http": http,
+}

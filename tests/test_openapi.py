@@ -1,0 +1,186 @@
+"""The description of our surface against the surface itself: routes, statuses, and what really comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from manallm_proxy import __version__
+from manallm_proxy.description import description
+from manallm_proxy.errors import ProviderError, ProxyError
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, answers, each, status, upstream
+
+DOCUMENT: dict[str, Any] = json.loads(description())
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+METHODS = {"get", "post"}
+
+
+def at(reference: str) -> Any:
+    """What a ``$ref`` points to."""
+    found: Any = DOCUMENT
+    for step in reference.removeprefix("#/").split("/"):
+        found = found[step.replace("~1", "/").replace("~0", "~")]
+    return found
+
+
+def resolved(value: dict[str, Any]) -> dict[str, Any]:
+    return resolved(at(value["$ref"])) if "$ref" in value else value
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method, operation."""
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in resolved(item).items():
+            if method in METHODS:
+                yield path, method, operation
+
+
+def matches(schema: dict[str, Any], value: object, what: str) -> None:
+    """Fails with every place at which `value` is not what `schema` says."""
+    validator = Draft202012Validator(
+        {**schema, "components": DOCUMENT["components"]}, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+    wrong = [f"{what} {error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+    assert wrong == []
+
+
+def conforms(path: str, method: str, code: int, headers: dict[str, str], body: bytes) -> None:
+    """An answer is one of those that its operation describes: status, type, shape, headers."""
+    responses = next(operation for p, m, operation in operations() if (p, m) == (path, method))["responses"]
+    what = f"{method} {path} {code}"
+    told = resolved(responses.get(str(code)) or responses[f"{code // 100}XX"])
+    content_type = headers["content-type"].partition(";")[0]
+    assert content_type in told["content"], what
+    schema = told["content"][content_type]["schema"]
+    matches(schema, json.loads(body) if content_type == "application/json" else body.decode(), what)
+    for name, header in told.get("headers", {}).items():
+        matches(resolved(header)["schema"], headers[name.lower()], f"{what} {name}")
+
+
+def test_routes_are_described_and_served_both() -> None:
+    """Neither a route that is not described, nor a description of one that is not there; HEAD goes without saying."""
+    from manallm_proxy.web import Web
+
+    app = Web.application(Web.__new__(Web))
+    served = {
+        (resource.canonical, route.method.lower())
+        for resource in app.router.resources()
+        for route in resource
+        if route.method != "HEAD"
+    }
+    assert {(path, method) for path, method, _ in operations()} == served
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_one() -> None:
+    """Also those that no answer of these tests uses."""
+
+    def visit(value: Any) -> None:
+        if isinstance(value, dict):
+            if isinstance(value.get("$ref"), str):
+                at(value["$ref"])
+            for inner in value.values():
+                visit(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                visit(inner)
+
+    visit(DOCUMENT)
+    for schema in DOCUMENT["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    assert DOCUMENT["info"]["version"] == __version__
+
+
+def test_every_status_that_an_error_may_have_is_described() -> None:
+    """By number where it is ours."""
+    kinds: list[type[ProxyError]] = [ProxyError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    described = at("#/paths/~1v1~1chat~1completions/post/responses").keys()
+    ours = {str(kind.status) for kind in kinds if kind.__module__.startswith("manallm_proxy")}
+    assert ours - {"405"} <= described  # which a POST cannot get
+    assert {"4XX", "502", "504"} <= described
+    assert issubclass(ProviderError, ProxyError)
+
+
+async def sound(connection: Connection, seen: Seen) -> None:
+    """A provider that knows legacy completions too."""
+    if "prompt" not in seen.json or seen.json.get("stream"):
+        await answers(connection, seen)
+        return
+    choice = {"index": 0, "text": "x", "finish_reason": "stop", "logprobs": None}
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m"}
+    await connection.reply({**head, "choices": [choice]})
+
+
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    *[("post", path, {"json": HI}) for path in ("/v1/chat/completions", "/chat/completions")],
+    *[("post", path, {"json": {"prompt": "x"}}) for path in ("/v1/completions", "/completions")],
+    *[("post", path, {"json": {"input": ["x", "y"]}}) for path in ("/v1/embeddings", "/embeddings")],
+    ("post", "/v1/embeddings", {"json": {"input": "x", "encoding_format": "base64"}}),
+    ("post", "/v1/chat/completions", {"json": {**HI, "stream": True}}),
+    ("post", "/v1/completions", {"json": {"prompt": "x", "stream": True}}),
+    *[("post", f"/v1/{at}", {"data": b"{"}) for at in ("chat/completions", "completions", "embeddings")],
+    ("post", "/v1/chat/completions", {"json": {**HI, "model": "mana/nosuch"}}),
+    ("post", "/v1/chat/completions", {"json": {**HI, "model": 3}}),
+    ("post", "/v1/chat/completions", {"data": b"x" * 2000}),
+    ("post", "/v1/chat/completions", {"data": b"x", "headers": {"Content-Encoding": "gzip"}}),
+    ("post", "/v1/chat/completions", {"json": HI, "headers": {"Origin": "http://evil"}}),
+    ("post", "/v1/chat/completions", {"json": HI, "headers": {"Expect": "x"}}),
+    ("post", "/v1/chat/completions", {"json": HI, "headers": {"X": "y" * 20_000}}),
+    *[("get", path, {}) for path in ("/v1/models", "/models", "/v1/aliases", "/aliases", "/v1/health")],
+    *[("get", path, {}) for path in ("/health", "/readyz", "/metrics", "/openapi.json", "/")],
+]
+
+
+@pytest.mark.parametrize("kind", ["loopback", "openai", "none"])
+async def test_answers_are_as_described(tmp_path: Path, kind: str) -> None:
+    """Good and bad, of a provider that we compose for, of one that we relay, and of none that could be reached."""
+    async with upstream(each(sound), ["m"]) as gpu:
+        providers = {
+            "loopback": {"kind": "loopback"},
+            "openai": openai(gpu.url),
+            "none": openai("http://127.0.0.1:9"),
+        }
+        config = settings({kind: providers[kind]}, limits={"body": 1000})
+        async with proxy(config, tmp_path) as p:
+            codes = [await ask(p, method, path, path, **options) for method, path, options in REQUESTS]
+            assert set(codes) >= {400, 403, 404, 413, 415, 417, 431, 503 if kind == "none" else 200}
+            for path in ("/v1/models/mana/test", f"/models/{kind}/m", "/v1/models/nosuch/m"):
+                prefix = "/v1" if path.startswith("/v1") else ""
+                await ask(p, "get", f"{prefix}/models/{{id}}", path)
+
+
+async def ask(p: Proxy, method: str, described: str, path: str, **options: Any) -> int:
+    """The status of one answer, once it conforms."""
+    async with p.client.request(method, p.url + path, **options) as response:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        conforms(described, method, response.status, headers, await response.read())
+        return response.status
+
+
+@pytest.mark.parametrize("line", ["400 B", "401 U", "402 P", "404 N", "422 U", "429 T", "500 I", "503 S", "302 F"])
+async def test_providers_failures_are_as_described(tmp_path: Path, line: str) -> None:
+    """Alone in its chain, and with a target of its own name."""
+    body = {"error": {"message": "no", "type": None, "code": 7, "param": ["x"]}}
+    async with upstream(each(status(line, body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        for stream in (False, True):
+            assert await ask(p, "post", *["/v1/chat/completions"] * 2, json={**HI, "stream": stream}) >= 400
+        await ask(p, "get", "/v1/health", "/v1/health")
+
+
+async def test_it_is_served(tmp_path: Path) -> None:
+    """With a type that tools expect; HEAD as well."""
+
+    async def refuses(connection: Connection, seen: Seen) -> None:
+        raise AssertionError("nobody is asked")
+
+    async with upstream(each(refuses)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        assert await p.get("/openapi.json") == (200, DOCUMENT)
+        async with p.client.head(f"{p.url}/openapi.json") as response:
+            assert (response.status, response.content_type) == (200, "application/json")

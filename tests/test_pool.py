@@ -1,0 +1,455 @@
+"""Our own HTTP/1.1 connections: framing, reuse, backpressure, limits. What both kinds of connections share is
+in test_client.py; here is what only ours do, or do their own way."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy import pool as pool_module
+from manallm_proxy.connections import HEAD_LIMIT, KEEP_ALIVE, Address
+from manallm_proxy.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError
+from manallm_proxy.http1 import PILE, Connection, Response
+from manallm_proxy.pool import Pool
+from tests import upstreams
+from tests.upstreams import Seen, each, upstream
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+class Wire(asyncio.Transport):
+    """A transport in memory: what was written, and whether it is read or gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.reading = True
+        self.gone = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def abort(self) -> None:
+        self.gone = True
+
+
+class Home:
+    """Keeps what comes back."""
+
+    def __init__(self) -> None:
+        self.kept: list[Connection] = []
+        self.watched: list[float] = []
+
+    def keep(self, connection: Connection) -> None:
+        self.kept.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Nothing."""
+
+    def watch(self, until: float) -> None:
+        self.watched.append(until)
+
+
+def asked() -> tuple[Connection, Response, Wire, Home]:
+    """A connection with a request under way."""
+    wire, home = Wire(), Home()
+    connection = Connection("gpu", home, asyncio.get_running_loop())
+    connection.connection_made(wire)
+    return connection, connection.send(b"GET / HTTP/1.1\r\n\r\n", b""), wire, home
+
+
+async def body_of(response: Response) -> bytes:
+    parts = []
+    while part := await response.read():
+        parts.append(part)
+    return b"".join(parts)
+
+
+WHOLE = {
+    "a length": (OK, b"hi"),
+    "chunks": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x=y\r\nh\r\n1\r\ni\r\n0\r\nT: x\r\n\r\n",
+        b"hi",
+    ),
+    "a hint before it": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hi"),
+    "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+    "no reason phrase": (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+    "gzip": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(packed := gzip.compress(b"hi" * 99)), packed),
+        b"hi" * 99,
+    ),
+    "deflate": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(packed := zlib.compress(b"hi" * 99)), packed),
+        b"hi" * 99,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+async def test_an_answer_cut_anywhere_is_the_same(what: str) -> None:
+    """At every byte: the same body, and the connection is free again."""
+    raw, body = WHOLE[what]
+    for at in range(len(raw) + 1):
+        connection, response, _, home = asked()
+        connection.data_received(raw[:at]) if at else None
+        connection.data_received(raw[at:]) if raw[at:] else None
+        await response.head(None)
+        assert await body_of(response) == body
+        response.release()
+        assert home.kept == [connection]
+        connection.connection_lost(None)
+
+
+async def test_until_the_end_of_the_connection() -> None:
+    """HTTP/1.0's way; such a connection is not used again. A reset is no end."""
+    for error in (None, ConnectionResetError()):
+        connection, response, _, home = asked()
+        connection.data_received(b"HTTP/1.0 200 OK\r\n\r\nhi")
+        await response.head(None)
+        connection.connection_lost(error)
+        if error is None:
+            assert await body_of(response) == b"hi"
+        else:
+            with pytest.raises(Disconnected):
+                await body_of(response)
+        response.release()
+        assert home.kept == []
+
+
+BROKEN = {
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "length and chunks": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "another coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nab",
+    "chunked twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "a bare line feed": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nhi",
+    "a folded line": b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\nhi"[:30] + b"\x00\r\n\r\n",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+    "HTTP/2": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "a chunk's wrong size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    "an unknown encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nhi",
+    "no gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi",
+    "half a gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 12\r\n\r\n" + gzip.compress(b"")[:12],
+    "an endless head": b"HTTP/1.1 200 OK\r\nA: " + b"x" * (HEAD_LIMIT + 1),
+    "a long head": b"HTTP/1.1 200 OK\r\n" + b"A: xxxxxx\r\n" * 10_000 + b"Content-Length: 2\r\n\r\nhi",
+    "an endless trailer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + b"x" * (HEAD_LIMIT + 1),
+    "an endless chunk extension": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * (HEAD_LIMIT + 1),
+    "hints without end": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 2000,
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("size", [7, 4096, 10**6])
+async def test_framing_errors_end_the_connection(what: str, size: int) -> None:
+    """In however many packets: BadResponse, never half an answer taken for a whole, and no second use."""
+    connection, response, wire, home = asked()
+    raw = BROKEN[what]
+    for at in range(0, len(raw), size):
+        if not wire.gone:
+            connection.data_received(raw[at : at + size])
+
+    async def whole() -> bytes:
+        await response.head(None)
+        return await body_of(response)
+
+    with pytest.raises(BadResponse):
+        await whole()
+    response.close()
+    assert home.kept == []
+    assert wire.gone
+
+
+@pytest.mark.parametrize("surplus", [b"x", OK, b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize("together", [True, False])
+async def test_what_nobody_asked_for_is_nobodys_answer(surplus: bytes, together: bool) -> None:
+    """Behind a whole answer: that one counts, and the connection is not used again (response splitting)."""
+    connection, response, wire, _ = asked()
+    if together:
+        connection.data_received(OK + surplus)
+    else:
+        connection.data_received(OK)
+    await response.head(None)
+    assert await body_of(response) == b"hi"
+    response.release()
+    if not together:
+        connection.data_received(surplus)
+    assert wire.gone
+    assert not connection.open
+
+
+async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
+    """Above PILE bytes; it goes on when somebody reads."""
+    connection, response, wire, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * PILE)
+    assert wire.reading
+    connection.data_received(b"x")
+    assert not wire.reading
+    assert len(await response.read()) == PILE + 1
+    waiting = asyncio.ensure_future(response.read())
+    await asyncio.sleep(0)
+    assert wire.reading
+    waiting.cancel()
+
+
+async def test_parts_are_pushed_to_who_takes_them() -> None:
+    """In the call in which they arrive; what is not taken, and the end, wake the reader; nothing twice."""
+    connection, response, _, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+    taken: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        if data == b"no":
+            return False
+        taken.append(data)
+        return True
+
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    connection.data_received(b"a")
+    connection.data_received(b"bc")
+    assert taken == [b"a", b"bc"]
+    assert response.silent_since is not None
+    connection.data_received(b"no")
+    assert await reading == b"no"
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    connection.data_received(b"d")
+    assert await reading == b""
+    assert taken == [b"a", b"bc", b"d"]
+
+
+async def test_what_comes_while_the_reader_sleeps_comes_once() -> None:
+    """uvloop hands over several packets in one turn: what was refused is read alone, the rest behind it, in order."""
+    connection, response, wire, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    offered: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        offered.append(data)
+        return data == b"a"
+
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    for part in (b"a", b"b", b"c", b"d"):
+        connection.data_received(part)
+    assert await reading == b"b"
+    assert offered == [b"a", b"b"]
+    assert await response.read(take) == b"cd"
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    connection.data_received(b"e")
+    connection.data_received(b"x" * PILE)
+    assert wire.reading
+    connection.data_received(b"x")
+    assert not wire.reading
+    assert await reading == b"e"
+    response.close()
+
+
+async def test_a_bug_in_who_takes_reaches_the_reader() -> None:
+    """Not the event loop."""
+    connection, response, _, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    reading = asyncio.ensure_future(response.read(lambda data: bool(1 / 0)))
+    await asyncio.sleep(0)
+    connection.data_received(b"a")
+    with pytest.raises(ZeroDivisionError):
+        await reading
+    response.close()
+
+
+async def test_a_wait_has_an_end() -> None:
+    """One timer of the pool's serves all; it fires for those whose time is over, and is set anew for the others."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def silent(connection: upstreams.Connection) -> None:
+        await connection.request()
+        held.append(connection.writer)
+        await connection.gone()
+
+    async with upstream(silent) as server:
+        pool = Pool(Address("gpu", server.url))
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+
+        async def waits(seconds: float) -> float:
+            with pytest.raises(TimeoutError):
+                await pool.request("GET", "x", request_id=None, connect=1, until=started + seconds)
+            return loop.time() - started
+
+        took = await asyncio.gather(waits(0.3), waits(0.1), waits(0.2))
+        assert sorted(took) == [took[1], took[2], took[0]]
+        assert all(seconds <= took[at] for at, seconds in enumerate((0.3, 0.1, 0.2)))
+        await pool.close()
+
+
+@asynccontextmanager
+async def served(
+    answer: Callable[[upstreams.Connection, Seen], Awaitable[None]],
+) -> AsyncIterator[tuple[Pool, upstreams.Upstream]]:
+    async with upstream(each(answer)) as server:
+        pool = Pool(Address("gpu", server.url + "/base"))
+        yield pool, server
+        await pool.close()
+
+
+async def get(pool: Pool, body: bytes | None = None) -> bytes:
+    response = await pool.request("POST", "x", request_id="id-1", body=body, connect=1)
+    data = await body_of(response)
+    response.release()
+    return data
+
+
+async def test_connections_are_used_again_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other over one connection; an idle one is closed before a server would do it."""
+    monkeypatch.setattr(pool_module, "KEEP_ALIVE", 0.1)
+    assert KEEP_ALIVE < 5
+
+    async def answer(connection: upstreams.Connection, seen: Seen) -> None:
+        await connection.reply(b"hi")
+
+    async with served(answer) as (pool, server):
+        for _ in range(3):
+            assert await get(pool, b"{}") == b"hi"
+        assert len(server.connections) == 1
+        await asyncio.gather(get(pool, b"{}"), get(pool, b"{}"))
+        assert len(server.connections) == 2
+        for connection in server.connections:
+            await asyncio.wait_for(connection.closed.wait(), 3)
+        assert await get(pool, b"{}") == b"hi"
+        assert len(server.connections) == 3
+        assert {s.path for s in server.seen} == {"/base/x"}
+
+
+@pytest.mark.parametrize("size", [0, 10, 20_000, 5_000_000])
+async def test_bodies_of_any_size_arrive(size: int) -> None:
+    """Byte for byte, with head in one write where it is small."""
+    sent = os.urandom(size)
+
+    async def answer(connection: upstreams.Connection, seen: Seen) -> None:
+        await connection.reply(seen.body)
+
+    async with served(answer) as (pool, _):
+        assert await get(pool, sent) == sent
+
+
+async def test_a_provider_that_refuses_in_the_middle_of_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer counts; the connection, with half a request in it, is not used again."""
+
+    async def script(connection: upstreams.Connection) -> None:
+        await connection.reader.readuntil(b"\r\n\r\n")
+        await connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await connection.upstream.go.wait()
+
+    async with upstream(script) as server:
+        pool = Pool(Address("gpu", server.url))
+        response = await pool.request("POST", "x", request_id=None, body=b"x" * 50_000_000, connect=1)
+        assert (response.status, await body_of(response)) == (413, b"no")
+        response.release()
+        assert pool._free == {}
+        await pool.close()
+        server.go.set()
+
+
+async def test_why_there_is_no_connection() -> None:
+    """Refused, not found, not in time, no TLS: each under its name."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for url, kind, detail in (
+            (f"http://127.0.0.1:{port}", ConnectFailed, "refused"),
+            ("http://nowhere.invalid", ConnectFailed, "dns"),
+        ):
+            pool = Pool(Address("gpu", url))
+            with pytest.raises(kind) as told:
+                await pool.request("GET", "x", request_id=None, connect=5)
+            assert told.value.detail == detail
+            await pool.close()
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        pool = Pool(Address("gpu", f"http://127.0.0.1:{address[1]}"))
+        with pytest.raises(ConnectTimeout):
+            await pool.request("GET", "x", request_id=None, connect=0.1)
+        with pytest.raises(TimeoutError):
+            await pool.request("GET", "x", request_id=None, connect=9, until=asyncio.get_running_loop().time() + 0.1)
+        await pool.close()
+        for filler in fillers:
+            filler.close()
+
+
+async def test_a_pool_that_was_given_back_gives_nothing_out() -> None:
+    """Also to a request whose connection was just being made; those in use are cut."""
+
+    async def hang(connection: upstreams.Connection) -> None:
+        await connection.request()
+        await connection.gone()
+
+    async with upstream(hang) as server:
+        pool = Pool(Address("gpu", server.url))
+        asking = asyncio.ensure_future(pool.request("GET", "x", request_id=None, connect=1))
+        while not server.seen:
+            await asyncio.sleep(0)
+        await pool.close()
+        with pytest.raises(Disconnected):
+            await asking
+        await asyncio.sleep(0)
+        with pytest.raises(Disconnected):
+            await pool.request("GET", "x", request_id=None, connect=1)
+        assert pool._open == set()
+
+
+def test_no_header_can_begin_a_line() -> None:
+    """The configuration refuses them first; this is the last door."""
+    with pytest.raises(ValueError, match="line break"):
+        Pool(Address("gpu", "http://gpu", headers={"A": "b\r\nC: d"}))
+
+
+@given(st.binary(max_size=300), st.integers(1, 40))
+def test_any_bytes_are_an_answer_or_the_providers_failure(tail: bytes, size: int) -> None:
+    """Nothing else is raised, and nobody waits for ever once the connection ends."""
+
+    async def run() -> None:
+        for raw in (
+            tail,
+            b"HTTP/1.1 200 OK\r\n" + tail,
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + tail,
+        ):
+            connection, response, wire, _ = asked()
+            for at in range(0, len(raw), size):
+                if not wire.gone:
+                    connection.data_received(raw[at : at + size])
+            connection.connection_lost(None)
+            try:
+                await asyncio.wait_for(response.head(None), 1)
+                await asyncio.wait_for(body_of(response), 1)
+            except ProviderError:
+                pass
+            response.close()
+
+    asyncio.run(run())

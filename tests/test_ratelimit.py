@@ -1,0 +1,111 @@
+"""The sliding window against a model that remembers everything, and durations as OpenAI writes them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy.ratelimit import SPAN, Window, spoken
+
+STEPS = st.lists(st.floats(0, 100, allow_subnormal=False), max_size=80)
+
+
+def test_so_many_in_a_minute_and_no_more() -> None:
+    """The third waits for the first to be a minute old, not for a fresh minute of the clock."""
+    window = Window(2)
+    assert [window.take(at) for at in (100.0, 130.0, 159.9)] == [True, True, False]
+    assert window.next_in(159.9) == pytest.approx(0.1)
+    assert window.reset_in(159.9) == pytest.approx(30.1)
+    assert [window.take(at) for at in (160.0, 160.0, 190.0)] == [True, False, True]
+
+
+def test_it_begins_with_all_of_it() -> None:
+    """Nothing used, nothing to wait for, at whatever time the clock begins."""
+    window = Window(3)
+    assert (window.remaining(0.0), window.next_in(0.0), window.reset_in(0.0)) == (3, 0.0, 0.0)
+
+
+def test_asking_too_often_costs_nothing() -> None:
+    """Refusals are not remembered: neither do they put off the next, nor do they need memory."""
+    window = Window(1)
+    assert window.take(0.0)
+    assert not any(window.take(0.001 * n) for n in range(10_000))
+    assert len(window._passed) == 1
+    assert window.take(SPAN)
+
+
+def test_the_limit_may_change_and_what_has_passed_still_counts() -> None:
+    """Less: it takes until enough of them are a minute old. More: the difference is there at once."""
+    window = Window(3)
+    assert [window.take(float(at)) for at in (0, 1, 2)] == [True] * 3
+    window.limit = 1
+    assert (window.remaining(3.0), window.next_in(3.0)) == (0, 59.0)  # behind the last of the three
+    window.limit = 5
+    assert (window.remaining(3.0), window.next_in(3.0)) == (2, 0.0)
+
+
+@given(limit=st.integers(1, 6), steps=STEPS)
+def test_no_minute_holds_more_than_the_limit(limit: int, steps: list[float]) -> None:
+    """Whenever they ask; and none is refused in a minute that has room for it."""
+    window, now, passed = Window(limit), 0.0, list[float]()
+    for step in steps:
+        now += step
+        recent = [at for at in passed if now - at < SPAN]
+        assert window.remaining(now) == limit - len(recent)
+        if window.take(now):
+            passed.append(now)
+        else:
+            assert len(recent) == limit
+    for first in passed:
+        assert sum(first <= at and at - first < SPAN for at in passed) <= limit
+
+
+@given(limit=st.integers(1, 6), lower=st.integers(1, 6), steps=STEPS)
+def test_what_it_promises_comes_true(limit: int, lower: int, steps: list[float]) -> None:
+    """After ``next_in`` one more passes and not before; after ``reset_in`` all of them. Also with another limit."""
+    window, now = Window(limit), 0.0
+    for step in steps:
+        now += step
+        window.take(now)
+    window.limit = lower
+    wait, whole = window.next_in(now), window.reset_in(now)
+    assert 0 <= wait <= SPAN
+    assert wait <= whole <= SPAN or wait == 0
+    if wait > 0.001:
+        assert window.remaining(now + wait - 0.001) == 0
+    assert window.remaining(now + wait + 0.001) > 0
+    assert window.remaining(now + whole + 0.001) == lower
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        (0, "0s"),
+        (-1, "0s"),
+        (0.0001, "1ms"),
+        (0.017, "17ms"),
+        (0.9999, "1s"),
+        (1, "1s"),
+        (8.64, "8.64s"),
+        (59.9994, "1m0s"),
+        (60, "1m0s"),
+        (360, "6m0s"),
+        (61.5, "1m1.5s"),
+    ],
+)
+def test_durations(seconds: float, wanted: str) -> None:
+    """As in OpenAI's documentation, never shorter than the truth."""
+    assert spoken(seconds) == wanted
+
+
+@given(st.floats(0, 3600))
+def test_any_duration_is_one_that_clients_read(seconds: float) -> None:
+    """And what they read is what was meant, to the millisecond, rounded up."""
+    match = re.fullmatch(r"(?:(\d+)m)?(?:([\d.]+)s)|(\d+)ms", spoken(seconds))
+    assert match is not None
+    minutes, rest, milliseconds = match.groups()
+    read = int(milliseconds) / 1000 if milliseconds else int(minutes or 0) * 60 + float(rest)
+    assert -0.000001 <= read - seconds <= 0.001001

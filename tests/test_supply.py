@@ -1,0 +1,63 @@
+"""What we stand on: lower bounds, and pins that fit them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [
+    Requirement(line)
+    for group in (PROJECT["dependencies"], *map(PROJECT["optional-dependencies"].get, ("test", "dev")))
+    for line in group
+]
+PINS = {
+    canonicalize_name(pin.name): pin
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+    for pin in [Requirement(line)]
+}
+
+
+@pytest.mark.parametrize("wanted", DIRECT, ids=str)
+def test_every_pin_is_within_its_bounds(wanted: Requirement) -> None:
+    """A changed bound makes constraints.txt stale: `make constraints`."""
+    [pin] = PINS[canonicalize_name(wanted.name)].specifier
+    assert pin.operator == "=="
+    assert wanted.specifier.contains(pin.version)
+
+
+def test_what_is_needed_by_what_we_need_is_pinned_too() -> None:
+    """As far as it is installed here, so a new dependency cannot slip in unpinned."""
+    names = [canonicalize_name(wanted.name) for wanted in DIRECT]
+    for name in names:
+        try:
+            needs = distribution(name).requires or ()
+        except PackageNotFoundError:  # for another system
+            continue
+        for need in map(Requirement, needs):
+            if (need.marker is None or need.marker.evaluate({"extra": ""})) and canonicalize_name(
+                need.name
+            ) not in names:
+                names.append(canonicalize_name(need.name))
+    assert set(names) - PINS.keys() == set()
+
+
+def test_what_runs_has_a_lower_bound_and_no_upper_one() -> None:
+    """A lower one is tested (`make bounds`); an upper one would be a guess."""
+    for wanted in map(Requirement, PROJECT["dependencies"]):
+        assert [each.operator for each in wanted.specifier] == [">="], wanted
+
+
+def test_pins_name_no_place() -> None:
+    """Neither an index nor a path: a name, a version, where it applies."""
+    for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]:
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [\w'. =!<>]+)?", line), line
