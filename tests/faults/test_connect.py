@@ -68,7 +68,7 @@ async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: A
 async def test_a_chain_of_four_that_hang(tmp_path: Path, black_hole: int) -> None:
     """U15: the sum of their limits, and a 503 that names all four with their times."""
     off = openai(f"http://127.0.0.1:{black_hole}", timeouts={"connect": LIMIT})
-    config = settings({name: off for name in "abcd"}, health={"probe_timeout": LIMIT})
+    config = settings(dict.fromkeys("abcd", off), health={"probe_timeout": LIMIT})
     async with proxy(config, tmp_path) as p:
         reply = await ask(p, "chat")
         assert reply.status == 503
@@ -208,7 +208,7 @@ async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
         await connection.gone()
 
     async with scene(DIALECTS["openai"], each(waits), tmp_path) as at:
-        asking = [asyncio.ensure_future(at.ask("chat")) for _ in range(20)]
+        asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(20)]
         async with asyncio.timeout(5):
             while len(at.faulty.posts) < 20:
                 await asyncio.sleep(0.01)

@@ -167,5 +167,5 @@ async def test_a_cold_model_is_not_dead(tmp_path: Path) -> None:
     times = {"timeouts": {"connect": 0.2, "idle": 0.2, "first_byte": 9}}
     async with scene(DIALECTS["openai"], each(cold), tmp_path, **times) as at:
         for asked in ("chat", "stream", "embeddings"):
-            assert (await at.ask(asked)).resolved == "bad/m"  # type: ignore[arg-type]
+            assert (await at.ask(asked)).resolved == "bad/m"
         assert (await at.health())["consecutive_failures"] == 0
