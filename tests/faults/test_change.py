@@ -20,6 +20,8 @@ from tests.faults.test_clients import until
 from tests.proxy import openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 
+REAL_PROCESS = True
+
 HEAVY = pytest.mark.heavy
 STREAMS = 20
 PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}

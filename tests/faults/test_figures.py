@@ -14,6 +14,8 @@ from tests.faults.before import full_backlog
 from tests.proxy import openai, process, settings
 from tests.upstreams import answers, each, upstream
 
+REAL_PROCESS = True
+
 MANY = 200
 CONNECT = 0.5
 PROBES = 1.0

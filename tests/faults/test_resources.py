@@ -24,6 +24,8 @@ from tests.faults.test_clients import slow, until
 from tests.proxy import openai, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
+REAL_PROCESS = True
+
 FEW = 96
 """Descriptors that a process may have."""
 

@@ -21,6 +21,8 @@ from tests.faults.test_resources import resident
 from tests.proxy import Process, openai, process, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 
+REAL_PROCESS = True
+
 SOAK = float(os.environ.get("SOAK", "150"))
 KINDS = ("chat", "stream", "embeddings", "leaver")
 SEED = 4
