@@ -154,7 +154,8 @@ async def test_a_flood_over_the_limit_is_shed(tmp_path: Path) -> None:
     async with scene(DIALECTS["openai"], each(slow), tmp_path, proxy=limits) as at:
         at.faulty.go.set()
         streams = [await _opened(at) for _ in range(20)]
-        replies = await asyncio.gather(at.ask("chat"), *(ask(at.p, "chat") for _ in range(200)))
+        (alive, _), *replies = await asyncio.gather(at.p.get("/health"), *(ask(at.p, "chat") for _ in range(200)))
+        assert alive == 200
         assert {reply.status for reply in replies} == {503}
         assert all(reply.json["error"]["type"] == "overloaded_error" for reply in replies)
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies)
