@@ -63,7 +63,7 @@ async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
         await asyncio.wait_for(connection.upstream.go.wait(), 10)
         connection.reset()
 
-    async with scene(DIALECTS["openai"], each(dies), tmp_path) as at:
+    async with scene(DIALECTS["openai"], each(dies), tmp_path, timeouts={"connect": 9}) as at:
         asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(100)]
         async with asyncio.timeout(10):
             while len(at.faulty.posts) < 100:
