@@ -132,7 +132,7 @@ async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_flood_of_rubbish(tmp_path: Path) -> None:
-    """X14: a thousand requests that are none: each refused with a short line in the log, and others are served."""
+    """X14: a thousand requests that are none: each refused, a few told in the log, and others are served."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
         before = len(at.p.log.getvalue())
 
@@ -145,7 +145,7 @@ async def test_a_flood_of_rubbish(tmp_path: Path) -> None:
             said = await asyncio.gather(*(rubbish(n) for n in range(start, start + 100)))
             assert all(b" 400 " in each_said[:20] for each_said in said)
             assert (await at.ask("chat")).status == 200
-        assert len(at.p.log.getvalue()) - before < 1000 * 400
+        assert len(at.p.log.getvalue()) - before < 100_000
 
 
 async def test_a_flood_over_the_limit_is_shed(tmp_path: Path) -> None:
