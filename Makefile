@@ -22,6 +22,11 @@ run: $(VENV)/.runtime  ## install into .venv and serve config/quickstart.yaml (H
 test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need and run all of them
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations=8 $(ARGS)
 
+.PHONY: faults
+faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
+	$(BIN)/python -m pytest -n 2 --timeout 120 -m 'not heavy' tests/faults $(ARGS)
+	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
 	$(BIN)/ruff format --check .

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 LAME_DUCK: Final = 0.5
 """Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
-LAST_CALL: Final = 0.25
-"""Seconds behind the listeners' end for who has just connected, and whose request is still on its way."""
+LAST_CALL: Final = 1.0
+"""Seconds at most behind the listeners' end for who has just connected, and whose request is still on its way."""
 LAST_WORDS: Final = 2.0
 """Seconds for interrupted streams to write their error event."""
 
@@ -117,7 +117,7 @@ class App:
             self._tell_ready(self._summary())
             self._ready.set()
             await self._stop.wait()
-            await self._drain(sites)
+            await self._drain(runner, sites)
         finally:
             if self._probing is not None:
                 self._probing.cancel()
@@ -250,7 +250,7 @@ class App:
         self.addresses += [name_of(address) for address in runner.addresses]
         return sites
 
-    async def _drain(self, sites: list[BaseSite]) -> None:
+    async def _drain(self, runner: Runner, sites: list[BaseSite]) -> None:
         notify.stopping(self.environ)
         if self.crew is not None:
             self.crew.leaving()
@@ -259,7 +259,9 @@ class App:
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()
-        await self._pause(LAST_CALL)
+        last_call = asyncio.get_running_loop().time() + LAST_CALL
+        while runner.awaits_first_requests() and asyncio.get_running_loop().time() < last_call:
+            await self._pause(LAST_CALL / 20)
         await self._until_idle(self.config.limits.drain)
         for exchange in list(self.web.exchanges):
             exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
@@ -267,10 +269,14 @@ class App:
         await self._until_idle(LAST_WORDS)
 
     async def _until_idle(self, seconds: float) -> None:
-        waiting = asyncio.ensure_future(self.web.idle.wait())
+        """Idle may last for a moment only, so it is looked for again."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
         hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait((waiting, hurry), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        while self.web.exchanges and not hurry.done() and (left := ends - loop.time()) > 0:
+            waiting = asyncio.ensure_future(self.web.idle.wait())
+            await asyncio.wait((waiting, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
         hurry.cancel()
 
     async def _pause(self, seconds: float) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import define, frozen
 
 from manallm_proxy.errors import ProxyError
 from manallm_proxy.health import Status
 
+UNROUTED: Final = "other"
+"""The endpoint of what reached no route."""
 Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 
@@ -84,7 +86,7 @@ class RequestEnded:
     """The name of the client's key in the configuration, where one is asked for."""
 
     @classmethod
-    def refused(cls, error: ProxyError, request_id: str, route: str = "other", key: str | None = None) -> RequestEnded:
+    def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:
         """A request that did not come as far as the pipeline. ``route`` as we wrote it, not the client."""
         return cls(
             request_id=request_id,

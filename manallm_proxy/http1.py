@@ -57,6 +57,8 @@ class Response:
     _error: BaseException | None = None
     _waiter: asyncio.Future[None] | None = None
     _take: Take | None = None
+    _untaken: bytes | None = field(default=None, repr=False)
+    """What was offered and not taken: it is read next, alone."""
     _until: float | None = None
     _wanted: bool = True
     _inflater: zlib._Decompress | None = None
@@ -83,6 +85,9 @@ class Response:
 
     async def read(self, take: Take | None = None, until: float | None = None) -> bytes:
         while True:
+            if self._untaken is not None:
+                data, self._untaken = self._untaken, None
+                return data
             if self._parts:
                 data = self._next()
                 if data or self._inflater is None:
@@ -138,17 +143,18 @@ class Response:
         if not self.head_in and self._error is None:
             return
         if self._take is not None and self._parts:
+            data = self._next()
             try:
-                taken = self._take(b"".join(self._parts))
+                taken = self._take(data)
             except BaseException as error:  # a bug above must reach the reader, not the event loop
-                self._error, taken = error, False
-                self._drop()
-            if taken:
-                self._drop()
-                self.silent_since = now
-                if not self.ended and self._error is None:
+                self._error = error
+            else:
+                self._untaken = None if taken else data
+                if taken and not self.ended and self._error is None:
+                    self.silent_since = now
                     return
-        if self._waiter is not None:
+            self._take = None  # more may arrive before the reader runs: it is for the next read
+        if self._waiter is not None and not self._waiter.done():
             self._wake()
         elif self._size > PILE and not self.ended:
             self._connection.pause()

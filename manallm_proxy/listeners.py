@@ -20,7 +20,8 @@ from attrs import define, field
 from manallm_proxy import notify
 from manallm_proxy.config import Config, ConfigError, Listen, exposure_mistake, load
 
-BACKLOG: Final = 512
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted: during a restart all that come. Also a socket of systemd's gets this one."""
 
 Address = tuple[Any, ...]
 """As the `socket` module has it, of either family."""

@@ -23,7 +23,7 @@ from typing import Any, Final, TextIO
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.events import Event
+from manallm_proxy.events import UNROUTED, Event, RequestEnded
 from manallm_proxy.lines import REQUEST, Level, frames, line_of
 
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
@@ -32,6 +32,8 @@ TEXT_LIMIT: Final = 128
 FIELD_LIMIT: Final = 2000
 """Characters of any other text."""
 LIBRARY_LINES_PER_SECOND: Final = 5
+REFUSALS_PER_SECOND: Final = 20
+"""Lines on what reached no route: no HTTP, no such address. Metrics count all of it."""
 ATOMIC: Final = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF), and has room for where `poll` says that it is writable."""
 
@@ -100,6 +102,29 @@ class _Descriptor:
 
 
 @define
+class _Rate:
+    """So many lines a second; the others are counted, and told with the next one."""
+
+    per_second: int
+    _suppressed: int = 0
+    _second: int = 0
+    _lines: int = 0
+
+    def admits(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        self._suppressed += self._lines > self.per_second
+        return self._lines <= self.per_second
+
+    def suppressed(self) -> int | None:
+        """Since the last time."""
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed or None
+
+
+@define
 class Logs:
     """Writes to ``stream`` what has at least ``level``; without a stream (closed at the start) nothing."""
 
@@ -118,6 +143,7 @@ class Logs:
     _descriptor: _Descriptor | None = field(init=False)
     _lock: threading.RLock = field(factory=threading.RLock)
     _busy: bool = False
+    _rubbish: _Rate = field(factory=lambda: _Rate(REFUSALS_PER_SECOND))
 
     def __attrs_post_init__(self) -> None:
         self._floor = LEVELS.index(self.level)
@@ -140,7 +166,12 @@ class Logs:
 
     def __call__(self, event: Event) -> None:
         try:
-            self.write(*line_of(event))
+            level, name, fields = line_of(event)
+            if isinstance(event, RequestEnded) and event.endpoint == UNROUTED:  # rubbish comes in floods
+                if not self._rubbish.admits():
+                    return
+                fields["suppressed"] = self._rubbish.suppressed()
+            self.write(level, name, fields)
         except Exception:  # a log line is never worth a request
             self.dropped += 1
 
@@ -237,20 +268,12 @@ class LibraryHandler(logging.Handler):
     def __init__(self, logs: Logs) -> None:
         super().__init__(logging.WARNING)
         self.logs = logs
-        self.suppressed = 0
-        self._second = 0
-        self._lines = 0
+        self._rate = _Rate(LIBRARY_LINES_PER_SECOND)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Counts what is over the rate, and tells the number with the next line."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines > LIBRARY_LINES_PER_SECOND:
-            self.suppressed += 1
+        if not self._rate.admits():
             return
-        suppressed, self.suppressed = self.suppressed, 0
         error = record.exc_info[1] if record.exc_info else None
         kind = type(error).__qualname__ if error is not None else None
         # a client's malformed request needs no traceback; anything else does
@@ -259,7 +282,7 @@ class LibraryHandler(logging.Handler):
         where = f"{os.path.basename(record.pathname)}:{record.lineno}"
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         fields: dict[str, Any] = {"logger": record.name, "where": where, "exception": kind}
-        fields |= {"frames": where_to or None, "suppressed": suppressed or None}
+        fields |= {"frames": where_to or None, "suppressed": self._rate.suppressed()}
         with contextlib.suppress(Exception):  # a log line is never worth a request
             self.logs.write(level, "library", fields)
 

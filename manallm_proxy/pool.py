@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import aiohappyeyeballs
 from attrs import define, field
@@ -17,14 +17,13 @@ from yarl import URL
 from manallm_proxy.connections import KEEP_ALIVE, Address, new_socket
 from manallm_proxy.errors import ConnectTimeout, Disconnected
 from manallm_proxy.http1 import Connection, Response
+from manallm_proxy.names import AddrInfo, look_up
 from manallm_proxy.transport import connect_error
 
 NAMES_KEPT: Final = 60.0
 """Seconds that a looked-up address is used for new connections; a connection that fails drops it at once."""
 NEXT_ADDRESS: Final = 0.25
 """Seconds until the host's next address is tried beside the first (RFC 8305)."""
-
-_AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 
 @define(eq=False)
@@ -41,7 +40,8 @@ class Pool:
     _free: dict[Connection, float] = field(factory=dict, repr=False)
     """Since when (loop time) each has been idle, the longest first."""
     _open: set[Connection] = field(factory=set, repr=False)
-    _names: tuple[float, Sequence[_AddrInfo]] | None = field(default=None, repr=False)
+    _names: tuple[float, Sequence[AddrInfo]] | None = field(default=None, repr=False)
+    _looking: asyncio.Task[Sequence[AddrInfo]] | None = field(default=None, repr=False)
     _sweeping: asyncio.TimerHandle | None = field(default=None, repr=False)
     _watch: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -96,6 +96,8 @@ class Pool:
         for timer in (self._sweeping, self._watch):
             if timer is not None:
                 timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # so that their descriptors are gone when this returns
@@ -191,17 +193,22 @@ class Pool:
         self._open.add(connection)
         return connection
 
-    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> Sequence[_AddrInfo]:
-        now = loop.time()
-        if self._names is not None and now - self._names[0] < NAMES_KEPT:
+    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfo]:
+        """Those of the host. However many ask, one look-up is under way."""
+        if self._names is not None and loop.time() - self._names[0] < NAMES_KEPT:
             return self._names[1]
         host, port = self._url.raw_host or "", self._url.port or 80
         if _is_numeric(host):
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        else:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        self._names = (now, found)
-        return found
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        if self._looking is None:
+            self._looking = loop.create_task(look_up(host, port))
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    def _looked(self, task: asyncio.Task[Sequence[AddrInfo]]) -> None:
+        self._looking = None
+        if not task.cancelled() and task.exception() is None:
+            self._names = (task.get_loop().time(), task.result())
 
 
 @functools.cache

@@ -209,6 +209,12 @@ class Runner(web.AppRunner):
             lingering_time=1.0,  # for the rest of a body that nobody will read
         )
 
+    def awaits_first_requests(self) -> bool:
+        """Whether somebody has connected and asked nothing yet."""
+        return self.server is not None and any(
+            isinstance(each, _Handler) and each._request_count == 0 for each in self.server.connections
+        )
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         server = _Server(

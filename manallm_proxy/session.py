@@ -12,6 +12,7 @@ from attrs import define, field
 
 from manallm_proxy.connections import HEAD_LIMIT, KEEP_ALIVE, TAIL_TIMEOUT, Address, Take, new_socket
 from manallm_proxy.errors import ProviderError
+from manallm_proxy.names import Resolver
 from manallm_proxy.transport import ERRORS, transport_error, was_stale
 
 
@@ -34,6 +35,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
     connector = aiohttp.TCPConnector(
         limit=0,  # we count ourselves: a full pool would queue without bound
         ttl_dns_cache=60,
+        resolver=Resolver(),
         ssl=verify_tls,
         socket_factory=new_socket,
         **kept,

@@ -31,7 +31,7 @@ from manallm_proxy.errors import (
     UnknownRoute,
     UnsupportedMedia,
 )
-from manallm_proxy.events import Crashed, Observer, RequestEnded
+from manallm_proxy.events import UNROUTED, Crashed, Observer, RequestEnded
 from manallm_proxy.exchange import Exchange
 from manallm_proxy.failover import RETRY_AFTER_LONGEST, NoProvider
 from manallm_proxy.report import alias_list, health_report, model_list
@@ -168,7 +168,7 @@ class Web:
         else:
             headers = {"X-Request-Id": request_id_of(request)}
             resource = request.match_info.route.resource
-            route = resource.canonical if resource is not None else "other"
+            route = resource.canonical if resource is not None else UNROUTED
             self.observe(RequestEnded.refused(error, headers["X-Request-Id"], route, request.get(CALLER)))
         extra: dict[str, Any] = {}
         if isinstance(error, NoProvider):

@@ -9,6 +9,7 @@ PYTHON ?= python3
 APP := $(PREFIX)/lib/manallm-proxy
 LAUNCHER := $(PREFIX)/bin/manallm-proxy
 UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
+SOCKET := $(PREFIX)/lib/systemd/system/manallm-proxy.socket
 SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
 ETC := $(SYSCONFDIR)/manallm
 SOURCES := pyproject.toml setup.cfg README.md LICENSE manallm_proxy
@@ -51,6 +52,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	@sed -e 's|/usr/local/bin/manallm-proxy|$(LAUNCHER)|g' -e 's|/etc/manallm|$(ETC)|g' \
 		systemd/manallm-proxy.service >'$(DESTDIR)$(UNIT)'
 	@chmod 0644 '$(DESTDIR)$(UNIT)'
+	@install -m 0644 systemd/manallm-proxy.socket '$(DESTDIR)$(SOCKET)'
 	@install -m 0644 systemd/manallm-proxy.sysusers '$(DESTDIR)$(SYSUSERS)'
 	@set -eu; root=; if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then root=yes; fi; \
 	if [ "$$root" ] && command -v systemd-sysusers >/dev/null; then systemd-sysusers '$(SYSUSERS)'; fi; \
@@ -70,8 +72,8 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 .PHONY: uninstall
 uninstall:  ## remove what install brought, except /etc/manallm
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] && [ -e '$(UNIT)' ]; then \
-		systemctl disable --now manallm-proxy || exit 1; fi
+		systemctl disable --now manallm-proxy.socket manallm-proxy || exit 1; fi
 	@rm -rf '$(DESTDIR)$(APP)' '$(DESTDIR)$(APP).new' '$(DESTDIR)$(APP).old'
-	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SYSUSERS)'
+	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SOCKET)' '$(DESTDIR)$(SYSUSERS)'
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Removed. Kept: $(DESTDIR)$(ETC) with configuration and keys, and the user manallm."

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "manallm_proxy"
 FLOORS = [
     {"__init__", "errors", "chain", "health", "schema", "upstream", "ratelimit", "tally"},
     {
-        "events", "sse", "compose", "catalog", "transport", "connections", "http1", "pool", "session", "notify",
+        "events", "sse", "compose", "catalog", "transport", "connections", "http1", "names", "pool",
+        "session", "notify",
         "document", "readers", "strict", "settings", "access", "config", "description",
         "messages", "listeners",
     },

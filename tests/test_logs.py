@@ -15,6 +15,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.errors import InvalidRequest
 from manallm_proxy.events import (
     AttemptFailed,
     Crashed,
@@ -25,9 +26,10 @@ from manallm_proxy.events import (
     KeyWasRejected,
     LifeChanged,
     Reloaded,
+    RequestEnded,
     WorkerEnded,
 )
-from manallm_proxy.logs import LIBRARY_LINES_PER_SECOND, LibraryHandler, Logs
+from manallm_proxy.logs import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
 from tests.test_metrics import ENDED
 
 
@@ -331,3 +333,21 @@ def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == LIBRARY_LINES_PER_SECOND + 1
     assert lines[-1]["suppressed"] == 7
+
+
+def test_a_flood_of_rubbish_is_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reached no route is told so many times a second; a known route is always told."""
+    now = 100.0
+    monkeypatch.setattr("manallm_proxy.logs.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    logs = Logs.open("info", "json", stream)
+    rubbish = RequestEnded.refused(InvalidRequest("no HTTP"), "1")
+    for _ in range(REFUSALS_PER_SECOND + 7):
+        logs(rubbish)
+        logs(ENDED)
+    now = 101.0
+    logs(rubbish)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    refused = [line for line in lines if line["endpoint"] == "other"]
+    assert len(lines) - len(refused) == REFUSALS_PER_SECOND + 7
+    assert [line.get("suppressed") for line in refused] == [None] * REFUSALS_PER_SECOND + [7]

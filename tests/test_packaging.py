@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from manallm_proxy import __version__
 from tests.needs import require
@@ -52,14 +53,16 @@ def unit(stage: Path, tmp_path: Path) -> Path:
     """The installed unit with its launcher's path exchanged for the staged one, which exists."""
     text = (stage / "usr/lib/systemd/system/manallm-proxy.service").read_text()
     assert "/usr/local" not in text
+    shutil.copy(stage / "usr/lib/systemd/system/manallm-proxy.socket", tmp_path)
     path = tmp_path / "manallm-proxy.service"
     path.write_text(text.replace("/usr/bin/manallm-proxy", f"{stage}/usr/bin/manallm-proxy"))
     return path
 
 
 def test_the_unit_verifies_clean(unit: Path) -> None:
-    """Not one word from systemd about our unit; about the machine's other units it may say what it likes."""
-    done = run(require("systemd-analyze", WHY), "verify", "--man=no", "--recursive-errors=no", unit)
+    """Not one word from systemd about our units; about the machine's other units it may say what it likes."""
+    units = (unit, unit.with_suffix(".socket"))
+    done = run(require("systemd-analyze", WHY), "verify", "--man=no", "--recursive-errors=no", *units)
     assert done.returncode == 0, done.stderr
     assert "manallm" not in done.stdout + done.stderr
 
@@ -90,6 +93,16 @@ def test_what_the_unit_promises(unit: Path) -> None:
     assert loaded == set(re.findall(r"\$\{(\w+_API_KEY)\}", (ROOT / "config/proxy.yaml").read_text()))
     # RestartPreventExitStatus heeds ExecStart alone: a check that fails before it would be repeated every second
     assert all(line.startswith("ExecStartPre=-") for line in lines if line.startswith("ExecStartPre="))
+
+
+def test_the_socket_outlives_the_process(unit: Path) -> None:
+    """Enabled with the service and pulled in by it, on loopback, with the address that the shipped file names."""
+    service = unit.read_text().splitlines()
+    assert {"Wants=manallm-proxy.socket", "Also=manallm-proxy.socket"} <= set(service)
+    lines = unit.with_suffix(".socket").read_text().splitlines()
+    listen = yaml.safe_load((ROOT / "config/proxy.yaml").read_text())["listen"]
+    assert f"ListenStream={listen['host']}:{listen['port']}" in lines
+    assert not any(line.startswith(("Accept=", "FlushPending=")) for line in lines)
 
 
 def test_a_key_that_is_absent_leaves_its_provider_unconfigured(stage: Path, tmp_path: Path) -> None:

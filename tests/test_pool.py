@@ -238,6 +238,34 @@ async def test_parts_are_pushed_to_who_takes_them() -> None:
     assert taken == [b"a", b"bc", b"d"]
 
 
+async def test_what_comes_while_the_reader_sleeps_comes_once() -> None:
+    """uvloop hands over several packets in one turn: what was refused is read alone, the rest behind it, in order."""
+    connection, response, wire, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
+    offered: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        offered.append(data)
+        return data == b"a"
+
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    for part in (b"a", b"b", b"c", b"d"):
+        connection.data_received(part)
+    assert await reading == b"b"
+    assert offered == [b"a", b"b"]
+    assert await response.read(take) == b"cd"
+    reading = asyncio.ensure_future(response.read(take))
+    await asyncio.sleep(0)
+    connection.data_received(b"e")
+    connection.data_received(b"x" * PILE)
+    assert wire.reading
+    connection.data_received(b"x")
+    assert not wire.reading
+    assert await reading == b"e"
+    response.close()
+
+
 async def test_a_bug_in_who_takes_reaches_the_reader() -> None:
     """Not the event loop."""
     connection, response, _, _ = asked()

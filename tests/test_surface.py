@@ -567,3 +567,41 @@ async def test_a_bug_is_500_and_its_words_stay_here(tmp_path: Path, monkeypatch:
             assert "builtins.RuntimeError" in p.log.getvalue()
             _, health = await p.get("/v1/health")
             assert health["providers"]["loopback"]["in_flight"] == 0
+
+
+@pytest.mark.parametrize("composed", [False, True])
+async def test_a_bug_in_mid_stream_is_told_in_band(
+    tmp_path: Path, composed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error event, no [DONE], never a second answer in the body; the provider's connection is closed."""
+    wire = "ollama.OllamaTranslator" if composed else "openai_stream.EventRelay"
+
+    async def goes_on(connection: Connection, seen: Seen) -> None:
+        line = json.dumps({"message": {"role": "assistant", "content": "one"}, "done": False}).encode() + b"\n"
+        await connection.head(content_type="application/x-ndjson" if composed else "text/event-stream")
+        await connection.chunk(line if composed else chunk("one"))
+        await connection.upstream.go.wait()
+        await connection.chunk(line if composed else chunk("two"))
+        await connection.gone()
+
+    def bug(self: object, data: bytes) -> None:
+        raise RuntimeError("CANARY of a prompt")
+
+    async with upstream(each(goes_on)) as gpu:
+        provider = {"kind": "ollama", "base_url": gpu.url} if composed else openai(gpu.url)
+        async with proxy(settings({"gpu": provider}), tmp_path) as p:
+            payload = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
+                first = await response.content.readany()
+                monkeypatch.setattr(f"manallm_proxy.wires.{wire}.feed", bug)
+                gpu.go.set()
+                rest = await asyncio.wait_for(response.read(), 3)
+            assert b"one" in first
+            assert b'"internal_error"' in rest
+            assert b"[DONE]" not in rest
+            assert b"HTTP/1.1" not in rest
+            assert "CANARY" not in p.log.getvalue() + rest.decode()
+            assert "builtins.RuntimeError" in p.log.getvalue()
+            await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
+            _, health = await p.get("/v1/health")
+            assert health["providers"]["gpu"]["in_flight"] == 0

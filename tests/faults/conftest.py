@@ -32,11 +32,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture(params=CONNECTIONS, autouse=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each case over each implementation; a real process (``REAL_PROCESS`` in the module) has the one built in."""
+    if "connection" in metafunc.fixturenames:
+        real = getattr(metafunc.module, "REAL_PROCESS", False)
+        metafunc.parametrize("connection", ["built in"] if real else list(CONNECTIONS), indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The implementation that the case runs over."""
     name: str = request.param
-    CONNECTIONS[name](monkeypatch)
+    if name in CONNECTIONS:
+        CONNECTIONS[name](monkeypatch)
     return name
 
 

@@ -80,7 +80,10 @@ async def clients(url: str, many: int) -> None:
     where = urlsplit(url)
     opened: list[Waiting] = []
     for _ in range(0, many, AT_ONCE):
-        batch = [loop.create_connection(Waiting, where.hostname, where.port) for _ in range(min(AT_ONCE, many))]
+        batch = [
+            loop.create_connection(Waiting, str(where.hostname), int(where.port or 80))
+            for _ in range(min(AT_ONCE, many))
+        ]
         made = [protocol for _, protocol in await asyncio.gather(*batch)]
         async with asyncio.timeout(60):
             await asyncio.gather(*(protocol.first for protocol in made))

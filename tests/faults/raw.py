@@ -24,7 +24,7 @@ def post(asked: Asked, model: str = "mana/test", *, headers: str = "", body: dic
 
 @asynccontextmanager
 async def client(port: int, small: bool = False) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """One connection to the proxy; `small`: its receive buffer is the smallest there is, and it reads only on demand."""
+    """One connection to the proxy; `small`: the smallest receive buffer, read on demand only."""
     made = socket.socket()
     made.setblocking(False)
     if small:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from attrs import define, field
 
-BACKLOG = 512
+BACKLOG = 4096
 """As in ``manallm-proxy.socket``."""
 
 

@@ -17,11 +17,15 @@ import yaml
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
 from tests.faults.test_clients import until
-from tests.proxy import openai, process, settings
+from tests.proxy import openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
+
+REAL_PROCESS = True
 
 HEAVY = pytest.mark.heavy
 STREAMS = 20
+PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}
+"""A busy machine is not what is looked at here."""
 
 
 async def word_by_word(connection: Connection, seen: Seen) -> None:
@@ -55,7 +59,11 @@ async def _close_after(session: aiohttp.ClientSession, tasks: list[asyncio.Task[
 async def test_reloads_lose_nothing(tmp_path: Path, times: int, rate: int) -> None:
     """L1, H9: SIGHUP under load and open streams, the chain turned round each time; health is kept."""
     async with upstream(each(word_by_word)) as gpu, upstream(each(answers)) as other:
-        providers = {"gpu": openai(gpu.url), "other": openai(other.url), "dead": openai("http://127.0.0.1:9")}
+        providers = {
+            "gpu": openai(gpu.url, timeouts=PATIENT),
+            "other": openai(other.url),
+            "dead": openai("http://127.0.0.1:9"),
+        }
         config = settings(providers, ["gpu/m", "other/m"], health={"backoff": 600})
         config["aliases"]["mana/dead"] = {"chain": ["dead/m", "other/m"]}
         async with process(config, tmp_path) as running:
@@ -111,7 +119,7 @@ async def test_a_broken_file_under_load_changes_nothing(tmp_path: Path) -> None:
 async def test_restarts_lose_nothing(tmp_path: Path, times: int, rate: int) -> None:
     """L4: with systemd's socket, no connection refused, none reset, no stream cut, by clients old and new."""
     async with upstream(each(paced)) as gpu:
-        async with supervised(settings({"gpu": openai(gpu.url)}), tmp_path) as unit:
+        async with supervised(settings({"gpu": openai(gpu.url, timeouts=PATIENT)}), tmp_path) as unit:
             tally, long = Tally(), Tally()
             async with load(unit.url, rate, tally), aiohttp.ClientSession() as session:
                 await asyncio.sleep(0.5)
@@ -196,6 +204,24 @@ async def _late(port: int, connects: float, tally: list[bytes]) -> None:
         tally.append(repr(error).encode())
     finally:
         writer.close()
+
+
+async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) -> None:
+    """Idle for a moment and busy again before the drain looks: what came meanwhile is not interrupted."""
+    async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        web = p.app.web
+        web.exchanges.add(one_more := object())  # type: ignore[arg-type]
+        web.idle.clear()
+        waiting = asyncio.ensure_future(p.app._until_idle(10))
+        await asyncio.sleep(0.01)
+        web.idle.set()
+        web.idle.clear()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        web.exchanges.discard(one_more)
+        web.idle.set()
+        await asyncio.wait_for(waiting, 1)
 
 
 async def test_sigkill_and_again(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: A
 async def test_a_chain_of_four_that_hang(tmp_path: Path, black_hole: int) -> None:
     """U15: the sum of their limits, and a 503 that names all four with their times."""
     off = openai(f"http://127.0.0.1:{black_hole}", timeouts={"connect": LIMIT})
-    config = settings({name: off for name in "abcd"}, health={"probe_timeout": LIMIT})
+    config = settings(dict.fromkeys("abcd", off), health={"probe_timeout": LIMIT})
     async with proxy(config, tmp_path) as p:
         reply = await ask(p, "chat")
         assert reply.status == 503
@@ -149,11 +149,13 @@ async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> 
         assert len(at.faulty.posts) <= 3 + 4 * 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="connections: aiohttp keeps what comes over an idle pooled connection, as the next answer"
-)
-async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(tmp_path: Path) -> None:
+async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(
+    tmp_path: Path, connection: str, request: pytest.FixtureRequest
+) -> None:
     """Bytes that wait in a pooled connection before the request: the next client must not get them."""
+    if connection == "session":  # 3.14.5; so only forward proxies and Gemini, which need it, go through it
+        reason = "aiohttp keeps what comes over an idle pooled connection, as the next answer"
+        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
 
     async def twice(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion("mine"))
@@ -208,7 +210,7 @@ async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
         await connection.gone()
 
     async with scene(DIALECTS["openai"], each(waits), tmp_path) as at:
-        asking = [asyncio.ensure_future(at.ask("chat")) for _ in range(20)]
+        asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(20)]
         async with asyncio.timeout(5):
             while len(at.faulty.posts) < 20:
                 await asyncio.sleep(0.01)

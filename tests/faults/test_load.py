@@ -18,6 +18,8 @@ from tests.faults.test_resources import alive, free_port, resident, shell
 from tests.proxy import openai, settings
 from tests.upstreams import answers, each, upstream
 
+REAL_PROCESS = True
+
 ALLOWED = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2
 """Streams for which this machine lets a process have descriptors: two each."""
 STREAMS = min(int(os.environ.get("STREAMS", "10000")), ALLOWED)

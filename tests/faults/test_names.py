@@ -84,9 +84,6 @@ async def test_a_resolver_that_hangs_costs_connect(tmp_path: Path, names: Names)
             names.go.set()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="connections: look-ups share the loop's few threads, and one that hangs keeps its"
-)
 async def test_twenty_names_that_hang_leave_the_others_alone(tmp_path: Path, names: Names) -> None:
     """A provider whose name can be looked up is reached while twenty others cannot."""
     names.known.add("good.test")

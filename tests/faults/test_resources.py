@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -23,6 +24,8 @@ from tests.faults.test_clients import slow, until
 from tests.proxy import openai, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
+REAL_PROCESS = True
+
 FEW = 96
 """Descriptors that a process may have."""
 
@@ -33,12 +36,14 @@ async def shell(folder: Path, config: dict[str, object], line: str) -> AsyncIter
     (folder / "proxy.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(folder / "proxy.yaml")]
     environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
-    child = await asyncio.create_subprocess_exec("sh", "-c", line, "sh", *command, cwd=folder, env=environ)
+    child = await asyncio.create_subprocess_exec(
+        "sh", "-c", line, "sh", *command, cwd=folder, env=environ, start_new_session=True
+    )
     try:
         yield child.pid, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]
     finally:
-        if child.returncode is None:
-            child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the shell, and what it has started
         await child.wait()
 
 
@@ -120,7 +125,7 @@ async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: s
     """R7: a full disk, a closed descriptor, a pipe that nobody reads: it serves, as fast as ever."""
     async with upstream(each(answers)) as gpu:
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
-        line = f'"$@" {where} & trap "kill $!" TERM; wait' if "|" in where else f'exec "$@" {where}'
+        line = f'"$@" {where}' if "|" in where else f'exec "$@" {where}'
         async with shell(tmp_path, config, line) as (_, url), aiohttp.ClientSession() as session:
             await alive(url)
             started = time.perf_counter()

@@ -63,7 +63,7 @@ async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
         await asyncio.wait_for(connection.upstream.go.wait(), 10)
         connection.reset()
 
-    async with scene(DIALECTS["openai"], each(dies), tmp_path) as at:
+    async with scene(DIALECTS["openai"], each(dies), tmp_path, timeouts={"connect": 9}) as at:
         asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(100)]
         async with asyncio.timeout(10):
             while len(at.faulty.posts) < 100:
@@ -167,5 +167,5 @@ async def test_a_cold_model_is_not_dead(tmp_path: Path) -> None:
     times = {"timeouts": {"connect": 0.2, "idle": 0.2, "first_byte": 9}}
     async with scene(DIALECTS["openai"], each(cold), tmp_path, **times) as at:
         for asked in ("chat", "stream", "embeddings"):
-            assert (await at.ask(asked)).resolved == "bad/m"  # type: ignore[arg-type]
+            assert (await at.ask(asked)).resolved == "bad/m"
         assert (await at.health())["consecutive_failures"] == 0

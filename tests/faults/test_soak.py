@@ -21,6 +21,8 @@ from tests.faults.test_resources import resident
 from tests.proxy import Process, openai, process, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 
+REAL_PROCESS = True
+
 SOAK = float(os.environ.get("SOAK", "150"))
 KINDS = ("chat", "stream", "embeddings", "leaver")
 SEED = 4
@@ -149,8 +151,8 @@ async def test_soak(tmp_path: Path, seconds: float) -> None:
             grown = sum(last) / len(last) - sum(first) / len(first)
             print(
                 f"\nsoak of {seconds:.0f} s: {dict(soak.outcomes)}, {soak.reloads} reloads; unexpected: "
-                f"{dict(soak.unexpected)}\n  memory {soak.memory[-1]:.0f} MiB, {grown:+.1f} MiB from the second quarter "
-                f"to the last; descriptors {max(soak.descriptors)} at most, {left} at the end\n  {beat}"
+                f"{dict(soak.unexpected)}\n  memory {soak.memory[-1]:.0f} MiB, {grown:+.1f} MiB from its second to its "
+                f"last quarter; descriptors {max(soak.descriptors)} at most, {left} at the end\n  {beat}"
             )
             wrong = [line for line in running.output if '"level":"error"' in line or "Traceback" in line]
             assert not wrong, wrong[:3]

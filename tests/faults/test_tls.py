@@ -17,6 +17,8 @@ from tests.faults.dialects import DIALECTS
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Upstream, answers, each, upstream
 
+REAL_PROCESS = True
+
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 WHY = {
     "stranger": "tls: ",
