@@ -10,6 +10,7 @@ from typing import Final
 from manallm_proxy import __version__
 
 EX_CONFIG: Final = 78
+WORKERS_LIMIT: Final = 256
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     _config(serve)
     serve.add_argument("--host", help="listen on this address instead of the configured one")
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
+    serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
     check = commands.add_parser("check", help="tell all mistakes of the configuration")
     _config(check)
@@ -51,6 +53,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= WORKERS_LIMIT:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no number of workers (1 to {WORKERS_LIMIT})")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Each is imported only when it is asked for: the start of `serve` counts."""
     arguments = parser().parse_args(argv)
@@ -61,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             case "serve":
                 from manallm_proxy.cli.serve import serve
 
-                return serve(arguments.config, arguments.host, arguments.port, os.environ)
+                return serve(arguments.config, arguments.host, arguments.port, os.environ, arguments.workers)
             case "check":
                 from manallm_proxy.cli.check import check
 

@@ -4,31 +4,42 @@ The order of a life: listen; one round of probes, or its timeout; ``READY``. SIG
 snapshot beside the old one and swaps them in one assignment. SIGTERM and SIGINT: not ready any more, a
 moment of ``Connection: close``, no new connections, the answers in flight up to ``limits.drain``, the
 rest as broken streams; a second signal shortens the wait.
+
+As one of several workers it is told by its supervisor to reload and to drain, and tells it what it finds out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_runner import BaseSite
 from attrs import define, field
 
 from manallm_proxy import __version__, notify
-from manallm_proxy.config import Config, ConfigError, exposure_mistake, load
+from manallm_proxy.config import Config, ConfigError
 from manallm_proxy.errors import ShuttingDown
 from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
+from manallm_proxy.health import Finding
+from manallm_proxy.listeners import BACKLOG, name_of, refuse_exposed, reread
 from manallm_proxy.logs import Logs
 from manallm_proxy.metrics import Metrics
 from manallm_proxy.probes import Prober
+from manallm_proxy.report import health_report
 from manallm_proxy.server import Runner
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.web import Web
+
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member  # which only workers need
+    from manallm_proxy.messages import Topic
 
 LAME_DUCK: Final = 0.5
 """Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
@@ -36,8 +47,6 @@ LAST_CALL: Final = 1.0
 """Seconds at most behind the listeners' end for who has just connected, and whose request is still on its way."""
 LAST_WORDS: Final = 2.0
 """Seconds for interrupted streams to write their error event."""
-BACKLOG: Final = 4096
-"""Connections that wait to be accepted: during a restart all that come. Also a socket of systemd's gets this one."""
 
 
 @define(eq=False)
@@ -49,6 +58,10 @@ class App:
     logs: Logs
     host: str | None = None
     port: int | None = None
+    crew: Member | None = None
+    """Where it is one of several workers: its line to the supervisor. It takes no signal but SIGTERM then."""
+    banner: Callable[[App], str] | None = None
+    """What is said to a newcomer."""
     addresses: list[str] = field(factory=list)
     """Where it listens, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
@@ -63,8 +76,9 @@ class App:
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
-        snapshot = Snapshot.build(self.config, asyncio.get_running_loop().time, self.observe)
-        self.web = Web(snapshot, self.observe, self.metrics.render)
+        tell_others = self.crew.moved if self.crew is not None else None
+        snapshot = Snapshot.build(self.config, asyncio.get_running_loop().time, self.observe, tell_others=tell_others)
+        self.web = Web(snapshot, self.observe, self.metrics.render, self.crew)
         self._take_over(snapshot)
 
     def observe(self, event: Event) -> None:
@@ -85,9 +99,12 @@ class App:
         )
         await runner.setup()
         sites = await self._listen(runner)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        if self.crew is None:
+            loop.add_signal_handler(signal.SIGINT, self.stop)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        else:
+            await self.crew.join(self)
         watchdog = notify.watchdog(loop, self.environ, os.getpid())
         try:
             probed = None
@@ -95,8 +112,9 @@ class App:
                 probed = self._prober
                 await probed.once()
             self._probing = loop.create_task(self._prober.run())
-            self.observe(LifeChanged("started", f"listening on {', '.join(self.addresses)}"))
-            notify.ready(self._summary(), self.environ)
+            where = f"listening on {', '.join(self.addresses)}"
+            self._life("started", where if self.crew is None else f"pid {os.getpid()}")
+            self._tell_ready(self._summary())
             self._ready.set()
             await self._stop.wait()
             await self._drain(runner, sites)
@@ -108,7 +126,9 @@ class App:
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
-            self.observe(LifeChanged("stopped"))
+            self._life("stopped")
+            if self.crew is not None:
+                await self.crew.leave(self.metrics.render()[0].decode())
 
     async def ready(self, running: asyncio.Future[None]) -> None:
         """Returns once `running` (of `run`) serves, or has ended without."""
@@ -128,16 +148,19 @@ class App:
             return
         notify.reloading(self.environ)
         try:
-            config = load(self.config.path, self.environ, self.host, self.port)
-            if config.listen != self.config.listen or config.limits.header != self.config.limits.header:
-                raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
-            self._refuse_exposed(config)
-            snapshot = Snapshot.build(config, self.web.snapshot.board.clock, self.observe, self.web.snapshot)
+            config = reread(self.config, self.environ, self.host, self.port, self._passed)
         except ConfigError as error:
             self.observe(Reloaded(error.mistakes))
             notify.ready(f"reload refused: {error.mistakes[0]}", self.environ)
             return
-        before, self.web.snapshot, self.config = self.web.snapshot, snapshot, config
+        self._adopt(config)
+        self.observe(Reloaded())
+        notify.ready(self._summary(), self.environ)
+
+    def _adopt(self, config: Config) -> None:
+        before = self.web.snapshot
+        snapshot = Snapshot.build(config, before.board.clock, self.observe, before, before.board.tell_others)
+        self.web.snapshot, self.config = snapshot, config
         before.retire(snapshot)
         self.web.end_revoked()
         self.logs.adjust(config.log.level, config.log.format)
@@ -145,8 +168,44 @@ class App:
         if self._probing is not None:
             self._probing.cancel()
             self._probing = asyncio.get_running_loop().create_task(self._probe_anew())
-        self.observe(Reloaded())
-        notify.ready(self._summary(), self.environ)
+
+    # what the supervisor says, see `member.Duties`
+
+    def heard(self, provider: str, model: str | None, finding: Finding) -> None:
+        """Another worker's finding."""
+        self.web.snapshot.board.heard(provider, model, finding)
+
+    def part(self, topic: Topic) -> str:
+        """This worker's part of an answer for all."""
+        match topic:
+            case "metrics":
+                return self.metrics.render()[0].decode()
+            case "health":
+                return msgspec.json.encode(health_report(self.web.snapshot)[1]).decode()
+            case _:
+                assert_never(topic)
+
+    def adopt_pickled(self, config: bytes) -> None:
+        """The supervisor has read and checked it."""
+        if not self._stop.is_set():
+            self._adopt(pickle.loads(config))  # noqa: S301  # from the process that forked this one, over their own pair
+            if self._ready.is_set():
+                self._tell_ready(self._summary())
+
+    def drain(self, hurry: bool) -> None:
+        """Ends; the signal that the supervisor passes on may have reached this process too."""
+        self._stop.set()
+        if hurry:
+            self._hurry.set()
+
+    def _tell_ready(self, summary: str) -> None:
+        if self.crew is None:
+            notify.ready(summary, self.environ)
+        else:
+            self.crew.serving(summary, self.banner(self) if self.banner is not None else "")
+
+    def _life(self, what: Literal["started", "draining", "stopped"], detail: str = "") -> None:
+        self.observe(LifeChanged(what, detail, self.crew.number if self.crew is not None else None))
 
     def _take_over(self, snapshot: Snapshot) -> None:
         settings = snapshot.config.health
@@ -177,8 +236,10 @@ class App:
         sites: list[BaseSite] = []
         self._passed = notify.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
-        if self._passed:
-            self._refuse_exposed(self.config)
+        if self.crew is not None:
+            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self.crew.sockets]
+        elif self._passed:
+            refuse_exposed(self.config, self._passed)
             sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self._passed]
         elif listen.unix is not None:
             sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
@@ -186,21 +247,15 @@ class App:
             sites.append(web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG))
         for site in sites:
             await site.start()
-        self.addresses += [_name(address) for address in runner.addresses]
+        self.addresses += [name_of(address) for address in runner.addresses]
         return sites
-
-    def _refuse_exposed(self, config: Config) -> None:
-        """A socket of systemd's is held to the same rule as ``listen``: never open to others unasked."""
-        for each in self._passed:
-            if each.family in (socket.AF_INET, socket.AF_INET6):
-                mistake = exposure_mistake(config, each.getsockname()[0])
-                if mistake is not None:
-                    raise ConfigError((mistake,))
 
     async def _drain(self, runner: Runner, sites: list[BaseSite]) -> None:
         notify.stopping(self.environ)
+        if self.crew is not None:
+            self.crew.leaving()
         self.web.draining = True
-        self.observe(LifeChanged("draining", f"{len(self.web.exchanges)} answers in flight"))
+        self._life("draining", f"{len(self.web.exchanges)} answers in flight")
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()
@@ -236,10 +291,3 @@ class App:
         error = context.get("exception")
         if isinstance(error, BaseException):
             self.observe(Crashed("background", error))
-
-
-def _name(address: object) -> str:
-    if isinstance(address, tuple):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"http://{host}:{address[1]}"
-    return f"unix:{address}"

@@ -9,9 +9,11 @@ from attrs import define
 from manallm_proxy.chain import Target
 from manallm_proxy.errors import ProviderError
 from manallm_proxy.events import HealthChanged, Observer
-from manallm_proxy.health import Circuit, Health, Permit, Skip
+from manallm_proxy.health import Circuit, Finding, Health, Permit, Skip
 
 Clock = Callable[[], float]
+Tell = Callable[[str, str | None, Finding], None]
+"""Takes a finding about a provider, or about one of its models, to the other processes."""
 
 
 @define
@@ -21,6 +23,8 @@ class Board:
     providers: Mapping[str, Health]
     clock: Clock
     observe: Observer
+    tell_others: Tell | None = None
+    """None where there are no others."""
 
     def admit(self, target: Target) -> Permit | Skip:
         """See `Health.admit`."""
@@ -60,15 +64,24 @@ class Board:
         What was told is kept with the health, which several generations of the configuration share.
         """
         health = self.providers[provider]
-        if health.provider.is_blank and not health.targets and not health.told:
+        if health.provider.is_blank and not health.targets and not health.told and not health.found:
             return
         now = self.clock()
-        self._tell(provider, None, health.provider, now)
-        for model in {*health.targets, *health.told} - {None}:
-            self._tell(provider, model, health.targets.get(str(model), Circuit()), now)
+        for model in (None, *({*health.targets, *health.told, *health.found} - {None})):
+            self._tell(provider, model, now, self.observe)
+            if self.tell_others is not None and (finding := health.to_tell(model, now)) is not None:
+                self.tell_others(provider, model, finding)
 
-    def _tell(self, provider: str, model: str | None, circuit: Circuit, now: float) -> None:
-        told = self.providers[provider].told
+    def heard(self, provider: str, model: str | None, finding: Finding) -> None:
+        """Another process's finding. It has told the log."""
+        health = self.providers.get(provider)
+        if health is not None and health.heard(model, finding):
+            self._tell(provider, model, self.clock(), lambda event: None)
+
+    def _tell(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
+        health = self.providers[provider]
+        told = health.told
+        circuit = health.provider if model is None else health.targets.get(model, Circuit())
         is_now = circuit.status(now)
         is_now = "healthy" if is_now == "degraded" else is_now
         was = told.get(model, "healthy")
@@ -77,4 +90,4 @@ class Board:
         else:
             told[model] = is_now
         if is_now != was:
-            self.observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
+            observe(HealthChanged(provider, model, was, is_now, circuit.last_error))

@@ -129,10 +129,24 @@ class DimensionsDiffer:
 
 @frozen
 class LifeChanged:
-    """The process itself: ``started``, ``draining``, ``stopped``."""
+    """The process itself: ``started``, ``draining``, ``stopped``. ``worker``: which of several it is."""
 
     what: Literal["started", "draining", "stopped"]
     detail: str = ""
+    worker: int | None = None
+
+
+@frozen
+class WorkerEnded:
+    """One of several workers is gone, though nobody asked for it.
+
+    ``again_in``: seconds until another takes its place; None where all are to end.
+    """
+
+    worker: int
+    pid: int | None
+    how: str
+    again_in: float | None
 
 
 @frozen
@@ -153,6 +167,7 @@ Event = (
     | Reloaded
     | DimensionsDiffer
     | LifeChanged
+    | WorkerEnded
     | Crashed
 )
 Observer = Callable[[Event], None]

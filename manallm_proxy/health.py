@@ -13,14 +13,18 @@ Two witnesses, kept apart: failures of *reach* (a probe could have seen them) an
 (only a request could). A good probe clears the first, a served request both. A failed probe counts as
 a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
 
+Several processes may serve the same providers. Each decides for itself, and they tell each other what they
+*found*: that a circuit opened, opened anew, cools, or is clear again. The later finding counts.
+
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from manallm_proxy.errors import Blame, ProviderError
 
@@ -51,6 +55,33 @@ class Skip:
 
     reason: SkipReason
     again_in: float | None = None
+
+
+@frozen
+class Finding:
+    """What one process found of a circuit, for the others to go by; times are of the clock that they share."""
+
+    at: float
+    open_until: float | None = None
+    cooling_until: float | None = None
+    reach_failures: int = 0
+    service_failures: int = 0
+    last_error: str | None = None
+    last_check: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Nothing speaks against the provider or target any more."""
+        return self.open_until is None and self.cooling_until is None and not self.failures
+
+    @property
+    def failures(self) -> int:
+        return self.reach_failures + self.service_failures
+
+    @property
+    def rank(self) -> tuple[float, float, float, int]:
+        """The greatest counts. Of two that were found at once it is the worse one, so that all come to the same."""
+        return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures
 
 
 @define
@@ -146,6 +177,20 @@ class Circuit:
         self.last_error = reason
         self.cooling_until = max(until, self.cooling_until or until)
 
+    def finding(self, now: float) -> Finding:
+        """What is known, for others."""
+        cooling = self.cooling_until if self.is_cooling(now) else None
+        failures = self.reach_failures, self.service_failures
+        return Finding(now, self.open_until, cooling, *failures, self.last_error, self.last_check)
+
+    def adopt(self, finding: Finding) -> None:
+        """What another process found holds here too. A trial under way goes on; no cooling is shortened."""
+        self.reach_failures, self.service_failures = finding.reach_failures, finding.service_failures
+        self.open_until = finding.open_until
+        self.last_error, self.last_check = finding.last_error, finding.last_check
+        if finding.cooling_until is not None:
+            self.cooling_until = max(finding.cooling_until, self.cooling_until or finding.cooling_until)
+
 
 @define
 class Permit:
@@ -201,6 +246,10 @@ class Health:
     """By model; only those that have a state of their own."""
     told: dict[str | None, Status] = field(factory=dict)
     """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
+    found: dict[str | None, Finding] = field(factory=dict)
+    """What all processes know of each target, and under None of the provider, where that is not all clear."""
+    _cleared: dict[str | None, float] = field(factory=dict)
+    """When the last of them became clear."""
 
     def admit(self, model: str, now: float) -> Permit | Skip:
         """Leave to try `model` now, or the reason against it (rules 1 to 4)."""
@@ -240,13 +289,52 @@ class Health:
             again = self.provider in trials
             self.provider.fail(self.policy, now, error.error_type, reach=reach, again=again)
             return
-        if model not in self.targets and len(self.targets) >= TARGETS_LIMIT:
-            del self.targets[next(iter(self.targets))]
-        circuit = self.targets.setdefault(model, Circuit())
+        circuit = self._target(model)
         if error.blame is Blame.TARGET:
             circuit.fail(self.policy, now, error.error_type, reach=False, again=circuit in trials)
         else:
             circuit.cool(now + cooling_time(error), error.error_type)
+
+    def _target(self, model: str) -> Circuit:
+        if model not in self.targets:
+            _make_room(self.targets)
+        return self.targets.setdefault(model, Circuit())
+
+    def to_tell(self, model: str | None, now: float) -> Finding | None:
+        """What other processes should hear of a circuit: that it changed since they last did. It counts as told."""
+        circuit = self.provider if model is None else self.targets.get(model, Circuit())
+        finding, known = circuit.finding(now), self._known(model)
+        moved = (finding.open_until, finding.cooling_until) != (known.open_until, known.cooling_until)
+        if not moved and (known.is_clear or not finding.is_clear):
+            return None
+        if finding.at <= known.at:  # the other's clock was a little ahead, and this is later all the same
+            finding = evolve(finding, at=math.nextafter(known.at, math.inf))
+        self._note(model, finding)
+        return finding
+
+    def heard(self, model: str | None, finding: Finding) -> bool:
+        """Another process's finding, of the provider (`model` None) or a target. False where we know better."""
+        if finding.rank <= self._known(model).rank:
+            return False
+        circuit = self.provider if model is None else self._target(model)
+        circuit.adopt(finding)
+        if model is not None and circuit.is_blank:
+            del self.targets[model]
+        self._note(model, finding)
+        return True
+
+    def _known(self, model: str | None) -> Finding:
+        return self.found.get(model) or Finding(self._cleared.get(model, -math.inf))
+
+    def _note(self, model: str | None, finding: Finding) -> None:
+        self.found.pop(model, None)
+        self._cleared.pop(model, None)
+        if finding.is_clear:
+            _make_room(self._cleared)
+            self._cleared[model] = finding.at
+        else:
+            _make_room(self.found)
+            self.found[model] = finding
 
     def status(self, now: float) -> Status:
         """The provider's, in one word. One whose targets are all cooling is cooling itself."""
@@ -263,6 +351,12 @@ class Health:
     def is_usable(self, now: float) -> bool:
         """Whether a request may be sent to this provider now, as far as the provider itself goes."""
         return self.configured and self.provider.refusal(now) is None
+
+
+def _make_room(held: dict[Any, Any]) -> None:
+    """The oldest of TARGETS_LIMIT goes."""
+    if len(held) >= TARGETS_LIMIT:
+        del held[next(iter(held))]
 
 
 def cooling_time(error: ProviderError) -> float:

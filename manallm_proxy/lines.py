@@ -19,6 +19,7 @@ from manallm_proxy.events import (
     LifeChanged,
     Reloaded,
     RequestEnded,
+    WorkerEnded,
 )
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -51,7 +52,9 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
         case LifeChanged():
-            return "info", event.what, {"detail": event.detail or None}
+            return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
+        case WorkerEnded():
+            return "error", "worker ended", attrs.asdict(event)
         case Crashed():
             # no exception's own words: they may hold what a client sent; types and frames find the bug
             fields = {"where": event.where, "request_id": event.request_id, "exception": kind(event.error)}

@@ -96,7 +96,8 @@ class _Descriptor:
     def _push(self, data: bytes) -> bytes:
         with contextlib.suppress(OSError):  # disk full, a pipe without a reader
             while data and (self._poll is None or self._poll.poll(0)):
-                data = data[os.write(self.fd, data[:ATOMIC]) :]
+                end = data.rfind(b"\n", 0, ATOMIC) + 1 or ATOMIC  # whole lines: other workers write between two calls
+                data = data[os.write(self.fd, data[:end]) :]
         return data
 
 

@@ -40,6 +40,7 @@ from manallm_proxy.events import (
     LifeChanged,
     Reloaded,
     RequestEnded,
+    WorkerEnded,
 )
 
 PREFIX: Final = "mana_llm_"
@@ -186,6 +187,8 @@ class Metrics:
             case Reloaded():
                 self._add("reloads_total", "failure" if event.mistakes else "success")
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
+            case WorkerEnded():
+                self._add("worker_restarts_total", amount=event.again_in is not None)
             case KeyWasRejected() | HealthChanged() | DimensionsDiffer() | LifeChanged() | Crashed():
                 pass  # seen as errors, as gauges, or in the log only
             case _:
@@ -282,6 +285,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("key_refusals_total", "Requests that a key, or none, did not allow", "error_type"),
     ("client_disconnects_total", "Clients that left before their answer was complete"),
     ("reloads_total", "Reloads of the configuration", "result"),
+    ("worker_restarts_total", "Workers that ended unasked, and were started again"),
 )
 _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
     ("request_duration_seconds", "From a request's arrival to its last byte", SECONDS, "endpoint"),

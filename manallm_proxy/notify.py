@@ -46,16 +46,35 @@ def stopping(environ: Mapping[str, str]) -> None:
 
 def watchdog(loop: asyncio.AbstractEventLoop, environ: Mapping[str, str], pid: int) -> asyncio.Task[None] | None:
     """Pings from the loop each half interval, so that a stuck loop falls silent; None where nobody listens."""
-    interval = environ.get("WATCHDOG_USEC", "")
-    if not interval.isdigit() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+    interval = watchdog_interval(environ, pid)
+    if interval is None:
         return None
 
     async def ping() -> None:
         while True:
-            _send(environ, "WATCHDOG=1")
-            await asyncio.sleep(int(interval) / 2e6)
+            alive(environ)
+            await asyncio.sleep(interval / 2)
 
     return loop.create_task(ping())
+
+
+def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
+    """Seconds within which systemd wants to hear that this process lives; None where it does not."""
+    interval = environ.get("WATCHDOG_USEC", "")
+    if not interval.isdigit() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
+        return None
+    return int(interval) / 1e6
+
+
+def alive(environ: Mapping[str, str]) -> None:
+    """The watchdog's ping."""
+    _send(environ, "WATCHDOG=1")
+
+
+def without(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` for a process that systemd does not know: NotifyAccess=main."""
+    ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+    return {name: value for name, value in environ.items() if name not in ours}
 
 
 def listen_sockets(environ: Mapping[str, str], pid: int) -> list[socket.socket]:

@@ -13,7 +13,7 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.access import Caller, Keyring
-from manallm_proxy.board import Board, Clock
+from manallm_proxy.board import Board, Clock, Tell
 from manallm_proxy.catalog import Catalog
 from manallm_proxy.chain import Chain, Entry, Target
 from manallm_proxy.client import HttpUpstream
@@ -83,7 +83,14 @@ class Snapshot:
     _closing: asyncio.Task[None] | None = None
 
     @classmethod
-    def build(cls, config: Config, clock: Clock, observe: Observer, before: Snapshot | None = None) -> Snapshot:
+    def build(
+        cls,
+        config: Config,
+        clock: Clock,
+        observe: Observer,
+        before: Snapshot | None = None,
+        tell_others: Tell | None = None,
+    ) -> Snapshot:
         """The generation after `before`. What it shares with it stays as it is."""
         policy = Policy(config.health.failure_threshold, config.health.backoff)
         healths: dict[str, Health] = {}
@@ -99,7 +106,7 @@ class Snapshot:
                 if provider.configured:
                     upstreams[name] = open_upstream(provider)
             healths[name] = health
-        board = Board(healths, clock, observe)
+        board = Board(healths, clock, observe, tell_others)
         catalog = before.catalog if before is not None else Catalog()
         if before is not None:
             catalog.keep_only({name for name, each in upstreams.items() if each is before.upstreams.get(name)})

@@ -6,8 +6,9 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 from attrs import define, field
 
@@ -38,6 +39,9 @@ from manallm_proxy.schema import encode, error_body, model_object
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Endpoint
 
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member  # which only workers need
+
 EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,6 +55,8 @@ class Web:
     """Exchanged as a whole by a reload; a request reads it once."""
     observe: Observer
     render_metrics: Callable[[], tuple[bytes, str]]
+    crew: Member | None = None
+    """Where there are several workers: who knows what all of them have to say."""
     draining: bool = False
     exchanges: set[Exchange] = field(factory=set)
     idle: asyncio.Event = field(factory=asyncio.Event)
@@ -223,6 +229,9 @@ class Web:
 
     async def _health(self, request: web.Request) -> web.Response:
         caller_of(request, self.snapshot, admin=True)
+        if self.crew is not None and (of_all := await self.crew.ask("health")) is not None:
+            report = msgspec.json.decode(of_all)
+            return _json(report, status=503 if report["status"] == "unhealthy" else 200)
         usable, report = health_report(self.snapshot)
         return _json(report, status=200 if usable else 503)
 
@@ -237,6 +246,8 @@ class Web:
             raise UnknownRoute("metrics are switched off (metrics.enabled)")
         caller_of(request, self.snapshot, admin=True)
         body, content_type = self.render_metrics()
+        if self.crew is not None and (of_all := await self.crew.ask("metrics")) is not None:
+            body = of_all.encode()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _description(self, request: web.Request) -> web.Response:

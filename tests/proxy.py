@@ -115,9 +115,9 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None
+    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None, *arguments: str
 ) -> AsyncIterator[Process]:
-    """The real thing, from its first log line on; ended at the end, whatever the test did."""
+    """The real thing, from the log line that tells where it listens; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     child = await asyncio.create_subprocess_exec(
@@ -127,6 +127,7 @@ async def process(
         "serve",
         "--config",
         str(path),
+        *arguments,
         env={**os.environ, "JOURNAL_STREAM": "1:1", **(environ or {})},
         stderr=asyncio.subprocess.PIPE,
     )

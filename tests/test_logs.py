@@ -27,6 +27,7 @@ from manallm_proxy.events import (
     LifeChanged,
     Reloaded,
     RequestEnded,
+    WorkerEnded,
 )
 from manallm_proxy.logs import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
 from tests.test_metrics import ENDED
@@ -68,6 +69,8 @@ def test_one_line_a_request() -> None:
         (Reloaded(("a.b: wrong", "c.d: wrong")), "error", "c.d: wrong"),
         (DimensionsDiffer("mana/embed", "a/m", 3, "b/m", 4), "warning", "dimensions"),
         (LifeChanged("started", "listening on x"), "info", "listening"),
+        (LifeChanged("draining", worker=3), "info", '"worker": 3'),
+        (WorkerEnded(2, 77, "SIGKILL", 0.1), "error", "SIGKILL"),
     ],
 )
 def test_every_fact_has_its_level(event: Event, level: str, word: str) -> None:
@@ -207,6 +210,27 @@ def test_a_reader_that_sleeps_costs_lines_and_no_time() -> None:
     assert len(lines) == 500 - lost + 2
     assert [line["event"] for line in lines[-2:]] == ["request", "log lines were lost"]
     assert lines[-1]["lines"] == lost
+
+
+def test_lines_leave_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several workers write to one pipe: what leaves in one call ends with a line, unless that is too long itself."""
+    pieces: list[bytes] = []
+    write = os.write
+
+    def watched(fd: int, data: bytes) -> int:
+        pieces.append(bytes(data))
+        return write(fd, data)
+
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0), open(writing, "w") as stream:
+        logs = Logs.open("debug", "json", stream)
+        logs.soon = lambda flush: None
+        for _ in range(50):
+            logs(ENDED)
+        monkeypatch.setattr(os, "write", watched)
+        logs.flush()
+    assert len(pieces) > 1
+    assert all(piece.endswith(b"\n") and len(piece) <= 4096 for piece in pieces)
 
 
 def test_a_reader_that_left_costs_lines_only() -> None:

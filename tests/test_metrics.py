@@ -19,6 +19,7 @@ from manallm_proxy.events import (
     LifeChanged,
     Reloaded,
     RequestEnded,
+    WorkerEnded,
 )
 from manallm_proxy.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
 from manallm_proxy.upstream import Endpoint
@@ -103,6 +104,14 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     assert value(metrics, "mana_llm_client_disconnects_total") == 1
     assert value(metrics, "mana_llm_reloads_total", result="success") == 1
     assert value(metrics, "mana_llm_reloads_total", result="failure") == 1
+
+
+def test_workers_that_ended_unasked() -> None:
+    """Counted where another takes their place."""
+    metrics = fresh()
+    metrics(WorkerEnded(1, 77, "SIGKILL", 0.1))
+    metrics(WorkerEnded(2, 78, "SIGKILL", None))
+    assert value(metrics, "mana_llm_worker_restarts_total") == 1
 
 
 def test_what_was_not_served_was_not_resolved() -> None:

@@ -178,7 +178,7 @@ NO_SECRET = {
         "RelaySink.headers",
         "ComposedSink.headers",
     ),
-    *("Snapshot.config", "App.config"),
+    *("Snapshot.config", "App.config", "Supervisor.config"),
 }
 """Names, log lines, our own answer's headers, and what holds secrets hidden in its turn."""
 

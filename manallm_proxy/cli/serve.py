@@ -5,23 +5,63 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import resource
+import socket
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
+from manallm_proxy import notify
 from manallm_proxy.app import App
 from manallm_proxy.config import Config, find, load
 from manallm_proxy.logs import Logs, quiet_libraries
 
+if TYPE_CHECKING:
+    from manallm_proxy.member import Member
 
-def serve(config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str]) -> int:
+
+def serve(
+    config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str], workers: int = 1
+) -> int:
     """ConfigError before anything has begun; exit code 78 too where the address is taken."""
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
     leave_no_core()
+    if workers > 1:
+        return _serve_many(config, environ, logs, host, port, workers)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, environ, logs, host, port))
+
+
+def _serve_many(
+    config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None, workers: int
+) -> int:
+    """From here on in several processes: in the supervisor to the end of all, in each worker to its own."""
+    if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
+        print("--workers: this system cannot share a port among processes", file=sys.stderr)
+        return 2
+    from manallm_proxy.supervisor import Supervisor
+
+    _loop_factory()  # imported once for all
+    greets = "JOURNAL_STREAM" not in environ
+    greet = partial(print, flush=True) if greets else None
+    try:
+        supervisor = Supervisor(config, environ, logs, workers, host, port, greet)
+    except OSError as error:
+        return _cannot_listen(config, error)
+    member = supervisor.run()
+    if isinstance(member, int):
+        return member
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_work(supervisor.config, notify.without(environ), logs, member, greets))
+
+
+async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: Member, greets: bool) -> int:
+    await App(config, environ, logs, crew=member, banner=banner if greets else None).run()
+    return 0
 
 
 async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
@@ -34,11 +74,15 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
                 print(banner(app), flush=True)
         await running
     except OSError as error:
-        where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
-        print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
-        # an address that is not there yet may come (a network that is late at boot): that is worth another try
-        return 1 if error.errno == errno.EADDRNOTAVAIL else 78
+        return _cannot_listen(config, error)
     return 0
+
+
+def _cannot_listen(config: Config, error: OSError) -> int:
+    where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
+    print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+    # an address that is not there yet may come (a network that is late at boot): that is worth another try
+    return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
 def leave_no_core() -> None:

@@ -1,0 +1,288 @@
+"""What a supervisor decides, with a number as clock."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from manallm_proxy.crew import DELAY_LONGEST, FINDINGS_LIMIT, GATHERING, LAST_CHANCE, PROVEN, Crew
+from manallm_proxy.health import Finding
+from manallm_proxy.messages import (
+    FROM_WORKER,
+    TO_WORKER,
+    Adopt,
+    Answer,
+    Ask,
+    Beat,
+    Drain,
+    Farewell,
+    Leaving,
+    Lines,
+    Moved,
+    Part,
+    Serving,
+    Tell,
+    ToWorker,
+    to_line,
+)
+from tests.test_tally import report, value, worker
+
+OPEN = Finding(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")
+
+
+def crew(size: int = 2, patience: float = 20.0) -> Crew:
+    """One whose workers all serve."""
+    made = Crew(size, patience, lambda: worker(0))
+    for number in made.to_start(0.0):
+        made.started(number, 100 + number, 0.0)
+        made.received(number, Serving("all well"), 0.0)
+    return made
+
+
+def sent(crew: Crew, number: int | None = None) -> list[ToWorker]:
+    """What was to be sent, to all or to one worker; it is gone then."""
+    messages = [message for to, message in crew.outbox if number in (None, to)]
+    crew.outbox.clear()
+    return messages
+
+
+def ask(crew: Crew, topic: str, now: float, number: int = 1, id_: int = 1) -> dict[int, int]:
+    """One worker asks; the question's id by each worker that is asked."""
+    crew.outbox.clear()
+    crew.received(number, Ask(id_, topic), now)  # type: ignore[arg-type]
+    asked = {to: message.id for to, message in crew.outbox if isinstance(message, Tell)}
+    crew.outbox.clear()
+    return asked
+
+
+def test_all_start_and_serve() -> None:
+    """Numbered from 1; asked for nothing before they have said something."""
+    made = Crew(2, 20.0, lambda: "")
+    assert made.to_start(0.0) == [1, 2]
+    made.started(1, 11, 0.0)
+    made.received(1, Serving("well", "hello"), 0.0)
+    assert (made.all_serve, made.to_start(0.0)) == (False, [2])
+    made.started(2, 12, 0.0)
+    assert not made.all_serve
+    made.received(2, Serving("well", "hello"), 0.0)
+    assert (made.all_serve, made.summary, made.banner) == (True, "well", "hello")
+
+
+def test_who_ends_is_started_again() -> None:
+    """Later each time, up to a limit; anew where it has lived for a minute."""
+    made = crew()
+    now, waits = 0.0, []
+    for _ in range(10):
+        wait = made.ended(1, now)
+        assert wait is not None
+        assert made.to_start(now + wait * 0.9) == []
+        now += wait
+        assert made.to_start(now) == [1]
+        made.started(1, 7, now)
+        waits.append(wait)
+    assert waits[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert waits[-1] == DELAY_LONGEST
+    assert made.ended(1, now + PROVEN) == 0.1
+
+
+def test_who_cannot_be_started_is_tried_again() -> None:
+    """No place for another process is a reason to wait as well."""
+    made = Crew(1, 20.0, lambda: "")
+    assert made.ended(1, 0.0) == 0.1
+    assert (made.to_start(0.0), made.to_start(0.1)) == ([], [1])
+
+
+def test_a_drain_starts_nobody() -> None:
+    """And is passed on, with the hurry."""
+    made = crew()
+    made.ended(2, 0.0)
+    made.drain(hurry=False)
+    made.drain(hurry=True)
+    assert sent(made) == [Drain(False), Drain(True)]
+    assert (made.ended(1, 1.0), made.to_start(math.inf), made.workers) == (None, [], {})
+
+
+def test_a_silent_worker_is_ended() -> None:
+    """Once with a chance to say where it hangs, then without; one that answers is not."""
+    made = crew(2, patience=8.0)
+    made.due(2.0)
+    assert sent(made) == [Beat(), Beat()]
+    made.received(1, Beat(), 2.0)
+    assert made.to_end(9.9) == []
+    [(hung, hard)] = made.to_end(10.0)
+    assert (hung.number, hard, made.all_answer) == (2, False, False)
+    assert made.to_end(10.0 + LAST_CHANCE / 2) == []
+    assert made.next_at() <= 10.0 + LAST_CHANCE
+    assert made.to_end(10.0 + LAST_CHANCE) == [(hung, True)]
+    made.ended(2, 13.0)
+    assert made.all_answer
+
+
+def test_one_that_never_says_a_word_is_silent_too() -> None:
+    """It hangs before its loop turns."""
+    made = Crew(1, 8.0, lambda: "")
+    made.started(1, 11, 0.0)
+    made.due(1.0)
+    assert [found.number for found, _ in made.to_end(8.0)] == [1]
+
+
+def test_metrics_of_all() -> None:
+    """Added up, once all have answered, for who asked."""
+    made = crew()
+    asked = ask(made, "metrics", 1.0, number=2, id_=9)
+    assert asked.keys() == {1, 2}
+    made.received(1, Part(asked[1], worker(3)), 1.1)
+    assert sent(made) == []
+    made.received(2, Part(asked[2], worker(4)), 1.2)
+    [(to, answer)] = made.outbox
+    assert to == 2
+    assert isinstance(answer, Answer)
+    assert answer.id == 9
+    assert value(answer.body, "mana_llm_requests_total", endpoint="chat/completions", status="200") == 7
+    assert value(answer.body, "mana_llm_worker_up", worker="2") == 1
+    assert value(answer.body, "mana_llm_worker_restarts_total") == 0
+
+
+def served(crew: Crew, now: float, *parts: tuple[int, str]) -> float | None:
+    """What a scrape says of the requests served, where these workers answer."""
+    asked = ask(crew, "metrics", now)
+    for number, text in parts:
+        crew.received(number, Part(asked[number], text), now)
+    crew.due(now + GATHERING)
+    [answer] = [m for m in sent(crew, 1) if isinstance(m, Answer)]
+    return value(answer.body, "mana_llm_requests_total", endpoint="chat/completions", status="200")
+
+
+def test_counters_never_fall() -> None:
+    """A worker is silent, killed, another takes its place: what was told once stays told."""
+    made = crew()
+    assert served(made, 1.0, (1, worker(3)), (2, worker(4))) == 7
+    assert served(made, 2.0, (1, worker(3))) == 7
+    made.ended(2, 3.0)
+    assert served(made, 4.0, (1, worker(5))) == 9
+    made.started(2, 200, 5.0)
+    made.received(2, Beat(), 5.0)
+    assert served(made, 6.0, (1, worker(5)), (2, worker(1))) == 10
+    made.received(2, Farewell(worker(6)), 7.0)
+    made.ended(2, 7.0)
+    assert served(made, 8.0, (1, worker(5))) == 15
+
+
+def test_a_stuck_worker_is_left_out_and_named() -> None:
+    """Whoever asks waits so long for it and no longer."""
+    made = crew()
+    asked = ask(made, "health", 1.0)
+    made.received(1, Part(asked[1], json.dumps(report())), 1.0)
+    made.due(1.0 + GATHERING * 0.9)
+    assert [m for m in sent(made) if isinstance(m, Answer)] == []
+    assert made.next_at() <= 1.0 + GATHERING
+    made.due(1.0 + GATHERING)
+    [answer] = sent(made)
+    assert isinstance(answer, Answer)
+    said = json.loads(answer.body)
+    assert said["workers"] == {"1": {"status": "serving", "pid": 101}, "2": {"status": "silent", "pid": 102}}
+    assert said["providers"]["gpu"]["in_flight"] == 1
+
+
+def test_who_ends_is_waited_for_no_longer() -> None:
+    """Its part will not come; nor is an answer sent to another process of its number."""
+    made = crew()
+    asked = ask(made, "health", 1.0, number=2)
+    made.ended(2, 1.1)
+    made.started(2, 202, 1.2)
+    made.received(1, Part(asked[1], json.dumps(report())), 1.3)
+    assert sent(made) == []
+    asked = ask(made, "health", 2.0)
+    assert asked.keys() == {1}
+    made.received(1, Part(asked[1], json.dumps(report())), 2.0)
+    [answer] = sent(made)
+    assert isinstance(answer, Answer)
+    assert json.loads(answer.body)["workers"]["2"] == {"status": "starting", "pid": 202}
+
+
+def test_however_many_ask_one_question_is_on_its_way() -> None:
+    """Those who come meanwhile share the next answer, which is no older than their question."""
+    made = crew()
+    first = ask(made, "metrics", 1.0)
+    assert ask(made, "metrics", 1.0, number=2, id_=5) == {}
+    assert ask(made, "metrics", 1.0, number=1, id_=6) == {}
+    assert ask(made, "health", 1.0).keys() == {1, 2}
+    for number in (1, 2):
+        made.received(number, Part(first[number], worker(1)), 1.1)
+    answers = [m for _, m in made.outbox if isinstance(m, Answer)]
+    asked = {to: m.id for to, m in made.outbox if isinstance(m, Tell)}
+    assert ([m.id for m in answers], set(asked)) == ([1], {1, 2})
+    made.outbox.clear()
+    for number in (1, 2):
+        made.received(number, Part(asked[number], worker(2)), 1.2)
+    answers = [m for _, m in made.outbox if isinstance(m, Answer)]
+    assert [(m.id, value(m.body, "mana_llm_client_disconnects_total")) for m in answers] == [(5, 0), (6, 0)]
+
+
+def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
+    """Until they are void: it is clear again, or the provider is another one."""
+    made = crew(3)
+    made.received(1, Moved("gpu", None, OPEN), 1.0)
+    assert [(to, message) for to, message in made.outbox] == [(n, Moved("gpu", None, OPEN)) for n in (2, 3)]
+    made.ended(2, 2.0)
+    sent(made)
+    made.started(2, 202, 3.0)
+    assert sent(made, 2) == [Moved("gpu", None, OPEN)]
+    made.received(3, Moved("gpu", None, Finding(4.0)), 4.0)
+    made.received(1, Moved("gpu", None, OPEN), 4.1)
+    made.received(1, Moved("cloud", "m", OPEN), 4.2)
+    made.adopt(b"", {"cloud"})
+    made.ended(2, 5.0)
+    sent(made)
+    made.started(2, 203, 6.0)
+    assert sent(made, 2) == [Moved("gpu", None, OPEN)]
+
+
+def test_findings_are_bounded() -> None:
+    """The oldest makes room."""
+    made = crew()
+    for number in range(FINDINGS_LIMIT + 10):
+        made.received(1, Moved("gpu", f"m{number}", OPEN), 1.0)
+    sent(made)
+    made.ended(2, 2.0)
+    made.started(2, 202, 3.0)
+    assert len(sent(made, 2)) == FINDINGS_LIMIT
+
+
+def test_a_new_configuration_is_served_once_all_serve_it() -> None:
+    """Each says so."""
+    made = crew()
+    made.adopt(b"new", ())
+    assert sent(made) == [Adopt(b"new"), Adopt(b"new")]
+    made.received(1, Serving("new"), 1.0)
+    assert not made.all_serve
+    made.received(2, Serving("new"), 1.0)
+    assert made.all_serve
+    made.received(2, Leaving(), 2.0)
+    assert made.workers[2].leaving
+
+
+def test_every_message_survives_its_journey() -> None:
+    """In any pieces; line breaks within are no ends."""
+    to_worker = [
+        Moved("gpu", "m\n", OPEN),
+        Answer(1, "a\nb\u2028"),
+        Tell(2, "health"),
+        Beat(),
+        Adopt(b"\x00\n"),
+        Drain(),
+    ]
+    from_worker = [
+        Moved("gpu", None, OPEN),
+        Serving("a", "b\n"),
+        Leaving(),
+        Farewell("x\n"),
+        Ask(1, "metrics"),
+        Part(1, ""),
+    ]
+    for messages, decoder in ((to_worker, TO_WORKER), (from_worker, FROM_WORKER)):
+        whole = b"".join(map(to_line, messages))
+        for size in (1, 7, len(whole)):
+            lines = Lines()
+            got = [line for at in range(0, len(whole), size) for line in lines.feed(whole[at : at + size])]
+            assert [decoder.decode(line) for line in got] == messages

@@ -1,0 +1,268 @@
+"""Several processes' health of one provider: what one finds out, the others go by."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from attrs import define, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from manallm_proxy.board import Board
+from manallm_proxy.chain import Target
+from manallm_proxy.errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
+from manallm_proxy.events import Event, HealthChanged
+from manallm_proxy.health import TARGETS_LIMIT, Finding, Health, Permit, Policy, Skip
+
+REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
+
+
+@define(eq=False)
+class Workers:
+    """As many boards of one provider, and what is on its way from each to the others."""
+
+    number: int = 3
+    policy: Policy = Policy(2, 60.0)
+    now: float = 1000.0
+    skew: list[float] = field(factory=lambda: [0.0, 0.0, 0.0])
+    """How far each one's clock is behind: a loop's time stands while it is busy."""
+    boards: list[Board] = field(factory=list)
+    lines: list[deque[tuple[str, str | None, Finding]]] = field(factory=list)
+    """What each has yet to hear, in the order in which it was sent."""
+    told: list[HealthChanged] = field(factory=list)
+    sent: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        for me in range(self.number):
+            health = {"gpu": Health(self.policy)}
+            self.lines.append(deque())
+            self.boards.append(Board(health, lambda me=me: self.now - self.skew[me], self._note, self._teller(me)))  # type: ignore[misc]  # a default binds it
+
+    def _note(self, event: Event) -> None:
+        assert isinstance(event, HealthChanged)
+        self.told.append(event)
+
+    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `board.Tell`
+        def tell(provider: str, model: str | None, finding: Finding) -> None:
+            self.sent += 1
+            for other in range(self.number):
+                if other != me:
+                    self.lines[other].append((provider, model, finding))
+
+        return tell
+
+    def health(self, me: int) -> Health:
+        return self.boards[me].providers["gpu"]
+
+    def fail(self, me: int, error: ProviderError, model: str = "m") -> None:
+        got = self.boards[me].admit(Target("gpu", model))
+        assert isinstance(got, Permit), got
+        self.boards[me].failed(Target("gpu", model), got, error)
+
+    def serve(self, me: int, model: str = "m") -> None:
+        got = self.boards[me].admit(Target("gpu", model))
+        assert isinstance(got, Permit), got
+        self.boards[me].began(Target("gpu", model), got)
+        self.boards[me].served(Target("gpu", model), got)
+
+    def refused(self, me: int, model: str = "m") -> str | None:
+        got = self.boards[me].admit(Target("gpu", model))
+        if isinstance(got, Skip):
+            return got.reason
+        got.released()
+        return None
+
+    def hear(self, me: int) -> None:
+        while self.lines[me]:
+            self.boards[me].heard(*self.lines[me].popleft())
+
+    def all_hear(self) -> None:
+        for me in range(self.number):
+            self.hear(me)
+
+
+@pytest.mark.parametrize("error", [REFUSED, BROKEN])
+def test_one_finds_out_for_all(error: ProviderError) -> None:
+    """The others skip the provider at once, for as long, and one line tells of it."""
+    workers = Workers()
+    workers.fail(0, error)
+    workers.all_hear()
+    assert (workers.sent, workers.refused(1)) == (0, None)
+    workers.fail(0, error)
+    workers.all_hear()
+    workers.now += 59.9
+    assert [workers.refused(me) for me in range(3)] == ["unhealthy"] * 3
+    workers.now += 0.1
+    assert [workers.refused(me) for me in range(3)] == [None] * 3
+    assert [(e.was, e.now) for e in workers.told] == [("healthy", "unhealthy")]
+
+
+def test_one_finds_it_well_for_all() -> None:
+    """A trial's success is everybody's: none but the first had to try."""
+    workers = Workers()
+    workers.fail(0, BROKEN)
+    workers.fail(0, BROKEN)
+    workers.all_hear()
+    workers.now += 60.0
+    workers.serve(1)
+    workers.all_hear()
+    assert [workers.health(me).status(workers.now) for me in range(3)] == ["healthy"] * 3
+    assert [(e.was, e.now) for e in workers.told] == [("healthy", "unhealthy"), ("unhealthy", "healthy")]
+    assert [each.found for each in map(workers.health, range(3))] == [{}, {}, {}]
+
+
+def test_a_failed_trial_is_everybodys() -> None:
+    """So that each backoff costs one request, not one of each worker."""
+    workers = Workers()
+    workers.fail(0, REFUSED)
+    workers.fail(0, REFUSED)
+    workers.all_hear()
+    workers.now += 60.0
+    workers.fail(2, REFUSED)
+    workers.all_hear()
+    assert [workers.refused(me) for me in range(3)] == ["unhealthy"] * 3
+    assert len(workers.told) == 1
+
+
+def test_one_trial_is_under_way_while_another_finds_out() -> None:
+    """Its place is its own, and is free again at its end."""
+    workers = Workers()
+    workers.fail(0, BROKEN)
+    workers.fail(0, BROKEN)
+    workers.all_hear()
+    workers.now += 60.0
+    trial = workers.boards[1].admit(Target("gpu", "m"))
+    assert isinstance(trial, Permit)
+    workers.fail(2, BROKEN)
+    workers.all_hear()
+    workers.now += 60.0
+    assert workers.refused(1) == "unhealthy"
+    trial.released()
+    assert workers.refused(1) is None
+
+
+def test_a_target_cools_for_all() -> None:
+    """Its neighbours not; it ends by time, and is told once."""
+    workers = Workers()
+    workers.fail(0, RateLimited("x", retry_after=20.0))
+    workers.all_hear()
+    assert [workers.refused(me) for me in range(3)] == ["cooling"] * 3
+    assert workers.refused(1, "other") is None
+    workers.now += 20.0
+    assert [workers.refused(me) for me in range(3)] == [None] * 3
+    for me in range(3):
+        workers.serve(me)
+        workers.all_hear()
+    assert [(e.model, e.now) for e in workers.told] == [("m", "cooling"), ("m", "healthy")]
+    assert [workers.health(me).targets for me in range(3)] == [{}, {}, {}]
+
+
+def test_what_is_heard_is_not_told_again() -> None:
+    """Nor is what is known already: findings end."""
+    workers = Workers()
+    workers.fail(0, CRASHED)
+    workers.fail(0, CRASHED)
+    assert workers.sent == 1
+    workers.all_hear()
+    for me in range(3):
+        workers.boards[me].note("gpu")
+    assert workers.sent == 1
+    assert [workers.refused(me) for me in range(3)] == ["unhealthy"] * 3
+
+
+def test_the_later_finding_counts() -> None:
+    """Two cross on their way: both ends come to the same, also where one's clock is behind."""
+    workers = Workers()
+    workers.fail(0, BROKEN)
+    workers.fail(0, BROKEN)
+    workers.all_hear()
+    workers.now += 60.0
+    trials = [workers.boards[me].admit(Target("gpu", "m")) for me in range(2)]
+    first, second = trials
+    assert isinstance(first, Permit)
+    assert isinstance(second, Permit)
+    workers.boards[0].failed(Target("gpu", "m"), first, BROKEN)
+    workers.skew[1] = 0.01
+    workers.boards[1].served(Target("gpu", "m"), second)
+    workers.all_hear()
+    assert len({workers.health(me).provider.open_until for me in range(3)}) == 1
+
+
+def test_an_unknown_provider_is_nobodys() -> None:
+    """Another worker has reloaded already."""
+    workers = Workers()
+    workers.boards[0].heard("new", None, Finding(1.0, 61.0))
+    assert workers.health(0).found == {}
+
+
+def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
+    """What is kept of others' findings is bounded too."""
+    health = Health()
+    for number in range(3 * TARGETS_LIMIT):
+        assert health.heard(f"m{number}", Finding(float(number), cooling_until=1e9))
+    assert (len(health.targets), len(health.found)) == (TARGETS_LIMIT, TARGETS_LIMIT)
+
+
+def test_alone_nothing_is_noted() -> None:
+    """Where there are no others."""
+    health = Health(Policy(1))
+    board = Board({"gpu": health}, lambda: 0.0, lambda event: None)
+    board.probed("gpu", REFUSED)
+    assert health.found == {}
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever each sees and whenever it hears: in the end all go by the same, and nobody is stuck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers = Workers()
+
+    @rule(
+        me=st.integers(0, 2),
+        model=st.sampled_from(["a", "b"]),
+        error=st.sampled_from([None, REFUSED, BROKEN, CRASHED, RateLimited("x")]),
+    )
+    def request(self, me: int, model: str, error: ProviderError | None) -> None:
+        if self.workers.refused(me, model) is not None:
+            return
+        if error is None:
+            self.workers.serve(me, model)
+        else:
+            self.workers.fail(me, error, model)
+
+    @rule(me=st.integers(0, 2), error=st.sampled_from([None, REFUSED]))
+    def probe(self, me: int, error: ProviderError | None) -> None:
+        self.workers.boards[me].probed("gpu", error)
+
+    @rule(me=st.integers(0, 2))
+    def hear(self, me: int) -> None:
+        self.workers.hear(me)
+
+    @rule(seconds=st.sampled_from([0.001, 1.0, 16.0, 61.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.workers.now += seconds
+
+    @rule(me=st.integers(0, 2), seconds=st.sampled_from([0.0, 0.01]))
+    def lag(self, me: int, seconds: float) -> None:
+        self.workers.skew[me] = seconds
+
+    def teardown(self) -> None:
+        workers = self.workers
+        workers.skew = [0.0, 0.0, 0.0]
+        workers.all_hear()
+        for me in range(3):
+            workers.boards[me].note("gpu")
+            workers.all_hear()
+        for model in (None, "a", "b"):
+            views = [h.provider if model is None else h.targets.get(model) for h in map(workers.health, range(3))]
+            assert len({view.open_until if view is not None else None for view in views}) == 1
+            assert len({view is not None and view.is_cooling(workers.now) for view in views}) == 1
+        workers.now += 1000.0
+        assert [workers.refused(me, model) for me in range(3) for model in "ab"] == [None] * 6
+
+
+AnyOrder.TestCase.settings = settings(stateful_step_count=30)
+TestAnyOrder = AnyOrder.TestCase

@@ -1,0 +1,85 @@
+"""Sockets for several processes: spread, told when they cannot be had, and let go of."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from manallm_proxy.config import Config, Listen, load
+from manallm_proxy.listeners import Listeners
+from tests.proxy import settings
+
+
+def config(folder: Path, **listen: object) -> Config:
+    import yaml
+
+    path = folder / "proxy.yaml"
+    path.write_text(yaml.safe_dump(settings({"loop": {"kind": "loopback"}})))
+    return evolve(load(path, {}), listen=Listen(**listen))  # type: ignore[arg-type]
+
+
+def test_each_has_sockets_of_its_own_at_one_port(tmp_path: Path) -> None:
+    """Any free one, the same for all; one that was closed is made again."""
+    made = Listeners.open(config(tmp_path, port=0), {})
+    own = [made.of(number) for number in (1, 2, 3)]
+    assert len({each.getsockname() for sockets in own for each in sockets}) == 1
+    assert len({each.fileno() for sockets in own for each in sockets}) == 3
+    [name] = made.names
+    made.close(2)
+    assert own[1][0].fileno() == -1
+    assert f"http://127.0.0.1:{made.of(2)[0].getsockname()[1]}" == name
+    made.close_all(but=1)
+    assert [own[0][0].fileno() == -1, own[2][0].fileno() == -1] == [False, True]
+    made.close_all()
+    assert own[0][0].fileno() == -1
+
+
+def test_connections_go_to_those_who_listen(tmp_path: Path) -> None:
+    """To one whose sockets are closed none: it would be waited for."""
+    made = Listeners.open(config(tmp_path, port=0), {})
+    first, second = made.of(1)[0], made.of(2)[0]
+    made.close(1)
+    assert first.fileno() == -1
+    clients = [socket.create_connection(second.getsockname(), timeout=5) for _ in range(20)]
+    second.setblocking(True)
+    second.settimeout(5)
+    for client in clients:
+        second.accept()[0].close()
+        client.close()
+    made.close_all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_taken_port_is_told(tmp_path: Path, shared: bool) -> None:
+    """Also where who has it would share: another proxy's workers."""
+    with socket.socket() as taken:
+        if shared:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            Listeners.open(config(tmp_path, port=taken.getsockname()[1]), {})
+
+
+def test_a_unix_socket_is_one_for_all(tmp_path: Path) -> None:
+    """It takes the place of one that a proxy left behind, and of nothing else."""
+    path = tmp_path / "proxy.sock"
+    for _ in range(2):
+        made = Listeners.open(config(tmp_path, unix=str(path)), {})
+        assert made.of(1) == made.of(2)
+        assert made.names == [f"unix:{path}"]
+        assert stat.S_ISSOCK(os.stat(path).st_mode)
+        made.close(1)
+        assert made.of(1)[0].fileno() != -1
+        made.close_all()
+        assert made.of(1)[0].fileno() == -1
+    path.unlink()
+    path.write_text("mine")
+    with pytest.raises(OSError, match="no socket"):
+        Listeners.open(config(tmp_path, unix=str(path)), {})
+    assert path.read_text() == "mine"
