@@ -66,6 +66,16 @@ async def test_it_starts_with_everything_down(tmp_path: Path) -> None:
             assert response.status == 200
 
 
+async def test_it_takes_the_descriptors_that_it_may_have(tmp_path: Path) -> None:
+    """The soft limit, which a shell sets low, becomes the hard one."""
+    async with process(settings({"loopback": {"kind": "loopback"}}), tmp_path) as running:
+        [line] = [
+            row for row in Path(f"/proc/{running.pid}/limits").read_text().splitlines() if row.startswith("Max open")
+        ]
+        soft, hard = line.split()[3:5]
+        assert soft == hard
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) -> None:
     """Not ready at once; the open stream ends well; no new connection; exit code 0."""

@@ -30,6 +30,7 @@ def serve(
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
     leave_no_core()
+    take_descriptors()
     if workers > 1:
         return _serve_many(config, environ, logs, host, port, workers)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -83,6 +84,13 @@ def _cannot_listen(config: Config, error: OSError) -> int:
     print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
     # an address that is not there yet may come (a network that is late at boot): that is worth another try
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
+
+
+def take_descriptors() -> None:
+    """As many as the system lets us have: a stream takes two, and a shell's usual 1024 are soon gone."""
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def leave_no_core() -> None:
