@@ -42,7 +42,6 @@ from manallm_proxy.upstream import Endpoint
 if TYPE_CHECKING:
     from manallm_proxy.member import Member  # which only workers need
 
-EXCHANGE: Final = web.RequestKey("exchange", Exchange)
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -104,7 +103,6 @@ class Web:
                 lambda: read_body(request, limits.body, limits.body_timeout),
                 asyncio.get_running_loop().time(),
             )
-            request[EXCHANGE] = exchange
             try:
                 if snapshot.keyring:
                     exchange.caller = snapshot.keyring.caller(key_of(request))
@@ -114,12 +112,16 @@ class Web:
                     exchange.caller.enter(exchange.started)
             except ProxyError as error:
                 exchange.refuse(error)
-                raise
+                return self._error_response(request, error, exchange)
             self.exchanges.add(exchange)
             self.idle.clear()
             snapshot.hold()
             try:
                 return await exchange.answer()
+            except (asyncio.CancelledError, ConnectionResetError):
+                raise
+            except Exception as error:
+                return self._failed(request, error, exchange)
             finally:
                 self.exchanges.discard(exchange)
                 if not self.exchanges:
@@ -141,8 +143,6 @@ class Web:
     async def _render_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except ProxyError as error:
-            return self._error_response(request, error)
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
             if request.method == "OPTIONS" and self._origin(request):
@@ -158,11 +158,17 @@ class Web:
         except (asyncio.CancelledError, ConnectionResetError):
             raise
         except Exception as error:
-            self.observe(Crashed(f"{request.method} request", error))
-            return self._error_response(request, InternalError("an internal error; the proxy's log has the details"))
+            return self._failed(request, error)
 
-    def _error_response(self, request: web.Request, error: ProxyError) -> web.Response:
-        exchange: Exchange | None = request.get(EXCHANGE)
+    def _failed(self, request: web.Request, error: Exception, exchange: Exchange | None = None) -> web.Response:
+        if not isinstance(error, ProxyError):
+            self.observe(Crashed(f"{request.method} request", error))
+            error = InternalError("an internal error; the proxy's log has the details")
+        return self._error_response(request, error, exchange)
+
+    def _error_response(
+        self, request: web.Request, error: ProxyError, exchange: Exchange | None = None
+    ) -> web.Response:
         if exchange is not None:
             headers = exchange.headers()
         else:

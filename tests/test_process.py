@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -69,10 +70,7 @@ async def test_it_starts_with_everything_down(tmp_path: Path) -> None:
 async def test_it_takes_the_descriptors_that_it_may_have(tmp_path: Path) -> None:
     """The soft limit, which a shell sets low, becomes the hard one."""
     async with process(settings({"loopback": {"kind": "loopback"}}), tmp_path) as running:
-        [line] = [
-            row for row in Path(f"/proc/{running.pid}/limits").read_text().splitlines() if row.startswith("Max open")
-        ]
-        soft, hard = line.split()[3:5]
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
         assert soft == hard
 
 
