@@ -48,6 +48,7 @@ class Soak:
         self.running, self.path, self.config, self.mortal = running, path, config, mortal
         self.outcomes: Counter[str] = Counter()
         self.unexpected: Counter[str] = Counter()
+        self.over = False
         self.reloads = 0
         self.memory: list[float] = []
         self.descriptors: list[int] = []
@@ -56,19 +57,20 @@ class Soak:
     async def run(self, seconds: float) -> Pulse:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             async with pulse(self.running.url) as beat:
-                parts = [self.clients(session, kind) for kind in KINDS for _ in range(5)]
-                parts += [self.deaths(), self.reloading(), self.watch()]
-                tasks = [asyncio.ensure_future(part) for part in parts]
-                await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-                for task in tasks:
+                clients = [asyncio.ensure_future(self.clients(session, kind)) for kind in KINDS for _ in range(5)]
+                weather = [asyncio.ensure_future(part) for part in (self.deaths(), self.reloading(), self.watch())]
+                await asyncio.wait(clients + weather, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+                self.over = True  # not cancelled: asyncio loses a socket whose connecting is cancelled
+                await asyncio.wait(clients)
+                for task in clients + weather:
                     if task.done():
                         task.result()
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*weather, return_exceptions=True)
         return beat
 
     async def clients(self, session: aiohttp.ClientSession, kind: str) -> None:
-        while True:
+        while not self.over:
             if kind == "leaver":
                 await self.leave()
             else:
