@@ -79,7 +79,7 @@ class Exchange:
         except ProxyError as error:
             return await self._told(error)
         except Exception as error:
-            self.snapshot.board.observe(Crashed(f"{self.endpoint.value} request", error, self.request_id))
+            self.snapshot.board.observe(Crashed(f"{self.endpoint.path} request", error, self.request_id))
             return await self._told(InternalError("an internal error; the proxy's log has the details"))
         finally:
             if self._sink is not None:
@@ -253,7 +253,7 @@ class Exchange:
         board.observe(
             RequestEnded(
                 request_id=self.request_id,
-                endpoint=self.endpoint.value,
+                endpoint=self.endpoint.path,
                 requested=self.head.model if self.head is not None else "",
                 alias=self.walk.chain.alias if self.walk is not None else None,
                 provider=target.provider if target is not None else None,

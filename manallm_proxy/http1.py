@@ -25,7 +25,7 @@ JOINED: Final = 16 * 1024
 """Bytes of a body that leave in one write with their head; copying more costs more than a second write."""
 INFLATED: Final = 1024 * 1024
 """Bytes that one read of a compressed body gives: a bomb goes off in small pieces, and the reader counts them."""
-_INFLATERS: Final = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}
+_INFLATERS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": zlib.MAX_WBITS}
 
 
 class Keeper(Protocol):
@@ -51,6 +51,8 @@ class Response:
     head_in: bool = False
     ended: bool = False
     lines: list[tuple[bytes, bytes]] = field(factory=list, repr=False)
+    encoding: bytes = field(default=b"", repr=False)
+    """The value of ``Content-Encoding``."""
     _headers: CIMultiDict[str] | None = field(default=None, repr=False)
     _parts: list[bytes] = field(factory=list, repr=False)
     _size: int = 0
@@ -76,9 +78,8 @@ class Response:
             if self._error is not None:
                 raise self._error
             await self._wait(None, until)
-        encoding = self.headers.get("Content-Encoding", "identity").lower() if self.lines else "identity"
-        if encoding not in ("identity", ""):
-            bits = _INFLATERS.get(encoding)
+        if self.encoding and self.encoding != b"identity":
+            bits = _INFLATERS.get(self.encoding)
             if bits is None:
                 raise self._connection.malformed()
             self._inflater = zlib.decompressobj(bits)
@@ -351,6 +352,8 @@ class Connection(asyncio.Protocol):
             self._framed = True
             if value.lower() != b"chunked":
                 self._refused = True  # no coding that we could undo
+        elif lowered == b"content-encoding":
+            response.encoding = value.lower()
 
     def on_headers_complete(self) -> None:
         response, parser = self._response, self._parser
@@ -359,6 +362,7 @@ class Connection(asyncio.Protocol):
         status = parser.get_status_code()
         if status < 200:
             response.lines.clear()
+            response.encoding = b""
             return
         if parser.get_http_version() not in ("1.1", "1.0"):
             self._refused = True

@@ -65,7 +65,7 @@ class Usage:
 
         def number(of: object, key: str) -> int:
             value = of.get(key) if isinstance(of, dict) else None
-            return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+            return value if type(value) is int and value > 0 else 0  # a bool is none
 
         return cls(
             prompt=number(usage, "prompt_tokens"),
@@ -162,9 +162,12 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
     ) in values.items():  # in the order of the text; a key given twice has its last value at its first place
         match = _KEY.match(body, at)
         text = bytes(value)
-        if match is None or not _is(key, match[1]) or not body.startswith(text, match.end()):
+        if match is None or (match[1] != key.encode() and not _spells(match[1], key)):
             raise _given_twice(body)
-        spans[key] = (match.end(), at := match.end() + len(text))
+        start = match.end()
+        if not body.startswith(text, start):
+            raise _given_twice(body)
+        spans[key] = (start, at := start + len(text))
         if key == last:
             return values, spans
     if _END.match(body, at) is None:
@@ -182,11 +185,13 @@ def _given_twice(body: bytes) -> InvalidRequest:
     return InvalidRequest("a key is given twice", param=twice[0][:64] if twice else None)
 
 
-def _is(key: str, text: bytes) -> bool:
-    """Whether `text` is how `key` stands in a JSON string."""
-    return key == (decode(b'"%b"' % text, type=str) if b"\\" in text else text.decode())
+def _spells(text: bytes, key: str) -> bool:
+    """Whether `text` is `key` in a JSON string, with escapes."""
+    return b"\\" in text and key == decode(b'"%b"' % text, type=str)
 
 
+_TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
+"""By a JSON value's first byte; any other begins a number."""
 _TYPE_NAMES: Final[dict[type, str]] = {
     str: "a string",
     bool: "true or false",
@@ -207,7 +212,7 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
     first = bytes(memoryview(raw)[:1])
     if first == b"n" and deep:
         return None
-    kind = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}.get(first, int)
+    kind = _TYPES.get(first, int)
     if kind not in kinds:
         wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
         raise InvalidRequest(f"'{key}' must be {wanted}", param=key)

@@ -19,7 +19,12 @@ from manallm_proxy.schema import Head, Usage
 
 
 class Endpoint(Enum):
-    """The pipeline's endpoints; the value is the path below the base URL, and the metrics' label."""
+    """The pipeline's endpoints; ``path`` is below the base URL, and the metrics' label."""
+
+    path: str
+
+    def __init__(self, path: str) -> None:
+        self.path = path  # `value` is a property, and ten times as slow
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"

@@ -69,7 +69,7 @@ class Web:
         app = web.Application(middlewares=[self._render_errors], client_max_size=2**62)
         app.on_response_prepare.append(self._finish_headers)
         for endpoint in Endpoint:
-            self._route(app, "POST", f"/{endpoint.value}", self._pipeline(endpoint))
+            self._route(app, "POST", f"/{endpoint.path}", self._pipeline(endpoint))
         self._route(app, "GET", "/models", self._models)
         self._route(app, "GET", "/models/{id:.+}", self._model)
         self._route(app, "GET", "/aliases", self._aliases)

@@ -46,7 +46,7 @@ class OpenAIWire:
     def request(self, call: Call, entry: Entry) -> Request:
         streams = call.head.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = self.asks_usage and streams and not call.head.wants_usage
-        return Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model, ask_usage=ask))
+        return Request(call.endpoint.path, call.head.rewrite(call.body, entry.target.model, ask_usage=ask))
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         spoken = envelope(body)
@@ -64,7 +64,7 @@ class OpenAIWire:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
         if status not in (400, 422) or b"stream_options" not in body or call.head.wants_usage or not call.head.stream:
             return None
-        return Request(call.endpoint.value, call.head.rewrite(call.body, entry.target.model))
+        return Request(call.endpoint.path, call.head.rewrite(call.body, entry.target.model))
 
     def took(self, request: Request) -> None:
         self.asks_usage = False
