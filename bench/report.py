@@ -183,9 +183,10 @@ def keep(results: Results) -> None:
 def write(results: Results) -> None:
     (HERE / "results.svg").write_text(drawing(results))
     introduction = (
-        "# The last full run\n\n`make bench KEEP=1` writes this file; nobody edits it.\n\n![CPU time](results.svg)\n\n"
+        "# The last full run\n\n`make bench KEEP=1` writes this file; what people have to say of it is in `notes.md`, "
+        "and stands at the end.\n\n![CPU time](results.svg)\n\n"
     )
-    (HERE / "RESULTS.md").write_text(introduction + markdown(results))
+    (HERE / "RESULTS.md").write_text(introduction + markdown(results) + "\n" + (HERE / "notes.md").read_text())
 
 
 def load(path: Path) -> Results:

@@ -26,7 +26,7 @@ from attrs import define, field
 from manallm_proxy import __version__, notify
 from manallm_proxy.config import Config, ConfigError
 from manallm_proxy.errors import ShuttingDown
-from manallm_proxy.events import Crashed, Event, LifeChanged, Reloaded
+from manallm_proxy.events import Crashed, Event, LifeChanged, NotVerified, Reloaded
 from manallm_proxy.health import Finding
 from manallm_proxy.listeners import BACKLOG, name_of, refuse_exposed, reread
 from manallm_proxy.logs import Logs
@@ -107,16 +107,14 @@ class App:
             await self.crew.join(self)
         watchdog = notify.watchdog(loop, self.environ, os.getpid())
         try:
-            probed = None
-            while probed is not self._prober:  # a reload meanwhile brings another
-                probed = self._prober
-                await probed.once()
-            self._probing = loop.create_task(self._prober.run())
-            where = f"listening on {', '.join(self.addresses)}"
-            self._life("started", where if self.crew is None else f"pid {os.getpid()}")
-            self._tell_ready(self._summary())
-            self._ready.set()
-            await self._stop.wait()
+            await self._first_round()
+            if not self._stop.is_set():
+                self._probing = loop.create_task(self._prober.run())
+                where = f"listening on {', '.join(self.addresses)}"
+                self._life("started", where if self.crew is None else f"pid {os.getpid()}")
+                self._tell_ready(self._summary())
+                self._ready.set()
+                await self._stop.wait()
             await self._drain(runner, sites)
         finally:
             if self._probing is not None:
@@ -213,6 +211,20 @@ class App:
             snapshot.upstreams, snapshot.board, snapshot.catalog, settings.probe_interval, settings.probe_timeout
         )
         self.metrics.know(entry.target for chain in snapshot.config.aliases.values() for entry in chain)
+        for provider in snapshot.config.providers.values():
+            if not provider.verify_tls:
+                self.observe(NotVerified(provider.name))
+
+    async def _first_round(self) -> None:
+        """Of probes: a reload meanwhile begins another, and where we are to stop it is over."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        probed = None
+        while probed is not self._prober and not self._stop.is_set():
+            probed = self._prober
+            probing = asyncio.ensure_future(probed.once())
+            await asyncio.wait((probing, stopped), return_when=asyncio.FIRST_COMPLETED)
+            probing.cancel()
+        stopped.cancel()
 
     async def _probe_anew(self) -> None:
         await self._prober.once()

@@ -117,6 +117,13 @@ class Reloaded:
 
 
 @frozen
+class NotVerified:
+    """A provider's TLS certificate is not looked at (``verify_tls: false``): whoever is on the way can read along."""
+
+    provider: str
+
+
+@frozen
 class DimensionsDiffer:
     """Two targets of one alias gave embeddings of different length: the operator's mistake."""
 
@@ -165,6 +172,7 @@ Event = (
     | HealthChanged
     | RequestEnded
     | Reloaded
+    | NotVerified
     | DimensionsDiffer
     | LifeChanged
     | WorkerEnded

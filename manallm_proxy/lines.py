@@ -17,6 +17,7 @@ from manallm_proxy.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    NotVerified,
     Reloaded,
     RequestEnded,
     WorkerEnded,
@@ -49,6 +50,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
             return "info", "reloaded", {}
+        case NotVerified():
+            return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
         case LifeChanged():

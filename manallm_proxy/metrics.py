@@ -38,6 +38,7 @@ from manallm_proxy.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    NotVerified,
     Reloaded,
     RequestEnded,
     WorkerEnded,
@@ -189,7 +190,7 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | DimensionsDiffer() | LifeChanged() | Crashed():
+            case KeyWasRejected() | HealthChanged() | NotVerified() | DimensionsDiffer() | LifeChanged() | Crashed():
                 pass  # seen as errors, as gauges, or in the log only
             case _:
                 assert_never(event)

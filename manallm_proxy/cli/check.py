@@ -19,6 +19,9 @@ def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> in
     config = load(find(environ, config_file), environ)
     if live:
         return asyncio.run(_live(config))
+    for provider in config.providers.values():
+        if not provider.verify_tls:
+            print(f"providers.{provider.name}: its certificate is not verified (verify_tls: false)")
     print(f"{config.path}: fine ({len(config.providers)} providers, {len(config.aliases)} aliases)")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -125,5 +126,26 @@ def script(broken: Broken, dialect: Dialect) -> Answer:
         await begin(connection, dialect, broken.framed)
         await asyncio.wait_for(connection.upstream.go.wait(), 10)
         await broken.then(connection, dialect)
+
+    return answer
+
+
+ENDLESS: Final = ("a bomb", "a line without end")
+
+
+def endless(what: str) -> Answer:
+    """An event of 60 MB: in 60 KB of gzip, or as it is."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if what == "a bomb":
+            await connection.head(extra="Content-Encoding: gzip\r\n")
+            packer = zlib.compressobj(9, wbits=31)
+            parts = [packer.compress(b"data: "), *(packer.compress(b"a" * 2**20) for _ in range(60)), packer.flush()]
+            await connection.chunk(b"".join(parts))
+        else:
+            await connection.head()
+            for _ in range(60):
+                await connection.chunk(b"a" * 2**20)
+        await connection.gone()
 
     return answer

@@ -17,6 +17,7 @@ import yaml
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
 from tests.faults.test_clients import until
+from tests.faults.test_resources import alive, free_port, shell
 from tests.proxy import openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 
@@ -224,6 +225,27 @@ async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) ->
         await asyncio.wait_for(waiting, 1)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sigterm_while_it_starts(tmp_path: Path, workers: str) -> None:
+    """L5: while the first round of probes waits for a provider, it ends at once all the same, and well."""
+
+    async def hangs(connection: Connection) -> None:
+        await connection.gone()
+
+    async with upstream(hangs) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()}, health={"probe_timeout": 60})
+        line = f'exec "$@" --workers {workers} 2>log'
+        async with shell(tmp_path, config, line) as (child, url):
+            await alive(url)
+            started = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(child.wait(), 20) == 0
+            assert time.monotonic() - started < 10
+            log = (tmp_path / "log").read_text()
+            assert '"stopped"' in log
+            assert '"error"' not in log
+
+
 async def test_sigkill_and_again(tmp_path: Path) -> None:
     """L6: killed under load, with the socket's unit up again in 3 s; no lock, no port is left over."""
     async with upstream(each(answers)) as gpu:
@@ -234,6 +256,7 @@ async def test_sigkill_and_again(tmp_path: Path) -> None:
                 await unit.stop(signal.SIGKILL)
                 started = time.monotonic()
                 await unit.start()
+                print(f"\nup again {time.monotonic() - started:.2f} s behind SIGKILL")
                 assert time.monotonic() - started < 10
                 await asyncio.sleep(0.3)
             assert sum(tally.lost.values()) <= 10  # what was in hand

@@ -65,25 +65,25 @@ async def test_idle_streams(tmp_path: Path, many: int) -> None:
         limits = {"concurrent_requests": many + 50}
         config = settings(providers, ["held/m"], listen={"port": free_port()}, limits=limits)
         config["aliases"]["mana/quick"] = {"chain": ["quick/m"]}
-        async with shell(tmp_path, config, SHELL) as (pid, url):
+        async with shell(tmp_path, config, SHELL) as (child, url):
             await alive(url)
-            before = resident(pid)
+            before = resident(child.pid)
             started = time.perf_counter()
             async with farm("clients", url, str(many)) as clients:
                 assert await said(clients, 300) == many
                 opened = time.perf_counter() - started
-                cpu, began, tally = seconds_of_cpu(pid), time.perf_counter(), Tally()
+                cpu, began, tally = seconds_of_cpu(child.pid), time.perf_counter(), Tally()
                 async with pulse(url) as idle:
                     await asyncio.sleep(5 if many > 1000 else 1)
-                cpu = (seconds_of_cpu(pid) - cpu) / (time.perf_counter() - began)
-                most = resident(pid)
+                cpu = (seconds_of_cpu(child.pid) - cpu) / (time.perf_counter() - began)
+                most = resident(child.pid)
                 async with pulse(url) as busy, load(url, 20, tally, model="mana/quick"):
                     await asyncio.sleep(1)
                 assert clients.stdin is not None
                 clients.stdin.write(b"\n")
                 standing = await said(clients)
             async with asyncio.timeout(60):
-                while len(os.listdir(f"/proc/{pid}/fd")) > 60:
+                while len(os.listdir(f"/proc/{child.pid}/fd")) > 60:
                     await asyncio.sleep(0.1)
             print(
                 f"\n{many} idle streams: opened in {opened:.1f} s; {most:.0f} MiB ({(most - before) * 1024 / many:.1f} "

@@ -76,6 +76,25 @@ async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["chat", "stream", "embeddings"])
+async def test_a_provider_that_fails_half_the_time_gets_no_more_than_was_asked(tmp_path: Path, asked: Asked) -> None:
+    """H6: 200 in flight, every second one refused: no target is tried twice, the next gets the refused ones only.
+
+    A budget that gave up a fallback for it would break the promise that whoever can answer is asked.
+    """
+    turn = itertools.count()
+
+    async def every_second(connection: Connection, seen: Seen) -> None:
+        await (answers if next(turn) % 2 else status("503 No"))(connection, seen)
+
+    health = {"health": {"probe_timeout": 5, "failure_threshold": 1000}}
+    async with scene(DIALECTS["openai"], each(every_second), tmp_path, proxy=health) as at:
+        replies = await asyncio.gather(*(ask(at.p, asked) for _ in range(200)))
+        assert {reply.status for reply in replies} == {200}
+        assert len(at.faulty.posts) == 200
+        assert len(at.good.posts) == 100 == sum(reply.resolved == "good/m" for reply in replies)
+
+
+@pytest.mark.parametrize("asked", ["chat", "stream", "embeddings"])
 async def test_all_down(tmp_path: Path, asked: Asked) -> None:
     """H3: once known, a 503 at once, entry by entry, with the time of the earliest trial."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path, proxy={"health": {"backoff": 9}}) as at:

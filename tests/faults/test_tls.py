@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -87,6 +91,30 @@ async def test_who_is_not_trusted_gets_nothing(tmp_path: Path, kind: str) -> Non
                 assert response.headers["X-Mana-LLM-Resolved"] == "good/m"
             assert not any(server.seen for server in servers.values())
             assert "Traceback" not in "".join(running.output)
+
+
+async def test_verification_is_not_switched_off_in_silence(tmp_path: Path) -> None:
+    """`verify_tls: false` lets a stranger in, for that provider alone; log and `check` say so."""
+    theirs = trustme.CA()
+    async with tls(theirs.issue_cert("127.0.0.1")) as lax, tls(theirs.issue_cert("127.0.0.1")) as strict:
+        urls = {name: f"https://127.0.0.1:{server.port}" for name, server in (("lax", lax), ("strict", strict))}
+        config = settings({"strict": openai(urls["strict"]), "lax": openai(urls["lax"], verify_tls=False)})
+        async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+            async with client.post(f"{running.url}/v1/chat/completions", json=HI) as response:
+                assert response.headers["X-Mana-LLM-Resolved"] == "lax/m"
+            assert strict.seen == []
+            os.kill(running.pid, signal.SIGHUP)
+            async with asyncio.timeout(5):
+                while sum("certificates are not verified" in line for line in running.output) < 2:
+                    await asyncio.sleep(0.01)
+            told = [json.loads(line) for line in running.output if "certificates are not verified" in line]
+            assert {(line["level"], line["provider"]) for line in told} == {("warning", "lax")}
+        command = (sys.executable, "-m", "manallm_proxy", "check", "--config", str(tmp_path / "proxy.yaml"))
+        checked = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        said, _ = await checked.communicate()
+        assert checked.returncode == 0
+        assert b"providers.lax: its certificate is not verified" in said
+        assert b"providers.strict" not in said
 
 
 async def test_a_handshake_that_hangs_costs_connect(tmp_path: Path) -> None:
