@@ -27,12 +27,26 @@ async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
     context.trace_request_ctx.pooled = True
 
 
+class _Connector(aiohttp.TCPConnector):
+    async def _get(self, key: Any, traces: Any) -> Any:
+        """A pooled connection, but none over which something has come since: aiohttp (3.14.5) would take it for the
+        next request's answer, which is another client's.
+        """
+        while (found := await super()._get(key, [])) is not None:
+            if found.protocol is not None and not found.protocol.should_close:
+                for trace in traces:
+                    await trace.send_connection_reuseconn()
+                return found
+            found.close()
+        return None
+
+
 def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
     """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
     kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
         limit=0,  # we count ourselves: a full pool would queue without bound
         ttl_dns_cache=60,
         resolver=Resolver(),

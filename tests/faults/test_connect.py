@@ -149,13 +149,8 @@ async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> 
         assert len(at.faulty.posts) <= 3 + 4 * 2
 
 
-async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(
-    tmp_path: Path, connection: str, request: pytest.FixtureRequest
-) -> None:
+async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(tmp_path: Path) -> None:
     """Bytes that wait in a pooled connection before the request: the next client must not get them."""
-    if connection == "session":  # 3.14.5; so only forward proxies and Gemini, which need it, go through it
-        reason = "aiohttp keeps what comes over an idle pooled connection, as the next answer"
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
 
     async def twice(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion("mine"))
