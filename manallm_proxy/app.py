@@ -93,6 +93,7 @@ class App:
         self.logs.soon = loop.call_soon
         runner = Runner(
             self.web.application(),
+            self.web.pipeline(),
             header=self.config.limits.header,
             patience=lambda: self.config.limits.body_timeout,
             observe=self.observe,

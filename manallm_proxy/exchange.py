@@ -20,9 +20,10 @@ from manallm_proxy.errors import InternalError, ProviderError, ProxyError
 from manallm_proxy.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.failover import Served, Walk
 from manallm_proxy.schema import EMBEDDING, Head, Usage, vector_length
-from manallm_proxy.sinks import ComposedSink, Pace, RelaySink, send_whole
+from manallm_proxy.sinks import ComposedSink, Pace, RelaySink
 from manallm_proxy.snapshot import Snapshot
 from manallm_proxy.upstream import Call, Endpoint
+from manallm_proxy.whole import send, whole
 
 REQUIRED: Final[dict[Endpoint, tuple[str, type | tuple[type, ...]]]] = {
     Endpoint.CHAT: ("messages", list),
@@ -41,6 +42,8 @@ class Exchange:
     snapshot: Snapshot
     request_id: str
     read_body: Callable[[], Awaitable[bytes]]
+    common: Callable[[web.Request], dict[str, str]]
+    """Headers of every answer of this server, as of now."""
     started: float
     caller: Caller | None = None
     """Whose key it came with; None where none is asked for."""
@@ -56,7 +59,7 @@ class Exchange:
     interrupted: ProxyError | None = None
     """Why it was ended from outside."""
     _committed: bool = False
-    _whole: web.Response | None = None
+    _whole: web.StreamResponse | None = None
     """A complete answer that is being sent."""
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
     _sink: RelaySink | ComposedSink | None = None
@@ -100,7 +103,8 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer of the pipeline carries, as far as it is known by now."""
-        headers = {"X-Request-Id": self.request_id}
+        headers = self.common(self.request)
+        headers["X-Request-Id"] = self.request_id
         if self.walk is not None:
             headers["X-Mana-LLM-Attempts"] = str(self.walk.tried)
         if self.resolved is not None:
@@ -120,7 +124,7 @@ class Exchange:
             return await self._stream(call, self.walk)
         return await self._complete(call, self.walk)
 
-    async def _complete(self, call: Call, walk: Walk) -> web.Response:
+    async def _complete(self, call: Call, walk: Walk) -> web.StreamResponse:
         catalog, upstreams = self.snapshot.catalog, self.snapshot.upstreams
         served = await walk.run(
             lambda entry: relay.complete(upstreams[entry.target.provider], catalog, call, entry), self._asked
@@ -133,8 +137,8 @@ class Exchange:
         self.bytes_sent = len(body)
         if call.endpoint is Endpoint.EMBEDDINGS and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, vector_length(body))
-        self._whole = web.Response(body=body, content_type="application/json", headers=self.headers())
-        await send_whole(self.request, self._whole, self._pace.write_timeout)
+        self._whole = whole(self.request, body, self.headers())
+        await send(self.request, self._whole, self._pace.write_timeout)
         return self._whole
 
     async def _stream(self, call: Call, walk: Walk) -> web.StreamResponse:

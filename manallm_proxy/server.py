@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader, web
@@ -176,8 +176,12 @@ class _Server(web.Server):
         return _Handler(self, loop=self._loop, **self._kwargs)
 
 
-def _checked(handler: Handler) -> Handler:
-    """`handler` behind `doubt`: before routes, middlewares, and whatever they cost."""
+def _checked(handler: Handler, pipeline: Mapping[str, Handler]) -> Handler:
+    """`handler` behind `doubt`: before routes, middlewares, and whatever they cost.
+
+    A POST to a path of the `pipeline` goes there straight, which saves an eighth of its time: all that aiohttp's
+    application adds for it is ``100 Continue``.
+    """
 
     async def refuse(request: web.Request, error: ProxyError) -> web.StreamResponse:
         connection = request.protocol
@@ -186,16 +190,31 @@ def _checked(handler: Handler) -> Handler:
 
     def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
         error = doubt(request)
-        return handler(request) if error is None else refuse(request, error)
+        if error is not None:
+            return refuse(request, error)
+        if request.method == "POST" and "Expect" not in request.headers:
+            return pipeline.get(request.rel_url.raw_path, handler)(request)
+        return handler(request)
 
     return handle
 
 
 class Runner(web.AppRunner):
-    """`header`: bytes that one header line or field may have; `patience`: seconds that a head may take."""
+    """`header`: bytes that one header line or field may have; `patience`: seconds that a head may take.
 
-    def __init__(self, app: web.Application, *, header: int, patience: Callable[[], float], observe: Observer) -> None:
-        self._patience, self._observe = patience, observe
+    `pipeline`: by path, what takes a POST there without `app`. It raises nothing.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        pipeline: Mapping[str, Handler],
+        *,
+        header: int,
+        patience: Callable[[], float],
+        observe: Observer,
+    ) -> None:
+        self._pipeline, self._patience, self._observe = pipeline, patience, observe
         super().__init__(
             app,
             handler_cancellation=True,  # a client that leaves cancels its handler, which ends the upstream request
@@ -218,7 +237,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         server = _Server(
-            _checked(made.request_handler),  # type: ignore[arg-type]  # the factory makes web.Request
+            _checked(made.request_handler, self._pipeline),  # type: ignore[arg-type]  # the factory makes web.Request
             request_factory=made.request_factory,
             handler_cancellation=True,
             loop=made._loop,

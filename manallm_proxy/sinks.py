@@ -44,7 +44,7 @@ class _EventSourceResponse(EventSourceResponse):
 
 
 @define
-class _Progress:
+class Progress:
     """Whether a client takes what is written to it. ``since``: loop time of the last sign that it does."""
 
     since: float
@@ -57,50 +57,6 @@ class _Progress:
             self.since = now
         self._backlog = backlog
         return now - self.since
-
-
-@define
-class _Guard:
-    """Cuts a client that takes nothing of what waits for it for ``patience`` seconds. In force from `watch` on."""
-
-    transport: asyncio.Transport
-    patience: float
-    _progress: _Progress
-    _timer: asyncio.TimerHandle | None = None
-
-    def watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._progress.stalled_for(self.transport, loop.time()) >= self.patience:
-            self.transport.abort()
-        else:
-            self._timer = loop.call_later(self.patience / 4, self.watch)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-async def send_whole(request: web.Request, response: web.Response, write_timeout: float) -> None:
-    """Sends a complete answer, and returns when it has left our buffer: it is not over before.
-
-    A client that takes nothing for `write_timeout` seconds is cut, which ends this as its leaving would.
-    """
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client left")
-    if not isinstance(response.body, bytes) or len(response.body) <= AT_ONCE:
-        await response.prepare(request)
-        await response.write_eof()
-        return
-    guard = _Guard(transport, write_timeout, _Progress(asyncio.get_running_loop().time()))
-    transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
-    guard.watch()
-    try:
-        await response.prepare(request)
-        await response.write_eof()
-    finally:
-        guard.close()
-        transport.set_write_buffer_limits()
 
 
 @define
@@ -117,7 +73,7 @@ class RelaySink:
     _response: web.StreamResponse | None = None
     _chunked: bool = False
     _last_write: float = 0.0
-    _writing: _Progress | None = None
+    _writing: Progress | None = None
     _timer: asyncio.TimerHandle | None = None
     _beat: asyncio.Task[None] | None = None
 
@@ -129,6 +85,8 @@ class RelaySink:
     async def begin(self) -> None:
         """Status and headers; they leave with what is written next."""
         self._response = _StreamResponse(headers=HEADERS | self.headers)
+        if "Connection" in self.headers:
+            self._response.force_close()
         await self._response.prepare(self.request)
         self._chunked = "Transfer-Encoding" in self._response.headers  # not for HTTP/1.0
         loop = asyncio.get_running_loop()
@@ -186,7 +144,7 @@ class RelaySink:
             await self.begin()
         assert self._response is not None
         loop = asyncio.get_running_loop()
-        self._writing = _Progress(loop.time())
+        self._writing = Progress(loop.time())
         if counts and self.first_at is None:
             self.first_at = self._writing.since
         await (self._response.write_eof(data) if last else self._response.write(data))
@@ -270,6 +228,8 @@ class ComposedSink:
                 send_timeout=self.pace.write_timeout,
                 ping_interval=self.pace.heartbeat or NEVER,
             )
+            if "Connection" in self.headers:
+                self._response.force_close()
             await self._response.prepare(self.request)
         if self.first_at is None:
             self.first_at = asyncio.get_running_loop().time()

@@ -42,6 +42,8 @@ from manallm_proxy.upstream import Endpoint
 if TYPE_CHECKING:
     from manallm_proxy.member import Member  # which only workers need
 
+PREFIXES: Final = ("/v1", "")
+"""Continue drops the ``/v1`` of a base URL without a trailing slash."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -68,11 +70,12 @@ class Web:
         """The aiohttp application with all routes, each with and without ``/v1``."""
         app = web.Application(middlewares=[self._render_errors], client_max_size=2**62)
         app.on_response_prepare.append(self._finish_headers)
-        for endpoint in Endpoint:
-            self._route(app, "POST", f"/{endpoint.path}", self._pipeline(endpoint))
-        self._route(app, "GET", "/models", self._models)
-        self._route(app, "GET", "/models/{id:.+}", self._model)
-        self._route(app, "GET", "/aliases", self._aliases)
+        for path, handler in self.pipeline().items():
+            app.router.add_route("POST", path, handler)
+        for prefix in PREFIXES:
+            app.router.add_get(f"{prefix}/models", self._models)
+            app.router.add_get(f"{prefix}/models/{{id:.+}}", self._model)
+            app.router.add_get(f"{prefix}/aliases", self._aliases)
         app.router.add_get("/v1/health", self._health)
         app.router.add_get("/health", self._alive)
         app.router.add_get("/readyz", self._ready)
@@ -81,19 +84,13 @@ class Web:
         app.router.add_get("/", self._root)
         return app
 
-    @staticmethod
-    def _route(app: web.Application, method: str, path: str, handler: Handler) -> None:
-        for prefix in ("/v1", ""):
-            if method == "GET":
-                app.router.add_get(prefix + path, handler)
-            else:
-                app.router.add_route(method, prefix + path, handler)
+    def pipeline(self) -> dict[str, Handler]:
+        """By path, what takes a POST there. It needs no router and no middleware: see `server.Runner`."""
+        return {f"{prefix}/{end.path}": self._pipeline(end) for end in Endpoint for prefix in PREFIXES}
 
     def _pipeline(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             snapshot = self.snapshot
-            if "Origin" in request.headers and not snapshot.config.auth.keys and self._origin(request) is None:
-                raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
             limits = snapshot.config.limits
             exchange = Exchange(
                 request,
@@ -101,11 +98,14 @@ class Web:
                 snapshot,
                 request_id_of(request),
                 lambda: read_body(request, limits.body, limits.body_timeout),
+                self._common,
                 asyncio.get_running_loop().time(),
             )
             try:
                 if snapshot.keyring:
                     exchange.caller = snapshot.keyring.caller(key_of(request))
+                elif "Origin" in request.headers and self._origin(request) is None:
+                    raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
                 if len(self.exchanges) >= limits.concurrent_requests:
                     raise Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
                 if exchange.caller is not None:
@@ -187,25 +187,29 @@ class Web:
             headers["x-should-retry"] = "false"
         body = encode(error_body(error, **extra))
         response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
-        if isinstance(error, BodyTooLarge | BodyTimeout):
-            response.force_close()  # the rest of the body is nobody's business any more
+        if isinstance(error, BodyTooLarge | BodyTimeout) or "Connection" in headers:
+            response.force_close()  # the rest of a body is nobody's business any more
         return response
 
     async def _finish_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["Server"] = "manallm-proxy"
+        response.headers.update(self._common(request))
         if self.draining:
             response.force_close()
-            response.headers["Connection"] = "close"
-        origins = self.snapshot.config.cors.origins
-        if not origins:
-            return
-        response.headers["Vary"] = "Origin"  # also on what no browser asked for, or a cache would mix them up
-        if origin := self._origin(request):
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = (
-                "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
-                "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
-            )
+
+    def _common(self, request: web.Request) -> dict[str, str]:
+        """Headers of every answer, as of now. ``Connection: close`` among them: it is its connection's last."""
+        headers = {"Server": "manallm-proxy"}
+        if self.draining:
+            headers["Connection"] = "close"
+        if self.snapshot.config.cors.origins:
+            headers["Vary"] = "Origin"  # also on what no browser asked for, or a cache would mix them up
+            if origin := self._origin(request):
+                headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Expose-Headers"] = (
+                    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+                    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+                )
+        return headers
 
     def _origin(self, request: web.Request) -> str | None:
         """The request's origin, where the configuration lets it in."""

@@ -279,7 +279,7 @@ async def test_a_body_in_a_packet_of_its_own_starts_no_clock(tmp_path: Path) -> 
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", read)
-    runner = Runner(app, header=1000, patience=lambda: 0.2, observe=lambda event: None)
+    runner = Runner(app, {}, header=1000, patience=lambda: 0.2, observe=lambda event: None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

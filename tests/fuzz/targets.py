@@ -108,7 +108,7 @@ async def _connection(pieces: list[bytes]) -> None:
     told: list[Event] = []
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", echo)
-    runner = Runner(app, header=256, patience=lambda: 60.0, observe=told.append)
+    runner = Runner(app, {}, header=256, patience=lambda: 60.0, observe=told.append)
     await runner.setup()
     assert runner.server is not None
     connection: Any = runner.server()
