@@ -228,7 +228,8 @@ class ComposedSink:
                 send_timeout=self.pace.write_timeout,
                 ping_interval=self.pace.heartbeat or NEVER,
             )
-            if "Connection" in self.headers:
+            if "Connection" in self.headers:  # aiohttp-sse says keep-alive, whatever it is told
+                self._response.headers.update(self.headers)
                 self._response.force_close()
             await self._response.prepare(self.request)
         if self.first_at is None:

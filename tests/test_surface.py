@@ -72,6 +72,65 @@ async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
         assert (code, "/v1/chat/completions" in body["error"]["message"]) == (404, True)
 
 
+STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
+    "chat": ("/v1/chat/completions", {"messages": []}, 200),
+    "large": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 100_000}]}, 200),
+    "without /v1": ("/chat/completions", {"messages": []}, 200),
+    "stream": ("/v1/chat/completions", {"messages": [], "stream": True}, 200),
+    "legacy": ("/v1/completions", {"prompt": "x"}, 200),
+    "embeddings": ("/v1/embeddings", {"input": "x"}, 200),
+    "unknown model": ("/v1/chat/completions", {"messages": [], "model": "mana/nosuch"}, 404),
+    "nobody left": ("/v1/chat/completions", {"messages": [], "model": "mana/dead"}, 503),
+}
+
+
+@pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
+@pytest.mark.parametrize(("path", "body", "status"), STRAIGHT.values(), ids=STRAIGHT)
+async def test_what_passes_the_router_by_gets_the_same_answer(
+    tmp_path: Path, path: str, body: dict[str, Any], status: int, state: str
+) -> None:
+    """Only who expects 100-continue, or names the path in another way, goes through aiohttp's application."""
+    config = settings({"loopback": {"kind": "loopback"}, "dead": openai("http://127.0.0.1:9")}, ["loopback/echo"])
+    config["aliases"]["mana/dead"] = {"chain": ["dead/m"]}
+    config |= {"cors": {"origins": ["http://home"]}, "health": {"failure_threshold": 100, "probe_interval": 600}}
+    async with proxy(config, tmp_path) as p:
+        p.app.web.draining = state == "draining"
+        seen = []
+        for expects in ({"Expect": "100-continue"}, {}):
+            headers = {"X-Request-Id": "x", "X-Mana-Test": "1", **expects}
+            if "page" in state:
+                headers["Origin"] = "http://home" if state == "a page" else "http://evil"
+            async with p.client.post(p.url + path, json=body, headers=headers) as response:
+                raw = await response.read()
+                told = {name.lower(): value for name, value in response.headers.items()}
+            told.pop("date")
+            seen.append((response.status, told, bool(raw), response.connection is None))
+        assert seen[0] == seen[1]
+        assert seen[0][0] == (403 if state == "another page" else status)
+        assert told["server"] == "manallm-proxy"
+        assert (told.get("connection") == "close") is (state == "draining")
+
+
+@pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
+async def test_a_connection_goes_on_unless_somebody_wants_its_end(
+    tmp_path: Path, version: str, asked: str, stays: bool
+) -> None:
+    """HTTP's rules for complete answers, small ones too, which we write ourselves."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        line = f"Connection: {asked}\r\n".encode() if asked else b""
+        for _ in range(2 if stays else 1):
+            writer.write(POST.replace(b"HTTP/1.1\r\n", b"HTTP/" + version.encode() + b"\r\n" + line))
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).lower()
+            assert head.startswith(b"http/" + version.encode() + b" 200 ok\r\n")
+            assert (b"connection: close" in head) is (asked == "close")
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r")[0])
+            assert json.loads(await reader.readexactly(length))["object"] == "chat.completion"
+        if not stays:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
 BAD: dict[str, tuple[bytes, int, str | None]] = {
     "empty": (b"", 400, None),
     "not JSON": (b"{", 400, None),
@@ -399,6 +458,22 @@ async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
         async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
             with socket.create_connection(("127.0.0.1", p.port)) as client:
                 client.sendall(POST)
+                async with asyncio.timeout(10):
+                    while "client_gone" not in p.log.getvalue():
+                        await asyncio.sleep(0.01)
+            assert p.app.web.exchanges == set()
+
+
+async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
+    """A client pipelines, and reads nothing: each answer is small enough to leave at once, all of them are not."""
+
+    async def medium(connection: Connection, seen: Seen) -> None:
+        await connection.reply(completion("x" * 60_000))
+
+    async with upstream(each(medium)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+            with socket.create_connection(("127.0.0.1", p.port)) as client:
+                client.sendall(POST * 200)
                 async with asyncio.timeout(10):
                     while "client_gone" not in p.log.getvalue():
                         await asyncio.sleep(0.01)
