@@ -104,11 +104,11 @@ class Relay:
     async def run(self, sink: Sink) -> None:
         """To the last frame. Cancelled where the client leaves: then nobody is blamed."""
         stream, entry = self.served.value.stream, self.served.entry
-        stream.commit(entry.timeouts.idle)
         self.board.began(entry.target, self.served.permit)
         try:
             for piece in self.served.value.held:
                 await sink.send(piece)
+            stream.commit(entry.timeouts.idle)  # behind the first byte, since a timer takes its time
             while not piece.done and piece.error is None:
                 piece = await stream.next(sink.offer)
                 await sink.send(piece)
