@@ -137,9 +137,9 @@ class Exchange:
         self.bytes_sent = len(body)
         if call.endpoint is Endpoint.EMBEDDINGS and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, vector_length(body))
-        self._whole = whole(self.request, body, self.headers())
-        await send(self.request, self._whole, self._pace.write_timeout)
-        return self._whole
+        self._whole = response = whole(self.request, body, self.headers())
+        await send(self.request, response, body, self._pace.write_timeout)
+        return response
 
     async def _stream(self, call: Call, walk: Walk) -> web.StreamResponse:
         catalog, upstreams = self.snapshot.catalog, self.snapshot.upstreams

@@ -18,6 +18,7 @@ from manallm_proxy import sse
 from manallm_proxy.errors import ProxyError
 from manallm_proxy.schema import encode, error_body
 from manallm_proxy.upstream import Piece
+from manallm_proxy.written import Written
 
 NEVER = 10.0 * 365 * 24 * 3600
 """Seconds; aiohttp-sse's ping cannot be switched off."""
@@ -35,12 +36,8 @@ class Pace:
     write_timeout: float
 
 
-class _StreamResponse(web.StreamResponse):
-    _send_headers_immediately = False  # they leave with the first event, in one packet
-
-
 class _EventSourceResponse(EventSourceResponse):
-    _send_headers_immediately = False  # likewise
+    _send_headers_immediately = False  # they leave with the first event, in one packet
 
 
 @define
@@ -70,8 +67,7 @@ class RelaySink:
     bytes_sent: int = 0
     first_at: float | None = None
     """Loop time of the first event's leaving."""
-    _response: web.StreamResponse | None = None
-    _chunked: bool = False
+    _response: Written | None = None
     _last_write: float = 0.0
     _writing: Progress | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -82,16 +78,13 @@ class RelaySink:
         """None until something has left."""
         return self._response
 
-    async def begin(self) -> None:
+    def begin(self) -> Written:
         """Status and headers; they leave with what is written next."""
-        self._response = _StreamResponse(headers=HEADERS | self.headers)
-        if "Connection" in self.headers:
-            self._response.force_close()
-        await self._response.prepare(self.request)
-        self._chunked = "Transfer-Encoding" in self._response.headers  # not for HTTP/1.0
+        self._response = Written(self.request, HEADERS | self.headers, None)
         loop = asyncio.get_running_loop()
         self._last_write = loop.time()
         self._timer = loop.call_later(self._patience, self._look)
+        return self._response
 
     async def send(self, piece: Piece) -> None:
         data = piece.frames
@@ -101,13 +94,11 @@ class RelaySink:
             await self._write(data)
 
     def offer(self, piece: Piece) -> bool:
-        """Writes frames at once, without a task, past aiohttp's writer: one chunk, one write.
-
-        Only where that is sure to be what the writer would do: the head has left, nothing waits, the client reads.
-        """
+        """Writes frames at once, without a task: where the head has left, nothing waits, and the client reads."""
         transport = self.request.transport
         if (
-            self.first_at is None
+            self._response is None
+            or self.first_at is None
             or self._writing is not None
             or piece.events
             or transport is None
@@ -117,7 +108,7 @@ class RelaySink:
             return False
         data = piece.frames
         if data:
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            self._response.put_part(data)
             self._last_write = asyncio.get_running_loop().time()
             self.bytes_sent += len(data)
         return True
@@ -140,14 +131,13 @@ class RelaySink:
             self._beat.cancel()
 
     async def _write(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
-        if self._response is None:
-            await self.begin()
-        assert self._response is not None
+        response = self._response or self.begin()
         loop = asyncio.get_running_loop()
         self._writing = Progress(loop.time())
         if counts and self.first_at is None:
             self.first_at = self._writing.since
-        await (self._response.write_eof(data) if last else self._response.write(data))
+        response.put_part(data, last=last)
+        await response.drain()
         self._writing = None
         self._last_write = loop.time()
         self.bytes_sent += len(data)

@@ -17,7 +17,7 @@ FLOORS = [
         "messages", "listeners",
     },
     {"board", "failover", "client", "probes", "metrics", "lines", "logs", "wires", "crew", "member"},
-    {"relay", "snapshot", "sinks", "whole"},
+    {"relay", "snapshot", "sinks", "whole", "written"},
     {"exchange", "report", "server", "door", "web"},
     {"app", "supervisor"},
     {"cli", "__main__"},
