@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from typing import Final
 
 from attrs import define, field
@@ -53,11 +54,14 @@ class HttpUpstream:
         parts: list[bytes] = []
         until = asyncio.get_running_loop().time() + times.first_byte
         try:
-            await self._whole(await self._post(call, entry, until), parts, until, times.idle)
+            response = await self._post(call, entry, until)
+            whole = await _gather(response, parts, ANSWER_LIMIT, until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
             raise self.first_byte_error(times.first_byte) from None
+        if not whole:
+            raise self._endless()
         try:
             return self.wire.answer(call, entry, b"".join(parts))
         except ProviderError as error:
@@ -84,7 +88,8 @@ class HttpUpstream:
             response.close()
             return ()
         parts: list[bytes] = []
-        await self._whole(response, parts)
+        if not await _gather(response, parts, ANSWER_LIMIT):
+            raise self._endless()
         return self.wire.listed(b"".join(parts))
 
     async def close(self) -> None:
@@ -108,9 +113,9 @@ class HttpUpstream:
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
         raise scrubbed(refusal, *self.address.secrets)
 
-    async def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Response:
+    def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
         """A status with its headers."""
-        return await self._connections.request(
+        return self._connections.request(
             "POST",
             request.path,
             request_id=call.request_id,
@@ -127,23 +132,18 @@ class HttpUpstream:
             await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    async def _whole(
-        self, response: Response, parts: list[bytes], until: float | None = None, idle: float | None = None
-    ) -> None:
-        """All of an answer's body into `parts`. BadResponse where it does not end."""
-        if not await _gather(response, parts, ANSWER_LIMIT, until, idle):
-            raise BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
+    def _endless(self) -> BadResponse:
+        return BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
 
 
 async def _gather(
-    response: Response, parts: list[bytes], most: int, until: float | None, idle: float | None = None
+    response: Response, parts: list[bytes], most: int, until: float | None = None, idle: float | None = None
 ) -> bool:
     """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
 
     False where it goes on behind `most` bytes. TimeoutError.
     """
     size = 0
-    loop = asyncio.get_running_loop()
     try:
         while part := await response.read(None, until):
             parts.append(part)
@@ -152,7 +152,7 @@ async def _gather(
                 response.close()
                 return False
             if idle is not None:
-                until = loop.time() + idle
+                until = asyncio.get_running_loop().time() + idle
     except BaseException:
         response.close()
         raise

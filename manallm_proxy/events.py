@@ -60,7 +60,7 @@ class HealthChanged:
     reason: str | None
 
 
-@define  # not frozen, which costs 3 µs more, as there is one a request
+@define  # not frozen, which takes twice as long to make: 60 ns a field, and there is one a request
 class RequestEnded:
     """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
 

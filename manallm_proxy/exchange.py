@@ -110,7 +110,7 @@ class Exchange:
         if self.resolved is not None:
             headers["X-Mana-LLM-Resolved"] = str(self.resolved.target)
         if self.caller is not None:
-            headers |= self.caller.rate_headers(asyncio.get_running_loop().time())
+            headers |= self.caller.rate_headers(self.snapshot.board.clock())
         return headers
 
     async def _answer(self) -> web.StreamResponse:
@@ -133,12 +133,12 @@ class Exchange:
         self.snapshot.board.served(served.entry.target, served.permit)
         self.usage = served.value.usage
         body = served.value.body
-        self.first_byte_at = asyncio.get_running_loop().time()
+        self.first_byte_at = self.snapshot.board.clock()
         self.bytes_sent = len(body)
         if call.endpoint is Endpoint.EMBEDDINGS and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, vector_length(body))
         self._whole = response = whole(self.request, body, self.headers())
-        await send(self.request, response, body, self._pace.write_timeout)
+        await send(self.request, response, body, self.snapshot.config.limits.write_timeout)
         return response
 
     async def _stream(self, call: Call, walk: Walk) -> web.StreamResponse:
@@ -251,7 +251,7 @@ class Exchange:
     def report(self) -> None:
         """The one fact that metrics and log hear of this request."""
         board = self.snapshot.board
-        now = asyncio.get_running_loop().time()
+        now = board.clock()
         target = self.resolved.target if self.resolved is not None else None
         first = self.first_byte_at
         board.observe(

@@ -71,7 +71,7 @@ class NoProvider(ProxyError):
         self.worth_retrying = again_in is not None and again_in <= RETRY_AFTER_LONGEST
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Served(Generic[T]):
     """What the walk ended with. ``permit`` is still open: whoever relays the answer says how it ended."""
 

@@ -33,8 +33,10 @@ class Pool:
     address: Address
     closed: bool = False
     _url: URL = field(init=False, repr=False)
+    _base: str = field(init=False, repr=False)
+    """The base URL's path."""
     _fixed: bytes = field(init=False, repr=False)
-    """The head's lines that every request has."""
+    """The head's lines that every request has, and its end."""
     _tells_id: bool = field(init=False)
     _tls: ssl.SSLContext | None = field(init=False, repr=False)
     _free: dict[Connection, float] = field(factory=dict, repr=False)
@@ -53,7 +55,8 @@ class Pool:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
             raise ValueError(f"{self.address.name}: a header holds a line break")
-        self._fixed = lines.encode()
+        self._fixed = lines.encode() + b"\r\n"
+        self._base = url.raw_path.rstrip("/")
         self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
 
     async def request(
@@ -103,10 +106,9 @@ class Pool:
         await asyncio.sleep(0)  # so that their descriptors are gone when this returns
 
     def _head(self, method: str, path: str, request_id: str | None, body: bytes | None) -> bytes:
-        target = f"{self._url.raw_path.rstrip('/')}/{path}"
         told = f"X-Request-Id: {request_id}\r\n" if request_id and self._tells_id else ""
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
-        return f"{method} {target} HTTP/1.1\r\n{told}{length}".encode() + self._fixed + b"\r\n"
+        return f"{method} {self._base}/{path} HTTP/1.1\r\n{told}{length}".encode() + self._fixed
 
     @staticmethod
     async def _sent(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any, Final
 
 import msgspec
-from attrs import frozen
+from attrs import define
 
 from manallm_proxy.errors import InvalidRequest, ProviderError, ProxyError
 
@@ -28,7 +28,6 @@ TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _END: Final = re.compile(rb"\s*\}")
-_NULL: Final = msgspec.Raw(b"null")
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
@@ -36,7 +35,7 @@ _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 Span = tuple[int, int]
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Usage:
     """Tokens of one answer."""
 
@@ -75,7 +74,7 @@ class Usage:
         )
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Head:
     """What routing needs of a request. ``spans`` tell where top-level values lie in the body."""
 
@@ -207,8 +206,10 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, .
 
     Not `deep`: only the type is looked at, by the first byte, since the value may be megabytes.
     """
+    raw = values.get(key)
+    if raw is None:
+        return None
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    raw = values.get(key, _NULL)
     first = bytes(memoryview(raw)[:1])
     if first == b"n" and deep:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
-from attrs import define, field, frozen
+from attrs import define, field
 
 from manallm_proxy import sse
 from manallm_proxy.errors import ProxyError
@@ -28,7 +28,7 @@ KEEP_ALIVE = sse.comment(b"keep-alive")
 HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Pace:
     """Seconds: between signs of life on a silent stream (0: none), and for a client that does not read."""
 
@@ -78,7 +78,7 @@ class RelaySink:
         """None until something has left."""
         return self._response
 
-    def begin(self) -> Written:
+    def _begin(self) -> Written:
         """Status and headers; they leave with what is written next."""
         self._response = Written(self.request, HEADERS | self.headers, None)
         loop = asyncio.get_running_loop()
@@ -131,7 +131,7 @@ class RelaySink:
             self._beat.cancel()
 
     async def _write(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
-        response = self._response or self.begin()
+        response = self._response or self._begin()
         loop = asyncio.get_running_loop()
         self._writing = Progress(loop.time())
         if counts and self.first_at is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.errors import ProviderError
@@ -31,7 +31,7 @@ class Endpoint(Enum):
     EMBEDDINGS = "embeddings"
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Call:
     """One client's request, as every target of its chain gets it."""
 
@@ -42,7 +42,7 @@ class Call:
     request_id: str
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Answer:
     """One complete, checked answer in OpenAI's shape, its ``model`` already the target."""
 

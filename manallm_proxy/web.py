@@ -99,7 +99,7 @@ class Web:
                 request_id_of(request),
                 lambda: read_body(request, limits.body, limits.body_timeout),
                 self._common,
-                asyncio.get_running_loop().time(),
+                snapshot.board.clock(),
             )
             try:
                 if snapshot.keyring:

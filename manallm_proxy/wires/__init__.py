@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import define, field
 
 from manallm_proxy.chain import Entry
 from manallm_proxy.errors import FirstByteTimeout, ProviderError
@@ -16,7 +16,7 @@ from manallm_proxy.schema import Usage
 from manallm_proxy.upstream import Answer, Call, Listed, Piece
 
 
-@frozen
+@define  # not frozen: as `events.RequestEnded`
 class Request:
     """A POST below the provider's base URL. ``body`` is JSON."""
 
