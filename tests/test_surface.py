@@ -533,7 +533,8 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
         await connection.gone()
 
     async with upstream(each(silent)) as gpu, upstream(each(answers)) as cloud:
-        config = settings({"gpu": openai(gpu.url, timeouts={"first_byte": 0.2}), "cloud": openai(cloud.url)})
+        silent_one = openai(gpu.url, timeouts={"first_byte": 0.2, "idle": 0.4})
+        config = settings({"gpu": silent_one, "cloud": openai(cloud.url)})
         async with proxy(config, tmp_path) as p:
             if streaming:
                 code, _, headers = await p.stream()

@@ -14,7 +14,9 @@ from tests.faults.scene import ask, scene
 from tests.upstreams import Connection, Seen, answers, chunk, each, status
 
 
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "openai" else pytest.param(kind, marks=pytest.mark.heavy) for kind in DIALECTS]
+)
 async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind: str) -> None:
     """H1: up and down ten times under load: every request is served, and each turn is told once."""
     health = {"health": {"probe_interval": 0.2, "probe_timeout": 5, "backoff": 0.2}}
