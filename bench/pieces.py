@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from manallm_proxy import sse
 from manallm_proxy.board import Board
@@ -65,12 +65,16 @@ def ollama_lines(count: int) -> list[bytes]:
     return [*words, line("", done=True, done_reason="stop", prompt_eval_count=12, eval_count=count)]
 
 
-def finish(coroutine: Coroutine[Any, Any, object]) -> object:
+T = TypeVar("T")
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs what never waits, without a loop."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        return stop.value
+        done: T = stop.value
+        return done
     raise AssertionError("it waits")
 
 
@@ -91,7 +95,7 @@ def walk(failures: int) -> Piece:
 
     def once() -> None:
         served = finish(Walk(chain, board, "id-1").run(attempt, "mana/bench"))
-        board.served(chain.entries[failures].target, served.permit)  # type: ignore[attr-defined]
+        board.served(chain.entries[failures].target, served.permit)
 
     return once
 

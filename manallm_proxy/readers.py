@@ -183,7 +183,7 @@ def _http_url(value: object, *, user: bool) -> str:
     found = text(value)
     try:
         parts = urlsplit(found)
-        parts.port  # noqa: B018 # raises where it is none
+        _ = parts.port  # raises where it is none
     except ValueError:
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):

@@ -43,7 +43,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	mv "$$new" '$(DESTDIR)$(APP)'; rm -rf "$$old"; \
 	base=$$('$(DESTDIR)$(APP)/bin/python' -c 'import os, sys; print(os.path.realpath(sys.executable))'); \
 	for path in "$$base" '$(APP)'; do \
-		case $$path in /root/*|/home/*|/run/user/*) \
+		case $${path#/} in root/*|home/*|run/user/*) \
 			echo "Warning: the unit's ProtectHome=yes hides $$path from the service; name another PYTHON or PREFIX" >&2;; \
 		esac; \
 	done

@@ -39,14 +39,13 @@ from manallm_proxy.transport import ERRORS, transport_error, was_stale
 from manallm_proxy.wires.classify import (
     classify,
     clean,
-    duration,
     envelope,
     in_band,
-    retry_after_of,
     said,
     scrubbed,
     widened,
 )
+from manallm_proxy.wires.retry_after import duration, retry_after_of
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (302, "", None, BadResponse, Blame.SERVICE),

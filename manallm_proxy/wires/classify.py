@@ -6,11 +6,8 @@ their own error shapes first; `envelope` knows those of the OpenAI-compatible cr
 
 from __future__ import annotations
 
-import email.utils
 import re
-import time
 from collections.abc import Mapping
-from datetime import UTC
 from typing import Any, Final
 
 from attrs import frozen
@@ -33,19 +30,13 @@ from manallm_proxy.errors import (
     UpstreamSaid,
 )
 from manallm_proxy.schema import DecodeErrors, decode
+from manallm_proxy.wires.retry_after import retry_after_of
 
 QUOTA_COOLING: Final = 600.0
 """Seconds that an exhausted quota cools (contract, section 6)."""
 
 _MESSAGE_LIMIT: Final = 500
 _SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
-_DURATION: Final = re.compile(
-    r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
-)
-_TRY_AGAIN: Final = re.compile(
-    r"(?:try again|retry) in (\d[\dhms.]*)(?:\s*(?:(ms\b|milli)|(min)|(hour)))?", re.IGNORECASE
-)
-_UNITS: Final = (0.001, 60.0, 3600.0)
 _PAGE: Final = re.compile(
     r"<(?:[!?]|/?(?:html|head|body|title|script|style|center|h[1-6]|div|p|br|hr|pre)\b)", re.IGNORECASE
 )
@@ -306,56 +297,3 @@ def clean(message: str) -> str:
         text = text[: page.start()].rstrip()
     text = _SECRETS.sub("[redacted]", text)
     return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
-
-
-def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | None = None) -> float | None:
-    """Seconds to wait, from whichever dialect says it (wire.md C.3.6); None where none does, or only nonsense.
-
-    `wall` is the time for an HTTP date, seconds since the epoch. Not capped here: `health` caps.
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    if value is not None:
-        seconds = duration(value)
-        return seconds if seconds is not None else _until(value, time.time() if wall is None else wall)
-    resets = [duration(headers.get(f"x-ratelimit-reset-{of}", "")) for of in ("requests", "tokens")]
-    left = [headers.get(f"x-ratelimit-remaining-{of}") for of in ("requests", "tokens")]
-    spent = [reset for reset, remaining in zip(resets, left, strict=True) if reset is not None and remaining == "0"]
-    if spent:
-        return max(spent)
-    match = _TRY_AGAIN.search(text)
-    seconds = duration(match[1].rstrip(".")) if match else None
-    if match is None or seconds is None:
-        return None
-    return seconds * next((unit for word, unit in zip(match.groups()[1:], _UNITS, strict=True) if word), 1.0)
-
-
-def duration(value: str) -> float | None:
-    """``"7"``, ``"7.66s"``, ``"1m2s"``, ``"850ms"`` -> seconds; None for anything else."""
-    value = value.strip()
-    number = _number(value)
-    if number is not None:
-        return number
-    match = _DURATION.fullmatch(value) if len(value) < 40 else None
-    if not match or not value:
-        return None
-    hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + millis / 1000
-
-
-def _number(value: str | None) -> float | None:
-    if value is None or len(value) > 20 or not re.fullmatch(r"\s*\d+(\.\d*)?\s*", value, re.ASCII):
-        return None
-    return float(value)
-
-
-def _until(date: str, wall: float) -> float | None:
-    try:
-        when = email.utils.parsedate_to_datetime(date)
-        if when.tzinfo is None:  # "-0000": the world's time, no zone told
-            when = when.replace(tzinfo=UTC)
-        return max(0.0, when.timestamp() - wall)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None

@@ -24,8 +24,9 @@ from manallm_proxy.errors import (
     RateLimited,
 )
 from manallm_proxy.schema import Usage, encode
-from manallm_proxy.wires.classify import QUOTA_COOLING, classify, clean, duration
+from manallm_proxy.wires.classify import QUOTA_COOLING, classify, clean
 from manallm_proxy.wires.gemini_messages import SIGNATURE_PATH
+from manallm_proxy.wires.retry_after import duration
 
 _FILTERED: Final = frozenset(
     (

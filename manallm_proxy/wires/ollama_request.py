@@ -260,9 +260,9 @@ def _think(asked: Fields) -> bool | str | None:
     """Only where the client asks: a model that does not think answers 400 to anything but false."""
     think = asked.get("think")
     if think is not None:
-        if not isinstance(think, bool) and think not in ("low", "medium", "high", "max"):
-            raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
-        return think  # type: ignore[no-any-return]  # narrowed by the line above
+        if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):
+            return think
+        raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
     reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; first, as Ollama has it
     nested = isinstance(reasoning, dict) and reasoning.get("effort") is not None
     path = "reasoning.effort" if nested else "reasoning_effort"

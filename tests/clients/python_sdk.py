@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import openai
@@ -59,9 +60,7 @@ def main(base_url: str) -> dict[str, Any]:
         return ["nothing", None, False]
 
     for name in ("400", "404", "409", "422", "401", "429"):
-        saw[f"error {name}"] = raised(
-            lambda name=name: client.chat.completions.create(model=f"status/{name}", messages=HI)  # type: ignore[misc]
-        )
+        saw[f"error {name}"] = raised(partial(client.chat.completions.create, model=f"status/{name}", messages=HI))
     saw["error alias"] = raised(lambda: client.chat.completions.create(model="mana/nosuch", messages=HI))
     saw["broken"] = raised(lambda: list(client.chat.completions.create(model="mana/broken", messages=HI, stream=True)))
     return saw

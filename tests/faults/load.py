@@ -70,12 +70,12 @@ async def load(url: str, rate: float, tally: Tally, **body: Any) -> AsyncIterato
         started, number = time.perf_counter(), 0
         while not over.is_set():
             due = int((time.perf_counter() - started) * rate)
-            for number in range(number, due):  # noqa: B020  # as many as the clock asks for
+            while number < due:  # as many as the clock asks for
+                number += 1
                 session = kept if number % 2 else fresh
                 task = asyncio.ensure_future(one(session, url, tally, stream=number % 4 < 2, **body))
                 running.add(task)
                 task.add_done_callback(running.discard)
-            number = due
             await asyncio.sleep(0.005)
 
     async with (

@@ -8,17 +8,18 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
 import yaml
 
+from manallm_proxy.exchange import Exchange
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
 from tests.faults.test_clients import until
 from tests.faults.test_resources import alive, free_port, shell
-from tests.proxy import openai, process, proxy, settings
+from tests.proxy import Process, openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 
 REAL_PROCESS = True
@@ -40,6 +41,11 @@ async def word_by_word(connection: Connection, seen: Seen) -> None:
         await asyncio.sleep(0.05)
     await connection.chunk(chunk(finish="stop") + DONE)
     await connection.end()
+
+
+async def told(running: Process, words: str, times: int) -> None:
+    """Returns once the log has `words` in so many lines."""
+    await until(lambda: sum(words in line for line in running.output) >= times)
 
 
 async def streams(url: str, tally: Tally) -> list[asyncio.Task[None]]:
@@ -81,7 +87,7 @@ async def test_reloads_lose_nothing(tmp_path: Path, times: int, rate: int) -> No
                         (tmp_path / "new").write_text(yaml.safe_dump(config))
                         (tmp_path / "new").rename(tmp_path / "proxy.yaml")
                         os.kill(running.pid, signal.SIGHUP)
-                        await until(lambda n=number: sum('"reloaded"' in x for x in running.output) > n)  # type: ignore[misc]
+                        await told(running, '"reloaded"', number + 1)
                         await asyncio.sleep(0.1)
                 gpu.go.set()
                 await asyncio.gather(*opened)
@@ -110,7 +116,7 @@ async def test_a_broken_file_under_load_changes_nothing(tmp_path: Path) -> None:
                     else:
                         path.write_text(broken)
                     os.kill(running.pid, signal.SIGHUP)
-                    await until(lambda n=number: sum("reload refused" in x for x in running.output) > n)  # type: ignore[misc]
+                    await told(running, "reload refused", number + 1)
             assert not tally.lost
             assert tally.served > 0
 
@@ -211,7 +217,8 @@ async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) ->
     """Idle for a moment and busy again before the drain looks: what came meanwhile is not interrupted."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         web = p.app.web
-        web.exchanges.add(one_more := object())  # type: ignore[arg-type]
+        one_more = cast(Exchange, object())
+        web.exchanges.add(one_more)
         web.idle.clear()
         waiting = asyncio.ensure_future(p.app._until_idle(10))
         await asyncio.sleep(0.01)
