@@ -35,8 +35,8 @@ def time() -> None:
     """In pyperf's hands, which starts this again and again."""
     pyperf: Any = importlib.import_module("pyperf")
     runner = pyperf.Runner(processes=2, values=3, warmups=1, min_time=0.02, program_args=("-m", "bench.compare"))
-    for name, piece in every().items():
-        runner.bench_func(name, piece)
+    for name, batch in every().items():
+        runner.bench_func(name, batch)
 
 
 def count() -> None:
@@ -44,12 +44,12 @@ def count() -> None:
     pieces = every()
     gc.collect()
     gc.disable()
-    for piece in pieces.values():
+    for batch in pieces.values():
         for _ in range(3):
-            piece()
+            batch()
         os.getpgid(0)
         for _ in range(LOOPS):
-            piece()
+            batch()
         os.getpgid(0)
 
 
@@ -105,14 +105,14 @@ def main() -> None:
     here = f"Python {platform.python_version()}, {platform.machine()}"
     with tempfile.TemporaryDirectory(prefix="manallm-pieces-") as name:
         numbers = timed(Path(name))
-        for piece, found in counted(Path(name)).items():
-            numbers[piece].update(found)
+        for batch, found in counted(Path(name)).items():
+            numbers[batch].update(found)
     kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {"where": "nowhere", "pieces": {}}
     print(f"{here}; kept: {kept['where']}{'' if kept['where'] == here else ' (hardly comparable)'}")
     print(f"{'':34}{'nanoseconds':>14}{'':10}{'instructions':>14}")
-    for piece, now in numbers.items():
-        was = kept["pieces"].get(piece, {})
-        print(f"{piece:34}" + "".join(shown(now.get(kind), was.get(kind), loud) for kind, loud in LOUD.items()))
+    for batch, now in numbers.items():
+        was = kept["pieces"].get(batch, {})
+        print(f"{batch:34}" + "".join(shown(now.get(kind), was.get(kind), loud) for kind, loud in LOUD.items()))
     if os.environ.get("KEEP", "") not in {"", "0"}:
         KEPT.write_text(json.dumps({"where": here, "pieces": numbers}, indent=1) + "\n")
 

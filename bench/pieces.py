@@ -6,19 +6,19 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from manallm_proxy import sse
-from manallm_proxy.board import Board
-from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.errors import ConnectFailed
-from manallm_proxy.failover import Walk
-from manallm_proxy.health import Health, Permit, Policy
-from manallm_proxy.schema import Head
-from manallm_proxy.upstream import Call, Endpoint
-from manallm_proxy.wires import Wire
-from manallm_proxy.wires.ollama import OllamaWire
-from manallm_proxy.wires.openai import OpenAIWire
+from manallm_proxy.contract.errors import ConnectFailed
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
+from manallm_proxy.routing.failover import Walk
+from manallm_proxy.routing.health import Health, Permit, Policy
+from manallm_proxy.routing.health_registry import HealthRegistry
 
-Piece = Callable[[], object]
+StreamBatch = Callable[[], object]
 
 ENTRY: Final = Entry(Target("near", "bench"))
 WORDS: Final = "What is the answer to the question? "
@@ -33,7 +33,7 @@ def body(size: int, *, stream: bool = False) -> bytes:
 
 
 def call(data: bytes) -> Call:
-    return Call(Endpoint.CHAT, Head.read(data, ("messages", list)), data, "id-1")
+    return Call(Endpoint.CHAT, read_summary(data, ("messages", list)), data, "id-1")
 
 
 def completion() -> bytes:
@@ -81,7 +81,7 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 # -- the pieces --------------------------------------------------------------------------------------------------------
 
 
-def walk(failures: int) -> Piece:
+def walk(failures: int) -> StreamBatch:
     """A chain whose first `failures` targets cannot be reached, and whose next one serves."""
     chain = Chain("mana/bench", tuple(Entry(Target(f"p{number}", "bench")) for number in range(failures + 1)))
     policy = Policy(failure_threshold=1_000_000_000)  # each run finds the chain as the first one did
@@ -91,16 +91,18 @@ def walk(failures: int) -> Piece:
             raise ConnectFailed("refused")
         return True
 
-    board = Board({entry.target.provider: Health(policy) for entry in chain}, lambda: 1.0, lambda event: None)
+    registry = HealthRegistry(
+        {entry.target.provider: Health(policy) for entry in chain}, lambda: 1.0, lambda event: None
+    )
 
     def once() -> None:
-        served = finish(Walk(chain, board, "id-1").run(attempt, "mana/bench"))
-        board.served(chain.entries[failures].target, served.permit)
+        served = finish(Walk(chain, registry, "id-1").run(attempt, "mana/bench"))
+        registry.served(chain.entries[failures].target, served.permit)
 
     return once
 
 
-def health() -> Piece:
+def health() -> StreamBatch:
     known = Health()
 
     def once() -> None:
@@ -112,14 +114,14 @@ def health() -> Piece:
     return once
 
 
-def refusal() -> Piece:
+def refusal() -> StreamBatch:
     known = Health()
     for _ in range(2):
         known.probed(ConnectFailed("refused"), 1.0)
     return lambda: known.admit("bench", 2.0)
 
 
-def frames(events: list[bytes]) -> Piece:
+def frames(events: list[bytes]) -> StreamBatch:
     def once() -> None:
         decoder = sse.Decoder()
         for event in events:
@@ -128,22 +130,22 @@ def frames(events: list[bytes]) -> Piece:
     return once
 
 
-def head(size: int) -> Piece:
+def head(size: int) -> StreamBatch:
     data = body(size)
-    return lambda: Head.read(data, ("messages", list))
+    return lambda: read_summary(data, ("messages", list))
 
 
-def request(wire: Wire, size: int) -> Piece:
+def request(wire: Wire, size: int) -> StreamBatch:
     asked = call(body(size, stream=True))
     return lambda: wire.request(asked, ENTRY)
 
 
-def answer() -> Piece:
+def answer() -> StreamBatch:
     wire, asked, data = OpenAIWire(), call(body(1000)), completion()
     return lambda: wire.answer(asked, ENTRY, data)
 
 
-def translation(wire: Wire, reads: list[bytes], content_type: str) -> Piece:
+def translation(wire: Wire, reads: list[bytes], content_type: str) -> StreamBatch:
     asked = call(body(1000, stream=True))
 
     def once() -> None:
@@ -154,12 +156,12 @@ def translation(wire: Wire, reads: list[bytes], content_type: str) -> Piece:
     return once
 
 
-def gemini(count: int) -> Piece:
+def gemini(count: int) -> StreamBatch:
     """From the SDK's objects on: its own parsing is not ours to mend."""
     from google.genai import types
 
-    from manallm_proxy.compose import Composer
-    from manallm_proxy.wires.gemini_reply import Reader
+    from manallm_proxy.openai.compose import Composer
+    from manallm_proxy.providers.gemini.reply import Reader
 
     def chunk(text: str, reason: types.FinishReason | None = None) -> types.GenerateContentResponse:
         content = types.Content(role="model", parts=[types.Part(text=text)])
@@ -177,7 +179,7 @@ def gemini(count: int) -> Piece:
     return once
 
 
-def every() -> dict[str, Piece]:
+def every() -> dict[str, StreamBatch]:
     """By what a person calls them."""
     events, stream = openai_events(100), "text/event-stream"
     return {

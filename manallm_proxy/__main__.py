@@ -62,7 +62,7 @@ def _workers(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Each is imported only when it is asked for: the start of `serve` counts."""
     arguments = parser().parse_args(argv)
-    from manallm_proxy.config import ConfigError
+    from manallm_proxy.config.structure import ConfigError
 
     try:
         match arguments.command:

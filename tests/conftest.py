@@ -10,9 +10,9 @@ import os
 import pytest
 from hypothesis import settings
 
-from manallm_proxy import client
-from manallm_proxy.pool import Pool
-from manallm_proxy.session import SessionConnections
+from manallm_proxy.http_client.aiohttp_session import SessionConnections
+from manallm_proxy.http_client.pool import Pool
+from manallm_proxy.providers import http_provider as client
 
 settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=2000, deadline=None)

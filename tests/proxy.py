@@ -16,9 +16,9 @@ import aiohttp
 import yaml
 from attrs import define
 
-from manallm_proxy.app import App
-from manallm_proxy.config import load
-from manallm_proxy.logs import Logs
+from manallm_proxy.config.load import load
+from manallm_proxy.observe.log import Logs
+from manallm_proxy.process.app import App
 
 FAST: dict[str, Any] = {
     "listen": {"port": 0},

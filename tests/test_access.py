@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.access import (
-    LONGEST,
-    AdminOnly,
-    Caller,
-    InvalidKey,
-    KeyLimited,
-    Keyring,
-    ModelNotAllowed,
-    digest_of,
-    presented,
-)
-from manallm_proxy.settings import ClientKey
+from manallm_proxy.config.model import ClientKey
+from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
+from manallm_proxy.gateway.client_keys import LONGEST, Caller, Keyring, digest_of, presented
 
 KEY = "sk-mana-CANARY"
 

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import BadStatusLine, LineTooLong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     Blame,
     ConnectFailed,
@@ -35,17 +35,17 @@ from manallm_proxy.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.transport import ERRORS, transport_error, was_stale
-from manallm_proxy.wires.classify import (
+from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
+from manallm_proxy.providers.classify import (
     classify,
     clean,
     envelope,
     in_band,
-    said,
+    parse_error,
     scrubbed,
     widened,
 )
-from manallm_proxy.wires.retry_after import duration, retry_after_of
+from manallm_proxy.providers.retry_after import duration, retry_after_of
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (302, "", None, BadResponse, Blame.SERVICE),
@@ -146,7 +146,7 @@ def test_the_message_is_found_in_every_shape(shape: str) -> None:
 )
 def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: type[ProviderError]) -> None:
     """A number, a numeric string or a word (C.3.5); unknown is 502."""
-    assert type(in_band(said(data))) is kind
+    assert type(in_band(parse_error(data))) is kind
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ JSON = st.recursive(
 @given(JSON, st.sampled_from([302, 400, 402, 403, 404, 429, 500, 503]))
 def test_any_shape_becomes_an_error(data: object, status: int) -> None:
     """Whatever the body holds: a class of ours, a bounded message, a wait that is none or positive."""
-    spoken = said(data)
+    spoken = parse_error(data)
     for error in (
         in_band(spoken),
         classify(status, {}, spoken.message, kind=spoken.kind, code=spoken.code, param=spoken.param),

@@ -11,10 +11,7 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from manallm_proxy.chain import Entry, Target, Timeouts
-from manallm_proxy.client import HttpUpstream
-from manallm_proxy.connections import Address
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -23,16 +20,19 @@ from manallm_proxy.errors import (
     ProviderError,
     ReadTimeout,
 )
-from manallm_proxy.schema import Head
-from manallm_proxy.session import SessionConnections
-from manallm_proxy.upstream import Call, Endpoint
-from manallm_proxy.wires.openai import OpenAIWire
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Entry, Target, Timeouts
+from manallm_proxy.http_client.aiohttp_session import SessionConnections
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.providers.http_provider import HttpProvider
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
 KEY: Any = SimpleNamespace(ssl=None, host="gpu", port=1, is_ssl=False)
 BODY = b'{"model":"m","messages":[]}'
-CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
+CALL = Call(Endpoint.CHAT, read_summary(BODY, ("messages", list)), BODY, "id-1")
 ENTRY = Entry(Target("gpu", "m"))
 
 FAULTS: list[tuple[BaseException, type[ProviderError], str | None]] = [
@@ -55,7 +55,7 @@ async def test_each_fault_of_the_transport_has_its_error(
 ) -> None:
     """By class alone: the texts may hold raw headers, and a parser's status 400 is not the provider's."""
     address = Address("gpu", "http://gpu/v1")
-    gpu = HttpUpstream(address, OpenAIWire(), connections=SessionConnections(address))
+    gpu = HttpProvider(address, OpenAIWire(), connections=SessionConnections(address))
     with aioresponses() as mocked:
         mocked.post("http://gpu/v1/chat/completions", exception=raised)
         mocked.get("http://gpu/v1/models", exception=raised)
@@ -99,7 +99,7 @@ async def test_garbage_is_the_providers_failure(what: str) -> None:
         connection.writer.close()
 
     async with upstream(script) as server:
-        gpu = HttpUpstream(Address("gpu", server.url), OpenAIWire())
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
         with pytest.raises(ProviderError) as told:
             await asyncio.wait_for(gpu.complete(CALL, ENTRY), 5)
         await gpu.close()
@@ -112,14 +112,14 @@ async def posts(
 ) -> tuple[ProviderError | None, Upstream]:
     """The attempt's error and the server, after `pooled` connections were warmed with answered requests."""
     async with upstream(script) as server:
-        gpu = HttpUpstream(Address("gpu", server.url), OpenAIWire())
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
         entry = Entry(Target("gpu", "m"), Timeouts(**times))
         await asyncio.gather(*(gpu.complete(CALL, entry) for _ in range(pooled)))
         server.go.set()
         server.seen.clear()
         told = None
         try:
-            if of.head.stream:
+            if of.summary.stream:
                 await (await gpu.stream(of, entry)).aclose()
             else:
                 await gpu.complete(of, entry)
@@ -143,7 +143,7 @@ async def test_a_request_is_sent_twice_at_most_over_dead_connections() -> None:
 
 
 STREAM_BODY = b'{"model":"m","messages":[],"stream":true}'
-STREAM = Call(Endpoint.CHAT, Head.read(STREAM_BODY, ("messages", list)), STREAM_BODY, "id-1")
+STREAM = Call(Endpoint.CHAT, read_summary(STREAM_BODY, ("messages", list)), STREAM_BODY, "id-1")
 
 
 async def test_a_refusal_that_quotes_the_prompt_is_no_amplifier() -> None:

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.chain import Target, Timeouts
-from manallm_proxy.config import Config, ConfigError, exposure_mistake, find, is_loopback, load
-from manallm_proxy.settings import ClientKey
+from manallm_proxy.config.load import exposure_mistake, find, load
+from manallm_proxy.config.model import ClientKey, Config, is_loopback
+from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.targets import Target, Timeouts
 
 SHIPPED = Path(__file__).parent.parent / "config"
 SECRET = "sk-verysecret0123456789"  # nobody's
@@ -814,7 +815,7 @@ def test_key_file_with_rubbish_is_not_shown(mistakes: Told, tmp_path: Path) -> N
 def test_find_takes_the_first_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--config, $MANALLM_CONFIG, ./config/proxy.yaml; else all places are named."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("manallm_proxy.config.PLACES", ("config/proxy.yaml", "etc/proxy.yaml"))
+    monkeypatch.setattr("manallm_proxy.config.load.PLACES", ("config/proxy.yaml", "etc/proxy.yaml"))
     with pytest.raises(ConfigError, match=r"looked for config/proxy\.yaml, etc/proxy\.yaml"):
         find({"MANALLM_CONFIG": ""})
     for place in ("etc", "config"):

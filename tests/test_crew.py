@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from manallm_proxy.crew import DELAY_LONGEST, FINDINGS_LIMIT, GATHERING, LAST_CHANCE, PROVEN, Crew
-from manallm_proxy.health import Finding
-from manallm_proxy.messages import (
+from manallm_proxy.process.worker_messages import (
     FROM_WORKER,
     TO_WORKER,
     Adopt,
@@ -25,28 +23,30 @@ from manallm_proxy.messages import (
     ToWorker,
     to_line,
 )
+from manallm_proxy.process.workers import DELAY_LONGEST, GATHERING, LAST_CHANCE, PROVEN, UPDATES_LIMIT, WorkerManager
+from manallm_proxy.routing.health import SharedState
 from tests.test_tally import report, value, worker
 
-OPEN = Finding(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")
+OPEN = SharedState(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")
 
 
-def crew(size: int = 2, patience: float = 20.0) -> Crew:
+def crew(size: int = 2, patience: float = 20.0) -> WorkerManager:
     """One whose workers all serve."""
-    made = Crew(size, patience, lambda: worker(0))
+    made = WorkerManager(size, patience, lambda: worker(0))
     for number in made.to_start(0.0):
         made.started(number, 100 + number, 0.0)
         made.received(number, Serving("all well"), 0.0)
     return made
 
 
-def sent(crew: Crew, number: int | None = None) -> list[ToWorker]:
+def sent(crew: WorkerManager, number: int | None = None) -> list[ToWorker]:
     """What was to be sent, to all or to one worker; it is gone then."""
     messages = [message for to, message in crew.outbox if number in (None, to)]
     crew.outbox.clear()
     return messages
 
 
-def ask(crew: Crew, topic: str, now: float, number: int = 1, id_: int = 1) -> dict[int, int]:
+def ask(crew: WorkerManager, topic: str, now: float, number: int = 1, id_: int = 1) -> dict[int, int]:
     """One worker asks; the question's id by each worker that is asked."""
     crew.outbox.clear()
     crew.received(number, Ask(id_, topic), now)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def ask(crew: Crew, topic: str, now: float, number: int = 1, id_: int = 1) -> di
 
 def test_all_start_and_serve() -> None:
     """Numbered from 1; asked for nothing before they have said something."""
-    made = Crew(2, 20.0, lambda: "")
+    made = WorkerManager(2, 20.0, lambda: "")
     assert made.to_start(0.0) == [1, 2]
     made.started(1, 11, 0.0)
     made.received(1, Serving("well", "hello"), 0.0)
@@ -87,7 +87,7 @@ def test_who_ends_is_started_again() -> None:
 
 def test_who_cannot_be_started_is_tried_again() -> None:
     """No place for another process is a reason to wait as well."""
-    made = Crew(1, 20.0, lambda: "")
+    made = WorkerManager(1, 20.0, lambda: "")
     assert made.ended(1, 0.0) == 0.1
     assert (made.to_start(0.0), made.to_start(0.1)) == ([], [1])
 
@@ -120,7 +120,7 @@ def test_a_silent_worker_is_ended() -> None:
 
 def test_one_that_never_says_a_word_is_silent_too() -> None:
     """It hangs before its loop turns."""
-    made = Crew(1, 8.0, lambda: "")
+    made = WorkerManager(1, 8.0, lambda: "")
     made.started(1, 11, 0.0)
     made.due(1.0)
     assert [found.number for found, _ in made.to_end(8.0)] == [1]
@@ -143,7 +143,7 @@ def test_metrics_of_all() -> None:
     assert value(answer.body, "mana_llm_worker_restarts_total") == 0
 
 
-def served(crew: Crew, now: float, *parts: tuple[int, str]) -> float | None:
+def served(crew: WorkerManager, now: float, *parts: tuple[int, str]) -> float | None:
     """What a scrape says of the requests served, where these workers answer."""
     asked = ask(crew, "metrics", now)
     for number, text in parts:
@@ -228,7 +228,7 @@ def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
     sent(made)
     made.started(2, 202, 3.0)
     assert sent(made, 2) == [Moved("gpu", None, OPEN)]
-    made.received(3, Moved("gpu", None, Finding(4.0)), 4.0)
+    made.received(3, Moved("gpu", None, SharedState(4.0)), 4.0)
     made.received(1, Moved("gpu", None, OPEN), 4.1)
     made.received(1, Moved("cloud", "m", OPEN), 4.2)
     made.adopt(b"", {"cloud"})
@@ -241,12 +241,12 @@ def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
 def test_findings_are_bounded() -> None:
     """The oldest makes room."""
     made = crew()
-    for number in range(FINDINGS_LIMIT + 10):
+    for number in range(UPDATES_LIMIT + 10):
         made.received(1, Moved("gpu", f"m{number}", OPEN), 1.0)
     sent(made)
     made.ended(2, 2.0)
     made.started(2, 202, 3.0)
-    assert len(sent(made, 2)) == FINDINGS_LIMIT
+    assert len(sent(made, 2)) == UPDATES_LIMIT
 
 
 def test_a_new_configuration_is_served_once_all_serve_it() -> None:

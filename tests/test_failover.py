@@ -10,9 +10,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.board import Board
-from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -23,18 +21,21 @@ from manallm_proxy.errors import (
     InvalidRequest,
     KeyRejected,
     MissingModel,
+    NoProvider,
     PaymentRequired,
     ProviderError,
     ReadTimeout,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.events import AttemptFailed, Event, FellBack, KeyWasRejected
-from manallm_proxy.failover import NoProvider, Served, Walk
-from manallm_proxy.health import Health, Permit
-from manallm_proxy.schema import error_body
-from manallm_proxy.wires.classify import classify
-from manallm_proxy.wires.classify import widened as retried_elsewhere
+from manallm_proxy.contract.events import AttemptFailed, Event, FellBack, KeyWasRejected
+from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.openai.schema import error_body
+from manallm_proxy.providers.classify import classify
+from manallm_proxy.providers.classify import widened as retried_elsewhere
+from manallm_proxy.routing.failover import Served, Walk
+from manallm_proxy.routing.health import Health, Permit
+from manallm_proxy.routing.health_registry import HealthRegistry
 
 Step = BaseException | str
 
@@ -49,7 +50,7 @@ class Story:
         self.told: list[Event] = []
         self.asked: list[str] = []
         self.now = 0.0
-        self.board = Board(self.healths, lambda: self.now, self.told.append)
+        self.registry = HealthRegistry(self.healths, lambda: self.now, self.told.append)
         self.walk: Walk | None = None
 
     async def attempt(self, entry: Entry) -> str:
@@ -61,7 +62,7 @@ class Story:
         return step
 
     async def run(self) -> Served[str]:
-        self.walk = Walk(Chain("mana/test", self.entries), self.board, "id-1")
+        self.walk = Walk(Chain("mana/test", self.entries), self.registry, "id-1")
         return await self.walk.run(self.attempt, "mana/test")
 
     def kinds(self, of: type[Event]) -> list[Event]:
@@ -397,7 +398,7 @@ async def test_a_client_that_leaves_gives_the_trials_place_back() -> None:
         await asyncio.Event().wait()
         raise AssertionError("not reached")
 
-    walk = Walk(Chain("mana/test", story.entries), story.board, "id-1")
+    walk = Walk(Chain("mana/test", story.entries), story.registry, "id-1")
     task = asyncio.ensure_future(walk.run(wait, "mana/test"))
     await begun.wait()
     assert story.healths["p0"].provider.on_trial

@@ -9,9 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manallm_proxy.board import Board
-from manallm_proxy.chain import Target
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     ConnectFailed,
     FirstByteTimeout,
     KeyRejected,
@@ -24,8 +22,10 @@ from manallm_proxy.errors import (
     ServerFailed,
     SlowModel,
 )
-from manallm_proxy.events import Event, HealthChanged
-from manallm_proxy.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
+from manallm_proxy.routing.health_registry import HealthRegistry
 
 REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
 
@@ -203,13 +203,13 @@ def test_what_blames_nobody_changes_nothing(error: ProviderError) -> None:
 def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
     """What is kept is bounded, here and on the board."""
     told: list[Event] = []
-    board = Board({"gpu": Health()}, lambda: 0.0, told.append)
+    registry = HealthRegistry({"gpu": Health()}, lambda: 0.0, told.append)
     for number in range(3 * TARGETS_LIMIT):
-        got = board.admit(Target("gpu", f"m{number}"))
+        got = registry.admit(Target("gpu", f"m{number}"))
         assert isinstance(got, Permit)
-        board.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
-    assert len(board.providers["gpu"].targets) == TARGETS_LIMIT
-    assert len(board.providers["gpu"].told) <= TARGETS_LIMIT
+        registry.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
+    assert len(registry.providers["gpu"].targets) == TARGETS_LIMIT
+    assert len(registry.providers["gpu"].told) <= TARGETS_LIMIT
 
 
 def test_unconfigured_and_saturated() -> None:
@@ -226,16 +226,16 @@ def test_late_failures_tell_nothing_new() -> None:
     """A hundred requests at the moment of failure: opened once, and not for longer by each."""
     told: list[Event] = []
     clock = [0.0]
-    board = Board({"gpu": Health()}, lambda: clock[0], told.append)
+    registry = HealthRegistry({"gpu": Health()}, lambda: clock[0], told.append)
     target = Target("gpu", "m")
-    permits = [board.admit(target) for _ in range(100)]
+    permits = [registry.admit(target) for _ in range(100)]
     for number, each in enumerate(permits):
         clock[0] = number / 10
         assert isinstance(each, Permit)
-        board.failed(target, each, REFUSED)
+        registry.failed(target, each, REFUSED)
     assert [e.now for e in told if isinstance(e, HealthChanged)] == ["unhealthy"]
-    assert board.providers["gpu"].provider.open_until == 60.1
-    assert board.again_in([target]) == pytest.approx(60.1 - 9.9)
+    assert registry.providers["gpu"].provider.open_until == 60.1
+    assert registry.again_in([target]) == pytest.approx(60.1 - 9.9)
 
 
 def test_changes_are_told_once_each() -> None:
@@ -243,10 +243,10 @@ def test_changes_are_told_once_each() -> None:
     told: list[Event] = []
     clock = [0.0]
     healths = {"gpu": Health(Policy(failure_threshold=1))}
-    board = Board(healths, lambda: clock[0], told.append)
+    registry = HealthRegistry(healths, lambda: clock[0], told.append)
     for error in (REFUSED, REFUSED):
-        board.probed("gpu", error)
-    later = Board(healths, lambda: clock[0], told.append)
+        registry.probed("gpu", error)
+    later = HealthRegistry(healths, lambda: clock[0], told.append)
     later.probed("gpu", REFUSED)
     later.probed("gpu", None)
     got = later.admit(Target("gpu", "m"))
@@ -424,15 +424,15 @@ def test_when_to_come_back() -> None:
         "up": Health(),
     }
     fail(healths["cool"], RateLimited("x", retry_after=7.0))
-    board = Board(healths, lambda: clock[0], lambda event: None)
+    registry = HealthRegistry(healths, lambda: clock[0], lambda event: None)
 
     def wait(*names: str) -> float | None:
-        return board.again_in(Target(name, "m") for name in names)
+        return registry.again_in(Target(name, "m") for name in names)
 
     assert [wait("no"), wait("down"), wait("cool"), wait("full"), wait("up")] == [None, 60.0, 7.0, 0.0, 0.0]
     assert (wait("no", "down", "cool"), wait()) == (7.0, None)
     clock[0] = 60.0
-    board.admit(Target("down", "m"))
+    registry.admit(Target("down", "m"))
     assert wait("down") == 0.0
 
 
@@ -440,14 +440,14 @@ def test_what_was_told_stays_with_the_health_it_was_told_of() -> None:
     """Boards of several generations tell each change once between them; a provider that comes back begins anew."""
     told: list[Event] = []
     kept = Health(Policy(1))
-    old = Board({"gone": Health(Policy(1)), "kept": kept}, lambda: 0.0, told.append)
-    new = Board({"kept": kept}, lambda: 0.0, told.append)
+    old = HealthRegistry({"gone": Health(Policy(1)), "kept": kept}, lambda: 0.0, told.append)
+    new = HealthRegistry({"kept": kept}, lambda: 0.0, told.append)
     old.probed("gone", REFUSED)
     old.probed("kept", REFUSED)
     new.probed("kept", REFUSED)
     new.probed("kept", None)
     old.probed("kept", None)
-    back = Board({"gone": Health(Policy(1))}, lambda: 0.0, told.append)
+    back = HealthRegistry({"gone": Health(Policy(1))}, lambda: 0.0, told.append)
     back.probed("gone", REFUSED)
     assert [(e.provider, e.was, e.now) for e in told if isinstance(e, HealthChanged)] == [
         ("gone", "healthy", "unhealthy"),
@@ -461,9 +461,9 @@ def test_nothing_is_told_of_what_is_well() -> None:
     """Nor kept; and one failure is no change."""
     told: list[Event] = []
     health = Health()
-    board = Board({"gpu": health}, lambda: 0.0, told.append)
+    registry = HealthRegistry({"gpu": health}, lambda: 0.0, told.append)
     for error in (None, REFUSED, None):
-        board.probed("gpu", error)
+        registry.probed("gpu", error)
     assert (told, health.told) == ([], {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import pytest
 from attrs import define, field
@@ -10,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from manallm_proxy.board import Board
-from manallm_proxy.chain import Target
-from manallm_proxy.errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
-from manallm_proxy.events import Event, HealthChanged
-from manallm_proxy.health import TARGETS_LIMIT, Finding, Health, Permit, Policy, Skip
+from manallm_proxy.contract.errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, SharedState, Skip
+from manallm_proxy.routing.health_registry import HealthRegistry
 
 REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
 
@@ -28,8 +29,8 @@ class Workers:
     now: float = 1000.0
     skew: list[float] = field(factory=lambda: [0.0, 0.0, 0.0])
     """How far each one's clock is behind: a loop's time stands while it is busy."""
-    boards: list[Board] = field(factory=list)
-    lines: list[deque[tuple[str, str | None, Finding]]] = field(factory=list)
+    boards: list[HealthRegistry] = field(factory=list)
+    lines: list[deque[tuple[str, str | None, SharedState]]] = field(factory=list)
     """What each has yet to hear, in the order in which it was sent."""
     told: list[HealthChanged] = field(factory=list)
     sent: int = 0
@@ -38,18 +39,21 @@ class Workers:
         for me in range(self.number):
             health = {"gpu": Health(self.policy)}
             self.lines.append(deque())
-            self.boards.append(Board(health, lambda me=me: self.now - self.skew[me], self._note, self._teller(me)))  # type: ignore[misc]  # a default binds it
+            self.boards.append(HealthRegistry(health, partial(self._time_of, me), self._note, self._teller(me)))
+
+    def _time_of(self, me: int) -> float:
+        return self.now - self.skew[me]
 
     def _note(self, event: Event) -> None:
         assert isinstance(event, HealthChanged)
         self.told.append(event)
 
-    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `board.Tell`
-        def tell(provider: str, model: str | None, finding: Finding) -> None:
+    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `registry.Tell`
+        def tell(provider: str, model: str | None, update: SharedState) -> None:
             self.sent += 1
             for other in range(self.number):
                 if other != me:
-                    self.lines[other].append((provider, model, finding))
+                    self.lines[other].append((provider, model, update))
 
         return tell
 
@@ -193,7 +197,7 @@ def test_the_later_finding_counts() -> None:
 def test_an_unknown_provider_is_nobodys() -> None:
     """Another worker has reloaded already."""
     workers = Workers()
-    workers.boards[0].heard("new", None, Finding(1.0, 61.0))
+    workers.boards[0].heard("new", None, SharedState(1.0, 61.0))
     assert workers.health(0).found == {}
 
 
@@ -201,15 +205,15 @@ def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
     """What is kept of others' findings is bounded too."""
     health = Health()
     for number in range(3 * TARGETS_LIMIT):
-        assert health.heard(f"m{number}", Finding(float(number), cooling_until=1e9))
+        assert health.heard(f"m{number}", SharedState(float(number), cooling_until=1e9))
     assert (len(health.targets), len(health.found)) == (TARGETS_LIMIT, TARGETS_LIMIT)
 
 
 def test_alone_nothing_is_noted() -> None:
     """Where there are no others."""
     health = Health(Policy(1))
-    board = Board({"gpu": health}, lambda: 0.0, lambda event: None)
-    board.probed("gpu", REFUSED)
+    registry = HealthRegistry({"gpu": health}, lambda: 0.0, lambda event: None)
+    registry.probed("gpu", REFUSED)
     assert health.found == {}
 
 

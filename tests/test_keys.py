@@ -16,8 +16,8 @@ import yaml
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from manallm_proxy.access import LONGEST, digest_of
-from manallm_proxy.errors import ShuttingDown
+from manallm_proxy.contract.errors import ShuttingDown
+from manallm_proxy.gateway.client_keys import LONGEST, digest_of
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
@@ -183,7 +183,7 @@ async def test_who_has_no_key_stays_outside(tmp_path: Path, what: str) -> None:
             )
             assert "CANARY" not in p.log.getvalue() + json.dumps(body) + str(headers)
             assert set(await samples(p, ROOT)) - before == {("mana_llm_key_refusals_total", "invalid_api_key")}
-            assert len(list(p.app.web.snapshot.keyring)) == 2
+            assert len(list(p.app.web.generation.keyring)) == 2
 
 
 async def test_a_wrong_key_tells_nothing_by_its_answer(tmp_path: Path) -> None:
@@ -448,8 +448,8 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
             ended = [(line["key"], line["outcome"]) for line in lines(p, "request") if "key" in line]
             assert sorted(ended) == [("alice", "broken"), ("alice", "error"), ("bob", "ok")]
             assert not lines(p, "internal error")
-            assert p.app.web.snapshot.board.providers["gpu"].in_flight == 0
-            assert not p.app.web.snapshot.board.providers["gpu"].provider.failures
+            assert p.app.web.generation.registry.providers["gpu"].in_flight == 0
+            assert not p.app.web.generation.registry.providers["gpu"].provider.failures
 
 
 async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:

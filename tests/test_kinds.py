@@ -47,8 +47,8 @@ async def ollama_server(connection: Connection, seen: Seen) -> None:
         await connection.reply({"model": "m", "response": "Hello", "done": True, "done_reason": "stop"})
     elif request["stream"]:
         await connection.head(content_type="application/x-ndjson")
-        for piece in (line("Hel"), line("lo"), LAST):
-            await connection.chunk(piece)
+        for batch in (line("Hel"), line("lo"), LAST):
+            await connection.chunk(batch)
         await connection.end()
     else:
         message = {"role": "assistant", "content": "Hello"}
@@ -62,8 +62,8 @@ async def gemini_server(connection: Connection, seen: Seen) -> None:
         await connection.reply({"embeddings": [{"values": [0.5, -0.25]}] * many})
     elif "stream" in seen.path:
         await connection.head()
-        for piece in (gemini("Hel"), gemini("lo", finish="STOP")):
-            await connection.chunk(b"data: " + piece + b"\r\n\r\n")
+        for batch in (gemini("Hel"), gemini("lo", finish="STOP")):
+            await connection.chunk(b"data: " + batch + b"\r\n\r\n")
         await connection.end()
     else:
         await connection.reply(gemini("Hello", finish="STOP"))

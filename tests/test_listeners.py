@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from manallm_proxy.config import Config, Listen, load
-from manallm_proxy.listeners import Listeners
+from manallm_proxy.config.load import load
+from manallm_proxy.config.model import Config, Listen
+from manallm_proxy.process.listeners import Listeners
 from tests.proxy import settings
 
 

@@ -15,8 +15,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.errors import InvalidRequest
-from manallm_proxy.events import (
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
     DimensionsDiffer,
@@ -29,7 +29,7 @@ from manallm_proxy.events import (
     RequestEnded,
     WorkerEnded,
 )
-from manallm_proxy.logs import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
+from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
 from tests.test_metrics import ENDED
 
 
@@ -230,7 +230,7 @@ def test_lines_leave_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "write", watched)
         logs.flush()
     assert len(pieces) > 1
-    assert all(piece.endswith(b"\n") and len(piece) <= 4096 for piece in pieces)
+    assert all(batch.endswith(b"\n") and len(batch) <= 4096 for batch in pieces)
 
 
 def test_a_reader_that_left_costs_lines_only() -> None:
@@ -322,7 +322,7 @@ def test_a_librarys_bug_has_frames_and_a_clients_mistake_has_none() -> None:
 def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of suppressed lines comes with the next one."""
     now = 100.0
-    monkeypatch.setattr("manallm_proxy.logs.time.monotonic", lambda: now)
+    monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: now)
     stream = io.StringIO()
     handler = LibraryHandler(Logs.open("debug", "json", stream))
     record = logging.LogRecord("asyncio", logging.ERROR, "x.py", 1, "words", (), None)
@@ -338,7 +338,7 @@ def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_flood_of_rubbish_is_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """What reached no route is told so many times a second; a known route is always told."""
     now = 100.0
-    monkeypatch.setattr("manallm_proxy.logs.time.monotonic", lambda: now)
+    monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: now)
     stream = io.StringIO()
     logs = Logs.open("info", "json", stream)
     rubbish = RequestEnded.refused(InvalidRequest("no HTTP"), "1")

@@ -8,8 +8,7 @@ import pytest
 from attrs import evolve
 from prometheus_client.parser import text_string_to_metric_families
 
-from manallm_proxy.chain import Target
-from manallm_proxy.events import (
+from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
     DimensionsDiffer,
@@ -21,8 +20,9 @@ from manallm_proxy.events import (
     RequestEnded,
     WorkerEnded,
 )
-from manallm_proxy.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
-from manallm_proxy.upstream import Endpoint
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.observe.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
 
 ENDED = RequestEnded(
     request_id="1",

@@ -15,9 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manallm_proxy.board import Board
-from manallm_proxy.chain import Chain, Entry, Target
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -29,6 +27,7 @@ from manallm_proxy.errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
+    NoProvider,
     NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
@@ -42,9 +41,11 @@ from manallm_proxy.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.events import Event, HealthChanged
-from manallm_proxy.failover import NoProvider, Served, Walk
-from manallm_proxy.health import COOLING_QUOTA, Circuit, Health, Permit, Policy
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.routing.failover import Served, Walk
+from manallm_proxy.routing.health import COOLING_QUOTA, Circuit, Health, Permit, Policy
+from manallm_proxy.routing.health_registry import HealthRegistry
 
 TARGETS = [Target(provider, model) for provider in ("a", "b", "c") for model in ("m", "n")]
 ENDS_WALK = [KeyRejected, Unsupported, ContentBlocked]
@@ -114,13 +115,13 @@ class Machine(RuleBasedStateMachine):
     def configure(self, threshold: int, most: int | None) -> None:
         policy = Policy(threshold, 60.0)
         self.healths = {"a": Health(policy), "b": Health(policy, max_concurrent=most), "c": Health(policy)}
-        self.board = Board(self.healths, lambda: self.now, self.told.append)
+        self.registry = HealthRegistry(self.healths, lambda: self.now, self.told.append)
 
     @rule(entries=chains)
     def ask(self, entries: list[Entry]) -> None:
         """A request arrives; it runs to its first attempt, or to its end."""
         self.count += 1
-        walk = Walk(Chain("mana/x", tuple(entries)), self.board, str(self.count))
+        walk = Walk(Chain("mana/x", tuple(entries)), self.registry, str(self.count))
         one = Running(walk, None)  # type: ignore[arg-type]  # it needs itself
         one.steps = walk.run(one.attempt, "mana/x")
         self.running.append(one)
@@ -180,7 +181,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_answer_begins(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.answering), "which")
-        self.board.began(one.served.entry.target, one.served.permit)
+        self.registry.began(one.served.entry.target, one.served.permit)
         one.began = True
 
     @precondition(lambda self: self.answering)
@@ -191,11 +192,11 @@ class Machine(RuleBasedStateMachine):
         self.answering.remove(one)
         target, permit = one.served.entry.target, one.served.permit
         if how == "served":
-            self.board.served(target, permit)
+            self.registry.served(target, permit)
         elif how == "broken":
-            self.board.failed(target, permit, StreamInterrupted("x"))
+            self.registry.failed(target, permit, StreamInterrupted("x"))
         permit.released()
-        self.board.note(target.provider)  # what time alone has changed is told now
+        self.registry.note(target.provider)  # what time alone has changed is told now
         before = repr(self.healths)
         permit.served(self.now)
         permit.failed(Disconnected("x"), self.now)
@@ -203,7 +204,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(provider=st.sampled_from(["a", "b", "c"]), alive=st.booleans())
     def a_probe_ends(self, provider: str, alive: bool) -> None:
-        self.board.probed(provider, None if alive else ConnectFailed("x"))
+        self.registry.probed(provider, None if alive else ConnectFailed("x"))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 15.0, 59.9, 60.0, 300.0, 1e6]))
     def time_passes(self, seconds: float) -> None:
@@ -216,7 +217,7 @@ class Machine(RuleBasedStateMachine):
         for health in self.healths.values():
             health.status(self.now)
             health.is_usable(self.now)
-        self.board.again_in(TARGETS)
+        self.registry.again_in(TARGETS)
         assert repr(self.healths) == before
 
     def permits(self) -> list[Permit]:
@@ -261,9 +262,9 @@ class Machine(RuleBasedStateMachine):
         self.permits_are_counted()
         self.now += max(60.0, COOLING_QUOTA) + 1
         for target in TARGETS:
-            permit = self.board.admit(target)
+            permit = self.registry.admit(target)
             assert isinstance(permit, Permit), f"{target} is locked out: {permit}"
-            self.board.served(target, permit)
+            self.registry.served(target, permit)
         for health in self.healths.values():
             assert (health.status(self.now), health.in_flight) == ("healthy", 0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from manallm_proxy import notify
+from manallm_proxy.process import systemd
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -20,9 +20,9 @@ def test_each_message_is_one_datagram(tmp_path: Path, abstract: bool) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind("\0" + name[1:] if abstract else name)
         environ = {"NOTIFY_SOCKET": name}
-        notify.ready("all\nwell", environ)
-        notify.reloading(environ)
-        notify.stopping(environ)
+        systemd.ready("all\nwell", environ)
+        systemd.reloading(environ)
+        systemd.stopping(environ)
         assert heard.recv(4096) == b"READY=1\nSTATUS=all well"
         assert heard.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
         assert heard.recv(4096) == b"STOPPING=1\nSTATUS=draining"
@@ -31,7 +31,7 @@ def test_each_message_is_one_datagram(tmp_path: Path, abstract: bool) -> None:
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": "/nowhere/at/all"}, {"NOTIFY_SOCKET": "@" + "x" * 200}])
 def test_nobody_listening_is_no_error(environ: dict[str, str]) -> None:
     """Started by hand, or systemd has gone."""
-    notify.ready("well", environ)
+    systemd.ready("well", environ)
 
 
 async def test_the_watchdog_is_pinged_from_the_loop(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ async def test_the_watchdog_is_pinged_from_the_loop(tmp_path: Path) -> None:
         heard.setblocking(False)
         loop = asyncio.get_running_loop()
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"}
-        pinging = notify.watchdog(loop, environ, 1)
+        pinging = systemd.watchdog(loop, environ, 1)
         assert pinging is not None
         for _ in range(3):
             assert await asyncio.wait_for(loop.sock_recv(heard, 64), 5) == b"WATCHDOG=1"
@@ -51,13 +51,13 @@ async def test_the_watchdog_is_pinged_from_the_loop(tmp_path: Path) -> None:
 async def test_a_watchdog_for_another_process_is_not_pinged() -> None:
     """WATCHDOG_PID names somebody else; or there is none."""
     loop = asyncio.get_running_loop()
-    assert notify.watchdog(loop, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}, 2) is None
-    assert notify.watchdog(loop, {}, 2) is None
+    assert systemd.watchdog(loop, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}, 2) is None
+    assert systemd.watchdog(loop, {}, 2) is None
 
 
 PASSED = """
 import os, socket, sys
-from manallm_proxy import notify
+from manallm_proxy.process import systemd as notify
 [got] = notify.listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}, os.getpid())
 print(got.getsockname()[1], notify.listen_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, os.getpid()))
 """

@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from manallm_proxy import __version__
-from manallm_proxy.description import description
-from manallm_proxy.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.gateway.openapi import description
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
@@ -65,7 +65,7 @@ def conforms(path: str, method: str, code: int, headers: dict[str, str], body: b
 
 def test_routes_are_described_and_served_both() -> None:
     """Neither a route that is not described, nor a description of one that is not there; HEAD goes without saying."""
-    from manallm_proxy.web import Web
+    from manallm_proxy.gateway.routes import Web
 
     app = Web.application(Web.__new__(Web))
     served = {

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy import pool as pool_module
-from manallm_proxy.connections import HEAD_LIMIT, KEEP_ALIVE, Address
-from manallm_proxy.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError
-from manallm_proxy.http1 import PILE, Connection, Response
-from manallm_proxy.pool import Pool
+from manallm_proxy.contract.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError
+from manallm_proxy.http_client import pool as pool_module
+from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE, Address
+from manallm_proxy.http_client.connection import READ_HIGH_WATER, Connection, Response
+from manallm_proxy.http_client.pool import Pool
 from tests import upstreams
 from tests.upstreams import Seen, each, upstream
 
@@ -200,11 +200,11 @@ async def test_what_nobody_asked_for_is_nobodys_answer(surplus: bytes, together:
 async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
     """Above PILE bytes; it goes on when somebody reads."""
     connection, response, wire, _ = asked()
-    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * PILE)
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * READ_HIGH_WATER)
     assert wire.reading
     connection.data_received(b"x")
     assert not wire.reading
-    assert len(await response.read()) == PILE + 1
+    assert len(await response.read()) == READ_HIGH_WATER + 1
     waiting = asyncio.ensure_future(response.read())
     await asyncio.sleep(0)
     assert wire.reading
@@ -217,13 +217,13 @@ async def test_parts_are_pushed_to_who_takes_them() -> None:
     connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
     taken: list[bytes] = []
 
-    def take(data: bytes) -> bool:
+    def on_chunk(data: bytes) -> bool:
         if data == b"no":
             return False
         taken.append(data)
         return True
 
-    reading = asyncio.ensure_future(response.read(take))
+    reading = asyncio.ensure_future(response.read(on_chunk))
     await asyncio.sleep(0)
     connection.data_received(b"a")
     connection.data_received(b"bc")
@@ -231,7 +231,7 @@ async def test_parts_are_pushed_to_who_takes_them() -> None:
     assert response.silent_since is not None
     connection.data_received(b"no")
     assert await reading == b"no"
-    reading = asyncio.ensure_future(response.read(take))
+    reading = asyncio.ensure_future(response.read(on_chunk))
     await asyncio.sleep(0)
     connection.data_received(b"d")
     assert await reading == b""
@@ -244,21 +244,21 @@ async def test_what_comes_while_the_reader_sleeps_comes_once() -> None:
     connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
     offered: list[bytes] = []
 
-    def take(data: bytes) -> bool:
+    def on_chunk(data: bytes) -> bool:
         offered.append(data)
         return data == b"a"
 
-    reading = asyncio.ensure_future(response.read(take))
+    reading = asyncio.ensure_future(response.read(on_chunk))
     await asyncio.sleep(0)
     for part in (b"a", b"b", b"c", b"d"):
         connection.data_received(part)
     assert await reading == b"b"
     assert offered == [b"a", b"b"]
-    assert await response.read(take) == b"cd"
-    reading = asyncio.ensure_future(response.read(take))
+    assert await response.read(on_chunk) == b"cd"
+    reading = asyncio.ensure_future(response.read(on_chunk))
     await asyncio.sleep(0)
     connection.data_received(b"e")
-    connection.data_received(b"x" * PILE)
+    connection.data_received(b"x" * READ_HIGH_WATER)
     assert wire.reading
     connection.data_received(b"x")
     assert not wire.reading

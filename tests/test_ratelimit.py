@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.ratelimit import SPAN, Window, spoken
+from manallm_proxy.gateway.ratelimit import SPAN, Window, spoken
 
 STEPS = st.lists(st.floats(0, 100, allow_subnormal=False), max_size=80)
 

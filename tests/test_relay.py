@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from manallm_proxy.board import Board
-from manallm_proxy.catalog import Catalog
-from manallm_proxy.chain import Entry, Target, Timeouts
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     ContentBlocked,
     Disconnected,
     FirstByteTimeout,
@@ -27,30 +24,33 @@ from manallm_proxy.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.failover import Served
-from manallm_proxy.health import Health, Permit
-from manallm_proxy.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
-from manallm_proxy.schema import Head, Usage
-from manallm_proxy.upstream import Answer, Call, Endpoint, Listed, Offer, Piece
+from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.targets import Entry, Target, Timeouts
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.failover import Served
+from manallm_proxy.routing.health import Health, Permit
+from manallm_proxy.routing.health_registry import HealthRegistry
+from manallm_proxy.routing.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
 
 BODY = b'{"model":"m","messages":[],"tools":[{}],"stream":true}'
-CALL = Call(Endpoint.CHAT, Head.read(BODY, ("messages", list)), BODY, "id-1")
+CALL = Call(Endpoint.CHAT, read_summary(BODY, ("messages", list)), BODY, "id-1")
 ENTRY = Entry(Target("gpu", "m"), Timeouts(first_byte=0.02))
-ROLE, WORD, MORE = Piece(b"role"), Piece(b"word", says=True), Piece(b"more")
-DONE = Piece(done=True)
+ROLE, WORD, MORE = StreamBatch(b"role"), StreamBatch(b"word", has_content=True), StreamBatch(b"more")
+DONE = StreamBatch(done=True)
 
 
 @define
 class Script:
     """A stream that plays pieces, raises errors, and waits for ever at None."""
 
-    steps: list[Piece | BaseException | None]
+    steps: list[StreamBatch | BaseException | None]
     closed: int = 0
     idle: float | None = None
     usage: Usage | None = None
     commentable: bool = True
 
-    async def next(self, offer: Offer | None = None) -> Piece:
+    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         while True:
             step = self.steps.pop(0)
             if step is None:
@@ -58,7 +58,7 @@ class Script:
             if isinstance(step, BaseException):
                 raise step
             assert step is not None
-            if offer is None or step.done or step.error or not offer(step):
+            if try_write is None or step.done or step.error or not try_write(step):
                 return step
 
     def commit(self, idle: float) -> None:
@@ -83,7 +83,7 @@ class Provider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout("slow")
 
-    async def probe(self) -> tuple[Listed, ...] | None:
+    async def probe(self) -> tuple[ModelInfo, ...] | None:
         return None
 
     async def close(self) -> None:
@@ -98,15 +98,15 @@ class Client:
     raises: BaseException | None = None
     at_once: bool = False
 
-    def offer(self, piece: Piece) -> bool:
+    def try_write(self, batch: StreamBatch) -> bool:
         if self.at_once:
-            self.got.append(piece.frames)
+            self.got.append(batch.frames)
         return self.at_once
 
-    async def send(self, piece: Piece) -> None:
+    async def send(self, batch: StreamBatch) -> None:
         if self.raises is not None:
             raise self.raises
-        self.got.append(piece.frames)
+        self.got.append(batch.frames)
 
     async def finish(self) -> None:
         self.got.append("[DONE]")
@@ -115,20 +115,20 @@ class Client:
         self.got.append(error)
 
 
-async def opened(*steps: Piece | BaseException | None) -> tuple[Opened, Script]:
+async def opened(*steps: StreamBatch | BaseException | None) -> tuple[Opened, Script]:
     script = Script(list(steps))
     return await open_stream(Provider(script), Catalog(), CALL, ENTRY), script
 
 
 async def test_it_opens_with_the_first_event_that_says_something() -> None:
     """What came before is held, in order, and the rest not yet read."""
-    stream, script = await opened(Piece(b": wait"), ROLE, WORD, MORE)
-    assert [piece.frames for piece in stream.held] == [b": wait", b"role", b"word"]
+    stream, script = await opened(StreamBatch(b": wait"), ROLE, WORD, MORE)
+    assert [batch.frames for batch in stream.held] == [b": wait", b"role", b"word"]
     assert (script.steps, script.closed) == ([MORE], 0)
 
 
 @pytest.mark.parametrize("empty", [[DONE], [ROLE, DONE]])
-async def test_an_empty_stream_opens(empty: Sequence[Piece]) -> None:
+async def test_an_empty_stream_opens(empty: Sequence[StreamBatch]) -> None:
     """200 and [DONE]: no second try."""
     stream, _ = await opened(*empty)
     assert stream.held[-1].done
@@ -136,21 +136,21 @@ async def test_an_empty_stream_opens(empty: Sequence[Piece]) -> None:
 
 async def test_endless_talk_that_says_nothing_opens_too() -> None:
     """What is held is bounded."""
-    stream, _ = await opened(*[Piece(b": " + b"x" * 1000)] * 100)
-    assert sum(len(piece.frames) for piece in stream.held) < HOLD_LIMIT + 2000
+    stream, _ = await opened(*[StreamBatch(b": " + b"x" * 1000)] * 100)
+    assert sum(len(batch.frames) for batch in stream.held) < HOLD_LIMIT + 2000
 
 
 async def test_what_we_compose_ourselves_is_bounded_too() -> None:
     """A translated stream holds payloads instead of frames."""
-    stream, _ = await opened(*[Piece(events=(b"x" * 500, b"x" * 500))] * 100)
-    assert sum(len(event) for piece in stream.held for event in piece.events) < HOLD_LIMIT + 2000
+    stream, _ = await opened(*[StreamBatch(events=(b"x" * 500, b"x" * 500))] * 100)
+    assert sum(len(event) for batch in stream.held for event in batch.events) < HOLD_LIMIT + 2000
 
 
 @pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
 @pytest.mark.parametrize("raised", [True, False])
 async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, raised: bool) -> None:
     """Raised or told as a piece: nothing was sent, the stream is closed."""
-    script = Script([ROLE, error if raised else Piece(error=error)])
+    script = Script([ROLE, error if raised else StreamBatch(error=error)])
     with pytest.raises(type(error)):
         await open_stream(Provider(script), Catalog(), CALL, ENTRY)
     assert script.closed == 1
@@ -158,7 +158,7 @@ async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, r
 
 async def test_silence_before_it_is_the_first_byte_timeout() -> None:
     """Comments and a role do not count as an answer."""
-    script = Script([Piece(b": wait"), ROLE, None])
+    script = Script([StreamBatch(b": wait"), ROLE, None])
     with pytest.raises(FirstByteTimeout):
         await open_stream(Provider(script), Catalog(), CALL, ENTRY)
     assert script.closed == 1
@@ -180,21 +180,21 @@ async def test_what_the_listing_denies_is_not_asked_for() -> None:
     """Tools of a model without; what is unknown is tried."""
     catalog = Catalog()
     provider = Provider(Script([DONE]))
-    catalog.learn("gpu", (Listed("M:latest", capabilities=frozenset({"completion"})),))
+    catalog.learn("gpu", (ModelInfo("M:latest", capabilities=frozenset({"completion"})),))
     with pytest.raises(Unsupported) as told:
         await open_stream(provider, catalog, CALL, ENTRY)
     assert (provider.asked, told.value.param) == (0, "tools")
-    catalog.learn("gpu", (Listed("m"),))
+    catalog.learn("gpu", (ModelInfo("m"),))
     await open_stream(provider, catalog, CALL, ENTRY)
     assert provider.asked == 1
 
 
-def carrier(script: Script, *held: Piece) -> tuple[Relay, Health]:
+def carrier(script: Script, *held: StreamBatch) -> tuple[Relay, Health]:
     health = Health()
-    board = Board({"gpu": health}, lambda: 0.0, lambda event: None)
-    permit = board.admit(ENTRY.target)
+    registry = HealthRegistry({"gpu": health}, lambda: 0.0, lambda event: None)
+    permit = registry.admit(ENTRY.target)
     assert isinstance(permit, Permit)
-    return Relay(Served(ENTRY, permit, Opened(script, held)), board), health
+    return Relay(Served(ENTRY, permit, Opened(script, held)), registry), health
 
 
 async def test_everything_arrives_in_order_and_is_a_success() -> None:
@@ -213,7 +213,7 @@ async def test_a_break_is_told_and_blamed(raised: bool) -> None:
     """An error event, no [DONE], no other voice."""
     error = Disconnected("closed")
     client = Client()
-    relay, health = carrier(Script([error if raised else Piece(b"last", error=error)]), WORD)
+    relay, health = carrier(Script([error if raised else StreamBatch(b"last", error=error)]), WORD)
     await relay.run(client)
     assert client.got[0] == b"word"
     assert isinstance(client.got[-1], ProviderError)
@@ -226,7 +226,7 @@ async def test_what_the_provider_said_in_mid_stream_is_handed_on() -> None:
     """A 429 cools; a caller's error blames nobody; both keep the provider's words."""
     for error in (RateLimited("slow down", provider_status=429), UpstreamSaid("too long", provider_status=400)):
         client = Client()
-        relay, health = carrier(Script([Piece(error=error)]), WORD)
+        relay, health = carrier(Script([StreamBatch(error=error)]), WORD)
         await relay.run(client)
         assert client.got[-1] is error
         assert health.provider.failures == 0
@@ -246,7 +246,7 @@ async def test_a_client_that_leaves_blames_nobody(leaves: BaseException) -> None
 
 async def test_an_error_behind_endless_silence_fails_the_attempt() -> None:
     """Nothing has left, however much was held: the next target may still answer."""
-    script = Script([Piece(b":" * (HOLD_LIMIT + 1), error=ServerFailed("x"))])
+    script = Script([StreamBatch(b":" * (HOLD_LIMIT + 1), error=ServerFailed("x"))])
     with pytest.raises(ServerFailed):
         await open_stream(Provider(script), Catalog(), CALL, ENTRY)
     assert script.closed == 1
@@ -254,7 +254,9 @@ async def test_an_error_behind_endless_silence_fails_the_attempt() -> None:
 
 async def test_an_error_behind_the_first_words_is_told_in_band() -> None:
     """In one read with them: they leave first, then the error, and no other target is asked."""
-    stream, script = await opened(ROLE, Piece(b"word", says=True, error=ServerFailed("x", provider_status=502)))
+    stream, script = await opened(
+        ROLE, StreamBatch(b"word", has_content=True, error=ServerFailed("x", provider_status=502))
+    )
     relay, health = carrier(script, *stream.held)
     client = Client()
     await relay.run(client)
@@ -265,7 +267,7 @@ async def test_an_error_behind_the_first_words_is_told_in_band() -> None:
 
 async def test_an_answer_in_one_read_is_relayed() -> None:
     """Words and end together: nothing more is read."""
-    stream, script = await opened(Piece(b"word", says=True, done=True))
+    stream, script = await opened(StreamBatch(b"word", has_content=True, done=True))
     relay, _ = carrier(script, *stream.held)
     client = Client()
     await relay.run(client)
@@ -299,28 +301,28 @@ async def test_a_timeout_that_is_not_ours_is_a_bug() -> None:
 async def test_a_whole_answer_is_refused_likewise() -> None:
     """What the listing denies, before any call."""
     catalog = Catalog()
-    catalog.learn("gpu", (Listed("m", capabilities=frozenset({"completion"})),))
+    catalog.learn("gpu", (ModelInfo("m", capabilities=frozenset({"completion"})),))
     with pytest.raises(Unsupported, match="does not support tools"):
         await complete(Provider(Script([])), catalog, CALL, ENTRY)
 
 
 async def test_the_commit_ends_a_trial() -> None:
     """Others may pass as soon as an answer has begun, long before it ends."""
-    script = Script([Piece(done=True)])
+    script = Script([StreamBatch(done=True)])
     relay, health = carrier(script, WORD)
     relay.served.permit.released()
     for _ in range(2):
         health.probed(Disconnected("x"), -60.0)
-    permit = relay.board.admit(ENTRY.target)
+    permit = relay.registry.admit(ENTRY.target)
     assert isinstance(permit, Permit) and health.provider.on_trial
     seen: list[bool] = []
 
     @define
     class Watching(Client):
-        async def send(self, piece: Piece) -> None:
+        async def send(self, batch: StreamBatch) -> None:
             seen.append(health.provider.is_open)
 
-    await Relay(Served(ENTRY, permit, Opened(script, (WORD,))), relay.board).run(Watching())
+    await Relay(Served(ENTRY, permit, Opened(script, (WORD,))), relay.registry).run(Watching())
     assert seen == [False, False]
 
 
@@ -338,7 +340,7 @@ async def test_the_commit_ends_a_trial() -> None:
 )
 async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider: int, target: int) -> None:
     """The caller's own errors nobody; the place is given back in any case."""
-    relay, health = carrier(Script([Piece(error=error)]), WORD)
+    relay, health = carrier(Script([StreamBatch(error=error)]), WORD)
     await relay.run(Client())
     marked = health.targets.get("m")
     assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (provider, target, 0)
@@ -348,7 +350,7 @@ async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider
 async def test_what_is_accepted_at_once_is_not_sent_again(at_once: bool) -> None:
     """Order and number are the same, whichever way a piece takes; the last one is always sent."""
     client = Client(at_once=at_once)
-    relay, _ = carrier(Script([MORE, ROLE, Piece(b"end", done=True)]), WORD)
+    relay, _ = carrier(Script([MORE, ROLE, StreamBatch(b"end", done=True)]), WORD)
     await relay.run(client)
     assert client.got == [b"word", b"more", b"role", b"end", "[DONE]"]
 

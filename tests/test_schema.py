@@ -10,16 +10,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manallm_proxy.errors import InvalidRequest, KeyRejected
-from manallm_proxy.exchange import REQUIRED
-from manallm_proxy.schema import Head, Usage, error_body, split_object, vector_length
-from manallm_proxy.upstream import Endpoint
+from manallm_proxy.contract.errors import InvalidRequest, KeyRejected
+from manallm_proxy.contract.provider import Endpoint, RequestSummary, Usage
+from manallm_proxy.gateway.exchange import REQUIRED
+from manallm_proxy.openai.schema import (
+    error_body,
+    read_summary,
+    rewrite,
+    split_object,
+    usage_from_openai,
+    usage_to_openai,
+    vector_length,
+)
 
 CHAT: tuple[str, type] = ("messages", list)
 
 
-def read(body: bytes) -> Head:
-    return Head.read(body, CHAT)
+def read(body: bytes) -> RequestSummary:
+    return read_summary(body, CHAT)
 
 
 def test_what_routing_needs() -> None:
@@ -99,27 +107,27 @@ def test_bad_input_names_its_param(body: bytes) -> None:
 def test_a_prompt_of_a_wrong_type_is_told(prompt: bytes) -> None:
     """Found by schemathesis: where null is allowed too, it was a 500."""
     with pytest.raises(InvalidRequest, match="'prompt' must be a string or an array or null"):
-        Head.read(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS])
+        read_summary(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS])
 
 
 @pytest.mark.parametrize("prompt", [b"null", b'""', b"[]"])
 def test_what_a_prompt_may_be(prompt: bytes) -> None:
     """null is the beginning of a text."""
-    assert Head.read(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS]).model == ""
+    assert read_summary(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS]).model == ""
 
 
 @pytest.mark.parametrize("number", [b"9" * 5000, b"-" + b"9" * 5000, b"1e999", b"0." + b"1" * 5000])
 def test_a_huge_number_is_the_providers_business(number: bytes) -> None:
     """Its bytes are kept."""
     body = b'{"messages":[],"seed":' + number + b"}"
-    assert read(body).rewrite(body, "m").endswith(number + b"}")
+    assert rewrite(read(body), body, "m").endswith(number + b"}")
 
 
 @pytest.mark.parametrize("body", [b'{"messages":[]}', b'{"messages":[],"model":""}', b'{"messages":[],"model":null}'])
 def test_no_model_is_the_default_one(body: bytes) -> None:
     """Missing, empty and null say the same."""
     assert read(body).model == ""
-    assert json.loads(read(body).rewrite(body, "m"))["model"] == "m"
+    assert json.loads(rewrite(read(body), body, "m"))["model"] == "m"
 
 
 @pytest.mark.parametrize("nothing", [b"[]", b"[ ]", b"[\n\t]", b"null"])
@@ -131,15 +139,15 @@ def test_no_tools_are_no_need(nothing: bytes) -> None:
 
 def test_what_an_endpoint_needs_is_added() -> None:
     """Embeddings, of every body that asks for them."""
-    assert Head.read(b'{"input":"x"}', ("input", (str, list)), "embedding").needs == {"embedding"}
+    assert read_summary(b'{"input":"x"}', ("input", (str, list)), "embedding").needs == {"embedding"}
     with pytest.raises(InvalidRequest, match="a string or an array"):
-        Head.read(b'{"input":3}', ("input", (str, list)), "embedding")
+        read_summary(b'{"input":3}', ("input", (str, list)), "embedding")
 
 
 def test_a_key_twice_further_in_is_the_providers_business() -> None:
     """We route by nothing in there."""
     body = b'{"messages":[{"role":"user","role":"system"}],"x":{"model":1,"model":2},"model":"a"}'
-    assert read(body).rewrite(body, "b") == body.replace(b'"a"', b'"b"')
+    assert rewrite(read(body), body, "b") == body.replace(b'"a"', b'"b"')
 
 
 @pytest.mark.parametrize("space", [b" ", b"\t", b"\n", b"\r\n", b" " * 70, b"\n" * 1000])
@@ -147,7 +155,7 @@ def test_white_space_anywhere_stays(space: bytes) -> None:
     """Before, between, behind; more of it than anyone would write."""
     parts = [b"", b"{", b'"messages"', b":", b"[]", b",", b'"model"', b":", b'"x"', b",", b'"n"', b":", b"1", b"}", b""]
     body = space.join(parts)
-    assert read(body).rewrite(body, "a/b") == body.replace(b'"x"', b'"a/b"')
+    assert rewrite(read(body), body, "a/b") == body.replace(b'"x"', b'"a/b"')
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(st.characters(codec="utf-8"), max_size=20)
@@ -188,29 +196,29 @@ def test_a_rewrite_changes_what_it_must_and_nothing_else(
         sent["stream_options"] = options
     body = json.dumps(sent, separators=separators, ensure_ascii=ascii_only).encode()
     head = read(body)
-    new = head.rewrite(body, "p/m", ask_usage=True)
+    new = rewrite(head, body, "p/m", ask_usage=True)
     assert json.loads(new) == {**sent, "model": "p/m", "stream_options": {**(options or {}), "include_usage": True}}
     before, after = split_object(body)[0], split_object(new)[0]
     assert {k: bytes(v) for k, v in before.items() if k not in ("model", "stream_options")}.items() <= {
         k: bytes(v) for k, v in after.items()
     }.items()
     if model is not None:
-        assert head.rewrite(body, model) == body or '"' in model
+        assert rewrite(head, body, model) == body or '"' in model
 
 
 @pytest.mark.parametrize("odd", [None, 3, [], "x"])
 def test_usage_that_is_none(odd: object) -> None:
     """Not every server sends an object."""
-    assert Usage.from_openai(odd) is None
+    assert usage_from_openai(odd) is None
 
 
 def test_odd_numbers_in_usage_count_as_nothing() -> None:
     """Strings, null, negative, true."""
-    assert Usage.from_openai({"prompt_tokens": "7", "completion_tokens": -1}) == Usage()
-    assert Usage.from_openai({"prompt_tokens": True, "completion_tokens_details": {"reasoning_tokens": 3}}) == Usage(
+    assert usage_from_openai({"prompt_tokens": "7", "completion_tokens": -1}) == Usage()
+    assert usage_from_openai({"prompt_tokens": True, "completion_tokens_details": {"reasoning_tokens": 3}}) == Usage(
         reasoning=3
     )
-    assert Usage(3, 2, 1, 1).to_openai()["total_tokens"] == 5
+    assert usage_to_openai(Usage(3, 2, 1, 1))["total_tokens"] == 5
 
 
 @pytest.mark.parametrize(
@@ -287,7 +295,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
 def test_a_rewrite_keeps_every_other_byte(body: tuple[bytes, bytes]) -> None:
     """White space, escapes and order are the client's."""
     before, after = body
-    assert read(before).rewrite(before, "p/m", ask_usage=True) == after
+    assert rewrite(read(before), before, "p/m", ask_usage=True) == after
 
 
 @given(st.integers(0, 3), OBJECTS, VALUES, VALUES, st.sampled_from([(", ", ": "), (",", ":")]))
@@ -309,7 +317,7 @@ def test_a_key_twice_is_never_overlooked(
 def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
     """A body is read, or refused with a reason."""
     with contextlib.suppress(InvalidRequest):
-        assert isinstance(json.loads(read(body).rewrite(body, "p/m"))["messages"], list)
+        assert isinstance(json.loads(rewrite(read(body), body, "p/m"))["messages"], list)
 
 
 @pytest.mark.parametrize(
@@ -324,13 +332,13 @@ def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
 )
 def test_odd_usage_is_read_as_far_as_it_goes(usage: object, counted: Usage) -> None:
     """A count that is no whole number is none."""
-    assert Usage.from_openai(usage) == counted
+    assert usage_from_openai(usage) == counted
 
 
 def test_usage_as_clients_read_it() -> None:
     """Details only where there are any."""
-    assert Usage(3, 2).to_openai() == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert Usage.from_openai(Usage(3, 2, 1, 1).to_openai()) == Usage(3, 2, 1, 1)
+    assert usage_to_openai(Usage(3, 2)) == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert usage_from_openai(usage_to_openai(Usage(3, 2, 1, 1))) == Usage(3, 2, 1, 1)
 
 
 def test_the_envelope_holds_what_is_added() -> None:

@@ -175,10 +175,10 @@ NO_SECRET = {
         "EventRelay._model",
         "_Descriptor._rest",
         "Logs._waiting",
-        "RelaySink.headers",
+        "StreamWriter.headers",
         "ComposedSink.headers",
     ),
-    *("Snapshot.config", "App.config", "Supervisor.config"),
+    *("Generation.config", "App.config", "Supervisor.config"),
 }
 """Names, log lines, our own answer's headers, and what holds secrets hidden in its turn."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from manallm_proxy.server import Runner
+from manallm_proxy.http_server.aiohttp_server import Runner
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.test_nginx import nginx
 from tests.upstreams import Upstream, answers, each, upstream

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy import sse
+from manallm_proxy.openai import sse
 
 STREAMS = {
     "LF": b"data: one\n\n: comment\n\ndata: two\n\ndata: [DONE]\n\n",

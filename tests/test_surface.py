@@ -632,7 +632,7 @@ async def test_a_bug_is_500_and_its_words_stay_here(tmp_path: Path, monkeypatch:
     async def bug(self: object, call: object, entry: object) -> None:
         raise RuntimeError("CANARY of a prompt")
 
-    monkeypatch.setattr("manallm_proxy.wires.loopback.LoopbackUpstream.complete", bug)
+    monkeypatch.setattr("manallm_proxy.providers.loopback.LoopbackProvider.complete", bug)
     async with upstream(each(answers)) as cloud:
         config = settings({"loopback": {"kind": "loopback"}, "cloud": openai(cloud.url)})
         async with proxy(config, tmp_path) as p:
@@ -650,7 +650,7 @@ async def test_a_bug_in_mid_stream_is_told_in_band(
     tmp_path: Path, composed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error event, no [DONE], never a second answer in the body; the provider's connection is closed."""
-    wire = "ollama.OllamaTranslator" if composed else "openai_stream.EventRelay"
+    wire = "ollama.wire.OllamaTranslator" if composed else "openai.stream.EventRelay"
 
     async def goes_on(connection: Connection, seen: Seen) -> None:
         line = json.dumps({"message": {"role": "assistant", "content": "one"}, "done": False}).encode() + b"\n"
@@ -669,7 +669,7 @@ async def test_a_bug_in_mid_stream_is_told_in_band(
             payload = {"messages": [{"role": "user", "content": "x"}], "stream": True}
             async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
                 first = await response.content.readany()
-                monkeypatch.setattr(f"manallm_proxy.wires.{wire}.feed", bug)
+                monkeypatch.setattr(f"manallm_proxy.providers.{wire}.feed", bug)
                 gpu.go.set()
                 rest = await asyncio.wait_for(response.read(), 3)
             assert b"one" in first

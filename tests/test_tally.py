@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from manallm_proxy.metrics import Metrics
-from manallm_proxy.tally import Families, add, merged_health, parse, render
+from manallm_proxy.observe.metrics import Metrics
+from manallm_proxy.observe.metrics_merge import Families, add, merged_health, parse, render
 from tests.test_metrics import ENDED
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

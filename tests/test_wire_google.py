@@ -17,8 +17,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 from attrs import define, field
 
-from manallm_proxy.chain import Entry, Target, Timeouts
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -41,11 +40,12 @@ from manallm_proxy.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.schema import Head, Usage
-from manallm_proxy.session import Session
-from manallm_proxy.upstream import Call, Endpoint, Piece, Stream
-from manallm_proxy.wires import gemini_reply
-from manallm_proxy.wires.google import GoogleStream, GoogleUpstream
+from manallm_proxy.contract.provider import Call, Endpoint, Stream, StreamBatch, Usage
+from manallm_proxy.contract.targets import Entry, Target, Timeouts
+from manallm_proxy.http_client.aiohttp_session import Session
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.providers.gemini import reply as gemini_reply
+from manallm_proxy.providers.gemini.provider import GeminiProvider, GeminiStream
 
 KEY = "AIzaNotARealKey-0123456789"
 BOUND = 5.0
@@ -90,7 +90,7 @@ class Gemini:
             self.left.set()
             raise
 
-    def says(self, body: Json | str, status: int = 200, headers: dict[str, str] | None = None) -> None:
+    def has_content(self, body: Json | str, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """One whole body; a string is HTML."""
 
         async def script(_: web.Request) -> web.Response:
@@ -150,14 +150,14 @@ async def gemini() -> AsyncIterator[Gemini]:
 
 
 @pytest.fixture
-async def upstream(gemini: Gemini) -> AsyncIterator[GoogleUpstream]:
+async def upstream(gemini: Gemini) -> AsyncIterator[GeminiProvider]:
     made = opened(str(gemini.server.make_url("")))
     yield made
     await made.close()
 
 
-def opened(base_url: str | None, **settings: Any) -> GoogleUpstream:
-    return GoogleUpstream("google", KEY, base_url, {"X-Ours": "yes"}, Session(), **settings)
+def opened(base_url: str | None, **settings: Any) -> GeminiProvider:
+    return GeminiProvider("google", KEY, base_url, {"X-Ours": "yes"}, Session(), **settings)
 
 
 def entry(model: str = "gemini-2.5-flash", **times: float) -> Entry:
@@ -166,7 +166,7 @@ def entry(model: str = "gemini-2.5-flash", **times: float) -> Entry:
 
 def call_of(endpoint: Endpoint, key: str, fields: Json) -> Call:
     body = json.dumps(fields).encode()
-    return Call(endpoint, Head.read(body, (key, (str, list, dict, int, bool))), body, "req-1")
+    return Call(endpoint, read_summary(body, (key, (str, list, dict, int, bool))), body, "req-1")
 
 
 def chat(messages: Any = None, **fields: Any) -> Call:
@@ -196,25 +196,25 @@ COUNTED = {"promptTokenCount": 7, "candidatesTokenCount": 2, "thoughtsTokenCount
 HI = reply({"text": "hi"}, usageMetadata=COUNTED)
 
 
-async def answered(upstream: GoogleUpstream, call: Call, at: Entry | None = None) -> Any:
+async def answered(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> Any:
     return json.loads((await upstream.complete(call, at or entry())).body)
 
 
-async def drained(stream: Stream) -> tuple[list[Any], Piece]:
+async def drained(stream: Stream) -> tuple[list[Any], StreamBatch]:
     """All events, decoded, and the piece that was the last."""
     events: list[Any] = []
     while True:
-        piece = await stream.next()
-        events += map(json.loads, piece.events)
-        if piece.done or piece.error:
-            return events, piece
+        batch = await stream.next()
+        events += map(json.loads, batch.events)
+        if batch.done or batch.error:
+            return events, batch
 
 
-async def streamed(upstream: GoogleUpstream, call: Call, at: Entry | None = None) -> tuple[list[Any], Piece]:
+async def streamed(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> tuple[list[Any], StreamBatch]:
     return await drained(await upstream.stream(call, at or entry()))
 
 
-async def failed(upstream: GoogleUpstream, call: Call, at: Entry | None = None) -> ProxyError:
+async def failed(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
         await upstream.complete(call, at or entry())
     return caught.value
@@ -223,9 +223,9 @@ async def failed(upstream: GoogleUpstream, call: Call, at: Entry | None = None) 
 # --- requests -------------------------------------------------------------------------------------
 
 
-async def test_a_conversation(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_conversation(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Instructions stand apart, turns of one role are one content, results name the function that they answer."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     call_1 = {"id": "c1", "type": "function", "function": {"name": "time", "arguments": '{"zone": "UTC"}'}}
     call_2 = {"id": "c2", "type": "function", "function": {"name": "rain", "arguments": ""}}
     messages = [
@@ -258,9 +258,9 @@ async def test_a_conversation(gemini: Gemini, upstream: GoogleUpstream) -> None:
     ]
 
 
-async def test_what_surrounds_a_request(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_what_surrounds_a_request(gemini: Gemini, upstream: GeminiProvider) -> None:
     """One POST with our key, the operator's headers and the caller's request id."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     await upstream.complete(chat(), entry("models/gemini-x"))
     ((path, headers, _),) = gemini.asked
     assert path == "/v1/models/gemini-x:generateContent"
@@ -270,16 +270,16 @@ async def test_what_surrounds_a_request(gemini: Gemini, upstream: GoogleUpstream
 
 async def test_a_base_url_may_name_the_version(gemini: Gemini) -> None:
     """``.../v1beta`` is the version, not a part of the path before it."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     made = opened(str(gemini.server.make_url("/v1beta/")))
     await made.complete(chat(), entry())
     await made.close()
     assert gemini.asked[0][0] == "/v1beta/models/gemini-2.5-flash:generateContent"
 
 
-async def test_inline_media(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_inline_media(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Images, audio and files travel as bytes with their type."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     data = base64.b64encode(b"\xff\xfe\xfd").decode()
     parts = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
@@ -292,9 +292,9 @@ async def test_inline_media(gemini: Gemini, upstream: GoogleUpstream) -> None:
     assert {base64.urlsafe_b64decode(blob["data"]) for blob in sent} == {b"\xff\xfe\xfd"}
 
 
-async def test_settings(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_settings(gemini: Gemini, upstream: GeminiProvider) -> None:
     """OpenAI's settings under Gemini's names; what Gemini does not know is left out."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     asked = chat(
         temperature=0,
         top_p=0.5,
@@ -347,10 +347,10 @@ TOOLS = [
     ],
 )
 async def test_tools(
-    gemini: Gemini, upstream: GoogleUpstream, choice: Any, config: Json | None, names: list[str]
+    gemini: Gemini, upstream: GeminiProvider, choice: Any, config: Json | None, names: list[str]
 ) -> None:
     """Schemas pass as they are; a choice of tools becomes a mode, and leaves out the others."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     await upstream.complete(chat(tools=TOOLS, tool_choice=choice), entry())
     (tool,) = gemini.body["tools"]
     declared = tool["functionDeclarations"]
@@ -378,19 +378,19 @@ async def test_tools(
     ],
 )
 async def test_thinking(
-    gemini: Gemini, upstream: GoogleUpstream, model: str, effort: str | None, thinking: Json | None
+    gemini: Gemini, upstream: GeminiProvider, model: str, effort: str | None, thinking: Json | None
 ) -> None:
     """Effort is a level from Gemini 3 on and a budget before; models that do not think are told nothing."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     await upstream.complete(chat(reasoning_effort=effort), entry(model))
     assert gemini.body.get("generationConfig", {}).get("thinkingConfig") == thinking
 
 
-async def test_a_thought_signature_comes_back(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_thought_signature_comes_back(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The signature of a call goes out beside it, and back to Gemini from the client's history, byte for byte."""
     signature = bytes(range(256))
     call = {"functionCall": {"name": "f"}, "thoughtSignature": base64.b64encode(signature).decode()}
-    gemini.says(reply(call))
+    gemini.has_content(reply(call))
     body = await answered(upstream, chat(), entry("gemini-3-flash"))
     said = body["choices"][0]["message"]
     assert said["tool_calls"][0]["extra_content"]["google"]["thought_signature"] == call["thoughtSignature"]
@@ -401,9 +401,9 @@ async def test_a_thought_signature_comes_back(gemini: Gemini, upstream: GoogleUp
 
 
 @pytest.mark.parametrize(("model", "expected"), [("gemini-3-pro", [True, False]), ("gemini-2.5-pro", [False, False])])
-async def test_a_lost_signature(gemini: Gemini, upstream: GoogleUpstream, model: str, expected: list[bool]) -> None:
+async def test_a_lost_signature(gemini: Gemini, upstream: GeminiProvider, model: str, expected: list[bool]) -> None:
     """Gemini 3 gets its sentinel on the first of parallel calls; older models get nothing."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     calls = [{"id": i, "function": {"name": i, "arguments": "{}"}} for i in "ab"]
     await upstream.complete(chat([{"role": "assistant", "tool_calls": calls}]), entry(model))
     parts = gemini.body["contents"][0]["parts"]
@@ -460,7 +460,7 @@ def _calling(**call: Any) -> list[Json]:
         ({"reasoning_effort": "hard"}, "reasoning_effort"),
     ],
 )
-async def test_what_the_caller_got_wrong(gemini: Gemini, upstream: GoogleUpstream, fields: Json, param: str) -> None:
+async def test_what_the_caller_got_wrong(gemini: Gemini, upstream: GeminiProvider, fields: Json, param: str) -> None:
     """Refused before Gemini hears of it, with the path of the mistake."""
     error = await failed(upstream, chat(**{"messages": [{"role": "user", "content": "x"}], **fields}))
     assert (type(error), error.param) == (InvalidRequest, param)
@@ -478,7 +478,7 @@ async def test_what_the_caller_got_wrong(gemini: Gemini, upstream: GoogleUpstrea
         ({"web_search_options": {}}, "web_search_options"),
     ],
 )
-async def test_what_gemini_cannot_be_told(gemini: Gemini, upstream: GoogleUpstream, fields: Json, param: str) -> None:
+async def test_what_gemini_cannot_be_told(gemini: Gemini, upstream: GeminiProvider, fields: Json, param: str) -> None:
     """A capability that is missing is an error of its own; above all, no URL is fetched."""
     error = await failed(upstream, chat(**fields))
     assert (type(error), error.param) == (Unsupported, param)
@@ -486,28 +486,28 @@ async def test_what_gemini_cannot_be_told(gemini: Gemini, upstream: GoogleUpstre
 
 
 @pytest.mark.parametrize("model", ["../../upload", "a%2e%2e/b", "a#b", "a?key=b", "a b"])
-async def test_a_model_that_leads_elsewhere(gemini: Gemini, upstream: GoogleUpstream, model: str) -> None:
+async def test_a_model_that_leads_elsewhere(gemini: Gemini, upstream: GeminiProvider, model: str) -> None:
     """A model's name is part of a path under our key: nothing that would bend that path is sent."""
     error = await failed(upstream, chat(), entry(model))
     assert (type(error), error.param) == (InvalidRequest, "model")
     assert not gemini.asked
 
 
-async def test_a_schema_nested_beyond_reason(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_schema_nested_beyond_reason(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The SDK recurses over schemas; what is too deep for it is the caller's mistake, not a bug."""
     schema: Json = {}
     for _ in range(700):
         schema = {"items": schema}
     tool = {"type": "function", "function": {"name": "deep", "parameters": schema}}
-    gemini.says(HI)
+    gemini.has_content(HI)
     error = await failed(upstream, chat(tools=[tool]))
     assert isinstance(error, InvalidRequest)
 
 
 @pytest.mark.parametrize("prompt", ["Once", ["Once"]])
-async def test_legacy_completions(gemini: Gemini, upstream: GoogleUpstream, prompt: Any) -> None:
+async def test_legacy_completions(gemini: Gemini, upstream: GeminiProvider, prompt: Any) -> None:
     """A prompt is one user message, the answer a ``text``."""
-    gemini.says(HI)
+    gemini.has_content(HI)
     body = await answered(upstream, legacy(prompt, max_tokens=5))
     assert gemini.body["contents"] == [{"role": "user", "parts": [{"text": "Once"}]}]
     assert (body["object"], body["choices"][0]["text"]) == ("text_completion", "hi")
@@ -523,7 +523,7 @@ async def test_legacy_completions(gemini: Gemini, upstream: GoogleUpstream, prom
         ({"prompt": "a", "best_of": 2}, "best_of"),
     ],
 )
-async def test_other_legacy_completions(upstream: GoogleUpstream, fields: Json, param: str) -> None:
+async def test_other_legacy_completions(upstream: GeminiProvider, fields: Json, param: str) -> None:
     """What has no counterpart is refused, not dropped."""
     error = await failed(upstream, legacy(**fields))
     assert (type(error), error.param) == (Unsupported, param)
@@ -532,7 +532,7 @@ async def test_other_legacy_completions(upstream: GoogleUpstream, fields: Json, 
 # --- replies --------------------------------------------------------------------------------------
 
 
-async def test_an_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_an_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Text, thoughts, tool calls and usage find their places; tool calls without an id get one."""
     parts: list[Json] = [
         {"text": "Hm.", "thought": True},
@@ -541,7 +541,7 @@ async def test_an_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
         {"functionCall": {"name": "f", "args": {"a": [1, None]}}},
         {"functionCall": {"name": "g", "id": "their-id"}},
     ]
-    gemini.says(reply(*parts, usageMetadata=COUNTED))
+    gemini.has_content(reply(*parts, usageMetadata=COUNTED))
     answer = await upstream.complete(chat(), entry())
     body = json.loads(answer.body)
     (choice,) = body["choices"]
@@ -571,25 +571,25 @@ async def test_an_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
         (None, "stop"),
     ],
 )
-async def test_finish_reasons(gemini: Gemini, upstream: GoogleUpstream, theirs: str | None, ours: str) -> None:
+async def test_finish_reasons(gemini: Gemini, upstream: GeminiProvider, theirs: str | None, ours: str) -> None:
     """Behind some text each finish reason has a counterpart, the unknown ones too"""
-    gemini.says(reply({"text": "so far"}, finish=theirs))
+    gemini.has_content(reply({"text": "so far"}, finish=theirs))
     body = await answered(upstream, chat())
     assert body["choices"][0]["finish_reason"] == ours
 
 
-async def test_an_answer_to_be_continued(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_an_answer_to_be_continued(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The SDK does not ask for the rest by itself: one request for one of ours, and the answer was too long."""
     body = reply({"text": "a"}, finish="CONTINUATION")
     body["candidates"][0]["continuationToken"] = "AAAA"
-    gemini.says(body)
+    gemini.has_content(body)
     assert (await answered(upstream, chat()))["choices"][0]["finish_reason"] == "length"
     assert len(gemini.asked) == 1
 
 
-async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: GeminiProvider) -> None:
     """No content at all with MAX_TOKENS is an answer that was too long, not a broken one."""
-    gemini.says({"candidates": [{"finishReason": "MAX_TOKENS"}]})
+    gemini.has_content({"candidates": [{"finishReason": "MAX_TOKENS"}]})
     (choice,) = (await answered(upstream, chat()))["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
 
@@ -606,16 +606,16 @@ async def test_thinking_that_used_up_the_budget(gemini: Gemini, upstream: Google
         {"candidates": 3},
     ],
 )
-async def test_no_answer(gemini: Gemini, upstream: GoogleUpstream, body: Json) -> None:
+async def test_no_answer(gemini: Gemini, upstream: GeminiProvider, body: Json) -> None:
     """A 200 without an answer in it is the provider's failure: the next target may do better."""
-    gemini.says(body)
+    gemini.has_content(body)
     assert isinstance(await failed(upstream, chat()), BadResponse)
 
 
-async def test_a_blocked_prompt(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_blocked_prompt(gemini: Gemini, upstream: GeminiProvider) -> None:
     """It is handed to the caller, whole or streamed, and no other provider is asked."""
     blocked = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 3}}
-    gemini.says(blocked)
+    gemini.has_content(blocked)
     error = await failed(upstream, chat())
     assert isinstance(error, ContentBlocked) and "PROHIBITED_CONTENT" in error.message
     gemini.streams(blocked)
@@ -623,16 +623,16 @@ async def test_a_blocked_prompt(gemini: Gemini, upstream: GoogleUpstream) -> Non
     assert isinstance(last.error, ContentBlocked)
 
 
-async def test_several_choices(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_several_choices(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Candidates keep their index, and each its own finish reason."""
     two = reply({"text": "a"}, index=0)["candidates"] + reply({"text": "b"}, finish="MAX_TOKENS", index=1)["candidates"]
-    gemini.says({"candidates": two})
+    gemini.has_content({"candidates": two})
     rows = (await answered(upstream, chat(n=2)))["choices"]
     said = [(row["index"], row["message"]["content"], row["finish_reason"]) for row in rows]
     assert said == [(0, "a", "stop"), (1, "b", "length")]
 
 
-async def test_logprobs(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_logprobs(gemini: Gemini, upstream: GeminiProvider) -> None:
     """OpenAI's rows: the chosen token, its bytes, and the others that it was chosen over."""
     chosen = {"token": "é", "logProbability": -0.5}
     body = reply({"text": "é"})
@@ -640,7 +640,7 @@ async def test_logprobs(gemini: Gemini, upstream: GoogleUpstream) -> None:
         "chosenCandidates": [chosen],
         "topCandidates": [{"candidates": [chosen]}],
     }
-    gemini.says(body)
+    gemini.has_content(body)
     (choice,) = (await answered(upstream, chat(logprobs=True)))["choices"]
     token = {"token": "é", "logprob": -0.5, "bytes": [0xC3, 0xA9]}
     assert choice["logprobs"]["content"] == [{**token, "top_logprobs": [token]}]
@@ -649,7 +649,7 @@ async def test_logprobs(gemini: Gemini, upstream: GoogleUpstream) -> None:
 # --- streams --------------------------------------------------------------------------------------
 
 
-async def test_a_stream(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_stream(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Role, reasoning, content, tool calls under one number each, finish, usage, done."""
     gemini.streams(
         reply({"text": "Hm.", "thought": True}, finish=None, usageMetadata={"promptTokenCount": 7}),
@@ -668,7 +668,7 @@ async def test_a_stream(gemini: Gemini, upstream: GoogleUpstream) -> None:
     assert {event["model"] for event in events} == {"google/gemini-2.5-flash"}
 
 
-async def test_usage_that_nobody_asked_for(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_usage_that_nobody_asked_for(gemini: Gemini, upstream: GeminiProvider) -> None:
     """It is counted all the same, and stays out of the stream."""
     gemini.streams(HI)
     stream = await upstream.stream(chat(stream=True), entry())
@@ -677,26 +677,26 @@ async def test_usage_that_nobody_asked_for(gemini: Gemini, upstream: GoogleUpstr
     assert stream.usage == Usage(prompt=7, completion=5, reasoning=3, cached=4)
 
 
-async def test_chunks_that_say_nothing(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_chunks_that_say_nothing(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Usage alone and empty texts do not commit; the first word does."""
     gemini.streams({"usageMetadata": COUNTED}, reply({"text": ""}, finish=None), reply({"text": "a"}, finish=None), HI)
     stream = await upstream.stream(chat(), entry())
     pieces = [await stream.next() for _ in range(3)]
-    assert [piece.says for piece in pieces] == [False, False, True]
+    assert [batch.has_content for batch in pieces] == [False, False, True]
     assert not pieces[0].events and not pieces[1].events
     await stream.aclose()
 
 
-async def test_a_stream_that_stops_in_mid_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_stream_that_stops_in_mid_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     """A clean end without a finish reason is a cut answer; without any chunk it is an empty one."""
     gemini.streams(reply({"text": "a"}, finish=None))
     events, last = await streamed(upstream, chat())
     assert len(events) == 1 and isinstance(last.error, Disconnected)
     gemini.streams()
-    assert await streamed(upstream, chat()) == ([], Piece(done=True))
+    assert await streamed(upstream, chat()) == ([], StreamBatch(done=True))
 
 
-async def test_a_malformed_call_in_a_stream(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_malformed_call_in_a_stream(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Nothing said: an error that another target may mend. Something said: an end like any other."""
     gemini.streams(reply(finish="MALFORMED_FUNCTION_CALL"))
     _, last = await streamed(upstream, chat())
@@ -706,12 +706,12 @@ async def test_a_malformed_call_in_a_stream(gemini: Gemini, upstream: GoogleUpst
     assert last.done and events[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_an_error_inside_a_stream(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_an_error_inside_a_stream(gemini: Gemini, upstream: GeminiProvider) -> None:
     """It has the meaning of its code, as the first event and behind others."""
     overloaded = {"error": {"code": 503, "status": "UNAVAILABLE", "message": "The model is overloaded."}}
     gemini.streams(reply({"text": "a"}, finish=None), overloaded)
     stream = await upstream.stream(chat(), entry())
-    assert (await stream.next()).says
+    assert (await stream.next()).has_content
     with pytest.raises(ServerBusy) as caught:
         await stream.next()
     assert caught.value.provider_status == 503
@@ -720,9 +720,9 @@ async def test_an_error_inside_a_stream(gemini: Gemini, upstream: GoogleUpstream
         await streamed(upstream, chat())
 
 
-async def test_a_stream_that_is_refused(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_stream_that_is_refused(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The status comes with the first pull."""
-    gemini.says({"error": {"code": 429, "message": "slow down"}}, 429, {"Retry-After": "7"})
+    gemini.has_content({"error": {"code": 429, "message": "slow down"}}, 429, {"Retry-After": "7"})
     stream = await upstream.stream(chat(), entry())
     with pytest.raises(RateLimited) as caught:
         await stream.next()
@@ -730,7 +730,7 @@ async def test_a_stream_that_is_refused(gemini: Gemini, upstream: GoogleUpstream
 
 
 @pytest.mark.parametrize("data", [b'data: {"candidates": 3}\r\n\r\n', b"data: nonsense\r\n\r\n"])
-async def test_a_stream_of_something_else(gemini: Gemini, upstream: GoogleUpstream, data: bytes) -> None:
+async def test_a_stream_of_something_else(gemini: Gemini, upstream: GeminiProvider, data: bytes) -> None:
     """What the SDK cannot read is no bug of ours."""
 
     async def script(request: web.Request) -> web.StreamResponse:
@@ -741,18 +741,18 @@ async def test_a_stream_of_something_else(gemini: Gemini, upstream: GoogleUpstre
         await streamed(upstream, chat())
 
 
-async def test_a_stream_that_is_dropped(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_stream_that_is_dropped(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The connection breaks behind a chunk: disconnected."""
     gemini.streams(reply({"text": "a"}, finish=None), end="drop")
     with pytest.raises(Disconnected):
         await streamed(upstream, chat())
 
 
-async def test_a_stream_that_falls_silent(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_stream_that_falls_silent(gemini: Gemini, upstream: GeminiProvider) -> None:
     """After the commit a silence is bounded by ``idle``, and its connection is closed."""
     gemini.streams(reply({"text": "a"}, finish=None), end="hold")
     stream = await upstream.stream(chat(), entry())
-    assert (await stream.next()).says
+    assert (await stream.next()).has_content
     stream.commit(0.05)
     with pytest.raises(ReadTimeout):
         await stream.next()
@@ -767,7 +767,7 @@ async def _sees_it_close(gemini: Gemini) -> None:
     await asyncio.wait_for(gemini.left.wait(), 1.0)
 
 
-async def test_closed_before_anything_was_sent(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_closed_before_anything_was_sent(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Then nothing is: a stream that was never read costs no request."""
     stream = await upstream.stream(chat(), entry())
     await stream.aclose()
@@ -775,7 +775,7 @@ async def test_closed_before_anything_was_sent(gemini: Gemini, upstream: GoogleU
     assert not gemini.asked
 
 
-async def test_closed_before_the_first_chunk(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_closed_before_the_first_chunk(gemini: Gemini, upstream: GeminiProvider) -> None:
     """While somebody waits for headers, a close reaches the server, and whoever waits."""
     gemini.hangs()
     stream = await upstream.stream(chat(), entry())
@@ -787,7 +787,7 @@ async def test_closed_before_the_first_chunk(gemini: Gemini, upstream: GoogleUps
         await asyncio.wait_for(waiting, BOUND)
 
 
-async def test_closed_between_chunks(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_closed_between_chunks(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Nobody reads, and more chunks are buffered: the connection goes all the same."""
     gemini.streams(*[reply({"text": "a"}, finish=None)] * 5, end="hold")
     stream = await upstream.stream(chat(), entry())
@@ -796,7 +796,7 @@ async def test_closed_between_chunks(gemini: Gemini, upstream: GoogleUpstream) -
     await _sees_it_close(gemini)
 
 
-async def test_closed_while_a_chunk_is_awaited(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_closed_while_a_chunk_is_awaited(gemini: Gemini, upstream: GeminiProvider) -> None:
     """A close from another task ends the wait, too."""
     gemini.streams(reply({"text": "a"}, finish=None), end="hold")
     stream = await upstream.stream(chat(), entry())
@@ -810,7 +810,7 @@ async def test_closed_while_a_chunk_is_awaited(gemini: Gemini, upstream: GoogleU
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_cancelled_while_a_chunk_is_awaited(gemini: Gemini, upstream: GoogleUpstream, begun: bool) -> None:
+async def test_cancelled_while_a_chunk_is_awaited(gemini: Gemini, upstream: GeminiProvider, begun: bool) -> None:
     """A cancelled pull frees the connection by itself, before headers and between chunks."""
     if begun:
         gemini.streams(reply({"text": "a"}, finish=None), end="hold")
@@ -828,7 +828,7 @@ async def test_cancelled_while_a_chunk_is_awaited(gemini: Gemini, upstream: Goog
     await _sees_it_close(gemini)
 
 
-async def test_a_whole_answer_that_is_cancelled(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_whole_answer_that_is_cancelled(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The same without a stream."""
     gemini.hangs()
     waiting = asyncio.create_task(upstream.complete(chat(), entry()))
@@ -839,7 +839,7 @@ async def test_a_whole_answer_that_is_cancelled(gemini: Gemini, upstream: Google
     await _sees_it_close(gemini)
 
 
-async def test_a_complete_stream_gives_its_connection_back(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_complete_stream_gives_its_connection_back(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Two streams, one connection: closing a stream that ended well closes nothing."""
     peers = set()
 
@@ -888,10 +888,10 @@ TOO_LONG = "The input token count (1200000) exceeds the maximum number of tokens
         (refusal(502, "BAD_GATEWAY"), ServerFailed),
     ],
 )
-async def test_refusals(gemini: Gemini, upstream: GoogleUpstream, body: Json, kind: type[ProviderError]) -> None:
+async def test_refusals(gemini: Gemini, upstream: GeminiProvider, body: Json, kind: type[ProviderError]) -> None:
     """Each of Gemini's refusals is one of ours, with the status that it had."""
     status = body["error"]["code"]
-    gemini.says(body, status)
+    gemini.has_content(body, status)
     error = await failed(upstream, chat())
     assert type(error) is kind and isinstance(error, ProviderError)
     assert error.provider_status == status
@@ -904,17 +904,17 @@ async def test_refusals(gemini: Gemini, upstream: GoogleUpstream, body: Json, ki
     ("details", "seconds"), [([PER_DAY, LATER], 600.0), ([PER_MINUTE, LATER], 34.07), ([LATER], 34.07), ([], None)]
 )
 async def test_when_to_come_back(
-    gemini: Gemini, upstream: GoogleUpstream, details: list[Json], seconds: float | None
+    gemini: Gemini, upstream: GeminiProvider, details: list[Json], seconds: float | None
 ) -> None:
     """Gemini says it in the details of a 429; a quota for the day is not worth asking soon."""
-    gemini.says(refusal(429, "RESOURCE_EXHAUSTED", "Quota exceeded", *details), 429)
+    gemini.has_content(refusal(429, "RESOURCE_EXHAUSTED", "Quota exceeded", *details), 429)
     assert (await failed(upstream, chat())).retry_after == seconds
 
 
 async def test_a_message_that_quotes_the_key(gemini: Gemini) -> None:
     """It leaves without it, and no longer than 500 characters."""
-    made = GoogleUpstream("google", "plain-secret", str(gemini.server.make_url("")), {}, Session())
-    gemini.says(refusal(400, "INVALID_ARGUMENT", "plain-secret is bad " * 100), 400)
+    made = GeminiProvider("google", "plain-secret", str(gemini.server.make_url("")), {}, Session())
+    gemini.has_content(refusal(400, "INVALID_ARGUMENT", "plain-secret is bad " * 100), 400)
     error = await failed(made, chat())
     await made.close()
     assert "plain-secret" not in f"{error} {error!r} {error.message}"
@@ -923,10 +923,10 @@ async def test_a_message_that_quotes_the_key(gemini: Gemini) -> None:
 
 @pytest.mark.parametrize(("status", "kind"), [(500, ModelFailed), (403, KeyRejected), (302, BadResponse)])
 async def test_refusals_without_geminis_words(
-    gemini: Gemini, upstream: GoogleUpstream, status: int, kind: type[ProviderError]
+    gemini: Gemini, upstream: GeminiProvider, status: int, kind: type[ProviderError]
 ) -> None:
     """HTML of a middle box goes by its status, and none of it is shown."""
-    gemini.says(
+    gemini.has_content(
         "<html>secret page</html>", status, {"Location": "https://elsewhere.invalid/"} if status == 302 else None
     )
     error = await failed(upstream, chat())
@@ -934,7 +934,7 @@ async def test_refusals_without_geminis_words(
     assert len(gemini.asked) == 1
 
 
-async def test_a_refusal_whose_json_is_broken(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_refusal_whose_json_is_broken(gemini: Gemini, upstream: GeminiProvider) -> None:
     """The status counts, whatever the SDK makes of the body."""
 
     async def script(_: web.Request) -> web.Response:
@@ -947,25 +947,25 @@ async def test_a_refusal_whose_json_is_broken(gemini: Gemini, upstream: GoogleUp
 async def test_a_configured_status_is_retryable(gemini: Gemini) -> None:
     """``extra_retryable_statuses`` hold for this kind of provider, too."""
     made = opened(str(gemini.server.make_url("")), extra_retryable_statuses=frozenset({408}))
-    gemini.says(refusal(408, "TIMEOUT"), 408)
+    gemini.has_content(refusal(408, "TIMEOUT"), 408)
     error = await failed(made, chat())
     await made.close()
     assert isinstance(error, RetryableStatus) and error.error_type == "http_408"
 
 
-async def test_a_page_instead_of_an_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_page_instead_of_an_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     """200 and HTML is a broken provider."""
-    gemini.says("<html></html>")
+    gemini.has_content("<html></html>")
     assert type(await failed(upstream, chat())) is BadResponse
 
 
-async def test_a_bug_stays_one(gemini: Gemini, upstream: GoogleUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_stays_one(gemini: Gemini, upstream: GeminiProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is neither the network's, nor the caller's, nor the provider's fault comes through as it is."""
 
     def broken(*_: Any) -> None:
         raise TypeError("a bug")
 
-    gemini.says(HI)
+    gemini.has_content(HI)
     gemini.streams(HI)
     monkeypatch.setattr(gemini_reply.Reader, "deltas", broken)
     with pytest.raises(TypeError, match="a bug"):
@@ -1004,13 +1004,13 @@ class _Names(AbstractResolver):
 async def test_names(answers: bool, kind: type[ProviderError]) -> None:
     """A name that is unknown, and one that is not looked up within ``connect``."""
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_Names(answers=answers)))
-    made = GoogleUpstream("google", KEY, "http://gemini.invalid", {}, Session(pool=session))
+    made = GeminiProvider("google", KEY, "http://gemini.invalid", {}, Session(pool=session))
     error = await failed(made, chat(), entry(connect=0.05))
     await made.close()
     assert type(error) is kind
 
 
-async def test_a_provider_that_hangs_up(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_provider_that_hangs_up(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Closed before a byte of an answer: disconnected, and the SDK does not ask again by itself."""
     gemini.hangs_up()
     assert isinstance(await failed(upstream, chat()), Disconnected)
@@ -1019,7 +1019,7 @@ async def test_a_provider_that_hangs_up(gemini: Gemini, upstream: GoogleUpstream
     assert len(gemini.asked) == 2
 
 
-async def test_a_provider_that_does_not_answer(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_a_provider_that_does_not_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Bounded by ``first_byte``, and given up on the wire."""
     gemini.hangs()
     assert isinstance(await failed(upstream, chat(), entry(first_byte=0.1)), FirstByteTimeout)
@@ -1061,18 +1061,18 @@ def embedded(*vectors: list[float]) -> Json:
 
 
 @pytest.mark.parametrize("model", ["gemini-embedding-001", "gemini-embedding-2-preview", "text-embedding-004"])
-async def test_embeddings(gemini: Gemini, upstream: GoogleUpstream, model: str) -> None:
+async def test_embeddings(gemini: Gemini, upstream: GeminiProvider, model: str) -> None:
     """A vector for each input, on every model: the SDK would fold strings into one."""
-    gemini.says(embedded([1.0, 2.0], [3.0, 4.0]))
+    gemini.has_content(embedded([1.0, 2.0], [3.0, 4.0]))
     body = await answered(upstream, embed(["a", "b"]), entry(model))
     assert [row["embedding"] for row in body["data"]] == [[1.0, 2.0], [3.0, 4.0]]
     texts = [request["content"]["parts"][0]["text"] for request in gemini.body["requests"]]
     assert texts == ["a", "b"] and gemini.asked[0][0] == f"/v1/models/{model}:batchEmbedContents"
 
 
-async def test_shorter_embeddings(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_shorter_embeddings(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Cut vectors of gemini-embedding-001 are brought to unit length; base64 exactly when it is asked for."""
-    gemini.says(embedded([3.0, 4.0]))
+    gemini.has_content(embedded([3.0, 4.0]))
     asked = embed("a", dimensions=2, encoding_format="base64")
     body = await answered(upstream, asked, entry("gemini-embedding-001"))
     assert gemini.body["requests"][0]["outputDimensionality"] == 2
@@ -1081,14 +1081,14 @@ async def test_shorter_embeddings(gemini: Gemini, upstream: GoogleUpstream) -> N
 
 
 @pytest.mark.parametrize("body", [{}, embedded([1.0]), embedded([1.0], []), embedded([1.0], [2.0], [3.0])])
-async def test_a_wrong_number_of_vectors(gemini: Gemini, upstream: GoogleUpstream, body: Json) -> None:
+async def test_a_wrong_number_of_vectors(gemini: Gemini, upstream: GeminiProvider, body: Json) -> None:
     """Never matched to the wrong input."""
-    gemini.says(body)
+    gemini.has_content(body)
     assert isinstance(await failed(upstream, embed(["a", "b"]), entry("gemini-embedding-001")), BadResponse)
 
 
 @pytest.mark.parametrize("given", [[1, 2], [[1, 2]], "", [], [True], {"text": "a"}])
-async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GoogleUpstream, given: Any) -> None:
+async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GeminiProvider, given: Any) -> None:
     """Token ids above all: the message names the setting that sends them."""
     error = await failed(upstream, embed(given))
     assert isinstance(error, InvalidRequest) and error.param == "input"
@@ -1100,7 +1100,7 @@ async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GoogleUpstream,
 # --- the seam -------------------------------------------------------------------------------------
 
 
-async def test_it_is_not_probed(gemini: Gemini, upstream: GoogleUpstream) -> None:
+async def test_it_is_not_probed(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Google is never asked whether it lives."""
     await upstream.probe()
     assert not gemini.asked
@@ -1111,19 +1111,19 @@ async def test_it_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "another")
     session = Session()
     with pytest.raises(ValueError, match="api_key"):
-        GoogleUpstream("google", "", None, {}, session)
+        GeminiProvider("google", "", None, {}, session)
     await session.close()
 
 
 async def test_closing_closes_the_session(gemini: Gemini) -> None:
     """The session is the upstream's own; what is called afterwards is a bug and says so."""
     session = Session()
-    made = GoogleUpstream("google", KEY, None, {}, session)
+    made = GeminiProvider("google", KEY, None, {}, session)
     await made.close()
     assert session.closed
 
 
-async def test_it_is_a_stream(upstream: GoogleUpstream) -> None:
+async def test_it_is_a_stream(upstream: GeminiProvider) -> None:
     """Comments between its events are harmless: they are all ours."""
     stream = await upstream.stream(chat(), entry())
-    assert isinstance(stream, GoogleStream) and stream.commentable and stream.usage is None
+    assert isinstance(stream, GeminiStream) and stream.commentable and stream.usage is None

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.chain import Entry, Target
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     Blame,
     ContextTooLong,
@@ -32,11 +31,12 @@ from manallm_proxy.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.schema import Head, Usage
-from manallm_proxy.upstream import Call, Endpoint, Listed, Piece
-from manallm_proxy.wires import Translator, Wire
-from manallm_proxy.wires import ollama as ollama_module
-from manallm_proxy.wires.ollama import OllamaWire
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, RequestSummary, StreamBatch, Usage
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.providers.ollama import wire as ollama_module
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.wire import Translator, Wire
 
 WIRE: Wire = OllamaWire()
 TARGET = Target("ollama", "qwen2.5:7b")
@@ -49,12 +49,12 @@ def call_of(asked: object, endpoint: Endpoint = Endpoint.CHAT) -> Call:
     """A call as the web layer hands it on; where it would have refused the body, one with a blank head."""
     body = json.dumps(asked).encode()
     try:
-        head = Head.read(body, ("model", str))
+        head = read_summary(body, ("model", str))
     except ProxyError:
         stream = isinstance(asked, dict) and asked.get("stream") is True
         options = asked.get("stream_options") if isinstance(asked, dict) else None
         wants = isinstance(options, dict) and options.get("include_usage") is True
-        head = Head("", stream, wants, frozenset(), {})
+        head = RequestSummary("", stream, wants, frozenset(), {})
     return Call(endpoint, head, body, "req-1")
 
 
@@ -80,7 +80,7 @@ def line(**members: Any) -> bytes:
     return json.dumps({"model": "qwen2.5:7b", "created_at": "2026-08-21T10:00:00Z", **members}).encode() + b"\n"
 
 
-def says(content: str = "", **message: Any) -> bytes:
+def has_content(content: str = "", **message: Any) -> bytes:
     return line(message={"role": "assistant", "content": content, **message}, done=False)
 
 
@@ -100,20 +100,20 @@ def stream(*, usage: bool = False, endpoint: Endpoint = Endpoint.CHAT) -> Transl
     return WIRE.translator(call_of(asked, endpoint), Entry(TARGET), "application/x-ndjson")
 
 
-def poured(chunks: list[bytes], translator: Translator | None = None) -> tuple[list[Any], Piece]:
+def poured(chunks: list[bytes], translator: Translator | None = None) -> tuple[list[Any], StreamBatch]:
     """All events of a stream that arrives in `chunks` (without what differs from run to run), and how it ended."""
     translator = translator or stream()
     events: list[bytes] = []
-    piece = Piece()
+    batch = StreamBatch()
     for chunk in chunks:
-        piece = translator.feed(chunk)
-        events += piece.events
-        if piece.done or piece.error:
+        batch = translator.feed(chunk)
+        events += batch.events
+        if batch.done or batch.error:
             break
     else:
-        piece = translator.close()
-        events += piece.events
-    return [steady(json.loads(event)) for event in events], piece
+        batch = translator.close()
+        events += batch.events
+    return [steady(json.loads(event)) for event in events], batch
 
 
 def steady(event: dict[str, Any]) -> dict[str, Any]:
@@ -523,7 +523,7 @@ def test_token_ids_are_refused_with_the_setting_to_change(ids: list[Any]) -> Non
 @pytest.mark.parametrize("depth", [500, 900, 990, 100_000])
 def test_deep_nesting_is_no_crash(depth: int) -> None:
     """Whether it is written again or refused, nothing but our own errors comes out."""
-    head = Head("", False, False, frozenset(), {})
+    head = RequestSummary("", False, False, frozenset(), {})
     deep = b"[" * depth + b"]" * depth
     body = b'{"messages":[{"role":"user","content":"a"}],"options":{"x":' + deep + b"}}"
     with contextlib.suppress(InvalidRequest):
@@ -858,10 +858,10 @@ def test_vectors_must_match_the_inputs(body: bytes) -> None:
 # --- streams --------------------------------------------------------------------------------------
 
 CHAT_STREAM = [
-    says("", thinking="Let me see. "),
-    says("Gr\u00fc\u00dfe, "),
-    says("W\u00f6rld\u2028!"),
-    says("", tool_calls=[called("f", {"a": 1}, id="call_1")]),
+    has_content("", thinking="Let me see. "),
+    has_content("Gr\u00fc\u00dfe, "),
+    has_content("W\u00f6rld\u2028!"),
+    has_content("", tool_calls=[called("f", {"a": 1}, id="call_1")]),
     done("", message={"tool_calls": [called("g", {}), called("h", {"b": [2]})]}, prompt_eval_count=9, eval_count=4),
 ]
 
@@ -869,7 +869,7 @@ CHAT_STREAM = [
 def test_a_streamed_chat() -> None:
     """Thinking, text and calls in order, calls numbered through, one finish, usage where it was asked for."""
     translator = stream(usage=True)
-    events, piece = poured([b"".join(CHAT_STREAM)], translator)
+    events, batch = poured([b"".join(CHAT_STREAM)], translator)
     assert deltas(events) == [
         {"role": "assistant", "content": "", "reasoning_content": "Let me see. "},
         {"content": "Grüße, "},
@@ -889,15 +889,15 @@ def test_a_streamed_chat() -> None:
     ]
     assert [e["choices"][0]["finish_reason"] for e in events[:-1]] == [None] * 5 + ["tool_calls"]
     assert (events[-1]["choices"], events[-1]["usage"]["total_tokens"]) == ([], 13)
-    assert (piece.done, piece.says, piece.error) == (True, True, None)
+    assert (batch.done, batch.has_content, batch.error) == (True, True, None)
     assert translator.usage == Usage(9, 4)
     assert translator.commentable
 
 
 def test_all_chunks_are_one_answer() -> None:
     """They share id and created, and name the target."""
-    piece = stream().feed(b"".join(CHAT_STREAM))
-    heads = {(e["id"], e["created"], e["model"], e["object"]) for e in map(json.loads, piece.events)}
+    batch = stream().feed(b"".join(CHAT_STREAM))
+    heads = {(e["id"], e["created"], e["model"], e["object"]) for e in map(json.loads, batch.events)}
     assert len(heads) == 1
     assert heads.pop()[2:] == ("ollama/qwen2.5:7b", "chat.completion.chunk")
 
@@ -926,8 +926,8 @@ def test_any_chunking_equals_the_whole(cuts: list[int]) -> None:
     """Many cuts at once, also empty chunks."""
     whole = b"".join(CHAT_STREAM)
     edges = [0, *sorted(cuts), len(whole)]
-    events, piece = poured([whole[a:b] for a, b in itertools.pairwise(edges)])
-    assert (events, piece.done) == (poured([whole])[0], True)
+    events, batch = poured([whole[a:b] for a, b in itertools.pairwise(edges)])
+    assert (events, batch.done) == (poured([whole])[0], True)
 
 
 @given(
@@ -941,39 +941,39 @@ def test_any_chunking_equals_the_whole(cuts: list[int]) -> None:
 )
 def test_any_bytes_end_in_done_or_an_error(chunks: list[bytes], endpoint: Endpoint) -> None:
     """Nothing is raised, and no stream ends in doubt."""
-    _, piece = poured(chunks, stream(endpoint=endpoint))
-    assert piece.done is not (piece.error is not None)
+    _, batch = poured(chunks, stream(endpoint=endpoint))
+    assert batch.done is not (batch.error is not None)
 
 
 def test_the_last_line_may_lack_its_end() -> None:
     """It is held until the stream ends, then it counts."""
     translator = stream()
-    assert translator.feed(done("bye")[:-1]) == Piece()
-    piece = translator.close()
-    assert (len(piece.events), piece.done, piece.error) == (2, True, None)
+    assert translator.feed(done("bye")[:-1]) == StreamBatch()
+    batch = translator.close()
+    assert (len(batch.events), batch.done, batch.error) == (2, True, None)
 
 
 def test_an_end_without_done_is_a_cut_answer() -> None:
     """Ollama stops so when a model repeats itself: no error, no done, a clean end."""
-    events, piece = poured([says("a")])
+    events, batch = poured([has_content("a")])
     assert deltas(events) == [{"role": "assistant", "content": "a"}]
-    assert isinstance(piece.error, Disconnected)
-    assert "stopped in mid answer" in piece.error.message
-    assert not piece.done
+    assert isinstance(batch.error, Disconnected)
+    assert "stopped in mid answer" in batch.error.message
+    assert not batch.done
 
 
 def test_a_last_line_that_is_whole_but_not_done_is_told_and_then_cut() -> None:
     """Nothing that was said gets lost."""
-    piece = poured([says("a"), says("b")[:-1]])[1]
-    assert len(piece.events) == 1
-    assert isinstance(piece.error, Disconnected)
+    batch = poured([has_content("a"), has_content("b")[:-1]])[1]
+    assert len(batch.events) == 1
+    assert isinstance(batch.error, Disconnected)
 
 
 def test_a_cut_within_a_line() -> None:
     """The beginning of an object is no junk: the connection ended too early."""
-    events, piece = poured([says("a") + says("b")[:30]])
+    events, batch = poured([has_content("a") + has_content("b")[:30]])
     assert len(events) == 1
-    assert isinstance(piece.error, Disconnected)
+    assert isinstance(batch.error, Disconnected)
 
 
 def test_an_empty_stream_is_cut_as_well() -> None:
@@ -994,10 +994,10 @@ def test_an_empty_stream_is_cut_as_well() -> None:
 def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> None:
     """Under status 200, behind what was said before; what follows is not read."""
     translator = stream()
-    piece = translator.feed(says("a") + line(error=text) + says("never"))
-    assert len(piece.events) == 1
-    assert type(piece.error) is kind
-    assert not piece.done
+    batch = translator.feed(has_content("a") + line(error=text) + has_content("never"))
+    assert len(batch.events) == 1
+    assert type(batch.error) is kind
+    assert not batch.done
 
 
 @pytest.mark.parametrize(
@@ -1005,17 +1005,17 @@ def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> 
 )
 def test_a_line_that_makes_no_sense(junk: bytes) -> None:
     """A page, another dialect, broken bytes: told behind what made sense."""
-    events, piece = poured([says("a") + junk])
+    events, batch = poured([has_content("a") + junk])
     assert len(events) == 1
-    assert isinstance(piece.error, BadResponse)
+    assert isinstance(batch.error, BadResponse)
 
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
     """A server that never ends its line cannot fill the memory."""
     monkeypatch.setattr(ollama_module, "LINE_LIMIT", 1000)
-    piece = stream().feed(says("x" * 1000) if ended else b'{"x":"' + b"x" * 1000)
-    assert isinstance(piece.error, BadResponse)
+    batch = stream().feed(has_content("x" * 1000) if ended else b'{"x":"' + b"x" * 1000)
+    assert isinstance(batch.error, BadResponse)
     translator = stream()
     assert all(translator.feed(b" " * 100).error is None for _ in range(10))
     assert isinstance(translator.feed(b" ").error, BadResponse)
@@ -1024,19 +1024,19 @@ def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> Non
 @pytest.mark.parametrize(
     ("data", "commits"),
     [
-        (says(""), False),
+        (has_content(""), False),
         (b"\n", False),
-        (says("a")[:-1], False),
-        (says("a"), True),
-        (says("", thinking="a"), True),
-        (says("", tool_calls=[called("f", {})]), True),
+        (has_content("a")[:-1], False),
+        (has_content("a"), True),
+        (has_content("", thinking="a"), True),
+        (has_content("", tool_calls=[called("f", {})]), True),
         (done(), True),
     ],
 )
 def test_what_commits(data: bytes, commits: bool) -> None:
     """Content, thinking, a tool call or a finish; an object that carries nothing is not even passed on."""
-    piece = stream().feed(data)
-    assert (piece.says, bool(piece.events)) == (commits, commits)
+    batch = stream().feed(data)
+    assert (batch.has_content, bool(batch.events)) == (commits, commits)
 
 
 def test_the_done_object_may_speak() -> None:
@@ -1047,20 +1047,20 @@ def test_the_done_object_may_speak() -> None:
 
 def test_what_follows_done_is_not_read() -> None:
     """The answer is complete; junk behind it does no harm."""
-    events, piece = poured([done("x") + b"<html>\n"])
-    assert (len(events), piece.done) == (2, True)
+    events, batch = poured([done("x") + b"<html>\n"])
+    assert (len(events), batch.done) == (2, True)
 
 
 def test_a_streamed_completion() -> None:
     """``response`` becomes ``text``, chunk by chunk, and the last chunk has the reason."""
     lines = [line(response="a", done=False), line(response="", done=True, done_reason="length", eval_count=1)]
-    events, piece = poured(lines, stream(usage=True, endpoint=Endpoint.COMPLETIONS))
+    events, batch = poured(lines, stream(usage=True, endpoint=Endpoint.COMPLETIONS))
     assert [c["choices"][0] for c in events[:2]] == [
         {"index": 0, "text": "a", "finish_reason": None},
         {"index": 0, "text": "", "finish_reason": "length"},
     ]
     assert events[2]["usage"]["completion_tokens"] == 1
-    assert piece.done
+    assert batch.done
 
 
 # --- probes ---------------------------------------------------------------------------------------
@@ -1086,9 +1086,9 @@ def test_the_models_that_it_lists() -> None:
         }
     ).encode()
     assert WIRE.listed(body) == (
-        Listed("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"})),
-        Listed("old"),
-        Listed("odd"),
+        ModelInfo("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"})),
+        ModelInfo("old"),
+        ModelInfo("odd"),
     )
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.chain import Entry, Target
-from manallm_proxy.errors import (
+from manallm_proxy.contract.errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,
@@ -25,10 +24,11 @@ from manallm_proxy.errors import (
     ServerFailed,
     UpstreamSaid,
 )
-from manallm_proxy.schema import Head, Usage
-from manallm_proxy.upstream import Call, Endpoint, Piece
-from manallm_proxy.wires import Translator
-from manallm_proxy.wires.openai import OpenAIWire
+from manallm_proxy.contract.provider import Call, Endpoint, StreamBatch, Usage
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Translator
 
 ENTRY = Entry(Target("p", "org/m"))
 DONE = b"data: [DONE]\n\n"
@@ -44,7 +44,7 @@ STARTS: dict[Endpoint, tuple[str, type, Any]] = {
 def call(endpoint: Endpoint = Endpoint.CHAT, **body: Any) -> Call:
     key, kinds, start = STARTS[endpoint]
     raw = json.dumps({key: start, **body}).encode()
-    return Call(endpoint, Head.read(raw, (key, kinds)), raw, "id-1")
+    return Call(endpoint, read_summary(raw, (key, kinds)), raw, "id-1")
 
 
 STREAM = call(stream=True)
@@ -64,23 +64,28 @@ def translator(of: Call = STREAM, content_type: str = "text/event-stream; charse
     return OpenAIWire().translator(of, ENTRY, content_type)
 
 
-def play(*parts: bytes, of: Call = STREAM, content_type: str = "text/event-stream") -> tuple[bytes, Piece, Translator]:
+def play(
+    *parts: bytes, of: Call = STREAM, content_type: str = "text/event-stream"
+) -> tuple[bytes, StreamBatch, Translator]:
     """All frames that came out, the last piece, and the translator; closed where it did not end before."""
     wire = translator(of, content_type)
     out = b""
     for part in parts:
-        piece = wire.feed(part)
-        out += piece.frames
-        if piece.done or piece.error:
-            return out, piece, wire
-    piece = wire.close()
-    return out + piece.frames, piece, wire
+        batch = wire.feed(part)
+        out += batch.frames
+        if batch.done or batch.error:
+            return out, batch, wire
+    batch = wire.close()
+    return out + batch.frames, batch, wire
 
 
 def test_a_request_keeps_its_bytes() -> None:
     """But for the model, and for the usage that only we ask for."""
     sent = Call(
-        Endpoint.CHAT, Head.read(raw := b'{ "model" : "x",\n"messages":[ ],"odd":1.50}', ("messages", list)), raw, "1"
+        Endpoint.CHAT,
+        read_summary(raw := b'{ "model" : "x",\n"messages":[ ],"odd":1.50}', ("messages", list)),
+        raw,
+        "1",
     )
     request = OpenAIWire().request(sent, ENTRY)
     assert (request.path, request.body) == ("chat/completions", b'{ "model" : "org/m",\n"messages":[ ],"odd":1.50}')
@@ -212,11 +217,11 @@ def test_the_first_piece_that_says_something_is_marked_once() -> None:
         frame({**chunk(), "choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]}),
         frame(b"{}"),
     ]
-    assert [wire.feed(part).says for part in silent] == [False] * 4
-    assert [wire.feed(frame(chunk("a"))).says, wire.feed(frame(chunk("b"))).says] == [True, False]
+    assert [wire.feed(part).has_content for part in silent] == [False] * 4
+    assert [wire.feed(frame(chunk("a"))).has_content, wire.feed(frame(chunk("b"))).has_content] == [True, False]
     for delta in ({"reasoning_content": "x"}, {"reasoning": "x"}, {"tool_calls": [{"index": 0}]}, {"refusal": "x"}):
-        assert translator().feed(frame({"choices": [{"index": 0, "delta": delta}]})).says
-    assert translator().feed(frame(chunk(None, finish="stop"))).says
+        assert translator().feed(frame({"choices": [{"index": 0, "delta": delta}]})).has_content
+    assert translator().feed(frame(chunk(None, finish="stop"))).has_content
 
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
@@ -365,7 +370,7 @@ def test_a_whole_answer_to_a_stream_becomes_chunks() -> None:
     delta = json.loads(out.split(b"\n\n")[0][6:])["choices"][0]
     assert (delta["delta"]["content"], delta["finish_reason"]) == ("hello", "tool_calls")
     assert delta["delta"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
-    assert (last.done, last.says, wire.usage) == (True, True, Usage(3, 2))
+    assert (last.done, last.has_content, wire.usage) == (True, True, Usage(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -664,22 +669,22 @@ def test_an_odd_index_breaks_nothing(index: object) -> None:
 def test_an_odd_number_of_choices_breaks_nothing(n: str, cut: bool) -> None:
     """The client's ``n`` is the provider's to refuse; a cut stream is never taken for a whole one."""
     raw = b'{"messages":[],"stream":true,"n":' + n.encode() + b"}"
-    of = Call(Endpoint.CHAT, Head.read(raw, ("messages", list)), raw, "id-1")
+    of = Call(Endpoint.CHAT, read_summary(raw, ("messages", list)), raw, "id-1")
     _, last, _ = play(frame(chunk("a", finish=None if cut else "stop")), of=of)
     assert last.done is not cut
 
 
 def test_words_and_an_error_in_one_read() -> None:
     """The words leave first; the piece says both."""
-    piece = translator().feed(frame(chunk("a")) + frame({"error": {"message": "m", "code": 502}}))
-    assert (piece.says, piece.frames) == (True, renamed(frame(chunk("a"))))
-    assert isinstance(piece.error, ServerFailed)
+    batch = translator().feed(frame(chunk("a")) + frame({"error": {"message": "m", "code": 502}}))
+    assert (batch.has_content, batch.frames) == (True, renamed(frame(chunk("a"))))
+    assert isinstance(batch.error, ServerFailed)
 
 
 def test_an_endless_event_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held is bounded, in a stream and in a body."""
-    monkeypatch.setattr("manallm_proxy.sse.FRAME_LIMIT", 100)
-    monkeypatch.setattr("manallm_proxy.wires.openai_stream.BODY_LIMIT", 100)
+    monkeypatch.setattr("manallm_proxy.openai.sse.FRAME_LIMIT", 100)
+    monkeypatch.setattr("manallm_proxy.providers.openai.stream.BODY_LIMIT", 100)
     for content_type in ("text/event-stream", "application/json"):
         assert isinstance(play(b"x" * 200, content_type=content_type)[1].error, BadResponse)
 
@@ -693,7 +698,7 @@ def test_legacy_completions_are_streams_too() -> None:
     start = {"object": "text_completion", "model": "org/m"}
     silent = wire.feed(frame({**start, "choices": [{"index": 0, "text": "", "finish_reason": None}]}))
     words = wire.feed(frame({**start, "choices": [{"index": 0, "text": "hi", "finish_reason": "stop"}]}))
-    assert (silent.says, words.says, wire.close().done) == (False, True, True)
+    assert (silent.has_content, words.has_content, wire.close().done) == (False, True, True)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
     async def moody(connection: Connection, seen: Seen) -> None:
         await (status("502 Bad Gateway") if bad else answers)(connection, seen)
 
-    async def says(word: str) -> bool:
+    async def has_content(word: str) -> bool:
         return bool((await health(running.url))["providers"]["gpu"]["status"] == word)
 
     async with upstream(each(moody)) as gpu, upstream(each(answers)) as spare:
@@ -188,7 +188,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
         )
         async with workers(config, tmp_path, 4) as running:
             assert "spare/m" in (await chat(running.url))[1]
-            await holds(lambda: says("unhealthy"))
+            await holds(lambda: has_content("unhealthy"))
             for _ in range(30):
                 assert "spare/m" in (await chat(running.url))[1]
             assert len(gpu.posts) == 1
@@ -198,7 +198,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
                 return '"gpu/m"' in (await chat(running.url))[1]
 
             await holds(serves)
-            await holds(lambda: says("healthy"))
+            await holds(lambda: has_content("healthy"))
             assert len(lines(running, "health", now="unhealthy")) == 1
             assert len(lines(running, "health", now="healthy")) == 1
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 
-from manallm_proxy.written import Written
+from manallm_proxy.http_server.raw_response import RawResponse
 from tests.proxy import proxy, settings
 from tests.test_surface import POST
 
@@ -73,7 +73,7 @@ def test_heads(
     """Framing and connection as RFC 9112 wants them; the head leaves with the first bytes, once."""
     pipe = Pipe()
     made = request(pipe, version, **asked)
-    answer = Written(made, {"X-Request-Id": "x", **told}, length)
+    answer = RawResponse(made, {"X-Request-Id": "x", **told}, length)
     assert pipe.written == b""
     if length is None:
         answer.put_part(b"hi")
@@ -97,14 +97,14 @@ def test_no_header_can_begin_another(evil: str, where: str) -> None:
     pipe = Pipe()
     headers = {evil: "x"} if where == "name" else {"X-Mana-LLM-Resolved": evil}
     with pytest.raises(ValueError, match="line break"):
-        Written(request(pipe), headers, 2)
+        RawResponse(request(pipe), headers, 2)
     assert pipe.written == b""
 
 
 def test_a_client_that_left_is_told_nothing() -> None:
     """As aiohttp's writer does it: the relay hears of it by this."""
     pipe = Pipe(closing=True)
-    answer = Written(request(pipe), {}, 2)
+    answer = RawResponse(request(pipe), {}, 2)
     with pytest.raises(ConnectionResetError):
         answer.put(b"hi")
     assert pipe.written == b""
@@ -114,7 +114,7 @@ async def test_aiohttp_knows_that_it_has_left() -> None:
     """Or it would send a 500 of its own behind it, when something goes wrong later."""
     pipe = Pipe()
     made = request(pipe)
-    answer = Written(made, {}, 2)
+    answer = RawResponse(made, {}, 2)
     assert made.writer.output_size == 0
     answer.put(b"hi")
     assert made.writer.output_size == len(pipe.written)

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
-from manallm_proxy.chain import Chain, Entry
-from manallm_proxy.config import Config, find, load
-from manallm_proxy.errors import ProviderError, ProxyError
-from manallm_proxy.schema import Head, vector_length
-from manallm_proxy.snapshot import Snapshot
-from manallm_proxy.upstream import Call, Endpoint
+from manallm_proxy.config.load import find, load
+from manallm_proxy.config.model import Config
+from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.openai.schema import read_summary, vector_length
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
@@ -27,39 +28,41 @@ def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> in
 
 
 async def _live(config: Config) -> int:
-    snapshot = Snapshot.build(config, asyncio.get_running_loop().time, lambda event: None)
-    silent = dict(await asyncio.gather(*(_ask(snapshot, name) for name in config.providers)))
-    missing = _missing(snapshot, silent)
-    differing = [line for alias, chain in config.aliases.items() if (line := await _dimensions(snapshot, alias, chain))]
+    generation = Generation.build(config, asyncio.get_running_loop().time, lambda event: None)
+    silent = dict(await asyncio.gather(*(_ask(generation, name) for name in config.providers)))
+    missing = _missing(generation, silent)
+    differing = [
+        line for alias, chain in config.aliases.items() if (line := await _dimensions(generation, alias, chain))
+    ]
     for line in [*missing, *differing]:
         print(line)
     for provider, why in silent.items():
         print(f"providers.{provider}: {why or 'alive'}")
-    await snapshot.close()
+    await generation.close()
     return 1 if missing or differing else 0
 
 
-def _missing(snapshot: Snapshot, silent: dict[str, str | None]) -> list[str]:
+def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]:
     """Chain entries whose provider answered and does not list their model."""
     return [
         f"aliases.{alias}.chain[{place}]: {entry.target.provider} does not list a model '{entry.target.model}'"
-        for alias, chain in snapshot.config.aliases.items()
+        for alias, chain in generation.config.aliases.items()
         for place, entry in enumerate(chain)
         if not silent[entry.target.provider]
-        and snapshot.catalog.knows(entry.target.provider)
-        and snapshot.catalog.find(entry.target) is None
+        and generation.catalog.knows(entry.target.provider)
+        and generation.catalog.find(entry.target) is None
     ]
 
 
-async def _dimensions(snapshot: Snapshot, alias: str, chain: Chain) -> str | None:
+async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:
     """One embedding of each target of an alias that is for embeddings; what differs in length, else None."""
-    if len(chain) < 2 or not ("embed" in alias or any(_embeds(snapshot, entry) for entry in chain)):
+    if len(chain) < 2 or not ("embed" in alias or any(_embeds(generation, entry) for entry in chain)):
         return None
     body = b'{"input":["dimensions"]}'
-    call = Call(Endpoint.EMBEDDINGS, Head.read(body, ("input", list)), body, "check")
+    call = Call(Endpoint.EMBEDDINGS, read_summary(body, ("input", list)), body, "check")
     lengths: dict[str, int] = {}
     for entry in chain:
-        upstream = snapshot.upstreams.get(entry.target.provider)
+        upstream = generation.upstreams.get(entry.target.provider)
         with contextlib.suppress(ProxyError):
             if upstream is not None:
                 length = vector_length((await upstream.complete(call, entry)).body)
@@ -70,18 +73,18 @@ async def _dimensions(snapshot: Snapshot, alias: str, chain: Chain) -> str | Non
     return f"aliases.{alias}.chain: vectors of different length cannot be compared: {told}"
 
 
-def _embeds(snapshot: Snapshot, entry: Entry) -> bool:
-    listed = snapshot.catalog.find(entry.target)
+def _embeds(generation: Generation, entry: Entry) -> bool:
+    listed = generation.catalog.find(entry.target)
     return listed is not None and "completion" not in (listed.capabilities or {"completion"})
 
 
-async def _ask(snapshot: Snapshot, name: str) -> tuple[str, str | None]:
+async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
     """The provider's name, and why it could not be asked; None where it answered."""
-    upstream = snapshot.upstreams.get(name)
+    upstream = generation.upstreams.get(name)
     if upstream is None:
-        return name, f"unconfigured: {snapshot.config.providers[name].api_key_missing}"
+        return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
     try:
-        async with asyncio.timeout(snapshot.config.health.probe_timeout):
+        async with asyncio.timeout(generation.config.health.probe_timeout):
             models = await upstream.probe()
     except TimeoutError:
         return name, "no answer in time"
@@ -89,5 +92,5 @@ async def _ask(snapshot: Snapshot, name: str) -> tuple[str, str | None]:
         return name, error.message
     if models is None:
         return name, "not probed"
-    snapshot.catalog.learn(name, models)
+    generation.catalog.learn(name, models)
     return name, None

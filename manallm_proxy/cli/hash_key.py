@@ -7,8 +7,8 @@ import secrets
 import sys
 from typing import Final
 
-from manallm_proxy.access import digest_of
-from manallm_proxy.settings import KEY_NAME
+from manallm_proxy.config.model import KEY_NAME
+from manallm_proxy.gateway.client_keys import digest_of
 
 PREFIX: Final = "sk-mana-"
 """So that people, and scanners for leaked secrets, see what it is."""

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from manallm_proxy import notify
-from manallm_proxy.app import App
-from manallm_proxy.config import Config, find, load
-from manallm_proxy.logs import Logs, quiet_libraries
+from manallm_proxy.config.load import find, load
+from manallm_proxy.config.model import Config
+from manallm_proxy.observe.log import Logs, quiet_libraries
+from manallm_proxy.process import systemd
+from manallm_proxy.process.app import App
 
 if TYPE_CHECKING:
-    from manallm_proxy.member import Member
+    from manallm_proxy.process.worker_link import WorkerLink
 
 
 def serve(
@@ -45,7 +46,7 @@ def _serve_many(
     if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
         print("--workers: this system cannot share a port among processes", file=sys.stderr)
         return 2
-    from manallm_proxy.supervisor import Supervisor
+    from manallm_proxy.process.supervisor import Supervisor
 
     _loop_factory()  # imported once for all
     greets = "JOURNAL_STREAM" not in environ
@@ -58,11 +59,11 @@ def _serve_many(
     if isinstance(member, int):
         return member
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_work(supervisor.config, notify.without(environ), logs, member, greets))
+        return runner.run(_work(supervisor.config, systemd.without(environ), logs, member, greets))
 
 
-async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: Member, greets: bool) -> int:
-    app = App(config, environ, logs, crew=member, banner=banner if greets else None)
+async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: WorkerLink, greets: bool) -> int:
+    app = App(config, environ, logs, link=member, banner=banner if greets else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     settle()
@@ -130,20 +131,20 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def banner(app: App) -> str:
     """What `make run` shows a newcomer: providers, aliases, a line to try."""
-    snapshot = app.web.snapshot
-    now = snapshot.board.clock()
+    generation = app.web.generation
+    now = generation.registry.clock()
     lines = ["manallm-proxy is ready.", "", "Providers:"]
-    for name, health in snapshot.board.providers.items():
-        why = snapshot.config.providers[name].api_key_missing or health.provider.last_error or ""
+    for name, health in generation.registry.providers.items():
+        why = generation.config.providers[name].api_key_missing or health.provider.last_error or ""
         lines.append(
             f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}"
         )
     lines += ["", "Aliases:"]
-    for name, chain in snapshot.config.aliases.items():
+    for name, chain in generation.config.aliases.items():
         lines.append(f"  {name:<18} {' -> '.join(str(entry.target) for entry in chain)}")
     address = app.addresses[0]
     unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {address[5:]} ", "http://localhost")
-    model = snapshot.config.default or "ollama/llama3.2"
+    model = generation.config.default or "ollama/llama3.2"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     lines += [
         "",

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 
-from manallm_proxy import client
-from manallm_proxy.pool import Pool
-from manallm_proxy.session import SessionConnections
+from manallm_proxy.http_client.aiohttp_session import SessionConnections
+from manallm_proxy.http_client.pool import Pool
+from manallm_proxy.providers import http_provider as client
 
 CONNECTIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "pool": lambda patch: patch.setattr(client, "connections_to", Pool),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from tests.upstreams import chunk
 
-AT_ONCE = 100
+WRITE_HIGH_WATER = 100
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 FIRST = chunk("one")
 LISTED = b'{"object":"list","data":[]}'
@@ -79,10 +79,10 @@ async def clients(url: str, many: int) -> None:
     loop = asyncio.get_running_loop()
     where = urlsplit(url)
     opened: list[Waiting] = []
-    for _ in range(0, many, AT_ONCE):
+    for _ in range(0, many, WRITE_HIGH_WATER):
         batch = [
             loop.create_connection(Waiting, str(where.hostname), int(where.port or 80))
-            for _ in range(min(AT_ONCE, many))
+            for _ in range(min(WRITE_HIGH_WATER, many))
         ]
         made = [protocol for _, protocol in await asyncio.gather(*batch)]
         async with asyncio.timeout(60):

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import yaml
 
-from manallm_proxy.exchange import Exchange
+from manallm_proxy.gateway.exchange import Exchange
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
 from tests.faults.test_clients import until

@@ -15,13 +15,13 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
-from manallm_proxy import sse
-from manallm_proxy.errors import InvalidRequest, ProviderError
-from manallm_proxy.events import Event
-from manallm_proxy.schema import Head
-from manallm_proxy.server import Runner
-from manallm_proxy.upstream import Endpoint
-from manallm_proxy.wires.openai import OpenAIWire
+from manallm_proxy.contract.errors import InvalidRequest, ProviderError
+from manallm_proxy.contract.events import Event
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.schema import read_summary, rewrite
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests import test_wire_ollama as ollama
 from tests import test_wire_openai as openai
 
@@ -56,19 +56,19 @@ def openai_stream(data: bytes) -> None:
     """A relayed stream ends in an end or an error, and never has ``[DONE]`` before its end."""
     whole, pieces = cut(data)
     for parts in (pieces, [whole]):
-        out, piece, _ = openai.play(*parts)
-        assert piece.done is not (piece.error is not None)
+        out, batch, _ = openai.play(*parts)
+        assert batch.done is not (batch.error is not None)
         assert out.count(b"data: [DONE]") <= whole.count(b"[DONE]")
 
 
 def ndjson(data: bytes) -> None:
     """Ollama's lines: the same events however they are cut, and an end or an error."""
     whole, pieces = cut(data)
-    told, piece = ollama.poured(pieces)
+    told, batch = ollama.poured(pieces)
     once, last = ollama.poured([whole])
-    assert piece.done is not (piece.error is not None)
-    assert piece.done == last.done
-    assert not piece.done or told == once
+    assert batch.done is not (batch.error is not None)
+    assert batch.done == last.done
+    assert not batch.done or told == once
 
 
 def bodies(data: bytes) -> None:
@@ -84,10 +84,10 @@ def bodies(data: bytes) -> None:
 def request(data: bytes) -> None:
     """A request's body is refused, or rewritten to sound JSON with the target's model."""
     try:
-        head = Head.read(data, ("messages", list))
+        head = read_summary(data, ("messages", list))
     except InvalidRequest:
         return
-    sent = json.loads(head.rewrite(data, "p/m", ask_usage=True))
+    sent = json.loads(rewrite(head, data, "p/m", ask_usage=True))
     assert (sent["model"], sent["stream_options"]["include_usage"]) == ("p/m", True)
 
 
@@ -116,8 +116,8 @@ async def _connection(pieces: list[bytes]) -> None:
     wire.is_closing.return_value = False
     wire.get_extra_info.return_value = None
     connection.connection_made(wire)
-    for piece in pieces:
-        connection.data_received(piece)
+    for batch in pieces:
+        connection.data_received(batch)
         await asyncio.sleep(0)
     for _ in range(10):
         await asyncio.sleep(0)

@@ -1,0 +1,43 @@
+"""What no entry of ``auth`` can know alone: keys given twice, patterns that can match nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from manallm_proxy.config.model import Auth
+from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.yaml_file import shown
+
+
+def mistakes_of(
+    auth: Auth, aliases: Collection[str], providers: Collection[str], prefix: str
+) -> Iterator[tuple[str, str]]:
+    """What no entry of ``auth`` can know alone: path and words of each mistake."""
+    if auth.open and auth.keys:
+        yield "auth.open", "give either keys, or 'open: true' for everyone; with both it is not clear who may call"
+    names: dict[str, int] = {}
+    digests: dict[str, int] = {}
+    for n, key in enumerate(auth.keys):
+        if (first := names.setdefault(key.name, n)) != n:
+            yield f"auth.keys[{n}].name", f"is auth.keys[{first}]'s already; logs and metrics tell keys by name"
+        if (first := digests.setdefault(key.sha256.lower(), n)) != n:
+            yield f"auth.keys[{n}].sha256", f"is auth.keys[{first}]'s already; 'manallm-proxy hash-key' makes another"
+        for place, pattern in enumerate(key.models):
+            if (what := _matches_nothing(pattern, aliases, providers, prefix)) is not None:
+                yield f"auth.keys[{n}].models[{place}]", what
+
+
+def _matches_nothing(pattern: str, aliases: Collection[str], providers: Collection[str], prefix: str) -> str | None:
+    """Why a pattern can allow nothing; None where it may allow something."""
+    owner, slash, rest = pattern.partition("/")
+    if "*" in owner:
+        return None
+    if not slash:
+        return "expected an alias or provider/model, in which '*' stands for any text"
+    if f"{owner}/" == prefix:
+        if "*" in rest or pattern in aliases or not aliases:
+            return None
+        return f"no alias '{shown(pattern)}'{suggestion(pattern, aliases)}"
+    if owner in providers:
+        return None
+    return f"no provider '{shown(owner)}'{suggestion(owner, [*providers, prefix.rstrip('/')])}"

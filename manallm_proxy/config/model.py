@@ -1,0 +1,294 @@
+"""What a configuration is: frozen classes, every default, and what each value may be.
+
+The annotations are read twice: by mypy, and by `strict`, which finds a value's reader in them.
+All durations are in seconds, all sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from attrs import field, frozen
+
+from manallm_proxy.config import values
+from manallm_proxy.config.values import duration, matching, whole
+from manallm_proxy.config.yaml_file import Unset
+from manallm_proxy.contract.targets import Chain, Target, Timeouts
+
+Kind = Literal["ollama", "openai", "google", "loopback"]
+Api = Literal["native", "openai"]
+
+Count = Annotated[int, whole(1)]
+Port = Annotated[int, whole(0, 65535)]
+Status = Annotated[int, whole(400, 599)]
+Seconds = Annotated[float, duration()]
+SecondsOrZero = Annotated[float, duration(zero=True)]
+Size = Annotated[int, values.size]
+Host = Annotated[str, values.host]
+FileName = Annotated[str, matching(r"[^\0]+", "a file's name")]
+BaseUrl = Annotated[str, values.base_url]
+ProxyUrl = Annotated[str, values.proxy_url]
+ApiKey = Annotated[str | Unset, values.api_key]
+Prefix = Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
+Origin = Annotated[
+    str, matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
+]
+ModelOfProvider = Annotated[Target, values.target]
+MovesOn = Annotated[str, values.moves_on]
+Options = Annotated[Mapping[str, Any], values.options]
+KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+Sha256 = Annotated[
+    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+]
+ModelPattern = Annotated[
+    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+]
+PerMinute = Annotated[int, whole(1, 60_000)]
+Headers = Mapping[
+    Annotated[str, values.header_name],
+    Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
+]
+
+
+@frozen
+class Listen:
+    """Where clients find us. ``unix``, a socket's path, wins over host and port."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 3025
+    """0: any free one."""
+    unix: FileName | None = None
+
+
+@frozen
+class Limits:
+    """What one client may cost."""
+
+    body: Size = 32 * 2**20
+    header: Size = 16 * 2**10
+    concurrent_requests: Count = 4096
+    body_timeout: Seconds = 30.0
+    write_timeout: Seconds = 60.0
+    drain: SecondsOrZero = 30.0
+
+
+@frozen
+class HealthSettings:
+    """When a provider is asked, and when it is left alone."""
+
+    probe_interval: Seconds = 30.0
+    probe_timeout: Seconds = 3.0
+    failure_threshold: Count = 2
+    backoff: Seconds = 60.0
+
+
+@frozen
+class Streaming:
+    """Comments on a silent stream; 0 is never."""
+
+    heartbeat: SecondsOrZero = 15.0
+    early_heartbeat: SecondsOrZero = 0.0
+
+
+@frozen
+class Metrics:
+    """``GET /metrics``."""
+
+    enabled: bool = True
+
+
+@frozen
+class Log:
+    """``auto``: human on a terminal, JSON lines otherwise."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+@frozen
+class Cors:
+    """Origins that a browser may call from; ``*`` is any."""
+
+    origins: tuple[Origin, ...] = ()
+
+
+@frozen
+class ClientKey:
+    """Who may call: the digest of a key, and what its holder may do with it."""
+
+    name: KeyName
+    """Tells one key from another in logs and metrics."""
+    sha256: Sha256 = field(repr=False)
+    models: tuple[ModelPattern, ...] = ("*",)
+    """Aliases and targets. None of them: a key for admins only."""
+    requests_per_minute: PerMinute | None = None
+    concurrent_requests: Count | None = None
+    admin: bool = False
+    """Whether it opens what is for operators: metrics, and the health of providers."""
+
+
+@frozen
+class Auth:
+    """Without keys nobody is asked for one; ``open`` says that everyone who reaches us may use us so."""
+
+    open: bool = False
+    keys: tuple[ClientKey, ...] = ()
+
+
+@frozen
+class TimeoutsGiven:
+    """``timeouts`` as a file gives them: what is missing comes from the floor above."""
+
+    connect: Seconds | None = None
+    first_byte: Seconds | None = None
+    idle: Seconds | None = None
+
+    def over(self, base: Timeouts) -> Timeouts:
+        """`base`, with what is given here instead."""
+        return Timeouts(
+            connect=base.connect if self.connect is None else self.connect,
+            first_byte=base.first_byte if self.first_byte is None else self.first_byte,
+            idle=base.idle if self.idle is None else self.idle,
+        )
+
+
+@frozen
+class ProviderGiven:
+    """A provider as the file gives it."""
+
+    kind: Kind
+    base_url: BaseUrl | None = None
+    api_key: ApiKey | None = field(default=None, repr=False)
+    api_key_file: FileName | None = None
+    headers: Headers = field(factory=dict, repr=False)
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    max_concurrent: Count | None = None
+    api: Api | None = None
+    extra_retryable_statuses: tuple[Status, ...] = (408, 498)
+    verify_tls: bool = True
+    proxy: ProxyUrl | None = field(default=None, repr=False)
+    options: Options = field(factory=dict)
+    stream_usage: bool = True
+
+
+@frozen
+class EntryGiven:
+    """One place of a chain as the file gives it."""
+
+    target: ModelOfProvider
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    options: Options = field(factory=dict)
+    fallback_on: tuple[MovesOn, ...] | None = None
+
+
+@frozen
+class AliasGiven:
+    """An alias as the file gives it; its entries are read one by one."""
+
+    chain: tuple[Any, ...]
+    description: str = ""
+    fallback_on: tuple[MovesOn, ...] = ()
+
+
+@frozen
+class ProxyFile:
+    """``proxy.yaml``. Providers and aliases are read one by one."""
+
+    listen: Listen = Listen()
+    aliases_file: FileName | None = None
+    default_provider: str | None = None
+    alias_prefix: Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")] = (
+        "mana/"
+    )
+    limits: Limits = Limits()
+    health: HealthSettings = HealthSettings()
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    streaming: Streaming = Streaming()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+    cors: Cors = Cors()
+    auth: Auth = Auth()
+    providers: Mapping[str, Any] = field(factory=dict)
+    aliases: Mapping[str, Any] | None = None
+    default: str | None = None
+
+
+@frozen
+class AliasesFile:
+    """``aliases.yaml``."""
+
+    aliases: Mapping[str, Any] = field(factory=dict)
+    default: str | None = None
+
+
+@frozen
+class ProviderConfig:
+    """One configured endpoint. What may hold a key stays out of ``repr``."""
+
+    name: str
+    kind: Kind
+    base_url: str | None
+    """Without a slash at its end. None: Google's own, or loopback, which has none."""
+    api_key: str | None = field(default=None, repr=False)
+    api_key_missing: str | None = None
+    """Why there is no key although one is wanted, for people ("GROQ_API_KEY is not set")."""
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    timeouts: Timeouts = Timeouts()
+    max_concurrent: int | None = None
+    api: Api = "native"
+    """Kind ollama: its own endpoints, or its OpenAI endpoints relayed verbatim."""
+    extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
+    verify_tls: bool = True
+    proxy: str | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(factory=dict)
+    """Kind ollama: sent with every request."""
+    stream_usage: bool = True
+    """Whether ``stream_options.include_usage`` may be asked for; some servers refuse it."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether it may be called at all."""
+        return self.api_key_missing is None
+
+
+@frozen
+class Config:
+    """One generation of both files, checked."""
+
+    listen: Listen
+    default_provider: str | None
+    """Serves a bare model name."""
+    limits: Limits
+    health: HealthSettings
+    timeouts: Timeouts
+    streaming: Streaming
+    metrics: Metrics
+    log: Log
+    cors: Cors
+    auth: Auth
+    providers: Mapping[str, ProviderConfig]
+    aliases: Mapping[str, Chain]
+    """By full name (``mana/fast-text``); each entry's settings are resolved."""
+    default: str | None
+    """The alias for a request that names no model."""
+    path: Path
+    alias_prefix: str = "mana/"
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine reach it."""
+        return self.listen.unix is None and not is_loopback(self.listen.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`: 127.0.0.0/8, ::1, localhost."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -1,0 +1,272 @@
+"""What one value of the configuration may be, and the words for people where it is not.
+
+A *reader* takes a raw value from YAML and returns the right one, or raises `Wrong`. Nothing is coerced:
+``"3"`` is no number, 3.7 no whole number, ``"false"`` no truth value. Where a value was one ``${NAME}``, a
+reader that wants something else than text reads it as YAML would.
+
+No message shows a value: it may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from manallm_proxy.config.yaml_file import Filled, Unset
+from manallm_proxy.contract.targets import Target
+
+Reader = Callable[[Any], Any]
+
+MODEL_LIMIT: Final = 256
+"""Characters of a target's model: it becomes a header's value."""
+_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length")
+_FRAMING: Final = (
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
+_DEEPEST: Final = 16
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+_LONGEST: Final = 365 * 24 * 3600.0
+_LARGEST: Final = 2**40
+
+
+class Wrong(ValueError):
+    """A value that is not what its place wants. The text says what was expected, never the value."""
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """``" (did you mean 'groq'?)"`` where `word` is close to a known one, else nothing."""
+    close = difflib.get_close_matches(str(word)[:256], list(known), 1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def expected(what: str, value: object) -> Wrong:
+    """``expected a whole number, got a string``; names the variable where the value is one that is not set."""
+    if isinstance(value, Unset):
+        return Wrong(f"{value} and there is no default")
+    return Wrong(f"expected {what}, got {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case str():
+            return "a string" if value else "an empty string"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case _:
+            return "a mapping"
+
+
+def plain(value: object) -> object:
+    """What stands there, a filled-in variable read as YAML reads it."""
+    return value.scalar if isinstance(value, Filled) else value
+
+
+def text(value: object) -> str:
+    """A string; a number or a truth value in its place wants quotes."""
+    if not isinstance(value, str):
+        quotes = " (put it in quotes)" if isinstance(value, int | float) else ""
+        raise Wrong(f"{expected('a string', value)}{quotes}")
+    return str(value)
+
+
+def matching(pattern: str, what: str) -> Reader:
+    """A string all of which matches `pattern`; `what` says that in words."""
+    compiled = re.compile(pattern)
+
+    def read(value: object) -> str:
+        if compiled.fullmatch(found := text(value)) is None:
+            raise Wrong(f"expected {what}")
+        return found
+
+    return read
+
+
+def truth(value: object) -> bool:
+    """true or false, and nothing that merely looks like it."""
+    found = plain(value)
+    if not isinstance(found, bool):
+        raise expected("true or false", value)
+    return found
+
+
+def whole(least: int, most: int | None = None) -> Reader:
+    """A whole number from `least` to `most`."""
+    what = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
+
+    def read(value: object) -> int:
+        found = plain(value)
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise expected(what, value)
+        if found < least or (most is not None and found > most):
+            raise Wrong(f"expected {what}")
+        return found
+
+    return read
+
+
+def duration(*, zero: bool = False) -> Reader:
+    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero` says whether 0 makes sense."""
+    what = "a number of seconds or '500ms', '30s', '5m'"
+
+    def read(value: object) -> float:
+        found = _quantity(plain(value), _UNITS, r"[0-9]+(?:\.[0-9]+)?")
+        if found is None:
+            raise expected(what, value)
+        if not math.isfinite(found) or found < 0 or (found == 0 and not zero) or found > _LONGEST:
+            raise Wrong(f"expected a duration {'of at least 0' if zero else 'longer than 0'} and at most 365 days")
+        return found
+
+    return read
+
+
+def size(value: object) -> int:
+    """Bytes, or text with a unit (``64KiB``, ``32MiB``)."""
+    raw = plain(value)
+    found = None if isinstance(raw, float) else _quantity(raw, _SIZES, "[0-9]+")
+    if found is None:
+        raise expected("a number of bytes or '64KiB', '32MiB'", value)
+    if not 1 <= found <= _LARGEST:
+        raise Wrong("expected a size of at least 1 byte and at most 1024GiB")
+    return int(found)
+
+
+def _quantity(value: object, units: Mapping[str, float], number: str) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        match = re.fullmatch(rf"({number}) ?({'|'.join(units)})", value)
+        if match is not None and len(match[1]) <= 18:
+            return float(match[1]) * units[match[2]]
+    return None
+
+
+def choice(*known: str) -> Reader:
+    """One of a few words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise expected(f"one of {', '.join(known)}", value)
+        if value not in known:
+            raise Wrong(f"expected one of {', '.join(known)}{suggestion(value, known)}")
+        return str(value)
+
+    return read
+
+
+def host(value: object) -> str:
+    """An address without brackets, or a name."""
+    if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
+        raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
+    return found
+
+
+def _http_url(value: object, *, user: bool) -> str:
+    """An http(s) URL with a host and nothing behind its path; a user in it only where `user` allows one."""
+    found = text(value)
+    try:
+        parts = urlsplit(found)
+        _ = parts.port  # raises where it is none
+    except ValueError:
+        raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
+        raise Wrong("expected a URL with http:// or https:// and a host")
+    if parts.username is not None and not user:
+        raise Wrong("holds a user or a password; give the key as api_key")
+    if "?" in found or "#" in found:
+        raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
+    return found.rstrip("/")
+
+
+def base_url(value: object) -> str:
+    """A provider's address; a key does not belong in it."""
+    return _http_url(value, user=False)
+
+
+def proxy_url(value: object) -> str:
+    """A forward proxy's address, which may hold a user and a password."""
+    return _http_url(value, user=True)
+
+
+def api_key(value: object) -> str | Unset:
+    """A key as it can stand in a header. One whose variable is not set leaves the provider unconfigured."""
+    if isinstance(value, Unset):
+        return value
+    if re.fullmatch(r"[\x21-\x7e]+", found := text(value)) is None:
+        raise Wrong("is empty" if not found else "is no key: a key is visible ASCII without blanks")
+    return found
+
+
+def header_name(value: object) -> str:
+    """A header that may be added: a token, and none that frames the message."""
+    if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", found := text(value)) is None:
+        raise Wrong("is no name for a header")
+    if found.lower() in _FRAMING:
+        raise Wrong("is a header that the proxy sets itself")
+    return found
+
+
+def target(value: object) -> Target:
+    """``provider/model``. That the provider exists is not known here."""
+    found = text(value)
+    try:
+        target = Target.parse(found)
+    except ValueError:
+        raise Wrong("expected provider/model") from None
+    if re.fullmatch(rf"[\x21-\x7e]{{1,{MODEL_LIMIT}}}", target.model) is None:
+        raise Wrong(f"expected a model of at most {MODEL_LIMIT} visible ASCII characters, without blanks")
+    return target
+
+
+def moves_on(value: object) -> str:
+    """A class or a status under ``fallback_on``, statuses as strings."""
+    found = plain(value)
+    if isinstance(found, int) and not isinstance(found, bool):
+        found = str(found)
+    if not isinstance(found, str):
+        raise expected(f"one of {', '.join(_FALLBACK_CLASSES)} or a status from 400 to 499", value)
+    if found not in _FALLBACK_CLASSES and re.fullmatch("4[0-9][0-9]", str(value)) is None:
+        hint = suggestion(found, _FALLBACK_CLASSES)
+        raise Wrong(f"expected one of {', '.join(_FALLBACK_CLASSES)} or a status from 400 to 499{hint}")
+    return str(found)
+
+
+def options(value: object) -> dict[str, Any]:
+    """What Ollama gets as it stands here, so it must be JSON."""
+    if value is not None and not isinstance(value, dict):
+        raise expected("keys and values", value)
+    found: dict[str, Any] = _json(value or {}, 0)
+    return found
+
+
+def _json(value: object, depth: int) -> Any:
+    if depth > _DEEPEST:
+        raise Wrong("is nested too deeply")
+    match plain(value):
+        case dict() as found:
+            return {key: _json(inner, depth + 1) for key, inner in found.items()}
+        case list() as found:
+            return [_json(inner, depth + 1) for inner in found]
+        case float() as found if not math.isfinite(found):
+            raise Wrong("expected finite numbers")
+        case Unset() as unset:
+            raise expected("a value", unset)
+        case found:
+            return found

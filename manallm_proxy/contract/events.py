@@ -1,0 +1,182 @@
+"""Facts that the core reports. It knows nobody who listens: `metrics` and `logs` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from attrs import define, frozen
+
+from manallm_proxy.contract.errors import ProxyError
+
+UNROUTED: Final = "other"
+"""The endpoint of what reached no route."""
+Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
+"""Of a provider or a target."""
+Outcome = Literal["ok", "error", "client_gone", "broken"]
+
+
+@frozen
+class AttemptFailed:
+    """One attempt at one target failed. ``reason`` is of the closed list (contract, section 7)."""
+
+    request_id: str
+    provider: str
+    model: str
+    reason: str
+    detail: str | None
+    duration: float
+
+
+@frozen
+class FellBack:
+    """The walk moved on from one target to the next that it tries.
+
+    ``widened``: only ``fallback_on`` allowed it, which an operator wants to hear about each time.
+    """
+
+    request_id: str
+    from_target: str
+    to_target: str
+    reason: str
+    widened: bool = False
+
+
+@frozen
+class KeyWasRejected:
+    """A provider refused our key: an alarm, since nobody but the operator can mend it."""
+
+    provider: str
+    status: int | None
+
+
+@frozen
+class HealthChanged:
+    """A provider (``model`` None) or one of its targets changed its status."""
+
+    provider: str
+    model: str | None
+    was: Status
+    now: Status
+    reason: str | None
+
+
+@define  # not frozen, which takes twice as long to make: 60 ns a field, and there is one a request
+class RequestEnded:
+    """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
+
+    request_id: str
+    endpoint: str
+    requested: str
+    """The model's name as the client sent it: untrusted, to be cut and escaped."""
+    alias: str | None
+    provider: str | None
+    model: str | None
+    streaming: bool
+    status: int
+    outcome: Outcome
+    attempts: int
+    bytes_sent: int
+    duration: float
+    to_first_byte: float | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    error: str | None = None
+    """The error's type or reason, never its message."""
+    key: str | None = None
+    """The name of the client's key in the configuration, where one is asked for."""
+
+    @classmethod
+    def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:
+        """A request that did not come as far as the pipeline. ``route`` as we wrote it, not the client."""
+        return cls(
+            request_id=request_id,
+            endpoint=route,
+            requested="",
+            alias=None,
+            provider=None,
+            model=None,
+            streaming=False,
+            status=error.status,
+            outcome="error",
+            attempts=0,
+            bytes_sent=0,
+            duration=0.0,
+            to_first_byte=None,
+            prompt_tokens=None,
+            completion_tokens=None,
+            error=error.code or error.type,
+            key=key,
+        )
+
+
+@frozen
+class Reloaded:
+    """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
+
+    mistakes: tuple[str, ...] = ()
+
+
+@frozen
+class NotVerified:
+    """A provider's TLS certificate is not looked at (``verify_tls: false``): whoever is on the way can read along."""
+
+    provider: str
+
+
+@frozen
+class DimensionsDiffer:
+    """Two targets of one alias gave embeddings of different length: the operator's mistake."""
+
+    alias: str
+    first: str
+    first_length: int
+    second: str
+    second_length: int
+
+
+@frozen
+class LifeChanged:
+    """The process itself: ``started``, ``draining``, ``stopped``. ``worker``: which of several it is."""
+
+    what: Literal["started", "draining", "stopped"]
+    detail: str = ""
+    worker: int | None = None
+
+
+@frozen
+class WorkerEnded:
+    """One of several workers is gone, though nobody asked for it.
+
+    ``again_in``: seconds until another takes its place; None where all are to end.
+    """
+
+    worker: int
+    pid: int | None
+    how: str
+    again_in: float | None
+
+
+@frozen
+class Crashed:
+    """A bug of ours, in answering one request or in the background. The traceback belongs in the log only."""
+
+    where: str
+    error: BaseException
+    request_id: str | None = None
+
+
+Event = (
+    AttemptFailed
+    | FellBack
+    | KeyWasRejected
+    | HealthChanged
+    | RequestEnded
+    | Reloaded
+    | NotVerified
+    | DimensionsDiffer
+    | LifeChanged
+    | WorkerEnded
+    | Crashed
+)
+Observer = Callable[[Event], None]

@@ -1,0 +1,182 @@
+"""Client keys: who calls, what they may use, how much of it, and the refusals that follow.
+
+No I/O, and the time is an argument; `web` reads the headers, `config` the keys.
+
+We keep no key, only the SHA-256 of each, and look a caller up by the digest of what was presented: one hash and one
+dictionary look-up, however many keys there are. The look-up need not be constant-time, since what it compares is
+not what the caller sends. Timing may tell how the digest of a guess lies in the dictionary; a guess with a digest
+closer to the right one is no closer to the key, and a key of 256 random bits is not found by guessing. So no
+comparison ever touches the bytes of a key, and what is not known leaves nothing behind: no state, no label.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.config.model import ClientKey
+from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
+from manallm_proxy.gateway.ratelimit import Window, spoken
+
+LONGEST: Final = 1024
+"""Characters of a presented key that is worth hashing."""
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_HOW: Final = "send it as 'Authorization: Bearer KEY' (or as api-key, or as x-api-key)"
+
+
+def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
+    """The one key in the values of ``Authorization`` and of the `others` headers. InvalidKey where there is none.
+
+    Some clients send the same key under two names, which is fine; two different ones, or one header twice, are
+    not: a server before us may have looked at the other. Another scheme than Bearer is for such a server.
+    """
+    keys: set[str] = set()
+    for values in (authorization, *others):
+        if len(values) > 1:
+            raise InvalidKey(f"a header for the API key is given twice; {_HOW}, once")
+    for value in authorization:
+        scheme, _, rest = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            keys.add(rest.strip())
+    keys.update(value.strip() for values in others for value in values)
+    keys.discard("")
+    if not keys:
+        raise InvalidKey(f"no API key is given; {_HOW}. Whoever runs this proxy can make one")
+    if len(keys) > 1:
+        raise InvalidKey(f"two different API keys are given; {_HOW}, once")
+    key = keys.pop()
+    if len(key) > LONGEST or _VISIBLE.fullmatch(key) is None:
+        raise InvalidKey("this cannot be an API key: one is visible ASCII without blanks; check what the client sends")
+    return key
+
+
+def digest_of(key: str) -> str:
+    """What the configuration holds of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@define(eq=False)
+class Caller:
+    """The holder of one key: its entry in the configuration, and what it has used. Outlives reloads."""
+
+    key: ClientKey
+    in_flight: int = 0
+    _window: Window | None = None
+    _allowed: re.Pattern[str] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.take_over(self.key)
+
+    def take_over(self, key: ClientKey) -> None:
+        """A reload: the entry may have changed, what has been used still counts."""
+        self.key = key
+        self._allowed = _any_of(key.models)
+        limit = key.requests_per_minute
+        if limit is None:
+            self._window = None
+        elif self._window is None:
+            self._window = Window(limit)
+        else:
+            self._window.limit = limit
+
+    def enter(self, now: float) -> None:
+        """One more request. KeyLimited where it may not; else `leave` ends it."""
+        most = self.key.concurrent_requests
+        if most is not None and self.in_flight >= most:
+            raise KeyLimited(
+                f"key '{self.key.name}' has {most} requests in flight, as many as it may have at once; "
+                "try again when one has ended",
+                retry_after=1.0,
+            )
+        window = self._window
+        if window is not None and not window.take(now):
+            wait = window.next_in(now)
+            raise KeyLimited(
+                f"key '{self.key.name}' has made {window.limit} requests within a minute, as many as it may; "
+                f"try again in {spoken(wait)}",
+                retry_after=wait,
+            )
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+
+    def rate_headers(self, now: float) -> dict[str, str]:
+        """``x-ratelimit-*`` as OpenAI sends them; none where nothing is limited."""
+        window = self._window
+        if window is None:
+            return {}
+        return {
+            "x-ratelimit-limit-requests": str(window.limit),
+            "x-ratelimit-remaining-requests": str(window.remaining(now)),
+            "x-ratelimit-reset-requests": spoken(window.reset_in(now)),
+        }
+
+    def may_use(self, name: str) -> bool:
+        """Whether an alias, or a target (``provider/model``), is among the key's own."""
+        return self._allowed.fullmatch(name) is not None
+
+    def require(self, name: str) -> None:
+        """ModelNotAllowed where `name` is not the key's to use."""
+        if not self.may_use(name):
+            raise ModelNotAllowed(
+                f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
+                "GET /v1/models lists them, and whoever runs this proxy can allow more",
+                param="model",
+            )
+
+    def require_admin(self) -> None:
+        """AdminOnly where the key is none for operators."""
+        if not self.key.admin:
+            raise AdminOnly(
+                f"key '{self.key.name}' may not see this; it takes one with 'admin: true' in the configuration"
+            )
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """What matches any of them: ``*`` is any text, slashes included, and nothing else is special."""
+    escaped = (each.replace("[", "[[]").replace("?", "[?]") for each in patterns)
+    return re.compile("|".join(fnmatch.translate(each) for each in escaped) or r"(?!)")
+
+
+@define(eq=False)
+class Keyring:
+    """All callers of one generation, by digest. Empty: nobody is asked for a key."""
+
+    _callers: Mapping[str, Caller] = field(factory=dict, repr=False)
+
+    @classmethod
+    def build(cls, keys: Iterable[ClientKey], before: Keyring | None = None) -> Keyring:
+        """The generation after `before`: who is in both goes on with what it has used."""
+        callers: dict[str, Caller] = {}
+        for key in keys:
+            digest = key.sha256.lower()
+            caller = before._callers.get(digest) if before is not None else None
+            if caller is None:
+                caller = Caller(key)
+            elif caller.key != key:
+                caller.take_over(key)
+            callers[digest] = caller
+        return cls(callers)
+
+    def __bool__(self) -> bool:
+        return bool(self._callers)
+
+    def __iter__(self) -> Iterator[Caller]:
+        return iter(self._callers.values())
+
+    def __contains__(self, caller: Caller) -> bool:
+        """False for a caller whose key has been revoked."""
+        return self._callers.get(caller.key.sha256.lower()) is caller
+
+    def caller(self, key: str) -> Caller:
+        """Who presents `key`. InvalidKey where nobody does."""
+        caller = self._callers.get(digest_of(key))
+        if caller is None:
+            raise InvalidKey("this API key is not known here; check it, or ask whoever runs this proxy for a new one")
+        return caller

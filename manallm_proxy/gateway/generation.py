@@ -1,0 +1,193 @@
+"""Everything one request needs, built from one configuration.
+
+A reload builds a new snapshot beside the old one: providers that compare equal keep their health, their
+connections and their counters. The old one lives until its last request has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.contract.errors import UnknownModel
+from manallm_proxy.contract.events import Observer
+from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.gateway.client_keys import Caller, Keyring
+from manallm_proxy.http_client.aiohttp_session import Session
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.http_provider import HttpProvider
+from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.health import Health, Policy
+from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+
+MODEL_LIMIT: Final = 256
+"""Characters of a model's name that is worth asking a provider for."""
+
+
+def open_provider(provider: ProviderConfig) -> Provider:
+    """The connection to one configured provider; each kind is one line here."""
+    if provider.kind == "loopback":
+        return LoopbackProvider(provider.name)
+    if provider.kind == "google":
+        from manallm_proxy.providers.gemini.provider import GeminiProvider  # 0.3 s and 24 MB that only its users pay
+
+        return GeminiProvider(
+            provider.name,
+            provider.api_key or "",
+            provider.base_url,
+            provider.headers,
+            Session(provider.verify_tls, provider.proxy),
+            extra_retryable_statuses=provider.extra_retryable_statuses,
+        )
+    wire: OllamaWire | OpenAIWire
+    if provider.kind == "ollama" and provider.api == "native":
+        wire, base_url = OllamaWire(), provider.base_url or ""
+    else:
+        wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
+        if provider.kind == "ollama" and not base_url.endswith("/v1"):
+            base_url += "/v1"
+    address = Address(
+        provider.name,
+        base_url,
+        provider.api_key,
+        provider.headers,
+        provider.verify_tls,
+        provider.proxy,
+    )
+    return HttpProvider(address, wire, provider.extra_retryable_statuses)
+
+
+@define
+class Generation:
+    """One generation. Whoever answers a request holds it for as long."""
+
+    config: Config
+    upstreams: dict[str, Provider]
+    """Configured providers only: an unconfigured one has nothing to call."""
+    registry: HealthRegistry
+    catalog: Catalog
+    keyring: Keyring
+    dimensions: dict[str, tuple[str, int]] = field(factory=dict)
+    """The first target that gave embeddings for each alias, and their length."""
+    _users: int = 0
+    _orphans: list[Provider] = field(factory=list)
+    _successor: Generation | None = None
+    _closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        clock: Clock,
+        observe: Observer,
+        before: Generation | None = None,
+        broadcast: Tell | None = None,
+    ) -> Generation:
+        """The generation after `before`. What it shares with it stays as it is."""
+        policy = Policy(config.health.failure_threshold, config.health.backoff)
+        healths: dict[str, Health] = {}
+        upstreams: dict[str, Provider] = {}
+        for name, provider in config.providers.items():
+            if before is not None and before.config.providers.get(name) == provider:
+                health = before.registry.providers[name]
+                health.policy = policy
+                if name in before.upstreams:
+                    upstreams[name] = before.upstreams[name]
+            else:
+                health = Health(policy, provider.configured, provider.max_concurrent)
+                if provider.configured:
+                    upstreams[name] = open_provider(provider)
+            healths[name] = health
+        registry = HealthRegistry(healths, clock, observe, broadcast)
+        catalog = before.catalog if before is not None else Catalog()
+        if before is not None:
+            catalog.keep_only({name for name, each in upstreams.items() if each is before.upstreams.get(name)})
+        keyring = Keyring.build(config.auth.keys, before.keyring if before is not None else None)
+        return cls(config, upstreams, registry, catalog, keyring)
+
+    def resolve(self, model: str, caller: Caller | None = None) -> Chain:
+        """The chain that `model` names (contract, section 4.1). UnknownModel where it names none.
+
+        A `caller` is told of its own models only; ModelNotAllowed where this is another.
+        """
+        chain = self._named(model, caller)
+        if caller is not None:
+            caller.require(chain.alias or str(chain.entries[0].target))
+        return chain
+
+    def _named(self, model: str, caller: Caller | None) -> Chain:
+        aliases = self.config.aliases
+        if not model:
+            if self.config.default is None:
+                raise UnknownModel("the request names no model and no default alias is configured", param="model")
+            return aliases[self.config.default]
+        chain = aliases.get(model)
+        if chain is not None:
+            return chain
+        if model.startswith(self.config.alias_prefix):
+            known = [name for name in aliases if caller is None or caller.may_use(name)]
+            close = difflib.get_close_matches(model[:MODEL_LIMIT], known, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UnknownModel(f"no alias of that name.{hint} Known: {', '.join(known)}", param="model")
+        provider, slash, rest = model.partition("/")
+        if not (slash and provider in self.config.providers):
+            provider, rest = self.config.default_provider or "", model
+        if not provider or not rest or not _is_sendable(rest) or (slash and rest == model):
+            raise UnknownModel(
+                "no such model: ask for an alias, for provider/model of a configured provider, "
+                "or for a bare name that the default provider serves; GET /v1/models lists them",
+                param="model",
+            )
+        settings = self.config.providers[provider]
+        entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
+        return Chain(None, (entry,))
+
+    def hold(self) -> None:
+        self._users += 1
+
+    def release(self) -> None:
+        self._users -= 1
+        self._settle()
+
+    def retire(self, successor: Generation) -> None:
+        """A newer generation serves. What it did not take over is closed behind the last request.
+
+        What it did take over may still be in use here when the newer one retires in its turn: so each generation
+        holds the next, and they end in order.
+        """
+        kept = set(map(id, successor.upstreams.values()))
+        self._orphans = [u for u in self.upstreams.values() if id(u) not in kept]
+        self._successor = successor
+        successor.hold()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._successor is None or self._users:
+            return
+        orphans, self._orphans = self._orphans, []
+        successor, self._successor = self._successor, None
+        if orphans:
+            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+        successor.release()
+
+    async def close(self) -> None:
+        """The last generation's end."""
+        await _close_all([*self.upstreams.values(), *self._orphans])
+
+
+def _is_sendable(model: str) -> bool:
+    """A target's name becomes a response header: visible ASCII, of bounded length."""
+    return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
+
+
+async def _close_all(upstreams: list[Provider]) -> None:
+    for upstream in upstreams:
+        await upstream.close()

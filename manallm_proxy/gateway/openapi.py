@@ -1,0 +1,24 @@
+"""``openapi.yaml`` as a client gets it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from manallm_proxy import __version__
+from manallm_proxy.config import yaml_file
+from manallm_proxy.openai.schema import encode
+
+FILE: Final = Path(__file__).with_name("openapi.yaml")
+
+
+@cache
+def description() -> bytes:
+    """As JSON. Read when it is first asked for: that takes tens of milliseconds, too many for the event loop."""
+    mistakes: list[str] = []
+    content = yaml_file.read(FILE, {}, mistakes.append)
+    if content is None or mistakes:
+        raise RuntimeError(f"openapi.yaml: {mistakes}")
+    content["info"]["version"] = __version__
+    return encode(content)

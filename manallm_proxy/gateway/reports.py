@@ -1,0 +1,78 @@
+"""What a snapshot says of itself: its models, its health."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from manallm_proxy.gateway.client_keys import Caller
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.openai.schema import model_object
+from manallm_proxy.routing.health import Circuit, Health
+
+
+def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:
+    """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits.
+
+    A `caller` sees what its key may use.
+    """
+    rows = [model_object(name, 0, "manallm") for name in generation.config.aliases]
+    now = generation.registry.clock()
+    for provider, health in generation.registry.providers.items():
+        if health.is_usable(now):
+            listed = generation.catalog.models(provider)
+            rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
+    return rows if caller is None else [row for row in rows if caller.may_use(row["id"])]
+
+
+def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
+    """``GET /v1/aliases``, of those that a `caller` may use."""
+    config = generation.config
+    rows = [
+        {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
+        for name, chain in config.aliases.items()
+        if caller is None or caller.may_use(name)
+    ]
+    return {"default": config.default if config.default in [row["name"] for row in rows] else None, "aliases": rows}
+
+
+def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:
+    """Whether any provider can be used, and ``GET /v1/health``'s body."""
+    now = generation.registry.clock()
+    providers = generation.registry.providers
+    usable = [health.is_usable(now) for health in providers.values() if health.configured]
+    words = {health.status(now) for health in providers.values() if health.configured}
+    status = "unhealthy" if not any(usable) else "healthy" if words == {"healthy"} else "degraded"
+    rows = {name: _provider(generation, name, health, now) for name, health in providers.items()}
+    return any(usable), {"status": status, "providers": rows}
+
+
+def _provider(generation: Generation, name: str, health: Health, now: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"status": health.status(now), **_circuit(health.provider, now)}
+    row["in_flight"] = health.in_flight
+    if missing := generation.config.providers[name].api_key_missing:
+        row["reason"] = missing
+    targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
+    if targets:
+        row["targets"] = targets
+    return row
+
+
+def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:
+    row = {
+        "consecutive_failures": circuit.failures,
+        "last_error": circuit.last_error,
+        "last_check": _wall(circuit.last_check, now),
+        "unhealthy_until": _wall(circuit.open_until, now),
+    }
+    if circuit.is_cooling(now):
+        row["cooling_until"] = _wall(circuit.cooling_until, now)
+    return row
+
+
+def _wall(then: float | None, now: float) -> str | None:
+    """A monotonic time as RFC 3339 in UTC, for people."""
+    if then is None:
+        return None
+    return datetime.fromtimestamp(time.time() + then - now, UTC).isoformat(timespec="seconds")

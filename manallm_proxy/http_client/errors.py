@@ -1,0 +1,90 @@
+"""What a transport raises becomes ours here and nowhere else (aiohttp's: libraries.md 1.5, one raw server a row)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from manallm_proxy.contract.errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    Disconnected,
+    ProviderError,
+    ReadTimeout,
+)
+
+ERRORS = (aiohttp.ClientError, TimeoutError, OSError, HttpProcessingError)
+"""All that a request through aiohttp raises when the network or the peer is at fault."""
+
+_WORDS = {
+    errno.ECONNREFUSED: "refused",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.EMFILE: "no file descriptors left here",
+}
+
+
+def transport_error(error: BaseException, name: str) -> ProviderError | None:
+    """`error` as an attempt at provider `name` failed with it; None where it is none of the transport's.
+
+    Only classes are looked at: the texts may hold raw response headers, and ``ClientResponseError.status``
+    is 400 for malformed answers, which is not the provider's status.
+    """
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLError():
+            return connect_error(error, name)
+        case aiohttp.ClientConnectorSSLError():
+            return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+        case aiohttp.ClientConnectorError():
+            return connect_error(error.os_error, name)
+        case aiohttp.ConnectionTimeoutError():
+            return ConnectTimeout(f"{name}: no connection in time")
+        case aiohttp.SocketTimeoutError():
+            return ReadTimeout(f"{name}: fell silent")
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return Disconnected(f"{name}: closed the connection before its answer was complete", detail="closed")
+        case aiohttp.ClientResponseError() | HttpProcessingError() | aiohttp.InvalidURL():
+            return BadResponse(f"{name}: its answer is not valid HTTP", detail="malformed http")
+        case aiohttp.ClientOSError() | OSError() if not isinstance(error, TimeoutError):
+            return Disconnected(f"{name}: the connection was reset", detail="reset")
+        case TimeoutError():
+            return ReadTimeout(f"{name}: fell silent")
+        case aiohttp.ClientError():
+            return Disconnected(f"{name}: the connection failed", detail=type(error).__name__)
+        case _:
+            return None
+
+
+def connect_error(error: BaseException, name: str) -> ConnectFailed:
+    """`error` as a connection to provider `name` could not be made with it."""
+    match error:
+        case socket.gaierror():
+            return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
+            verdict = _verdict(error)
+            return ConnectFailed(f"{name}: its TLS certificate is not trusted: {verdict}", detail=f"tls: {verdict}")
+        case ssl.SSLError():
+            return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+        case _:
+            detail = _WORDS.get(getattr(error, "errno", None) or 0, "failed")
+            return ConnectFailed(f"{name}: connection {detail}", detail=detail)
+
+
+def was_stale(error: BaseException) -> bool:
+    """Whether a pooled connection was dead before a byte of an answer was read over it."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # else: the raw head that had begun
+    return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
+
+
+def _verdict(error: BaseException) -> str:
+    """OpenSSL's words ("self-signed certificate", "certificate has expired"), which hold nothing of ours."""
+    inner = getattr(error, "certificate_error", error)
+    return str(getattr(inner, "verify_message", "") or "not verified").rstrip(".")

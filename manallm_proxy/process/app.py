@@ -1,0 +1,312 @@
+"""Assemble, start, reload, drain, stop.
+
+The order of a life: listen; one round of probes, or its timeout; ``READY``. SIGHUP builds the next
+snapshot beside the old one and swaps them in one assignment. SIGTERM and SIGINT: not ready any more, a
+moment of ``Connection: close``, no new connections, the answers in flight up to ``limits.drain``, the
+rest as broken streams; a second signal shortens the wait.
+
+As one of several workers it is told by its supervisor to reload and to drain, and tells it what it finds out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, assert_never
+
+import msgspec
+from aiohttp import web
+from aiohttp.web_runner import BaseSite
+from attrs import define, field
+
+from manallm_proxy import __version__
+from manallm_proxy.config.model import Config
+from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.errors import ShuttingDown
+from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified, Reloaded
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.reports import health_report
+from manallm_proxy.gateway.routes import Web
+from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.observe.log import Logs
+from manallm_proxy.observe.metrics import Metrics
+from manallm_proxy.process import systemd
+from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
+from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.probes import Prober
+
+if TYPE_CHECKING:
+    from manallm_proxy.process.worker_link import WorkerLink  # which only workers need
+    from manallm_proxy.process.worker_messages import Topic
+
+LAME_DUCK: Final = 0.5
+"""Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
+LAST_CALL: Final = 1.0
+"""Seconds at most behind the listeners' end for who has just connected, and whose request is still on its way."""
+LAST_WORDS: Final = 2.0
+"""Seconds for interrupted streams to write their error event."""
+
+
+@define(eq=False)
+class App:
+    """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
+
+    config: Config
+    environ: Mapping[str, str] = field(repr=False)
+    logs: Logs
+    host: str | None = None
+    port: int | None = None
+    link: WorkerLink | None = None
+    """Where it is one of several workers: its line to the supervisor. It takes no signal but SIGTERM then."""
+    banner: Callable[[App], str] | None = None
+    """What is said to a newcomer."""
+    addresses: list[str] = field(factory=list)
+    """Where it listens, as URLs or ``unix:/path``."""
+    metrics: Metrics = field(init=False)
+    web: Web = field(init=False)
+    _prober: Prober = field(init=False)
+    _probing: asyncio.Task[None] | None = None
+    _ready: asyncio.Event = field(factory=asyncio.Event)
+    _passed: list[socket.socket] = field(factory=list)
+    """Sockets of systemd's."""
+    _stop: asyncio.Event = field(factory=asyncio.Event)
+    _hurry: asyncio.Event = field(factory=asyncio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
+        broadcast = self.link.moved if self.link is not None else None
+        generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
+        self.web = Web(generation, self.observe, self.metrics.render, self.link)
+        self._take_over(generation)
+
+    def observe(self, event: Event) -> None:
+        """Facts go to metrics and log, in this order."""
+        self.metrics(event)
+        self.logs(event)
+
+    async def run(self) -> None:
+        """From listening to the last answer. OSError where an address cannot be had."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._stray)
+        self.logs.soon = loop.call_soon
+        runner = Runner(
+            self.web.application(),
+            self.web.pipeline(),
+            header=self.config.limits.header,
+            patience=lambda: self.config.limits.body_timeout,
+            observe=self.observe,
+        )
+        await runner.setup()
+        sites = await self._listen(runner)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        if self.link is None:
+            loop.add_signal_handler(signal.SIGINT, self.stop)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        else:
+            await self.link.join(self)
+        watchdog = systemd.watchdog(loop, self.environ, os.getpid())
+        try:
+            await self._first_round()
+            if not self._stop.is_set():
+                self._probing = loop.create_task(self._prober.run())
+                where = f"listening on {', '.join(self.addresses)}"
+                self._life("started", where if self.link is None else f"pid {os.getpid()}")
+                self._tell_ready(self._summary())
+                self._ready.set()
+                await self._stop.wait()
+            await self._drain(runner, sites)
+        finally:
+            if self._probing is not None:
+                self._probing.cancel()
+            await runner.cleanup()
+            await self.web.generation.close()
+            if watchdog is not None:
+                watchdog.cancel()
+            self.logs.soon = None
+            self._life("stopped")
+            if self.link is not None:
+                await self.link.leave(self.metrics.render()[0].decode())
+
+    async def ready(self, running: asyncio.Future[None]) -> None:
+        """Returns once `running` (of `run`) serves, or has ended without."""
+        waiting = asyncio.ensure_future(self._ready.wait())
+        await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
+    def stop(self) -> None:
+        """The first call drains, the second hurries."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def reload(self) -> None:
+        """Everything new, or, where there is any mistake, nothing. No await: no request sees a half."""
+        if self._stop.is_set():
+            return
+        systemd.reloading(self.environ)
+        try:
+            config = reread(self.config, self.environ, self.host, self.port, self._passed)
+        except ConfigError as error:
+            self.observe(Reloaded(error.mistakes))
+            systemd.ready(f"reload refused: {error.mistakes[0]}", self.environ)
+            return
+        self._adopt(config)
+        self.observe(Reloaded())
+        systemd.ready(self._summary(), self.environ)
+
+    def _adopt(self, config: Config) -> None:
+        before = self.web.generation
+        generation = Generation.build(config, before.registry.clock, self.observe, before, before.registry.broadcast)
+        self.web.generation, self.config = generation, config
+        before.retire(generation)
+        self.web.end_revoked()
+        self.logs.adjust(config.log.level, config.log.format)
+        self._take_over(generation)
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = asyncio.get_running_loop().create_task(self._probe_anew())
+
+    # what the supervisor says, see `member.Duties`
+
+    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
+        """Another worker's finding."""
+        self.web.generation.registry.heard(provider, model, update)
+
+    def part(self, topic: Topic) -> str:
+        """This worker's part of an answer for all."""
+        match topic:
+            case "metrics":
+                return self.metrics.render()[0].decode()
+            case "health":
+                return msgspec.json.encode(health_report(self.web.generation)[1]).decode()
+            case _:
+                assert_never(topic)
+
+    def adopt_pickled(self, config: bytes) -> None:
+        """The supervisor has read and checked it."""
+        if not self._stop.is_set():
+            self._adopt(pickle.loads(config))  # noqa: S301  # from the process that forked this one, over their own pair
+            if self._ready.is_set():
+                self._tell_ready(self._summary())
+
+    def drain(self, hurry: bool) -> None:
+        """Ends; the signal that the supervisor passes on may have reached this process too."""
+        self._stop.set()
+        if hurry:
+            self._hurry.set()
+
+    def _tell_ready(self, summary: str) -> None:
+        if self.link is None:
+            systemd.ready(summary, self.environ)
+        else:
+            self.link.serving(summary, self.banner(self) if self.banner is not None else "")
+
+    def _life(self, what: Literal["started", "draining", "stopped"], detail: str = "") -> None:
+        self.observe(LifeChanged(what, detail, self.link.number if self.link is not None else None))
+
+    def _take_over(self, generation: Generation) -> None:
+        settings = generation.config.health
+        self._prober = Prober(
+            generation.upstreams,
+            generation.registry,
+            generation.catalog,
+            settings.probe_interval,
+            settings.probe_timeout,
+        )
+        self.metrics.know(entry.target for chain in generation.config.aliases.values() for entry in chain)
+        for provider in generation.config.providers.values():
+            if not provider.verify_tls:
+                self.observe(NotVerified(provider.name))
+
+    async def _first_round(self) -> None:
+        """Of probes: a reload meanwhile begins another, and where we are to stop it is over."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        probed = None
+        while probed is not self._prober and not self._stop.is_set():
+            probed = self._prober
+            probing = asyncio.ensure_future(probed.once())
+            await asyncio.wait((probing, stopped), return_when=asyncio.FIRST_COMPLETED)
+            probing.cancel()
+        stopped.cancel()
+
+    async def _probe_anew(self) -> None:
+        await self._prober.once()
+        await self._prober.run()
+
+    def _provider_gauges(self) -> Iterable[tuple[str, bool, int]]:
+        now = self.web.generation.registry.clock()
+        for name, health in self.web.generation.registry.providers.items():
+            yield name, health.is_usable(now), health.in_flight
+
+    def _key_gauges(self) -> Iterable[tuple[str, int]]:
+        return ((caller.key.name, caller.in_flight) for caller in self.web.generation.keyring)
+
+    def _summary(self) -> str:
+        providers = self.web.generation.registry.providers
+        usable = sum(usable for _, usable, _ in self._provider_gauges())
+        return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
+
+    async def _listen(self, runner: Runner) -> list[BaseSite]:
+        """A socket from systemd wins over ``unix``, that over host and port."""
+        sites: list[BaseSite] = []
+        self._passed = systemd.listen_sockets(self.environ, os.getpid())
+        listen = self.config.listen
+        if self.link is not None:
+            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self.link.sockets]
+        elif self._passed:
+            refuse_exposed(self.config, self._passed)
+            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self._passed]
+        elif listen.unix is not None:
+            sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
+        else:
+            sites.append(web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG))
+        for site in sites:
+            await site.start()
+        self.addresses += [name_of(address) for address in runner.addresses]
+        return sites
+
+    async def _drain(self, runner: Runner, sites: list[BaseSite]) -> None:
+        systemd.stopping(self.environ)
+        if self.link is not None:
+            self.link.leaving()
+        self.web.draining = True
+        self._life("draining", f"{len(self.web.exchanges)} answers in flight")
+        await self._pause(LAME_DUCK)
+        for site in sites:
+            await site.stop()
+        last_call = asyncio.get_running_loop().time() + LAST_CALL
+        while runner.awaits_first_requests() and asyncio.get_running_loop().time() < last_call:
+            await self._pause(LAST_CALL / 20)
+        await self._until_idle(self.config.limits.drain)
+        for exchange in list(self.web.exchanges):
+            exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
+        self._hurry.clear()
+        await self._until_idle(LAST_WORDS)
+
+    async def _until_idle(self, seconds: float) -> None:
+        """Idle may last for a moment only, so it is looked for again."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        while self.web.exchanges and not hurry.done() and (left := ends - loop.time()) > 0:
+            waiting = asyncio.ensure_future(self.web.idle.wait())
+            await asyncio.wait((waiting, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        hurry.cancel()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+
+    def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """What asyncio would print with all it holds: as a fact, without the context's values."""
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            self.observe(Crashed("background", error))

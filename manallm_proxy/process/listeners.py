@@ -1,0 +1,158 @@
+"""Where it listens: sockets of its own for each worker, or one that all share.
+
+TCP sockets are the supervisor's, one for each worker and address, all of one port (SO_REUSEPORT): the kernel spreads
+connections evenly, and those that wait for a worker that has died find the next in its place. A unix socket, and what
+systemd passes, cannot be had more than once: all workers take from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.config.load import exposure_mistake, load
+from manallm_proxy.config.model import Config, Listen
+from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.process import systemd
+
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted: during a restart all that come. Also a socket of systemd's gets this one."""
+
+Address = tuple[Any, ...]
+"""As the `socket` module has it, of either family."""
+
+
+def name_of(address: object) -> str:
+    """A socket's own address as a URL, or as ``unix:/path``."""
+    if isinstance(address, tuple):
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"http://{host}:{address[1]}"
+    return f"unix:{address}"
+
+
+def refuse_exposed(config: Config, passed: Sequence[socket.socket]) -> None:
+    """A socket of systemd's is held to the same rule as ``listen``: never open to others unasked."""
+    for each in passed:
+        if each.family in (socket.AF_INET, socket.AF_INET6):
+            mistake = exposure_mistake(config, each.getsockname()[0])
+            if mistake is not None:
+                raise ConfigError((mistake,))
+
+
+def reread(
+    config: Config, environ: Mapping[str, str], host: str | None, port: int | None, passed: Sequence[socket.socket]
+) -> Config:
+    """The files of `config` as they are now. ConfigError where a reload must not bring that about."""
+    new = load(config.path, environ, host, port)
+    if new.listen != config.listen or new.limits.header != config.limits.header:
+        raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
+    refuse_exposed(new, passed)
+    return new
+
+
+@define(eq=False)
+class Listeners:
+    """The sockets of all workers. ``passed`` are systemd's, which win."""
+
+    passed: list[socket.socket]
+    _shared: list[socket.socket] = field(factory=list)
+    _addresses: list[tuple[socket.AddressFamily, Address]] = field(factory=list)
+    _own: dict[int, list[socket.socket]] = field(factory=dict)
+
+    @classmethod
+    def open(cls, config: Config, environ: Mapping[str, str]) -> Listeners:
+        """ConfigError, or OSError where an address cannot be had."""
+        passed = systemd.listen_sockets(environ, os.getpid())
+        if passed:
+            refuse_exposed(config, passed)
+            return cls(passed, passed)
+        listen = config.listen
+        if listen.unix is not None:
+            return cls(passed, [_unix(listen.unix)])
+        made = cls(passed)
+        made._reserve(listen)
+        return made
+
+    @property
+    def names(self) -> list[str]:
+        """Where it listens, for people."""
+        return [name_of(each.getsockname()) for each in self._shared] or [name_of(a) for _, a in self._addresses]
+
+    def of(self, number: int) -> list[socket.socket]:
+        """The sockets of worker `number`. OSError where an address cannot be had any more."""
+        if not self._addresses:
+            return self._shared
+        if number not in self._own:
+            self._own[number] = [_listening(family, address) for family, address in self._addresses]
+        return self._own[number]
+
+    def close(self, number: int) -> None:
+        """Nobody is to wait for worker `number`: its share of the connections goes to the others."""
+        for each in self._own.pop(number, ()):
+            each.close()
+
+    def close_all(self, but: int | None = None) -> None:
+        """This process listens no more; at the sockets of worker `but` only."""
+        for number in set(self._own) - {but}:
+            self.close(number)
+        if but is None:
+            for each in self._shared:
+                each.close()
+
+    def _reserve(self, listen: Listen) -> None:
+        """Finds the port, and makes the sockets of the first worker.
+
+        A port that another proxy shares among its workers could be shared with us too, and each would get half of
+        the other's connections: so it must be free of sockets that do not share, first.
+        """
+        for family, address in _resolved(listen.host, listen.port):
+            probe = _listening(family, address, shared=False)
+            with probe:
+                self._addresses.append((family, probe.getsockname()))
+        self.of(1)
+
+
+def _resolved(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, Address]]:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    yield from dict.fromkeys((family, address) for family, _, _, _, address in found)
+
+
+def _listening(family: socket.AddressFamily, address: Address, *, shared: bool = True) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        if shared:
+            made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _unix(path: str) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.EADDRINUSE, "something that is no socket is there")
+        os.unlink(path)  # of a proxy that is gone
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.bind(path)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -1,0 +1,299 @@
+"""What a provider's refusal means: a status, a message and a few words become one of our errors.
+
+The table is contract section 4 with wire.md C.2, C.3 and E.2 behind it. Dialects peel the message out of
+their own error shapes first; `envelope` knows those of the OpenAI-compatible crowd.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.contract.errors import (
+    BadResponse,
+    ContentBlocked,
+    ContextTooLong,
+    KeyRejected,
+    MissingModel,
+    ModelFailed,
+    NotImplementedByProvider,
+    PaymentRequired,
+    ProviderError,
+    RateLimited,
+    RetryableStatus,
+    ServerBusy,
+    ServerFailed,
+    Unsupported,
+    UpstreamSaid,
+)
+from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.providers.retry_after import retry_after_of
+
+QUOTA_COOLING: Final = 600.0
+"""Seconds that an exhausted quota cools (contract, section 6)."""
+
+_MESSAGE_LIMIT: Final = 500
+_SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
+_PAGE: Final = re.compile(
+    r"<(?:[!?]|/?(?:html|head|body|title|script|style|center|h[1-6]|div|p|br|hr|pre)\b)", re.IGNORECASE
+)
+_NESTING: Final = 8
+"""How deep a message may lie in what should be one."""
+_WAIT_LONGEST: Final = 1e9
+
+_QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
+_CONTEXT: Final = re.compile(
+    r"context[_ ](?:length|window|size)|maximum context|prompt is (?:too long|longer)|too many tokens"
+    r"|exceeds? the (?:context|maximum number of tokens)",
+    re.IGNORECASE,
+)
+_BLOCKED: Final = ("content_filter", "content_policy_violation", "moderation_blocked", "refusal")
+_NO_MODEL: Final = ("model_not_found", "model_not_available", "model_decommissioned")
+_CAPABILITY: Final = re.compile(
+    r"does(?: not|n't) support (?:tool|function|image|vision|chat|thinking|embedding|multimodal|completion)"
+    r"|no endpoints found that support",
+    re.IGNORECASE,
+)
+_BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
+
+
+@frozen
+class ErrorDetails:
+    """What an error body says, whichever shape it has."""
+
+    message: str = ""
+    kind: str | None = None
+    code: str | None = None
+    param: str | None = None
+    status: int | None = None
+    """Where the body names one of its own (``error.code`` as a number)."""
+    retry_after: float | None = None
+
+
+def envelope(body: bytes) -> ErrorDetails:
+    """Reads an error body of any OpenAI-compatible server (shapes: wire.md C.2). HTML says nothing."""
+    try:
+        data = decode(body)
+    except DecodeErrors:
+        return ErrorDetails()
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    return parse_error(data)
+
+
+def parse_error(data: object) -> ErrorDetails:
+    """The same, from a decoded value. Numbers in ``code`` between 400 and 599 are statuses."""
+    if not isinstance(data, dict):
+        return ErrorDetails()
+    error = data.get("error", data)
+    if isinstance(error, str):
+        return ErrorDetails(message=error)
+    if not isinstance(error, dict):
+        return ErrorDetails()
+    metadata = error.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    availability = error.get("availability")
+    availability = availability if isinstance(availability, dict) else {}
+    code = error.get("code")
+    word = next((w for w in (availability.get("code"), metadata.get("error_type"), code) if _is_word(w)), None)
+    message = next((m for k in ("message", "error_message", "detail", "error") if (m := _text(error.get(k)))), "")
+    return ErrorDetails(
+        message=message,
+        kind=_text(error.get("type")) or _text(error.get("error_type")) or None,
+        code=word,
+        param=_text(error.get("param")) or None,
+        status=_status(code),
+        retry_after=_wait(availability.get("retry_after")),
+    )
+
+
+def _wait(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _WAIT_LONGEST:
+        return None
+    return float(value)
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and not value.isdigit()
+
+
+def _status(code: object) -> int | None:
+    number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 6 else code
+    return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+def _text(value: Any, nesting: int = _NESTING) -> str:
+    """Mistral's ``message`` is an object with ``detail``; FastAPI's ``detail`` a list of objects with ``msg``."""
+    if isinstance(value, str):
+        return value
+    if not nesting:
+        return ""
+    if isinstance(value, dict):
+        return next((t for k in ("message", "detail", "msg") if (t := _text(value.get(k), nesting - 1))), "")
+    if isinstance(value, list):
+        return "; ".join(t for item in value[:5] if (t := _text(item, nesting - 1)))
+    return ""
+
+
+_STATUS_OF_WORD: Final = (
+    (re.compile(r"rate_?limit|insufficient_quota|too_many_requests"), 429),
+    (re.compile(r"overloaded|unavailable|capacity"), 503),
+    (re.compile(r"timeout"), 504),
+    (re.compile(r"payment|billing"), 402),
+    (re.compile(r"authentication|invalid_api_key"), 401),
+    (re.compile(r"permission"), 403),
+    (re.compile(r"model_not_found|not_?found"), 404),
+    (re.compile(r"context_length|invalid|bad_?request|content_|refusal"), 400),
+    (re.compile(r"server_error|internal"), 502),
+)
+
+
+def in_band(spoken: ErrorDetails) -> ProviderError:
+    """An error that came inside a 200. Its status is the number or the word it brings, else 502 (C.3.5)."""
+    status = spoken.status
+    if status is None:
+        words = f"{spoken.code or ''} {spoken.kind or ''}".lower()
+        words = re.sub(r"(?<=[a-z])(?=error|failure)", "_", words)
+        status = next((number for pattern, number in _STATUS_OF_WORD if pattern.search(words)), 502)
+    return classify(
+        status,
+        {},
+        spoken.message,
+        kind=spoken.kind,
+        code=spoken.code,
+        param=spoken.param,
+        retry_after=spoken.retry_after,
+    )
+
+
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    message: str,
+    *,
+    kind: str | None = None,
+    code: str | None = None,
+    param: str | None = None,
+    retry_after: float | None = None,
+) -> ProviderError:
+    """The error for `status`. `headers` compare without case; `message` is the provider's own, any length.
+
+    Numbered as the table is read: 1 redirects and odd statuses, 2 money and rate, 3 provider's failures,
+    4 keys, 5 what a caller's 4xx may really mean, 6 any other 4xx.
+    """
+    words = {w.lower() for w in (kind, code) if w}
+    kind, code, param = (clean(word or "") or None for word in (kind, code, param))
+    text = clean(message)
+    after = retry_after if retry_after is not None else retry_after_of(headers, text)
+    # 1
+    if status < 400:
+        what = "a redirect" if 300 <= status < 400 else f"status {status}"
+        return BadResponse(
+            f"the provider answered with {what}, which is not followed; check its base_url",
+            detail=what,
+            provider_status=status,
+        )
+    # 2
+    if status == 429:
+        if words.intersection(_QUOTA):
+            return RateLimited(
+                "the provider says that our quota is used up",
+                detail="quota",
+                provider_status=429,
+                retry_after=QUOTA_COOLING,
+            )
+        return RateLimited("the provider limits our rate", provider_status=429, retry_after=after)
+    if status == 402:
+        return PaymentRequired(
+            text or "the provider asks for payment", provider_status=402, provider_code=code, retry_after=after
+        )
+    # 3
+    if status >= 500:
+        return _server(status, text, words, after)
+    # 4
+    if _refers_to_blocked(status, words, text):
+        return ContentBlocked(text or "the provider's content filter refused this", provider_status=status)
+    if status in (401, 403):
+        return KeyRejected(
+            f"the provider rejected the proxy's own key (status {status}); the operator must mend it, a retry will not",
+            detail=f"status {status}",
+            provider_status=status,
+        )
+    # 5
+    if words.intersection(("context_length_exceeded", "exceed_context_size_error")) or (
+        status in (400, 413, 422) and _CONTEXT.search(text)
+    ):
+        return ContextTooLong(text, provider_status=status, param=param)
+    if words.intersection(_NO_MODEL) or status == 404:
+        return MissingModel(
+            text or "the provider does not know this model, or its base_url is wrong",
+            provider_status=404 if words.intersection(_NO_MODEL) else status,
+            provider_type=kind,
+            provider_code=code,
+            param=param or "model",
+        )
+    if status == 400 and _CAPABILITY.search(text):
+        return Unsupported(text, provider_status=status, param=param)
+    # 6
+    return UpstreamSaid(
+        text or f"the provider refused the request with status {status}",
+        provider_status=status,
+        provider_type=kind,
+        provider_code=code,
+        param=param,
+        retry_after=after,
+    )
+
+
+def _server(status: int, text: str, words: set[str], after: float | None) -> ProviderError:
+    shown = f"the provider failed with status {status}"
+    detail = f"status {status}"
+    if status == 501:
+        return NotImplementedByProvider(shown, detail=detail, provider_status=status)
+    busy = bool(_BUSY.search(text)) or any(_BUSY.search(w) for w in words) or "unavailable_error" in words
+    if status in (503, 529) and (busy or after is not None):
+        return ServerBusy(
+            f"the provider is busy (status {status})", detail="busy", provider_status=status, retry_after=after
+        )
+    if status == 500:
+        return ModelFailed(shown, detail=detail, provider_status=status)
+    return ServerFailed(shown, detail=detail, provider_status=status, retry_after=after)
+
+
+def _refers_to_blocked(status: int, words: set[str], text: str) -> bool:
+    if status not in (400, 403):
+        return False
+    return bool(words.intersection(_BLOCKED)) or (status == 403 and "moderation" in text.lower())
+
+
+def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
+    """`error`, or RetryableStatus where its status is one of the provider's ``extra_retryable_statuses``."""
+    status = error.provider_status
+    if not isinstance(error, UpstreamSaid) or status not in statuses:
+        return error
+    return RetryableStatus(f"{name} answered {status}", provider_status=status, retry_after=error.retry_after)
+
+
+def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
+    """`error` without our secrets, should the provider have quoted one, in whichever of its fields."""
+    for secret in filter(None, secrets):
+        for name in ("message", "type", "code", "param", "detail"):
+            parse_error = getattr(error, name)
+            if parse_error and secret in parse_error:
+                setattr(error, name, parse_error.replace(secret, "[redacted]"))
+    error.args = (error.message,)
+    return error
+
+
+def clean(message: str) -> str:
+    """A provider's message as a client may see it: bounded, on one line, without markup or anything like a key."""
+    text = " ".join(message[: 4 * _MESSAGE_LIMIT].split()).lstrip("\ufeff")
+    if text[:1] == "<":
+        return ""
+    if (page := _PAGE.search(text)) is not None:
+        text = text[: page.start()].rstrip()
+    text = _SECRETS.sub("[redacted]", text)
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"

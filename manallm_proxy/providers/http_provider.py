@@ -1,0 +1,232 @@
+"""HTTP to one provider: what its wire shapes goes out, what comes back goes to the wire.
+
+Each provider has connections of its own, and so its own TLS and proxy. The wire knows no
+I/O, this file knows no dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import BadResponse, ProviderError, ReadTimeout
+from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.targets import Entry, Timeouts
+from manallm_proxy.http_client.aiohttp_session import SessionConnections
+from manallm_proxy.http_client.api import Address, Connections, Response
+from manallm_proxy.http_client.pool import Pool
+from manallm_proxy.providers.classify import scrubbed, widened
+from manallm_proxy.providers.wire import Request, Translator, Wire
+
+ANSWER_LIMIT: Final = 256 * 1024 * 1024
+"""Bytes of one complete answer: thousands of embeddings fit, a flood does not."""
+ERROR_LIMIT: Final = 64 * 1024
+ERROR_TIMEOUT: Final = 5.0
+"""Seconds for the body of a refusal."""
+
+
+def connections_to(address: Address) -> Connections:
+    """Our own, but through a forward proxy, which they do not know."""
+    return SessionConnections(address) if address.proxy else Pool(address)
+
+
+@define
+class HttpProvider:
+    """One provider over HTTP."""
+
+    address: Address
+    wire: Wire
+    extra_retryable_statuses: frozenset[int] = frozenset()
+    _connections: Connections = field(repr=False)
+
+    @_connections.default
+    def _new_connections(self) -> Connections:
+        return connections_to(self.address)
+
+    async def complete(self, call: Call, entry: Entry) -> Answer:
+        """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
+        times, name = entry.timeouts, self.address.name
+        parts: list[bytes] = []
+        until = asyncio.get_running_loop().time() + times.first_byte
+        try:
+            response = await self._post(call, entry, until)
+            whole = await _gather(response, parts, ANSWER_LIMIT, until, times.idle)
+        except TimeoutError:
+            if parts:
+                raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
+            raise self.first_byte_error(times.first_byte) from None
+        if not whole:
+            raise self._endless()
+        try:
+            return self.wire.answer(call, entry, b"".join(parts))
+        except ProviderError as error:
+            raise scrubbed(error, *self.address.secrets) from None
+
+    async def stream(self, call: Call, entry: Entry) -> HttpStream:
+        """Whoever calls bounds the time to the first byte: only it knows which event commits."""
+        response = await self._post(call, entry, None)
+        translator = self.wire.translator(call, entry, response.headers.get("Content-Type", ""))
+        return HttpStream(self.address, response, translator)
+
+    def first_byte_error(self, seconds: float) -> ProviderError:
+        return self.wire.first_byte_error(f"{self.address.name}: nothing said within {seconds:g} s")
+
+    async def probe(self) -> tuple[ModelInfo, ...]:
+        """Anything below 500 is alive; a 200 brings the list of models."""
+        response = await self._connections.request(
+            "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
+        )
+        if response.status >= 500:
+            response.close()
+            raise self.wire.failure(response.status, response.headers, b"")
+        if response.status != 200:
+            response.close()
+            return ()
+        parts: list[bytes] = []
+        if not await _gather(response, parts, ANSWER_LIMIT):
+            raise self._endless()
+        return self.wire.listed(b"".join(parts))
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+    async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
+        """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
+        request = self.wire.request(call, entry)
+        response = await self._send(request, call, entry, until)
+        if response.status == 200:
+            return response
+        body = await self._refusal(response, until)
+        again = self.wire.reshape(call, entry, response.status, body)
+        if again is not None and again.body != request.body:
+            response = await self._send(again, call, entry, until)
+            if response.status == 200:
+                self.wire.took(again)
+                return response
+            body = await self._refusal(response, until)
+        refusal = self.wire.failure(response.status, response.headers, body)
+        refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
+        raise scrubbed(refusal, *self.address.secrets)
+
+    def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
+        """A status with its headers."""
+        return self._connections.request(
+            "POST",
+            request.path,
+            request_id=call.request_id,
+            body=request.body,
+            connect=entry.timeouts.connect,
+            until=until,
+        )
+
+    async def _refusal(self, response: Response, until: float | None) -> bytes:
+        """The body of a refusal, as far as it comes: the status has said already what it is."""
+        parts: list[bytes] = []
+        limit = asyncio.get_running_loop().time() + ERROR_TIMEOUT
+        with contextlib.suppress(ProviderError, TimeoutError):
+            await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
+        return b"".join(parts)[:ERROR_LIMIT]
+
+    def _endless(self) -> BadResponse:
+        return BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
+
+
+async def _gather(
+    response: Response, parts: list[bytes], most: int, until: float | None = None, idle: float | None = None
+) -> bool:
+    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
+
+    False where it goes on behind `most` bytes. TimeoutError.
+    """
+    size = 0
+    try:
+        while part := await response.read(None, until):
+            parts.append(part)
+            size += len(part)
+            if size >= most:
+                response.close()
+                return False
+            if idle is not None:
+                until = asyncio.get_running_loop().time() + idle
+    except BaseException:
+        response.close()
+        raise
+    response.release()
+    return True
+
+
+@define
+class HttpStream:
+    """One streamed answer over HTTP. One timer guards it, however many chunks it has."""
+
+    _address: Address
+    _response: Response
+    _translator: Translator
+    _idle: float = 0.0
+    _guard: asyncio.TimerHandle | None = None
+    _piece: StreamBatch | None = None
+    """Read and translated, but not taken."""
+    _complete: bool = False
+    _closed: bool = False
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._translator.usage
+
+    @property
+    def commentable(self) -> bool:
+        return self._translator.commentable
+
+    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+        """See `upstream.Stream`."""
+        if try_write is None:
+            data = await self._response.read()
+        else:
+            data = await self._response.read(lambda data: self._try_write(data, try_write))
+            batch, self._piece = self._piece, None
+            if batch is not None:
+                return batch
+        return self._translated(data)
+
+    def _try_write(self, data: bytes, try_write: TryWrite) -> bool:
+        batch = self._translated(data)
+        if not (batch.done or batch.error) and try_write(batch):
+            return True
+        self._piece = batch
+        return False
+
+    def _translated(self, data: bytes) -> StreamBatch:
+        batch = self._translator.feed(data) if data else self._translator.close()
+        self._complete = batch.done
+        if batch.error is not None:
+            scrubbed(batch.error, *self._address.secrets)
+        return batch
+
+    def commit(self, idle: float) -> None:
+        """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
+        self._idle = idle
+        self._guard = asyncio.get_running_loop().call_later(idle, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        since = self._response.silent_since
+        silent = loop.time() - since if since is not None else 0.0
+        if silent < self._idle:
+            self._guard = loop.call_later(self._idle - silent, self._look)
+        else:
+            self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._guard is not None:
+            self._guard.cancel()
+        if self._complete:
+            self._response.release()
+        else:
+            self._response.close()

@@ -1,0 +1,111 @@
+"""OpenAI's chat messages as Ollama wants them (ollama api/types.go Message; wire.md B.2, B.9).
+
+There ``content`` is one string, images stand beside it, and the arguments of a tool call are an object.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Any, Final
+
+import msgspec
+
+from manallm_proxy.contract.errors import InvalidRequest, Unsupported
+from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+
+_IMAGE_TYPES: Final = ("", "image/jpeg", "image/jpg", "image/png", "image/webp")
+_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+def translate(messages: list[Any]) -> list[Fields]:
+    called: dict[str, str] = {}  # id of a tool call -> its name; of a repeated id the last one counts
+    rows = enumerate(all_of(dict, messages, "messages"))
+    return [_message(message, f"messages[{n}].", called) for n, message in rows]
+
+
+def _message(message: Fields, path: str, called: dict[str, str]) -> Fields:
+    """One message; `called` learns the names of its tool calls and gives them to the results that follow."""
+    spoken = required(message, "role", str, path)
+    role = _ROLES.get(spoken)
+    if role is None:
+        raise wrong(path + "role", " or ".join(repr(r) for r in _ROLES))
+    content = message.get("content")
+    if content is None and role != "assistant":
+        raise InvalidRequest(f"'{path}content' is missing", param=path + "content")
+    said: Fields = {"role": role} | _content("" if content is None else content, path + "content")
+    if role == "tool":
+        said |= _result_of(message, path, called)
+    if role == "assistant":
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        if isinstance(thought, str):
+            said["thinking"] = thought
+        if calls := optional(message, "tool_calls", list, path):
+            rows = enumerate(all_of(dict, calls, path + "tool_calls"))
+            said["tool_calls"] = [_tool_call(row, f"{path}tool_calls[{n}]", called) for n, row in rows]
+    return said
+
+
+def _result_of(message: Fields, path: str, called: dict[str, str]) -> Fields:
+    id_ = optional(message, "tool_call_id", str, path)
+    name = optional(message, "name", str, path) or called.get(id_ or "")
+    if id_ is None and not name:
+        raise InvalidRequest(f"'{path}tool_call_id' is missing", param=path + "tool_call_id")
+    return {k: v for k, v in (("tool_name", name), ("tool_call_id", id_)) if v}
+
+
+def _tool_call(call: Fields, path: str, called: dict[str, str]) -> Fields:
+    function = required(call, "function", dict, path + ".")
+    name = required(function, "name", str, path + ".function.")
+    arguments = _arguments(function.get("arguments"), path + ".function.arguments")
+    said: Fields = {"function": {"name": name, "arguments": arguments}}
+    if id_ := optional(call, "id", str, path + "."):
+        called[id_] = name
+        said["id"] = id_
+    return said
+
+
+def _arguments(text: object, path: str) -> object:
+    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``."""
+    if text is None or text == "" or isinstance(text, dict):
+        return text or {}
+    raw = typed(str, text, path).encode()
+    try:
+        if isinstance(decode(raw), dict):
+            return msgspec.Raw(raw)
+    except DecodeErrors:
+        pass
+    raise wrong(path, "a JSON object in a string")
+
+
+def _content(content: object, path: str) -> Fields:
+    """A string, or parts: their texts in one string, one line each; images apart (base64 without prefix)."""
+    if isinstance(content, str):
+        return {"content": content}
+    if not isinstance(content, list):
+        raise wrong(path, "a string or an array of parts")
+    texts: list[str] = []
+    images: list[str] = []
+    for n, part in enumerate(all_of(dict, content, path)):
+        at = f"{path}[{n}]"
+        kind = required(part, "type", str, at + ".")
+        if kind in ("text", "refusal"):
+            texts.append(required(part, kind, str, at + "."))
+        elif kind == "image_url":
+            images.append(_image(part, at))
+        else:
+            raise Unsupported(f"Ollama takes text and images, and {at} is of type '{kind[:40]}'", param="messages")
+    return {"content": "\n".join(texts)} | ({"images": images} if images else {})
+
+
+def _image(part: Fields, at: str) -> str:
+    """The base64 of a data URI. The type is checked only for what Ollama surely cannot read."""
+    url, path = image_url(part, at + ".")
+    media, data = data_uri(url, path, "Ollama")
+    if media not in _IMAGE_TYPES:
+        raise Unsupported(f"Ollama reads jpeg, png and webp, and {at} is '{media[:40]}'", param="messages")
+    try:
+        binascii.a2b_base64(data, strict_mode=True)
+    except ValueError:
+        raise wrong(path, "a data URI with valid base64") from None
+    return data

@@ -1,0 +1,71 @@
+"""Dialects. A *wire* shapes a request for one kind of provider and reads its reply; it does no I/O.
+
+To add a provider that speaks HTTP: write a `Wire` in a file of its own, add its kind to `generation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import FirstByteTimeout, ProviderError
+from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.targets import Entry
+
+
+@define  # not frozen: as `events.RequestEnded`
+class Request:
+    """A POST below the provider's base URL. ``body`` is JSON."""
+
+    path: str
+    body: bytes = field(repr=False)
+
+
+class Translator(Protocol):
+    """One streamed reply: bytes in as they arrive, cut anywhere; pieces of whole events out."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, once the provider has told them."""
+
+    @property
+    def commentable(self) -> bool:
+        """Whether comments between its events are harmless (see `upstream.Stream`)."""
+
+    def feed(self, data: bytes) -> StreamBatch:
+        """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
+
+    def close(self) -> StreamBatch:
+        """The provider's end of stream: what was still held, then ``done``, or the ``error`` of a cut stream."""
+
+
+class Wire(Protocol):
+    """One dialect over HTTP."""
+
+    probe_path: str
+    """What a probe GETs below the base URL."""
+    first_byte_error: type[FirstByteTimeout]
+    """What a silence before the first event says: of the provider, or of one model."""
+
+    def request(self, call: Call, entry: Entry) -> Request:
+        """Raises Unsupported or InvalidRequest for what this dialect cannot say."""
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        """What a status other than 200 means. `headers` compare without case, `body` is at most 64 KiB."""
+
+    def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
+        """The same request in a form that the provider will take, where its refusal tells which; else None."""
+
+    def took(self, request: Request) -> None:
+        """The provider answered the reshaped `request` with 200: from now on it may be asked that way at once."""
+
+    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+        """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
+
+    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+        """For a 200 to a streamed request."""
+
+    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
+        """The models in a probe's 200 body. Raises ProviderError where it makes no sense."""

@@ -1,0 +1,93 @@
+"""Health of all providers, and the one place that reports its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import define
+
+from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.events import HealthChanged, Observer
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.routing.health import Circuit, Health, Permit, SharedState, Skip
+
+Clock = Callable[[], float]
+Tell = Callable[[str, str | None, SharedState], None]
+"""Takes a finding about a provider, or about one of its models, to the other processes."""
+
+
+@define
+class HealthRegistry:
+    """``clock`` is monotonic seconds. Providers come from one configuration; their `Health` may be older."""
+
+    providers: Mapping[str, Health]
+    clock: Clock
+    observe: Observer
+    broadcast: Tell | None = None
+    """None where there are no others."""
+
+    def admit(self, target: Target) -> Permit | Skip:
+        """See `Health.admit`."""
+        return self.providers[target.provider].admit(target.model, self.clock())
+
+    def began(self, target: Target, permit: Permit) -> None:
+        permit.began()
+        self.note(target.provider)
+
+    def served(self, target: Target, permit: Permit) -> None:
+        permit.served(self.clock())
+        self.note(target.provider)
+
+    def failed(self, target: Target, permit: Permit, error: ProviderError) -> None:
+        permit.failed(error, self.clock())
+        self.note(target.provider)
+
+    def probed(self, provider: str, error: ProviderError | None) -> None:
+        self.providers[provider].probed(error, self.clock())
+        self.note(provider)
+
+    def again_in(self, targets: Iterable[Target]) -> float | None:
+        """Seconds until the first of `targets` may be tried; None where none ever may."""
+        now = self.clock()
+        waits = [self._again_in(t, now) for t in targets if self.providers[t.provider].configured]
+        return min(waits, default=None)
+
+    def _again_in(self, target: Target, now: float) -> float:
+        health = self.providers[target.provider]
+        circuits = (health.provider, health.targets.get(target.model))
+        refusals = [r for c in circuits if c is not None and (r := c.refusal(now)) is not None]
+        return max((r.again_in or 0.0 for r in refusals), default=0.0)
+
+    def note(self, provider: str) -> None:
+        """Reports what changed since the last time. *Degraded* is told by numbers, not by a line each.
+
+        What was told is kept with the health, which several generations of the configuration share.
+        """
+        health = self.providers[provider]
+        if health.provider.is_blank and not health.targets and not health.told and not health.found:
+            return
+        now = self.clock()
+        for model in (None, *({*health.targets, *health.told, *health.found} - {None})):
+            self._tell(provider, model, now, self.observe)
+            if self.broadcast is not None and (update := health.pending_update(model, now)) is not None:
+                self.broadcast(provider, model, update)
+
+    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
+        """Another process's finding. It has told the log."""
+        health = self.providers.get(provider)
+        if health is not None and health.heard(model, update):
+            self._tell(provider, model, self.clock(), lambda event: None)
+
+    def _tell(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
+        health = self.providers[provider]
+        told = health.told
+        circuit = health.provider if model is None else health.targets.get(model, Circuit())
+        is_now = circuit.status(now)
+        is_now = "healthy" if is_now == "degraded" else is_now
+        was = told.get(model, "healthy")
+        if is_now == "healthy":
+            told.pop(model, None)
+        else:
+            told[model] = is_now
+        if is_now != was:
+            observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
