@@ -131,7 +131,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def banner(app: App) -> str:
     """What `make run` shows a newcomer: providers, aliases, a line to try."""
-    generation = app.web.generation
+    generation = app.gateway.generation
     now = generation.registry.clock()
     lines = ["manallm-proxy is ready.", "", "Providers:"]
     for name, health in generation.registry.providers.items():

@@ -70,7 +70,7 @@ class Generation:
     """One generation. Whoever answers a request holds it for as long."""
 
     config: Config
-    upstreams: dict[str, Provider]
+    providers: dict[str, Provider]
     """Configured providers only: an unconfigured one has nothing to call."""
     registry: HealthRegistry
     catalog: Catalog
@@ -94,24 +94,24 @@ class Generation:
         """The generation after `before`. What it shares with it stays as it is."""
         policy = Policy(config.health.failure_threshold, config.health.backoff)
         healths: dict[str, Health] = {}
-        upstreams: dict[str, Provider] = {}
+        providers: dict[str, Provider] = {}
         for name, provider in config.providers.items():
             if before is not None and before.config.providers.get(name) == provider:
                 health = before.registry.providers[name]
                 health.policy = policy
-                if name in before.upstreams:
-                    upstreams[name] = before.upstreams[name]
+                if name in before.providers:
+                    providers[name] = before.providers[name]
             else:
                 health = Health(policy, provider.configured, provider.max_concurrent)
                 if provider.configured:
-                    upstreams[name] = open_provider(provider)
+                    providers[name] = open_provider(provider)
             healths[name] = health
         registry = HealthRegistry(healths, clock, observe, broadcast)
         catalog = before.catalog if before is not None else Catalog()
         if before is not None:
-            catalog.keep_only({name for name, each in upstreams.items() if each is before.upstreams.get(name)})
+            catalog.keep_only({name for name, each in providers.items() if each is before.providers.get(name)})
         keyring = Keyring.build(config.auth.keys, before.keyring if before is not None else None)
-        return cls(config, upstreams, registry, catalog, keyring)
+        return cls(config, providers, registry, catalog, keyring)
 
     def resolve(self, model: str, caller: Caller | None = None) -> Chain:
         """The chain that `model` names (contract, section 4.1). UnknownModel where it names none.
@@ -163,8 +163,8 @@ class Generation:
         What it did take over may still be in use here when the newer one retires in its turn: so each generation
         holds the next, and they end in order.
         """
-        kept = set(map(id, successor.upstreams.values()))
-        self._orphans = [u for u in self.upstreams.values() if id(u) not in kept]
+        kept = set(map(id, successor.providers.values()))
+        self._orphans = [u for u in self.providers.values() if id(u) not in kept]
         self._successor = successor
         successor.hold()
         self._settle()
@@ -180,7 +180,7 @@ class Generation:
 
     async def close(self) -> None:
         """The last generation's end."""
-        await _close_all([*self.upstreams.values(), *self._orphans])
+        await _close_all([*self.providers.values(), *self._orphans])
 
 
 def _is_sendable(model: str) -> bool:
@@ -188,6 +188,6 @@ def _is_sendable(model: str) -> bool:
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 
-async def _close_all(upstreams: list[Provider]) -> None:
-    for upstream in upstreams:
-        await upstream.close()
+async def _close_all(providers: list[Provider]) -> None:
+    for provider in providers:
+        await provider.close()
