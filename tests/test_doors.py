@@ -56,6 +56,9 @@ class PlainDoor:
         chat = encode(asked)
         return Call(Endpoint.CHAT, read_summary(chat, ("messages", list)), chat, client.request_id, False), PlainReply()
 
+    def headers(self, request_id: str) -> dict[str, str]:
+        return {"X-Plain": "yes"}
+
     def error_body(self, error: ProxyError) -> bytes:
         return encode(f"sorry: {error.code}")
 
@@ -109,6 +112,7 @@ async def test_a_door_of_thirty_lines(kind: str, tmp_path: Path) -> None:
                 async with p.client.post(f"{p.url}/plain", data=words) as response:
                     assert (response.status, await everything(response)) == (200, wanted)
                     assert response.headers["X-Mana-LLM-Resolved"] == "p/m"
+                    assert response.headers["X-Plain"] == "yes"
                     assert int(response.headers["X-Mana-LLM-Attempts"]) >= 1
             rows = [json.loads(line) for line in p.log.getvalue().splitlines()]
             assert [row["endpoint"] for row in rows if row["event"] == "request"] == ["plain", "plain"]

@@ -66,3 +66,6 @@ class Door(Protocol):
 
     def error_body(self, error: ProxyError) -> bytes:
         """The body (JSON) of an answer with ``error.status``, before anything else has been sent."""
+
+    def headers(self, request_id: str) -> Mapping[str, str]:
+        """What this door's answers carry beside the headers of all answers."""

@@ -9,7 +9,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Delta, ToolCall
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.doors.openai_reply import OpenAIReply
+from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.request import read_summary
 
@@ -19,6 +19,7 @@ class ChatDoor:
 
     name = Endpoint.CHAT.path
     error_body = staticmethod(error_body)
+    headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
         summary = read_summary(body, ("messages", list))

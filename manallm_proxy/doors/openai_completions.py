@@ -9,7 +9,7 @@ from attrs import define
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.doors.openai_reply import OpenAIReply
+from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.request import read_summary
 
@@ -19,6 +19,7 @@ class CompletionsDoor:
 
     name = Endpoint.COMPLETIONS.path
     error_body = staticmethod(error_body)
+    headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
         """A prompt of null is the beginning of a text."""

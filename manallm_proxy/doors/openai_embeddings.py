@@ -8,7 +8,7 @@ from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.doors.openai_reply import OpenAIReply
+from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request import EMBEDDING, read_summary
@@ -20,6 +20,7 @@ class EmbeddingsDoor:
 
     name = Endpoint.EMBEDDINGS.path
     error_body = staticmethod(error_body)
+    headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
         """``stream`` means nothing here, and is passed on."""

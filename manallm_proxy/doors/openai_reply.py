@@ -27,6 +27,11 @@ HEARTBEAT: Final = b": keep-alive\n"
 and ends the stream there."""
 
 
+def no_headers(request_id: str) -> dict[str, str]:
+    """OpenAI's answers carry nothing that ours do not."""
+    return {}
+
+
 @define
 class OpenAIReply:
     """Relays what speaks OpenAI's format already, and composes the rest. See `door.Reply`."""

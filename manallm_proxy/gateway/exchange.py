@@ -114,7 +114,7 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer of the pipeline carries, as far as it is known by now."""
-        headers = {"X-Request-Id": self.request_id}
+        headers = {"X-Request-Id": self.request_id, **self.door.headers(self.request_id)}
         if self.walk is not None:
             headers["X-Mana-LLM-Attempts"] = str(self.walk.tried)
         if self.resolved is not None:

@@ -175,7 +175,10 @@ class Gateway:
 
 
 def _error_body_for(path: str) -> ErrorBody:
-    """The format of whoever asks below this path."""
+    """The format of whoever asks for `path`: its door's, else that of the API below which it lies."""
+    door = DOORS.get(path) or DOORS.get(f"/v1{path}")
+    if door is not None:
+        return door.error_body
     return ollama_error_body if path.startswith("/api/") else error_body
 
 
