@@ -9,6 +9,7 @@ import json
 import struct
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -366,7 +367,7 @@ def test_a_tool_call_and_its_result() -> None:
     assert result == {"role": "tool", "content": "sunny", "tool_name": "weather", "tool_call_id": "call_1"}
 
 
-@pytest.mark.parametrize("arguments", ["", None, "{}", {}])
+@pytest.mark.parametrize("arguments", ["", None, "{}", {}, "{", "[]", '{"a":', "NaN", "x" * 1000])
 def test_a_tool_call_without_arguments(arguments: object) -> None:
     """Many models say nothing where they mean the empty object."""
     message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
@@ -448,16 +449,6 @@ def test_what_ollama_cannot_do_is_refused(endpoint: str, asked: dict[str, Any], 
         ("chat", tool_call(1), "messages[1].tool_calls[0]"),
         ("chat", tool_call({}), "messages[1].tool_calls[0].function"),
         ("chat", tool_call({"function": {}}), "messages[1].tool_calls[0].function.name"),
-        (
-            "chat",
-            tool_call({"function": {"name": "f", "arguments": "{"}}),
-            "messages[1].tool_calls[0].function.arguments",
-        ),
-        (
-            "chat",
-            tool_call({"function": {"name": "f", "arguments": "[]"}}),
-            "messages[1].tool_calls[0].function.arguments",
-        ),
         (
             "chat",
             tool_call({"function": {"name": "f", "arguments": 1}}),
@@ -730,6 +721,53 @@ def test_any_failure_is_a_provider_error(status: int, body: bytes) -> None:
 def answered(body: bytes, endpoint: Endpoint = Endpoint.CHAT, **asked: Any) -> tuple[dict[str, Any], Usage | None]:
     answer = WIRE.answer(call_of(asked, endpoint), Entry(TARGET), body)
     return whole(call_of(asked, endpoint), TARGET, answer), answer.usage
+
+
+@pytest.mark.parametrize(
+    ("odd", "usage"),
+    [
+        ({"eval_count": None, "prompt_eval_count": 3}, Usage(3, 0)),
+        ({"eval_count": 4.0, "prompt_eval_count": -1}, Usage(0, 4)),
+        ({"eval_count": "7", "prompt_eval_count": [1]}, Usage()),
+        ({"logprobs": [{"token": 3}], "done_reason": 5, "error": ""}, Usage()),
+        ({"error": {}, "logprobs": "none"}, Usage()),
+        ({"error": {"message": "", "code": 0}}, Usage()),
+    ],
+)
+def test_what_an_answer_can_do_without_may_be_odd(odd: dict[str, Any], usage: Usage) -> None:
+    """Counters, log probabilities, an error that says nothing: the answer stands, whole and streamed."""
+    last = line(message={"role": "assistant", "content": "hi"}, done=True, **{"done_reason": "stop", **odd})
+    body, counted = answered(last, messages=HI)
+    assert (body["choices"][0]["message"]["content"], counted) == ("hi", usage)
+    translator = stream()
+    told, batch = poured([last], translator)
+    assert (batch.done, translator.usage, told[0]["choices"][0]["delta"]["content"]) == (True, usage, "hi")
+
+
+def test_half_of_a_surrogate_pair_is_no_broken_answer() -> None:
+    """Legal JSON that our decoder refuses: U+FFFD for the client, in a word and in a tool's arguments."""
+    raw = b'{"message":{"content":"a \\ud83d b"},"done":false}\n'
+    raw += (
+        b'{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"x":"\\udfff"}}}]},"done":true}\n'
+    )
+    told, batch = poured([raw])
+    assert batch.done
+    assert told[0]["choices"][0]["delta"]["content"] == "a \ufffd b"
+    [call] = told[1]["choices"][0]["delta"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"x": "\ufffd"}
+
+
+def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
+    """An effort is often a client's global setting; what names Ollama's own ``think`` means it."""
+    for asked, kept in (
+        ({"reasoning_effort": "low"}, False),
+        ({"reasoning": {"effort": "high"}}, False),
+        ({"think": True}, True),
+    ):
+        call = attrs.evolve(call_of({"messages": HI, **asked}), denied=frozenset({"thinking"}))
+        assert ("think" in json.loads(WIRE.request(call, Entry(TARGET)).body)) is kept
+        call = attrs.evolve(call, denied=frozenset())
+        assert "think" in json.loads(WIRE.request(call, Entry(TARGET)).body)
 
 
 def test_a_whole_chat() -> None:

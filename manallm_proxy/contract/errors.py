@@ -399,6 +399,13 @@ class KeyRejected(ProviderError):
     widened_by = "auth"
 
 
+class EmptyAnswer(ProviderError):
+    """A stream that ended without a word: an answer, unless ``empty`` is listed under ``fallback_on``."""
+
+    reason = "empty_answer"
+    widened_by = "empty"
+
+
 class StreamInterrupted(ProviderError):
     """A committed stream broke. Told in-band; never retried, never spliced."""
 

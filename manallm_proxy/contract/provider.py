@@ -56,6 +56,8 @@ class Call:
     body: bytes = field(repr=False)
     """A JSON object; the client's own bytes where its door speaks this format. It holds the prompt: never log it."""
     request_id: str
+    denied: frozenset[str] = frozenset()
+    """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
 

@@ -1,4 +1,4 @@
-"""OpenAI's error envelope, with ours beside it."""
+"""OpenAI's error envelope: written with ours beside it, and recognised in what others send."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def error_body(error: ProxyError) -> bytes:
     if isinstance(error, NoProvider):
         inner["attempts"] = [line.to_json() for line in error.attempts]
     return encode({"error": inner})
+
+
+def says_error(error: object) -> bool:
+    """Whether the value of an ``error`` key tells of one: some servers send it empty with every good answer."""
+    if isinstance(error, dict):
+        return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
+    return bool(error)

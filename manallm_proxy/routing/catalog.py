@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from attrs import define, field
 
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.targets import Target
+
+OPTIONAL: Final = frozenset({"thinking"})
+"""Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
+COMPLETE: Final = frozenset({"completion"})
+"""A listing that names this one (Ollama's) names all that there are."""
 
 
 @define
@@ -38,6 +44,13 @@ class Catalog:
         if listed is None or listed.capabilities is None:
             return None
         return next((need for need in sorted(needs) if need not in listed.capabilities), None)
+
+    def denied(self, target: Target) -> frozenset[str]:
+        """Those of `OPTIONAL` that the provider's own listing denies."""
+        listed = self.find(target)
+        if listed is None or listed.capabilities is None or not listed.capabilities & COMPLETE:
+            return frozenset()
+        return OPTIONAL - listed.capabilities
 
     def keep_only(self, providers: set[str]) -> None:
         for gone in self._models.keys() - providers:

@@ -66,16 +66,18 @@ def _tool_call(call: Fields, path: str, called: dict[str, str]) -> Fields:
 
 
 def _arguments(text: object, path: str) -> object:
-    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``."""
+    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``.
+
+    So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
+    would end the conversation for good.
+    """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
     raw = typed(str, text, path).encode()
     try:
-        if isinstance(decode(raw), dict):
-            return msgspec.Raw(raw)
+        return msgspec.Raw(raw) if isinstance(decode(raw), dict) else {}
     except DecodeErrors:
-        pass
-    raise wrong(path, "a JSON object in a string")
+        return {}
 
 
 def _content(content: object, path: str) -> Fields:

@@ -93,6 +93,8 @@ def build(call: Call, entry: Entry) -> Request:
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= _settings(asked, entry.options, call.endpoint)
+    if "thinking" in call.denied and "think" not in asked:
+        fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
         return Request(path, encode({"model": entry.target.model, **fields}))
     except RecursionError:

@@ -1,7 +1,7 @@
 """Ollama's native API (ollama api/types.go and server/routes.go at v0.33; wire.md B).
 
 Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
-one JSON object a line, written out as OpenAI's chunks. What it says of itself is not taken on trust:
+one JSON object a line, read into deltas. What it says of itself is not taken on trust:
 
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
@@ -24,7 +24,8 @@ from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall,
 from manallm_proxy.contract.errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
@@ -58,16 +59,19 @@ class _Token(Struct):
 
 
 class _Reply(Struct):
-    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one."""
+    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one.
+
+    What an answer can do without is read leniently: servers that imitate Ollama send counters as null or 4.0.
+    """
 
     message: _Message | None = None
     response: str | None = None
     thinking: str | None = None
     done: bool = False
-    done_reason: str | None = None
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    logprobs: list[_Token] | None = None
+    done_reason: Any = None
+    prompt_eval_count: Any = 0
+    eval_count: Any = 0
+    logprobs: Any = None
     error: Any = None
 
 
@@ -75,7 +79,7 @@ class _Embedded(Struct):
     """api/types.go EmbedResponse."""
 
     embeddings: list[list[float]] | None = None
-    prompt_eval_count: int = 0
+    prompt_eval_count: Any = 0
     error: Any = None
 
 
@@ -217,12 +221,22 @@ def _too_long() -> BadResponse:
 def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """A decoded 200 body or line. BadResponse where it is none, and the error that it may hold instead."""
     try:
-        reply = decoder.decode(body)
+        reply = _decoded(decoder, body)
     except DecodeErrors:
         raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
-    if reply.error is not None:
+    if reply.error is not None and says_error(reply.error):
         raise ollama_failure.in_band(reply.error)
     return reply
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+        lenient = whole_surrogates(body)
+        if lenient == body:
+            raise
+        return decoder.decode(lenient)
 
 
 def _embeddings(call: Call, body: bytes) -> Answer:
@@ -230,13 +244,14 @@ def _embeddings(call: Call, body: bytes) -> Answer:
     asked = decode(call.body, type=_Asked)
     wanted = 1 if isinstance(asked.input, str) else len(asked.input)
     vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
-    return Answer(usage=Usage(prompt=max(0, reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
+    return Answer(usage=Usage(prompt=_count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
 
 
 def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
-        logprobs = _legacy_logprobs(reply.logprobs) if reply.logprobs else None
+        tokens = _tokens(reply.logprobs)
+        logprobs = _legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
     said = reply.message or _Message()
     return Delta(
@@ -244,7 +259,7 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
         reasoning=said.thinking or "",
         tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
-        logprobs=_logprobs(reply.logprobs) if reply.logprobs else None,
+        logprobs=_logprobs(tokens) if (tokens := _tokens(reply.logprobs)) else None,
     )
 
 
@@ -262,7 +277,24 @@ def _finish(reply: _Reply, *, called: bool) -> str:
 
 
 def _usage(reply: _Reply) -> Usage:
-    return Usage(prompt=max(0, reply.prompt_eval_count), completion=max(0, reply.eval_count))
+    return Usage(prompt=_count(reply.prompt_eval_count), completion=_count(reply.eval_count))
+
+
+def _count(value: object) -> int:
+    """A counter; 0 for what cannot be one."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return max(0, value) if type(value) is int else 0
+
+
+def _tokens(logprobs: object) -> list[_Token]:
+    """Empty where there are none, or none that can be read."""
+    if not logprobs:
+        return []
+    try:
+        return msgspec.convert(logprobs, list[_Token])
+    except msgspec.ValidationError:
+        return []
 
 
 def _logprobs(tokens: list[_Token]) -> dict[str, Any]:
