@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from tests.needs import require
-from tests.proxy import Proxy, openai, proxy, settings
+from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "nginx.conf.example"
@@ -114,6 +114,23 @@ async def test_a_client_that_leaves_nginx_ends_the_upstream_request(tmp_path: Pa
             response.close()
             asked = next(c for c in gpu.connections if c.answering)
             await asyncio.wait_for(asked.closed.wait(), 1)
+
+
+async def test_a_broken_stream_is_broken_behind_nginx_too(tmp_path: Path) -> None:
+    """The error event arrives, and no last chunk after it: a client that looks only at the framing sees it as well."""
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        connection.reset()
+
+    async with upstream(each(breaks)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{front}/v1/chat/completions", json=payload) as response:
+                body = await everything(response)
+                assert isinstance(response.content.exception(), aiohttp.ClientPayloadError)
+            assert b"one" in body and b'"stream_interrupted"' in body and b"[DONE]" not in body
 
 
 async def test_large_bodies_pass_and_metrics_do_not(tmp_path: Path) -> None:
