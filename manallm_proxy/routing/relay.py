@@ -13,6 +13,7 @@ from attrs import define, evolve, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch
 from manallm_proxy.contract.errors import Blame, EmptyAnswer, ProviderError, ProxyError, StreamInterrupted, Unsupported
+from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Provider, Stream
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
@@ -130,6 +131,7 @@ class Relay:
             self.error = batch.error
         except ProviderError as error:
             self.error = error
+            forget_frames(error)
         finally:
             await stream.aclose()
         if self.error is None:
