@@ -86,10 +86,10 @@ STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
 @pytest.mark.parametrize(("path", "body", "status"), STRAIGHT.values(), ids=STRAIGHT)
-async def test_what_passes_the_router_by_gets_the_same_answer(
+async def test_who_expects_100_continue_gets_the_same_answer(
     tmp_path: Path, path: str, body: dict[str, Any], status: int, state: str
 ) -> None:
-    """Only who expects 100-continue, or names the path in another way, goes through aiohttp's application."""
+    """Status, headers and connection are the same, whether or not the client waits before it sends its body."""
     config = settings({"loopback": {"kind": "loopback"}, "dead": openai("http://127.0.0.1:9")}, ["loopback/echo"])
     config["aliases"]["mana/dead"] = {"chain": ["dead/m"]}
     config |= {"cors": {"origins": ["http://home"]}, "health": {"failure_threshold": 100, "probe_interval": 600}}
@@ -104,6 +104,8 @@ async def test_what_passes_the_router_by_gets_the_same_answer(
                 raw = await response.read()
                 told = {name.lower(): value for name, value in response.headers.items()}
             told.pop("date")
+            if response.status == 503:
+                told.pop("content-length")  # the attempt's milliseconds may have a digit more
             seen.append((response.status, told, bool(raw), response.connection is None))
         assert seen[0] == seen[1]
         assert seen[0][0] == (403 if state == "another page" else status)
@@ -138,7 +140,6 @@ BAD: dict[str, tuple[bytes, int, str | None]] = {
     "too deep": (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, None),
     "bad UTF-8": (b'{"messages":["\xff"]}', 400, None),
     "NaN": (b'{"messages":[NaN]}', 400, None),
-    "lone surrogate": (b'{"messages":["\\ud800"]}', 400, None),
     "model twice": (b'{"model":"a","messages":[],"model":"b"}', 400, "model"),
     "model of a wrong type": (b'{"model":7,"messages":[]}', 400, "model"),
     "messages missing": (b'{"model":"mana/test"}', 400, "messages"),
