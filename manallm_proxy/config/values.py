@@ -10,6 +10,7 @@ No message shows a value: it may be a secret.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,15 @@ _FRAMING: Final = (
     "transfer-encoding",
     "upgrade",
 )
+_LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
+_HOST: Final = re.compile(
+    rf"(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<ip>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\])(?::[0-9]+)?"
+)
+"""A name or an IPv4 address, or an IPv6 address in brackets. DNS allows no underscore; names of containers have one."""
+_HOST_LIMIT: Final = 253
+_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+"""RFC 3986, section 3.3."""
+_ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
@@ -179,11 +189,15 @@ def host(value: object) -> str:
 
 
 def _http_url(value: object, *, user: bool) -> str:
-    """An http(s) URL with a host and nothing behind its path; a user in it only where `user` allows one."""
+    """An http(s) URL that both HTTP clients can connect to: a host, a path, and no more.
+
+    `user` says whether it may hold a user and a password. ``urlsplit`` accepts hosts and paths that yarl, which both
+    clients use, refuses or changes; so each part is checked here.
+    """
     found = text(value)
     try:
         parts = urlsplit(found)
-        _ = parts.port  # raises where it is none
+        port = parts.port  # raises ValueError where it is none
     except ValueError:
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
@@ -192,12 +206,36 @@ def _http_url(value: object, *, user: bool) -> str:
         raise Wrong("holds a user or a password; give the key as api_key")
     if "?" in found or "#" in found:
         raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
+    if not _is_host(parts.netloc.rpartition("@")[2]):
+        raise Wrong("expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port")
+    if port == 0:
+        raise Wrong("expected a port from 1 to 65535")
+    if _PATH.fullmatch(parts.path) is None:
+        raise Wrong("holds a character that no URL's path may have")
     return found.rstrip("/")
 
 
+def _is_host(text: str) -> bool:
+    """Whether `text`, the part of a URL between ``//`` and its path, is a host that can be looked up, with its port."""
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return False
+    if match["name"] is not None:
+        return len(match["name"]) <= _HOST_LIMIT
+    try:
+        ipaddress.IPv6Address(match["ip"])
+    except ValueError:
+        return False
+    return True
+
+
 def base_url(value: object) -> str:
-    """A provider's address; a key does not belong in it."""
-    return _http_url(value, user=False)
+    """A provider's address, without a slash at its end and without a key. The endpoints' paths are added to it."""
+    found = _http_url(value, user=False)
+    for end in _ENDPOINTS:
+        if found.endswith(end):
+            raise Wrong(f"ends in an endpoint: leave out '{end}', which the proxy adds itself")
+    return found
 
 
 def proxy_url(value: object) -> str:
