@@ -11,13 +11,14 @@ from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ProviderError, ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.generation import Generation, try_open
 from manallm_proxy.openai.schema import read_summary, vector_length
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
     """0 where all is well, 1 where ``--live`` found a model that is missing, or vectors of different length."""
     config = load(find(environ, config_file), environ)
+    asyncio.run(try_open(config))
     if live:
         return asyncio.run(_live(config))
     for provider in config.providers.values():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config
+from manallm_proxy.gateway.generation import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
 from manallm_proxy.process.app import App
@@ -49,6 +50,7 @@ def _serve_many(
     from manallm_proxy.process.supervisor import Supervisor
 
     _loop_factory()  # imported once for all
+    asyncio.run(try_open(config))
     greets = "JOURNAL_STREAM" not in environ
     greet = partial(print, flush=True) if greets else None
     try:
@@ -72,6 +74,7 @@ async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: 
 
 
 async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
+    await try_open(config)
     app = App(config, environ, logs, host, port)
     try:
         running = asyncio.ensure_future(app.run())

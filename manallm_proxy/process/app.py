@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +24,8 @@ from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import ShuttingDown
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified, Reloaded
+from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.routes import Web
@@ -36,6 +34,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
+from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.health import SharedState
 from manallm_proxy.routing.probes import Prober
 
@@ -75,12 +74,14 @@ class App:
     """Sockets of systemd's."""
     _stop: asyncio.Event = field(factory=asyncio.Event)
     _hurry: asyncio.Event = field(factory=asyncio.Event)
+    _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         broadcast = self.link.moved if self.link is not None else None
         generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
         self.web = Web(generation, self.observe, self.metrics.render, self.link)
+        self._reloader = Reloader(self)
         self._take_over(generation)
 
     def observe(self, event: Event) -> None:
@@ -115,13 +116,14 @@ class App:
                 self._probing = loop.create_task(self._prober.run())
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
-                self._tell_ready(self._summary())
+                self._tell_ready(self.summary())
                 self._ready.set()
                 await self._stop.wait()
             await self._drain(runner, sites)
         finally:
             if self._probing is not None:
                 self._probing.cancel()
+            await self._reloader.close()
             await runner.cleanup()
             await self.web.generation.close()
             if watchdog is not None:
@@ -143,28 +145,34 @@ class App:
             self._hurry.set()
         self._stop.set()
 
-    def reload(self) -> None:
-        """Everything new, or, where there is any mistake, nothing. No await: no request sees a half."""
-        if self._stop.is_set():
-            return
-        systemd.reloading(self.environ)
-        try:
-            config = reread(self.config, self.environ, self.host, self.port, self._passed)
-        except ConfigError as error:
-            self.observe(Reloaded(error.mistakes))
-            systemd.ready(f"reload refused: {error.mistakes[0]}", self.environ)
-            return
-        self._adopt(config)
-        self.observe(Reloaded())
-        systemd.ready(self._summary(), self.environ)
+    @property
+    def stopping(self) -> bool:
+        """Whether it drains."""
+        return self._stop.is_set()
 
-    def _adopt(self, config: Config) -> None:
+    # reloads, see `Reloader`
+
+    def reload(self) -> asyncio.Task[None]:
+        """Reads the files again, and serves them, or, if there is any mistake, goes on as before."""
+        return self._reloader.reload()
+
+    @property
+    def generation(self) -> Generation:
+        """The one that serves."""
+        return self.web.generation
+
+    def read(self) -> Config:
+        """The files as they are now. Runs in a thread. Raises ConfigError."""
+        return reread(self.config, self.environ, self.host, self.port, self._passed)
+
+    def adopt(self, generation: Generation) -> None:
+        """Serves `generation` from now on. No await: every request sees all of it or nothing."""
         before = self.web.generation
-        generation = Generation.build(config, before.registry.clock, self.observe, before, before.registry.broadcast)
-        self.web.generation, self.config = generation, config
+        generation.adopt()
+        self.web.generation, self.config = generation, generation.config
         before.retire(generation)
         self.web.end_revoked()
-        self.logs.adjust(config.log.level, config.log.format)
+        self.logs.adjust(self.config.log.level, self.config.log.format)
         self._take_over(generation)
         if self._probing is not None:
             self._probing.cancel()
@@ -186,12 +194,18 @@ class App:
             case _:
                 assert_never(topic)
 
-    def adopt_pickled(self, config: bytes) -> None:
-        """The supervisor has read and checked it."""
-        if not self._stop.is_set():
-            self._adopt(pickle.loads(config))  # noqa: S301  # from the process that forked this one, over their own pair
-            if self._ready.is_set():
-                self._tell_ready(self._summary())
+    def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
+        """Opens a new configuration, which the supervisor has read, and replies with its mistakes."""
+        self._reloader.prepare(number, config, reply)
+
+    def adopt_prepared(self, number: int) -> None:
+        """Serves what was prepared under `number`."""
+        if self._reloader.adopt(number) and self._ready.is_set():
+            self._tell_ready(self.summary())
+
+    def abandon_prepared(self, number: int) -> None:
+        """Closes what was prepared under `number`: another worker refused it."""
+        self._reloader.abandon(number)
 
     def drain(self, hurry: bool) -> None:
         """Ends; the signal that the supervisor passes on may have reached this process too."""
@@ -245,7 +259,8 @@ class App:
     def _key_gauges(self) -> Iterable[tuple[str, int]]:
         return ((caller.key.name, caller.in_flight) for caller in self.web.generation.keyring)
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """One line of status."""
         providers = self.web.generation.registry.providers
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"

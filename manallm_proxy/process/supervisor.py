@@ -16,20 +16,22 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
+from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, reread
+from manallm_proxy.process.worker_line import WorkerLine
 from manallm_proxy.process.worker_link import WorkerLink
-from manallm_proxy.process.worker_messages import FROM_WORKER, Lines, to_line
+from manallm_proxy.process.worker_messages import FROM_WORKER, to_line
 from manallm_proxy.process.workers import WorkerManager
 
 PATIENCE: Final = 20.0
@@ -39,43 +41,6 @@ QUEUE: Final = 1.0
 UNREAD: Final = 2**24
 """Bytes that wait for a worker that does not read, beyond which it is told nothing more: it will be ended."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-@define(eq=False)
-class _Line:
-    """This end of the pair of sockets to one worker."""
-
-    socket: socket.socket
-    number: int
-    lines: Lines = field(factory=Lines)
-    unsent: bytearray = field(factory=bytearray, repr=False)
-    over: bool = False
-    """The other end is closed."""
-
-    def send(self) -> None:
-        """As much of what waits as there is room for."""
-        try:
-            del self.unsent[: self.socket.send(self.unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:  # it is gone, and will be missed soon
-            self.unsent.clear()
-
-    def receive(self) -> list[bytes] | None:
-        """The lines that have come; None where none will any more. BlockingIOError where there are none yet."""
-        try:
-            data = self.socket.recv(2**18)
-        except ConnectionError:
-            return None
-        return self.lines.feed(data) if data else None
-
-    def rest(self) -> list[bytes]:
-        """The last lines of a worker that has ended."""
-        lines: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while (got := self.receive()) is not None:
-                lines += got
-        return lines
 
 
 @define(eq=False)
@@ -93,14 +58,20 @@ class Supervisor:
     metrics: Metrics = field(init=False)
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
-    _lines: dict[int, _Line] = field(factory=dict)
+    _lines: dict[int, WorkerLine] = field(factory=dict)
     """By descriptor."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
     _ping_at: float = 0.0
     _announced: bool = False
-    _reloading: bool = False
+    _reader: ConfigReader | None = None
+    _next: Config | None = None
+    """Read, and being prepared by the workers."""
+    _queued: bool = False
+    """Another reload is to follow the one under way."""
+    _adopting: bool = False
+    """The workers have been told to adopt a configuration, and not all serve it yet."""
     _code: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -125,6 +96,7 @@ class Supervisor:
             signal.signal(each, lambda *_: None)
         self._poll.register(self._wakes[0], select.POLLIN)
         while True:
+            self._settle_reload()  # before any fork: a new worker serves ``config``
             now = time.monotonic()
             for number in self._workers.to_start(now):
                 member = self._start(number, now)
@@ -148,6 +120,8 @@ class Supervisor:
         if line is not None:
             if event & ~select.POLLOUT:
                 self._hear(line)
+        elif self._reader is not None and descriptor == self._reader.socket.fileno():
+            self._read_on(self._reader)
         else:
             for number in self._wakes[0].recv(4096):
                 self._signalled(number)
@@ -176,35 +150,75 @@ class Supervisor:
             self.observe(LifeChanged("draining", f"{len(self._workers.workers)} workers"))
             self._listeners.close_all()
             self._workers.drain(hurry=False)
+            if self._reader is not None:
+                self._poll.unregister(self._reader.socket)
+                self._reader.kill()
+                self._reader = None
         else:
             self._workers.drain(hurry=True)
 
     def _reload(self) -> None:
-        """Read and checked once; then all workers get the very same, or, where there is any mistake, nothing."""
-        systemd.reloading(self.environ)
-        try:
-            config = reread(self.config, self.environ, self.host, self.port, self._listeners.passed)
-        except ConfigError as error:
-            self.observe(Reloaded(error.mistakes))
-            systemd.ready(f"reload refused: {error.mistakes[0]}", self.environ)
+        """Starts a reload, or queues one while another is read or prepared."""
+        if self._reader is not None or self._next is not None:
+            self._queued = True
             return
-        before, self.config = self.config.providers, config
-        changed = {name for name, provider in before.items() if config.providers.get(name) != provider}
-        self.logs.adjust(config.log.level, config.log.format)
-        self._reloading = True
-        self._workers.adopt(pickle.dumps(config), changed)
+        systemd.reloading(self.environ)
+        read = partial(reread, self.config, self.environ, self.host, self.port, self._listeners.passed)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._reader = ConfigReader.start(read, self._let_go, self.logs)
+        except OSError as error:
+            self._refuse((f"no process could be started to read the configuration: {error.strerror or error}",))
+        else:
+            self._poll.register(self._reader.socket, select.POLLIN)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _read_on(self, reader: ConfigReader) -> None:
+        """All workers prepare the configuration that was read, or it is refused."""
+        descriptor = reader.socket.fileno()
+        result = reader.receive()
+        if result is None:
+            return
+        self._poll.unregister(descriptor)
+        self._reader = None
+        if isinstance(result, Config):
+            self._next = result
+            before = self.config.providers
+            changed = {name for name, provider in before.items() if result.providers.get(name) != provider}
+            self._workers.prepare(pickle.dumps(result), changed, time.monotonic())
+        else:
+            self._refuse(result)
+
+    def _settle_reload(self) -> None:
+        """Takes note of what the workers made of a new configuration, and starts the reload that is queued."""
+        mistakes = self._workers.take_outcome()
+        if self._next is not None and mistakes is not None:
+            if mistakes:
+                self._refuse(mistakes)
+            else:
+                self.config, self._adopting = self._next, True
+                self.logs.adjust(self.config.log.level, self.config.log.format)
+            self._next = None
+        if self._queued and self._reader is None and self._next is None and not self._workers.draining:
+            self._queued = False
+            self._reload()
+
+    def _refuse(self, mistakes: tuple[str, ...]) -> None:
+        self.observe(Reloaded(mistakes))
+        systemd.ready(f"reload refused: {mistakes[0]}", self.environ)
 
     def _ready(self) -> None:
         """All workers serve: for the first time, or a new configuration."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
             self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{self._apart()}"))
-        if self._reloading:
+        if self._adopting:
             self.observe(Reloaded())
         systemd.ready(self._workers.summary, self.environ)
         if not self._announced and self.greet is not None:
             self.greet(self._workers.banner)
-        self._announced, self._reloading = True, False
+        self._announced, self._adopting = True, False
 
     def _apart(self) -> str:
         """What an operator might take for a limit of all workers together."""
@@ -233,7 +247,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         ours.setblocking(False)
-        self._lines[ours.fileno()] = _Line(ours, number)
+        self._lines[ours.fileno()] = WorkerLine(ours, number)
         self._poll.register(ours, select.POLLIN)
         self._workers.started(number, pid, now)
         return None
@@ -242,16 +256,23 @@ class Supervisor:
         self, number: int, sockets: list[socket.socket], ours: socket.socket, theirs: socket.socket
     ) -> WorkerLink:
         """In the worker: lets go of all that is the supervisor's. Its end of a line must be open nowhere else."""
+        self._let_go(number)
+        ours.close()
+        return WorkerLink(number, sockets, theirs)
+
+    def _let_go(self, number: int = 0) -> None:
+        """In a child: closes what is the supervisor's, all sockets but those of worker `number`."""
         signal.set_wakeup_fd(-1)
         for each in SIGNALS:  # a terminal's go to the whole group, and the supervisor passes them on
             signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
-        for mine in (ours, *self._wakes, *(line.socket for line in self._lines.values())):
+        for mine in (*self._wakes, *(line.socket for line in self._lines.values())):
             mine.close()
+        if self._reader is not None:
+            self._reader.socket.close()
         self._listeners.close_all(but=number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return WorkerLink(number, sockets, theirs)
 
-    def _hear(self, line: _Line) -> None:
+    def _hear(self, line: WorkerLine) -> None:
         lines = line.receive()
         if lines is None:
             line.over = True
@@ -260,7 +281,7 @@ class Supervisor:
         self._take(line.number, lines)
         if self._workers.workers[line.number].leaving:
             self._listeners.close(line.number)
-        if self._workers.all_serve and (self._reloading or not self._announced) and not self._workers.draining:
+        if self._workers.all_serve and (self._adopting or not self._announced) and not self._workers.draining:
             self._ready()
 
     def _take(self, number: int, lines: list[bytes]) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, assert_never
 
 from attrs import define, field
 
 from manallm_proxy.process.worker_messages import (
     TO_WORKER,
+    Abandon,
     Adopt,
     Answer,
     Ask,
@@ -24,6 +27,8 @@ from manallm_proxy.process.worker_messages import (
     Lines,
     Moved,
     Part,
+    Prepare,
+    Prepared,
     Serving,
     Tell,
     Topic,
@@ -45,8 +50,14 @@ class Duties(Protocol):
     def part(self, topic: Topic) -> str:
         """This worker's part of an answer."""
 
-    def adopt_pickled(self, config: bytes) -> None:
-        """The configuration from now on."""
+    def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
+        """Opens a configuration and goes on serving the old one. `reply` gets the mistakes, none if it is open."""
+
+    def adopt_prepared(self, number: int) -> None:
+        """Serves what was prepared under `number`."""
+
+    def abandon_prepared(self, number: int) -> None:
+        """Closes what was prepared under `number`."""
 
     def drain(self, hurry: bool) -> None:
         """Ends. Called twice, it changes nothing but the hurry."""
@@ -132,12 +143,19 @@ class WorkerLink(asyncio.Protocol):
                     answer.set_result(message.body)
             case Beat():
                 self._say(message)
+            case Prepare():
+                duties.prepare_pickled(message.number, message.config, partial(self._prepared, message.number))
             case Adopt():
-                duties.adopt_pickled(message.config)
+                duties.adopt_prepared(message.number)
+            case Abandon():
+                duties.abandon_prepared(message.number)
             case Drain():
                 duties.drain(message.hurry)
             case _:
                 assert_never(message)
+
+    def _prepared(self, number: int, mistakes: tuple[str, ...]) -> None:
+        self._say(Prepared(number, mistakes))
 
     def _say(self, message: FromWorker) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -73,13 +73,33 @@ class Beat(Message):
     """To a worker, and back from its loop: it turns."""
 
 
-class Adopt(Message):
-    """To all workers: the configuration from now on, pickled. Nobody but the supervisor can send one."""
+class Prepare(Message):
+    """To every worker: open this configuration, pickled, and serve the old one on. Only the supervisor can send it."""
 
+    number: int
     config: bytes
 
     def __repr__(self) -> str:
-        return "Adopt()"  # it holds the providers' keys
+        return f"Prepare({self.number})"  # the configuration holds the providers' keys
+
+
+class Prepared(Message):
+    """From a worker: configuration ``number`` is open, or, if there are mistakes, refused."""
+
+    number: int
+    mistakes: tuple[str, ...] = ()
+
+
+class Adopt(Message):
+    """To every worker: serve what was prepared under ``number``."""
+
+    number: int
+
+
+class Abandon(Message):
+    """To every worker: close what was prepared under ``number``."""
+
+    number: int
 
 
 class Drain(Message):
@@ -88,8 +108,8 @@ class Drain(Message):
     hurry: bool = False
 
 
-FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | Beat
-ToWorker = Moved | Answer | Tell | Beat | Adopt | Drain
+FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | Beat | Prepared
+ToWorker = Moved | Answer | Tell | Beat | Prepare | Adopt | Abandon | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

@@ -8,6 +8,7 @@
    meanwhile shares the next answer: however many ask, there is one question on its way.
 4. What a worker finds out about a provider is passed to the others, and kept for those that are yet to come.
 5. Counters never fall: what a worker had counted when it was last asked stays when it is gone.
+6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
 
 Nothing here waits, and the time is an argument. What is to be sent is in ``outbox``.
 """
@@ -21,7 +22,9 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.observe.metrics_merge import Families, Family, add, merged_health, parse, render
+from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
+    Abandon,
     Adopt,
     Answer,
     Ask,
@@ -32,6 +35,8 @@ from manallm_proxy.process.worker_messages import (
     Leaving,
     Moved,
     Part,
+    Prepare,
+    Prepared,
     Serving,
     Tell,
     Topic,
@@ -108,6 +113,8 @@ class WorkerManager:
     _questions: dict[Topic, _Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
     _last_id: int = 0
+    _rollout: Rollout | None = None
+    _outcome: tuple[str, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         self._start_at = dict.fromkeys(range(1, self.size + 1), 0.0)
@@ -125,7 +132,8 @@ class WorkerManager:
         """When `to_start`, `to_end` or `due` may have something to do."""
         ending = (worker.ended_at + LAST_CHANCE for worker in self.workers.values() if worker.ended_at is not None)
         questions = (question.until for question in self._questions.values())
-        return min([self._beat_at, *self._start_at.values(), *questions, *ending])
+        rollout = [self._rollout.until] if self._rollout is not None else []
+        return min([self._beat_at, *self._start_at.values(), *questions, *ending, *rollout])
 
     # 1
 
@@ -138,6 +146,9 @@ class WorkerManager:
         self.workers[number] = Worker(number, pid, now, silent_since=now)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
+        if self._rollout is not None:
+            self._rollout.started(number)
+            self.outbox.append((number, self._rollout.prepare))
 
     def ended(self, number: int, now: float) -> float | None:
         """A worker is gone, or could not be started. Seconds until it is started again; None: never."""
@@ -149,6 +160,7 @@ class WorkerManager:
                 self._settle(topic, number, now)
             if now - worker.began >= PROVEN:
                 self._delays.pop(number, None)
+            self._wait_no_longer(number)
         if self.draining:
             return None
         delay = self._delays.get(number, DELAY)
@@ -160,14 +172,8 @@ class WorkerManager:
         """All are to end, and nobody is started any more."""
         self.draining = True
         self._start_at.clear()
+        self._rollout = None
         self._tell_all(Drain(hurry))
-
-    def adopt(self, config: bytes, changed: Collection[str]) -> None:
-        """All are to serve a new configuration. What was found out about providers that `changed` is void."""
-        self._updates = {key: found for key, found in self._updates.items() if key[0] not in changed}
-        for worker in self.workers.values():
-            worker.serving = False
-        self._tell_all(Adopt(config))
 
     # 2
 
@@ -182,6 +188,9 @@ class WorkerManager:
         for topic, question in list(self._questions.items()):
             if now >= question.until:
                 self._answer(topic, now)
+        if self._rollout is not None:
+            self._rollout.due(now)
+            self._settle_rollout()
 
     def to_end(self, now: float) -> list[tuple[Worker, bool]]:
         """Workers that have been silent for too long, each with whether it has had its last chance."""
@@ -208,6 +217,7 @@ class WorkerManager:
                 self.summary, self.banner = message.summary, message.banner
             case Leaving():
                 worker.leaving = True
+                self._wait_no_longer(number)
             case Farewell():
                 worker.counted = parse(message.metrics)
             case Ask():
@@ -217,6 +227,10 @@ class WorkerManager:
                     if question.id == message.id:
                         question.parts[number] = message.body
                         self._settle(topic, number, now)
+            case Prepared():
+                if self._rollout is not None:
+                    self._rollout.answered(number, message)
+                    self._settle_rollout()
             case Beat():
                 pass
             case _:
@@ -291,6 +305,40 @@ class WorkerManager:
                     del self._updates[next(iter(self._updates))]
                 self._updates[key] = update
         self._tell_all(moved, but=number)
+
+    # 6
+
+    def prepare(self, config: bytes, changed: Collection[str], now: float) -> None:
+        """Has all workers prepare a pickled configuration, in which the providers `changed` are not as they were."""
+        self._last_id += 1
+        waiting = {number for number, worker in self.workers.items() if not worker.leaving}
+        self._rollout = Rollout(Prepare(self._last_id, config), changed, waiting, now + PREPARING)
+        self.outbox += [(number, self._rollout.prepare) for number in waiting]
+        self._settle_rollout()
+
+    def take_outcome(self) -> tuple[str, ...] | None:
+        """Once after each `prepare`: the mistakes for which it was refused, none if all were told to adopt it."""
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+    def _wait_no_longer(self, number: int) -> None:
+        if self._rollout is not None:
+            self._rollout.left(number)
+            self._settle_rollout()
+
+    def _settle_rollout(self) -> None:
+        rollout = self._rollout
+        if rollout is None or not rollout.over:
+            return
+        self._rollout, self._outcome = None, rollout.mistakes
+        if rollout.mistakes:
+            self._tell_all(Abandon(rollout.prepare.number))
+            return
+        # what was found out about providers that have changed is void
+        self._updates = {key: found for key, found in self._updates.items() if key[0] not in rollout.changed}
+        for worker in self.workers.values():
+            worker.serving = False
+        self._tell_all(Adopt(rollout.prepare.number))
 
     def _tell_all(self, message: ToWorker, but: int | None = None) -> None:
         self.outbox += [(number, message) for number in self.workers if number != but]
