@@ -24,7 +24,7 @@ Reader = Callable[[Any], Any]
 
 MODEL_LIMIT: Final = 256
 """Characters of a target's model: it becomes a header's value."""
-_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length")
+_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
     "connection",
     "content-length",

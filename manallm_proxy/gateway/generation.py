@@ -199,7 +199,7 @@ class Generation:
             )
         settings = self.config.providers[provider]
         entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
-        return Chain(None, (entry,))
+        return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
     def hold(self) -> None:
         self._users += 1
