@@ -34,9 +34,9 @@ from tests.test_tally import report, value, worker
 OPEN = SharedState(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")
 
 
-def crew(size: int = 2, patience: float = 20.0) -> WorkerManager:
+def crew(size: int = 2, stall_timeout: float = 20.0) -> WorkerManager:
     """One whose workers all serve."""
-    made = WorkerManager(size, patience, lambda: worker(0))
+    made = WorkerManager(size, stall_timeout, lambda: worker(0))
     for number in made.to_start(0.0):
         made.started(number, 100 + number, 0.0)
         made.received(number, Serving("all well"), 0.0)
@@ -108,7 +108,7 @@ def test_a_drain_starts_nobody() -> None:
 
 def test_a_silent_worker_is_ended() -> None:
     """Once with a chance to say where it hangs, then without; one that answers is not."""
-    made = crew(2, patience=8.0)
+    made = crew(2, stall_timeout=8.0)
     made.due(2.0)
     assert sent(made) == [Beat(), Beat()]
     made.received(1, Beat(), 2.0)

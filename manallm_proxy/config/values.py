@@ -1,10 +1,10 @@
-"""What one value of the configuration may be, and the words for people where it is not.
+"""Readers: what a single value of the configuration may be, and what to say if it is not.
 
-A *reader* takes a raw value from YAML and returns the right one, or raises `Wrong`. Nothing is coerced:
-``"3"`` is no number, 3.7 no whole number, ``"false"`` no truth value. Where a value was one ``${NAME}``, a
-reader that wants something else than text reads it as YAML would.
+A *reader* takes a raw value from YAML and returns the parsed one, or raises `Wrong`. Nothing is coerced: ``"3"`` is not
+a number, 3.7 not a whole number, ``"false"`` not a truth value. If a value was one ``${NAME}``, readers of anything but
+text parse it as a YAML scalar.
 
-No message shows a value: it may be a secret.
+No message contains a value, because it may be a secret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from manallm_proxy.contract.targets import Target
 Reader = Callable[[Any], Any]
 
 MODEL_LIMIT: Final = 256
-"""Characters of a target's model: it becomes a header's value."""
+"""Max characters of a model's name, which becomes the value of a header."""
 _FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
     "connection",
@@ -52,17 +52,17 @@ _LARGEST: Final = 2**40
 
 
 class Wrong(ValueError):
-    """A value that is not what its place wants. The text says what was expected, never the value."""
+    """A value is not what is expected here. The message says what is expected, and never shows the value."""
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:
-    """``" (did you mean 'groq'?)"`` where `word` is close to a known one, else nothing."""
+    """``" (did you mean 'groq'?)"`` if `word` is close to a known one, else an empty string."""
     close = difflib.get_close_matches(str(word)[:256], list(known), 1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def expected(what: str, value: object) -> Wrong:
-    """``expected a whole number, got a string``; names the variable where the value is one that is not set."""
+    """``expected a whole number, got a string``; if the value is a variable that is not set, its name."""
     if isinstance(value, Unset):
         return Wrong(f"{value} and there is no default")
     return Wrong(f"expected {what}, got {_kind(value)}")
@@ -85,12 +85,12 @@ def _kind(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """What stands there, a filled-in variable read as YAML reads it."""
+    """`value`, or what YAML makes of it if it comes from a variable."""
     return value.scalar if isinstance(value, Filled) else value
 
 
 def text(value: object) -> str:
-    """A string; a number or a truth value in its place wants quotes."""
+    """A string. Numbers and truth values need quotes to be one."""
     if not isinstance(value, str):
         quotes = " (put it in quotes)" if isinstance(value, int | float) else ""
         raise Wrong(f"{expected('a string', value)}{quotes}")
@@ -98,7 +98,7 @@ def text(value: object) -> str:
 
 
 def matching(pattern: str, what: str) -> Reader:
-    """A string all of which matches `pattern`; `what` says that in words."""
+    """A string that matches `pattern` as a whole; `what` describes it for people."""
     compiled = re.compile(pattern)
 
     def read(value: object) -> str:
@@ -110,7 +110,7 @@ def matching(pattern: str, what: str) -> Reader:
 
 
 def truth(value: object) -> bool:
-    """true or false, and nothing that merely looks like it."""
+    """``true`` or ``false``, and nothing that merely looks like it."""
     found = plain(value)
     if not isinstance(found, bool):
         raise expected("true or false", value)
@@ -133,7 +133,7 @@ def whole(least: int, most: int | None = None) -> Reader:
 
 
 def duration(*, zero: bool = False) -> Reader:
-    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero` says whether 0 makes sense."""
+    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero`: whether 0 is allowed."""
     what = "a number of seconds or '500ms', '30s', '5m'"
 
     def read(value: object) -> float:
@@ -182,7 +182,7 @@ def choice(*known: str) -> Reader:
 
 
 def host(value: object) -> str:
-    """An address without brackets, or a name."""
+    """An IP address without brackets, or a host name."""
     if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
         raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
     return found
@@ -244,7 +244,7 @@ def proxy_url(value: object) -> str:
 
 
 def api_key(value: object) -> str | Unset:
-    """A key as it can stand in a header. One whose variable is not set leaves the provider unconfigured."""
+    """A key that is valid in a header. `Unset` passes: it leaves the provider unconfigured."""
     if isinstance(value, Unset):
         return value
     if re.fullmatch(r"[\x21-\x7e]+", found := text(value)) is None:
@@ -253,7 +253,7 @@ def api_key(value: object) -> str | Unset:
 
 
 def header_name(value: object) -> str:
-    """A header that may be added: a token, and none that frames the message."""
+    """The name of a header that may be added: a token, but not a header that frames the message."""
     if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", found := text(value)) is None:
         raise Wrong("is no name for a header")
     if found.lower() in _FRAMING:
@@ -262,7 +262,7 @@ def header_name(value: object) -> str:
 
 
 def target(value: object) -> Target:
-    """``provider/model``. That the provider exists is not known here."""
+    """``provider/model``. Whether the provider exists is checked later."""
     found = text(value)
     try:
         target = Target.parse(found)
@@ -274,7 +274,7 @@ def target(value: object) -> Target:
 
 
 def moves_on(value: object) -> str:
-    """A class or a status under ``fallback_on``, statuses as strings."""
+    """A class or a status under ``fallback_on``; statuses become strings."""
     found = plain(value)
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
@@ -287,7 +287,7 @@ def moves_on(value: object) -> str:
 
 
 def options(value: object) -> dict[str, Any]:
-    """What Ollama gets as it stands here, so it must be JSON."""
+    """Options sent to Ollama unchanged, so they must be JSON."""
     if value is not None and not isinstance(value, dict):
         raise expected("keys and values", value)
     found: dict[str, Any] = _json(value or {}, 0)

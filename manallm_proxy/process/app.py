@@ -1,11 +1,10 @@
-"""Assemble, start, reload, drain, stop.
+"""One serving process: assemble, start, reload, drain, stop.
 
-The order of a life: listen; one round of probes, or its timeout; ``READY``. SIGHUP builds the next
-snapshot beside the old one and swaps them in one assignment. SIGTERM and SIGINT: not ready any more, a
-moment of ``Connection: close``, no new connections, the answers in flight up to ``limits.drain``, the
-rest as broken streams; a second signal shortens the wait.
+Start: listen, then one round of probes or its timeout, then ``READY``. SIGHUP reloads, see `reload`. SIGTERM and
+SIGINT drain: not ready any more, `LAME_DUCK` seconds of ``Connection: close``, no new connections, answers in flight
+for up to ``limits.drain``, then an error event for the rest. A second signal shortens the wait.
 
-As one of several workers it is told by its supervisor to reload and to drain, and tells it what it finds out.
+As one of several workers it reloads and drains when its supervisor says so, and reports health changes to it.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ if TYPE_CHECKING:
     from manallm_proxy.process.worker_messages import Topic
 
 LAME_DUCK: Final = 0.5
-"""Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
+"""Seconds of ``Connection: close`` before the listeners close, so that no keep-alive client gets a reset."""
 LAST_CALL: Final = 1.0
-"""Seconds at most behind the listeners' end for who has just connected, and whose request is still on its way."""
+"""Max seconds a drain waits for the first request on connections that were already accepted."""
 LAST_WORDS: Final = 2.0
 """Seconds for interrupted streams to write their error event."""
 
 
 @define(eq=False)
 class App:
-    """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
+    """One serving process. ``host`` and ``port`` come from the command line and win over the file at each load."""
 
     config: Config
     environ: Mapping[str, str] = field(repr=False)
@@ -60,18 +59,18 @@ class App:
     host: str | None = None
     port: int | None = None
     link: WorkerLink | None = None
-    """Where it is one of several workers: its line to the supervisor. It takes no signal but SIGTERM then."""
+    """Connects a worker to its supervisor; None if this is the only process. A worker handles SIGTERM only."""
     banner: Callable[[App], str] | None = None
-    """What is said to a newcomer."""
+    """Text that tells a new user what to try, for the terminal."""
     addresses: list[str] = field(factory=list)
-    """Where it listens, as URLs or ``unix:/path``."""
+    """Addresses it listens on, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
     web: Web = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
     _passed: list[socket.socket] = field(factory=list)
-    """Sockets of systemd's."""
+    """Listening sockets from systemd."""
     _stop: asyncio.Event = field(factory=asyncio.Event)
     _hurry: asyncio.Event = field(factory=asyncio.Event)
     _reloader: Reloader = field(init=False)
@@ -90,7 +89,7 @@ class App:
         self.logs(event)
 
     async def run(self) -> None:
-        """From listening to the last answer. OSError where an address cannot be had."""
+        """Serves until `stop`, then drains. Raises OSError if it cannot listen."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
         self.logs.soon = loop.call_soon
@@ -116,7 +115,7 @@ class App:
                 self._probing = loop.create_task(self._prober.run())
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
-                self._tell_ready(self.summary())
+                self._report_ready(self.summary())
                 self._ready.set()
                 await self._stop.wait()
             await self._drain(runner, sites)
@@ -134,13 +133,13 @@ class App:
                 await self.link.leave(self.metrics.render()[0].decode())
 
     async def ready(self, running: asyncio.Future[None]) -> None:
-        """Returns once `running` (of `run`) serves, or has ended without."""
+        """Returns when `running` (the task of `run`) serves, or has ended before that."""
         waiting = asyncio.ensure_future(self._ready.wait())
         await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
 
     def stop(self) -> None:
-        """The first call drains, the second hurries."""
+        """The first call drains; the second ends the wait for answers in flight."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
@@ -178,14 +177,14 @@ class App:
             self._probing.cancel()
             self._probing = asyncio.get_running_loop().create_task(self._probe_anew())
 
-    # what the supervisor says, see `member.Duties`
+    # what the supervisor asks for, see `worker_link.Duties`
 
-    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Another worker's finding."""
+    def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
+        """Applies a health change that another worker reported."""
         self.web.generation.registry.heard(provider, model, update)
 
     def part(self, topic: Topic) -> str:
-        """This worker's part of an answer for all."""
+        """This worker's share of an answer that speaks for all workers."""
         match topic:
             case "metrics":
                 return self.metrics.render()[0].decode()
@@ -201,19 +200,19 @@ class App:
     def adopt_prepared(self, number: int) -> None:
         """Serves what was prepared under `number`."""
         if self._reloader.adopt(number) and self._ready.is_set():
-            self._tell_ready(self.summary())
+            self._report_ready(self.summary())
 
     def abandon_prepared(self, number: int) -> None:
         """Closes what was prepared under `number`: another worker refused it."""
         self._reloader.abandon(number)
 
     def drain(self, hurry: bool) -> None:
-        """Ends; the signal that the supervisor passes on may have reached this process too."""
+        """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
         self._stop.set()
         if hurry:
             self._hurry.set()
 
-    def _tell_ready(self, summary: str) -> None:
+    def _report_ready(self, summary: str) -> None:
         if self.link is None:
             systemd.ready(summary, self.environ)
         else:
@@ -237,7 +236,7 @@ class App:
                 self.observe(NotVerified(provider.name))
 
     async def _first_round(self) -> None:
-        """Of probes: a reload meanwhile begins another, and where we are to stop it is over."""
+        """One round of probes. A reload meanwhile starts another one; a stop ends it."""
         stopped = asyncio.ensure_future(self._stop.wait())
         probed = None
         while probed is not self._prober and not self._stop.is_set():
@@ -266,7 +265,7 @@ class App:
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
     async def _listen(self, runner: Runner) -> list[BaseSite]:
-        """A socket from systemd wins over ``unix``, that over host and port."""
+        """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""
         sites: list[BaseSite] = []
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
@@ -303,7 +302,7 @@ class App:
         await self._until_idle(LAST_WORDS)
 
     async def _until_idle(self, seconds: float) -> None:
-        """Idle may last for a moment only, so it is looked for again."""
+        """Waits up to `seconds` for the last exchange; checks again after waking, as a new one may have begun."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -321,7 +320,7 @@ class App:
             pass
 
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """What asyncio would print with all it holds: as a fact, without the context's values."""
+        """Reports an exception that no task retrieved, without the context's values, which asyncio would print."""
         error = context.get("exception")
         if isinstance(error, BaseException):
             self.observe(Crashed("background", error))

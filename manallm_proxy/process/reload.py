@@ -1,7 +1,7 @@
-"""Reloads in a process that serves: read in a thread, prepare, adopt; one at a time.
+"""Reloads in a serving process: read in a thread, prepare, adopt; one reload at a time.
 
-A proxy of one process does all three itself when SIGHUP arrives. A worker is told each step by its supervisor, so
-that all workers adopt the new configuration or none does.
+A single process does all three steps itself on SIGHUP. In a worker the supervisor starts each step, so that either
+all workers adopt the new configuration or none does.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class Reloadable(Protocol):
 class Reloader:
     """The reloads of one process. A stop wins over any that is under way."""
 
-    app: Reloadable
+    app: Reloadable = field(repr=False)
     _queued: bool = False
     _task: asyncio.Task[None] | None = None
-    """The last that was begun."""
+    """The latest one."""
     _tasks: set[asyncio.Task[None]] = field(factory=set)
     _prepared: tuple[int, Generation] | None = None
-    """In a worker: what waits for its supervisor's word, and the supervisor's number for it."""
+    """In a worker: the generation that waits for the supervisor's decision, and the supervisor's number for it."""
     _abandoned: int = 0
-    """In a worker: the last number that was given up. Numbers only rise."""
+    """In a worker: the last number that was abandoned. Numbers only grow."""
 
     def reload(self) -> asyncio.Task[None]:
         """Starts a reload, or queues one while another is under way. The task ends when no more is queued."""
@@ -86,7 +86,7 @@ class Reloader:
         return task
 
     async def close(self) -> None:
-        """Gives up what is under way."""
+        """Cancels what is under way and closes what is prepared."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,8 +1,8 @@
-"""How one new configuration reaches all workers: every one prepares it before any adopts it.
+"""The rollout of one new configuration to all workers: each of them prepares it before any adopts it.
 
-1. It is adopted once every worker that is waited for has prepared it.
-2. It is abandoned by all if one of them refuses it, or has not answered after `PREPARING`.
-3. A worker that ends or drains is not waited for any more; one that starts meanwhile prepares it too.
+1. All workers adopt it when every one has prepared it.
+2. All workers abandon it if one refuses it, or does not answer within `PREPARING`.
+3. A worker that ends or drains meanwhile is left out; one that starts meanwhile prepares it too.
 
 Nothing here waits, and the time is an argument.
 """
@@ -17,7 +17,7 @@ from attrs import define
 from manallm_proxy.process.worker_messages import Prepare, Prepared
 
 PREPARING: Final = 15.0
-"""Seconds within which every worker must have prepared a new configuration: less than a worker may be silent."""
+"""Max seconds for every worker to prepare; less than the stall timeout, so that a stuck worker refuses first."""
 
 
 @define(eq=False)
@@ -27,21 +27,21 @@ class Rollout:
     prepare: Prepare
     changed: Collection[str]
     waiting: set[int]
-    """Numbers of the workers that have not answered yet."""
+    """Numbers of workers that have not answered yet."""
     until: float
     mistakes: tuple[str, ...] = ()
-    """Not empty: it is refused."""
+    """Why it is refused; empty if it is not."""
 
     @property
     def over(self) -> bool:
-        """Whether it can be adopted or must be abandoned."""
+        """Whether it is decided."""
         return bool(self.mistakes) or not self.waiting
 
     def started(self, number: int) -> None:
         self.waiting.add(number)
 
     def answered(self, number: int, message: Prepared) -> None:
-        """An answer to an earlier configuration does not count."""
+        """Ignores answers to an earlier configuration."""
         if message.number == self.prepare.number:
             self.mistakes = self.mistakes or message.mistakes
             self.waiting.discard(number)
