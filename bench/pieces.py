@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.errors import ConnectFailed
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.doors.openai_chat import ChatReply
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -18,7 +20,7 @@ from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health, Permit, Policy
 from manallm_proxy.routing.health_registry import HealthRegistry
 
-StreamBatch = Callable[[], object]
+Piece = Callable[[], object]
 
 ENTRY: Final = Entry(Target("near", "bench"))
 WORDS: Final = "What is the answer to the question? "
@@ -81,7 +83,7 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 # -- the pieces --------------------------------------------------------------------------------------------------------
 
 
-def walk(failures: int) -> StreamBatch:
+def walk(failures: int) -> Piece:
     """A chain whose first `failures` targets cannot be reached, and whose next one serves."""
     chain = Chain("mana/bench", tuple(Entry(Target(f"p{number}", "bench")) for number in range(failures + 1)))
     policy = Policy(failure_threshold=1_000_000_000)  # each run finds the chain as the first one did
@@ -97,12 +99,12 @@ def walk(failures: int) -> StreamBatch:
 
     def once() -> None:
         served = finish(Walk(chain, registry, "id-1").run(attempt, "mana/bench"))
-        registry.served(chain.entries[failures].target, served.permit)
+        served.served()
 
     return once
 
 
-def health() -> StreamBatch:
+def health() -> Piece:
     known = Health()
 
     def once() -> None:
@@ -114,14 +116,14 @@ def health() -> StreamBatch:
     return once
 
 
-def refusal() -> StreamBatch:
+def refusal() -> Piece:
     known = Health()
     for _ in range(2):
         known.probed(ConnectFailed("refused"), 1.0)
     return lambda: known.admit("bench", 2.0)
 
 
-def frames(events: list[bytes]) -> StreamBatch:
+def frames(events: list[bytes]) -> Piece:
     def once() -> None:
         decoder = sse.Decoder()
         for event in events:
@@ -130,22 +132,22 @@ def frames(events: list[bytes]) -> StreamBatch:
     return once
 
 
-def head(size: int) -> StreamBatch:
+def head(size: int) -> Piece:
     data = body(size)
     return lambda: read_summary(data, ("messages", list))
 
 
-def request(wire: Wire, size: int) -> StreamBatch:
+def request(wire: Wire, size: int) -> Piece:
     asked = call(body(size, stream=True))
     return lambda: wire.request(asked, ENTRY)
 
 
-def answer() -> StreamBatch:
+def answer() -> Piece:
     wire, asked, data = OpenAIWire(), call(body(1000)), completion()
     return lambda: wire.answer(asked, ENTRY, data)
 
 
-def translation(wire: Wire, reads: list[bytes], content_type: str) -> StreamBatch:
+def translation(wire: Wire, reads: list[bytes], content_type: str) -> Piece:
     asked = call(body(1000, stream=True))
 
     def once() -> None:
@@ -156,11 +158,10 @@ def translation(wire: Wire, reads: list[bytes], content_type: str) -> StreamBatc
     return once
 
 
-def gemini(count: int) -> StreamBatch:
+def gemini(count: int) -> Piece:
     """From the SDK's objects on: its own parsing is not ours to mend."""
     from google.genai import types
 
-    from manallm_proxy.openai.compose import Composer
     from manallm_proxy.providers.gemini.reply import Reader
 
     def chunk(text: str, reason: types.FinishReason | None = None) -> types.GenerateContentResponse:
@@ -171,15 +172,15 @@ def gemini(count: int) -> StreamBatch:
     asked = call(body(1000, stream=True))
 
     def once() -> None:
-        reader, composer = Reader(), Composer(asked, ENTRY.target)
-        for reply in chunks:
-            for delta in reader.deltas(reply):
-                composer.chunk(delta)
+        reader, reply = Reader(), ChatReply(asked.summary)
+        reply.start(ENTRY.target)
+        for said in chunks:
+            reply.events(StreamBatch(deltas=tuple(reader.deltas(said))))
 
     return once
 
 
-def every() -> dict[str, StreamBatch]:
+def every() -> dict[str, Piece]:
     """By what a person calls them."""
     events, stream = openai_events(100), "text/event-stream"
     return {

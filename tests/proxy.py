@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
@@ -42,6 +43,15 @@ def openai(url: str, **more: Any) -> dict[str, Any]:
     return {"kind": "openai", "base_url": f"{url}/v1", **more}
 
 
+async def everything(response: aiohttp.ClientResponse) -> bytes:
+    """The body as far as it came: a broken stream ends without its last chunk."""
+    body = bytearray()
+    with contextlib.suppress(aiohttp.ClientPayloadError):
+        async for part in response.content.iter_any():
+            body += part
+    return bytes(body)
+
+
 @define(eq=False)
 class Proxy:
     """A running proxy, and a client of it."""
@@ -78,7 +88,7 @@ class Proxy:
         """Status, all bytes and headers of one streamed chat completion."""
         payload = {"messages": [{"role": "user", "content": "hi"}], "stream": True, **body}
         async with self.client.post(self.url + "/v1/chat/completions", json=payload) as response:
-            return response.status, await response.read(), {k.lower(): v for k, v in response.headers.items()}
+            return response.status, await everything(response), {k.lower(): v for k, v in response.headers.items()}
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address
-from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream

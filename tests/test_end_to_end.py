@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.proxy import openai, proxy, settings
+from tests.proxy import everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, status, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
@@ -157,7 +157,7 @@ async def test_after_commit_nothing_is_spliced(tmp_path: Path, how: str) -> None
             async with p.client.post(p.url + "/v1/chat/completions", json=payload) as response:
                 body = await response.content.readany()
                 gpu.go.set()
-                body += await response.read()
+                body += await everything(response)
             assert events(body)[0]["choices"][0]["delta"]["content"] == "one"
             assert "error" in events(body)[-1]
             assert events(body)[-1]["error"]["target"] == "gpu/m"
@@ -277,7 +277,7 @@ async def test_429_cools_the_target_and_is_no_failure(tmp_path: Path) -> None:
             assert health["providers"]["gpu"]["status"] == "cooling"
             assert health["providers"]["gpu"]["consecutive_failures"] == 0
             code, body, headers = await p.chat(model="gpu/m")
-            assert (code, body["error"]["attempts"][0]["reason"]) == (503, "cooling")
+            assert (code, body["error"]["attempts"][0]["reason"]) == (429, "cooling")
             assert 1 <= int(headers["retry-after"]) <= 7
 
 

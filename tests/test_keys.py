@@ -13,12 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.gateway.client_keys import LONGEST, digest_of
-from tests.proxy import Proxy, openai, process, proxy, settings
+from tests.proxy import Proxy, everything, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
 ALICE, BOB, ROOT = "sk-CANARY-alice", "sk-CANARY-bob", "sk-CANARY-root"
@@ -76,17 +75,13 @@ async def test_every_route_but_liveness_wants_a_key(tmp_path: Path) -> None:
     """Each that there is: 401 without one, 403 for some with one that is not the operator's. A new one fails here."""
     async with proxy(keyed(entry("alice", ALICE), entry("root", ROOT, admin=True)), tmp_path) as p:
         seen = set()
-        for route in p.app.web.application().router.routes():
-            assert isinstance(route.resource, web.Resource)
-            path = route.resource.canonical
+        for path, method in sorted(p.app.gateway.table.served()):
             seen.add(path)
             wanted = [200] * 3 if path in OPEN else [401, 403, 200] if path in FOR_ADMINS else [401, 200, 200]
             asked = path.replace("{id}", "mana/test")
-            body = {**HI, "prompt": "x", "input": "x"} if route.method == "POST" else None
-            got = [
-                (await ask(p, route.method, asked, headers, body))[0] for headers in ({}, bearer(ALICE), bearer(ROOT))
-            ]
-            assert got == wanted, (route.method, path)
+            body = {**HI, "prompt": "x", "input": "x"} if method == "POST" else None
+            got = [(await ask(p, method, asked, headers, body))[0] for headers in ({}, bearer(ALICE), bearer(ROOT))]
+            assert got == wanted, (method, path)
         assert seen >= OPEN | FOR_ADMINS | {CHAT, "/v1/models", "/models/{id}", "/aliases"}
 
 
@@ -183,7 +178,7 @@ async def test_who_has_no_key_stays_outside(tmp_path: Path, what: str) -> None:
             )
             assert "CANARY" not in p.log.getvalue() + json.dumps(body) + str(headers)
             assert set(await samples(p, ROOT)) - before == {("mana_llm_key_refusals_total", "invalid_api_key")}
-            assert len(list(p.app.web.generation.keyring)) == 2
+            assert len(list(p.app.gateway.generation.keyring)) == 2
 
 
 async def test_a_wrong_key_tells_nothing_by_its_answer(tmp_path: Path) -> None:
@@ -432,7 +427,7 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
                 new = [] if how == "taken out" else [entry("alice", "sk-CANARY-new")]
                 p.write(keyed(*new, entry("bob", BOB), url=gpu.url))
                 await p.app.reload()
-                rest = await asyncio.wait_for(hers.read(), 5)
+                rest = await asyncio.wait_for(everything(hers), 5)
                 [event] = [line for line in rest.decode().splitlines() if line.startswith("data: ")]
                 assert json.loads(event[6:])["error"]["code"] == "api_key_revoked"
                 code, body, headers = await asyncio.wait_for(whole, 5)
@@ -448,8 +443,8 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
             ended = [(line["key"], line["outcome"]) for line in lines(p, "request") if "key" in line]
             assert sorted(ended) == [("alice", "broken"), ("alice", "error"), ("bob", "ok")]
             assert not lines(p, "internal error")
-            assert p.app.web.generation.registry.providers["gpu"].in_flight == 0
-            assert not p.app.web.generation.registry.providers["gpu"].provider.failures
+            assert p.app.gateway.generation.registry.providers["gpu"].in_flight == 0
+            assert not p.app.gateway.generation.registry.providers["gpu"].provider.failures
 
 
 async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
@@ -459,7 +454,7 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nx-api-key: {ALICE}\r\nContent-Length: 50\r\n\r\n"
         writer.write(head.encode())
         async with asyncio.timeout(5):
-            while not p.app.web.exchanges:
+            while not p.app.gateway.pipeline.exchanges:
                 await asyncio.sleep(0.01)
         p.write(keyed(url=gpu.url))
         await p.app.reload()
@@ -473,11 +468,11 @@ async def test_who_is_told_once_is_not_told_again(tmp_path: Path) -> None:
     async with upstream(each(held)) as gpu, proxy(keyed(entry("alice", ALICE), url=gpu.url), tmp_path) as p:
         async with p.client.post(p.url + CHAT, json={**HI, "stream": True}, headers=bearer(ALICE)) as response:
             assert b"one" in await response.content.readany()
-            [exchange] = p.app.web.exchanges
+            [exchange] = p.app.gateway.pipeline.exchanges
             p.write(keyed(url=gpu.url))
             await p.app.reload()
             exchange.interrupt(ShuttingDown("the proxy is shutting down"))
-            rest = await asyncio.wait_for(response.read(), 5)
+            rest = await asyncio.wait_for(everything(response), 5)
         assert (b"api_key_revoked" in rest, b"shutting_down" in rest) == (True, False)
 
 
@@ -529,7 +524,7 @@ async def test_the_real_process_revokes_on_sighup(tmp_path: Path) -> None:
                 revoked = keyed(entry("bob", BOB), url=gpu.url)
                 (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(revoked, sort_keys=False))
                 os.kill(running.pid, signal.SIGHUP)
-                rest = await asyncio.wait_for(response.read(), 5)
+                rest = await asyncio.wait_for(everything(response), 5)
                 assert b'"api_key_revoked"' in rest
                 assert b"[DONE]" not in rest
             assert "CANARY" not in "".join(running.output)

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
@@ -27,7 +28,6 @@ from manallm_proxy.contract.errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NoProvider,
     NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
@@ -43,7 +43,7 @@ from manallm_proxy.contract.errors import (
 )
 from manallm_proxy.contract.events import Event, HealthChanged
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.failover import Served, Walk
+from manallm_proxy.routing.failover import Attempt, Walk
 from manallm_proxy.routing.health import COOLING_QUOTA, Circuit, Health, Permit, Policy
 from manallm_proxy.routing.health_registry import HealthRegistry
 
@@ -84,7 +84,7 @@ class Running:
     """One request on its way."""
 
     walk: Walk
-    steps: Coroutine[Any, Any, Served[str]]
+    steps: Coroutine[Any, Any, Attempt[str]]
     asked: list[Entry] = field(factory=list)
 
     async def attempt(self, entry: Entry) -> str:
@@ -96,7 +96,7 @@ class Running:
 class Answering:
     """One request whose answer is being relayed."""
 
-    served: Served[str]
+    served: Attempt[str]
     began: bool = False
 
 
@@ -181,7 +181,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_answer_begins(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.answering), "which")
-        self.registry.began(one.served.entry.target, one.served.permit)
+        self.registry.began(one.served.entry.target, one.served._permit)
         one.began = True
 
     @precondition(lambda self: self.answering)
@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         """Whatever is said of it behind that is not heard."""
         one = data.draw(st.sampled_from(self.answering), "which")
         self.answering.remove(one)
-        target, permit = one.served.entry.target, one.served.permit
+        target, permit = one.served.entry.target, one.served._permit
         if how == "served":
             self.registry.served(target, permit)
         elif how == "broken":
@@ -222,7 +222,7 @@ class Machine(RuleBasedStateMachine):
 
     def permits(self) -> list[Permit]:
         """All that are open: of answers, and of attempts, whose permit only the coroutine's frame knows."""
-        held = [one.served.permit for one in self.answering]
+        held = [one.served._permit for one in self.answering]
         frames: list[Any] = [one.steps.cr_frame for one in self.running]  # type: ignore[attr-defined]  # async def's
         return held + [frame.f_locals["verdict"] for frame in frames]
 
@@ -257,7 +257,7 @@ class Machine(RuleBasedStateMachine):
         for one in list(self.running):
             self.go_on(one, asyncio.CancelledError())
         for answering in self.answering:
-            answering.served.permit.released()
+            answering.served._permit.released()
         self.answering.clear()
         self.permits_are_counted()
         self.now += max(60.0, COOLING_QUOTA) + 1

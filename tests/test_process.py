@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.proxy import Process, openai, process, settings
+from tests.proxy import Process, everything, openai, process, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, upstream
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -158,7 +158,7 @@ async def test_what_outlasts_the_drain_is_told(tmp_path: Path, hurried: bool) ->
                 await until(running, "draining")
                 if hurried:
                     os.kill(running.pid, signal.SIGTERM)
-                rest = await response.read()
+                rest = await everything(response)
                 assert b'"shutting_down"' in rest
                 assert b"[DONE]" not in rest
             assert await asyncio.wait_for(running.child.wait(), 5) == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import (
     ContentBlocked,
     Disconnected,
@@ -24,11 +25,11 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, TryWrite
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
-from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.failover import Served
+from manallm_proxy.routing.failover import Attempt
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.relay import HOLD_LIMIT, Opened, Relay, complete, open_stream
@@ -48,7 +49,6 @@ class Script:
     closed: int = 0
     idle: float | None = None
     usage: Usage | None = None
-    commentable: bool = True
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         while True:
@@ -141,9 +141,9 @@ async def test_endless_talk_that_says_nothing_opens_too() -> None:
 
 
 async def test_what_we_compose_ourselves_is_bounded_too() -> None:
-    """A translated stream holds payloads instead of frames."""
-    stream, _ = await opened(*[StreamBatch(events=(b"x" * 500, b"x" * 500))] * 100)
-    assert sum(len(event) for batch in stream.held for event in batch.events) < HOLD_LIMIT + 2000
+    """A translated stream holds deltas instead of frames."""
+    stream, _ = await opened(*[StreamBatch(deltas=(Delta(logprobs={}),) * 1000)] * 100)
+    assert sum(len(batch.deltas) for batch in stream.held) < HOLD_LIMIT + 2000
 
 
 @pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
@@ -194,7 +194,7 @@ def carrier(script: Script, *held: StreamBatch) -> tuple[Relay, Health]:
     registry = HealthRegistry({"gpu": health}, lambda: 0.0, lambda event: None)
     permit = registry.admit(ENTRY.target)
     assert isinstance(permit, Permit)
-    return Relay(Served(ENTRY, permit, Opened(script, held)), registry), health
+    return Relay(Attempt(ENTRY, Opened(script, held), permit, registry)), health
 
 
 async def test_everything_arrives_in_order_and_is_a_success() -> None:
@@ -240,7 +240,7 @@ async def test_a_client_that_leaves_blames_nobody(leaves: BaseException) -> None
     relay, health = carrier(script, WORD)
     with pytest.raises(type(leaves)):
         await relay.run(Client(raises=leaves))
-    relay.served.permit.released()
+    await relay.attempt.aclose()
     assert (script.closed, health.provider.failures, health.in_flight) == (1, 0, 0)
 
 
@@ -310,10 +310,11 @@ async def test_the_commit_ends_a_trial() -> None:
     """Others may pass as soon as an answer has begun, long before it ends."""
     script = Script([StreamBatch(done=True)])
     relay, health = carrier(script, WORD)
-    relay.served.permit.released()
+    await relay.attempt.aclose()
     for _ in range(2):
         health.probed(Disconnected("x"), -60.0)
-    permit = relay.registry.admit(ENTRY.target)
+    registry = HealthRegistry({"gpu": health}, lambda: 0.0, lambda event: None)
+    permit = registry.admit(ENTRY.target)
     assert isinstance(permit, Permit) and health.provider.on_trial
     seen: list[bool] = []
 
@@ -322,7 +323,7 @@ async def test_the_commit_ends_a_trial() -> None:
         async def send(self, batch: StreamBatch) -> None:
             seen.append(health.provider.is_open)
 
-    await Relay(Served(ENTRY, permit, Opened(script, (WORD,))), relay.registry).run(Watching())
+    await Relay(Attempt(ENTRY, Opened(script, (WORD,)), permit, registry)).run(Watching())
     assert seen == [False, False]
 
 
@@ -341,7 +342,8 @@ async def test_the_commit_ends_a_trial() -> None:
 async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider: int, target: int) -> None:
     """The caller's own errors nobody; the place is given back in any case."""
     relay, health = carrier(Script([StreamBatch(error=error)]), WORD)
-    await relay.run(Client())
+    async with relay.attempt:
+        await relay.run(Client())
     marked = health.targets.get("m")
     assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (provider, target, 0)
 

@@ -181,7 +181,7 @@ async def test_a_stop_while_the_next_generation_is_opened(tmp_path: Path, monkey
         p.write(settings({"new": openai("http://127.0.0.1:9")}))
         await p.app.reload()
         assert p.app.generation is before
-    [client] = prepared[0].upstreams.values()
+    [client] = prepared[0].providers.values()
     assert client._connections.closed  # type: ignore[attr-defined]
     assert "reloaded" not in p.log.getvalue()
 
@@ -259,7 +259,7 @@ async def test_a_worker_prepares_adopts_and_abandons(tmp_path: Path, monkeypatch
         prepare(p, 5, config)
         await settled(p)
         p.app.adopt_prepared(5)
-        assert list(p.app.generation.upstreams) == ["new", "other"]
+        assert list(p.app.generation.providers) == ["new", "other"]
         prepare(p, 6, config)
         await settled(p)  # and ends with it
 

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
+from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest, KeyRejected
-from manallm_proxy.contract.provider import Endpoint, RequestSummary, Usage
-from manallm_proxy.gateway.exchange import REQUIRED
-from manallm_proxy.openai.schema import (
-    error_body,
-    read_summary,
-    rewrite,
-    split_object,
-    usage_from_openai,
-    usage_to_openai,
-    vector_length,
-)
+from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.doors.openai_completions import CompletionsDoor
+from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.json_object import split_object
+from manallm_proxy.openai.request import read_summary, rewrite
+from manallm_proxy.openai.usage import usage_from_openai, usage_to_openai
+from manallm_proxy.openai.vectors import vector_length
 
 CHAT: tuple[str, type] = ("messages", list)
 
@@ -43,12 +42,12 @@ def test_what_routing_needs() -> None:
 
 
 BAD: dict[bytes, tuple[str | None, str]] = {
-    b"": (None, "JSON"),
+    b"": (None, "empty"),
     b"{": (None, "JSON"),
     b"[]": (None, "object"),
     b'"x"': (None, "object"),
     b"null": (None, "object"),
-    b'\xef\xbb\xbf{"messages":[]}': (None, "JSON"),
+    b'\xef\xbb\xbf{"messages":[]}': (None, "byte order mark"),
     b'{"messages":[]} x': (None, "JSON"),
     b'{"messages":["\xff"]}': (None, "UTF-8"),
     b'{"messages":[{"content":[{"text":"\xc0\x80"}]}]}': (None, "UTF-8"),
@@ -63,9 +62,9 @@ BAD: dict[bytes, tuple[str | None, str]] = {
     b"{'messages':[]}": (None, "JSON"),
     b'{"messages":[],"x":Infinity}': (None, "JSON"),
     b'{"messages":[],"x":01}': (None, "JSON"),
-    b'{"messages":[],"\\ud800":1}': (None, "JSON"),
+    b'{"messages":[],"\\ud800":1}': (None, "surrogate"),
     b'{"messages":[NaN]}': (None, "JSON"),
-    b'{"messages":["\\ud800"]}': (None, "JSON"),
+    b'{"messages":["\\ud800"]}': (None, "surrogate"),
     b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}": (None, "deep"),
     b'{"messages":[],"model":"a","model":"b"}': ("model", "twice"),
     b'{"messages":[],"model":"a","model":"a"}': ("model", "twice"),
@@ -107,13 +106,13 @@ def test_bad_input_names_its_param(body: bytes) -> None:
 def test_a_prompt_of_a_wrong_type_is_told(prompt: bytes) -> None:
     """Found by schemathesis: where null is allowed too, it was a 500."""
     with pytest.raises(InvalidRequest, match="'prompt' must be a string or an array or null"):
-        read_summary(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS])
+        CompletionsDoor().read(b'{"prompt":' + prompt + b"}", Client("id-1"))
 
 
 @pytest.mark.parametrize("prompt", [b"null", b'""', b"[]"])
 def test_what_a_prompt_may_be(prompt: bytes) -> None:
     """null is the beginning of a text."""
-    assert read_summary(b'{"prompt":' + prompt + b"}", REQUIRED[Endpoint.COMPLETIONS]).model == ""
+    assert CompletionsDoor().read(b'{"prompt":' + prompt + b"}", Client("id-1"))[0].summary.model == ""
 
 
 @pytest.mark.parametrize("number", [b"9" * 5000, b"-" + b"9" * 5000, b"1e999", b"0." + b"1" * 5000])
@@ -237,7 +236,7 @@ def test_the_length_of_a_vector(body: bytes, length: int | None) -> None:
 
 def test_the_envelope_says_whose_error_it_is() -> None:
     """The proxy's own, or a provider's with its target."""
-    assert error_body(InvalidRequest("no", param="model"))["error"] == {
+    assert json.loads(error_body(InvalidRequest("no", param="model")))["error"] == {
         "message": "no",
         "type": "invalid_request_error",
         "param": "model",
@@ -246,7 +245,7 @@ def test_the_envelope_says_whose_error_it_is() -> None:
     }
     error = KeyRejected("x")
     error.target = "groq/a/b"
-    told = error_body(error)["error"]
+    told = json.loads(error_body(error))["error"]
     assert (told["source"], told["provider"], told["target"]) == ("provider", "groq", "groq/a/b")
 
 
@@ -343,6 +342,7 @@ def test_usage_as_clients_read_it() -> None:
 
 def test_the_envelope_holds_what_is_added() -> None:
     """The attempt log stands beside the message; an error of no target names none."""
-    told = error_body(KeyRejected("x"), attempts=[{"model": "a/b"}])["error"]
-    assert told["attempts"] == [{"model": "a/b"}]
-    assert "target" not in told and "provider" not in told
+    told = json.loads(error_body(NoProvider("mana/x", [AttemptRecord("a/b", "cooling")], 3.0)))["error"]
+    assert told["attempts"] == [{"model": "a/b", "reason": "cooling"}]
+    told = json.loads(error_body(KeyRejected("x")))["error"]
+    assert "target" not in told and "provider" not in told and "attempts" not in told

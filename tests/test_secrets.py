@@ -21,7 +21,7 @@ import attrs
 import pytest
 
 import manallm_proxy
-from tests.proxy import Proxy, openai, process, proxy, settings
+from tests.proxy import Proxy, everything, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
 KEY, FILED, HEADER, TUNNEL = "sk-CANARY-key", "sk-CANARY-file", "CANARY-header", "CANARY-password"
@@ -102,7 +102,7 @@ async def exercise(p: Proxy) -> list[str]:
 
     async def ask(method: str, path: str, **options: Any) -> None:
         async with p.client.request(method, p.url + path, headers=HELD, allow_redirects=False, **options) as response:
-            got.append(f"{response.headers} {await response.text(errors='replace')}")
+            got.append(f"{response.headers} {(await everything(response)).decode(errors='replace')}")
 
     for path in ("/", "/health", "/readyz", "/v1/models", "/v1/aliases", f"/v1/models/{PROMPT}", f"/{PROMPT}"):
         await ask("GET", f"{path}?key={QUERY}")

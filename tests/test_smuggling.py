@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.test_nginx import nginx
 from tests.upstreams import Upstream, answers, each, upstream
@@ -194,7 +194,7 @@ async def test_a_doubtful_request_is_refused_and_ends_its_connection(tmp_path: P
         error = json.loads(body)["error"]
         assert (error["type"], error["source"]) == ("invalid_request_error", "manallm-proxy")
         assert gpu.posts == []
-        assert p.app.web.exchanges == set()
+        assert p.app.gateway.pipeline.exchanges == set()
         [line] = lines(p)
         assert (line["status"], line["outcome"], line["error"]) == (wanted, "error", error["code"])
         assert f"X-Request-Id: {line['request_id']}".encode() in head
@@ -239,7 +239,7 @@ async def test_behind_nginx_none_becomes_two(tmp_path: Path) -> None:
 async def healthy(p: Proxy, gpu: Upstream) -> bool:
     """Nothing is left over of all that."""
     code, _, _ = await p.chat()
-    return code == 200 and p.app.web.exchanges == set()
+    return code == 200 and p.app.gateway.pipeline.exchanges == set()
 
 
 # fmt: off
@@ -274,12 +274,10 @@ async def test_no_spelling_of_a_path_leads_elsewhere(tmp_path: Path, fronted: bo
 async def test_a_body_in_a_packet_of_its_own_starts_no_clock(tmp_path: Path) -> None:
     """It comes at the very moment that its request is handed over: no head has begun, so none can be late."""
 
-    async def read(request: web.Request) -> web.Response:
+    async def read(request: web.BaseRequest) -> web.Response:
         return web.Response(body=await request.read())
 
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", read)
-    runner = Runner(app, {}, header=1000, patience=lambda: 0.2, observe=lambda event: None)
+    runner = Runner(Server(read, header=1000, head_timeout=lambda: 0.2, refusal=lambda error: ("id-1", b"{}")))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -19,7 +19,7 @@ from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
 
 def upstream_of(p: Proxy, name: str) -> HttpProvider:
-    found = p.app.web.generation.upstreams[name]
+    found = p.app.gateway.generation.providers[name]
     assert isinstance(found, HttpProvider)
     return found
 
@@ -41,7 +41,7 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
         config = settings({"stays": openai(stays.url), "goes": openai(goes.url)})
         async with proxy(config, tmp_path) as p:
             kept, gone = upstream_of(p, "stays"), upstream_of(p, "goes")
-            health = p.app.web.generation.registry.providers["stays"]
+            health = p.app.gateway.generation.registry.providers["stays"]
             in_flight = asyncio.ensure_future(p.chat(model="goes/m"))
             async with asyncio.timeout(2):
                 while not goes.posts:
@@ -49,7 +49,7 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
             p.write(settings({"stays": openai(stays.url)}, health={"failure_threshold": 5}))
             await p.app.reload()
             assert upstream_of(p, "stays") is kept
-            assert p.app.web.generation.registry.providers["stays"] is health
+            assert p.app.gateway.generation.registry.providers["stays"] is health
             assert health.policy.failure_threshold == 5
             assert not gone._connections.closed
             goes.go.set()
@@ -145,7 +145,7 @@ async def test_a_reload_in_the_first_round_is_probed_too(tmp_path: Path) -> None
         path.write_text(yaml.safe_dump(settings({"other": openai(other.url)}), sort_keys=False))
         await app.reload()
         await app.ready(running)
-        assert [m.id for m in app.web.generation.catalog.models("other")] == ["new"]
+        assert [m.id for m in app.gateway.generation.catalog.models("other")] == ["new"]
         app.stop()
         app.reload()  # nothing any more
         assert app._stop.is_set()
@@ -169,7 +169,7 @@ async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}))
         await p.app.reload()
-        assert list(p.app.web.generation.upstreams) == ["gpu"]
+        assert list(p.app.generation.providers) == ["gpu"]
         assert "restart to change" in p.log.getvalue()
 
 
@@ -192,7 +192,7 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
     """Contract, section 4.1: an alias, provider/model, a bare name, or nobody's."""
     config = settings({"gpu": openai("http://127.0.0.1:9"), "cloud": openai("http://127.0.0.1:9")})
     async with proxy({**config, "default_provider": "cloud"}, tmp_path) as p:
-        generation = p.app.web.generation
+        generation = p.app.gateway.generation
         if target is not None:
             assert str(generation.resolve(asked).entries[0].target) == target
             return

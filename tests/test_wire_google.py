@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 from attrs import define, field
 
+from manallm_proxy.contract.answers import StreamBatch, Usage
 from manallm_proxy.contract.errors import (
     BadResponse,
     ConnectFailed,
@@ -40,12 +41,13 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, Stream, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, Stream
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import Session
-from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini.provider import GeminiProvider, GeminiStream
+from tests.through_doors import events, whole
 
 KEY = "AIzaNotARealKey-0123456789"
 BOUND = 5.0
@@ -197,21 +199,22 @@ HI = reply({"text": "hi"}, usageMetadata=COUNTED)
 
 
 async def answered(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> Any:
-    return json.loads((await upstream.complete(call, at or entry())).body)
+    where = at or entry()
+    return whole(call, where.target, await upstream.complete(call, where))
 
 
-async def drained(stream: Stream) -> tuple[list[Any], StreamBatch]:
-    """All events, decoded, and the piece that was the last."""
-    events: list[Any] = []
+async def drained(stream: Stream, call: Call, target: Target) -> tuple[list[Any], StreamBatch]:
+    """All events, decoded, and the batch that was the last."""
+    batches: list[StreamBatch] = []
     while True:
-        batch = await stream.next()
-        events += map(json.loads, batch.events)
+        batches.append(batch := await stream.next())
         if batch.done or batch.error:
-            return events, batch
+            return events(call, target, batches, stream.usage, end=batch.done), batch
 
 
 async def streamed(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> tuple[list[Any], StreamBatch]:
-    return await drained(await upstream.stream(call, at or entry()))
+    where = at or entry()
+    return await drained(await upstream.stream(call, where), call, where.target)
 
 
 async def failed(upstream: GeminiProvider, call: Call, at: Entry | None = None) -> ProxyError:
@@ -543,7 +546,7 @@ async def test_an_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     ]
     gemini.has_content(reply(*parts, usageMetadata=COUNTED))
     answer = await upstream.complete(chat(), entry())
-    body = json.loads(answer.body)
+    body = whole(chat(), entry().target, answer)
     (choice,) = body["choices"]
     message = choice["message"]
     assert (body["model"], choice["finish_reason"]) == ("google/gemini-2.5-flash", "tool_calls")
@@ -657,23 +660,23 @@ async def test_a_stream(gemini: Gemini, upstream: GeminiProvider) -> None:
         reply({"functionCall": {"name": "f"}}, finish=None),
         reply({"functionCall": {"name": "g"}}, {"text": "", "thoughtSignature": "AAAA"}, usageMetadata=COUNTED),
     )
-    events, last = await streamed(upstream, chat(stream=True, stream_options={"include_usage": True}))
-    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    told, last = await streamed(upstream, chat(stream=True, stream_options={"include_usage": True}))
+    deltas = [event["choices"][0]["delta"] for event in told[:-1]]
     assert deltas[0] == {"role": "assistant", "content": "", "reasoning_content": "Hm."}
     assert deltas[1] == {"content": "It"}
     assert [call["index"] for delta in deltas for call in delta.get("tool_calls", ())] == [0, 1]
-    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, None, None, "tool_calls"]
-    assert (events[-1]["choices"], events[-1]["usage"]["completion_tokens"]) == ([], 5)
+    assert [event["choices"][0]["finish_reason"] for event in told[:-1]] == [None, None, None, "tool_calls"]
+    assert (told[-1]["choices"], told[-1]["usage"]["completion_tokens"]) == ([], 5)
     assert last.done and gemini.asked[0][0] == "/v1/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
-    assert {event["model"] for event in events} == {"google/gemini-2.5-flash"}
+    assert {event["model"] for event in told} == {"google/gemini-2.5-flash"}
 
 
 async def test_usage_that_nobody_asked_for(gemini: Gemini, upstream: GeminiProvider) -> None:
     """It is counted all the same, and stays out of the stream."""
     gemini.streams(HI)
     stream = await upstream.stream(chat(stream=True), entry())
-    events, last = await drained(stream)
-    assert (len(events), last.done, last.events) == (1, True, ())
+    told, last = await drained(stream, chat(stream=True), entry().target)
+    assert (len(told), last.done, last.deltas) == (1, True, ())
     assert stream.usage == Usage(prompt=7, completion=5, reasoning=3, cached=4)
 
 
@@ -683,15 +686,15 @@ async def test_chunks_that_say_nothing(gemini: Gemini, upstream: GeminiProvider)
     stream = await upstream.stream(chat(), entry())
     pieces = [await stream.next() for _ in range(3)]
     assert [batch.has_content for batch in pieces] == [False, False, True]
-    assert not pieces[0].events and not pieces[1].events
+    assert not pieces[0].deltas and not pieces[1].deltas
     await stream.aclose()
 
 
 async def test_a_stream_that_stops_in_mid_answer(gemini: Gemini, upstream: GeminiProvider) -> None:
     """A clean end without a finish reason is a cut answer; without any chunk it is an empty one."""
     gemini.streams(reply({"text": "a"}, finish=None))
-    events, last = await streamed(upstream, chat())
-    assert len(events) == 1 and isinstance(last.error, Disconnected)
+    told, last = await streamed(upstream, chat())
+    assert len(told) == 1 and isinstance(last.error, Disconnected)
     gemini.streams()
     assert await streamed(upstream, chat()) == ([], StreamBatch(done=True))
 
@@ -702,8 +705,8 @@ async def test_a_malformed_call_in_a_stream(gemini: Gemini, upstream: GeminiProv
     _, last = await streamed(upstream, chat())
     assert isinstance(last.error, BadResponse)
     gemini.streams(reply({"text": "a"}, finish=None), reply(finish="MALFORMED_FUNCTION_CALL"))
-    events, last = await streamed(upstream, chat())
-    assert last.done and events[-1]["choices"][0]["finish_reason"] == "stop"
+    told, last = await streamed(upstream, chat())
+    assert last.done and told[-1]["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_an_error_inside_a_stream(gemini: Gemini, upstream: GeminiProvider) -> None:
@@ -851,7 +854,7 @@ async def test_a_complete_stream_gives_its_connection_back(gemini: Gemini, upstr
     gemini.script = script
     for _ in range(2):
         stream = await upstream.stream(chat(), entry())
-        await drained(stream)
+        await drained(stream, chat(), entry().target)
         await stream.aclose()
     assert len(peers) == 1
 
@@ -1124,6 +1127,6 @@ async def test_closing_closes_the_session(gemini: Gemini) -> None:
 
 
 async def test_it_is_a_stream(upstream: GeminiProvider) -> None:
-    """Comments between its events are harmless: they are all ours."""
+    """Nothing is counted before anything has come."""
     stream = await upstream.stream(chat(), entry())
-    assert isinstance(stream, GeminiStream) and stream.commentable and stream.usage is None
+    assert isinstance(stream, GeminiStream) and stream.usage is None

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import StreamBatch, Usage
 from manallm_proxy.contract.errors import (
     BadResponse,
     Blame,
@@ -31,12 +32,13 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, RequestSummary, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, RequestSummary
 from manallm_proxy.contract.targets import Entry, Target
-from manallm_proxy.openai.schema import read_summary
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.ollama import wire as ollama_module
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Translator, Wire
+from tests.through_doors import events, whole
 
 WIRE: Wire = OllamaWire()
 TARGET = Target("ollama", "qwen2.5:7b")
@@ -93,27 +95,32 @@ def called(name: str, arguments: dict[str, Any], **members: Any) -> dict[str, An
     return {"function": {"index": 0, "name": name, "arguments": arguments}, **members}
 
 
+CALLS: dict[int, Call] = {}
+"""The call of each translator that a test has made, for the door that writes its answer."""
+
+
 def stream(*, usage: bool = False, endpoint: Endpoint = Endpoint.CHAT) -> Translator:
     asked: dict[str, Any] = {"messages": HI, "stream": True}
     if usage:
         asked["stream_options"] = {"include_usage": True}
-    return WIRE.translator(call_of(asked, endpoint), Entry(TARGET), "application/x-ndjson")
+    call = call_of(asked, endpoint)
+    translator = WIRE.translator(call, Entry(TARGET), "application/x-ndjson")
+    CALLS[id(translator)] = call
+    return translator
 
 
 def poured(chunks: list[bytes], translator: Translator | None = None) -> tuple[list[Any], StreamBatch]:
     """All events of a stream that arrives in `chunks` (without what differs from run to run), and how it ended."""
     translator = translator or stream()
-    events: list[bytes] = []
-    batch = StreamBatch()
+    call = CALLS.get(id(translator)) or call_of({"messages": HI, "stream": True})
+    batches: list[StreamBatch] = []
     for chunk in chunks:
-        batch = translator.feed(chunk)
-        events += batch.events
+        batches.append(batch := translator.feed(chunk))
         if batch.done or batch.error:
             break
     else:
-        batch = translator.close()
-        events += batch.events
-    return [steady(json.loads(event)) for event in events], batch
+        batches.append(batch := translator.close())
+    return [steady(event) for event in events(call, TARGET, batches, translator.usage, end=batch.done)], batch
 
 
 def steady(event: dict[str, Any]) -> dict[str, Any]:
@@ -124,8 +131,8 @@ def steady(event: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in event.items() if k not in ("id", "created")}
 
 
-def deltas(events: list[Any]) -> list[Any]:
-    return [event["choices"][0]["delta"] for event in events if event["choices"]]
+def deltas(told: list[Any]) -> list[Any]:
+    return [event["choices"][0]["delta"] for event in told if event["choices"]]
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -722,7 +729,7 @@ def test_any_failure_is_a_provider_error(status: int, body: bytes) -> None:
 
 def answered(body: bytes, endpoint: Endpoint = Endpoint.CHAT, **asked: Any) -> tuple[dict[str, Any], Usage | None]:
     answer = WIRE.answer(call_of(asked, endpoint), Entry(TARGET), body)
-    return json.loads(answer.body), answer.usage
+    return whole(call_of(asked, endpoint), TARGET, answer), answer.usage
 
 
 def test_a_whole_chat() -> None:
@@ -747,8 +754,8 @@ def test_a_whole_chat() -> None:
 def test_why_it_ended(reason: str, finish: str) -> None:
     """Ollama's reasons in OpenAI's words, in whole answers and in streams."""
     assert answered(done("x", reason))[0]["choices"][0]["finish_reason"] == finish
-    events, _ = poured([done("x", reason)])
-    assert events[-1]["choices"][0]["finish_reason"] == finish
+    told, _ = poured([done("x", reason)])
+    assert told[-1]["choices"][0]["finish_reason"] == finish
 
 
 def test_a_whole_chat_with_thinking_and_a_tool_call() -> None:
@@ -869,8 +876,8 @@ CHAT_STREAM = [
 def test_a_streamed_chat() -> None:
     """Thinking, text and calls in order, calls numbered through, one finish, usage where it was asked for."""
     translator = stream(usage=True)
-    events, batch = poured([b"".join(CHAT_STREAM)], translator)
-    assert deltas(events) == [
+    told, batch = poured([b"".join(CHAT_STREAM)], translator)
+    assert deltas(told) == [
         {"role": "assistant", "content": "", "reasoning_content": "Let me see. "},
         {"content": "Grüße, "},
         {"content": "Wörld\u2028!"},
@@ -887,17 +894,17 @@ def test_a_streamed_chat() -> None:
         },
         {},
     ]
-    assert [e["choices"][0]["finish_reason"] for e in events[:-1]] == [None] * 5 + ["tool_calls"]
-    assert (events[-1]["choices"], events[-1]["usage"]["total_tokens"]) == ([], 13)
+    assert [e["choices"][0]["finish_reason"] for e in told[:-1]] == [None] * 5 + ["tool_calls"]
+    assert (told[-1]["choices"], told[-1]["usage"]["total_tokens"]) == ([], 13)
     assert (batch.done, batch.has_content, batch.error) == (True, True, None)
     assert translator.usage == Usage(9, 4)
-    assert translator.commentable
 
 
 def test_all_chunks_are_one_answer() -> None:
     """They share id and created, and name the target."""
     batch = stream().feed(b"".join(CHAT_STREAM))
-    heads = {(e["id"], e["created"], e["model"], e["object"]) for e in map(json.loads, batch.events)}
+    told = events(call_of({"messages": HI}), TARGET, [batch], end=False)
+    heads = {(e["id"], e["created"], e["model"], e["object"]) for e in told}
     assert len(heads) == 1
     assert heads.pop()[2:] == ("ollama/qwen2.5:7b", "chat.completion.chunk")
 
@@ -905,8 +912,8 @@ def test_all_chunks_are_one_answer() -> None:
 def test_usage_is_not_told_to_a_client_that_did_not_ask() -> None:
     """Many clients index ``choices[0]`` blindly; we count all the same."""
     translator = stream()
-    events, _ = poured(CHAT_STREAM, translator)
-    assert all(event["choices"] for event in events)
+    told, _ = poured(CHAT_STREAM, translator)
+    assert all(event["choices"] for event in told)
     assert translator.usage == Usage(9, 4)
 
 
@@ -926,8 +933,8 @@ def test_any_chunking_equals_the_whole(cuts: list[int]) -> None:
     """Many cuts at once, also empty chunks."""
     whole = b"".join(CHAT_STREAM)
     edges = [0, *sorted(cuts), len(whole)]
-    events, batch = poured([whole[a:b] for a, b in itertools.pairwise(edges)])
-    assert (events, batch.done) == (poured([whole])[0], True)
+    told, batch = poured([whole[a:b] for a, b in itertools.pairwise(edges)])
+    assert (told, batch.done) == (poured([whole])[0], True)
 
 
 @given(
@@ -950,13 +957,13 @@ def test_the_last_line_may_lack_its_end() -> None:
     translator = stream()
     assert translator.feed(done("bye")[:-1]) == StreamBatch()
     batch = translator.close()
-    assert (len(batch.events), batch.done, batch.error) == (2, True, None)
+    assert (len(batch.deltas), batch.done, batch.error) == (2, True, None)
 
 
 def test_an_end_without_done_is_a_cut_answer() -> None:
     """Ollama stops so when a model repeats itself: no error, no done, a clean end."""
-    events, batch = poured([has_content("a")])
-    assert deltas(events) == [{"role": "assistant", "content": "a"}]
+    told, batch = poured([has_content("a")])
+    assert deltas(told) == [{"role": "assistant", "content": "a"}]
     assert isinstance(batch.error, Disconnected)
     assert "stopped in mid answer" in batch.error.message
     assert not batch.done
@@ -965,14 +972,14 @@ def test_an_end_without_done_is_a_cut_answer() -> None:
 def test_a_last_line_that_is_whole_but_not_done_is_told_and_then_cut() -> None:
     """Nothing that was said gets lost."""
     batch = poured([has_content("a"), has_content("b")[:-1]])[1]
-    assert len(batch.events) == 1
+    assert len(batch.deltas) == 1
     assert isinstance(batch.error, Disconnected)
 
 
 def test_a_cut_within_a_line() -> None:
     """The beginning of an object is no junk: the connection ended too early."""
-    events, batch = poured([has_content("a") + has_content("b")[:30]])
-    assert len(events) == 1
+    told, batch = poured([has_content("a") + has_content("b")[:30]])
+    assert len(told) == 1
     assert isinstance(batch.error, Disconnected)
 
 
@@ -995,7 +1002,7 @@ def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> 
     """Under status 200, behind what was said before; what follows is not read."""
     translator = stream()
     batch = translator.feed(has_content("a") + line(error=text) + has_content("never"))
-    assert len(batch.events) == 1
+    assert len(batch.deltas) == 1
     assert type(batch.error) is kind
     assert not batch.done
 
@@ -1005,8 +1012,8 @@ def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> 
 )
 def test_a_line_that_makes_no_sense(junk: bytes) -> None:
     """A page, another dialect, broken bytes: told behind what made sense."""
-    events, batch = poured([has_content("a") + junk])
-    assert len(events) == 1
+    told, batch = poured([has_content("a") + junk])
+    assert len(told) == 1
     assert isinstance(batch.error, BadResponse)
 
 
@@ -1036,30 +1043,30 @@ def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> Non
 def test_what_commits(data: bytes, commits: bool) -> None:
     """Content, thinking, a tool call or a finish; an object that carries nothing is not even passed on."""
     batch = stream().feed(data)
-    assert (batch.has_content, bool(batch.events)) == (commits, commits)
+    assert (batch.has_content, bool(batch.deltas)) == (commits, commits)
 
 
 def test_the_done_object_may_speak() -> None:
     """Its message comes first, then the finish."""
-    events, _ = poured([done("all of it")])
-    assert deltas(events) == [{"role": "assistant", "content": "all of it"}, {}]
+    told, _ = poured([done("all of it")])
+    assert deltas(told) == [{"role": "assistant", "content": "all of it"}, {}]
 
 
 def test_what_follows_done_is_not_read() -> None:
     """The answer is complete; junk behind it does no harm."""
-    events, batch = poured([done("x") + b"<html>\n"])
-    assert (len(events), batch.done) == (2, True)
+    told, batch = poured([done("x") + b"<html>\n"])
+    assert (len(told), batch.done) == (2, True)
 
 
 def test_a_streamed_completion() -> None:
     """``response`` becomes ``text``, chunk by chunk, and the last chunk has the reason."""
     lines = [line(response="a", done=False), line(response="", done=True, done_reason="length", eval_count=1)]
-    events, batch = poured(lines, stream(usage=True, endpoint=Endpoint.COMPLETIONS))
-    assert [c["choices"][0] for c in events[:2]] == [
+    told, batch = poured(lines, stream(usage=True, endpoint=Endpoint.COMPLETIONS))
+    assert [c["choices"][0] for c in told[:2]] == [
         {"index": 0, "text": "a", "finish_reason": None},
         {"index": 0, "text": "", "finish_reason": "length"},
     ]
-    assert events[2]["usage"]["completion_tokens"] == 1
+    assert told[2]["usage"]["completion_tokens"] == 1
     assert batch.done
 
 

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.proxy import Process, openai, process, settings
+from tests.proxy import Process, everything, openai, process, settings
 from tests.test_process import HI, accepts, endless, run, until
 from tests.test_tally import samples, value
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
@@ -275,7 +275,7 @@ async def test_a_second_signal_hurries_all(tmp_path: Path) -> None:
             await until(running, '"draining"', 3)
             os.kill(running.pid, signal.SIGTERM)
             for each_one in streams:
-                assert b'"shutting_down"' in await each_one.read()
+                assert b'"shutting_down"' in await everything(each_one)
         assert await asyncio.wait_for(running.child.wait(), 10) == 0
 
 

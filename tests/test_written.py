@@ -126,7 +126,7 @@ async def test_aiohttp_knows_that_it_has_left() -> None:
 async def test_in_a_drain_it_is_the_connections_last(tmp_path: Path) -> None:
     """The header says so, and the connection ends."""
     async with proxy(settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"]), tmp_path) as p:
-        p.app.web.draining = True
+        p.app.gateway.serving.draining = True
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
         writer.write(POST)
         said = await asyncio.wait_for(reader.read(), 5)

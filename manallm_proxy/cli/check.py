@@ -12,7 +12,7 @@ from manallm_proxy.contract.errors import ProviderError, ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.generation import Generation, try_open
-from manallm_proxy.openai.schema import read_summary, vector_length
+from manallm_proxy.openai.request import read_summary
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
@@ -66,10 +66,10 @@ async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str |
     call = Call(Endpoint.EMBEDDINGS, read_summary(body, ("input", list)), body, "check")
     lengths: dict[str, int] = {}
     for entry in chain:
-        upstream = generation.upstreams.get(entry.target.provider)
+        provider = generation.providers.get(entry.target.provider)
         with contextlib.suppress(ProxyError):
-            if upstream is not None:
-                length = vector_length((await upstream.complete(call, entry)).body)
+            if provider is not None:
+                length = (await provider.complete(call, entry)).dimensions
                 lengths |= {str(entry.target): length} if length else {}
     if len(set(lengths.values())) < 2:
         return None
@@ -84,12 +84,12 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
 
 async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
     """The provider's name, and why it could not be asked; None if it answered."""
-    upstream = generation.upstreams.get(name)
-    if upstream is None:
+    provider = generation.providers.get(name)
+    if provider is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
     try:
         async with asyncio.timeout(generation.config.health.probe_timeout):
-            models = await upstream.probe()
+            models = await provider.probe()
     except TimeoutError:
         return name, "no answer in time"
     except ProviderError as error:

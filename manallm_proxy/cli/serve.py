@@ -136,7 +136,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def banner(app: App) -> str:
     """What `make run` prints for a new user: providers, aliases, and a command to try."""
-    generation = app.web.generation
+    generation = app.gateway.generation
     now = generation.registry.clock()
     lines = ["manallm-proxy is ready.", "", "Providers:"]
     for name, health in generation.registry.providers.items():

@@ -15,9 +15,7 @@ hold a key, a prompt, a traceback or a provider's HTML.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, ClassVar, Final
-
-from attrs import frozen
+from typing import ClassVar, Final
 
 
 class Blame(Enum):
@@ -411,48 +409,3 @@ class StreamInterrupted(ProviderError):
 
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
 """The codes of all refusals that a key, or none, can earn."""
-
-
-RETRY_AFTER_LONGEST = 60.0
-"""Seconds. Some SDKs sleep whatever they are told (wire.md A.3)."""
-
-
-@frozen
-class Attempt:
-    """One line of the attempt log. ``duration`` in seconds, None for a target that was skipped."""
-
-    model: str
-    reason: str
-    status: int | None = None
-    detail: str | None = None
-    duration: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        line: dict[str, Any] = {"model": self.model, "reason": self.reason}
-        if self.status is not None:
-            line["status"] = self.status
-        if self.detail:
-            line["detail"] = self.detail
-        if self.duration is not None:
-            line["duration_ms"] = round(self.duration * 1000)
-        return line
-
-    def __str__(self) -> str:
-        said = ": ".join(part for part in (self.reason, self.detail) if part)
-        return f"{self.model} ({said})"
-
-
-class NoProvider(ProxyError):
-    """Every target of the chain was skipped or failed."""
-
-    status = 503
-    type = "no_healthy_provider"
-    code = "no_healthy_provider"
-
-    def __init__(self, asked: str, attempts: list[Attempt], again_in: float | None) -> None:
-        """`again_in`: seconds until the first target may be tried again; None: never, as configured."""
-        why = ", ".join(map(str, attempts))
-        wait = RETRY_AFTER_LONGEST if again_in is None else min(max(again_in, 1.0), RETRY_AFTER_LONGEST)
-        super().__init__(f"no provider could serve {asked}: {why}", param="model", retry_after=wait)
-        self.attempts = attempts
-        self.worth_retrying = again_in is not None and again_in <= RETRY_AFTER_LONGEST

@@ -1,8 +1,7 @@
-"""What the core needs of a provider: the seam between the walk and the wires.
+"""What the core needs of a provider: the seam between the walk and the dialects.
 
-An `Provider` either completes a `Call` (one body) or opens a `Stream` of `StreamBatch`s. Each method raises
-a `ProviderError` for a failed attempt and nothing else but a bug; cancelling it closes the
-provider's connection.
+A `Provider` either completes a `Call` or opens a `Stream`. Each method raises a `ProviderError` for a failed
+attempt and nothing else but a bug; cancelling it closes the provider's connection.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
@@ -20,17 +20,7 @@ Span = tuple[int, int]
 """Where a value lies in a body: the index of its first byte, and of the first byte after it."""
 
 
-@define  # not frozen: as `events.RequestEnded`
-class Usage:
-    """Tokens of one answer. ``reasoning`` is part of ``completion``, ``cached`` part of ``prompt``."""
-
-    prompt: int = 0
-    completion: int = 0
-    reasoning: int = 0
-    cached: int = 0
-
-
-@define  # not frozen: as `events.RequestEnded`
+@define  # not frozen: as `answers.Usage`
 class RequestSummary:
     """What routing needs to know of a request. ``spans`` tell where the top-level values lie in the body."""
 
@@ -45,7 +35,7 @@ class RequestSummary:
 
 
 class Endpoint(Enum):
-    """The pipeline's endpoints; ``path`` is below the base URL, and the metrics' label."""
+    """What is asked of a provider, and the format in which it is asked. ``path`` is below the base URL."""
 
     path: str
 
@@ -57,46 +47,21 @@ class Endpoint(Enum):
     EMBEDDINGS = "embeddings"
 
 
-@define  # not frozen: as `events.RequestEnded`
+@define  # not frozen: as `answers.Usage`
 class Call:
-    """One client's request, as every target of its chain gets it."""
+    """One client's request in the format of ``endpoint``, as every target of its chain gets it."""
 
     endpoint: Endpoint
     summary: RequestSummary
     body: bytes = field(repr=False)
-    """The client's JSON object, byte for byte. It holds the prompt: it is never logged."""
+    """A JSON object; the client's own bytes where its door speaks this format. It holds the prompt: never log it."""
     request_id: str
-
-
-@define  # not frozen: as `events.RequestEnded`
-class Answer:
-    """One complete, checked answer in OpenAI's shape, its ``model`` already the target."""
-
-    body: bytes = field(repr=False)
-    usage: Usage | None = None
-
-
-@frozen
-class StreamBatch:
-    """What one read from the provider turned into: whole events only, in the order they came.
-
-    A relayed stream fills ``frames``, a stream that we compose fills ``events``.
-    """
-
-    frames: bytes = field(default=b"", repr=False)
-    """Complete SSE events as they leave for the client, with their blank lines."""
-    events: tuple[bytes, ...] = field(default=(), repr=False)
-    """JSON payloads of the events that we compose, without SSE framing."""
-    has_content: bool = False
-    """Something in here commits: content, a tool call, a finish reason; not a role or an empty delta."""
-    done: bool = False
-    """The answer is complete; ``[DONE]`` is for the sender to write."""
-    error: ProviderError | None = None
-    """The provider ended it with an error, behind whatever ``frames`` and ``events`` hold."""
+    relays: bool = True
+    """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
 
 
 TryWrite = Callable[[StreamBatch], bool]
-"""Accepts a piece at once, or says False: then nothing has become of it."""
+"""Accepts a batch at once, or returns False without side effects."""
 
 
 class Stream(Protocol):
@@ -104,21 +69,17 @@ class Stream(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens, once the provider has told them."""
-
-    @property
-    def commentable(self) -> bool:
-        """Whether an SSE comment between events is harmless (wire.md A.4: not behind a relayed ``id:``)."""
+        """Tokens, once the provider has reported them."""
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
-        """The next piece. Its ``done`` or ``error`` is the last one; ProviderError where the stream breaks.
+        """The next batch. One with ``done`` or ``error`` is the last; raises ProviderError if the stream breaks.
 
-        A stream that hears of a piece outside of this call's task may `try_write` it there first, and returns only
-        what was not accepted, and the last one: so no task is woken for each chunk.
+        A stream that receives a batch outside of this call's task may `try_write` it there first. Then it returns
+        only what was not accepted, and the last batch: so no task is woken for each chunk.
         """
 
     def commit(self, idle: float) -> None:
-        """From here on a silence of `idle` seconds breaks the stream."""
+        """From now on a silence of `idle` seconds breaks the stream."""
 
     async def aclose(self) -> None:
         """Ends the provider's work on it, within a second, at any point. Harmless when repeated."""
@@ -126,10 +87,11 @@ class Stream(Protocol):
 
 @frozen
 class ModelInfo:
-    """A model that a provider says it has. ``capabilities`` None: it does not say."""
+    """A model that a provider lists. ``capabilities`` None: the list does not say."""
 
     id: str
     created: int = 0
+    """Seconds since the epoch; 0 where it is not known."""
     capabilities: frozenset[str] | None = None
 
 
@@ -143,10 +105,10 @@ class Provider(Protocol):
         """An answer of `entry`'s target that has begun: status and headers are in."""
 
     def first_byte_error(self, seconds: float) -> ProviderError:
-        """What it means when a stream says nothing within `seconds`: it may blame the provider or the model."""
+        """The failure of a stream that has no content within `seconds`: it may blame the provider or the model."""
 
     async def probe(self) -> tuple[ModelInfo, ...] | None:
-        """The provider's models; None where it is not asked (Google). ProviderError where it is not alive."""
+        """The provider's models; None if it is not asked (Google). Raises ProviderError if it is not alive."""
 
     async def close(self) -> None:
-        """Gives back connections. Streams in flight have ended by then."""
+        """Closes its connections. Streams in flight have ended by then."""

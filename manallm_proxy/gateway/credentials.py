@@ -1,4 +1,4 @@
-"""Who knocks: the id and the key of a client's request."""
+"""What a request says of itself: its id, and the key that it presents."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ CALLER: Final = web.RequestKey("caller", str)
 """The name of the key that was presented, beside the pipeline."""
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """The client's own id if it is 1 to 128 visible ASCII characters, else a new one."""
     given = request.headers.get("X-Request-Id", "")
     if 0 < len(given) <= REQUEST_ID_LIMIT and given.isascii() and given.isprintable() and " " not in given:
         return given
-    return f"{random.getrandbits(128):032x}"  # no secret, and no call of the system
+    return new_request_id()
 
 
-def key_of(request: web.Request) -> str:
+def new_request_id() -> str:
+    """32 hex digits. It is no secret, so it costs no system call."""
+    return f"{random.getrandbits(128):032x}"
+
+
+def key_of(request: web.BaseRequest) -> str:
     """The key that the client presents. InvalidKey where it presents none, or more than one."""
     headers = request.headers
     return presented(
@@ -31,7 +36,7 @@ def key_of(request: web.Request) -> str:
     )
 
 
-def caller_of(request: web.Request, generation: Generation, *, admin: bool = False) -> Caller | None:
+def caller_of(request: web.BaseRequest, generation: Generation, *, admin: bool = False) -> Caller | None:
     """Who asks for a route beside the pipeline; None where nobody is asked for a key."""
     if not generation.keyring:
         return None

@@ -108,7 +108,7 @@ class Generation:
     """One generation of the configuration. Every request holds the one it began with."""
 
     config: Config
-    upstreams: dict[str, Provider]
+    providers: dict[str, Provider]
     """Configured providers only: an unconfigured one has nothing to call."""
     registry: HealthRegistry
     catalog: Catalog
@@ -116,7 +116,7 @@ class Generation:
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
     _opened: dict[str, Provider] = field(factory=dict)
-    """Those of ``upstreams`` that no earlier generation has."""
+    """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
     _orphans: list[Provider] = field(factory=list)
     _successor: Generation | None = None
@@ -145,18 +145,18 @@ class Generation:
             raise ConfigError(mistakes)
         held = self.registry.providers
         healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
-        clients = {name: self.upstreams.get(name) if name in kept else opened.get(name) for name in config.providers}
-        upstreams = {name: client for name, client in clients.items() if client is not None}
+        clients = {name: self.providers.get(name) if name in kept else opened.get(name) for name in config.providers}
+        providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
-        return Generation(config, upstreams, registry, self.catalog, keyring, opened=opened)
+        return Generation(config, providers, registry, self.catalog, keyring, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
         policy = _policy(self.config)
         for health in self.registry.providers.values():
             health.policy = policy
-        self.catalog.keep_only(self.upstreams.keys() - self._opened.keys())
+        self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
 
     async def discard(self) -> None:
@@ -214,8 +214,8 @@ class Generation:
         What it did take over may still be in use here when the successor retires in its turn. So each generation
         holds the next one, and they end in order.
         """
-        kept = set(map(id, successor.upstreams.values()))
-        self._orphans = [u for u in self.upstreams.values() if id(u) not in kept]
+        kept = set(map(id, successor.providers.values()))
+        self._orphans = [u for u in self.providers.values() if id(u) not in kept]
         self._successor = successor
         successor.hold()
         self._settle()
@@ -231,7 +231,7 @@ class Generation:
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
-        await _close_all([*self.upstreams.values(), *self._orphans])
+        await _close_all([*self.providers.values(), *self._orphans])
 
 
 def _is_sendable(model: str) -> bool:
@@ -248,6 +248,6 @@ def _new_health(config: Config, name: str) -> Health:
     return Health(_policy(config), provider.configured, provider.max_concurrent)
 
 
-async def _close_all(upstreams: Iterable[Provider]) -> None:
-    for upstream in upstreams:
-        await upstream.close()
+async def _close_all(providers: Iterable[Provider]) -> None:
+    for provider in providers:
+        await provider.close()

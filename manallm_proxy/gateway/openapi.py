@@ -8,7 +8,7 @@ from typing import Final
 
 from manallm_proxy import __version__
 from manallm_proxy.config import yaml_file
-from manallm_proxy.openai.schema import encode
+from manallm_proxy.openai.json_object import encode
 
 FILE: Final = Path(__file__).with_name("openapi.yaml")
 

@@ -6,9 +6,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.openai.schema import model_object
+from manallm_proxy.openai.models import model_object
 from manallm_proxy.routing.health import Circuit, Health
 
 
@@ -24,6 +25,25 @@ def model_list(generation: Generation, caller: Caller | None = None) -> list[dic
             listed = generation.catalog.models(provider)
             rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
     return rows if caller is None else [row for row in rows if caller.may_use(row["id"])]
+
+
+def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:
+    """``GET /v1/models/{id}``: the row of every name that a request may use; None where nothing is known of it.
+
+    A bare name is the default provider's, ``:latest`` is implied, and a provider that does not list its models
+    may have any.
+    """
+    try:
+        chain = generation.resolve(wanted, caller)
+    except ProxyError:
+        return None
+    if chain.alias is not None:
+        return model_object(chain.alias, 0, "manallm")
+    target = chain.entries[0].target
+    health, listed = generation.registry.providers[target.provider], generation.catalog.find(target)
+    if not health.configured or (listed is None and generation.catalog.knows(target.provider)):
+        return None
+    return model_object(wanted, listed.created if listed is not None else 0, target.provider)
 
 
 def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""aiohttp's server as a proxy needs it: what is no sound request is told in OpenAI's shape, and not repeated.
+"""aiohttp's low-level server as a proxy needs it.
 
-Parser errors never reach the middlewares; aiohttp answers and logs them itself, with the offending line in
-both, be it ``Authorization: Bearer ...`` (libraries.md 1.8). And its parser lets through what two servers
-may read in two ways: HTTP/0.9, and transfer codings that are not plainly ``chunked``.
+Parser errors never reach a handler: aiohttp answers and logs them itself, with the offending line in both, be it
+``Authorization: Bearer ...`` (aiohttp 3.14, ``RequestHandler.handle_error``). And its parser accepts what two
+servers may read in two ways: HTTP/0.9, and transfer codings that are not plainly ``chunked``. So both are refused
+here, in the words of the caller's choice and without repeating what was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from manallm_proxy.contract.errors import (
@@ -24,22 +23,24 @@ from manallm_proxy.contract.errors import (
     InvalidRequest,
     ProxyError,
 )
-from manallm_proxy.contract.events import Observer, RequestEnded
-from manallm_proxy.openai.schema import encode, error_body
+from manallm_proxy.http_server import aiohttp_internals as internals
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open, above nginx's 60 s: nginx does not repeat a POST that it has sent."""
-HEADERS: Final = 100
+HEADER_LIMIT: Final = 100
 """Header lines that a request may have."""
-WHOLE_HEAD: Final = 4
-"""A whole head may have so many times what one of its lines may have."""
+HEAD_FACTOR: Final = 4
+"""A whole head may have so many times the bytes that one of its lines may have."""
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Refusal = Callable[[ProxyError], tuple[str, bytes]]
+"""Reports a request that reached no handler; returns its new id and the body to answer with."""
 
 
 def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
-    """Why a request that aiohttp could parse is refused all the same; None for nearly all."""
-    version, headers = request._version, request.headers  # .version would be kept, see `refusal`
+    """The error for a request that two parsers could read differently, or that is not for us; else None."""
+    version, headers = internals.version_of(request), request.headers
     if version != HttpVersion11 and version != HttpVersion10:
         return InvalidRequest("speak HTTP/1.1")
     coding = headers.get("Transfer-Encoding")
@@ -53,76 +54,81 @@ def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
     return None
 
 
-class _Handler(RequestHandler):
+def ask_for_body(request: web.BaseRequest) -> None:
+    """Answers ``Expect: 100-continue``: the client may send its body now."""
+    if "Expect" in request.headers and request.transport is not None and not internals.is_answered(request):
+        request.transport.write(CONTINUE)
+
+
+class _Connection(RequestHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a place."""
 
-    __slots__ = ("_head", "_most", "_observe", "_patience", "_payload", "_timer")
+    __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_payload", "_refusal", "_timer")
 
-    def __init__(self, server: _Server, **options: Any) -> None:
+    def __init__(self, server: Server, **options: Any) -> None:
         super().__init__(server, **options)
-        self._patience, self._observe = server.patience, server.observe
-        self._most = WHOLE_HEAD * self.max_line_size
+        self._head_timeout, self._refusal = server.head_timeout, server.refusal
+        self._head_limit = HEAD_FACTOR * self.max_line_size
         self._timer: asyncio.TimerHandle | None = None
-        self._head = 0
+        self._head_size = 0
         """Bytes of a head that has begun."""
         self._payload: StreamReader = EMPTY_PAYLOAD
         """The body of the last request whose head was complete."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._arm()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         between = self._payload.is_eof()
-        if between and self._head + len(data) > self._most and self._outgrows(data):
+        if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
-        before = self._request_count
+        before = internals.requests_begun(self)
         super().data_received(data)
-        if self._request_count != before:
-            if self._messages:
-                self._payload = self._messages[-1][1]
-            self._disarm()
+        if internals.requests_begun(self) != before:
+            self._payload = internals.last_payload(self) or self._payload
+            self._stop_timer()
         elif data and between:
-            self._head += len(data)
+            self._head_size += len(data)
             if self._timer is None:
-                self._arm()
+                self._start_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _arm(self) -> None:
-        self._timer = self._loop.call_later(self._patience(), self._too_slow)
+    def _start_timer(self) -> None:
+        self._timer = self._loop.call_later(self._head_timeout(), self._head_overdue)
 
-    def _disarm(self) -> None:
-        self._head = 0
+    def _stop_timer(self) -> None:
+        self._head_size = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _outgrows(self, data: bytes) -> bool:
-        """Whether `data` holds more of a head than it may have; then the connection is at its end."""
+    def _refuse_long_head(self, data: bytes) -> bool:
+        """Whether `data` brings a head over its limit; then the connection ends."""
         end = data.find(b"\r\n\r\n")
-        if self._head + (len(data) if end < 0 else end) <= self._most:
+        if self._head_size + (len(data) if end < 0 else end) <= self._head_limit:
             return False
-        self._end_with(HeadTooLarge(f"the request's headers are over the limit of {self._most} bytes in all"))
+        self._end_with(HeadTooLarge(f"the request's headers are over the limit of {self._head_limit} bytes in all"))
         return True
 
-    def _too_slow(self) -> None:
+    def _head_overdue(self) -> None:
         self._timer = None
-        if self._current_request is not None or self._messages:
-            if self._head:  # the next request's head has begun already
-                self._arm()
-        elif self._head:
+        if internals.is_handling(self):
+            if self._head_size:  # the next request's head has begun already
+                self._start_timer()
+        elif self._head_size:
             self._end_with(BodyTimeout("the request's head did not come in time"))
         else:
             self.force_close()
 
     def _end_with(self, error: ProxyError) -> None:
-        """The connection's last words, where no handler runs; none where an answer is on its way."""
+        """Writes an error and closes, when no handler is active; only closes while an answer is on its way."""
         transport = self.transport
-        if transport is not None and self._current_request is None and not self._messages:
-            id_, body = self._told(error)
+        if transport is not None and not internals.is_handling(self):
+            id_, body = self._refusal(error)
             transport.write(
                 b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nConnection: close\r\nX-Request-Id: %b\r\n"
                 b"Content-Length: %d\r\n\r\n%b"
@@ -130,22 +136,12 @@ class _Handler(RequestHandler):
             )
         self.force_close()
 
-    def _told(self, error: ProxyError) -> tuple[str, bytes]:
-        """A request id and the body, once the refusal is a fact."""
-        id_ = secrets.token_hex(16)
-        self._observe(RequestEnded.refused(error, id_))
-        return id_, encode(error_body(error))
-
-    def refusal(self, request: web.BaseRequest, error: ProxyError) -> web.Response:
+    def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.Response:
         """The connection's last answer."""
-        id_, body = self._told(error)
-        response = web.Response(
-            body=body,
-            status=error.status,
-            content_type="application/json",
-            headers={"Server": "manallm-proxy", "X-Request-Id": id_},
-        )
-        request._version = HttpVersion11  # aiohttp would answer HTTP/0.9 in its own tongue
+        id_, body = self._refusal(error)
+        headers = {"Server": "manallm-proxy", "X-Request-Id": id_}
+        response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
+        internals.speak_http11(request)
         response.force_close()
         return response
 
@@ -157,91 +153,66 @@ class _Handler(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What is sent where no handler could answer; always the connection's last answer."""
-        if request.writer.output_size > 0:
+        if internals.is_answered(request):
             raise ConnectionError("an answer has begun already")
         if status >= 500:
-            return self.refusal(request, InternalError("an internal error"))
-        if isinstance(exc, LineTooLong):
-            return self.refusal(request, HeadTooLarge("a header, or the path, is over the limit (limits.header)"))
-        if isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
-            return self.refusal(request, HeadTooLarge(f"a request may have {HEADERS} headers"))
-        return self.refusal(request, InvalidRequest("this is not valid HTTP"))
+            return self.refuse(request, InternalError("an internal error"))
+        if internals.is_too_long(exc):
+            return self.refuse(request, HeadTooLarge("a header, or the path, is over the limit (limits.header)"))
+        if internals.has_too_many_headers(exc):
+            return self.refuse(request, HeadTooLarge(f"a request may have {HEADER_LIMIT} headers"))
+        return self.refuse(request, InvalidRequest("this is not valid HTTP"))
 
 
-class _Server(web.Server):
-    patience: Callable[[], float]
-    observe: Observer
+class Server(web.Server):
+    """Makes a `_Connection` for each client. It must be made while its event loop runs.
 
-    def __call__(self) -> RequestHandler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
-
-
-def _checked(handler: Handler, pipeline: Mapping[str, Handler]) -> Handler:
-    """`handler` behind `reject_ambiguous`: before routes, middlewares, and whatever they cost.
-
-    A POST to a path of the `pipeline` goes there straight, which saves an eighth of its time: all that aiohttp's
-    application adds for it is ``100 Continue``.
+    `header`: bytes that one header line may have. `head_timeout`: seconds that a head may take, asked for each.
     """
 
-    async def refuse(request: web.Request, error: ProxyError) -> web.StreamResponse:
-        connection = request.protocol
-        assert isinstance(connection, _Handler)
-        return connection.refusal(request, error)
+    def __init__(self, handler: Handler, *, header: int, head_timeout: Callable[[], float], refusal: Refusal) -> None:
+        self.head_timeout, self.refusal = head_timeout, refusal
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": KEEP_ALIVE,
+            "max_line_size": header,
+            "max_field_size": header,
+            "max_headers": HEADER_LIMIT,
+            "auto_decompress": False,
+            "lingering_time": 1.0,  # for the rest of a body that nobody will read
+        }
+        super().__init__(
+            _unambiguous(handler),
+            handler_cancellation=True,  # a client that leaves cancels its handler, which ends the upstream request
+        )
 
-    def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._options)
+
+
+def _unambiguous(handler: Handler) -> Handler:
+    """`handler`, but not for what `reject_ambiguous` refuses."""
+
+    async def refuse(request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        return connection.refuse(request, error)
+
+    def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         error = reject_ambiguous(request)
-        if error is not None:
-            return refuse(request, error)
-        if request.method == "POST" and "Expect" not in request.headers:
-            return pipeline.get(request.rel_url.raw_path, handler)(request)
-        return handler(request)
+        return handler(request) if error is None else refuse(request, error)
 
     return handle
 
 
-class Runner(web.AppRunner):
-    """`header`: bytes that one header line or field may have; `patience`: seconds that a head may take.
+class Runner(web.ServerRunner):
+    """Holds the listening sockets of one `Server`, and ends its connections in `cleanup`."""
 
-    `pipeline`: by path, what takes a POST there without `app`. It raises nothing.
-    """
-
-    def __init__(
-        self,
-        app: web.Application,
-        pipeline: Mapping[str, Handler],
-        *,
-        header: int,
-        patience: Callable[[], float],
-        observe: Observer,
-    ) -> None:
-        self._pipeline, self._patience, self._observe = pipeline, patience, observe
-        super().__init__(
-            app,
-            handler_cancellation=True,  # a client that leaves cancels its handler, which ends the upstream request
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE,
-            shutdown_timeout=1.0,
-            max_line_size=header,
-            max_field_size=header,
-            max_headers=HEADERS,
-            auto_decompress=False,
-            lingering_time=1.0,  # for the rest of a body that nobody will read
-        )
+    def __init__(self, server: Server) -> None:
+        super().__init__(server, shutdown_timeout=1.0)
 
     def awaits_first_requests(self) -> bool:
-        """Whether somebody has connected and asked nothing yet."""
+        """Whether a client has connected and sent no request yet."""
         return self.server is not None and any(
-            isinstance(each, _Handler) and each._request_count == 0 for each in self.server.connections
+            internals.requests_begun(connection) == 0 for connection in self.server.connections
         )
-
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        server = _Server(
-            _checked(made.request_handler, self._pipeline),  # type: ignore[arg-type]  # the factory makes web.Request
-            request_factory=made.request_factory,
-            handler_cancellation=True,
-            loop=made._loop,
-            **made._kwargs,
-        )
-        server.patience, server.observe = self._patience, self._observe
-        return server

@@ -1,8 +1,7 @@
 """Answers that we write ourselves, past aiohttp's `Response` and its writer.
 
-Which takes 18 µs for a head and a body, a tenth of a request, since it may be anything. Of these two kinds, a whole
-answer and a stream, there are thousands a second, so they are written as `Response` would write them. Whether the
-connection goes on is left to aiohttp.
+aiohttp's `Response` takes 18 µs for a head and a body, a tenth of a request, because it is general. The two shapes
+here, a whole answer and a stream, are fixed. Whether the connection goes on is still aiohttp's decision.
 """
 
 from __future__ import annotations
@@ -12,11 +11,16 @@ from collections.abc import Mapping
 from aiohttp import HttpVersion10, web
 from aiohttp.helpers import rfc822_formatted_time
 
+from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
+
+LAST_CHUNK = b"0\r\n\r\n"
+
 
 class RawResponse(web.StreamResponse):
-    """A 200 whose ``head`` is to leave with its first bytes. ``length`` of the body; None: not known yet.
+    """A 200 whose head leaves with its first bytes. ``ended``: nothing may follow.
 
-    ValueError for a header that holds a line break. ``Connection`` among the headers is ``close``.
+    `length`: bytes of the body; None where it is not known yet. Raises ValueError if a header holds a line break.
+    ``Connection`` among the headers is ``close``.
     """
 
     def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], length: int | None) -> None:
@@ -24,41 +28,56 @@ class RawResponse(web.StreamResponse):
         old = request.version == HttpVersion10
         self.chunked_body = length is None and not old
         keep = request.keep_alive and "Connection" not in headers and (length is not None or not old)
-        told = dict(headers)
+        lines = dict(headers)
         if not keep:
-            told["Connection"] = "close"
+            lines["Connection"] = "close"
         elif old:
-            told["Connection"] = "keep-alive"
+            lines["Connection"] = "keep-alive"
         if length is not None:
-            told["Content-Length"] = str(length)
+            lines["Content-Length"] = str(length)
         elif self.chunked_body:
-            told["Transfer-Encoding"] = "chunked"
-        told["Date"] = rfc822_formatted_time()
-        lines = "".join([f"{name}: {value}\r\n" for name, value in told.items()])
-        if lines.count("\n") != len(told) or lines.count("\r") != len(told) or "\0" in lines:
+            lines["Transfer-Encoding"] = "chunked"
+        lines["Date"] = rfc822_formatted_time()
+        head = "".join([f"{name}: {value}\r\n" for name, value in lines.items()])
+        if head.count("\n") != len(lines) or head.count("\r") != len(lines) or "\0" in head:
             raise ValueError("a header holds a line break")
-        self.head = f"HTTP/1.{0 if old else 1} 200 OK\r\n{lines}\r\n".encode()
+        self.head = f"HTTP/1.{0 if old else 1} 200 OK\r\n{head}\r\n".encode()
+        self.ended = False
         self._request = request
-        # for aiohttp, which asks when the handler returns: it is sent, and this is what becomes of the connection
-        self._eof_sent = True
-        self._keep_alive = keep
+        mark_sent(self, keep)
 
-    def put(self, data: bytes) -> None:
-        """Writes `data`, behind the head the first time. ConnectionResetError where the client left."""
+    def put(self, data: bytes, *, last: bool = True) -> None:
+        """Writes `data`, after the head the first time. Raises ConnectionResetError if the client left.
+
+        Raises RuntimeError after the end: what is written then would be read as the next answer.
+        """
+        if self.ended:
+            raise RuntimeError("this answer has ended: nothing may follow it")
+        self.ended = last
         transport = self._request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client left")
         if self.head:
             data, self.head = self.head + data, b""
-            self._request.writer.output_size += len(data)  # so that aiohttp knows that no other answer may follow
+            mark_answered(self._request, len(data))
         transport.write(data)
 
     def put_part(self, data: bytes, *, last: bool = False) -> None:
         """Likewise, a part of a body whose length is not known."""
         if self.chunked_body:
-            data = b"%x\r\n%b\r\n%b" % (len(data), data, b"0\r\n\r\n" if last else b"")
-        self.put(data)
+            data = b"%x\r\n%b\r\n%b" % (len(data), data, LAST_CHUNK if last else b"")
+        self.put(data, last=last)
+
+    def break_off(self, data: bytes) -> None:
+        """Writes `data` as the last part, and ends the connection after it by FIN, without the last chunk.
+
+        Some clients (langchain4j 1.19) take a chunked body that ends cleanly for a complete answer, whatever its
+        last event says.
+        """
+        self.put_part(data)
+        self.ended = True
+        mark_sent(self, keep_alive=False)
 
     async def drain(self) -> None:
-        """Returns once the client has taken enough of it. ConnectionResetError where it left."""
+        """Returns once the client has taken enough of it. Raises ConnectionResetError if it left."""
         await self._request.writer.drain()

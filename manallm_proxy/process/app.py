@@ -25,10 +25,11 @@ from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified
+from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
-from manallm_proxy.gateway.routes import Web
-from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
@@ -65,7 +66,7 @@ class App:
     addresses: list[str] = field(factory=list)
     """Addresses it listens on, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
-    web: Web = field(init=False)
+    gateway: Gateway = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -79,7 +80,7 @@ class App:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         broadcast = self.link.moved if self.link is not None else None
         generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
-        self.web = Web(generation, self.observe, self.metrics.render, self.link)
+        self.gateway = Gateway(Serving(generation), self.observe, self.metrics.render, self.link)
         self._reloader = Reloader(self)
         self._take_over(generation)
 
@@ -93,13 +94,13 @@ class App:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
         self.logs.soon = loop.call_soon
-        runner = Runner(
-            self.web.application(),
-            self.web.pipeline(),
+        server = Server(
+            self.gateway.handle,
             header=self.config.limits.header,
-            patience=lambda: self.config.limits.body_timeout,
-            observe=self.observe,
+            head_timeout=lambda: self.config.limits.body_timeout,
+            refusal=self.gateway.refusal,
         )
+        runner = Runner(server)
         await runner.setup()
         sites = await self._listen(runner)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -124,7 +125,7 @@ class App:
                 self._probing.cancel()
             await self._reloader.close()
             await runner.cleanup()
-            await self.web.generation.close()
+            await self.gateway.generation.close()
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
@@ -158,7 +159,7 @@ class App:
     @property
     def generation(self) -> Generation:
         """The one that serves."""
-        return self.web.generation
+        return self.gateway.generation
 
     def read(self) -> Config:
         """The files as they are now. Runs in a thread. Raises ConfigError."""
@@ -166,11 +167,11 @@ class App:
 
     def adopt(self, generation: Generation) -> None:
         """Serves `generation` from now on. No await: every request sees all of it or nothing."""
-        before = self.web.generation
+        before = self.gateway.generation
         generation.adopt()
-        self.web.generation, self.config = generation, generation.config
+        self.gateway.serving.generation, self.config = generation, generation.config
         before.retire(generation)
-        self.web.end_revoked()
+        self.gateway.pipeline.end_revoked()
         self.logs.adjust(self.config.log.level, self.config.log.format)
         self._take_over(generation)
         if self._probing is not None:
@@ -181,7 +182,7 @@ class App:
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
-        self.web.generation.registry.heard(provider, model, update)
+        self.gateway.generation.registry.heard(provider, model, update)
 
     def part(self, topic: Topic) -> str:
         """This worker's share of an answer that speaks for all workers."""
@@ -189,7 +190,7 @@ class App:
             case "metrics":
                 return self.metrics.render()[0].decode()
             case "health":
-                return msgspec.json.encode(health_report(self.web.generation)[1]).decode()
+                return msgspec.json.encode(health_report(self.gateway.generation)[1]).decode()
             case _:
                 assert_never(topic)
 
@@ -224,7 +225,7 @@ class App:
     def _take_over(self, generation: Generation) -> None:
         settings = generation.config.health
         self._prober = Prober(
-            generation.upstreams,
+            generation.providers,
             generation.registry,
             generation.catalog,
             settings.probe_interval,
@@ -251,16 +252,16 @@ class App:
         await self._prober.run()
 
     def _provider_gauges(self) -> Iterable[tuple[str, bool, int]]:
-        now = self.web.generation.registry.clock()
-        for name, health in self.web.generation.registry.providers.items():
+        now = self.gateway.generation.registry.clock()
+        for name, health in self.gateway.generation.registry.providers.items():
             yield name, health.is_usable(now), health.in_flight
 
     def _key_gauges(self) -> Iterable[tuple[str, int]]:
-        return ((caller.key.name, caller.in_flight) for caller in self.web.generation.keyring)
+        return ((caller.key.name, caller.in_flight) for caller in self.gateway.generation.keyring)
 
     def summary(self) -> str:
         """One line of status."""
-        providers = self.web.generation.registry.providers
+        providers = self.gateway.generation.registry.providers
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
@@ -287,8 +288,8 @@ class App:
         systemd.stopping(self.environ)
         if self.link is not None:
             self.link.leaving()
-        self.web.draining = True
-        self._life("draining", f"{len(self.web.exchanges)} answers in flight")
+        self.gateway.serving.draining = True
+        self._life("draining", f"{len(self.gateway.pipeline.exchanges)} answers in flight")
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()
@@ -296,7 +297,7 @@ class App:
         while runner.awaits_first_requests() and asyncio.get_running_loop().time() < last_call:
             await self._pause(LAST_CALL / 20)
         await self._until_idle(self.config.limits.drain)
-        for exchange in list(self.web.exchanges):
+        for exchange in list(self.gateway.pipeline.exchanges):
             exchange.interrupt(ShuttingDown("the proxy is shutting down", retry_after=1.0))
         self._hurry.clear()
         await self._until_idle(LAST_WORDS)
@@ -306,8 +307,8 @@ class App:
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
         hurry = asyncio.ensure_future(self._hurry.wait())
-        while self.web.exchanges and not hurry.done() and (left := ends - loop.time()) > 0:
-            waiting = asyncio.ensure_future(self.web.idle.wait())
+        while self.gateway.pipeline.exchanges and not hurry.done() and (left := ends - loop.time()) > 0:
+            waiting = asyncio.ensure_future(self.gateway.pipeline.idle.wait())
             await asyncio.wait((waiting, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         hurry.cancel()

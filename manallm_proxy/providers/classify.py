@@ -29,7 +29,7 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.retry_after import retry_after_of
 
 QUOTA_COOLING: Final = 600.0

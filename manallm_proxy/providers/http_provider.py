@@ -13,8 +13,9 @@ from typing import Final
 
 from attrs import define, field
 
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import BadResponse, ProviderError, ReadTimeout
-from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Call, ModelInfo, TryWrite
 from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
@@ -176,10 +177,6 @@ class HttpStream:
     @property
     def usage(self) -> Usage | None:
         return self._translator.usage
-
-    @property
-    def commentable(self) -> bool:
-        return self._translator.commentable
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         """See `upstream.Stream`."""

@@ -1,18 +1,18 @@
 """A provider without a model, built in: it answers at once and says that it is only that.
 
-For the quickstart (a chain always ends somewhere), for smoke tests and load tests. It echoes nothing of
-the prompt but its length. Each model's name is served; embeddings are a fixed unit vector.
+For the quickstart (a chain always ends somewhere), for smoke tests and load tests. It echoes nothing of the prompt
+but its length. Every model name is served; embeddings are a fixed unit vector.
 """
 
 from __future__ import annotations
 
 from attrs import define, field
 
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import FirstByteTimeout, InvalidRequest, ProviderError
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, TryWrite
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.compose import Composer, Delta, embeddings_body
-from manallm_proxy.openai.schema import decode
+from manallm_proxy.openai.json_object import decode
 
 TEXT = (
     "This is manallm-proxy's built-in loopback provider: the proxy works, but no model was reached. ",
@@ -35,52 +35,44 @@ class LoopbackProvider:
     async def complete(self, call: Call, entry: Entry) -> Answer:
         usage = _usage(call)
         if call.endpoint is Endpoint.EMBEDDINGS:
-            return Answer(_embeddings(call, entry, usage), usage)
-        said = Delta(content="".join(TEXT), finish="stop")
-        return Answer(Composer(call, entry.target).body([said], usage), usage)
+            return Answer(usage=usage, vectors=_vectors(call), dimensions=DIMENSIONS)
+        return Answer(usage=usage, choices=(Delta(content="".join(TEXT), finish="stop"),))
 
     async def stream(self, call: Call, entry: Entry) -> LoopbackStream:
-        return LoopbackStream(Composer(call, entry.target), _usage(call))
+        return LoopbackStream(_usage(call))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
-        return FirstByteTimeout(f"{self.name}: nothing said within {seconds:g} s")
+        return FirstByteTimeout(f"{self.name}: no content within {seconds:g} s")
 
     async def probe(self) -> tuple[ModelInfo, ...]:
         return (ModelInfo("echo"),)
 
     async def close(self) -> None:
-        """There is nothing to give back."""
+        """Nothing is open."""
 
 
-def _embeddings(call: Call, entry: Entry, usage: Usage) -> bytes:
-    asked = decode(call.body)
-    inputs = asked["input"]
+def _vectors(call: Call) -> list[list[float]]:
+    inputs = decode(call.body)["input"]
     if inputs == []:
         raise InvalidRequest("'input' is empty", param="input")
     one = isinstance(inputs, str) or isinstance(inputs[0], int)
-    vectors = [[1.0] + [0.0] * (DIMENSIONS - 1)] * (1 if one else len(inputs))
-    return embeddings_body(vectors, entry.target, usage, as_base64=asked.get("encoding_format") == "base64")
+    return [[1.0] + [0.0] * (DIMENSIONS - 1)] * (1 if one else len(inputs))
 
 
 @define
 class LoopbackStream:
-    """A few events, at once."""
+    """A few deltas, at once."""
 
-    _composer: Composer
     usage: Usage
-    commentable: bool = True
     _left: list[str] = field(factory=lambda: list(TEXT))
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         if self._left:
-            return StreamBatch(events=(self._composer.chunk(Delta(content=self._left.pop(0))),), has_content=True)
-        events = [self._composer.chunk(Delta(finish="stop"))]
-        if last := self._composer.usage_chunk(self.usage):
-            events.append(last)
-        return StreamBatch(events=tuple(events), has_content=True, done=True)
+            return StreamBatch(deltas=(Delta(content=self._left.pop(0)),), has_content=True)
+        return StreamBatch(deltas=(Delta(finish="stop"),), has_content=True, done=True)
 
     def commit(self, idle: float) -> None:
         """It is never idle."""
 
     async def aclose(self) -> None:
-        """There is nothing to end."""
+        """Nothing is open."""

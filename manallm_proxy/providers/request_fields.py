@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
-from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 Fields = dict[str, Any]
 """A decoded JSON object."""

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from attrs import define, field
 
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import FirstByteTimeout, ProviderError
-from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, ModelInfo
 from manallm_proxy.contract.targets import Entry
 
 
@@ -29,10 +30,6 @@ class Translator(Protocol):
     @property
     def usage(self) -> Usage | None:
         """Tokens, once the provider has told them."""
-
-    @property
-    def commentable(self) -> bool:
-        """Whether comments between its events are harmless (see `upstream.Stream`)."""
 
     def feed(self, data: bytes) -> StreamBatch:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""

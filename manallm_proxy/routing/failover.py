@@ -8,17 +8,21 @@ For each target in order:
 4. Any other failure is the caller's to hear: it ends the walk and blames nobody.
 5. Anything else (the client left, a bug) ends the walk too, and the trial's place is free again.
 
-No target left: `NoProvider`, which tells entry by entry why.
+No target left: `NoProvider`, which says entry by entry why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import Attempt, KeyRejected, NoProvider, ProviderError
+from manallm_proxy.contract.attempts import AttemptRecord, exhausted
+from manallm_proxy.contract.errors import KeyRejected, ProviderError
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.routing.health import Permit, Skip
@@ -27,13 +31,48 @@ from manallm_proxy.routing.health_registry import HealthRegistry
 T = TypeVar("T")
 
 
-@define  # not frozen: as `events.RequestEnded`
-class Served(Generic[T]):
-    """What the walk ended with. ``permit`` is still open: whoever relays the answer says how it ended."""
+@define(eq=False)
+class Attempt(Generic[T]):
+    """One target that serves: the owner of its permit and of its stream, from the walk's end to the answer's.
+
+    ``async with`` closes what is open and gives the permit back. Before that, `served` or `failed` says how it
+    ended; without either nobody is blamed: the client left.
+    """
 
     entry: Entry
-    permit: Permit
     value: T
+    _permit: Permit
+    _registry: HealthRegistry
+    _aclose: Callable[[], Awaitable[None]] | None = None
+
+    def began(self) -> None:
+        """The answer has begun: a half-open circuit's trial has succeeded."""
+        self._registry.began(self.entry.target, self._permit)
+
+    def served(self) -> None:
+        """The answer is complete."""
+        self._registry.served(self.entry.target, self._permit)
+
+    def failed(self, error: ProviderError) -> None:
+        """The answer broke; `error` says whom it blames."""
+        error.target = str(self.entry.target)
+        self._registry.failed(self.entry.target, self._permit, error)
+
+    async def aclose(self) -> None:
+        """Harmless when repeated."""
+        try:
+            if self._aclose is not None:
+                await self._aclose()
+        finally:
+            self._permit.released()
+
+    async def __aenter__(self) -> Attempt[T]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
 
 @define
@@ -43,33 +82,44 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
-    log: list[Attempt] = field(factory=list)
+    log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     _passed: list[tuple[str, str, bool]] = field(factory=list)
     """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` let us pass."""
 
-    async def run(self, attempt: Callable[[Entry], Awaitable[T]], asked: str) -> Served[T]:
-        """The first answer along the chain. `asked` is what the request called it, for the message."""
+    async def run(
+        self,
+        ask: Callable[[Entry], Awaitable[T]],
+        asked: str,
+        aclose: Callable[[T], Awaitable[None]] | None = None,
+    ) -> Attempt[T]:
+        """The first answer along the chain.
+
+        `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
+        for the error's message.
+        """
         for entry in self.chain:
             # 1
             verdict = self.registry.admit(entry.target)
             if isinstance(verdict, Skip):
-                self._pass(Attempt(str(entry.target), verdict.reason))
+                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail))
                 continue
             # 2
-            self._tell_fallback(entry)
+            self._report_fallback(entry)
             started = self.registry.clock()
             self.tried += 1
             try:
-                value = await attempt(entry)
+                value = await ask(entry)
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
             except BaseException:  # 5
                 verdict.released()
                 raise
             else:
-                return Served(entry, verdict, value)
-        raise NoProvider(asked, self.log, self.registry.again_in(e.target for e in self.chain))
+                close = partial(aclose, value) if aclose is not None else None
+                return Attempt(entry, value, verdict, self.registry, close)
+        again_in = self.registry.again_in(entry.target for entry in self.chain)
+        raise exhausted(asked, self.log, again_in, names_target=self.chain.alias is None)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
@@ -87,14 +137,14 @@ class Walk:
             raise error
         # 3
         self.registry.failed(target, permit, error)
-        line = Attempt(str(target), error.error_type, error.provider_status, error.detail, duration)
+        line = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration)
         self._pass(line, widened=widened)
 
-    def _pass(self, line: Attempt, *, widened: bool = False) -> None:
+    def _pass(self, line: AttemptRecord, *, widened: bool = False) -> None:
         self.log.append(line)
         self._passed.append((line.model, line.reason, widened))
 
-    def _tell_fallback(self, to: Entry) -> None:
+    def _report_fallback(self, to: Entry) -> None:
         for model, reason, widened in self._passed:
             self.registry.observe(FellBack(self.request_id, model, str(to.target), reason, widened))
         self._passed.clear()
@@ -105,3 +155,37 @@ def is_widened(error: ProviderError, entry: Entry) -> bool:
     if not entry.fallback_on:
         return False
     return error.widened_by in entry.fallback_on or str(error.provider_status) in entry.fallback_on
+
+
+async def in_background(
+    walking: Coroutine[Any, Any, Attempt[T]], patience: float, signal: Callable[[], Awaitable[None]]
+) -> Attempt[T]:
+    """The result of `walking`, calling `signal` after each `patience` seconds that it takes.
+
+    However this ends, an attempt that serves is either returned or closed: a client may leave in the very turn
+    of the loop in which the walk succeeds, and may be cancelled again while we clean up.
+    """
+    task = asyncio.ensure_future(walking)
+    try:
+        while True:
+            done, _ = await asyncio.wait([task], timeout=patience)
+            if done:
+                return task.result()
+            await signal()
+    except BaseException:
+        task.cancel()
+        task.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(task: asyncio.Task[Attempt[T]]) -> None:
+    """Closes what a walk brought that nobody waits for any more."""
+    if task.cancelled() or task.exception() is not None:
+        return
+    closing = asyncio.ensure_future(task.result().aclose())
+    _CLOSING.add(closing)
+    closing.add_done_callback(_CLOSING.discard)
+
+
+_CLOSING: set[asyncio.Future[None]] = set()
+"""asyncio holds tasks weakly; these are held until they have ended."""

@@ -55,6 +55,8 @@ class Skip:
 
     reason: SkipReason
     again_in: float | None = None
+    detail: str | None = None
+    """Why it cools."""
 
 
 @frozen
@@ -130,7 +132,7 @@ class Circuit:
             if self.on_trial:
                 return Skip("unhealthy")
         if self.cooling_until is not None and now < self.cooling_until:
-            return Skip("cooling", self.cooling_until - now)
+            return Skip("cooling", self.cooling_until - now, self.last_error)
         return None
 
     def take_trial(self) -> bool:

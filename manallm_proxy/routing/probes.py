@@ -18,7 +18,7 @@ from manallm_proxy.routing.health_registry import HealthRegistry
 class Prober:
     """Probes all configured providers at once, each within ``timeout``, every ``interval`` seconds."""
 
-    upstreams: Mapping[str, Provider]
+    providers: Mapping[str, Provider]
     registry: HealthRegistry
     catalog: Catalog
     interval: float
@@ -32,12 +32,12 @@ class Prober:
 
     async def once(self) -> None:
         """One round, in parallel; over when the slowest has answered or timed out."""
-        await asyncio.gather(*(self._probe(name, upstream) for name, upstream in self.upstreams.items()))
+        await asyncio.gather(*(self._probe(name, provider) for name, provider in self.providers.items()))
 
-    async def _probe(self, name: str, upstream: Provider) -> None:
+    async def _probe(self, name: str, provider: Provider) -> None:
         try:
             async with asyncio.timeout(self.timeout):
-                models = await upstream.probe()
+                models = await provider.probe()
         except TimeoutError:
             self.registry.probed(name, ConnectTimeout(f"{name}: its probe got no answer in {self.timeout:g} s"))
         except ProviderError as error:

@@ -1,7 +1,7 @@
-"""One answer from its first frame to its last.
+"""One answer from its first event to its last.
 
-The commit is a place in this file: `open_stream` returns when something was said, and until it does a
-failure costs the client nothing. `relay` begins there, and from there on nothing is ever spliced.
+The commit is a place in this file: `open_stream` returns when the stream has content, and until it does a
+failure costs the client nothing. `Relay` begins there, and from there on nothing is ever spliced.
 """
 
 from __future__ import annotations
@@ -11,43 +11,48 @@ from typing import Final, Protocol
 
 from attrs import define, frozen
 
+from manallm_proxy.contract.answers import Answer, StreamBatch
 from manallm_proxy.contract.errors import Blame, ProviderError, ProxyError, StreamInterrupted, Unsupported
-from manallm_proxy.contract.provider import Answer, Call, Provider, Stream, StreamBatch
+from manallm_proxy.contract.provider import Call, Provider, Stream
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.failover import Served
-from manallm_proxy.routing.health_registry import HealthRegistry
+from manallm_proxy.routing.failover import Attempt
 
 HOLD_LIMIT: Final = 64 * 1024
-"""Bytes that may come before something is said; more of it is something."""
+"""Bytes (of raw events) or deltas that may come before there is content. Above this we commit anyway, so that
+buffering stays bounded."""
 
 
 @frozen
 class Opened:
-    """A stream that has said something: what was held until then, and the rest to come."""
+    """A stream that has content: what was held until then, and the rest to come."""
 
     stream: Stream
     held: tuple[StreamBatch, ...]
+
+    async def aclose(self) -> None:
+        """Ends the provider's work on it."""
+        await self.stream.aclose()
 
 
 class Sink(Protocol):
     """The client's end of a stream."""
 
     async def send(self, batch: StreamBatch) -> None:
-        """Hands on a piece's events. Waits while the client is slow."""
+        """Hands on a batch's events. Waits while the client is slow."""
 
     def try_write(self, batch: StreamBatch) -> bool:
-        """See `upstream.TryWrite`."""
+        """See `provider.TryWrite`."""
 
     async def finish(self) -> None:
-        """``[DONE]``, and the end."""
+        """The end of a complete answer."""
 
     async def fail(self, error: ProxyError) -> None:
-        """An error event on an event boundary and the end, without ``[DONE]``."""
+        """An error event on an event boundary, and an end that nobody takes for the end of an answer."""
 
 
 def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
-    """Unsupported where the provider's own listing denies what the request needs; the unknown is tried."""
+    """Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried."""
     lacking = catalog.lacks(entry.target, call.summary.needs)
     if lacking is not None:
         raise Unsupported(
@@ -57,16 +62,16 @@ def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
         )
 
 
-async def complete(upstream: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
+async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
     """An attempt at a whole answer."""
     refuse_lacking(catalog, call, entry)
-    return await upstream.complete(call, entry)
+    return await provider.complete(call, entry)
 
 
-async def open_stream(upstream: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
-    """An attempt at a stream, up to the first event that says something, within ``first_byte``.
+async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
+    """An attempt at a stream, up to the first event that has content, within ``first_byte`` seconds.
 
-    What only keeps the connection warm (comments, a role, empty content) is held and leaves with that event.
+    Events without content (a role, an empty delta) are held and leave with that event.
     """
     refuse_lacking(catalog, call, entry)
     stream: Stream | None = None
@@ -74,11 +79,11 @@ async def open_stream(upstream: Provider, catalog: Catalog, call: Call, entry: E
     size = 0
     try:
         async with asyncio.timeout(entry.timeouts.first_byte) as limit:
-            stream = await upstream.stream(call, entry)
+            stream = await provider.stream(call, entry)
             while True:
                 batch = await stream.next()
                 held.append(batch)
-                size += len(batch.frames) + sum(map(len, batch.events))
+                size += len(batch.frames) + len(batch.deltas)
                 if batch.error is not None and not batch.has_content:
                     raise batch.error
                 if batch.has_content or batch.done or size > HOLD_LIMIT:
@@ -87,7 +92,7 @@ async def open_stream(upstream: Provider, catalog: Catalog, call: Call, entry: E
     except TimeoutError:
         if not limit.expired():
             raise
-        raise upstream.first_byte_error(entry.timeouts.first_byte) from None
+        raise provider.first_byte_error(entry.timeouts.first_byte) from None
     finally:
         if stream is not None:
             await stream.aclose()
@@ -97,18 +102,17 @@ async def open_stream(upstream: Provider, catalog: Catalog, call: Call, entry: E
 class Relay:
     """Carries one committed stream. ``error`` is what broke it, None where it ended well."""
 
-    served: Served[Opened]
-    registry: HealthRegistry
+    attempt: Attempt[Opened]
     error: ProviderError | None = None
 
     async def run(self, sink: Sink) -> None:
-        """To the last frame. Cancelled where the client leaves: then nobody is blamed."""
-        stream, entry = self.served.value.stream, self.served.entry
-        self.registry.began(entry.target, self.served.permit)
+        """To the last event. Cancelled where the client leaves: then nobody is blamed."""
+        stream, entry = self.attempt.value.stream, self.attempt.entry
+        self.attempt.began()
         try:
-            for batch in self.served.value.held:
+            for batch in self.attempt.value.held:
                 await sink.send(batch)
-            stream.commit(entry.timeouts.idle)  # behind the first byte, since a timer takes its time
+            stream.commit(entry.timeouts.idle)  # after the first byte, since a timer takes its time
             while not batch.done and batch.error is None:
                 batch = await stream.next(sink.try_write)
                 await sink.send(batch)
@@ -118,26 +122,23 @@ class Relay:
         finally:
             await stream.aclose()
         if self.error is None:
-            self.registry.served(entry.target, self.served.permit)
+            self.attempt.served()
             await sink.finish()
         else:
             await self._break(sink, self.error)
 
     async def _break(self, sink: Sink, error: ProviderError) -> None:
-        """Tells the client in-band; the provider is blamed as the error says, and its caller's errors are not."""
-        target = self.served.entry.target
-        error.target = str(target)
-        if error.blame is Blame.NOBODY or error.widened_by:
-            self.served.permit.released()
-        else:
-            self.registry.failed(target, self.served.permit, error)
-        await sink.fail(told_in_band(error))
+        """Tells the client in-band. The provider is blamed as the error says; a caller's mistake blames nobody."""
+        error.target = str(self.attempt.entry.target)
+        if error.blame is not Blame.NOBODY and not error.widened_by:
+            self.attempt.failed(error)
+        await sink.fail(in_band(error))
 
 
-def told_in_band(error: ProviderError) -> ProviderError:
+def in_band(error: ProviderError) -> ProviderError:
     """A transport failure as a client reads it in mid stream; what a provider said itself stays as it is."""
     if error.source == "provider" and error.provider_status is not None:
         return error
-    told = StreamInterrupted(f"the answer broke off: {error.message}", detail=error.detail)
-    told.target = error.target
-    return told
+    interrupted = StreamInterrupted(f"the answer broke off: {error.message}", detail=error.detail)
+    interrupted.target = error.target
+    return interrupted

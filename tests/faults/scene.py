@@ -119,7 +119,7 @@ class Scene:
     async def holds(self) -> None:
         """What is true after every case, whatever it was."""
         async with asyncio.timeout(SETTLED):
-            while self.p.app.web.exchanges or await self.metric("mana_llm_requests_in_flight"):
+            while self.p.app.gateway.pipeline.exchanges or await self.metric("mana_llm_requests_in_flight"):
                 await asyncio.sleep(0.01)
         told = self.p.log.getvalue() + await metrics(self.p)
         told += "".join(f"{reply.headers}{reply.body!r}" for reply in self.replies)

@@ -216,7 +216,7 @@ async def _late(port: int, connects: float, tally: list[bytes]) -> None:
 async def test_a_drain_is_not_over_while_something_is_in_hand(tmp_path: Path) -> None:
     """Idle for a moment and busy again before the drain looks: what came meanwhile is not interrupted."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-        web = p.app.web
+        web = p.app.gateway.pipeline
         one_more = cast(Exchange, object())
         web.exchanges.add(one_more)
         web.idle.clear()

@@ -50,7 +50,7 @@ async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> Non
             writer.write(data[:-5] if phase == "body upload" else data)
             asked = second if phase == "between fallbacks" else at.faulty
             if phase == "body upload":
-                await until(lambda: at.p.app.web.exchanges)
+                await until(lambda: at.p.app.gateway.pipeline.exchanges)
             else:
                 await until(lambda: asked.posts)
             if phase in ("streaming", "error event"):
@@ -58,7 +58,7 @@ async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> Non
             if phase == "error event":
                 at.faulty.connections[-1].reset()
             LEAVES[how](writer)
-            await until(lambda: not at.p.app.web.exchanges, 1)
+            await until(lambda: not at.p.app.gateway.pipeline.exchanges, 1)
             held = [c for c in asked.connections if c.answering]
             await asyncio.wait_for(asyncio.gather(*(c.closed.wait() for c in held)), 1)
         [line] = at.logged("request")
@@ -113,7 +113,7 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
             held = await at.ask("chat")
             assert (held.resolved, held.attempts) == ("good/m", 1)
             LEAVES[how](writer)
-            await until(lambda: not at.p.app.web.exchanges, 1)
+            await until(lambda: not at.p.app.gateway.pipeline.exchanges, 1)
         assert (await at.ask("chat")).resolved == "bad/m"
 
 

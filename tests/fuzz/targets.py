@@ -15,12 +15,12 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
-from manallm_proxy.contract.errors import InvalidRequest, ProviderError
-from manallm_proxy.contract.events import Event
+from manallm_proxy.contract.errors import InvalidRequest, ProviderError, ProxyError
 from manallm_proxy.contract.provider import Endpoint
-from manallm_proxy.http_server.aiohttp_server import Runner
+from manallm_proxy.http_server.aiohttp_server import Server
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.schema import read_summary, rewrite
+from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.request import read_summary, rewrite
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests import test_wire_ollama as ollama
 from tests import test_wire_openai as openai
@@ -75,7 +75,7 @@ def bodies(data: bytes) -> None:
     """Whole answers and refusals: an answer, or a provider's failure."""
     for of in (openai.call(), openai.call(Endpoint.EMBEDDINGS)):
         with contextlib.suppress(ProviderError):
-            json.loads(OpenAIWire().answer(of, openai.ENTRY, data).body)
+            json.loads(OpenAIWire().answer(of, openai.ENTRY, data).body or b"{}")
     for status in (400, 404, 429, 500):
         for wire in (OpenAIWire(), ollama.WIRE):
             assert wire.failure(status, {}, data).message
@@ -102,16 +102,17 @@ def http(data: bytes) -> None:
 
 
 async def _connection(pieces: list[bytes]) -> None:
-    async def echo(asked: web.Request) -> web.Response:
+    async def echo(asked: web.BaseRequest) -> web.Response:
         return web.Response(text=str(len(await asked.read())))
 
-    told: list[Event] = []
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", echo)
-    runner = Runner(app, {}, header=256, patience=lambda: 60.0, observe=told.append)
-    await runner.setup()
-    assert runner.server is not None
-    connection: Any = runner.server()
+    told: list[ProxyError] = []
+
+    def refusal(error: ProxyError) -> tuple[str, bytes]:
+        told.append(error)
+        return "id-1", error_body(error)
+
+    server = Server(echo, header=256, head_timeout=lambda: 60.0, refusal=refusal)
+    connection: Any = server()
     wire = Mock(spec=asyncio.Transport)
     wire.is_closing.return_value = False
     wire.get_extra_info.return_value = None
@@ -128,7 +129,6 @@ async def _connection(pieces: list[bytes]) -> None:
     assert refusals <= 1
     assert len(told) >= refusals
     connection.connection_lost(None)
-    await runner.cleanup()
 
 
 TARGETS: Final[dict[str, Target]] = {

@@ -14,7 +14,7 @@ from attrs import define, field
 from google.genai import types
 
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
-from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")

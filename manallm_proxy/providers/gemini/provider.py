@@ -17,6 +17,7 @@ from attrs import define, field
 from google import genai
 from google.genai import errors, types
 
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import (
     BadResponse,
     Disconnected,
@@ -26,12 +27,11 @@ from manallm_proxy.contract.errors import (
     ProxyError,
     ReadTimeout,
 )
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, TryWrite
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import transport_error
-from manallm_proxy.openai.compose import Composer, embeddings_body
 from manallm_proxy.providers.classify import classify, scrubbed, widened
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini import request as gemini_request
@@ -93,8 +93,8 @@ class GeminiProvider:
         asked = gemini_request.generation(call, entry)
         asking = self._models.generate_content(model=asked.model, contents=asked.contents, config=asked.config)
         reader = gemini_reply.Reader()
-        said = reader.whole(await self._ask(asking, call, entry))
-        return Answer(Composer(call, entry.target).body(said, reader.usage or Usage()), reader.usage)
+        choices = reader.whole(await self._ask(asking, call, entry))
+        return Answer(usage=reader.usage, choices=tuple(choices))
 
     async def _embed(self, call: Call, entry: Entry) -> Answer:
         asked = gemini_request.embedding(call, entry)
@@ -102,11 +102,7 @@ class GeminiProvider:
         reply = await self._ask(asking, call, entry)
         vectors = gemini_reply.vectors(reply, len(asked.contents), to_unit=asked.is_cut)
         usage = gemini_reply.embedding_usage(reply)
-        try:
-            body = embeddings_body(vectors, entry.target, usage, as_base64=asked.as_base64)
-        except OverflowError:
-            raise BadResponse("Gemini gave numbers that are no float32", detail="not float32") from None
-        return Answer(body, usage)
+        return Answer(usage=usage, vectors=vectors, dimensions=len(vectors[0]))
 
     async def _ask(self, asking: Awaitable[_T], call: Call, entry: Entry) -> _T:
         exchange = Exchange(call.request_id, entry.timeouts.connect)
@@ -130,7 +126,7 @@ class GeminiProvider:
             model=asked.model, contents=asked.contents, config=asked.config
         )
         exchange = Exchange(call.request_id, entry.timeouts.connect)
-        return GeminiStream(self, exchange, chunks, Composer(call, entry.target))
+        return GeminiStream(self, exchange, chunks)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: nothing said within {seconds:g} s")
@@ -185,13 +181,11 @@ def _unsayable(error: Exception) -> ProxyError | None:
 
 @define(eq=False)
 class GeminiStream:
-    """One streamed answer: the SDK's chunks in, OpenAI's out."""
+    """One streamed answer: the SDK's chunks in, deltas out."""
 
     _upstream: GeminiProvider
     _exchange: Exchange
     _chunks: AsyncIterator[types.GenerateContentResponse]
-    _composer: Composer
-    commentable: bool = True
     _reader: gemini_reply.Reader = field(factory=gemini_reply.Reader)
     _idle: float | None = None
     _waiting: asyncio.Timeout | None = None
@@ -233,16 +227,14 @@ class GeminiStream:
             deltas = self._reader.deltas(chunk)
         except ProviderError as error:
             return StreamBatch(error=error)
-        events = tuple(self._composer.chunk(d) for d in deltas if d.has_content or d.logprobs is not None)
-        return StreamBatch(events=events, has_content=any(d.has_content for d in deltas))
+        kept = tuple(d for d in deltas if d.has_content or d.logprobs is not None)
+        return StreamBatch(deltas=kept, has_content=any(d.has_content for d in kept))
 
     def _end(self) -> StreamBatch:
         """A clean end proves nothing (wire.md E.4): it takes a finish reason. No chunk at all is an empty answer."""
         if self._begun and not self._reader.is_complete:
             return StreamBatch(error=Disconnected("Gemini stopped in mid answer", detail="no finish reason"))
-        usage = self._reader.usage
-        last = self._composer.usage_chunk(usage) if usage is not None else None
-        return StreamBatch(events=() if last is None else (last,), done=True)
+        return StreamBatch(done=True)
 
     def commit(self, idle: float) -> None:
         self._idle = idle

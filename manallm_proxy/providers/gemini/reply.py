@@ -14,6 +14,7 @@ from typing import Any, Final
 from attrs import define, evolve, field
 from google.genai import errors, types
 
+from manallm_proxy.contract.answers import Delta, ToolCall, Usage, new_call_id
 from manallm_proxy.contract.errors import (
     BadResponse,
     ContentBlocked,
@@ -22,9 +23,8 @@ from manallm_proxy.contract.errors import (
     ProviderError,
     RateLimited,
 )
-from manallm_proxy.contract.provider import Usage
-from manallm_proxy.openai.compose import Delta, ToolCall, call_id
-from manallm_proxy.openai.schema import encode
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.classify import QUOTA_COOLING, classify, clean
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
 from manallm_proxy.providers.retry_after import duration
@@ -73,7 +73,8 @@ class Reader:
     _finished: set[int] = field(factory=set)
     _begun: set[int] = field(factory=set)
     _said: set[int] = field(factory=set)
-    _called: set[int] = field(factory=set)
+    _called: dict[int, int] = field(factory=dict)
+    """Tool calls of each choice so far."""
 
     @property
     def is_complete(self) -> bool:
@@ -98,12 +99,12 @@ class Reader:
     def _delta(self, candidate: types.Candidate) -> Delta:
         index = candidate.index or 0
         parts = (candidate.content and candidate.content.parts) or []
-        calls = tuple(_tool_calls(parts))
+        calls = tuple(_tool_calls(parts, self._called.get(index, 0)))
         texts = [part for part in parts if part.text]
         content = "".join(part.text or "" for part in texts if not part.thought)
         self._begun.add(index)
         if calls:
-            self._called.add(index)
+            self._called[index] = self._called.get(index, 0) + len(calls)
         if content or calls:
             self._said.add(index)
         return Delta(
@@ -129,13 +130,14 @@ class Reader:
         return "tool_calls" if index in self._called else "stop"
 
 
-def _tool_calls(parts: list[types.Part]) -> Iterator[ToolCall]:
-    """They come whole, a part each."""
-    for part in parts:
+def _tool_calls(parts: list[types.Part], first: int) -> Iterator[ToolCall]:
+    """They come whole, a part each; `first` is the place of the first among those of its choice."""
+    called = [part for part in parts if part.function_call is not None]
+    for index, part in enumerate(called, first):
         call = part.function_call
-        if call is not None:
-            arguments = encode(call.args or {}).decode()
-            yield ToolCall(call.name or "", arguments, call.id or call_id(), _extra(part.thought_signature))
+        assert call is not None
+        arguments = encode(call.args or {}).decode()
+        yield ToolCall(call.name or "", arguments, call.id or new_call_id(), index, _extra(part.thought_signature))
 
 
 def _extra(signature: bytes | None) -> dict[str, Any]:
@@ -180,10 +182,8 @@ def _token(token: types.LogprobsResultCandidate) -> dict[str, Any]:
 
 def vectors(reply: types.EmbedContentResponse, wanted: int, *, to_unit: bool) -> list[list[float]]:
     """One vector for each of `wanted` inputs, BadResponse otherwise. `to_unit`: brought to length 1."""
-    found = [e.values for e in reply.embeddings or () if e.values]
-    if len(found) != wanted:
-        raise BadResponse(f"Gemini gave {len(found)} vectors for {wanted} inputs", detail="wrong number of vectors")
-    return [_unit(vector) for vector in found] if to_unit else found
+    found = checked_vectors([e.values or [] for e in reply.embeddings or ()], wanted, "Gemini")
+    return [_unit([*vector]) for vector in found] if to_unit else [[*vector] for vector in found]
 
 
 def _unit(vector: list[float]) -> list[float]:

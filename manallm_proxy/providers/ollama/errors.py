@@ -17,7 +17,7 @@ from manallm_proxy.contract.errors import (
     ServerBusy,
     Unsupported,
 )
-from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.classify import ErrorDetails, classify, clean, parse_error
 
 _TOO_LONG: Final = ("longer than the context", "exceeds the context", "exceeds the available context")

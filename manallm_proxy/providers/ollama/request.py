@@ -16,7 +16,7 @@ from typing import Any, Final
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.schema import encode
+from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.request_fields import (
     Fields,

@@ -20,11 +20,12 @@ import msgspec
 from attrs import define, field
 from msgspec import Struct
 
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
 from manallm_proxy.contract.errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.compose import Composer, Delta, ToolCall, call_id, embeddings_body
-from manallm_proxy.openai.schema import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
 from manallm_proxy.providers.wire import Request, Translator
@@ -79,10 +80,9 @@ class _Embedded(Struct):
 
 
 class _Asked(Struct):
-    """What an embeddings answer depends on; `request` has checked it."""
+    """How many vectors an embeddings answer must have; `request` has checked it."""
 
     input: str | list[Any] = ""
-    encoding_format: str | None = None
 
 
 class _Model(Struct):
@@ -126,18 +126,17 @@ class OllamaWire:
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
-            return _embeddings(call, entry, body)
+            return _embeddings(call, body)
         reply = _read(_REPLY, body)
         said = reply.message if call.endpoint is Endpoint.CHAT else reply.response
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
-        usage = _usage(reply)
-        return Answer(Composer(call, entry.target).body([delta], usage), usage)
+        return Answer(usage=_usage(reply), choices=(delta,))
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
         """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
-        return OllamaTranslator(Composer(call, entry.target))
+        return OllamaTranslator(call.endpoint)
 
     def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
         models = _read(_TAGS, body).models or ()
@@ -147,13 +146,12 @@ class OllamaWire:
 
 @define
 class OllamaTranslator:
-    """One stream: lines in, OpenAI's chunks out. It remembers a line's beginning, and whether a tool was called."""
+    """One stream: lines in, deltas out. It remembers a line's beginning, and how many tools were called."""
 
-    _composer: Composer
+    _endpoint: Endpoint
     usage: Usage | None = None
-    commentable: bool = True
     _held: bytearray = field(factory=bytearray, repr=False)
-    _called: bool = False
+    _called: int = 0
 
     def feed(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
@@ -164,7 +162,7 @@ class OllamaTranslator:
         return self._translate(lines, overflow=len(self._held) > LINE_LIMIT)
 
     def close(self) -> StreamBatch:
-        """A last line may lack its end; behind it, within it or without it, an answer that is not done was cut."""
+        """A last line may lack its end; without ``done`` in it, or in one before, the answer was cut."""
         line = bytes(self._held)
         self._held.clear()
         batch = self._translate([line])
@@ -172,11 +170,11 @@ class OllamaTranslator:
         if batch.done or (batch.error and not begun):
             return batch
         cut = Disconnected("Ollama stopped in mid answer", detail="ended without done")
-        return StreamBatch(events=batch.events, has_content=batch.has_content, error=cut)
+        return StreamBatch(deltas=batch.deltas, has_content=batch.has_content, error=cut)
 
     def _translate(self, lines: Sequence[bytes], *, overflow: bool = False) -> StreamBatch:
-        """`overflow`: what is held behind `lines` is too long already."""
-        events: list[bytes] = []
+        """`overflow`: what is held after `lines` is too long already."""
+        deltas: list[Delta] = []
         has_content = False
         for line in lines:
             if not line or line.isspace():
@@ -184,24 +182,22 @@ class OllamaTranslator:
             try:
                 reply = _line(line)
             except ProviderError as error:
-                return StreamBatch(events=tuple(events), has_content=has_content, error=error)
-            has_content |= self._write(reply, events)
+                return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
+            has_content |= self._add(reply, deltas)
             if reply.done:
-                return StreamBatch(events=tuple(events), has_content=True, done=True)
-        return StreamBatch(events=tuple(events), has_content=has_content, error=_too_long() if overflow else None)
+                return StreamBatch(deltas=tuple(deltas), has_content=True, done=True)
+        too_long = _too_long() if overflow else None
+        return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=too_long)
 
-    def _write(self, reply: _Reply, events: list[bytes]) -> bool:
-        """Appends what `reply` comes to; whether that says something."""
-        composer = self._composer
-        delta = _delta(composer.call.endpoint, reply)
-        self._called = self._called or bool(delta.tool_calls)
+    def _add(self, reply: _Reply, deltas: list[Delta]) -> bool:
+        """Appends what `reply` becomes; whether that has content."""
+        delta = _delta(self._endpoint, reply, first_call=self._called)
+        self._called += len(delta.tool_calls)
         if delta.has_content or delta.logprobs is not None:
-            events.append(composer.chunk(delta))
+            deltas.append(delta)
         if reply.done:
             self.usage = _usage(reply)
-            events.append(composer.chunk(Delta(finish=_finish(reply, called=self._called))))
-            if (extra := composer.usage_chunk(self.usage)) is not None:
-                events.append(extra)
+            deltas.append(Delta(finish=_finish(reply, called=bool(self._called))))
         return delta.has_content
 
 
@@ -229,22 +225,15 @@ def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     return reply
 
 
-def _embeddings(call: Call, entry: Entry, body: bytes) -> Answer:
+def _embeddings(call: Call, body: bytes) -> Answer:
     reply = _read(_EMBEDDED, body)
     asked = decode(call.body, type=_Asked)
-    vectors = reply.embeddings or []
     wanted = 1 if isinstance(asked.input, str) else len(asked.input)
-    if len(vectors) != wanted or not all(vectors):
-        raise BadResponse(f"Ollama gave {len(vectors)} vectors for {wanted} inputs", detail="wrong number of vectors")
-    usage = Usage(prompt=max(0, reply.prompt_eval_count))
-    try:
-        written = embeddings_body(vectors, entry.target, usage, as_base64=asked.encoding_format == "base64")
-    except OverflowError:
-        raise BadResponse("Ollama gave numbers that are no float32", detail="not float32") from None
-    return Answer(written, usage)
+    vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
+    return Answer(usage=Usage(prompt=max(0, reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
 
 
-def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None) -> Delta:
+def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
         logprobs = _legacy_logprobs(reply.logprobs) if reply.logprobs else None
@@ -253,16 +242,16 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None) -> Delt
     return Delta(
         content=said.content or "",
         reasoning=said.thinking or "",
-        tool_calls=tuple(_tool_call(c) for c in said.tool_calls or ()),
+        tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
         logprobs=_logprobs(reply.logprobs) if reply.logprobs else None,
     )
 
 
-def _tool_call(call: _Call) -> ToolCall:
+def _tool_call(call: _Call, index: int) -> ToolCall:
     """Calls come whole. Older servers give no id; the arguments keep their bytes."""
     arguments = bytes(call.function.arguments).decode(errors="replace")
-    return ToolCall(call.function.name, arguments, call.id or call_id())
+    return ToolCall(call.function.name, arguments, call.id or new_call_id(), index)
 
 
 def _finish(reply: _Reply, *, called: bool) -> str:

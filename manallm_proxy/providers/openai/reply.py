@@ -1,4 +1,4 @@
-"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one (wire.md C.3, E.2)."""
+"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from manallm_proxy.contract.errors import BadResponse, InvalidRequest
-from manallm_proxy.openai.schema import DecodeErrors, decode, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, split_object, whole_surrogates
 from manallm_proxy.providers.classify import in_band, parse_error
+from manallm_proxy.providers.openai.chunks import ends_in_error, says_error
 
 
 def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
@@ -20,9 +21,19 @@ def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
 
 
 def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """See `split_object`; whatever is wrong is the provider's."""
+    """See `split_object`. Raises BadResponse: whatever is wrong is the provider's.
+
+    A byte order mark is white space here (its length stays in the spans), and half of a surrogate pair is U+FFFD in
+    the values; the body itself keeps its bytes.
+    """
+    if body.startswith(BOM):
+        body = b"   " + body[len(BOM) :]
     try:
         return split_object(body, last)
+    except InvalidRequest:
+        pass
+    try:
+        return split_object(whole_surrogates(body), last)
     except InvalidRequest:
         detail = "empty body" if not body.strip() else "html" if body.lstrip()[:1] == b"<" else "not a JSON object"
         raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None
@@ -31,24 +42,35 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
 def decoded(raw: Any) -> Any:
     """A part of an answer. Its syntax was checked, but a number in it may be one that nobody can read."""
     try:
-        return decode(raw)
+        return decode_leniently(bytes(raw))
     except DecodeErrors:
         raise BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON") from None
 
 
-def refuse_error(values: Mapping[str, Any]) -> None:
-    """A 200 with an error inside (wire.md E.2)."""
-    if bytes(values.get("error", b"null")) != b"null":
-        raise in_band(parse_error({"error": decoded(values["error"])}))
+def checked_choices(values: Mapping[str, Any], *, decode_always: bool = True) -> list[dict[str, Any]]:
+    """The choices of a complete answer. Raises the error that it holds, and BadResponse if it holds no answer.
 
-
-def refuse_choice_error(choices: Any) -> None:
-    """OpenRouter's non-stream form: ``choices[0].error``, perhaps behind partial content."""
-    for choice in choices:
-        if isinstance(choice, dict) and choice.get("error"):
+    Unless `decode_always`, they are decoded only if something may be wrong with them, and ``[]`` is returned.
+    """
+    refuse_error(values)
+    raw = bytes(values.get("choices", b"null"))
+    if raw[:1] != b"[":
+        raise BadResponse("its answer has no 'choices'", detail="no choices")
+    if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":
+        return []
+    rows = [choice for choice in decoded(raw) if isinstance(choice, dict)]
+    for choice in rows:
+        if says_error(choice.get("error")):  # OpenRouter, perhaps beside partial content
             raise in_band(parse_error({"error": choice["error"]}))
+        if ends_in_error(choice):
+            raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
+    if not rows:
+        raise BadResponse("its answer has no choices", detail="no choices")
+    return rows
 
 
-def require_list(values: Mapping[str, Any], key: str) -> None:
-    if bytes(values.get(key, b"null"))[:1] != b"[":
-        raise BadResponse(f"its answer has no '{key}'", detail=f"no {key}")
+def refuse_error(values: Mapping[str, Any]) -> None:
+    """Raises the error inside of a 200; an empty one says nothing."""
+    raw = bytes(values.get("error", b"null"))
+    if raw not in (b"null", b"{}", b'""', b"false") and says_error(error := decoded(raw)):
+        raise in_band(parse_error({"error": error}))

@@ -1,52 +1,109 @@
-"""A streamed answer of an OpenAI-compatible server: frames relayed with their bytes.
+"""A streamed answer of an OpenAI-compatible server: relayed with its bytes, or read into deltas.
 
-What the crowd does differently is in wire.md C.2; what counts as saying something, and as an error, in E.3.
+`EventRelay` looks at each event with bytes methods. JSON is decoded only until there is content, and where a finish
+reason, usage or an error may be in it. `EventReader` decodes every event, for doors that speak another format.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from attrs import define, field
 
+from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import BadResponse, Disconnected, InvalidRequest, ProviderError
-from manallm_proxy.contract.provider import Call, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.compose import Composer, Delta, ToolCall
-from manallm_proxy.openai.schema import DecodeErrors, decode, encode, split_object, usage_from_openai
-from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, parse_error
-from manallm_proxy.providers.openai.reply import (
-    decoded,
-    refuse_choice_error,
-    refuse_error,
-    reply_object,
-    require_list,
-    set_model,
+from manallm_proxy.openai.json_object import (
+    DecodeErrors,
+    decode,
+    decode_leniently,
+    encode,
+    split_object,
+    whole_surrogates,
 )
+from manallm_proxy.providers.openai import chunks
+from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.reply import set_model
 
-BODY_LIMIT: Final = sse.FRAME_LIMIT
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
+_NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 
 
 @define
-class EventRelay:
-    """A stream of SSE frames, relayed with their bytes.
-
-    Each chunk is looked at with bytes methods; JSON is decoded only until something was said, and where a
-    finish reason, usage or an error may be in it.
-    """
+class EventStream:
+    """What relaying and reading have in common: frames, keep-alives, errors, and when an answer is complete."""
 
     _call: Call
     _target: Target
     usage: Usage | None = None
-    commentable: bool = True
     _decoder: sse.Decoder = field(factory=sse.Decoder)
-    _said: bool = False
+    _has_content: bool = False
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
+
+    def feed(self, data: bytes) -> StreamBatch:
+        """See `wire.Translator`."""
+        try:
+            frames = self._decoder.feed(data)
+        except sse.FrameTooLong:
+            return StreamBatch(error=BadResponse("it sent an event without an end", detail="endless event"))
+        return self._batch(frames)
+
+    def close(self) -> StreamBatch:
+        """The end of the provider's body: complete with ``[DONE]``, or with every finish reason."""
+        rest = self._decoder.close()
+        batch = StreamBatch()
+        if rest:
+            frame = sse.parse(rest + b"\n\n")
+            if frame.data is not None and frame.data != b"[DONE]" and not _is_json(frame.data):
+                return StreamBatch(error=_cut())
+            batch = self._batch([frame])
+            if batch.done or batch.error:
+                return batch
+        complete = len(self._finished) >= promised_choices(self._call) or not self._seen_data
+        error = None if complete else _cut()
+        return StreamBatch(batch.frames, batch.deltas, batch.has_content, done=complete, error=error)
+
+    def _batch(self, frames: list[sse.Frame]) -> StreamBatch:
+        out: list[bytes] = []
+        deltas: list[Delta] = []
+        before = self._has_content
+        done, error = False, None
+        for frame in frames:
+            if frame.data == b"[DONE]":
+                done = True
+                break
+            try:
+                self._add(frame, out, deltas)
+            except ProviderError as failure:
+                error = failure
+                break
+        return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
+
+    def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
+        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it tells of."""
+        if frame.fields:
+            chunks.refuse_odd_fields(frame)
+        data = frame.data
+        is_error = frame.event == b"error"
+        if data is None or frame.event == b"ping" or (data.strip() in chunks.KEEP_ALIVES and not is_error):
+            return  # comments and empty events: SDKs parse them as JSON and fail
+        if is_error or b'error"' in data or b'"error_type"' in data:
+            chunks.refuse_error(frame)
+        self._take(frame, data, out, deltas)
+
+    def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
+        raise NotImplementedError  # relaying and reading differ here
+
+
+@define
+class EventRelay(EventStream):
+    """Frames with their bytes, but for ``model``, and for the usage that only we asked for."""
+
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
@@ -58,41 +115,12 @@ class EventRelay:
     def feed(self, data: bytes) -> StreamBatch:
         if self._is_plain(data):
             return StreamBatch(b"data: " + self._new_front + data[len(b"data: ") + len(self._old_front) :])
-        try:
-            frames = self._decoder.feed(data)
-        except sse.FrameTooLong:
-            return StreamBatch(error=BadResponse("it sent an event without an end", detail="endless event"))
-        return self._pieces(frames)
-
-    def close(self) -> StreamBatch:
-        rest = self._decoder.close()
-        if rest:
-            frame = sse.parse(rest + b"\n\n")
-            if frame.data is not None and frame.data != b"[DONE]" and not _is_json(frame.data):
-                return StreamBatch(error=_cut())
-            batch = self._pieces([frame])
-            if batch.done or batch.error:
-                return batch
-        else:
-            batch = StreamBatch()
-        if self._is_complete or not self._seen_data:
-            return StreamBatch(batch.frames, has_content=batch.has_content, done=True)
-        return StreamBatch(batch.frames, has_content=batch.has_content, error=_cut())
-
-    @property
-    def _is_complete(self) -> bool:
-        """Every choice has its finish reason."""
-        span = self._call.summary.spans.get("n")
-        try:
-            n = decode(self._call.body[span[0] : span[1]]) if span else 1
-        except DecodeErrors:
-            n = 1
-        return len(self._finished) >= (n if isinstance(n, int) and n > 0 else 1)
+        return super().feed(data)
 
     def _is_plain(self, data: bytes) -> bool:
-        """Whether this is one event as most are: whole, alone, nothing in it but more of what is said already."""
+        """Fast path: one complete SSE event with content only."""
         return (
-            self._said
+            self._has_content
             and bool(self._old_front)
             and data.startswith(self._old_front, len(b"data: "))
             and data.startswith(b"data: ")
@@ -100,78 +128,56 @@ class EventRelay:
             and data.endswith(b"\n")
             and b"\r" not in data
             and b"error" not in data
+            and b'"usage"' not in data
             and self._decoder.is_between
             and not _FINISH.search(data)
-            and not _USAGE.search(data)
         )
 
-    def _pieces(self, frames: list[sse.Frame]) -> StreamBatch:
-        out: list[bytes] = []
-        before = self._said
-        for frame in frames:
-            if frame.data == b"[DONE]":
-                return StreamBatch(b"".join(out), has_content=self._said and not before, done=True)
-            try:
-                out.append(self._relay(frame))
-            except ProviderError as error:
-                return StreamBatch(b"".join(out), has_content=self._said and not before, error=error)
-        return StreamBatch(b"".join(out), has_content=self._said and not before)
-
-    def _relay(self, frame: sse.Frame) -> bytes:
-        """`frame` as it leaves, empty where it is taken out. ProviderError where it tells of one."""
-        if frame.fields:
-            self._odd_fields(frame)
-        data = frame.data
-        if data is None:
-            return frame.raw
+    def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
+        if not self._has_content or _FINISH.search(data) or _USAGE.search(data):
+            new = self._look(frame, data)
+            if new is None:
+                return
+        else:
+            new = data
         self._seen_data = True
-        if frame.event == b"error" or b'error"' in data or b'"error_type"' in data:
-            _refuse_event(frame)
-        worth_a_look = not self._said or _FINISH.search(data) or _USAGE.search(data)
-        if worth_a_look and self._look(data):
-            return b""
-        new = self._with_model(data)
+        if b'"usage"' in new and not self._call.summary.wants_usage:
+            new = _NO_USAGE.sub(b"", new)
+        new = self._with_model(new)
         at = frame.raw.find(data)
         if at < 0:  # several data lines: JSON breaks lines only where a space would do
             name = b"event: " + frame.event + b"\n" if frame.event else b""
-            return name + sse.event(new.replace(b"\n", b" "))
-        return frame.raw[:at] + new + frame.raw[at + len(data) :]
+            out.append(name + sse.event(new.replace(b"\n", b" ")))
+        else:
+            out.append(frame.raw[:at] + new + frame.raw[at + len(data) :])
 
-    def _odd_fields(self, frame: sse.Frame) -> None:
-        if b"error" in frame.fields:  # llama.cpp before September 2025
-            raise in_band(envelope(frame.raw.partition(b"error:")[2]))
-        if frame.data is None and any(name[:1] in (b"{", b"<") for name in frame.fields):
-            # no event at all: a body that SDKs would skip in silence (wire.md A.4)
-            spoken = envelope(frame.raw)
-            raise in_band(spoken) if spoken.message else BadResponse("its stream is none", detail="not an event stream")
-        if b"id" in frame.fields:
-            self.commentable = False
-
-    def _look(self, data: bytes) -> bool:
-        """Notes what a chunk says; True where it is the usage chunk that only we asked for."""
+    def _look(self, frame: sse.Frame, data: bytes) -> bytes | None:
+        """Notes what a chunk says; its data as it leaves, None if it is not for the client."""
         try:
-            chunk = decode(data)
-        except DecodeErrors:
-            chunk = None
-        if not isinstance(chunk, dict):
-            if not self._said:
-                raise BadResponse("its stream is not JSON", detail="broken JSON")
-            return False
-        usage = chunk.get("usage")
-        if usage is None and isinstance(groq := chunk.get("x_groq"), dict):
-            usage = groq.get("usage")
-        self.usage = usage_from_openai(usage) or self.usage
-        choices = chunk.get("choices")
-        rows = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-        self._finished.update(_index(c) for c in rows if c.get("finish_reason"))
-        self._said = self._said or any(_says(c) for c in rows)
-        return choices == [] and usage is not None and not self._call.summary.wants_usage
+            chunk = chunks.read_chunk(frame)
+        except ValueError:
+            if not self._has_content:
+                raise BadResponse("its stream is not JSON", detail="broken JSON") from None
+            return data
+        if chunk is None:
+            return None
+        self.usage = chunks.merged(self.usage, counted := chunks.usage_of(chunk))
+        rows = chunks.choices_of(chunk)
+        if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
+            raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
+        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
+        self._has_content = self._has_content or any(chunks.has_content(row) for row in rows)
+        if self._call.summary.wants_usage or chunk.get("usage") is None:
+            return data
+        if not rows:
+            return None  # the usage chunk that only we asked for
+        return data if counted is not None and (counted.prompt or counted.completion) else _without_usage(data)
 
     def _with_model(self, data: bytes) -> bytes:
         if self._old_front and data.startswith(self._old_front):
             return self._new_front + data[len(self._old_front) :]
         try:
-            spans = split_object(data)[1]
+            spans = split_object(whole_surrogates(data) if b"\\u" in data else data)[1]
         except InvalidRequest:
             return data
         span = spans.get("model")
@@ -184,38 +190,64 @@ class EventRelay:
         return self._new_front + data[span[1] :]
 
 
-def _refuse_event(frame: sse.Frame) -> None:
-    """An error in any of the crowd's forms (wire.md C.2); returns where the words only stand in a text."""
-    data = frame.data or b""
+@define
+class EventReader(EventStream):
+    """Deltas, for a door that speaks another format than the provider."""
+
+    def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
+        try:
+            chunk = chunks.read_chunk(frame)
+        except ValueError:
+            raise BadResponse("its stream is not JSON", detail="broken JSON") from None
+        if chunk is None:
+            return
+        self._seen_data = True
+        self.usage = chunks.merged(self.usage, chunks.usage_of(chunk))
+        rows = chunks.choices_of(chunk)
+        if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
+            raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
+        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
+        new = deltas_of(rows)
+        deltas += new
+        self._has_content = self._has_content or any(delta.has_content for delta in new)
+
+
+def promised_choices(call: Call) -> int:
+    """How many choices a complete answer has: ``n`` for each prompt."""
+    return _count(call, "n") * (_prompts(call) if call.endpoint is Endpoint.COMPLETIONS else 1)
+
+
+def _count(call: Call, key: str) -> int:
+    value = _value(call, key)
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _prompts(call: Call) -> int:
+    prompt = _value(call, "prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return len(prompt)
+    return 1
+
+
+def _value(call: Call, key: str) -> object:
+    span = call.summary.spans.get(key)
     try:
-        chunk = decode(data)
+        return decode(call.body[span[0] : span[1]]) if span else None
     except DecodeErrors:
-        if frame.event == b"error":
-            raise in_band(ErrorDetails(message=data.decode(errors="replace"))) from None
-        return
-    if not isinstance(chunk, dict):
-        if frame.event == b"error":
-            raise in_band(parse_error({"error": chunk}))
-        return
-    groq = chunk.get("x_groq")
-    error = chunk.get("error") or (groq.get("error") if isinstance(groq, dict) else None)
-    if error:
-        raise in_band(parse_error({"error": error}))
-    if frame.event == b"error" or chunk.get("error_type") or chunk.get("error_message"):
-        raise in_band(parse_error(chunk))
+        return None
 
 
-def _index(choice: dict[str, Any]) -> int:
-    index = choice.get("index")
-    return index if isinstance(index, int) else 0
-
-
-def _says(choice: dict[str, Any]) -> bool:
-    """Whether a choice holds more than a role: content, reasoning, a tool call, audio, text, a finish reason."""
-    if choice.get("finish_reason") or choice.get("text"):
-        return True
-    delta = choice.get("delta")
-    return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
+def _without_usage(data: bytes) -> bytes:
+    """`data` without its counters, which are all zero: Ollama's ``/v1/completions`` sends them with every chunk."""
+    try:
+        span = split_object(data)[1].get("usage")
+    except InvalidRequest:
+        return data
+    if span is None:
+        return data
+    before = data[: span[0]].rstrip().removesuffix(b":").rstrip().removesuffix(b'"usage"').rstrip()
+    after = data[span[1] :].lstrip()
+    return before.removesuffix(b",") + after if after.startswith(b"}") else before + after.removeprefix(b",")
 
 
 def _cut() -> Disconnected:
@@ -224,89 +256,7 @@ def _cut() -> Disconnected:
 
 def _is_json(data: bytes) -> bool:
     try:
-        decode(data)
+        decode_leniently(data)
     except DecodeErrors:
         return False
     return True
-
-
-@define
-class Sniffer:
-    """A streamed request answered without ``text/event-stream``: SSE all the same, or one body (wire.md C.3.3)."""
-
-    _call: Call
-    _target: Target
-    _relay: EventRelay
-    _held: bytes = field(default=b"", repr=False)
-    _is_sse: bool | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._relay.usage
-
-    @property
-    def commentable(self) -> bool:
-        return self._relay.commentable
-
-    def feed(self, data: bytes) -> StreamBatch:
-        if self._is_sse:
-            return self._relay.feed(data)
-        self._held += data
-        start = self._held.lstrip()
-        if self._is_sse is None and len(start) >= 6:
-            self._is_sse = start.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
-            if self._is_sse:
-                return self._relay.feed(self._held)
-        if len(self._held) > BODY_LIMIT:
-            return StreamBatch(error=BadResponse("its answer is no event stream", detail="not an event stream"))
-        return StreamBatch()
-
-    def close(self) -> StreamBatch:
-        if self._is_sse:
-            return self._relay.close()
-        if not self._held.strip():
-            return StreamBatch(done=True)
-        try:
-            values, _ = reply_object(self._held)
-            refuse_error(values)
-            require_list(values, "choices")
-            return self._as_stream(decoded(self._held))
-        except ProviderError as error:
-            return StreamBatch(error=error)
-
-    def _as_stream(self, body: dict[str, Any]) -> StreamBatch:
-        """A complete answer as the chunks that were asked for."""
-        composer = Composer(self._call, self._target)
-        usage = self._relay.usage = usage_from_openai(body.get("usage"))
-        rows = [c for c in body["choices"] if isinstance(c, dict)]
-        refuse_choice_error(rows)
-        chunks = [composer.chunk(_delta_of(row, index)) for index, row in enumerate(rows)]
-        if usage and (last := composer.usage_chunk(usage)):
-            chunks.append(last)
-        return StreamBatch(b"".join(map(sse.event, chunks)), has_content=bool(rows), done=True)
-
-
-def _words(content: object) -> str:
-    """A text, or the texts of a list of blocks (Mistral)."""
-    if isinstance(content, list):
-        return "".join(_words(block.get("text")) for block in content if isinstance(block, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _delta_of(choice: dict[str, Any], index: int) -> Delta:
-    """A complete choice as one step."""
-    message = choice.get("message")
-    message = message if isinstance(message, dict) else {}
-    calls = message.get("tool_calls")
-    calls = [c for c in calls if isinstance(c, dict)] if isinstance(calls, list) else []
-    functions = [(c, f) for c in calls if isinstance(f := c.get("function"), dict)]
-    return Delta(
-        content=_words(message.get("content")) or _words(choice.get("text")),
-        reasoning=_words(message.get("reasoning_content")) or _words(message.get("reasoning")),
-        tool_calls=tuple(
-            ToolCall(str(f.get("name", "")), str(f.get("arguments", "")), id=str(c.get("id") or "call_0"))
-            for c, f in functions
-        ),
-        finish=str(choice.get("finish_reason") or "stop"),
-        index=index,
-    )

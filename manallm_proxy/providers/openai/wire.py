@@ -7,32 +7,30 @@ differently is in wire.md C; the rules for reading it are C.3.
 
 from __future__ import annotations
 
-import base64
-import re
-import struct
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from attrs import define
 
+from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.errors import BadResponse, FirstByteTimeout, ProviderError
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.compose import vector_text
-from manallm_proxy.openai.schema import TOOLS, VISION, DecodeErrors, decode, encode, rewrite, usage_from_openai
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode
+from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
+from manallm_proxy.providers.openai.deltas import whole_deltas
+from manallm_proxy.providers.openai.embeddings import embeddings_answer
 from manallm_proxy.providers.openai.reply import (
+    checked_choices,
     decoded,
-    refuse_choice_error,
-    refuse_error,
     reply_object,
-    require_list,
     set_model,
 )
-from manallm_proxy.providers.openai.stream import EventRelay, Sniffer
+from manallm_proxy.providers.openai.sniffer import Sniffer
+from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.wire import Request, Translator
-
-_VECTOR_IS_TEXT: Final = re.compile(rb'"embedding"\s*:\s*"')
 
 
 @define
@@ -75,22 +73,20 @@ class OpenAIWire:
         self.asks_usage = False
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
-        values, spans = reply_object(body, None if call.endpoint is Endpoint.EMBEDDINGS else "model")
-        refuse_error(values)
         if call.endpoint is Endpoint.EMBEDDINGS:
-            require_list(values, "data")
-            body = _embeddings_as_asked(call, body, values, spans)
-            spans = reply_object(body)[1]
-        else:
-            require_list(values, "choices")
-            if b'"error"' in bytes(values["choices"]):
-                refuse_choice_error(decoded(values["choices"]))
+            return embeddings_answer(call, entry, body)
+        values, spans = reply_object(body, "model" if call.relays else None)
+        rows = checked_choices(values, decode_always=not call.relays)
         usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
-        return Answer(set_model(body, spans.get("model"), encode(str(entry.target))), usage)
+        if not call.relays:
+            return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
+        return Answer(
+            body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
+        )
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
-        relay = EventRelay(call, entry.target)
-        return relay if "event-stream" in content_type else Sniffer(call, entry.target, relay)
+        events = (EventRelay if call.relays else EventReader)(call, entry.target)
+        return events if "event-stream" in content_type else Sniffer(events)
 
     def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
         try:
@@ -117,33 +113,3 @@ def _capabilities(row: dict[str, Any]) -> frozenset[str] | None:
     has |= {TOOLS} if "tools" in parameters else set()
     has |= {VISION} if "image" in modalities else set()
     return frozenset(has)
-
-
-def _embeddings_as_asked(
-    call: Call, body: bytes, values: Mapping[str, Any], spans: dict[str, tuple[int, int]]
-) -> bytes:
-    """base64 exactly when it was asked for: Node's SDK 6 reads floats as garbage then (wire.md A.5)."""
-    raw = bytes(values["data"])
-    span = call.summary.spans.get("encoding_format")
-    asked = span is not None and call.body[span[0] : span[1]] == b'"base64"'
-    if asked == bool(_VECTOR_IS_TEXT.search(raw)):
-        return body
-    try:
-        rows = decode(raw)
-        for row in rows:
-            row["embedding"] = _pack(row["embedding"]) if asked else _unpack(row["embedding"])
-    except (*DecodeErrors, TypeError, KeyError, ValueError, OverflowError, struct.error):
-        raise BadResponse("its embeddings are not vectors", detail="embeddings") from None
-    start, end = spans["data"]
-    return body[:start] + encode(rows) + body[end:]
-
-
-def _pack(vector: object) -> str:
-    if not isinstance(vector, list):
-        raise TypeError
-    return vector_text(vector)
-
-
-def _unpack(text: str) -> list[float]:
-    raw = base64.b64decode(text, validate=True)
-    return list(struct.unpack(f"<{len(raw) // 4}f", raw))

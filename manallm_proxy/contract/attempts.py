@@ -1,0 +1,72 @@
+"""The attempt log of one request, and the error that holds it where every target was skipped or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.contract.errors import ProxyError
+
+RETRY_AFTER_LONGEST: Final = 60.0
+"""Seconds that a client is asked to wait at most: openai-node 6 sleeps for as long as it is told."""
+WORTH_A_RETRY: Final = 5.0
+"""Seconds above which SDKs are told not to retry: they would sleep for that long without a word to their user."""
+
+
+@frozen
+class AttemptRecord:
+    """One line of the attempt log. ``duration`` in seconds, None for a target that was skipped."""
+
+    model: str
+    reason: str
+    status: int | None = None
+    detail: str | None = None
+    duration: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        line: dict[str, Any] = {"model": self.model, "reason": self.reason}
+        if self.status is not None:
+            line["status"] = self.status
+        if self.detail:
+            line["detail"] = self.detail
+        if self.duration is not None:
+            line["duration_ms"] = round(self.duration * 1000)
+        return line
+
+    def __str__(self) -> str:
+        why = ": ".join(part for part in (self.reason, self.detail) if part)
+        return f"{self.model} ({why})"
+
+
+class NoProvider(ProxyError):
+    """Every target of the chain was skipped or failed."""
+
+    status = 503
+    type = "no_healthy_provider"
+    code = "no_healthy_provider"
+
+    def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
+        """`again_in`: seconds until the first target may be tried again; None: never, as configured."""
+        why = ", ".join(map(str, attempts))
+        wait = RETRY_AFTER_LONGEST if again_in is None else min(max(again_in, 1.0), RETRY_AFTER_LONGEST)
+        super().__init__(f"no provider could serve {asked}: {why}", param="model", retry_after=wait)
+        self.attempts = attempts
+        self.worth_retrying = again_in is not None and again_in <= WORTH_A_RETRY
+
+
+class TargetRateLimited(NoProvider):
+    """The one target that the request names is rate limited by its provider: the caller's own SDK knows this case."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limited"
+
+
+def exhausted(
+    asked: str, attempts: Sequence[AttemptRecord], again_in: float | None, *, names_target: bool
+) -> NoProvider:
+    """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
+    limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)
+    return (TargetRateLimited if limited else NoProvider)(asked, attempts, again_in)

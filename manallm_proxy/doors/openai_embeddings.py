@@ -1,0 +1,48 @@
+"""``POST /v1/embeddings``: a whole answer, always."""
+
+from __future__ import annotations
+
+from attrs import define, evolve
+
+from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
+from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.request import EMBEDDING, read_summary
+from manallm_proxy.openai.vectors import vector_text
+
+
+class EmbeddingsDoor:
+    """See `door.Door`."""
+
+    name = Endpoint.EMBEDDINGS.path
+    error_body = staticmethod(error_body)
+    headers = staticmethod(no_headers)
+
+    def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
+        """``stream`` means nothing here, and is passed on."""
+        summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING), stream=False)
+        span = summary.spans.get("encoding_format")
+        as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
+        return Call(Endpoint.EMBEDDINGS, summary, body, client.request_id), EmbeddingsReply(
+            summary, as_base64=as_base64
+        )
+
+
+@define
+class EmbeddingsReply(OpenAIReply):
+    """base64 exactly when it was asked for: openai-node 6 reads a list of floats as bytes then."""
+
+    as_base64: bool = False
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        if answer.body is not None:
+            return answer.body
+        written = vector_text if self.as_base64 else list
+        rows = [{"object": "embedding", "index": n, "embedding": written(v)} for n, v in enumerate(answer.vectors)]
+        prompt = (answer.usage or Usage()).prompt
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt}
+        return encode({"object": "list", "data": rows, "model": str(target), "usage": usage})

@@ -1,0 +1,90 @@
+"""What the answers of OpenAI's chat and legacy completions have in common.
+
+The rules that clients rely on (seen with openai-python 1 to 3 and openai-node 6 and 7): every chunk has ``id``,
+``created`` and ``choices``, each choice ``index`` and ``delta`` (or ``text``); a usage chunk has empty ``choices``
+and comes only where it was asked for; the last event is ``[DONE]``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, ClassVar, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.usage import usage_to_openai
+
+HEARTBEAT: Final = b": keep-alive\n"
+"""A comment without a blank line after it: openai-go before 3.43 takes a blank line for the end of an empty event,
+and ends the stream there."""
+
+
+def no_headers(request_id: str) -> dict[str, str]:
+    """OpenAI's answers carry nothing that ours do not."""
+    return {}
+
+
+@define
+class OpenAIReply:
+    """Relays what speaks OpenAI's format already, and composes the rest. See `door.Reply`."""
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    summary: RequestSummary
+    content_type: str = "text/event-stream"
+    created: int = field(factory=lambda: int(time.time()))
+    _id: str = field(factory=lambda: secrets.token_hex(12))
+    _model: str = ""
+    _composes: bool = False
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        if answer.body is not None:
+            return answer.body
+        self.start(target)
+        rows = [self.choice(delta) for delta in answer.choices]
+        usage = usage_to_openai(answer.usage or Usage())
+        return encode({**self._shell(self.whole_object), "choices": rows, "usage": usage})
+
+    def start(self, target: Target) -> None:
+        self._model = str(target)
+
+    def events(self, batch: StreamBatch) -> bytes:
+        if not batch.deltas:
+            return batch.frames
+        self._composes = True
+        return batch.frames + b"".join([self._event([self.chunk_choice(delta)]) for delta in batch.deltas])
+
+    def end(self, usage: Usage | None) -> bytes:
+        if self._composes and usage is not None and self.summary.wants_usage:
+            return self._event([], usage=usage_to_openai(usage)) + sse.DONE
+        return sse.DONE
+
+    def error(self, error: ProxyError) -> bytes:
+        return sse.event(error_body(error))
+
+    def heartbeat(self) -> bytes:
+        return HEARTBEAT
+
+    def choice(self, delta: Delta) -> dict[str, Any]:
+        """One choice of a whole answer."""
+        raise NotImplementedError  # each format has its own
+
+    def chunk_choice(self, delta: Delta) -> dict[str, Any]:
+        """One choice of a chunk."""
+        raise NotImplementedError  # each format has its own
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return sse.event(encode({**self._shell(self.chunk_object), "choices": choices, **more}))
+
+    def _shell(self, kind: str) -> dict[str, Any]:
+        return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self.created, "model": self._model}

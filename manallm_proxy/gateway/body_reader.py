@@ -1,0 +1,46 @@
+"""A request's body, within its limits of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from manallm_proxy.config.model import Limits
+from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMedia
+from manallm_proxy.http_server.aiohttp_server import ask_for_body
+
+
+async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
+    """The whole body. Raises BodyTooLarge over ``limits.body`` bytes, BodyTimeout if it stalls for ``body_timeout``."""
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMedia("send the body without Content-Encoding")
+    if (request.content_length or 0) > limits.body:
+        raise _too_large(limits.body)
+    ask_for_body(request)
+    parts: list[bytes] = []
+    size = 0
+    loop = asyncio.get_running_loop()
+    try:
+        if request.content.is_eof():  # it came with its head, as most do: no timer is needed
+            parts.append(request.content.read_nowait())
+            if len(parts[0]) > limits.body:
+                raise _too_large(limits.body)
+            return parts[0]
+        async with asyncio.timeout(limits.body_timeout) as stall:
+            while part := await request.content.readany():
+                size += len(part)
+                if size > limits.body:
+                    raise _too_large(limits.body)
+                parts.append(part)
+                stall.reschedule(loop.time() + limits.body_timeout)
+    except TimeoutError:
+        raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s") from None
+    except web.RequestPayloadError:
+        raise InvalidRequest("the body's transfer encoding is broken") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over the limit of {limit} bytes (limits.body)")

@@ -1,0 +1,189 @@
+"""The HTTP surface: every route by name, and what happens to a request that reaches none."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Final, Literal, Protocol
+
+import msgspec
+from aiohttp import web
+from attrs import define, field
+
+from manallm_proxy import __version__
+from manallm_proxy.contract.door import Door
+from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
+from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
+from manallm_proxy.doors.ollama_errors import ollama_error_body
+from manallm_proxy.doors.openai_chat import ChatDoor
+from manallm_proxy.doors.openai_completions import CompletionsDoor
+from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
+from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.openapi import description
+from manallm_proxy.gateway.pipeline import Pipeline
+from manallm_proxy.gateway.render import ErrorBody, Renderer
+from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
+from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.openai.errors import error_body
+
+DOORS: Final[dict[str, Door]] = {
+    "/v1/chat/completions": ChatDoor(),
+    "/v1/completions": CompletionsDoor(),
+    "/v1/embeddings": EmbeddingsDoor(),
+}
+"""By path. Each takes POST."""
+NOT_SERVED: Final = (
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
+)
+HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
+
+
+class AllWorkers(Protocol):
+    """The way to what several workers know together."""
+
+    async def ask(self, topic: Literal["metrics", "health"]) -> str | None:
+        """The merged answer of all workers; None if it does not come in time."""
+
+
+@define(eq=False)
+class Gateway:
+    """Serves the generation of the moment. ``render_metrics`` gives body and content type."""
+
+    serving: Serving
+    observe: Observer
+    render_metrics: Callable[[], tuple[bytes, str]]
+    workers: AllWorkers | None = None
+    """Where this is one of several workers."""
+    pipeline: Pipeline = field(init=False)
+    renderer: Renderer = field(init=False)
+    table: RouteTable = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.renderer = Renderer(self.serving)
+        self.pipeline = Pipeline(self.serving, self.renderer)
+        self.table = RouteTable()
+        for path, door in DOORS.items():
+            self.table.add("POST", path, self.pipeline.handler(door))
+        for path, handler in self._lists().items():
+            self.table.add("GET", path, handler)
+        for path, handler in self._operators().items():
+            self.table.add("GET", path, handler, forgiving=False)
+
+    def _lists(self) -> dict[str, Handler]:
+        return {"/v1/models": self._models, "/v1/models/{id}": self._model, "/v1/aliases": self._aliases}
+
+    def _operators(self) -> dict[str, Handler]:
+        return {
+            "/health": self._alive,
+            "/v1/health": self._health,
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+            "/openapi.json": self._description,
+            "/": self._root,
+        }
+
+    @property
+    def generation(self) -> Generation:
+        """What serves now."""
+        return self.serving.generation
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request comes through here. Raises nothing but CancelledError and ConnectionResetError."""
+        match = self.table.exact(request.rel_url.raw_path) or self.table.find(request.path)
+        if match is None:
+            return self._refuse(request, UnknownRoute(NOT_SERVED), None)
+        handler = match.route.handler(request.method)
+        if handler is None:
+            return self._wrong_method(request, match.route)
+        try:
+            return await handler(request, match.rest)
+        except (asyncio.CancelledError, ConnectionResetError):
+            raise
+        except ProxyError as error:
+            return self._refuse(request, error, match)
+        except Exception as error:
+            self.observe(Crashed(f"{request.method} request", error))
+            return self._refuse(request, InternalError("an internal error; the proxy's log has the details"), match)
+
+    def refusal(self, error: ProxyError) -> tuple[str, bytes]:
+        """See `aiohttp_server.Refusal`."""
+        id_ = new_request_id()
+        self.observe(RequestEnded.refused(error, id_))
+        return id_, error_body(error)
+
+    def _refuse(self, request: web.BaseRequest, error: ProxyError, match: Match | None) -> web.Response:
+        id_ = request_id_of(request)
+        name = match.route.name if match is not None else UNROUTED
+        self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
+        return self.renderer.error(request, error, _error_body_for(request.path), {"X-Request-Id": id_})
+
+    def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
+        allowed = ", ".join(route.methods)
+        if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
+            return self.renderer.empty(request, _preflight(request, allowed))
+        response = self._refuse(request, MethodNotAllowed(f"this address takes {allowed} only"), Match(route))
+        response.headers["Allow"] = allowed
+        return response
+
+    async def _models(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller = caller_of(request, self.generation)
+        return self.renderer.json(request, {"object": "list", "data": model_list(self.generation, caller)})
+
+    async def _model(self, request: web.BaseRequest, wanted: str) -> web.Response:
+        caller = caller_of(request, self.generation)
+        row = find_model(self.generation, wanted, caller)
+        if row is None:
+            raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
+        return self.renderer.json(request, row)
+
+    async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))
+
+    async def _health(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller_of(request, self.generation, admin=True)
+        if self.workers is not None and (of_all := await self.workers.ask("health")) is not None:
+            report = msgspec.json.decode(of_all)
+            return self.renderer.json(request, report, status=503 if report["status"] == "unhealthy" else 200)
+        usable, report = health_report(self.generation)
+        return self.renderer.json(request, report, status=200 if usable else 503)
+
+    async def _alive(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        return self.renderer.json(request, {"status": "ok"})
+
+    async def _ready(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        draining = self.serving.draining
+        return self.renderer.json(request, {"status": "draining" if draining else "ready"}, 503 if draining else 200)
+
+    async def _metrics(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        if not self.generation.config.metrics.enabled:
+            raise UnknownRoute("metrics are switched off (metrics.enabled)")
+        caller_of(request, self.generation, admin=True)
+        body, content_type = self.render_metrics()
+        if self.workers is not None and (of_all := await self.workers.ask("metrics")) is not None:
+            body = of_all.encode()
+        return self.renderer.raw(request, body, content_type)
+
+    async def _description(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        return self.renderer.raw(request, await asyncio.to_thread(description), "application/json")
+
+    async def _root(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
+
+
+def _error_body_for(path: str) -> ErrorBody:
+    """The format of whoever asks for `path`: its door's, else that of the API below which it lies."""
+    door = DOORS.get(path) or DOORS.get(f"/v1{path}")
+    if door is not None:
+        return door.error_body
+    return ollama_error_body if path.startswith("/api/") else error_body
+
+
+def _preflight(request: web.BaseRequest, methods: str) -> dict[str, str]:
+    """What an origin that is let in may send: any header it asks for (SDKs send a dozen ``x-stainless-*``)."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    headers = wanted if HEADER_NAMES.fullmatch(wanted) else "Authorization, Content-Type, X-Request-Id"
+    return {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}

@@ -1,0 +1,78 @@
+"""What every request for a model goes through: who asks, how many there are, one exchange, one report."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from attrs import define, field
+
+from manallm_proxy.contract.door import Door
+from manallm_proxy.contract.errors import KeyRevoked, OriginNotAllowed, Overloaded, ProxyError
+from manallm_proxy.gateway.credentials import key_of, request_id_of
+from manallm_proxy.gateway.exchange import Exchange
+from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.route_table import Handler
+from manallm_proxy.gateway.serving import Serving
+
+
+@define(eq=False)
+class Pipeline:
+    """``exchanges`` are in flight; ``idle`` is set while there are none."""
+
+    serving: Serving
+    renderer: Renderer
+    exchanges: set[Exchange] = field(factory=set)
+    idle: asyncio.Event = field(factory=asyncio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.idle.set()
+
+    def handler(self, door: Door) -> Handler:
+        """What takes a POST to `door`."""
+
+        async def handle(request: web.BaseRequest, _rest: str) -> web.StreamResponse:
+            generation = self.serving.generation
+            exchange = Exchange(
+                request, door, generation, self.renderer, request_id_of(request), generation.registry.clock()
+            )
+            try:
+                self._admit(exchange)
+            except ProxyError as error:
+                response = exchange.refuse(error)
+                exchange.report()
+                return response
+            self.exchanges.add(exchange)
+            self.idle.clear()
+            generation.hold()
+            try:
+                return await exchange.answer()
+            finally:
+                self.exchanges.discard(exchange)
+                if not self.exchanges:
+                    self.idle.set()
+                generation.release()
+                if exchange.caller is not None:
+                    exchange.caller.leave()
+                exchange.report()
+
+        return handle
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Raises the ProxyError that keeps the exchange out; else it holds a place, and its key's."""
+        request, generation = exchange.request, exchange.generation
+        if generation.keyring:
+            exchange.caller = generation.keyring.caller(key_of(request))
+        elif "Origin" in request.headers and self.renderer.allowed_origin(request) is None:
+            raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
+        if len(self.exchanges) >= generation.config.limits.concurrent_requests:
+            raise Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
+        if exchange.caller is not None:
+            exchange.caller.enter(exchange.started)
+
+    def end_revoked(self) -> None:
+        """After a reload: requests whose key is gone end, each with the reason."""
+        keyring = self.serving.generation.keyring
+        for exchange in list(self.exchanges):
+            if exchange.caller is not None and exchange.caller not in keyring:
+                exchange.interrupt(KeyRevoked())

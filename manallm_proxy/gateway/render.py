@@ -1,0 +1,96 @@
+"""Answers that are not a model's: the one place for common headers, and the one function that renders an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from aiohttp import web
+from attrs import define
+
+from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
+from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRejected, KeyRevoked, ProxyError
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.openai.json_object import encode
+
+ErrorBody = Callable[[ProxyError], bytes]
+"""Writes an error in the format of the client's door."""
+
+EXPOSED: Final = (
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+)
+"""Headers that a web page's script may read."""
+
+
+@define(eq=False)
+class Renderer:
+    """Every answer of this server goes through it for its headers."""
+
+    serving: Serving
+
+    def common_headers(self, request: web.BaseRequest) -> dict[str, str]:
+        """Headers of every answer, as of now. ``Connection: close`` is among them where it is its connection's last."""
+        headers = {"Server": "manallm-proxy"}
+        if self.serving.draining:
+            headers["Connection"] = "close"
+        if "Origin" in request.headers or self.serving.generation.config.cors.origins:
+            headers["Vary"] = "Origin"  # also where no browser asks, or a cache would mix them up
+            if origin := self.allowed_origin(request):
+                headers["Access-Control-Allow-Origin"] = origin
+                headers["Access-Control-Expose-Headers"] = EXPOSED
+        return headers
+
+    def allowed_origin(self, request: web.BaseRequest) -> str | None:
+        """The request's origin, if it may call."""
+        origin = request.headers.get("Origin")
+        origins = self.serving.generation.config.cors.origins
+        return origin if origin and ("*" in origins or origin in origins) else None
+
+    def error(
+        self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]
+    ) -> web.Response:
+        """The answer for `error`; `headers` are what the request has earned so far."""
+        all_headers = {**self.common_headers(request), **headers}
+        if error.retry_after is not None:
+            seconds = max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST)))
+            all_headers["Retry-After"] = str(seconds)
+        if isinstance(error, InvalidKey | KeyRevoked):
+            all_headers["WWW-Authenticate"] = "Bearer"
+        if not is_worth_retrying(error):
+            all_headers["x-should-retry"] = "false"
+        if isinstance(error, BodyTooLarge | BodyTimeout):
+            all_headers["Connection"] = "close"  # the rest of the body will not be read
+        return _response(body(error), error.status, all_headers)
+
+    def json(self, request: web.BaseRequest, value: object, status: int = 200) -> web.Response:
+        """A JSON answer."""
+        return self.raw(request, encode(value), "application/json", status)
+
+    def raw(self, request: web.BaseRequest, body: bytes, content_type: str, status: int = 200) -> web.Response:
+        """An answer whose body is ready."""
+        headers = {**self.common_headers(request), "Content-Type": content_type}
+        return _response(body, status, headers)
+
+    def empty(self, request: web.BaseRequest, headers: Mapping[str, str]) -> web.Response:
+        """204, for a browser's preflight."""
+        return _response(b"", 204, {**self.common_headers(request), **headers})
+
+
+def _response(body: bytes, status: int, headers: Mapping[str, str]) -> web.Response:
+    response = web.Response(body=body or None, status=status, headers=headers)
+    if body and "Content-Type" not in headers:
+        response.content_type = "application/json"
+    if "Connection" in headers:
+        response.force_close()
+    return response
+
+
+def is_worth_retrying(error: ProxyError) -> bool:
+    """Whether an SDK's own retry may help soon enough: SDKs wait for ``Retry-After`` without a word to their user."""
+    if isinstance(error, NoProvider):
+        return error.worth_retrying
+    if isinstance(error, KeyRejected):
+        return False
+    return (error.retry_after or 0.0) <= WORTH_A_RETRY

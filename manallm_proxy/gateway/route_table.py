@@ -1,0 +1,98 @@
+"""The one table of routes: paths and methods to handlers, with 404, 405, OPTIONS and HEAD.
+
+A slip in a URL is served as meant where a client's base URL is joined with a path (``//v1/...``, ``/v1//...``,
+``/v1/v1/...``, a trailing slash), but never for an operator's route: whoever hides ``/metrics`` behind nginx hides
+it by its exact path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from attrs import define, field, frozen
+
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+"""Takes the request and the rest of its path, which is empty but for routes that end in ``{id}``."""
+
+_SLASHES: Final = re.compile(r"/{2,}")
+_REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
+
+
+@define
+class Route:
+    """One path. ``name``: as it is written in the documentation, for metrics."""
+
+    name: str
+    forgiving: bool
+    handlers: dict[str, Handler] = field(factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """What ``Allow`` says."""
+        return sorted({*self.handlers, *(["HEAD"] if "GET" in self.handlers else [])})
+
+    def handler(self, method: str) -> Handler | None:
+        """HEAD is answered as GET; aiohttp leaves the body out."""
+        return self.handlers.get("GET" if method == "HEAD" else method)
+
+
+@frozen
+class Match:
+    """A route, and the rest of the path that stands for ``{id}``."""
+
+    route: Route
+    rest: str = ""
+
+
+@define
+class RouteTable:
+    """Exact paths first, then those that end in ``{id}``, the longest first."""
+
+    _exact: dict[str, Match] = field(factory=dict)
+    _open: dict[str, Route] = field(factory=dict)
+
+    def add(self, method: str, path: str, handler: Handler, *, forgiving: bool = True) -> None:
+        """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL."""
+        paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/") else [path]
+        for each in paths:
+            if each in self._exact and each != path:
+                continue  # /health is liveness, not /v1/health
+            if each.endswith("/{id}"):
+                route = self._open.setdefault(each.removesuffix("{id}"), Route(each, forgiving))
+            else:
+                route = self._exact.setdefault(each, Match(Route(each, forgiving))).route
+            route.handlers[method] = handler
+        self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[0])))
+
+    def served(self) -> set[tuple[str, str]]:
+        """Path and method of every route."""
+        routes = [match.route for match in self._exact.values()] + list(self._open.values())
+        return {(route.name, method) for route in routes for method in route.handlers}
+
+    def find(self, path: str) -> Match | None:
+        """`path` is decoded and has no query."""
+        match = self._exact.get(path) or self._find_open(path)
+        if match is not None:
+            return match
+        meant = _meant(path)
+        match = self._exact.get(meant) or self._find_open(meant)
+        return match if match is not None and match.route.forgiving else None
+
+    def exact(self, path: str) -> Match | None:
+        """The same for nearly all requests, in one look-up."""
+        return self._exact.get(path)
+
+    def _find_open(self, path: str) -> Match | None:
+        for prefix, route in self._open.items():
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return Match(route, path[len(prefix) :])
+        return None
+
+
+def _meant(path: str) -> str:
+    path = _SLASHES.sub("/", path)
+    path = _REPEATED.sub("/v1", path, count=1)
+    return path.rstrip("/") or "/"

@@ -1,0 +1,15 @@
+"""What serves now: the generation of the configuration, and whether the process is draining."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from manallm_proxy.gateway.generation import Generation
+
+
+@define(eq=False)
+class Serving:
+    """A reload replaces ``generation`` as a whole; a request reads it once."""
+
+    generation: Generation
+    draining: bool = False

@@ -1,0 +1,92 @@
+"""The private names of aiohttp's server that we touch, all of them, each checked when this is imported.
+
+aiohttp may rename any of them in any release. Then the import fails with the name and the version, instead of a
+request failing in the night; ``tests/test_aiohttp_internals.py`` shows that each still has its effect.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aiohttp
+from aiohttp import HttpVersion, HttpVersion11, web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+TOO_MANY_HEADERS: Final = "Too many headers received"
+"""The message of the BadHttpMessage that aiohttp's parsers raise for it: there is no class for this."""
+
+
+def _check() -> None:
+    wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
+        (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
+        (web.StreamResponse, ("_eof_sent", "_keep_alive")),
+        (web.BaseRequest, ("_version", "keep_alive", "writer")),
+        (web.Server, ("_make_request",)),
+    )
+    missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not _has_name(owner, name)]
+    if missing:
+        raise ImportError(
+            f"aiohttp {aiohttp.__version__} has no {', '.join(missing)}, which manallm-proxy builds on: "
+            "install the version of constraints.txt (pip install -c constraints.txt), and report this"
+        )
+
+
+def _has_name(owner: type, name: str) -> bool:
+    """A method, a class attribute, a slot, or an attribute that ``__init__`` sets."""
+    code = getattr(vars(owner).get("__init__"), "__code__", None)
+    return hasattr(owner, name) or (code is not None and name in code.co_names)
+
+
+_check()
+
+
+def version_of(request: web.BaseRequest) -> HttpVersion:
+    """``request.version``, without its being kept: `speak_http11` may still change it."""
+    return request._version
+
+
+def speak_http11(request: web.BaseRequest) -> None:
+    """The answer is written as HTTP/1.1, whatever the request said: aiohttp would answer HTTP/0.9 in its own way."""
+    request._version = HttpVersion11
+
+
+def is_answered(request: web.BaseRequest) -> bool:
+    """Whether any byte of an answer has been handed to the connection."""
+    return request.writer.output_size > 0
+
+
+def mark_answered(request: web.BaseRequest, size: int) -> None:
+    """Notes `size` bytes of an answer that was written past aiohttp's writer: no other answer may follow."""
+    request.writer.output_size += size
+
+
+def mark_sent(response: web.StreamResponse, keep_alive: bool) -> None:
+    """aiohttp finds `response` sent when the handler returns it, and keeps the connection or not."""
+    response._eof_sent = True
+    response._keep_alive = keep_alive
+
+
+def requests_begun(connection: RequestHandler) -> int:
+    """Requests whose head has come over `connection`."""
+    return connection._request_count
+
+
+def is_handling(connection: RequestHandler) -> bool:
+    """Whether a request of `connection` is being handled, or waits for it."""
+    return connection._current_request is not None or bool(connection._messages)
+
+
+def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:
+    """The body of the last request that has come and is not being handled yet."""
+    return connection._messages[-1][1] if connection._messages else None
+
+
+def is_too_long(error: BaseException | None) -> bool:
+    """Whether a request was refused for the length of its line or of a header."""
+    return isinstance(error, LineTooLong)
+
+
+def has_too_many_headers(error: BaseException | None) -> bool:
+    """Whether a request was refused for the number of its headers."""
+    return isinstance(error, BadHttpMessage) and error.message == TOO_MANY_HEADERS

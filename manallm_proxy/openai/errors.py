@@ -1,0 +1,25 @@
+"""OpenAI's error envelope, with ours beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.attempts import NoProvider
+from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.openai.json_object import encode
+
+
+def error_body(error: ProxyError) -> bytes:
+    """``{"error": {...}}``: message, type, param and code; source, provider and target; the attempts."""
+    inner: dict[str, Any] = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+        "source": error.source,
+    }
+    if isinstance(error, ProviderError) and error.target:
+        inner |= {"provider": error.target.partition("/")[0], "target": error.target}
+    if isinstance(error, NoProvider):
+        inner["attempts"] = [line.to_json() for line in error.attempts]
+    return encode({"error": inner})

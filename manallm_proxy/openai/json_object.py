@@ -1,0 +1,116 @@
+"""One JSON object, read only as far as we need it: its top-level values stay bytes, with the place of each.
+
+So a relay can replace one value and keep every other byte as it came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any, Final
+
+import msgspec
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Span
+
+encode: Final = msgspec.json.encode
+decode: Final = msgspec.json.decode
+DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises on bad input."""
+
+BOM: Final = b"\xef\xbb\xbf"
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+"""An escape in a string: a surrogate pair, half of one (the group), or any other."""
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
+_END: Final = re.compile(rb"\s*\}")
+
+
+def decode_leniently(body: bytes) -> Any:
+    """`body` decoded, with U+FFFD for each half of a surrogate pair, and without a byte order mark.
+
+    Both are legal JSON (RFC 8259, sections 8.1 and 8.2) that msgspec refuses. Raises one of DecodeErrors.
+    """
+    try:
+        return decode(body)
+    except msgspec.DecodeError:
+        return decode(whole_surrogates(body.removeprefix(BOM)))
+
+
+def whole_surrogates(body: bytes) -> bytes:
+    """`body` with the escape of U+FFFD for each half of a surrogate pair; every other byte keeps its place."""
+    return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
+
+
+def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The top-level values of a JSON object, and where each lies, or each up to the key `last`.
+
+    msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
+    top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
+    with no key twice: the provider would read the other value than we routed by.
+    """
+    try:
+        body.isascii() or body.decode()
+        values = _OBJECT.decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not valid UTF-8") from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise _not_json(body, error) from None
+    spans: dict[str, Span] = {}
+    at = body.index(b"{") + 1
+    for (
+        key,
+        value,
+    ) in values.items():  # in the order of the text; a key given twice has its last value at its first place
+        match = _KEY.match(body, at)
+        text = bytes(value)
+        if match is None or (match[1] != key.encode() and not _spells(match[1], key)):
+            raise _given_twice(body)
+        start = match.end()
+        if not body.startswith(text, start):
+            raise _given_twice(body)
+        spans[key] = (start, at := start + len(text))
+        if key == last:
+            return values, spans
+    if _END.match(body, at) is None:
+        raise _given_twice(body)
+    return values, spans
+
+
+def _not_json(body: bytes, error: msgspec.DecodeError) -> InvalidRequest:
+    """Says what is wrong, without a word of the body."""
+    if not body.strip():
+        return InvalidRequest("the body is empty; send a JSON object")
+    if body.startswith(BOM):
+        return InvalidRequest("the body begins with a byte order mark; send UTF-8 without one")
+    try:
+        _OBJECT.decode(whole_surrogates(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return InvalidRequest(f"the body is not valid JSON: {error}")
+    return InvalidRequest(
+        "a string in the body holds half of a surrogate pair (such as \\ud83d alone), which is no character: "
+        "a text was cut in the middle of one"
+    )
+
+
+def _given_twice(body: bytes) -> InvalidRequest:
+    """Names the key. The stdlib's reader is slow, but shows every pair; of the objects inside it keeps nothing."""
+    try:
+        keys = json.loads(body, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
+    except (ValueError, RecursionError):  # what msgspec takes and it does not
+        keys = []
+    twice = [key for key, times in Counter(keys).items() if times > 1]
+    return InvalidRequest("a key is given twice", param=twice[0][:64] if twice else None)
+
+
+def _spells(text: bytes, key: str) -> bool:
+    """Whether `text` is `key` in a JSON string, with escapes."""
+    return b"\\" in text and key == decode(b'"%b"' % text, type=str)

@@ -1,0 +1,107 @@
+"""A request in OpenAI's format: what routing needs of it, and the same request for one target.
+
+It is read once: msgspec checks the syntax of the whole body and tells where each top-level value lies; the values
+themselves stay bytes, so that an OpenAI-compatible provider gets the client's own body with nothing but ``model``
+(and ``stream_options``) replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import RequestSummary, Span
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
+
+TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
+"""Capabilities that a request may need and a provider's listing may deny."""
+
+_NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
+_IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+
+_TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
+"""By a JSON value's first byte; any other begins a number."""
+_TYPE_NAMES: Final[dict[type, str]] = {
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    list: "an array",
+    int: "a number",
+    type(None): "null",
+}
+
+
+def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], need: str | None = None) -> RequestSummary:
+    """Reads what routing needs from a request body, in one pass.
+
+    `required` is the key that the endpoint cannot do without, and the types it may have; `need` a capability
+    that the endpoint itself needs. Raises InvalidRequest, with ``param``, for what no provider should be
+    bothered with: not JSON, not an object, nested too deeply, a top-level key given twice, a wrong type of
+    ``model``, ``stream`` or the required key.
+    """
+    values, spans = split_object(body)
+    model = _typed(values, "model", str) or ""
+    stream = _typed(values, "stream", bool) or False
+    key, kinds = required
+    if key not in values:
+        raise InvalidRequest(f"'{key}' is missing", param=key)
+    _typed(values, key, kinds, deep=False)
+    options = _typed(values, "stream_options", dict) if "stream_options" in values else None
+    needs = {need} if need else set()
+    if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
+        needs.add(TOOLS)
+    if key == "messages" and b'"image_url"' in body and _IMAGE.search(values[key]):
+        needs.add(VISION)
+    wants_usage = bool(options and options.get("include_usage") is True)
+    return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
+    """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
+    edits: list[tuple[Span, bytes]] = []
+    front = b""
+    if "model" in summary.spans:
+        edits.append((summary.spans["model"], encode(model)))
+    else:
+        front += b'"model":' + encode(model) + b","
+    if ask_usage:
+        span = summary.spans.get("stream_options")
+        if span is None:
+            front += b'"stream_options":{"include_usage":true},'
+        else:
+            options = decode(body[span[0] : span[1]]) or {}
+            edits.append((span, encode({**options, "include_usage": True})))
+    brace = body.index(b"{") + 1
+    parts, at = [body[:brace], front], brace
+    for (start, end), value in sorted(edits):
+        parts += [body[at:start], value]
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts)
+
+
+def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
+    """The value of `key`, or None where it is missing or null; InvalidRequest where its type is another.
+
+    Not `deep`: only the type is looked at, by the first byte, since the value may be megabytes.
+    """
+    raw = values.get(key)
+    if raw is None:
+        return None
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    first = bytes(memoryview(raw)[:1])
+    if first == b"n" and deep:
+        return None
+    kind = _TYPES.get(first, int)
+    if kind not in kinds:
+        wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
+        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
+    if not deep:
+        return None
+    try:
+        return decode(raw)
+    except DecodeErrors:
+        raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None

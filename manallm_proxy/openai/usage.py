@@ -1,0 +1,38 @@
+"""Tokens in OpenAI's ``usage`` object, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.answers import Usage
+
+
+def usage_to_openai(usage: Usage) -> dict[str, Any]:
+    """The ``usage`` object of an answer; details only where they say something."""
+    counted: dict[str, Any] = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+    }
+    if usage.cached:
+        counted["prompt_tokens_details"] = {"cached_tokens": usage.cached}
+    if usage.reasoning:
+        counted["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
+    return counted
+
+
+def usage_from_openai(usage: object) -> Usage | None:
+    """A ``usage`` object as providers send it; None where it is not an object. Odd values count as 0."""
+    if not isinstance(usage, dict):
+        return None
+
+    def number(of: object, key: str) -> int:
+        value = of.get(key) if isinstance(of, dict) else None
+        return value if type(value) is int and value > 0 else 0  # a bool is no number
+
+    return Usage(
+        prompt=number(usage, "prompt_tokens"),
+        completion=number(usage, "completion_tokens"),
+        reasoning=number(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        cached=number(usage.get("prompt_tokens_details"), "cached_tokens"),
+    )

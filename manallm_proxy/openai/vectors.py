@@ -1,0 +1,38 @@
+"""Embedding vectors: as OpenAI's clients read them, and checked as a provider gives them."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from manallm_proxy.contract.errors import BadResponse
+
+FLOAT32_LARGEST: Final = 3.4028234663852886e38
+_VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
+
+
+def vector_text(vector: Sequence[float]) -> str:
+    """A vector as base64 of little-endian float32, which every SDK of OpenAI's decodes."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def checked_vectors(vectors: Sequence[Sequence[float]], wanted: int, name: str) -> Sequence[Sequence[float]]:
+    """`vectors`, one for each of `wanted` inputs. Raises BadResponse if there are fewer, empty or overflowing ones."""
+    if len(vectors) != wanted or not all(vectors):
+        raise BadResponse(f"{name} gave {len(vectors)} vectors for {wanted} inputs", detail="wrong number of vectors")
+    if any(max(vector) > FLOAT32_LARGEST or min(vector) < -FLOAT32_LARGEST for vector in vectors):
+        raise BadResponse(f"{name} gave numbers that are no float32", detail="not float32")
+    return vectors
+
+
+def vector_length(body: bytes) -> int | None:
+    """Numbers in the first vector of an embeddings answer, floats or base64; None where there is none."""
+    match = _VECTOR.search(body)
+    if match is None:
+        return None
+    if match[1] is not None:
+        return match[1].count(b",") + 1 if match[1].strip() else 0
+    return len(match[2].rstrip(b"=")) * 3 // 4 // 4

@@ -1,0 +1,116 @@
+"""What one event of an OpenAI-compatible stream says, in any of the crowd's forms.
+
+Errors come as ``data: {"error": {...}}``, as ``{"error": "text"}``, under ``event: error`` with the words at the top
+level (OpenRouter, vLLM), as a field ``error:`` (llama.cpp before September 2025) or inside Groq's ``x_groq``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.errors import BadResponse
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.usage import usage_from_openai
+from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, parse_error
+
+KEEP_ALIVES: Final = frozenset({b"", b"null", b"{}"})
+"""Data of an event that says nothing (llama.cpp begins a stream of two prompts with ``null``)."""
+
+
+def refuse_odd_fields(frame: sse.Frame) -> None:
+    """Raises for an error in a field of its own, and for a body that SDKs would skip in silence: no event at all."""
+    if b"error" in frame.fields:
+        raise in_band(envelope(frame.raw.partition(b"error:")[2]))
+    if frame.data is None and any(name[:1] in (b"{", b"<") for name in frame.fields):
+        details = envelope(frame.raw)
+        if details.message:
+            raise in_band(details)
+        raise BadResponse("its stream is none", detail="not an event stream")
+
+
+def read_chunk(frame: sse.Frame) -> dict[str, Any] | None:
+    """The chunk in `frame`; None if it is JSON but no object. Raises ValueError if it is no JSON."""
+    assert frame.data is not None
+    try:
+        chunk = decode_leniently(frame.data)
+    except DecodeErrors:
+        raise ValueError("no JSON") from None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def refuse_error(frame: sse.Frame) -> None:
+    """Raises the error that `frame` holds; returns if the words only stand in a text, or say nothing."""
+    data = frame.data or b""
+    try:
+        chunk = decode_leniently(data)
+    except DecodeErrors:
+        if frame.event == b"error":
+            raise in_band(ErrorDetails(message=data.decode(errors="replace"))) from None
+        return
+    if not isinstance(chunk, dict):
+        if frame.event == b"error":
+            raise in_band(parse_error({"error": chunk}))
+        return
+    groq = chunk.get("x_groq")
+    error = chunk.get("error") or (groq.get("error") if isinstance(groq, dict) else None)
+    if says_error(error):
+        raise in_band(parse_error({"error": error}))
+    if frame.event == b"error" or chunk.get("error_type") or chunk.get("error_message"):
+        raise in_band(parse_error(chunk))
+
+
+def says_error(error: object) -> bool:
+    """Whether the value of an ``error`` key tells of one: some servers send it empty with every good answer."""
+    if isinstance(error, dict):
+        return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
+    return bool(error)
+
+
+def choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    """The choices that are objects."""
+    choices = chunk.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def index_of(choice: dict[str, Any]) -> int:
+    """The place of a choice among those of its answer; 0 where it does not say."""
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def has_content(choice: dict[str, Any]) -> bool:
+    """Whether a choice holds more than a role: content, reasoning, a tool call, audio, text, a finish reason."""
+    if choice.get("finish_reason") or choice.get("text"):
+        return True
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
+
+
+def ends_in_error(choice: dict[str, Any]) -> bool:
+    """``finish_reason: error`` with nothing said: no answer came of it."""
+    if choice.get("finish_reason") != "error" or choice.get("text"):
+        return False
+    delta = choice.get("delta", choice.get("message"))
+    return not (isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role"))
+
+
+def usage_of(chunk: dict[str, Any]) -> Usage | None:
+    """Tokens that a chunk counts, Groq's own place for them included."""
+    usage = chunk.get("usage")
+    if usage is None and isinstance(groq := chunk.get("x_groq"), dict):
+        usage = groq.get("usage")
+    return usage_from_openai(usage)
+
+
+def merged(known: Usage | None, new: Usage | None) -> Usage | None:
+    """Each counter at its highest: counters grow along a stream, and a late object may hold a part of them only."""
+    if known is None or new is None:
+        return new or known
+    return Usage(
+        prompt=max(known.prompt, new.prompt),
+        completion=max(known.completion, new.completion),
+        reasoning=max(known.reasoning, new.reasoning),
+        cached=max(known.cached, new.cached),
+    )

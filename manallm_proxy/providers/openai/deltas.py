@@ -1,0 +1,80 @@
+"""Choices in OpenAI's format as deltas: of a chunk, and of a whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.providers.openai.chunks import index_of
+
+
+def deltas_of(choices: Iterable[dict[str, Any]]) -> list[Delta]:
+    """One chunk's choices, each as one step."""
+    return [_delta(choice, choice.get("delta")) for choice in choices]
+
+
+def whole_deltas(choices: Iterable[dict[str, Any]]) -> list[Delta]:
+    """A complete answer's choices, each as its only step, numbered as they come."""
+    rows = [_delta(choice, choice.get("message"), whole=True) for choice in choices]
+    return [row if row.index == n else _at(row, n) for n, row in enumerate(rows)]
+
+
+def _at(delta: Delta, index: int) -> Delta:
+    return Delta(
+        delta.content,
+        delta.reasoning,
+        delta.tool_calls,
+        delta.finish,
+        index,
+        delta.logprobs,
+        delta.images,
+        delta.refusal,
+    )
+
+
+def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delta:
+    said = said if isinstance(said, dict) else {}
+    calls = said.get("tool_calls")
+    calls = calls if isinstance(calls, list) else []
+    rows = [call for call in calls if isinstance(call, dict) and isinstance(call.get("function", {}), dict)]
+    finish = choice.get("finish_reason")
+    return Delta(
+        content=_words(said.get("content")) or _words(choice.get("text")),
+        reasoning=_words(said.get("reasoning_content")) or _words(said.get("reasoning")),
+        tool_calls=tuple(_tool_call(row, n, whole=whole) for n, row in enumerate(rows)),
+        finish=str(finish) if finish else "stop" if whole else None,
+        index=index_of(choice),
+        logprobs=choice.get("logprobs"),
+        images=tuple(_images(said.get("images"))),
+        refusal=_words(said.get("refusal")),
+    )
+
+
+def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
+    function = row.get("function", {})
+    index = row.get("index")
+    id_ = row.get("id")
+    name = _words(function.get("name"))
+    extra = row.get("extra_content")
+    return ToolCall(
+        name=name,
+        arguments=_words(function.get("arguments")),
+        id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole or name else "",
+        index=index if isinstance(index, int) and not whole else place,
+        extra={"extra_content": extra} if isinstance(extra, dict) else {},
+    )
+
+
+def _words(content: object) -> str:
+    """A text, or the texts of a list of blocks (Mistral)."""
+    if isinstance(content, list):
+        return "".join(_words(block.get("text")) for block in content if isinstance(block, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _images(images: object) -> list[str]:
+    """The URLs of OpenRouter's ``images``."""
+    rows = images if isinstance(images, list) else []
+    holders = [row["image_url"] for row in rows if isinstance(row, dict) and isinstance(row.get("image_url"), dict)]
+    return [url for holder in holders if isinstance(url := holder.get("url"), str)]

@@ -1,0 +1,89 @@
+"""Embeddings of an OpenAI-compatible server: relayed, in the encoding that was asked for, or read into vectors."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from typing import Any, Final
+
+from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.errors import BadResponse
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai.usage import usage_from_openai
+from manallm_proxy.openai.vectors import checked_vectors, vector_length, vector_text
+from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object, set_model
+
+_VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(["\[])')
+
+
+def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
+    """Raises BadResponse if there are fewer vectors than inputs."""
+    values, spans = reply_object(body)
+    refuse_error(values)
+    raw = bytes(values.get("data", b"null"))
+    if raw[:1] != b"[":
+        raise BadResponse("its answer has no 'data'", detail="no data")
+    usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
+    kinds = _VECTOR.findall(raw)
+    wanted = _inputs(call)
+    if len(kinds) < wanted:
+        raise BadResponse(f"it gave {len(kinds)} vectors for {wanted} inputs", detail="wrong number of vectors")
+    if not call.relays:
+        vectors = checked_vectors(_vectors(raw), wanted, "the provider")
+        return Answer(usage=usage, vectors=vectors, dimensions=len(vectors[0]))
+    span = call.summary.spans.get("encoding_format")
+    as_base64 = span is not None and call.body[span[0] : span[1]] == b'"base64"'
+    if as_base64 != (kinds[0] == b'"'):
+        start, end = spans["data"]
+        body = body[:start] + _reencoded(raw, as_base64=as_base64) + body[end:]
+        spans = reply_object(body)[1]
+    body = set_model(body, spans.get("model"), encode(str(entry.target)))
+    return Answer(body=body, usage=usage, dimensions=vector_length(body))
+
+
+def _inputs(call: Call) -> int:
+    """A list of texts or of lists of token ids has a vector for each; a text or a list of ids has one."""
+    span = call.summary.spans["input"]
+    inputs = decode(call.body[span[0] : span[1]])
+    several = isinstance(inputs, list) and inputs and isinstance(inputs[0], str | list)
+    return len(inputs) if several else 1
+
+
+def _reencoded(raw: bytes, *, as_base64: bool) -> bytes:
+    """base64 exactly when it was asked for: openai-node 6 reads a list of floats as bytes then."""
+    rows = _rows(raw)
+    for row, vector in zip(rows, _vectors(raw), strict=True):
+        row["embedding"] = vector_text(vector) if as_base64 else vector
+    return encode(rows)
+
+
+def _rows(raw: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = decode(raw, type=list[dict[str, Any]])
+    except DecodeErrors:
+        raise _no_vectors() from None
+    return rows
+
+
+def _vectors(raw: bytes) -> list[list[float]]:
+    try:
+        return [_unpacked(row["embedding"]) for row in _rows(raw)]
+    except (TypeError, KeyError, ValueError, OverflowError, struct.error):
+        raise _no_vectors() from None
+
+
+def _unpacked(vector: object) -> list[float]:
+    if isinstance(vector, str):
+        packed = base64.b64decode(vector, validate=True)
+        return list(struct.unpack(f"<{len(packed) // 4}f", packed))
+    if not isinstance(vector, list) or not all(isinstance(number, int | float) for number in vector):
+        raise TypeError
+    struct.pack(f"<{len(vector)}f", *vector)  # float32 or OverflowError
+    return vector
+
+
+def _no_vectors() -> BadResponse:
+    return BadResponse("its embeddings are not vectors", detail="embeddings")
