@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from manallm_proxy.gateway.origins import allowed_origin
+from tests.proxy import proxy, settings
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,16 @@ def test_any_other_page_may_not(origin: str) -> None:
 def test_what_the_configuration_lists_may_call(origin: str, configured: tuple[str, ...], wanted: bool) -> None:
     """Exactly as it is written; ``*`` is every origin that there is."""
     assert allowed_origin(origin, configured) is wanted
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:5173", 200), ("app://obsidian.md", 200), ("http://evil", 403)]
+)
+async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Path, origin: str, status: int) -> None:
+    """Its script may read the answer, and its preflight says so."""
+    async with proxy(settings({"loop": {"kind": "loopback"}}), tmp_path) as p:
+        code, _, headers = await p.post("/v1/chat/completions", {"messages": []}, headers={"Origin": origin})
+        assert (code, headers.get("access-control-allow-origin")) == (status, origin if status == 200 else None)
+        asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        async with p.client.options(f"{p.url}/v1/chat/completions", headers=asks) as response:
+            assert (response.headers.get("Access-Control-Allow-Origin") == origin) is (status == 200)
