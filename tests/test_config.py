@@ -447,7 +447,7 @@ def test_name_that_no_provider_may_have(mistakes: Told, name: str, wanted: str) 
 
 SECONDS = "expected a number of seconds or '500ms', '30s', '5m'"
 MODEL = "expected a model of at most 256 visible ASCII characters, without blanks"
-CLASSES = "one of auth, payment, missing_model, capability, context_length or a status from 400 to 499"
+CLASSES = "one of auth, payment, missing_model, capability, context_length, empty or a status from 400 to 499"
 
 
 @pytest.mark.parametrize(

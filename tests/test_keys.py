@@ -426,7 +426,7 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
                         await asyncio.sleep(0.01)
                 new = [] if how == "taken out" else [entry("alice", "sk-CANARY-new")]
                 p.write(keyed(*new, entry("bob", BOB), url=gpu.url))
-                p.app.reload()
+                await p.app.reload()
                 rest = await asyncio.wait_for(everything(hers), 5)
                 [event] = [line for line in rest.decode().splitlines() if line.startswith("data: ")]
                 assert json.loads(event[6:])["error"]["code"] == "api_key_revoked"
@@ -457,7 +457,7 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
             while not p.app.gateway.pipeline.exchanges:
                 await asyncio.sleep(0.01)
         p.write(keyed(url=gpu.url))
-        p.app.reload()
+        await p.app.reload()
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 401 ")
         writer.close()
         assert gpu.posts == []
@@ -470,7 +470,7 @@ async def test_who_is_told_once_is_not_told_again(tmp_path: Path) -> None:
             assert b"one" in await response.content.readany()
             [exchange] = p.app.gateway.pipeline.exchanges
             p.write(keyed(url=gpu.url))
-            p.app.reload()
+            await p.app.reload()
             exchange.interrupt(ShuttingDown("the proxy is shutting down"))
             rest = await asyncio.wait_for(everything(response), 5)
         assert (b"api_key_revoked" in rest, b"shutting_down" in rest) == (True, False)
@@ -482,7 +482,7 @@ async def test_the_first_keys_cut_nobody(tmp_path: Path) -> None:
         async with p.client.post(p.url + CHAT, json={**HI, "stream": True}) as response:
             assert b"one" in await response.content.readany()
             p.write(keyed(entry("alice", ALICE), url=gpu.url))
-            p.app.reload()
+            await p.app.reload()
             assert (await ask(p, "POST", CHAT, {}, HI))[0] == 401
             gpu.go.set()
             assert (await asyncio.wait_for(response.read(), 5)).endswith(b"data: [DONE]\n\n")
@@ -493,10 +493,10 @@ async def test_a_reload_is_no_way_to_a_fresh_minute(tmp_path: Path) -> None:
     config = keyed(entry("alice", ALICE, requests_per_minute=2))
     async with proxy(config, tmp_path) as p:
         assert (await chat(p, ALICE))[2]["x-ratelimit-remaining-requests"] == "1"
-        p.app.reload()
+        await p.app.reload()
         assert (await chat(p, ALICE))[2]["x-ratelimit-remaining-requests"] == "0"
         p.write(keyed(entry("alicia", ALICE, requests_per_minute=3, models=["mana/*"])))
-        p.app.reload()
+        await p.app.reload()
         code, _, headers = await chat(p, ALICE, model="gpu/m")
         assert (code, headers["x-ratelimit-remaining-requests"]) == (403, "0")
         assert (await chat(p, ALICE))[0] == 429
@@ -507,7 +507,7 @@ async def test_a_mistake_in_a_key_changes_nothing(tmp_path: Path) -> None:
     """The old keys go on; the log names the place and not the value."""
     async with proxy(keyed(entry("alice", ALICE)), tmp_path) as p:
         p.write(keyed({"name": "alice", "sha256": "sk-CANARY"}, entry("bob", BOB)))
-        p.app.reload()
+        await p.app.reload()
         assert ((await chat(p, ALICE))[0], (await chat(p, BOB))[0]) == (200, 401)
         assert "auth.keys[0].sha256: expected 64 hex digits" in p.log.getvalue()
         assert "CANARY" not in p.log.getvalue()

@@ -139,9 +139,9 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
             p.write(
                 {**config, "providers": {**config["providers"], "gpu": openai(gpu.url, api_key=[KEY], verify_tls=KEY)}}
             )
-            p.app.reload()
+            await p.app.reload()
             p.write({**config, "log": {"level": KEY}, "cors": {"origins": TUNNEL}})
-            p.app.reload()
+            await p.app.reload()
             assert "reload refused" in p.log.getvalue()
             assert len([seen for seen in gpu.posts if PROMPT.encode() in seen.body]) > 20
             assert {KEY, FILED} <= {seen.headers["authorization"][7:] for seen in gpu.posts}

@@ -47,7 +47,7 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
                 while not goes.posts:
                     await asyncio.sleep(0.01)
             p.write(settings({"stays": openai(stays.url)}, health={"failure_threshold": 5}))
-            p.app.reload()
+            await p.app.reload()
             assert upstream_of(p, "stays") is kept
             assert p.app.gateway.generation.registry.providers["stays"] is health
             assert health.policy.failure_threshold == 5
@@ -76,9 +76,9 @@ async def test_two_reloads_do_not_cut_what_began_before_the_first(tmp_path: Path
             payload = {"messages": [], "stream": True}
             async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
                 assert b"one" in await response.content.readany()
-                p.app.reload()
+                await p.app.reload()
                 p.write(settings({"stays": openai(stays.url)}))
-                p.app.reload()
+                await p.app.reload()
                 await asyncio.sleep(0)
                 assert not gone._connections.closed
                 goes.go.set()
@@ -100,7 +100,7 @@ async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> Non
             async with asyncio.timeout(2):
                 while not gpu.posts:
                     await asyncio.sleep(0.01)
-            p.app.reload()
+            await p.app.reload()
             new = asyncio.ensure_future(p.chat())
             async with asyncio.timeout(2):
                 while len(gpu.posts) < 2:
@@ -115,7 +115,7 @@ async def test_a_reload_takes_the_logs_level(tmp_path: Path) -> None:
     async with proxy(settings({"l": {"kind": "loopback"}}, log={"level": "error"}), tmp_path) as p:
         assert "started" not in p.log.getvalue()
         p.write(settings({"l": {"kind": "loopback"}}, log={"level": "debug", "format": "human"}))
-        p.app.reload()
+        await p.app.reload()
         assert " info    reloaded" in p.log.getvalue()
 
 
@@ -124,7 +124,7 @@ async def test_a_moved_provider_forgets_its_models(tmp_path: Path) -> None:
     async with upstream(each(answers), ["old"]) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         assert "gpu/old" in str(await p.get("/v1/models"))
         p.write(settings({"gpu": openai("http://127.0.0.1:9")}))
-        p.app.reload()
+        await p.app.reload()
         assert "gpu/old" not in str(await p.get("/v1/models"))
 
 
@@ -143,7 +143,7 @@ async def test_a_reload_in_the_first_round_is_probed_too(tmp_path: Path) -> None
             while not slow.connections:
                 await asyncio.sleep(0.01)
         path.write_text(yaml.safe_dump(settings({"other": openai(other.url)}), sort_keys=False))
-        app.reload()
+        await app.reload()
         await app.ready(running)
         assert [m.id for m in app.gateway.generation.catalog.models("other")] == ["new"]
         app.stop()
@@ -158,7 +158,7 @@ async def test_a_changed_provider_begins_anew(tmp_path: Path) -> None:
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url, api_key="a")}), tmp_path) as p:
         before = upstream_of(p, "gpu")
         p.write(settings({"gpu": openai(gpu.url, api_key="b")}))
-        p.app.reload()
+        await p.app.reload()
         await p.chat()
         assert gpu.posts[0].headers["authorization"] == "Bearer b"
         await closed(before)
@@ -168,8 +168,8 @@ async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
     """Refused loudly, and nothing else of that file is taken either."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}))
-        p.app.reload()
-        assert list(p.app.gateway.generation.providers) == ["gpu"]
+        await p.app.reload()
+        assert list(p.app.generation.providers) == ["gpu"]
         assert "restart to change" in p.log.getvalue()
 
 

@@ -599,7 +599,7 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
-@pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1:3025", "http://home.evil", ""])
+@pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1.evil:3025", "http://home.evil", ""])
 async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) -> None:
     """A page may send a POST that needs no preflight, or make its own name mean 127.0.0.1: browsers say where from."""
     async with upstream(each(answers)) as gpu:

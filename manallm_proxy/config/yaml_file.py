@@ -1,12 +1,12 @@
-"""One YAML file, read strictly, its ``${NAME}``s filled in.
+"""Reads one YAML file strictly, and fills in its ``${NAME}`` variables.
 
-Stricter than PyYAML, which speaks YAML 1.1: ``true`` and ``false`` are the only truth values (``no`` is a
-string), ``010`` and ``1:30`` are no numbers, there are no dates, and a key given twice is a mistake
-instead of the last one winning.
+It is stricter than PyYAML, which implements YAML 1.1: only ``true`` and ``false`` are truth values (``no`` is a
+string), ``010`` and ``1:30`` are not numbers, there are no dates, and a duplicate key is a mistake; in PyYAML the last
+one wins.
 
-``${NAME}`` and ``${NAME:-default}`` are filled in string values, never in keys; ``$${`` is a literal ``${``.
-A value is looked for in the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), then in the
-environment; an empty one counts as not set.
+``${NAME}`` and ``${NAME:-default}`` are replaced in string values, not in keys; ``$${`` stands for ``${``. The value
+comes from the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), else from the environment; an empty one
+counts as not set.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-"""Half a character, from an escape or from bytes in the environment: no JSON can hold it."""
+"""A lone surrogate, from an escape or from undecodable bytes in the environment. UTF-8 cannot encode it."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
 DEEPEST: Final = 40
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Filled(str):
-    """A whole value that was one ``${NAME}``: where a number is wanted, it is read as YAML would read it."""
+    """A value that was one ``${NAME}`` and nothing else. Where a number is expected, it is read as a YAML scalar."""
 
     __slots__ = ()
 
     @property
     def scalar(self) -> str | int | float | bool | None:
-        """The value as a plain YAML scalar: ``"3025"`` -> 3025, ``"true"`` -> True, ``""`` -> None."""
+        """The value as YAML reads it without quotes: ``"3025"`` -> 3025, ``"true"`` -> True, ``""`` -> None."""
         return scalar(self)
 
 
 @frozen
 class Unset:
-    """Stands for a value with a ``${NAME}`` that is not set and has no default."""
+    """A value with a ``${NAME}`` that is not set and has no default."""
 
     names: tuple[str, ...]
 
@@ -54,7 +54,7 @@ class Unset:
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """What a plain (unquoted) YAML scalar means."""
+    """The value of a plain (unquoted) YAML scalar."""
     if _NULL.fullmatch(text):
         return None
     if _BOOL.fullmatch(text):
@@ -66,36 +66,36 @@ def scalar(text: str) -> str | int | float | bool | None:
     return text
 
 
-def read(path: Path, environ: Mapping[str, str], tell: Tell) -> dict[str, Any] | None:
-    """The mapping that the file holds; None where there is none, and why was told.
+def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, Any] | None:
+    """The mapping in the file at `path`; None if there is none.
 
-    Each mistake is told with its line. No message quotes the file's text: it may hold a key.
+    `report` gets each mistake, with its line. No message quotes the file, which may hold a key.
     """
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
-        tell("no such file")
+        report("no such file")
         return None
     except OSError as error:
-        tell(f"cannot be read ({error.strerror or 'input/output error'})")
+        report(f"cannot be read ({error.strerror or 'input/output error'})")
         return None
     except ValueError:
-        tell("is not UTF-8 text")
+        report("is not UTF-8 text")
         return None
     try:
-        loader = _Loader(text, environ, tell)
+        loader = _Loader(text, environ, report)
         content = loader.get_single_data()
     except yaml.YAMLError as error:
-        tell(_what_is_wrong(error, text))
+        report(_what_is_wrong(error, text))
         return None
     except RecursionError:
-        tell("is nested too deeply")
+        report("is nested too deeply")
         return None
     if content is None:
-        tell("is empty")
+        report("is empty")
         return None
     if not isinstance(content, dict):
-        tell("must hold keys and values at its top level")
+        report("must hold keys and values at its top level")
         return None
     return content
 
@@ -104,17 +104,17 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # declared so by PyYAML
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
-    def __init__(self, text: str, environ: Mapping[str, str], tell: Tell) -> None:
+    def __init__(self, text: str, environ: Mapping[str, str], report: Report) -> None:
         super().__init__(text)
         self.environ = environ
-        self.tell = tell
+        self.report = report
         self.depth = 0
 
-    def tell_at(self, node: yaml.Node, what: str) -> None:
-        self.tell(f"line {node.start_mark.line + 1}: {what}")
+    def report_at(self, node: yaml.Node, what: str) -> None:
+        self.report(f"line {node.start_mark.line + 1}: {what}")
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node and all in it; deeper than `DEEPEST` is no configuration."""
+        """Limits the depth to `DEEPEST`, so that no file can exhaust the stack."""
         self.depth += 1
         if self.depth > DEEPEST:
             raise RecursionError
@@ -123,20 +123,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Keys are looked at here, before ``<<`` merges others among them, which those beside it may override."""
+        """Checks keys here, before ``<<`` merges others in, which explicit keys may override."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
-                self.tell_at(key, "a key must be plain text")
+                self.report_at(key, "a key must be plain text")
             elif key.value in seen:
-                self.tell_at(key, f"key '{shown(key.value)}' is given twice")
+                self.report_at(key, f"key '{shown(key.value)}' is given twice")
             else:
                 seen.add(key.value)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Keys are text as it is written: ``1:`` is the key "1"."""
+        """Keeps keys as text, as written: ``1:`` is the key "1"."""
         if not isinstance(node, yaml.MappingNode):
             raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
         self.flatten_mapping(node)
@@ -150,11 +150,11 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         filled = self._fill(text, node) if "${" in text else text
         if isinstance(filled, str) and _SURROGATE.search(filled):
-            self.tell_at(node, "holds what is no text in UTF-8")
+            self.report_at(node, "holds what is no text in UTF-8")
         return filled
 
     def construct_other(self, node: yaml.Node) -> None:
-        self.tell_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
+        self.report_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
 
     def _fill(self, text: str, node: yaml.Node) -> str | Unset:
         unset: list[str] = []
@@ -164,7 +164,9 @@ class _Loader(yaml.SafeLoader):
             if match[0] == "$${":
                 return "${"
             if name is None:
-                self.tell_at(node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)")
+                self.report_at(
+                    node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)"
+                )
                 return ""
             found = self._look_up(name, node) or default
             if found is None:
@@ -184,7 +186,7 @@ class _Loader(yaml.SafeLoader):
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except (OSError, ValueError):
-                self.tell_at(node, f"the credential {name} cannot be read")
+                self.report_at(node, f"the credential {name} cannot be read")
         return self.environ.get(name)
 
 
@@ -208,7 +210,7 @@ _Loader.yaml_constructors = _constructors
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
-    """A YAML error with its line and without a word of the file: an anchor or a tag may be a key without quotes."""
+    """Describes a YAML error by its line, without quoting the file: what looks like an anchor or a tag may be a key."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
         return f"line {line + 1}: a character that YAML does not allow"
@@ -221,12 +223,12 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
 
 
 def shown(key: object) -> str:
-    """A key for a message: what looks like one, cut where it stops to (``api_key:sk-...`` without the blank)."""
+    """`key` for a message, cut where it no longer looks like one (``api_key:sk-...``, where a blank is missing)."""
     text = str(key)
     plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
     return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."
 
 
 def without_newline(text: str) -> str:
-    """`text` without the line ends that editors and ``echo`` leave behind it."""
+    """`text` without the line ends that editors and ``echo`` append."""
     return text.rstrip("\r\n")

@@ -63,6 +63,8 @@ class Chain:
     alias: str | None
     entries: tuple[Entry, ...]
     description: str = ""
+    timeout: float = 0.0
+    """Seconds for the whole walk, up to the commit; 0: no limit."""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -11,6 +11,7 @@ from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRejected, KeyRevoked, ProxyError
+from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.openai.json_object import encode
 
@@ -44,9 +45,8 @@ class Renderer:
 
     def allowed_origin(self, request: web.BaseRequest) -> str | None:
         """The request's origin, if it may call."""
-        origin = request.headers.get("Origin")
-        origins = self.serving.generation.config.cors.origins
-        return origin if origin and ("*" in origins or origin in origins) else None
+        origin = request.headers.get("Origin", "")
+        return origin if allowed_origin(origin, self.serving.generation.config.cors.origins) else None
 
     def error(
         self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]

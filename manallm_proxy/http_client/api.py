@@ -22,16 +22,23 @@ TAIL_TIMEOUT: Final = 1.0
 HEAD_LIMIT: Final = 64 * 1024
 """Bytes of one header line, and of a whole head where it is ours to count."""
 SECRET_LENGTH: Final = 8
-"""Characters of a header's value that may be a secret; a shorter one is a flag or a version, part of other words."""
+"""Characters from which a key or a header's value is taken for a secret; shorter ones are flags, versions, words."""
+PLACEHOLDERS: Final = frozenset(
+    {"lm-studio", "no-key-required", "not-needed", "not-required", "placeholder", "sk-no-key-required", "your-api-key"}
+)
+"""Longer ones, in lower case, that people give to servers which want none (``ollama``, ``EMPTY``: shorter anyway)."""
 
 OnChunk = Callable[[bytes], bool]
 """Is offered each part of a body as it arrives; True: it has dealt with it."""
 
 
 def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What a provider may quote, and nobody else is to read: the key, and headers of our own that may be one."""
-    held = tuple(value for value in headers.values() if len(value) >= SECRET_LENGTH)
-    return (api_key, *held) if api_key else held
+    """What to cut out of a provider's words before anyone reads them: the key, and headers of ours that may hold one.
+
+    Not what is no secret: cutting ``ollama`` or ``1`` out would spoil messages and hide nothing.
+    """
+    values = (api_key or "", *headers.values())
+    return tuple(value for value in values if len(value) >= SECRET_LENGTH and value.lower() not in PLACEHOLDERS)
 
 
 @frozen

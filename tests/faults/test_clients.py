@@ -42,7 +42,7 @@ async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> Non
     async with scene(DIALECTS["openai"], each(dies), tmp_path) as at, upstream(each(slow)) as second:
         config = settings({"bad": openai(at.faulty.url), "second": openai(second.url), "good": openai(at.good.url)})
         at.p.write(config | {"listen": {"port": 0}})
-        at.p.app.reload()
+        await at.p.app.reload()
         if phase in ("streaming", "error event"):
             at.faulty.go.set()
         async with client(at.p.port) as (reader, writer):
