@@ -14,7 +14,7 @@ from attrs import define, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Observer
+from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import Provider
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
@@ -175,12 +175,12 @@ class Generation:
         orphans, self._orphans = self._orphans, []
         successor, self._successor = self._successor, None
         if orphans:
-            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans, self.registry.observe))
         successor.release()
 
     async def close(self) -> None:
         """The last generation's end."""
-        await _close_all([*self.upstreams.values(), *self._orphans])
+        await _close_all([*self.upstreams.values(), *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
@@ -188,6 +188,8 @@ def _is_sendable(model: str) -> bool:
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 
-async def _close_all(upstreams: list[Provider]) -> None:
-    for upstream in upstreams:
-        await upstream.close()
+async def _close_all(upstreams: list[Provider], observe: Observer) -> None:
+    """Closes all, however many of them fail, and reports each failure."""
+    for outcome in await asyncio.gather(*(upstream.close() for upstream in upstreams), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            observe(Crashed("closing a provider", outcome))

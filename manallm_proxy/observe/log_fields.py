@@ -17,6 +17,7 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    LoopReported,
     NotVerified,
     Reloaded,
     RequestEnded,
@@ -63,6 +64,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             fields = {"where": event.where, "request_id": event.request_id, "exception": kind(event.error)}
             fields |= {"frames": frames(event.error), "behind_it": tuple(_behind(event.error)) or None}
             return "error", "internal error", fields
+        case LoopReported():
+            return "error", "event loop report", {"message": event.message, "sources": event.sources or None}
         case _:
             assert_never(event)
 

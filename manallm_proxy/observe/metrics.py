@@ -36,6 +36,7 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    LoopReported,
     NotVerified,
     Reloaded,
     RequestEnded,
@@ -189,7 +190,9 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | NotVerified() | DimensionsDiffer() | LifeChanged() | Crashed():
+            case KeyWasRejected() | HealthChanged() | NotVerified() | DimensionsDiffer() | LifeChanged():
+                pass
+            case Crashed() | LoopReported():
                 pass  # seen as errors, as gauges, or in the log only
             case _:
                 assert_never(event)

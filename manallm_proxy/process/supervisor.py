@@ -23,7 +23,8 @@ from attrs import define, field
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.events import Crashed, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
@@ -91,6 +92,8 @@ class Supervisor:
     greet: Callable[[str], None] | None = None
     """Says to a newcomer what to try, where there is one."""
     metrics: Metrics = field(init=False)
+    observe: FanOut = field(init=False)
+    """Takes all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
     _lines: dict[int, _Line] = field(factory=dict)
@@ -107,14 +110,10 @@ class Supervisor:
         """ConfigError, or OSError where an address cannot be had."""
         self._listeners = Listeners.open(self.config, self.environ)
         self.metrics = Metrics(__version__, tuple, tuple)
+        self.observe = FanOut([self.metrics, self.logs], self.logs)
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
         patience = PATIENCE if self._watchdog is None else min(PATIENCE, self._watchdog / 2)
         self._workers = WorkerManager(self.size, patience, lambda: self.metrics.render()[0].decode())
-
-    def observe(self, event: Event) -> None:
-        """Facts go to metrics and log, as in each worker."""
-        self.metrics(event)
-        self.logs(event)
 
     def run(self) -> WorkerLink | int:
         """The exit code, once all workers have ended; in a worker that was just forked: its line."""
