@@ -453,3 +453,22 @@ def test_any_bytes_are_an_answer_or_the_providers_failure(tail: bytes, size: int
             response.close()
 
     asyncio.run(run())
+
+
+async def test_one_connection_that_cannot_be_closed_keeps_no_other_open() -> None:
+    """All are aborted; then the failures are raised together."""
+
+    class Stuck(Wire):
+        def abort(self) -> None:
+            raise OSError("no")
+
+    pool = Pool(Address("gpu", "http://gpu"))
+    wires = [Stuck(), Wire(), Stuck(), Wire()]
+    for wire in wires:
+        connection = Connection("gpu", pool, asyncio.get_running_loop())
+        connection.connection_made(wire)
+        pool._open.add(connection)
+    with pytest.raises(ExceptionGroup) as told:
+        await pool.close()
+    assert len(told.value.exceptions) == 2
+    assert [wire.gone for wire in wires] == [False, True, False, True]

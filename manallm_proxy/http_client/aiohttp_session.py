@@ -11,6 +11,7 @@ import aiohttp
 from attrs import define, field
 
 from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
@@ -27,26 +28,12 @@ async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
     context.trace_request_ctx.pooled = True
 
 
-class _Connector(aiohttp.TCPConnector):
-    async def _get(self, key: Any, traces: Any) -> Any:
-        """A pooled connection, but none over which something has come since: aiohttp (3.14.5) would take it for the
-        next request's answer, which is another client's.
-        """
-        while (found := await super()._get(key, [])) is not None:
-            if found.protocol is not None and not found.protocol.should_close:
-                for trace in traces:
-                    await trace.send_connection_reuseconn()
-                return found
-            found.close()
-        return None
-
-
 def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
     """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
     kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}
-    connector = _Connector(
+    connector = Connector(
         limit=0,  # we count ourselves: a full pool would queue without bound
         ttl_dns_cache=60,
         resolver=Resolver(),
@@ -107,11 +94,13 @@ class Session:
         return await self._fresh.request(method, url, data=body(), **arguments)
 
     async def close(self) -> None:
-        """Gives them back, those in use too."""
+        """Closes all connections, also those in use. Raises an ExceptionGroup of what failed, once all was tried."""
         self.closed = True
-        await self._pool.close()
-        if self._fresh is not None:
-            await self._fresh.close()
+        sessions = [session for session in (self._pool, self._fresh) if session is not None]
+        outcomes = await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failures:
+            raise ExceptionGroup("closing connections", failures)
 
 
 @define(eq=False)
@@ -144,8 +133,7 @@ class SessionResponse:
             self.silent_since = None
 
     def fail(self, error: ProviderError) -> None:
-        # sock_read would not fire behind a broken chunk (libraries.md 1.4); this wakes the reader in any state
-        self._response.content.set_exception(error)
+        fail_reader(self._response, error)
 
     def release(self) -> None:
         if self._response.content.is_eof():

@@ -7,7 +7,6 @@ import socket
 import ssl
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
 
 from manallm_proxy.contract.errors import (
     BadResponse,
@@ -17,6 +16,7 @@ from manallm_proxy.contract.errors import (
     ProviderError,
     ReadTimeout,
 )
+from manallm_proxy.http_client.aiohttp_internals import HttpProcessingError
 
 ERRORS = (aiohttp.ClientError, TimeoutError, OSError, HttpProcessingError)
 """All that a request through aiohttp raises when the network or the peer is at fault."""

@@ -101,9 +101,15 @@ class Pool:
                 timer.cancel()
         if self._looking is not None:
             self._looking.cancel()
+        failures: list[Exception] = []
         for connection in list(self._open):
-            connection.abort()
-        await asyncio.sleep(0)  # so that their descriptors are gone when this returns
+            try:
+                connection.abort()
+            except Exception as error:
+                failures.append(error)
+        await asyncio.sleep(0)  # so that their descriptors are closed when this returns
+        if failures:
+            raise ExceptionGroup("closing connections", failures)
 
     def _head(self, method: str, path: str, request_id: str | None, body: bytes | None) -> bytes:
         told = f"X-Request-Id: {request_id}\r\n" if request_id and self._tells_id else ""
