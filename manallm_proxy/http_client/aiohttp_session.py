@@ -1,4 +1,4 @@
-"""Connections to one provider through aiohttp's client, which knows forward proxies, and which google-genai wants."""
+"""Connections to one provider through aiohttp's client, for forward proxies and for google-genai."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from attrs import define, field
 
 from manallm_proxy.contract.errors import ProviderError
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
-from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE, TAIL_TIMEOUT, Address, OnChunk, new_socket
+from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
 
 
 @define
 class _Reuse:
-    """Whether a request got a pooled connection (aiohttp tells its tracers)."""
+    """Whether a request got a pooled connection, which aiohttp reports to tracers only."""
 
     pooled: bool = False
 
@@ -29,25 +29,25 @@ async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
 
 
 def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
-    """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
+    """An aiohttp session whose defaults are replaced where they would hurt a proxy (seen with aiohttp 3.14.5)."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
-    kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}
+    reuse: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_TIMEOUT} if pooled else {"force_close": True}
     connector = Connector(
-        limit=0,  # we count ourselves: a full pool would queue without bound
+        limit=0,  # at the default of 100, requests queue without bound; limits are ours (max_concurrent)
         ttl_dns_cache=60,
         resolver=Resolver(),
         ssl=verify_tls,
         socket_factory=new_socket,
-        **kept,
+        **reuse,
     )
     return aiohttp.ClientSession(
         connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),  # the default jar would share cookies between our clients
-        timeout=aiohttp.ClientTimeout(total=None),  # a total would cut long streams
+        cookie_jar=aiohttp.DummyCookieJar(),  # the default jar would share cookies among our clients
+        timeout=aiohttp.ClientTimeout(total=None),  # the default of 300 s would cut long streams
         max_line_size=HEAD_LIMIT,
         max_field_size=HEAD_LIMIT,
-        read_bufsize=65536,
+        read_bufsize=65536,  # the default of 256 KiB doubles the memory of a client that does not read
         trust_env=False,
         auto_decompress=True,
         trace_configs=[trace],
@@ -56,7 +56,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
 
 @define(eq=False)
 class Session:
-    """A pool, and a way around it for the one time that a pooled connection was dead."""
+    """A pool, and new connections for requests whose pooled connection was dead."""
 
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
@@ -71,14 +71,15 @@ class Session:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str], data: Any = None, connect: float
     ) -> aiohttp.ClientResponse:
-        """A status with its headers, connected within `connect` seconds; aiohttp's errors as they are.
+        """Returns when status and headers have arrived. Raises aiohttp's own errors.
 
-        The second try is as `connections.Connections` says. `data` is a callable where it can be read once only.
+        `connect`: max seconds for look-up, TCP and TLS. `data`: a callable if the body can only be read once, since
+        it may be sent twice; see `api.Connections.request`.
         """
         reuse = _Reuse()
         arguments: dict[str, Any] = {
             "headers": headers,
-            "allow_redirects": False,  # a redirect would take key and prompt to another host
+            "allow_redirects": False,  # aiohttp would resend prompt and custom key headers to another host
             "proxy": self.proxy,
             "timeout": aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect),
             "trace_request_ctx": reuse,
@@ -105,7 +106,7 @@ class Session:
 
 @define(eq=False)
 class SessionResponse:
-    """See `connections.Response`. What was pulled is never offered to a `on_chunk`: the task is awake anyway."""
+    """See `api.Response`. `on_chunk` is never called: aiohttp has woken the task by then anyway."""
 
     _name: str
     _response: aiohttp.ClientResponse = field(repr=False)
@@ -156,7 +157,7 @@ class SessionResponse:
 
 @define(eq=False)
 class SessionConnections:
-    """See `connections.Connections`."""
+    """See `api.Connections`."""
 
     address: Address
     _session: Session = field(init=False, repr=False)
@@ -199,5 +200,5 @@ class SessionConnections:
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:
-    """Above a mebibyte aiohttp wants a file, which it writes piece by piece, giving way to others between."""
+    """A file above 1 MiB: aiohttp writes it in parts and lets other tasks run in between. It warns of large bytes."""
     return body if len(body) <= 2**20 else io.BytesIO(body)
