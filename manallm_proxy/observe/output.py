@@ -36,13 +36,13 @@ _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Output(Protocol):
-    """Where lines go. No method waits or raises."""
+    """Where lines go."""
 
     def write(self, lines: bytes) -> bool:
-        """Writes whole lines. False: none of them was or will be written."""
+        """Writes whole lines. False: none of them was or will be written. Never waits, never raises."""
 
     def close(self) -> None:
-        """Closes what this holds, not the descriptor it was opened for."""
+        """Closes what this has opened. May wait for up to LAST_LINES."""
 
 
 def open_output(fd: int) -> Output:
@@ -197,9 +197,11 @@ class _Queue:
         os.close(self.fd)
 
     def close(self) -> None:
-        if self._pid != os.getpid() and not self._start():
+        if self._pid != os.getpid() or self._thread is None:  # no thread in this process, so nothing waits
+            if not self._failed:
+                os.close(self.fd)
+            self._failed = True
             return
-        assert self._thread is not None
         atexit.unregister(self.close)
         self._queue.put(None)
         self._thread.join(LAST_LINES)
