@@ -96,3 +96,25 @@ def test_no_file_needs_itself_by_a_detour() -> None:
 
     for path in FILES:
         visit(path, ())
+
+
+PRIVATE = {
+    "observe": {"aioprometheus"},
+    "http_client": {"aiohttp.http_exceptions", "aiohttp.client_proto"},
+    "openai": set(),
+}
+"""Modules that are undocumented, and so belong into a package's file of internals."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if package(path) in PRIVATE], ids=lambda path: path.stem)
+def test_private_names_live_in_the_file_of_internals(path: Path) -> None:
+    """No file but ``*_internals.py`` imports an undocumented module, or touches another object's private name."""
+    if path.stem.endswith("_internals"):
+        return
+    for name in imports(path):
+        for module in PRIVATE[package(path)]:
+            assert not (f"{name}.".startswith(f"{module}.")), f"{path.name} imports {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            owner = node.value.id if isinstance(node.value, ast.Name) else type(node.value).__name__
+            assert owner in ("self", "cls"), f"{path.name}:{node.lineno}: {owner}.{node.attr}"

@@ -267,7 +267,7 @@ def test_a_line_within_a_line_is_dropped() -> None:
     assert logs.dropped >= 1
 
 
-def test_a_crash_shows_what_is_behind_it() -> None:
+def test_a_crash_shows_its_causes() -> None:
     """Causes and members of a group, with their places and without their words."""
 
     def fail() -> None:
@@ -280,8 +280,8 @@ def test_a_crash_shows_what_is_behind_it() -> None:
             raise ExceptionGroup("CANARY", [KeyError("CANARY")]) from cause
     except ExceptionGroup as error:
         [line] = told(Crashed("background", error))
-    assert [each.split(" at ")[0] for each in line["behind_it"]] == ["builtins.OSError", "builtins.KeyError"]
-    assert line["behind_it"][0].endswith(" fail")
+    assert [each.split(" at ")[0] for each in line["causes"]] == ["builtins.OSError", "builtins.KeyError"]
+    assert line["causes"][0].endswith(" fail")
     assert "CANARY" not in json.dumps(line)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from manallm_proxy.config.load import load
 from manallm_proxy.contract.errors import UnknownModel
+from manallm_proxy.contract.events import Crashed, Event
+from manallm_proxy.gateway.generation import _close_all
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
 from manallm_proxy.providers.http_provider import HttpProvider
@@ -200,3 +203,27 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
             generation.resolve(asked)
         if asked.startswith("mana/"):
             assert "Did you mean mana/test?" in told.value.message
+
+
+class Closing:
+    """A provider whose `close` fails, hangs for a moment, or works."""
+
+    def __init__(self, error: Exception | None = None, waits: bool = False) -> None:
+        self.error, self.waits, self.closed = error, waits, False
+
+    async def close(self) -> None:
+        if self.waits:
+            await asyncio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        self.closed = True
+
+
+async def test_one_failing_close_keeps_no_other_open() -> None:
+    """All are closed, and each failure is reported."""
+    events: list[Event] = []
+    first, second = ValueError("one"), OSError("two")
+    providers: list[Any] = [Closing(first), Closing(), Closing(second, waits=True), Closing(waits=True)]
+    await _close_all(providers, events.append)
+    assert [provider.closed for provider in providers] == [False, True, False, True]
+    assert events == [Crashed("closing a provider", first), Crashed("closing a provider", second)]

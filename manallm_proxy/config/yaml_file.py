@@ -1,12 +1,11 @@
-"""Reads one YAML file strictly, and fills in its ``${NAME}`` variables.
+"""Reads one YAML file strictly and substitutes ``${NAME}``.
 
-It is stricter than PyYAML, which implements YAML 1.1: only ``true`` and ``false`` are truth values (``no`` is a
-string), ``010`` and ``1:30`` are not numbers, there are no dates, and a duplicate key is a mistake; in PyYAML the last
-one wins.
+Stricter than PyYAML, which implements YAML 1.1: only ``true`` and ``false`` are booleans (``no`` is a string), ``010``
+and ``1:30`` are strings, there are no dates, and a duplicate key is a mistake; PyYAML would keep the last one.
 
-``${NAME}`` and ``${NAME:-default}`` are replaced in string values, not in keys; ``$${`` stands for ``${``. The value
-comes from the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), else from the environment; an empty one
-counts as not set.
+``${NAME}`` and ``${NAME:-default}`` are substituted in string values, never in keys; ``$${`` is a literal ``${``.
+A value comes from the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), else from the environment;
+an empty value counts as not set.
 """
 
 from __future__ import annotations
@@ -14,32 +13,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import yaml
 from attrs import frozen
+
+from manallm_proxy.config.yaml_internals import TAG, StrictLoader
 
 _BOOL: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-"""A lone surrogate, from an escape or from undecodable bytes in the environment. UTF-8 cannot encode it."""
+"""A lone surrogate, from an escape or from bytes in the environment; UTF-8 cannot encode it."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
-
-DEEPEST: Final = 40
 
 Report = Callable[[str], None]
 
 
 class Filled(str):
-    """A value that was one ``${NAME}`` and nothing else. Where a number is expected, it is read as a YAML scalar."""
+    """A value that was exactly one ``${NAME}``. Where a number is expected, it is read as YAML would read it."""
 
     __slots__ = ()
 
     @property
     def scalar(self) -> str | int | float | bool | None:
-        """The value as YAML reads it without quotes: ``"3025"`` -> 3025, ``"true"`` -> True, ``""`` -> None."""
+        """The value as a plain YAML scalar: ``"3025"`` -> 3025, ``"true"`` -> True, ``""`` -> None."""
         return scalar(self)
 
 
@@ -67,9 +66,9 @@ def scalar(text: str) -> str | int | float | bool | None:
 
 
 def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, Any] | None:
-    """The mapping in the file at `path`; None if there is none.
+    """The file's top-level mapping, or None if it has none, for a reason that was reported.
 
-    `report` gets each mistake, with its line. No message quotes the file, which may hold a key.
+    Mistakes are reported with their lines. No message quotes the file's text, which may contain a key.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -100,31 +99,16 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # declared so by PyYAML
-    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
-
+class _Loader(StrictLoader):
     def __init__(self, text: str, environ: Mapping[str, str], report: Report) -> None:
         super().__init__(text)
         self.environ = environ
         self.report = report
-        self.depth = 0
 
-    def report_at(self, node: yaml.Node, what: str) -> None:
-        self.report(f"line {node.start_mark.line + 1}: {what}")
+    def report_at(self, node: yaml.Node, mistake: str) -> None:
+        self.report(f"line {node.start_mark.line + 1}: {mistake}")
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Limits the depth to `DEEPEST`, so that no file can exhaust the stack."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise RecursionError
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Checks keys here, before ``<<`` merges others in, which explicit keys may override."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+    def check_keys(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
@@ -133,15 +117,6 @@ class _Loader(yaml.SafeLoader):
                 self.report_at(key, f"key '{shown(key.value)}' is given twice")
             else:
                 seen.add(key.value)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Keeps keys as text, as written: ``1:`` is the key "1"."""
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
-        self.flatten_mapping(node)
-        pairs = ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
-        return {key.value: self.construct_object(value, deep=deep) for key, value in pairs}
 
     def construct_plain(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
         return scalar(str(self.construct_scalar(node)))
@@ -190,27 +165,20 @@ class _Loader(yaml.SafeLoader):
         return self.environ.get(name)
 
 
-_TAG: Final = "tag:yaml.org,2002:"
 for _pattern, _name, _first in (
     (_BOOL, "bool", "tTfF"),
     (_INT, "int", "-+0123456789"),
     (_FLOAT, "float", "-+0123456789."),
     (_NULL, "null", ["~", "n", "N", ""]),
-    (re.compile("<<"), "merge", "<"),
 ):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
-_constructors: dict[str | None, Any] = {
-    **{_TAG + name: _Loader.construct_plain for name in ("bool", "int", "float", "null")},
-    _TAG + "str": _Loader.construct_text,
-    _TAG + "seq": _Loader.construct_yaml_seq,
-    _TAG + "map": _Loader.construct_yaml_map,
-    None: _Loader.construct_other,
-}
-_Loader.yaml_constructors = _constructors
+    _Loader.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
+    _Loader.add_constructor(TAG + _name, _Loader.construct_plain)
+_Loader.add_constructor(TAG + "str", _Loader.construct_text)
+_Loader.add_constructor(None, _Loader.construct_other)
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
-    """Describes a YAML error by its line, without quoting the file: what looks like an anchor or a tag may be a key."""
+    """A YAML error with its line, without any text of the file: an unquoted key may look like an anchor or a tag."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
         return f"line {line + 1}: a character that YAML does not allow"
@@ -223,7 +191,7 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
 
 
 def shown(key: object) -> str:
-    """`key` for a message, cut where it no longer looks like one (``api_key:sk-...``, where a blank is missing)."""
+    """A key for a message, cut at the first character that no key has (``api_key:sk-...`` lacks a blank)."""
     text = str(key)
     plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
     return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."

@@ -166,6 +166,17 @@ class Crashed:
     request_id: str | None = None
 
 
+@frozen
+class LoopReported:
+    """The event loop reported a problem without an exception, such as a task that was destroyed while it was pending.
+
+    ``message``: only if it is a constant of a library, else None. ``sources``: the kinds of objects it concerns.
+    """
+
+    message: str | None
+    sources: tuple[str, ...] = ()
+
+
 Event = (
     AttemptFailed
     | FellBack
@@ -178,5 +189,6 @@ Event = (
     | LifeChanged
     | WorkerEnded
     | Crashed
+    | LoopReported
 )
 Observer = Callable[[Event], None]

@@ -17,7 +17,7 @@ from attrs import define, field
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Observer
+from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import Provider
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
@@ -71,7 +71,7 @@ def open_provider(provider: ProviderConfig) -> Provider:
 async def try_open(config: Config) -> None:
     """Opens all providers of `config` and closes them again. Raises ConfigError if one cannot be opened."""
     opened, mistakes = _open_all(config.providers.values())
-    await _close_all(opened.values())
+    await _close_all(opened.values(), lambda event: None)
     if mistakes:
         raise ConfigError(mistakes)
 
@@ -141,7 +141,7 @@ class Generation:
         kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
         opened, mistakes = _open_all(provider for name, provider in config.providers.items() if name not in kept)
         if mistakes:
-            await _close_all(opened.values())
+            await _close_all(opened.values(), self.registry.observe)
             raise ConfigError(mistakes)
         held = self.registry.providers
         healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
@@ -161,7 +161,7 @@ class Generation:
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
-        await _close_all(self._opened.values())
+        await _close_all(self._opened.values(), self.registry.observe)
 
     def resolve(self, model: str, caller: Caller | None = None) -> Chain:
         """The chain for `model`: an alias, ``provider/model``, or a bare name, which the default provider serves.
@@ -226,12 +226,12 @@ class Generation:
         orphans, self._orphans = self._orphans, []
         successor, self._successor = self._successor, None
         if orphans:
-            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans, self.registry.observe))
         successor.release()
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
-        await _close_all([*self.providers.values(), *self._orphans])
+        await _close_all([*self.providers.values(), *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
@@ -248,6 +248,8 @@ def _new_health(config: Config, name: str) -> Health:
     return Health(_policy(config), provider.configured, provider.max_concurrent)
 
 
-async def _close_all(providers: Iterable[Provider]) -> None:
-    for provider in providers:
-        await provider.close()
+async def _close_all(providers: Iterable[Provider], observe: Observer) -> None:
+    """Closes all, however many of them fail, and reports each failure."""
+    for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            observe(Crashed("closing a provider", outcome))

@@ -24,13 +24,15 @@ from attrs import define, field
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ShuttingDown
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified
+from manallm_proxy.contract.events import LifeChanged, NotVerified
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
+from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
+from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
@@ -67,6 +69,8 @@ class App:
     """Addresses it listens on, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
     gateway: Gateway = field(init=False)
+    observe: FanOut = field(init=False)
+    """Takes all events."""
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -78,16 +82,12 @@ class App:
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
+        self.observe = FanOut([self.metrics, self.logs], self.logs)
         broadcast = self.link.moved if self.link is not None else None
         generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
         self.gateway = Gateway(Serving(generation), self.observe, self.metrics.render, self.link)
         self._reloader = Reloader(self)
         self._take_over(generation)
-
-    def observe(self, event: Event) -> None:
-        """Facts go to metrics and log, in this order."""
-        self.metrics(event)
-        self.logs(event)
 
     async def run(self) -> None:
         """Serves until `stop`, then drains. Raises OSError if it cannot listen."""
@@ -321,7 +321,5 @@ class App:
             pass
 
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """Reports an exception that no task retrieved, without the context's values, which asyncio would print."""
-        error = context.get("exception")
-        if isinstance(error, BaseException):
-            self.observe(Crashed("background", error))
+        """The loop's exception handler: asyncio's own would print all values in `context`."""
+        self.observe(loop_report(context))

@@ -23,7 +23,8 @@ from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.events import Crashed, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
@@ -56,6 +57,8 @@ class Supervisor:
     greet: Callable[[str], None] | None = None
     """Prints a worker's banner to the terminal; None without one."""
     metrics: Metrics = field(init=False)
+    observe: FanOut = field(init=False)
+    """Takes all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
     _lines: dict[int, WorkerLine] = field(factory=dict)
@@ -78,14 +81,10 @@ class Supervisor:
         """Raises ConfigError, or OSError if it cannot listen on an address."""
         self._listeners = Listeners.open(self.config, self.environ)
         self.metrics = Metrics(__version__, tuple, tuple)
+        self.observe = FanOut([self.metrics, self.logs], self.logs)
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
         stall = STALL_TIMEOUT if self._watchdog is None else min(STALL_TIMEOUT, self._watchdog / 2)
         self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
-
-    def observe(self, event: Event) -> None:
-        """Records a fact in metrics and log."""
-        self.metrics(event)
-        self.logs(event)
 
     def run(self) -> WorkerLink | int:
         """Returns the exit code after all workers have ended; in a new worker, its link to the supervisor."""
