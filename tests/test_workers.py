@@ -17,10 +17,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.proxy import Process, openai, process, settings
-from tests.test_process import HI, accepts, endless, run, until
-from tests.test_tally import samples, value
-from tests.upstreams import Connection, Seen, answers, each, status, upstream
+from tests.figures import samples, value
+from tests.proxy import HI, Process, accepts, openai, process, run, settings
+from tests.upstreams import Connection, Seen, answers, each, endless, status, upstream
 
 LOOP = {"loop": {"kind": "loopback"}}
 SERVED = {"endpoint": "chat/completions", "status": "200"}
@@ -88,7 +87,7 @@ async def test_all_workers_serve(tmp_path: Path) -> None:
         assert line["detail"] == f"listening on {running.url} with 3 workers"
         for pid in own.values():
             os.kill(pid, signal.SIGKILL)
-        await until(running, "worker ended", 3)
+        await running.logs("worker ended", 3)
         await holds(lambda: accepts(running.url))
 
 
@@ -110,16 +109,16 @@ async def test_metrics_are_the_sum(tmp_path: Path) -> None:
         assert samples(text)
         assert value(text, "mana_llm_worker_up", worker="2") == 1
         os.kill((await pids(running.url))["1"], signal.SIGKILL)
-        await until(running, "worker ended")
+        await running.logs("worker ended")
         assert {await count() for _ in range(10)} == {40}
-        await until(running, '"started","worker":1', 2)
+        await running.logs('"started","worker":1', 2)
         for _ in range(10):
             await chat(running.url)
         await holds(lambda: counts(50))
         text = (await get(running.url, "/metrics"))[1]
         assert value(text, "mana_llm_worker_restarts_total") == 1
         os.kill((await pids(running.url))["2"], signal.SIGTERM)  # one alone may be told to go, too
-        await until(running, '"started","worker":2', 2)
+        await running.logs('"started","worker":2', 2)
         await holds(lambda: counts(50))
 
 
@@ -130,7 +129,7 @@ async def test_one_that_is_killed_costs_its_own_streams_only(tmp_path: Path) -> 
             streams = [await stream(client, running.url) for _ in range(20)]
             assert (await health(running.url))["providers"]["gpu"]["in_flight"] == 20
             os.kill((await pids(running.url))["1"], signal.SIGKILL)
-            await until(running, '"started","worker":1', 2)
+            await running.logs('"started","worker":1', 2)
             gpu.go.set()
             ends = await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
         whole = [end for end in ends if isinstance(end, bytes) and end.endswith(b"data: [DONE]\n\n")]
@@ -147,7 +146,7 @@ async def test_one_that_is_killed_refuses_no_connection(tmp_path: Path) -> None:
             os.kill((await pids(running.url))["1"], signal.SIGKILL)
             for _ in range(8):
                 assert (await chat(running.url))[0] == 200
-            await until(running, '"started","worker":1', number + 2)
+            await running.logs('"started","worker":1', number + 2)
 
 
 async def test_one_that_is_told_to_go_hands_on_what_comes(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ async def test_one_that_is_told_to_go_hands_on_what_comes(tmp_path: Path) -> Non
                 gpu.go.set()
                 for each_one in streams:
                     assert (await each_one.read()).endswith(b"data: [DONE]\n\n")
-            await until(running, '"started","worker":1', 2)
+            await running.logs('"started","worker":1', 2)
             assert lines(running, "worker ended") == []
 
 
@@ -211,7 +210,7 @@ async def test_a_new_worker_knows_what_the_others_know(tmp_path: Path) -> None:
             await chat(running.url)
             for number, pid in (await pids(running.url)).items():
                 os.kill(pid, signal.SIGKILL)
-                await until(running, f'"started","worker":{number}', 2)
+                await running.logs(f'"started","worker":{number}', 2)
             for _ in range(20):
                 assert "spare/m" in (await chat(running.url))[1]
             assert len(gpu.posts) == 1
@@ -230,13 +229,13 @@ async def test_a_reload_is_everybodys(tmp_path: Path) -> None:
         config["aliases"]["mana/test"]["chain"] = ["loop/other"]
         path.write_text(yaml.safe_dump(config))
         os.kill(running.pid, signal.SIGHUP)
-        await until(running, '"reloaded"')
+        await running.logs('"reloaded"')
         assert await chains() == {"loop/other"}
         path.write_text("oops: 1")
         os.kill(running.pid, signal.SIGHUP)
-        await until(running, "oops: unknown key")
+        await running.logs("oops: unknown key")
         os.kill((await pids(running.url))["1"], signal.SIGKILL)
-        await until(running, '"started","worker":1', 2)
+        await running.logs('"started","worker":1', 2)
         assert await chains() == {"loop/other"}
         text = (await get(running.url, "/metrics"))[1]
         assert value(text, "mana_llm_reloads_total", result="success") == 1
@@ -254,7 +253,7 @@ async def test_a_drain_lets_the_answers_of_all_end(tmp_path: Path, group: bool) 
             everybody = [running.pid, *(await pids(running.url)).values()]
             for pid in everybody if group else everybody[:1]:
                 os.kill(pid, signal.SIGINT if group else signal.SIGTERM)
-            await until(running, '"draining"', 3)
+            await running.logs('"draining"', 3)
 
             async def refuses() -> bool:
                 return not await accepts(running.url)
@@ -272,7 +271,7 @@ async def test_a_second_signal_hurries_all(tmp_path: Path) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
             streams = [await stream(client, running.url) for _ in range(4)]
             os.kill(running.pid, signal.SIGTERM)
-            await until(running, '"draining"', 3)
+            await running.logs('"draining"', 3)
             os.kill(running.pid, signal.SIGTERM)
             for each_one in streams:
                 assert b'"shutting_down"' in await each_one.read()
@@ -286,9 +285,9 @@ async def test_who_dies_in_a_drain_is_told_by_the_exit_code(tmp_path: Path) -> N
             streams = [await stream(client, running.url) for _ in range(8)]
             own = await pids(running.url)
             os.kill(running.pid, signal.SIGTERM)
-            await until(running, '"draining"', 3)
+            await running.logs('"draining"', 3)
             os.kill(own["1"], signal.SIGKILL)
-            await until(running, "worker ended")
+            await running.logs("worker ended")
             gpu.go.set()
             await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
         assert await asyncio.wait_for(running.child.wait(), 10) == 1
@@ -301,10 +300,10 @@ async def test_without_their_supervisor_workers_drain(tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as client:
             begun = await stream(client, running.url)
             os.kill(running.pid, signal.SIGKILL)
-            await until(running, '"draining"', 2)
+            await running.logs('"draining"', 2)
             gpu.go.set()
             assert (await begun.read()).endswith(b"data: [DONE]\n\n")
-        await until(running, '"stopped"', 2)
+        await running.logs('"stopped"', 2)
 
         async def refuses() -> bool:
             return not await accepts(running.url)
@@ -433,22 +432,15 @@ async def test_a_worker_that_hangs_is_left_out_and_replaced(tmp_path: Path) -> N
 
         await holds(left_out)
         await holds(named)
-        await until_long(running, "worker ended")
+        await running.logs("worker ended", seconds=20)
         [line] = lines(running, "worker ended")
         assert line["pid"] == hung
         assert "silent" in line["how"]
-        await until(running, '"started","worker":1', 2)
+        await running.logs('"started","worker":1', 2)
         await systemd.hears("WATCHDOG=1")
         for _ in range(10):
             assert (await chat(running.url))[0] == 200
     systemd.heard.close()
-
-
-async def until_long(process: Process, text: str) -> None:
-    async def logged() -> bool:
-        return any(text in line for line in process.output)
-
-    await holds(logged, 20.0)
 
 
 async def test_workers_share_systemds_socket(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.dialects import KEY, Asked, Dialect
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Script, Upstream, answers, each, upstream
+from tests.upstreams import Connection, Script, Seen, Upstream, answers, chunk, each, upstream
 
 PROMPT = "PROMPT-CANARY"
 CLIENT_KEY = "sk-CANARY-client"
@@ -156,3 +156,11 @@ async def probed_or_asked(connection: Connection) -> Any:
             return seen
         await connection.upstream.probe(connection)
     return None
+
+
+async def slow(connection: Connection, seen: Seen) -> None:
+    """Begins a stream and keeps it open; a whole answer it never gives."""
+    if seen.json.get("stream") and connection.upstream.go.is_set():
+        await connection.head()
+        await connection.chunk(chunk("one"))
+    await connection.gone()

@@ -17,10 +17,9 @@ import yaml
 from manallm_proxy.gateway.exchange import Exchange
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
-from tests.faults.test_clients import until
-from tests.faults.test_resources import alive, free_port, shell
-from tests.proxy import Process, openai, process, proxy, settings
+from tests.proxy import alive, free_port, openai, process, proxy, settings, shell
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
+from tests.waiting import until
 
 REAL_PROCESS = True
 
@@ -41,11 +40,6 @@ async def word_by_word(connection: Connection, seen: Seen) -> None:
         await asyncio.sleep(0.05)
     await connection.chunk(chunk(finish="stop") + DONE)
     await connection.end()
-
-
-async def told(running: Process, words: str, times: int) -> None:
-    """Returns once the log has `words` in so many lines."""
-    await until(lambda: sum(words in line for line in running.output) >= times)
 
 
 async def streams(url: str, tally: Tally) -> list[asyncio.Task[None]]:
@@ -87,7 +81,7 @@ async def test_reloads_lose_nothing(tmp_path: Path, times: int, rate: int) -> No
                         (tmp_path / "new").write_text(yaml.safe_dump(config))
                         (tmp_path / "new").rename(tmp_path / "proxy.yaml")
                         os.kill(running.pid, signal.SIGHUP)
-                        await told(running, '"reloaded"', number + 1)
+                        await running.logs('"reloaded"', number + 1)
                         await asyncio.sleep(0.1)
                 gpu.go.set()
                 await asyncio.gather(*opened)
@@ -116,7 +110,7 @@ async def test_a_broken_file_under_load_changes_nothing(tmp_path: Path) -> None:
                     else:
                         path.write_text(broken)
                     os.kill(running.pid, signal.SIGHUP)
-                    await told(running, "reload refused", number + 1)
+                    await running.logs("reload refused", number + 1)
             assert not tally.lost
             assert tally.served > 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -13,25 +12,12 @@ import pytest
 
 from tests.faults.dialects import DIALECTS
 from tests.faults.raw import LEAVES, client, post
-from tests.faults.scene import Scene, ask, scene
+from tests.faults.scene import Scene, ask, scene, slow
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
+from tests.waiting import until
 
 PHASES = ["body upload", "first byte", "whole answer", "between fallbacks", "streaming", "error event"]
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def slow(connection: Connection, seen: Seen) -> None:
-    """Begins a stream and keeps it open; a whole answer it never gives."""
-    if seen.json.get("stream") and connection.upstream.go.is_set():
-        await connection.head()
-        await connection.chunk(chunk("one"))
-    await connection.gone()
 
 
 @pytest.mark.parametrize("how", LEAVES)
