@@ -18,13 +18,15 @@ from tests.needs import require
 ROOT = Path(__file__).parent.parent
 MINE = (ROOT / "config/proxy.yaml").read_text() + "# mine\n"
 WHY = "Debian: apt-get install systemd"
+ENVIRON = dict(os.environ)
+"""Before any fixture changes it: pip needs the authorities that the machine trusts."""
 
 pytestmark = pytest.mark.timeout(180)  # the first of them waits for the installation
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """A command's result, whatever it is."""
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=170, check=False)
 
 
 def make(target: str, stage: Path) -> str:

@@ -102,9 +102,10 @@ class Scene:
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have `labels`."""
+        rows = [row for row in (await metrics(self.p)).splitlines() if row.startswith(name)]  # parsing all takes 5 ms
         return sum(
             sample.value
-            for family in text_string_to_metric_families(await metrics(self.p))
+            for family in text_string_to_metric_families("\n".join(rows) + "\n")
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )

@@ -21,7 +21,7 @@ from tests.proxy import alive, free_port, openai, process, proxy, settings, shel
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 from tests.waiting import until
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 HEAVY = pytest.mark.heavy
 STREAMS = 20

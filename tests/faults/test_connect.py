@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.before import LIMIT, full_backlog
 from tests.faults.dialects import DIALECTS, Asked
+from tests.faults.matrix import turns
 from tests.faults.scene import ask, scene
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, completion, each, upstream
@@ -20,8 +21,7 @@ from tests.upstreams import Connection, Seen, answers, completion, each, upstrea
 ASKED: tuple[Asked, ...] = ("chat", "stream", "embeddings")
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_closed_port(tmp_path: Path, kind: str, asked: Asked) -> None:
     """U1: refused, fallen back from, blamed; when it is back, its first probe lets requests in again (H2)."""
     health = {"probe_interval": 0.3, "probe_timeout": 5, "backoff": 0.4}
@@ -47,8 +47,7 @@ def black_hole() -> Iterator[int]:
         each_socket.close()
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: Asked) -> None:
     """U2: a machine that is switched off costs ``connect``, and once its circuit is open nothing."""
     async with upstream(each(answers)) as good:
@@ -100,8 +99,7 @@ class Dripping(Connection):
             await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) -> None:
     """A byte at a time, none later than ``idle``, all longer than ``idle``: it arrives whole (S8)."""
 
@@ -115,8 +113,7 @@ async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) 
             assert reply.body.endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("how", ["fin", "reset", "after the next request"])
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "how", "connection"), turns(DIALECTS, ["fin", "reset", "after the next request"]))
 async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> None:
     """U6: three in the pool have died: the same provider serves over a fresh one, and nobody is blamed."""
     dialect = DIALECTS[kind]

@@ -15,6 +15,7 @@ from attrs import define, field
 
 from tests.faults.before import LIMIT
 from tests.faults.dialects import DIALECTS
+from tests.faults.matrix import turns
 from tests.faults.scene import ask
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, upstream
@@ -55,7 +56,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     made.go.set()
 
 
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "connection"), turns(DIALECTS))
 async def test_a_name_that_fails_and_recovers(tmp_path: Path, names: Names, kind: str) -> None:
     """Fallback at once; when the name is there again, so is the provider, within a probe or its backoff."""
     async with upstream(each(DIALECTS[kind].good)) as gpu, upstream(each(answers)) as good:

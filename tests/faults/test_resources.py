@@ -19,7 +19,7 @@ from tests.proxy import alive, free_port, openai, process, resident, settings, s
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 from tests.waiting import until
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 FEW = 96
 """Descriptors that a process may have."""

@@ -20,7 +20,7 @@ from tests.faults.raw import LEAVES, client, post
 from tests.proxy import Process, openai, process, resident, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 SOAK = float(os.environ.get("SOAK", "150"))
 KINDS = ("chat", "stream", "embeddings", "leaver")

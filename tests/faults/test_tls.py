@@ -21,7 +21,7 @@ from tests.faults.dialects import DIALECTS
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Upstream, answers, each, upstream
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 WHY = {
