@@ -48,6 +48,11 @@ def settings(providers: dict[str, Any], chain: list[Any] | None = None, **more: 
     return merged
 
 
+def written(config: dict[str, Any]) -> str:
+    """As YAML, by libyaml where it is there: hundreds of configurations are written."""
+    return yaml.dump(config, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+
+
 def openai(url: str, **more: Any) -> dict[str, Any]:
     return {"kind": "openai", "base_url": f"{url}/v1", **more}
 
@@ -70,7 +75,7 @@ class Proxy:
         return int(self.url.rpartition(":")[2])
 
     def write(self, config: dict[str, Any]) -> None:
-        self.path.write_text(yaml.safe_dump(config, sort_keys=False))
+        self.path.write_text(written(config))
 
     async def chat(self, **body: Any) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body, headers (lower case) of one chat completion."""
@@ -95,7 +100,7 @@ class Proxy:
 async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Proxy]:
     """The whole application on a free port, in this loop; it is drained at the end."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(written(config))
     loaded = load(path, environ or {})
     log = io.StringIO()
     app = App(loaded, environ or {}, Logs.open(loaded.log.level, loaded.log.format, log))
@@ -133,7 +138,7 @@ async def process(
 ) -> AsyncIterator[Process]:
     """The real thing, from the log line that tells where it listens; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(written(config))
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -159,7 +164,7 @@ async def process(
 
     collecting = asyncio.ensure_future(collect(child.stderr))
     try:
-        yield Process(child, await asyncio.wait_for(url, 10), output)
+        yield Process(child, await asyncio.wait_for(url, 30), output)
     finally:
         if child.returncode is None:
             child.kill()
@@ -196,7 +201,7 @@ async def shell(
     folder: Path, config: dict[str, object], line: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """The real process behind a shell `line` in which ``$@`` is its command: the process, and its URL."""
-    (folder / "proxy.yaml").write_text(yaml.safe_dump(config))
+    (folder / "proxy.yaml").write_text(written(config))
     command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(folder / "proxy.yaml")]
     environ = {**os.environ, "JOURNAL_STREAM": "1:1", "PYTHONPATH": str(ROOT)}  # it starts in another folder
     child = await asyncio.create_subprocess_exec(
