@@ -31,6 +31,11 @@ def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(client, "connections_to", request.param)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest, the installation, comes first, so that no worker waits for another at the end."""
+    items.sort(key=lambda item: item.path.name != "test_packaging.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nobody_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An authority that signs nothing takes the place of the machine's.

@@ -14,6 +14,7 @@ import pytest
 from tests.proxy import openai, proxy, settings
 from tests.servers import gemini, gemini_server, line, ollama_server
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, upstream
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("http")
 
@@ -99,21 +100,17 @@ async def test_a_client_that_leaves_ends_the_upstream_request(tmp_path: Path, ki
         async with proxy(config, tmp_path) as p, aiohttp.ClientSession() as leaving:
             payload = {"messages": [{"role": "user", "content": "hi"}], "stream": phase != "whole answer"}
             request = asyncio.ensure_future(leaving.post(f"{p.url}/v1/chat/completions", json=payload))
-            async with asyncio.timeout(5):
-                while not server.posts:
-                    await asyncio.sleep(0.01)
-                if phase == "in the stream":
-                    response = await request
-                    await response.content.readany()
-                    response.close()
+            await until(lambda: server.posts)
+            if phase == "in the stream":
+                response = await asyncio.wait_for(request, 5)
+                await response.content.readany()
+                response.close()
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
             asked = next(c for c in server.connections if c.answering)
             await asyncio.wait_for(asked.closed.wait(), 1)
             assert cloud.posts == []
-            async with asyncio.timeout(1):
-                while "client_gone" not in p.log.getvalue():
-                    await asyncio.sleep(0.01)
+            await until(lambda: "client_gone" in p.log.getvalue(), 1)
             _, health = await p.get("/v1/health")
             assert (health["providers"]["p"]["consecutive_failures"], health["providers"]["p"]["in_flight"]) == (0, 0)
 

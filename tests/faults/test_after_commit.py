@@ -15,6 +15,7 @@ from tests.faults.dialects import DIALECTS
 from tests.faults.matrix import CONNECTIONS, case
 from tests.faults.scene import LONG, Reply, request, scene
 from tests.upstreams import DONE, Connection, Seen, chunk, each
+from tests.waiting import until
 
 CASES = [
     case(
@@ -55,9 +56,7 @@ async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kin
         row = await at.health()
         targets = sum(target["consecutive_failures"] for target in row.get("targets", {}).values())
         assert row["consecutive_failures"] + targets == 1
-        async with asyncio.timeout(2):
-            while not at.logged("request"):
-                await asyncio.sleep(0.01)
+        await until(lambda: at.logged("request"), 2)
         assert at.logged("request")[0]["outcome"] == "broken"
 
 

@@ -17,6 +17,7 @@ from tests.faults.matrix import turns
 from tests.faults.scene import ask, scene
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, completion, each, upstream
+from tests.waiting import until
 
 ASKED: tuple[Asked, ...] = ("chat", "stream", "embeddings")
 
@@ -149,16 +150,19 @@ async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> 
 async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(tmp_path: Path) -> None:
     """Bytes that wait in a pooled connection before the request: the next client must not get them."""
 
+    poisoned = asyncio.Event()
+
     async def twice(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion("mine"))
         if len(connection.upstream.posts) == 1:
-            await asyncio.sleep(0.05)
+            await connection.upstream.go.wait()
             await connection.reply(completion("POISON"))
-            connection.upstream.go.set()
+            poisoned.set()
 
     async with scene(DIALECTS["openai"], each(twice), tmp_path) as at:
         await at.ask("chat")
-        await asyncio.wait_for(at.faulty.go.wait(), 2)
+        at.faulty.go.set()
+        await asyncio.wait_for(poisoned.wait(), 2)
         for _ in range(3):
             assert b"POISON" not in (await at.ask("chat")).body
 
@@ -203,9 +207,7 @@ async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
 
     async with scene(DIALECTS["openai"], each(waits), tmp_path) as at:
         asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(20)]
-        async with asyncio.timeout(5):
-            while len(at.faulty.posts) < 20:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(at.faulty.posts) >= 20)
         await at.faulty.stop()
         replies = await asyncio.gather(*asking)
         assert {(reply.status, reply.resolved) for reply in replies} == {(200, "good/m")}

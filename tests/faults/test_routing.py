@@ -13,6 +13,7 @@ from tests.faults.dialects import DIALECTS, Asked
 from tests.faults.matrix import turns
 from tests.faults.scene import ask, scene
 from tests.upstreams import Connection, Seen, answers, chunk, each, status
+from tests.waiting import until
 
 PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}
 """For a hundred at once on a busy machine, which is not what is looked at."""
@@ -71,9 +72,7 @@ async def test_a_hundred_at_the_moment_of_failure(tmp_path: Path) -> None:
 
     async with scene(DIALECTS["openai"], each(dies), tmp_path, proxy={"timeouts": PATIENT}) as at:
         asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(100)]
-        async with asyncio.timeout(10):
-            while len(at.faulty.posts) < 100:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(at.faulty.posts) >= 100, 10)
         at.faulty.go.set()
         replies = await asyncio.gather(*asking)
         assert {(reply.status, reply.resolved) for reply in replies} == {(200, "good/m")}
@@ -142,9 +141,7 @@ async def test_what_a_probe_may_say(tmp_path: Path, probe: str) -> None:
             while (await at.health())["status"] != wanted:
                 await asyncio.sleep(0.02)
         probes = len(at.faulty.seen)
-        async with asyncio.timeout(5):
-            while len(at.faulty.seen) < probes + 3:
-                await asyncio.sleep(0.02)
+        await until(lambda: len(at.faulty.seen) >= probes + 3)
         assert (await at.health())["status"] == wanted
         at.faulty.go.clear()
 

@@ -20,6 +20,7 @@ import trustme
 from tests.faults.dialects import DIALECTS
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Upstream, answers, each, upstream
+from tests.waiting import until
 
 pytestmark = pytest.mark.built_in
 
@@ -110,9 +111,7 @@ async def test_verification_is_not_switched_off_in_silence(tmp_path: Path) -> No
                 assert response.headers["X-Mana-LLM-Resolved"] == "lax/m"
             assert strict.seen == []
             os.kill(running.pid, signal.SIGHUP)
-            async with asyncio.timeout(5):
-                while sum("certificates are not verified" in line for line in running.output) < 2:
-                    await asyncio.sleep(0.01)
+            await until(lambda: sum("certificates are not verified" in line for line in running.output) >= 2)
             told = [json.loads(line) for line in running.output if "certificates are not verified" in line]
             assert {(line["level"], line["provider"]) for line in told} == {("warning", "lax")}
         command = (sys.executable, "-m", "manallm_proxy", "check", "--config", str(tmp_path / "proxy.yaml"))
