@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "manallm_proxy"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "manallm_proxy"
 MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "openai": {"contract"},
@@ -41,6 +43,7 @@ def package(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -82,6 +85,13 @@ def test_a_package_imports_what_it_may(path: Path) -> None:
             assert there in allowed, f"{here} must not import {there}"
         elif parts[0] in LIBRARIES:
             assert here in LIBRARIES[parts[0]], f"{parts[0]} is imported through {LIBRARIES[parts[0]]} only"
+
+
+def test_no_test_needs_another() -> None:
+    """What two test modules need stands in a file of its own: a test module can be changed without the others."""
+    for path in sorted(TESTS.rglob("*.py")):
+        for name in imports(path):
+            assert not name.rpartition(".")[2].startswith("test_") or not name.startswith("tests."), f"{path}: {name}"
 
 
 def test_no_file_needs_itself_by_a_detour() -> None:

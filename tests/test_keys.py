@@ -19,6 +19,7 @@ from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.gateway.client_keys import LONGEST, digest_of
 from tests.proxy import Proxy, everything, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
+from tests.waiting import until
 
 ALICE, BOB, ROOT = "sk-CANARY-alice", "sk-CANARY-bob", "sk-CANARY-root"
 CHAT = "/v1/chat/completions"
@@ -394,9 +395,7 @@ async def test_what_is_shed_is_not_counted(tmp_path: Path) -> None:
         keys = (entry("alice", ALICE, requests_per_minute=2), entry("bob", BOB))
         async with proxy(keyed(*keys, url=gpu.url, limits={"concurrent_requests": 1}), tmp_path) as p:
             first = asyncio.ensure_future(chat(p, BOB))
-            async with asyncio.timeout(5):
-                while not gpu.posts:
-                    await asyncio.sleep(0.01)
+            await until(lambda: gpu.posts)
             code, _, headers = await chat(p, ALICE)
             assert (code, headers["x-ratelimit-remaining-requests"]) == (503, "2")
             assert (await chat(p, "sk-wrong"))[0] == 401
@@ -421,9 +420,7 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
                 for response in (hers, his):
                     assert b"one" in await response.content.readany()
                 whole = asyncio.ensure_future(chat(p, ALICE))
-                async with asyncio.timeout(5):
-                    while len(gpu.posts) < 3:
-                        await asyncio.sleep(0.01)
+                await until(lambda: len(gpu.posts) >= 3)
                 new = [] if how == "taken out" else [entry("alice", "sk-CANARY-new")]
                 p.write(keyed(*new, entry("bob", BOB), url=gpu.url))
                 await p.app.reload()
@@ -453,9 +450,7 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nx-api-key: {ALICE}\r\nContent-Length: 50\r\n\r\n"
         writer.write(head.encode())
-        async with asyncio.timeout(5):
-            while not p.app.gateway.pipeline.exchanges:
-                await asyncio.sleep(0.01)
+        await until(lambda: p.app.gateway.pipeline.exchanges)
         p.write(keyed(url=gpu.url))
         await p.app.reload()
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 401 ")

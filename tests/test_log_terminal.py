@@ -23,7 +23,7 @@ from attrs import define, field
 CHILD = """
 import os, sys
 from manallm_proxy.observe.log import Logs
-from tests.test_metrics import ENDED
+from tests.figures import ENDED
 
 if "no reopen" in sys.argv:
     def refuse(*_: object, **__: object) -> int:

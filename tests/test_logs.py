@@ -30,7 +30,7 @@ from manallm_proxy.contract.events import (
     WorkerEnded,
 )
 from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
-from tests.test_metrics import ENDED
+from tests.figures import ENDED
 
 
 def told(event: Event, level: str = "debug") -> list[dict[str, Any]]:

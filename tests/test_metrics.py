@@ -17,30 +17,12 @@ from manallm_proxy.contract.events import (
     KeyWasRejected,
     LifeChanged,
     Reloaded,
-    RequestEnded,
     WorkerEnded,
 )
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
-
-ENDED = RequestEnded(
-    request_id="1",
-    endpoint="chat/completions",
-    requested="mana/test",
-    alias="mana/test",
-    provider="gpu",
-    model="m",
-    streaming=True,
-    status=200,
-    outcome="ok",
-    attempts=1,
-    bytes_sent=10,
-    duration=2.0,
-    to_first_byte=0.5,
-    prompt_tokens=7,
-    completion_tokens=30,
-)
+from tests.figures import ENDED
 
 
 def fresh() -> Metrics:

@@ -16,7 +16,7 @@ import pytest
 from manallm_proxy.observe import log
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.output import QUEUE_LIMIT, open_output
-from tests.test_metrics import ENDED
+from tests.figures import ENDED
 
 LINE = b"x" * 99 + b"\n"
 

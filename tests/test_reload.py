@@ -24,9 +24,8 @@ from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.process import app as process_app
 from manallm_proxy.process import reload
 from manallm_proxy.process.listeners import reread
-from tests.proxy import Process, Proxy, openai, process, proxy, settings
-from tests.test_process import run, until
-from tests.test_workers import Systemd, get, pids
+from tests.proxy import Process, Proxy, openai, process, proxy, run, settings
+from tests.supervised import Systemd, get, pids
 from tests.upstreams import answers, each, upstream
 
 BAD_URLS = ["http://[::1]x/v1", "http://a\\b/"]
@@ -330,10 +329,10 @@ async def test_sighup_with_a_bad_url(tmp_path: Path, url: str, number: int) -> N
         os.kill(running.pid, signal.SIGHUP)
         await systemd.hears("RELOADING=1")
         assert "STATUS=reload refused: providers.gpu.base_url" in await systemd.hears("READY=1")
-        await until(running, "providers.gpu.base_url")
+        await running.logs("providers.gpu.base_url")
         path.write_text(yaml.safe_dump(settings(LOOP, ["loop/other"])))
         os.kill(running.pid, signal.SIGHUP)
-        await until(running, '"reloaded"')
+        await running.logs('"reloaded"')
         assert "loop/other" in (await get(running.url, "/v1/aliases"))[1]
         assert (await pids(running.url) if number > 1 else {}) == before
         assert "Traceback" not in "".join(running.output)
@@ -354,11 +353,11 @@ async def test_what_one_worker_refuses_all_leave(tmp_path: Path) -> None:
         before = await pids(running.url)
         path.write_text(yaml.safe_dump(bad))
         os.kill(running.pid, signal.SIGHUP)
-        await until(running, "providers.bad.base_url: no client can be opened")
+        await running.logs("providers.bad.base_url: no client can be opened")
         assert flag.exists()
         assert await chains(running.url) == {"loop/echo1"}
         os.kill(running.pid, signal.SIGHUP)
-        await until(running, '"reloaded"')
+        await running.logs('"reloaded"')
         assert await chains(running.url) == {"loop/other"}
         assert await pids(running.url) == before
         assert "verysecret" not in "".join(running.output)
@@ -385,7 +384,7 @@ async def test_a_stuck_file_stops_nobody(tmp_path: Path, arguments: tuple[str, .
                     os.kill(running.pid, signal.SIGHUP)
                 assert (await get(running.url, "/health"))[0] == 200
                 file.write(yaml.safe_dump(settings(LOOP, [chain])))
-            await until(running, '"reloaded"', number)
+            await running.logs('"reloaded"', number)
         assert "loop/two" in (await get(running.url, "/v1/aliases"))[1]
 
 

@@ -1,7 +1,7 @@
 """OpenAI's own SDKs as clients, in the versions that people run: Python 1.x and the newest, npm 6 and 7.
 
-They are installed beside the environment by ``make test``; each runs as a process of its own, since two
-versions of one package do not fit into one.
+They are installed beside the environment by ``make test``, as pinned in tests/clients. Each runs as a process of its
+own, since two versions of one package do not fit into one.
 """
 
 from __future__ import annotations

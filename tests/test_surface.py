@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.proxy import Proxy, everything, openai, proxy, settings
+from tests.proxy import POST, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
 
-POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
 

@@ -11,8 +11,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 
 from manallm_proxy.http_server.raw_response import RawResponse
-from tests.proxy import proxy, settings
-from tests.test_surface import POST
+from tests.proxy import POST, proxy, settings
 
 
 class Pipe:

@@ -40,6 +40,11 @@ class Fault:
     but: Mapping[str, str] = field(factory=dict)
     """Another reason for a kind: where only one can tell what the other cannot."""
 
+    @property
+    def is_below_http(self) -> bool:
+        """It does not answer as HTTP wants it, so its connection is not used again."""
+        return not self.act.__qualname__.startswith("answers.")
+
     def allows(self, reason: str, kind: str) -> bool:
         return reason in self.but.get(kind, self.reason).split("|")
 
@@ -92,14 +97,10 @@ def armed(fault: Fault) -> Script:
             return
         while await probed_or_asked(connection) is not None:
             await fault.act(connection)
-            if not _stays(fault):
+            if fault.is_below_http:
                 return
 
     return script
-
-
-def _stays(fault: Fault) -> bool:
-    return fault.act.__qualname__.startswith("answers.")
 
 
 def status(code: int, reason: str = "http_5xx", **more: Any) -> Fault:
