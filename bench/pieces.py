@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from manallm_proxy.contract.errors import ConnectFailed
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ConnectFailed
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.schema import read_summary

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import BadStatusLine, LineTooLong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     Blame,
     ConnectFailed,

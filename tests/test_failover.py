@@ -10,7 +10,9 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, NoProvider
+from manallm_proxy.contract.events import AttemptFailed, Event, FellBack, KeyWasRejected
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -18,17 +20,14 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
-    NoProvider,
     PaymentRequired,
     ProviderError,
     ReadTimeout,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.events import AttemptFailed, Event, FellBack, KeyWasRejected
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.schema import error_body
 from manallm_proxy.providers.classify import classify

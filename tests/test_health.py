@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import (
     ConnectFailed,
     FirstByteTimeout,
     KeyRejected,
@@ -22,7 +23,6 @@ from manallm_proxy.contract.errors import (
     ServerFailed,
     SlowModel,
 )
-from manallm_proxy.contract.events import Event, HealthChanged
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
 from manallm_proxy.routing.health_registry import HealthRegistry

@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from manallm_proxy.contract.errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
 from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, SharedState, Skip
 from manallm_proxy.routing.health_registry import HealthRegistry

@@ -15,7 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, NoProvider
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -23,11 +25,9 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NoProvider,
     NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
@@ -41,7 +41,6 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.events import Event, HealthChanged
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.failover import Served, Walk
 from manallm_proxy.routing.health import COOLING_QUOTA, Circuit, Health, Permit, Policy

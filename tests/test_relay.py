@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider_errors import (
     ContentBlocked,
     Disconnected,
     FirstByteTimeout,
@@ -17,14 +19,12 @@ from manallm_proxy.contract.errors import (
     MissingModel,
     ModelFailed,
     ProviderError,
-    ProxyError,
     RateLimited,
     ServerFailed,
     SlowModel,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.openai.schema import read_summary
 from manallm_proxy.routing.catalog import Catalog

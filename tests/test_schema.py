@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import InvalidRequest, KeyRejected
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Endpoint, RequestSummary, Usage
+from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.gateway.exchange import REQUIRED
 from manallm_proxy.openai.schema import (
     error_body,

@@ -17,7 +17,9 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.test_utils import TestServer
 from attrs import define, field
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, Stream, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -25,13 +27,11 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     ModelFailed,
     PaymentRequired,
     ProviderError,
-    ProxyError,
     RateLimited,
     ReadTimeout,
     RetryableStatus,
@@ -40,7 +40,6 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, Stream, StreamBatch, Usage
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.openai.schema import read_summary

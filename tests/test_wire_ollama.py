@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, RequestSummary, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     Blame,
     ContextTooLong,
     Disconnected,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     ModelFailed,
     ProviderError,
-    ProxyError,
     RateLimited,
     ServerBusy,
     ServerFailed,
@@ -31,7 +31,6 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, RequestSummary, StreamBatch, Usage
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.schema import read_summary
 from manallm_proxy.providers.ollama import wire as ollama_module

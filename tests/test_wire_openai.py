@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider import Call, Endpoint, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,
@@ -24,7 +25,6 @@ from manallm_proxy.contract.errors import (
     ServerFailed,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, StreamBatch, Usage
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.schema import read_summary
 from manallm_proxy.providers.openai.wire import OpenAIWire

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.schema import read_summary, vector_length

@@ -13,9 +13,10 @@ from typing import Final
 from aiohttp import web
 from attrs import define, field
 
-from manallm_proxy.contract.errors import InternalError, ProviderError, ProxyError
+from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary, Usage
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation

@@ -20,13 +20,11 @@ from manallm_proxy.contract.errors import (
     InternalError,
     InvalidKey,
     InvalidRequest,
-    KeyRejected,
     KeyRevoked,
     MethodNotAllowed,
     NoProvider,
     OriginNotAllowed,
     Overloaded,
-    ProviderError,
     ProxyError,
     UnknownModel,
     UnknownRoute,
@@ -34,6 +32,7 @@ from manallm_proxy.contract.errors import (
 )
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider_errors import KeyRejected, ProviderError
 from manallm_proxy.gateway.credentials import CALLER, caller_of, key_of, request_id_of
 from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.generation import Generation

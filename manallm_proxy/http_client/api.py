@@ -13,7 +13,7 @@ from attrs import field, frozen
 from multidict import CIMultiDict
 
 from manallm_proxy import __version__
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 
 KEEP_ALIVE: Final = 4.0
 """Seconds an idle connection is kept: below the 5 s after which uvicorn (vLLM, SGLang) closes."""

@@ -16,7 +16,7 @@ import httptools
 from attrs import define, field
 from multidict import CIMultiDict
 
-from manallm_proxy.contract.errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT, OnChunk
 
 READ_HIGH_WATER: Final = 64 * 1024

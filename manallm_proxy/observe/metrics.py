@@ -26,7 +26,7 @@ from aioprometheus.collectors import Counter, Gauge, Histogram, Registry
 from aioprometheus.formats.text import TEXT_CONTENT_TYPE, TextFormatter
 from attrs import define, field
 
-from manallm_proxy.contract.errors import REFUSALS, ProviderError, ProxyError
+from manallm_proxy.contract.errors import REFUSALS, ProxyError
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -41,6 +41,7 @@ from manallm_proxy.contract.events import (
     RequestEnded,
     WorkerEnded,
 )
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Target
 
 PREFIX: Final = "mana_llm_"

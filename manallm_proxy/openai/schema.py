@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from manallm_proxy.contract.errors import InvalidRequest, ProviderError, ProxyError
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import RequestSummary, Span, Usage
+from manallm_proxy.contract.provider_errors import ProviderError
 
 encode: Final = msgspec.json.encode
 decode: Final = msgspec.json.decode

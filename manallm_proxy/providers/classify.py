@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import BadResponse, ProviderError, ReadTimeout
 from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError, ReadTimeout
 from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response

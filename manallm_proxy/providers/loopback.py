@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import FirstByteTimeout, InvalidRequest, ProviderError
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import Composer, Delta, embeddings_body
 from manallm_proxy.openai.schema import decode

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
 
 

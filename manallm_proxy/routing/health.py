@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 from attrs import define, evolve, field, frozen
 
-from manallm_proxy.contract.errors import Blame, ProviderError
 from manallm_proxy.contract.events import Status
+from manallm_proxy.contract.provider_errors import Blame, ProviderError
 
 SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
 

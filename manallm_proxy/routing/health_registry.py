@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define
 
-from manallm_proxy.contract.errors import ProviderError
 from manallm_proxy.contract.events import HealthChanged, Observer
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.health import Circuit, Health, Permit, SharedState, Skip
 

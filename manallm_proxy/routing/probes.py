@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from attrs import define
 
-from manallm_proxy.contract.errors import ConnectTimeout, ProviderError
 from manallm_proxy.contract.events import Crashed
 from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.provider_errors import ConnectTimeout, ProviderError
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health_registry import HealthRegistry
 

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 from attrs import define, frozen
 
-from manallm_proxy.contract.errors import Blame, ProviderError, ProxyError, StreamInterrupted, Unsupported
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Answer, Call, Provider, Stream, StreamBatch
+from manallm_proxy.contract.provider_errors import Blame, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Served

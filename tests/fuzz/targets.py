@@ -15,9 +15,10 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
-from manallm_proxy.contract.errors import InvalidRequest, ProviderError
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.events import Event
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.http_server.aiohttp_server import Runner
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.schema import read_summary, rewrite

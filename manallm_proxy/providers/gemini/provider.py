@@ -17,16 +17,15 @@ from attrs import define, field
 from google import genai
 from google.genai import errors, types
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.provider import Answer, Call, Endpoint, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     ProviderError,
-    ProxyError,
     ReadTimeout,
 )
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, StreamBatch, TryWrite, Usage
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import secrets_of

@@ -14,7 +14,8 @@ from typing import Any, Final
 from attrs import define, evolve, field
 from google.genai import errors, types
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider import Usage
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     KeyRejected,
@@ -22,7 +23,6 @@ from manallm_proxy.contract.errors import (
     ProviderError,
     RateLimited,
 )
-from manallm_proxy.contract.provider import Usage
 from manallm_proxy.openai.compose import Delta, ToolCall, call_id
 from manallm_proxy.openai.schema import encode
 from manallm_proxy.providers.classify import QUOTA_COOLING, classify, clean

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     ContextTooLong,
     KeyRejected,
     ModelFailed,

@@ -20,8 +20,8 @@ import msgspec
 from attrs import define, field
 from msgspec import Struct
 
-from manallm_proxy.contract.errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
 from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import Composer, Delta, ToolCall, call_id, embeddings_body
 from manallm_proxy.openai.schema import DecodeErrors, decode

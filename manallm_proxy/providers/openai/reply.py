@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.contract.errors import BadResponse, InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.schema import DecodeErrors, decode, split_object
 from manallm_proxy.providers.classify import in_band, parse_error
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from attrs import define
 
-from manallm_proxy.contract.errors import BadResponse, FirstByteTimeout, ProviderError
 from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo
+from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import vector_text
 from manallm_proxy.openai.schema import TOOLS, VISION, DecodeErrors, decode, encode, rewrite, usage_from_openai
