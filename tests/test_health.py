@@ -16,12 +16,12 @@ from manallm_proxy.contract.provider_errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     ProviderError,
     RateLimited,
     ServerBusy,
     ServerFailed,
     SlowModel,
+    Unsupported,
 )
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
@@ -191,7 +191,7 @@ def test_busy_cools_too() -> None:
     assert (refused(health), health.provider.failures) == ("cooling", 0)
 
 
-@pytest.mark.parametrize("error", [KeyRejected("x"), NotImplementedByProvider("x")])
+@pytest.mark.parametrize("error", [KeyRejected("x"), Unsupported("x")])
 def test_what_blames_nobody_changes_nothing(error: ProviderError) -> None:
     """Our key, a feature that is not there."""
     health = Health()

@@ -28,7 +28,6 @@ from manallm_proxy.contract.provider_errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
     RateLimited,
@@ -51,7 +50,7 @@ ENDS_WALK = [KeyRejected, Unsupported, ContentBlocked]
 SAID = [ContextTooLong, MissingModel, PaymentRequired, UpstreamSaid]
 MOVES_ON = [
     *(ConnectFailed, ConnectTimeout, FirstByteTimeout, SlowModel, ReadTimeout, Disconnected, BadResponse),
-    *(ServerFailed, ModelFailed, NotImplementedByProvider, ServerBusy, RateLimited, RetryableStatus),
+    *(ServerFailed, ModelFailed, ServerBusy, RateLimited, RetryableStatus),
 ]
 WIDER = ["auth", "payment", "missing_model", "capability", "context_length", "409"]
 failures = (

@@ -125,12 +125,6 @@ class ModelFailed(ServerFailed):
     blame = Blame.TARGET
 
 
-class NotImplementedByProvider(ServerFailed):
-    """501: this provider cannot do what was asked; another may. Nobody is sick."""
-
-    blame = Blame.NOBODY
-
-
 class ServerBusy(ProviderError):
     """5xx that says "busy" or "loading": it cools."""
 
@@ -160,7 +154,10 @@ class RetryableStatus(ProviderError):
 
 
 class UpstreamSaid(ProviderError):
-    """A 4xx that is the caller's: same status, the provider's own message, type and code."""
+    """The caller's mistake: the provider's own message, type, code and status.
+
+    `status`: what the caller reads where the provider's own would mislead: a local server's 500 for a bad schema.
+    """
 
     type = "invalid_request_error"
     reason = "http_4xx"
@@ -170,26 +167,30 @@ class UpstreamSaid(ProviderError):
         message: str,
         *,
         provider_status: int,
+        status: int | None = None,
         provider_type: str | None = None,
         provider_code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message, provider_status=provider_status, param=param, retry_after=retry_after)
-        self.status = provider_status
+        self.status = status or provider_status
         self.type = provider_type or type(self).type
         self.code = provider_code or type(self).code
 
     @property
     def error_type(self) -> str:
-        return f"http_{self.provider_status}"
+        return f"http_{self.status}"
 
 
 class ContextTooLong(UpstreamSaid):
-    """The prompt does not fit the model."""
+    """The prompt does not fit the model: 400, whatever the provider's status."""
 
     code = "context_length_exceeded"
     widened_by = "context_length"
+
+    def __init__(self, message: str, *, provider_status: int = 400, param: str | None = None) -> None:
+        super().__init__(message, provider_status=provider_status, status=400, param=param)
 
 
 class MissingModel(UpstreamSaid):
@@ -209,7 +210,7 @@ class PaymentRequired(UpstreamSaid):
 
 
 class Unsupported(ProviderError):
-    """The target is known to lack what the request needs."""
+    """The target lacks what the request needs, as its listing or its refusal says."""
 
     status = 400
     type = "invalid_request_error"

@@ -5,8 +5,11 @@ Both pass the same tests. `pool` costs less CPU; `session` knows forward proxies
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from attrs import field, frozen
@@ -23,15 +26,40 @@ HEAD_LIMIT: Final = 64 * 1024
 """Bytes of one header line, and of a whole head where it is ours to count."""
 SECRET_LENGTH: Final = 8
 """Characters of a header's value that may be a secret; a shorter one is a flag or a version, part of other words."""
+PASSWORD_LENGTH: Final = 4
+"""The same of a password, which is certain to be one."""
+_HOLDS_SECRETS: Final = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
+"""Headers whose parts are secrets too; in any other, such as ``X-Title``, a part is a plain word."""
 
 OnChunk = Callable[[bytes], bool]
 """Is offered each part of a body as it arrives; True: it has dealt with it."""
 
 
 def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What a provider may quote, and nobody else is to read: the key, and headers of our own that may be one."""
-    held = tuple(value for value in headers.values() if len(value) >= SECRET_LENGTH)
-    return (api_key, *held) if api_key else held
+    """What a provider may quote and no client may read: the key, and our own headers, whole and by their parts."""
+    held = {api_key} if api_key else set()
+    for name, value in headers.items():
+        if len(value) >= SECRET_LENGTH:
+            held.add(value)
+        if _HOLDS_SECRETS.search(name):
+            held.update(_parts(value))
+    return tuple(sorted(held))
+
+
+def _parts(value: str) -> Iterator[str]:
+    """The token of ``Bearer T``, the values of ``a=T; b=T``, user and password of Basic."""
+    for word in re.split(r"[\s,;]+", value):
+        for part in (word, word.partition("=")[2].strip('"')):
+            if len(part) >= SECRET_LENGTH:
+                yield part
+    scheme, _, packed = value.strip().partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            pair = base64.b64decode(packed.strip(), validate=True).decode()
+            user, _, password = pair.partition(":")
+            yield from (part for part in (pair, user) if len(part) >= SECRET_LENGTH)
+            if len(password) >= PASSWORD_LENGTH:
+                yield password
 
 
 @frozen

@@ -19,7 +19,8 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.providers.classify import scrubbed, widened
+from manallm_proxy.providers.classify import widened
+from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024

@@ -197,7 +197,6 @@ FAULTS: Final = [
     status(503),
     status(504),
     status(529),
-    status(501, blames="nobody"),
     status(408, "http_408", blames="cools"),
     status(498, "http_498", blames="cools"),
     cools("7 seconds", "Retry-After: 7\r\n"),

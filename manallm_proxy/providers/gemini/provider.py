@@ -31,10 +31,11 @@ from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import transport_error
 from manallm_proxy.openai.compose import Composer, embeddings_body
-from manallm_proxy.providers.classify import classify, scrubbed, widened
+from manallm_proxy.providers.classify import ErrorDetails, classify, widened
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.session_shim import Door, Exchange
+from manallm_proxy.providers.scrub import scrubbed
 
 BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSIONED: Final = re.compile(r"(.*)/(v\d+\w*)", re.ASCII)
@@ -159,7 +160,7 @@ class GeminiProvider:
         if not isinstance(error, _NOT_THE_SHAPE):
             return None
         if response.status != 200:
-            return self._told(classify(response.status, response.headers, ""))
+            return self._told(classify(response.status, response.headers, ErrorDetails()))
         return BadResponse(f"{self.name}: its answer is not what Gemini's API promises", detail="not Gemini's JSON")
 
     def _told(self, error: ProviderError) -> ProviderError:

@@ -49,16 +49,7 @@ class OpenAIWire:
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        spoken = envelope(body)
-        return classify(
-            status,
-            headers,
-            spoken.message,
-            kind=spoken.kind,
-            code=spoken.code,
-            param=spoken.param,
-            retry_after=spoken.retry_after,
-        )
+        return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
