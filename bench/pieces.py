@@ -14,8 +14,9 @@ from manallm_proxy.openai.schema import read_summary
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
+from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.failover import Walk
-from manallm_proxy.routing.health import Health, Permit, Policy
+from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 StreamBatch = Callable[[], object]
@@ -108,7 +109,7 @@ def health() -> StreamBatch:
     def once() -> None:
         permit = known.admit("bench", 1.0)
         assert isinstance(permit, Permit)
-        permit.began()
+        permit.began(0.0)
         permit.served(2.0)
 
     return once

@@ -93,10 +93,9 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
 }
 
 BLAMED: dict[str, str] = {
-    **dict.fromkeys(RETRYABLE, "service"),
+    **dict.fromkeys(RETRYABLE, "target"),
     "refused, unreachable, DNS, TLS": "reach",
     "connect timeout": "reach",
-    "500": "target",
     **dict.fromkeys(["503 busy", "529", "429", "429 quota", "408", "498"], "cooling"),
 }
 
@@ -123,7 +122,7 @@ async def test_whom_a_failure_speaks_against(row: str) -> None:
     target = health.targets.get("m")
     marks = {
         "reach": health.provider.reach_failures == 1,
-        "service": health.provider.service_failures == 1,
+        "provider": health.provider.service_failures > 0,
         "target": target is not None and target.failures == 1,
         "cooling": target is not None and target.is_cooling(story.now),
     }

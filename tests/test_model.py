@@ -35,21 +35,21 @@ from manallm_proxy.contract.provider_errors import (
     RetryableStatus,
     ServerBusy,
     ServerFailed,
-    SlowModel,
     StreamInterrupted,
     Unsupported,
     UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.routing.circuit import Circuit, Policy
 from manallm_proxy.routing.failover import Served, Walk
-from manallm_proxy.routing.health import COOLING_QUOTA, Circuit, Health, Permit, Policy
+from manallm_proxy.routing.health import COOLING_QUOTA, Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 TARGETS = [Target(provider, model) for provider in ("a", "b", "c") for model in ("m", "n")]
 ENDS_WALK = [KeyRejected, Unsupported, ContentBlocked]
 SAID = [ContextTooLong, MissingModel, PaymentRequired, UpstreamSaid]
 MOVES_ON = [
-    *(ConnectFailed, ConnectTimeout, FirstByteTimeout, SlowModel, ReadTimeout, Disconnected, BadResponse),
+    *(ConnectFailed, ConnectTimeout, FirstByteTimeout, ReadTimeout, Disconnected, BadResponse),
     *(ServerFailed, ModelFailed, ServerBusy, RateLimited, RetryableStatus),
 ]
 WIDER = ["auth", "payment", "missing_model", "capability", "context_length", "409"]

@@ -22,10 +22,10 @@ class Blame(Enum):
     """The caller's mistake, or ours to mend: health is left alone."""
     REACH = "reach"
     """The provider, in a way that a probe can see as well: it could not be connected to."""
-    SERVICE = "service"
-    """The provider, in a way that only a request shows: 5xx, timeouts, broken answers."""
     TARGET = "target"
-    """This one model of the provider."""
+    """This one model, in a way that only a request shows: 5xx, timeouts, broken answers. Two accuse the provider."""
+    MODEL = "model"
+    """This one model, and nothing else of the provider: it does not have it."""
     LOAD = "load"
     """Busy or rate limited: it cools for a while, which is no failure."""
 
@@ -85,44 +85,36 @@ class FirstByteTimeout(ProviderError):
     """Connected, and then nothing that says something within ``timeouts.first_byte``."""
 
     status = 504
-    retryable, blame, reason = True, Blame.SERVICE, "first_byte_timeout"
-
-
-class SlowModel(FirstByteTimeout):
-    """The same from a server that loads models on demand: it speaks of this model only (wire.md B.4)."""
-
-    blame = Blame.TARGET
+    retryable, blame, reason = True, Blame.TARGET, "first_byte_timeout"
 
 
 class ReadTimeout(ProviderError):
     """The answer began and then fell silent for ``timeouts.idle``."""
 
     status = 504
-    retryable, blame, reason = True, Blame.SERVICE, "read_timeout"
+    retryable, blame, reason = True, Blame.TARGET, "read_timeout"
 
 
 class Disconnected(ProviderError):
     """The provider closed or reset the connection before its answer was complete."""
 
-    retryable, blame, reason = True, Blame.SERVICE, "disconnected"
+    retryable, blame, reason = True, Blame.TARGET, "disconnected"
 
 
 class BadResponse(ProviderError):
     """Something came that is not an answer: malformed HTTP, HTML, broken JSON, a redirect."""
 
-    retryable, blame, reason = True, Blame.SERVICE, "bad_response"
+    retryable, blame, reason = True, Blame.TARGET, "bad_response"
 
 
 class ServerFailed(ProviderError):
-    """5xx that speaks against the provider."""
+    """5xx other than 500: a gateway without its server, or a server that fails."""
 
-    retryable, blame, reason = True, Blame.SERVICE, "http_5xx"
+    retryable, blame, reason = True, Blame.TARGET, "http_5xx"
 
 
 class ModelFailed(ServerFailed):
-    """500: most often one model's trouble (a runner crashed, an option does not fit), not the server's."""
-
-    blame = Blame.TARGET
+    """500: most often one model's trouble (its runner crashed, it called a tool that nobody declared)."""
 
 
 class ServerBusy(ProviderError):
@@ -197,7 +189,7 @@ class MissingModel(UpstreamSaid):
     """The provider does not have this model. Handed back; it blames the target only where the walk moves on."""
 
     code = "model_not_found"
-    blame = Blame.TARGET
+    blame = Blame.MODEL
     widened_by = "missing_model"
 
 
@@ -243,4 +235,4 @@ class StreamInterrupted(ProviderError):
 
     code = "stream_interrupted"
     reason = "disconnected"
-    blame = Blame.SERVICE
+    blame = Blame.TARGET

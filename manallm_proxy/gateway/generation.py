@@ -25,7 +25,8 @@ from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.health import Health, Policy
+from manallm_proxy.routing.circuit import Policy
+from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
 MODEL_LIMIT: Final = 256

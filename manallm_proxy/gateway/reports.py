@@ -9,7 +9,8 @@ from typing import Any
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.schema import model_object
-from manallm_proxy.routing.health import Circuit, Health
+from manallm_proxy.routing.circuit import Circuit
+from manallm_proxy.routing.health import Health
 
 
 def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from manallm_proxy.process.worker_messages import (
     Topic,
     to_line,
 )
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 PATIENCE: Final = 2.0
 """Seconds to wait for what all workers have to say: the supervisor needs half of it at most."""

@@ -14,7 +14,7 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, TryWrite, Usage
-from manallm_proxy.contract.provider_errors import BadResponse, ProviderError, ReadTimeout
+from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError, ReadTimeout
 from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
@@ -74,7 +74,7 @@ class HttpProvider:
         return HttpStream(self.address, response, translator)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
-        return self.wire.first_byte_error(f"{self.address.name}: nothing said within {seconds:g} s")
+        return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
 
     async def probe(self) -> tuple[ModelInfo, ...]:
         """Anything below 500 is alive; a 200 brings the list of models."""

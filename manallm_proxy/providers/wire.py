@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import define, field
 
 from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, Usage
-from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
 
@@ -46,8 +46,6 @@ class Wire(Protocol):
 
     probe_path: str
     """What a probe GETs below the base URL."""
-    first_byte_error: type[FirstByteTimeout]
-    """What a silence before the first event says: of the provider, or of one model."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """Raises Unsupported or InvalidRequest for what this dialect cannot say."""

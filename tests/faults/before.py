@@ -32,7 +32,7 @@ class Fault:
     name: str
     act: Act
     reason: str = "bad_response"
-    blames: Literal["provider", "target", "cools", "nobody"] = "provider"
+    blames: Literal["target", "cools"] = "target"
     costs: float = 0.0
     at_accept: bool = False
     asked: frozenset[Asked] = ALL
@@ -192,7 +192,7 @@ FAULTS: Final = [
     # U12: elsewhere
     *[Fault(f"redirect {n}", answers(f"{n} Go", extra=ELSEWHERE)) for n in (301, 302, 307, 308)],
     # U7: statuses
-    status(500, blames="target"),
+    status(500),
     status(502),
     status(503),
     status(504),

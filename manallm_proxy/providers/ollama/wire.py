@@ -21,7 +21,7 @@ from attrs import define, field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, Usage
-from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import Composer, Delta, ToolCall, call_id, embeddings_body
 from manallm_proxy.openai.schema import DecodeErrors, decode
@@ -109,7 +109,6 @@ class OllamaWire:
     """The dialect. It holds no state: one serves every provider of its kind."""
 
     probe_path: str = "api/tags"
-    first_byte_error: type[FirstByteTimeout] = SlowModel  # it loads models on demand, headers wait for it (B.2)
 
     def request(self, call: Call, entry: Entry) -> Request:
         return ollama_request.build(call, entry)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from attrs import define
 
 from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo
-from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import vector_text
 from manallm_proxy.openai.schema import TOOLS, VISION, DecodeErrors, decode, encode, rewrite, usage_from_openai
@@ -41,7 +41,6 @@ class OpenAIWire:
 
     asks_usage: bool = True
     probe_path: str = "models"
-    first_byte_error: type[FirstByteTimeout] = FirstByteTimeout
 
     def request(self, call: Call, entry: Entry) -> Request:
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
