@@ -62,7 +62,7 @@ async def test_each_fault_of_the_transport_has_its_error(
         with pytest.raises(becomes) as told:
             await gpu.complete(CALL, ENTRY)
         with pytest.raises(becomes):
-            await gpu.probe()
+            await gpu.probe(3)
     await gpu.close()
     assert told.value.detail == detail
     assert "SECRET" not in str(told.value)

@@ -16,8 +16,10 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 from manallm_proxy.contract.provider import Endpoint
@@ -93,6 +95,8 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
         Crashed("x", ValueError()),
         KeyWasRejected("gpu", 401),
         DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4),
+        ListUnreadable("gpu", "it is empty"),
+        UsageRefused("gpu", "m"),
     ):
         metrics(silent)
     both = {"provider": "gpu", "model": "m"}

@@ -10,7 +10,7 @@ import pytest
 from attrs import define, field
 
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, ModelList, StreamBatch, TryWrite, Usage
 from manallm_proxy.contract.provider_errors import (
     ContentBlocked,
     Disconnected,
@@ -82,7 +82,7 @@ class Provider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout("slow")
 
-    async def probe(self) -> tuple[ModelInfo, ...] | None:
+    async def probe(self, seconds: float) -> ModelList | None:
         return None
 
     async def close(self) -> None:

@@ -1101,7 +1101,7 @@ async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GeminiProvider,
 
 async def test_it_is_not_probed(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Google is never asked whether it lives."""
-    await upstream.probe()
+    await upstream.probe(3)
     assert not gemini.asked
 
 

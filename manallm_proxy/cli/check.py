@@ -85,13 +85,10 @@ async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
     if upstream is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
     try:
-        async with asyncio.timeout(generation.config.health.probe_timeout):
-            models = await upstream.probe()
-    except TimeoutError:
-        return name, "no answer in time"
+        listed = await upstream.probe(generation.config.health.probe_timeout)
     except ProviderError as error:
         return name, error.message
-    if models is None:
+    if listed is None:
         return name, "not probed"
-    generation.catalog.learn(name, models)
+    generation.catalog.learn(name, listed.models)
     return name, None

@@ -17,12 +17,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.yaml_file import Filled, Unset
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
 
-MODEL_LIMIT: Final = 256
-"""Characters of a target's model: it becomes a header's value."""
 _FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length")
 _FRAMING: Final = (
     "connection",

@@ -125,6 +125,22 @@ class NotVerified:
 
 
 @frozen
+class ListUnreadable:
+    """A provider's model list cannot be read, or not wholly: what it does not say cannot be denied beforehand."""
+
+    provider: str
+    detail: str
+
+
+@frozen
+class UsageRefused:
+    """A target refuses ``stream_options``: the tokens of its streams are counted only where it tells them unasked."""
+
+    provider: str
+    model: str
+
+
+@frozen
 class DimensionsDiffer:
     """Two targets of one alias gave embeddings of different length: the operator's mistake."""
 
@@ -174,6 +190,8 @@ Event = (
     | RequestEnded
     | Reloaded
     | NotVerified
+    | ListUnreadable
+    | UsageRefused
     | DimensionsDiffer
     | LifeChanged
     | WorkerEnded

@@ -131,6 +131,16 @@ class ModelInfo:
     id: str
     created: int = 0
     capabilities: frozenset[str] | None = None
+    aliases: tuple[str, ...] = ()
+    """Other names under which the provider serves it."""
+
+
+@frozen
+class ModelList:
+    """What a provider lists. ``fault``: why that is not all of it, or nothing, in words for the operator."""
+
+    models: tuple[ModelInfo, ...] = ()
+    fault: str | None = None
 
 
 class Provider(Protocol):
@@ -145,8 +155,12 @@ class Provider(Protocol):
     def first_byte_error(self, seconds: float) -> ProviderError:
         """What it means when a stream says nothing within `seconds`: it may blame the provider or the model."""
 
-    async def probe(self) -> tuple[ModelInfo, ...] | None:
-        """The provider's models; None where it is not asked (Google). ProviderError where it is not alive."""
+    async def probe(self, seconds: float) -> ModelList | None:
+        """The provider's models, within `seconds`; None where it is not asked (Google).
+
+        ProviderError where it is not alive: no answer began in time, or it failed. A list that cannot be read is
+        one that nobody knows.
+        """
 
     async def close(self) -> None:
         """Gives back connections. Streams in flight have ended by then."""

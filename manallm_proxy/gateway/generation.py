@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from typing import Final
 
 from attrs import define, field
 
@@ -16,7 +15,7 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.provider import Provider
-from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
@@ -29,11 +28,8 @@ from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
-MODEL_LIMIT: Final = 256
-"""Characters of a model's name that is worth asking a provider for."""
 
-
-def open_provider(provider: ProviderConfig) -> Provider:
+def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     """The connection to one configured provider; each kind is one line here."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
@@ -63,7 +59,7 @@ def open_provider(provider: ProviderConfig) -> Provider:
         provider.verify_tls,
         provider.proxy,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses)
+    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
 
 
 @define
@@ -105,7 +101,7 @@ class Generation:
             else:
                 health = Health(policy, provider.configured, provider.max_concurrent)
                 if provider.configured:
-                    upstreams[name] = open_provider(provider)
+                    upstreams[name] = open_provider(provider, observe)
             healths[name] = health
         registry = HealthRegistry(healths, clock, observe, broadcast)
         catalog = before.catalog if before is not None else Catalog()

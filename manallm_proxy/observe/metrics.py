@@ -36,9 +36,11 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     NotVerified,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -190,8 +192,10 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | NotVerified() | DimensionsDiffer() | LifeChanged() | Crashed():
+            case KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged() | Crashed():
                 pass  # seen as errors, as gauges, or in the log only
+            case DimensionsDiffer() | ListUnreadable() | UsageRefused():
+                pass  # for the operator, in the log
             case _:
                 assert_never(event)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, StreamBatch, TryWrite, Usage
+from manallm_proxy.contract.provider import Answer, Call, Endpoint, ModelInfo, ModelList, StreamBatch, TryWrite, Usage
 from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.compose import Composer, Delta, embeddings_body
@@ -46,8 +46,8 @@ class LoopbackProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: nothing said within {seconds:g} s")
 
-    async def probe(self) -> tuple[ModelInfo, ...]:
-        return (ModelInfo("echo"),)
+    async def probe(self, seconds: float) -> ModelList:
+        return ModelList((ModelInfo("echo"),))
 
     async def close(self) -> None:
         """There is nothing to give back."""

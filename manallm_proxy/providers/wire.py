@@ -10,7 +10,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from manallm_proxy.contract.provider import Answer, Call, ModelInfo, StreamBatch, Usage
+from manallm_proxy.contract.provider import Answer, Call, ModelList, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
@@ -56,8 +56,11 @@ class Wire(Protocol):
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """The same request in a form that the provider will take, where its refusal tells which; else None."""
 
-    def took(self, request: Request) -> None:
-        """The provider answered the reshaped `request` with 200: from now on it may be asked that way at once."""
+    def took(self, entry: Entry) -> bool:
+        """`entry`'s target answered a reshaped request with 200: from now on it is asked that way at once.
+
+        Whether that is news.
+        """
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
@@ -65,5 +68,5 @@ class Wire(Protocol):
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
         """For a 200 to a streamed request."""
 
-    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
-        """The models in a probe's 200 body. Raises ProviderError where it makes no sense."""
+    def listed(self, body: bytes) -> ModelList:
+        """The models in a probe's 200 body. Never raises: what cannot be read is left out, and said in ``fault``."""

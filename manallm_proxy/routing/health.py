@@ -25,7 +25,7 @@ everything. What a probe finds (`Health.probed`):
 10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
 11. A probe that ran out of time shows nothing where the provider has answered a request since the probe was sent, or
     is answering one: a server with one thread is at work on it.
-12. A probe that finds the provider busy has reached it.
+12. A probe that finds the provider busy, or without a list of models, has reached it.
 
 Several workers may serve the same providers. Each decides for itself, and they tell each other when a circuit
 opened, opened anew, cools, or is clear again. The later state counts.
@@ -145,7 +145,7 @@ class Health:
     def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
         """A probe's outcome (rules 10 to 12); `error` None where the provider is alive, `sent_at` when it was asked."""
         # 12
-        if error is None or error.blame is Blame.LOAD:
+        if error is None or error.blame in (Blame.LOAD, Blame.NOBODY):
             self.provider.reached(now)
             return
         # 11

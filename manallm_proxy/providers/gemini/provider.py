@@ -135,8 +135,8 @@ class GeminiProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: nothing said within {seconds:g} s")
 
-    async def probe(self) -> None:
-        """Google is not asked (contract, section 6)."""
+    async def probe(self, seconds: float) -> None:
+        """Google is not asked: each listing counts toward our limits."""
 
     async def close(self) -> None:
         await self._client.aio.aclose()
