@@ -179,7 +179,7 @@ REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, 
 
 
 RETRY_AFTER_LONGEST = 60.0
-"""Seconds. Some SDKs sleep whatever they are told (wire.md A.3)."""
+"""Seconds. openai-node 6.49 sleeps for as long as it is told, without a cap."""
 
 
 @frozen

@@ -18,7 +18,7 @@ Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 @frozen
 class AttemptFailed:
-    """One attempt at one target failed. ``reason`` is of the closed list (contract, section 7)."""
+    """One attempt at one target failed. ``reason`` is a word of the errors' closed list."""
 
     request_id: str
     provider: str

@@ -1,6 +1,6 @@
 """What the core needs of a provider: the seam between the walk and the wires.
 
-An `Provider` either completes a `Call` (one body) or opens a `Stream` of `StreamBatch`s. Each method raises
+A `Provider` either completes a `Call` (one body) or opens a `Stream` of `StreamBatch`s. Each method raises
 a `ProviderError` for a failed attempt and nothing else but a bug; cancelling it closes the
 provider's connection.
 """
@@ -92,7 +92,7 @@ class StreamBatch:
     done: bool = False
     """The answer is complete; ``[DONE]`` is for the sender to write."""
     error: ProviderError | None = None
-    """The provider ended it with an error, behind whatever ``frames`` and ``events`` hold."""
+    """The provider ended it with an error, after whatever ``frames`` and ``events`` hold."""
 
 
 TryWrite = Callable[[StreamBatch], bool]
@@ -108,7 +108,8 @@ class Stream(Protocol):
 
     @property
     def commentable(self) -> bool:
-        """Whether an SSE comment between events is harmless (wire.md A.4: not behind a relayed ``id:``)."""
+        """Whether an SSE comment between events is harmless: after a relayed ``id:`` openai-python reads its blank
+        line as an empty event."""
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         """The next piece. Its ``done`` or ``error`` is the last one; ProviderError where the stream breaks.

@@ -1,4 +1,4 @@
-"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one (wire.md C.3, E.2)."""
+"""A complete answer of an OpenAI-compatible server, checked before it is passed on."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def decoded(raw: Any) -> Any:
 
 
 def refuse_error(values: Mapping[str, Any]) -> None:
-    """A 200 with an error inside (wire.md E.2)."""
+    """A 200 with an error inside, as OpenRouter sends it."""
     if bytes(values.get("error", b"null")) != b"null":
         raise in_band(parse_error({"error": decoded(values["error"])}))
 
 
 def refuse_choice_error(choices: Any) -> None:
-    """OpenRouter's non-stream form: ``choices[0].error``, perhaps behind partial content."""
+    """OpenRouter's non-stream form: ``choices[0].error``, perhaps after partial content."""
     for choice in choices:
         if isinstance(choice, dict) and choice.get("error"):
             raise in_band(parse_error({"error": choice["error"]}))

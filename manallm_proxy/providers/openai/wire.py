@@ -146,7 +146,7 @@ def _capabilities(row: _Row) -> frozenset[str] | None:
 def _embeddings_as_asked(
     call: Call, body: bytes, values: Mapping[str, Any], spans: dict[str, tuple[int, int]]
 ) -> bytes:
-    """base64 exactly when it was asked for: Node's SDK 6 reads floats as garbage then (wire.md A.5)."""
+    """base64 exactly when it was asked for: openai-node 6.49 reads floats as garbage then."""
     raw = bytes(values["data"])
     span = call.summary.spans.get("encoding_format")
     asked = span is not None and call.body[span[0] : span[1]] == b'"base64"'
