@@ -10,7 +10,7 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import TransferEncodingError
 
-from manallm_proxy.contract.errors import Disconnected
+from manallm_proxy.contract.provider_errors import Disconnected
 from manallm_proxy.http_client.aiohttp_internals import Connector, HttpProcessingError, check, fail_reader
 from manallm_proxy.http_client.aiohttp_session import Session, new_session
 from tests.upstreams import Connection, Seen, Upstream, each, upstream

@@ -28,7 +28,7 @@ from manallm_proxy.process.worker_messages import (
     to_line,
 )
 from manallm_proxy.process.workers import DELAY_LONGEST, GATHERING, LAST_CHANCE, PROVEN, UPDATES_LIMIT, WorkerManager
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 from tests.figures import report, value, worker
 
 OPEN = SharedState(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")

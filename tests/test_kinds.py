@@ -169,10 +169,10 @@ async def test_a_capability_that_the_listing_denies_is_refused_before_the_call(t
 
 
 async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: Path) -> None:
-    """Mistral's validation: once refused, it is not sent again, and no client sees it."""
+    """Mistral's validation: refused once, that target is never asked again, not after a reload either; logged once."""
 
     async def strict(connection: Connection, seen: Seen) -> None:
-        if "stream_options" in seen.json:
+        if "stream_options" in seen.json and seen.json["model"] == "m":
             await connection.reply({"object": "error", "message": "extra_forbidden: stream_options"}, "422 No")
         else:
             await answers(connection, seen)
@@ -182,6 +182,13 @@ async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: P
             code, raw, _ = await p.stream()
             assert (code, text_of(raw)) == (200, "Hello")
         assert ["stream_options" in seen.json for seen in cloud.posts] == [True, False, False]
+        assert (await p.stream(model="p/other"))[0] == 200
+        assert "stream_options" in cloud.posts[-1].json
+        p.write(settings({"p": openai(cloud.url)}, log={"level": "info"}))
+        p.app.reload()
+        assert (await p.stream())[0] == 200
+        assert "stream_options" not in cloud.posts[-1].json
+        assert p.log.getvalue().count('"stream_options refused"') == 1
 
 
 async def test_embeddings_of_different_length_in_one_alias_are_told(tmp_path: Path) -> None:

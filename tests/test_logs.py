@@ -25,8 +25,10 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
@@ -67,6 +69,8 @@ def test_one_line_a_request() -> None:
         (HealthChanged("gpu", None, "unhealthy", "healthy", None), "info", "healthy"),
         (Reloaded(), "info", "reloaded"),
         (Reloaded(("a.b: wrong", "c.d: wrong")), "error", "c.d: wrong"),
+        (ListUnreadable("gpu", "it is empty"), "warning", "it is empty"),
+        (UsageRefused("cloud", "org/m"), "warning", "stream_usage"),
         (DimensionsDiffer("mana/embed", "a/m", 3, "b/m", 4), "warning", "dimensions"),
         (LifeChanged("started", "listening on x"), "info", "listening"),
         (LifeChanged("draining", worker=3), "info", '"worker": 3'),

@@ -16,7 +16,9 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     Reloaded,
+    UsageRefused,
     WorkerEnded,
 )
 from manallm_proxy.contract.provider import Endpoint
@@ -75,6 +77,8 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
         Crashed("x", ValueError()),
         KeyWasRejected("gpu", 401),
         DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4),
+        ListUnreadable("gpu", "it is empty"),
+        UsageRefused("gpu", "m"),
     ):
         metrics(silent)
     both = {"provider": "gpu", "model": "m"}

@@ -11,7 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from manallm_proxy import __version__
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.gateway.openapi import description
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, status, upstream

@@ -15,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError
+from manallm_proxy.contract.provider_errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    Disconnected,
+    ProviderError,
+)
 from manallm_proxy.http_client import pool as pool_module
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, Address
 from manallm_proxy.http_client.connection import Connection

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.provider import Provider
 from manallm_proxy.gateway import generation
 from manallm_proxy.gateway.client_keys import digest_of
@@ -37,10 +38,10 @@ def refuses(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> Non
     """Opening the provider `name` fails, as it would if a reader had missed something."""
     opens = generation.open_provider
 
-    def open_provider(provider: ProviderConfig) -> Provider:
+    def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         if provider.name == name:
             raise error
-        return opens(provider)
+        return opens(provider, observe)
 
     monkeypatch.setattr(generation, "open_provider", open_provider)
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, KeyRejected
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object

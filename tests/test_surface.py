@@ -542,7 +542,7 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
                 code, _, headers = await p.chat()
             assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
             _, health = await p.get("/v1/health")
-            last = health["providers"]["gpu"]["last_error"]
+            last = health["providers"]["gpu"]["targets"]["m"]["last_error"]
             assert last == (reason if streaming or how != "only comments" else "read_timeout")
             await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,
@@ -26,10 +27,9 @@ from manallm_proxy.contract.errors import (
     ServerFailed,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
-from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Translator
 from tests.through_doors import reply_to
 
@@ -105,10 +105,23 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
     wire = OpenAIWire()
     again = wire.reshape(STREAM, ENTRY, 422, b'{"message":"extra: stream_options"}')
     assert again is not None and "stream_options" not in json.loads(again.body)
-    wire.took(again)
+    assert wire.took(ENTRY)
+    assert not wire.took(ENTRY)
     assert wire.request(STREAM, ENTRY) == again
     asked = call(stream=True, stream_options={"include_usage": True})
     assert json.loads(wire.request(asked, ENTRY).body)["stream_options"] == {"include_usage": True}
+
+
+def test_one_strict_model_costs_no_other_its_counts() -> None:
+    """An aggregator has a hundred models, each behind a server of its own; what is known of them is bounded."""
+    wire = OpenAIWire()
+    others = [Entry(Target("p", f"m{number}")) for number in range(STRICT_LIMIT + 1)]
+    assert wire.took(ENTRY)
+    assert "stream_options" in json.loads(wire.request(STREAM, others[0]).body)
+    assert all(wire.took(other) for other in others)
+    assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
+    assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
+    assert len(wire._strict) == STRICT_LIMIT
 
 
 def test_only_what_was_answered_is_learnt() -> None:
@@ -428,17 +441,41 @@ def test_base64_exactly_when_it_was_asked_for(asked: str | None, given: object) 
 
 
 def test_model_lists_of_the_crowd() -> None:
-    """A list, a bare list, null; OpenRouter's capabilities; nonsense is no list."""
+    """A list, a bare list, null; OpenRouter's capabilities."""
     wire = OpenAIWire()
-    assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}')] == ["a"]
-    assert [m.id for m in wire.listed(b'[{"id":"a"}]')] == ["a"]
-    assert wire.listed(b'{"data":null}') == ()
+    assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}').models] == ["a"]
+    assert [m.id for m in wire.listed(b'[{"id":"a"}]').models] == ["a"]
+    assert wire.listed(b'{"data":null}') == ModelList()
     [row] = wire.listed(
         b'{"data":[{"id":"a","supported_parameters":["tools"],"architecture":{"input_modalities":["text"]}}]}'
-    )
+    ).models
     assert row.capabilities == frozenset({"completion", "embedding", "tools"})
-    with pytest.raises(BadResponse):
-        wire.listed(b"<html>")
+
+
+@pytest.mark.parametrize(
+    ("row", "capabilities"),
+    [
+        ({}, None),
+        ({"architecture": {"input_modalities": ["text"]}}, {"completion", "embedding", "tools"}),
+        ({"architecture": {"input_modalities": ["text", "image"]}}, {"completion", "embedding", "tools", "vision"}),
+        (
+            {"architecture": {"input_modalities": ["text", "audio"]}, "status": {"value": "loaded"}},
+            {"completion", "embedding", "tools", "audio"},
+        ),
+        ({"architecture": {"input_modalities": ["text"]}, "status": {"value": "unloaded"}}, None),
+        ({"supported_parameters": ["reasoning"]}, {"completion", "embedding", "vision", "thinking"}),
+        (
+            {"supported_parameters": ["tools", "reasoning_effort"]},
+            {"completion", "embedding", "vision", "thinking", "tools"},
+        ),
+        ({"supported_parameters": [3], "architecture": {"input_modalities": "text"}}, None),
+        ({"supported_parameters": {}, "architecture": ["text"]}, None),
+    ],
+)
+def test_what_a_list_does_not_speak_of_is_not_denied(row: dict[str, Any], capabilities: set[str] | None) -> None:
+    """Parameters say whether there are tools, modalities whether there is sight; each only that."""
+    [model] = OpenAIWire().listed(json.dumps([{"id": "a", **row}]).encode()).models
+    assert model.capabilities == (None if capabilities is None else frozenset(capabilities))
 
 
 @given(
@@ -776,14 +813,6 @@ def test_what_is_no_vector(vector: object, asked: str) -> None:
     else:
         with pytest.raises(BadResponse):
             OpenAIWire().answer(of, ENTRY, body)
-
-
-@pytest.mark.parametrize(
-    "body", [b'{"data":5}', b"true", b"7", b'"x"', b'{"data":{}}', b'{"data":"x"}', b"{}", b"null"]
-)
-def test_a_list_of_models_that_is_none_is_empty(body: bytes) -> None:
-    """The provider is alive; it has listed nothing."""
-    assert OpenAIWire().listed(body) == ()
 
 
 ODD = st.recursive(

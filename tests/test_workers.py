@@ -186,15 +186,16 @@ async def test_one_that_is_killed_refuses_no_connection(tmp_path: Path) -> None:
             await running.logs('"started","worker":1', number + 2)
 
 
-async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
+async def test_one_finds_a_dead_target_for_all(tmp_path: Path) -> None:
     """It is asked once in all; found well again by one, all use it. One line each."""
     bad = True
 
     async def moody(connection: Connection, seen: Seen) -> None:
         await (status("502 Bad Gateway") if bad else answers)(connection, seen)
 
-    async def has_content(word: str) -> bool:
-        return bool((await health(running.url))["providers"]["gpu"]["status"] == word)
+    async def target_is(word: str) -> bool:
+        targets = (await health(running.url))["providers"]["gpu"].get("targets", {})
+        return bool(targets.get("m", {"status": "healthy"})["status"] == word)
 
     async with upstream(each(moody)) as gpu, upstream(each(answers)) as spare:
         config = settings(
@@ -202,7 +203,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
         )
         async with workers(config, tmp_path, 4) as running:
             assert "spare/m" in (await chat(running.url))[1]
-            await holds(lambda: has_content("unhealthy"))
+            await holds(lambda: target_is("unhealthy"))
             for _ in range(30):
                 assert "spare/m" in (await chat(running.url))[1]
             assert len(gpu.posts) == 1
@@ -212,7 +213,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
                 return '"gpu/m"' in (await chat(running.url))[1]
 
             await holds(serves)
-            await holds(lambda: has_content("healthy"))
+            await holds(lambda: target_is("healthy"))
             assert len(lines(running, "health", now="unhealthy")) == 1
             assert len(lines(running, "health", now="healthy")) == 1
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.generation import Generation, try_open
 from manallm_proxy.openai.request import read_summary
@@ -88,13 +89,10 @@ async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
     if provider is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
     try:
-        async with asyncio.timeout(generation.config.health.probe_timeout):
-            models = await provider.probe()
-    except TimeoutError:
-        return name, "no answer in time"
+        listed = await provider.probe(generation.config.health.probe_timeout)
     except ProviderError as error:
         return name, error.message
-    if models is None:
+    if listed is None:
         return name, "not probed"
-    generation.catalog.learn(name, models)
+    generation.catalog.learn(name, listed.models)
     return name, None

@@ -18,12 +18,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.yaml_file import Filled, Unset
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
 
-MODEL_LIMIT: Final = 256
-"""Max characters of a model's name, which becomes the value of a header."""
 _FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
     "connection",

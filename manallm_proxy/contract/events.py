@@ -18,7 +18,7 @@ Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 @frozen
 class AttemptFailed:
-    """One attempt at one target failed. ``reason`` is of the closed list (contract, section 7)."""
+    """One attempt at one target failed. ``reason`` is a word of the errors' closed list."""
 
     request_id: str
     provider: str
@@ -125,6 +125,22 @@ class NotVerified:
 
 
 @frozen
+class ListUnreadable:
+    """A provider's model list cannot be read, or not wholly: what it does not say cannot be denied beforehand."""
+
+    provider: str
+    detail: str
+
+
+@frozen
+class UsageRefused:
+    """A target refuses ``stream_options``: the tokens of its streams are counted only where it tells them unasked."""
+
+    provider: str
+    model: str
+
+
+@frozen
 class DimensionsDiffer:
     """Two targets of one alias gave embeddings of different length: the operator's mistake."""
 
@@ -185,6 +201,8 @@ Event = (
     | RequestEnded
     | Reloaded
     | NotVerified
+    | ListUnreadable
+    | UsageRefused
     | DimensionsDiffer
     | LifeChanged
     | WorkerEnded

@@ -13,7 +13,7 @@ from typing import Protocol
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
 Span = tuple[int, int]
@@ -95,6 +95,16 @@ class ModelInfo:
     created: int = 0
     """Seconds since the epoch; 0 where it is not known."""
     capabilities: frozenset[str] | None = None
+    aliases: tuple[str, ...] = ()
+    """Other names under which the provider serves it."""
+
+
+@frozen
+class ModelList:
+    """What a provider lists. ``fault``: why that is not all of it, or nothing, in words for the operator."""
+
+    models: tuple[ModelInfo, ...] = ()
+    fault: str | None = None
 
 
 class Provider(Protocol):
@@ -109,8 +119,12 @@ class Provider(Protocol):
     def first_byte_error(self, seconds: float) -> ProviderError:
         """The failure of a stream that has no content within `seconds`: it may blame the provider or the model."""
 
-    async def probe(self) -> tuple[ModelInfo, ...] | None:
-        """The provider's models; None if it is not asked (Google). Raises ProviderError if it is not alive."""
+    async def probe(self, seconds: float) -> ModelList | None:
+        """The provider's models, within `seconds`; None where it is not asked (Google).
+
+        ProviderError where it is not alive: no answer began in time, or it failed. A list that cannot be read is
+        one that nobody knows.
+        """
 
     async def close(self) -> None:
         """Closes its connections. Streams in flight have ended by then."""

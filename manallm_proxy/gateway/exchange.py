@@ -15,10 +15,11 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.door import Client, Door, Reply
-from manallm_proxy.contract.errors import InternalError, ProviderError, ProxyError
+from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.client_keys import Caller

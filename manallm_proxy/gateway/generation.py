@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
-from typing import Final
 
 from attrs import define, field
 
@@ -19,7 +18,7 @@ from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import Provider
-from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
@@ -28,14 +27,12 @@ from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.health import Health, Policy
+from manallm_proxy.routing.circuit import Policy
+from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
-MODEL_LIMIT: Final = 256
-"""Longest model name, in characters, that is passed on to a provider."""
 
-
-def open_provider(provider: ProviderConfig) -> Provider:
+def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     """The client of one configured provider. It connects to nothing yet."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
@@ -65,12 +62,12 @@ def open_provider(provider: ProviderConfig) -> Provider:
         provider.verify_tls,
         provider.proxy,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses)
+    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
 
 
 async def try_open(config: Config) -> None:
     """Opens all providers of `config` and closes them again. Raises ConfigError if one cannot be opened."""
-    opened, mistakes = _open_all(config.providers.values())
+    opened, mistakes = _open_all(config.providers.values(), lambda event: None)
     await _close_all(opened.values(), lambda event: None)
     if mistakes:
         raise ConfigError(mistakes)
@@ -82,14 +79,14 @@ def preload(config: Config) -> None:
         import manallm_proxy.providers.gemini.provider  # noqa: F401
 
 
-def _open_all(providers: Iterable[ProviderConfig]) -> tuple[dict[str, Provider], list[str]]:
+def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
     """The clients of all `providers` that have their key, and a mistake for each that could not be opened."""
     opened: dict[str, Provider] = {}
     mistakes: list[str] = []
     for provider in providers:
         if provider.configured:
             try:
-                opened[provider.name] = open_provider(provider)
+                opened[provider.name] = open_provider(provider, observe)
             except Exception as error:  # the readers check all we know of; what they miss must not get past here
                 mistakes.append(_mistake(provider, error))
     return opened, mistakes
@@ -125,7 +122,7 @@ class Generation:
     @classmethod
     def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
-        opened, mistakes = _open_all(config.providers.values())
+        opened, mistakes = _open_all(config.providers.values(), observe)
         if mistakes:
             raise ConfigError(mistakes)
         healths = {name: _new_health(config, name) for name in config.providers}
@@ -139,7 +136,9 @@ class Generation:
         `discard` on the result, and prepare no other meanwhile.
         """
         kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
-        opened, mistakes = _open_all(provider for name, provider in config.providers.items() if name not in kept)
+        opened, mistakes = _open_all(
+            [provider for name, provider in config.providers.items() if name not in kept], self.registry.observe
+        )
         if mistakes:
             await _close_all(opened.values(), self.registry.observe)
             raise ConfigError(mistakes)

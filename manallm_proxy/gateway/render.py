@@ -10,7 +10,8 @@ from aiohttp import web
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
-from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRejected, KeyRevoked, ProxyError
+from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRevoked, ProxyError
+from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.openai.json_object import encode

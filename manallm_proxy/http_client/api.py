@@ -5,15 +5,18 @@ Two implementations pass the same tests: `pool` is ours and costs less CPU; `aio
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from attrs import field, frozen
 from multidict import CIMultiDict
 
 from manallm_proxy import __version__
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 
 KEEP_ALIVE_TIMEOUT: Final = 4.0
 """Seconds that an idle connection is kept. uvicorn (vLLM, SGLang) closes after 5 (its ``timeout_keep_alive``)."""
@@ -27,18 +30,47 @@ PLACEHOLDERS: Final = frozenset(
     {"lm-studio", "no-key-required", "not-needed", "not-required", "placeholder", "sk-no-key-required", "your-api-key"}
 )
 """Longer ones, in lower case, that people give to servers which want none (``ollama``, ``EMPTY``: shorter anyway)."""
+PASSWORD_MIN_LENGTH: Final = 4
+"""The same of a password, which is certain to be one."""
+_HOLDS_SECRETS: Final = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
+"""Headers whose parts are secrets too; in any other, such as ``X-Title``, a part is a plain word."""
 
 OnChunk = Callable[[bytes], bool]
 """Called with each body chunk in the reader callback; returns True if it consumed the chunk."""
 
 
 def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What to cut out of a provider's words before anyone reads them: the key, and headers of ours that may hold one.
+    """What to cut out of a provider's words before anyone reads them: the key, and our own headers, whole and by parts.
 
     Not what is no secret: cutting ``ollama`` or ``1`` out would spoil messages and hide nothing.
     """
-    values = (api_key or "", *headers.values())
-    return tuple(value for value in values if len(value) >= SECRET_MIN_LENGTH and value.lower() not in PLACEHOLDERS)
+    held = {api_key} if api_key and _is_secret(api_key) else set()
+    for name, value in headers.items():
+        if _is_secret(value):
+            held.add(value)
+        if _HOLDS_SECRETS.search(name):
+            held.update(_parts(value))
+    return tuple(sorted(held))
+
+
+def _is_secret(value: str) -> bool:
+    return len(value) >= SECRET_MIN_LENGTH and value.lower() not in PLACEHOLDERS
+
+
+def _parts(value: str) -> Iterator[str]:
+    """The token of ``Bearer T``, the values of ``a=T; b=T``, user and password of Basic."""
+    for word in re.split(r"[\s,;]+", value):
+        for part in (word, word.partition("=")[2].strip('"')):
+            if len(part) >= SECRET_MIN_LENGTH:
+                yield part
+    scheme, _, packed = value.strip().partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            pair = base64.b64decode(packed.strip(), validate=True).decode()
+            user, _, password = pair.partition(":")
+            yield from (part for part in (pair, user) if len(part) >= SECRET_MIN_LENGTH)
+            if len(password) >= PASSWORD_MIN_LENGTH:
+                yield password
 
 
 @frozen

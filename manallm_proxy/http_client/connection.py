@@ -12,7 +12,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from manallm_proxy.contract.errors import BadResponse, Disconnected
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
 from manallm_proxy.http_client.response import Response
 

@@ -12,7 +12,7 @@ import ssl
 
 import aiohttp
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,

@@ -14,7 +14,7 @@ import aiohappyeyeballs
 from attrs import define, field
 from yarl import URL
 
-from manallm_proxy.contract.errors import ConnectTimeout, Disconnected
+from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
 from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.dns import AddrInfo, look_up

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from attrs import define, field
 from multidict import CIMultiDict
 
-from manallm_proxy.contract.errors import BadResponse, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.http_client.api import OnChunk
 
 READ_HIGH_WATER: Final = 64 * 1024

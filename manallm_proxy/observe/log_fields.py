@@ -17,10 +17,12 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     LoopReported,
     NotVerified,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 
@@ -55,6 +57,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
+        case ListUnreadable():
+            return "warning", "model list not read, or not wholly", attrs.asdict(event)
+        case UsageRefused():
+            todo = "its streams are not counted; stream_usage: false on the provider spares it the question"
+            return "warning", "stream_options refused", {**attrs.asdict(event), "todo": todo}
         case LifeChanged():
             return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
         case WorkerEnded():

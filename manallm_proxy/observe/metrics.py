@@ -16,7 +16,7 @@ from typing import Any, Final, assert_never
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import REFUSALS, ProviderError, ProxyError
+from manallm_proxy.contract.errors import REFUSALS, ProxyError
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -26,12 +26,15 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     LoopReported,
     NotVerified,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.aioprometheus_internals import (
     TEXT_CONTENT_TYPE,
@@ -111,10 +114,10 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | NotVerified() | DimensionsDiffer() | LifeChanged():
-                pass
-            case Crashed() | LoopReported():
-                pass  # counted as attempts, shown as gauges, or in the log only
+            case KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
+                pass  # counted as attempts, or shown as gauges
+            case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
+                pass  # for the operator, in the log
             case _:
                 assert_never(event)
 

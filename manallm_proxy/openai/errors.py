@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from manallm_proxy.contract.attempts import NoProvider
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.openai.json_object import encode
 
 

@@ -37,7 +37,7 @@ from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
 
 if TYPE_CHECKING:

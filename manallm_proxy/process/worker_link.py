@@ -34,7 +34,7 @@ from manallm_proxy.process.worker_messages import (
     Topic,
     to_line,
 )
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 Topic = Literal["metrics", "health"]
 

@@ -42,7 +42,7 @@ from manallm_proxy.process.worker_messages import (
     Topic,
     ToWorker,
 )
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 DELAY: Final = 0.1
 DELAY_LONGEST: Final = 10.0

@@ -12,9 +12,10 @@ from typing import Final, Protocol
 from attrs import define, evolve, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch
-from manallm_proxy.contract.errors import Blame, EmptyAnswer, ProviderError, ProxyError, StreamInterrupted, Unsupported
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Provider, Stream
+from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt

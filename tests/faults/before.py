@@ -32,7 +32,7 @@ class Fault:
     name: str
     act: Act
     reason: str = "bad_response"
-    blames: Literal["provider", "target", "cools", "nobody"] = "provider"
+    blames: Literal["target", "cools"] = "target"
     costs: float = 0.0
     at_accept: bool = False
     asked: frozenset[Asked] = ALL
@@ -193,12 +193,11 @@ FAULTS: Final = [
     # U12: elsewhere
     *[Fault(f"redirect {n}", answers(f"{n} Go", extra=ELSEWHERE)) for n in (301, 302, 307, 308)],
     # U7: statuses
-    status(500, blames="target"),
+    status(500),
     status(502),
     status(503),
     status(504),
     status(529),
-    status(501, blames="nobody"),
     status(408, "http_408", blames="cools"),
     status(498, "http_498", blames="cools"),
     cools("7 seconds", "Retry-After: 7\r\n"),

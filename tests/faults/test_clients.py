@@ -78,7 +78,7 @@ async def test_the_real_process_notices_a_leaver(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "connection"), turns(LEAVES))
 async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> None:
-    """C3: a client that leaves while it holds the half-open circuit's one trial does not lock the provider out."""
+    """C3: a client that leaves while it holds the half-open circuit's one trial does not lock its target out."""
 
     async def script(connection: Connection, seen: Seen) -> None:
         many = len(connection.upstream.posts)
@@ -92,7 +92,7 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
     async with scene(DIALECTS["openai"], each(script), tmp_path, proxy={"health": {"backoff": 0.1}}) as at:
         for _ in range(2):
             await at.ask("chat")
-        assert (await at.health())["status"] == "unhealthy"
+        assert (await at.health())["targets"]["m"]["status"] == "unhealthy"
         await asyncio.sleep(0.12)
         async with client(at.p.port) as (_, writer):
             writer.write(post("chat"))

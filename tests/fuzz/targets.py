@@ -15,8 +15,9 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
-from manallm_proxy.contract.errors import InvalidRequest, ProviderError, ProxyError
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.http_server.aiohttp_server import Server
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body

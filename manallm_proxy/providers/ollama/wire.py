@@ -21,12 +21,13 @@ from attrs import define, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
 from manallm_proxy.providers.wire import Request, Translator
@@ -90,30 +91,23 @@ class _Asked(Struct):
 
 
 class _Model(Struct):
+    """api/types.go ListModelResponse."""
+
     name: str = ""
     model: str = ""
-    modified_at: str = ""
-    capabilities: list[str] | None = None
+    modified_at: Any = None
+    capabilities: Any = None
 
 
-class _Tags(Struct):
-    """api/types.go ListResponse; ``models`` is null on a server that has none."""
-
-    models: list[_Model] | None = None
-    error: Any = None
-
-
-_T = TypeVar("_T", _Reply, _Embedded, _Tags)
+_T = TypeVar("_T", _Reply, _Embedded)
 _REPLY: Final = msgspec.json.Decoder(_Reply)
 _EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
-_TAGS: Final = msgspec.json.Decoder(_Tags)
 
 
 class OllamaWire:
     """The dialect. It holds no state: one serves every provider of its kind."""
 
     probe_path: str = "api/tags"
-    first_byte_error: type[FirstByteTimeout] = SlowModel  # it loads models on demand, headers wait for it (B.2)
 
     def request(self, call: Call, entry: Entry) -> Request:
         return ollama_request.build(call, entry)
@@ -125,8 +119,9 @@ class OllamaWire:
         """There is one form only: what Ollama refuses, it refuses."""
         return None
 
-    def took(self, request: Request) -> None:
+    def took(self, entry: Entry) -> bool:
         """Nothing to learn."""
+        return False
 
     def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
@@ -142,10 +137,8 @@ class OllamaWire:
         """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
         return OllamaTranslator(call.endpoint)
 
-    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
-        models = _read(_TAGS, body).models or ()
-        rows = ((m.model or m.name, _unix(m.modified_at), m.capabilities) for m in models)
-        return tuple(ModelInfo(id_, at, frozenset(can) if can else None) for id_, at, can in rows if id_)
+    def listed(self, body: bytes) -> ModelList:
+        return read_list(body, "models", _Model, _listed)
 
 
 @define
@@ -313,9 +306,14 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
     return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
 
 
-def _unix(modified_at: str) -> int:
+def _listed(row: _Model) -> ModelInfo | None:
+    id_ = row.model or row.name
+    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities)) if id_ else None
+
+
+def _unix(modified_at: object) -> int:
     """RFC 3339, with Go's nanoseconds, -> seconds since the epoch; 0 for what is none, and for Go's zero time."""
     try:
-        return max(0, int(datetime.fromisoformat(modified_at).timestamp()))
+        return max(0, int(datetime.fromisoformat(modified_at).timestamp())) if isinstance(modified_at, str) else 0
     except (ValueError, OverflowError, OSError):
         return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.errors import BadResponse
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently

@@ -1,11 +1,12 @@
-"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one."""
+"""A complete answer of an OpenAI-compatible server, checked before it is passed on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.contract.errors import BadResponse, InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, split_object
 from manallm_proxy.providers.classify import in_band, parse_error

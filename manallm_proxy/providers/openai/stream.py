@@ -12,8 +12,9 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
-from manallm_proxy.contract.errors import BadResponse, Disconnected, InvalidRequest, ProviderError
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import (
