@@ -1,0 +1,178 @@
+"""A provider's steps as content blocks that follow one another.
+
+Parts of several tool calls may arrive interleaved, and text may come between them. A block has to be closed before the
+next begins, so what comes before its turn waits in the queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Delta, ToolCall
+from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.messages.request import Thinking
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+
+_STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
+"""By OpenAI's finish reason; the others say that the model was done."""
+
+
+class Kind(Enum):
+    """The type of a block. Its value is Anthropic's word for it."""
+
+    TEXT = "text"
+    THINKING = "thinking"
+    TOOL_USE = "tool_use"
+
+
+@define(eq=False)
+class Block:
+    """One content block, as far as it has come. ``id`` and ``name``: of a tool call."""
+
+    kind: Kind
+    id: str = ""
+    name: str = ""
+    pieces: list[str] = field(factory=list, repr=False)
+    """Text, or the JSON text of a tool's input."""
+    signature: str = field(default="", repr=False)
+    sent: int = 0
+    """How many of a tool call's ``pieces`` have left: only those are kept, to see where its input is complete."""
+    index: int | None = None
+    """Its place in the answer, once it has begun to leave."""
+
+    def unsent(self) -> str:
+        """What has been added since this was last asked."""
+        new = "".join(self.pieces[self.sent :])
+        if self.kind is Kind.TOOL_USE:
+            self.sent = len(self.pieces)
+        else:
+            self.pieces.clear()
+        return new
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what waits may follow: a tool call ends where its input is a whole object, the others anywhere."""
+        return self.kind is not Kind.TOOL_USE or _is_object(self.pieces)
+
+    def empty(self) -> dict[str, Any]:
+        """The block as a stream begins it."""
+        match self.kind:
+            case Kind.TEXT:
+                return {"type": "text", "text": ""}
+            case Kind.THINKING:
+                return {"type": "thinking", "thinking": "", "signature": ""}
+        return {"type": "tool_use", "id": self.id, "name": self.name, "input": {}}
+
+    def whole(self) -> dict[str, Any]:
+        """The block of a complete answer."""
+        text = "".join(self.pieces)
+        match self.kind:
+            case Kind.TEXT:
+                return {**self.empty(), "text": text}
+            case Kind.THINKING:
+                return {**self.empty(), "thinking": text, "signature": self.signature}
+        return {**self.empty(), "input": _input(text)}
+
+
+@define
+class Blocks:
+    """The queue. The first block is the one that leaves."""
+
+    thinking: Thinking
+    _queue: deque[Block] = field(factory=deque, repr=False)
+    _calls: dict[int, Block] = field(factory=dict, repr=False)
+    """Tool calls by their place in the provider's answer, the last of each."""
+    _finish: str | None = None
+    _refused: bool = False
+
+    def add(self, delta: Delta) -> None:
+        """One step. Only one choice was asked for."""
+        if delta.index:
+            return
+        if delta.reasoning and self.thinking.shown:
+            self._append(Kind.THINKING, delta.reasoning)
+        if text := delta.content + delta.refusal:
+            self._append(Kind.TEXT, text)
+        for url in delta.images:  # there is no block for a picture that a model made
+            self._append(Kind.TEXT, f"![image]({url})")
+        for part in delta.tool_calls:
+            self._add_call(part)
+        self._finish = delta.finish or self._finish
+        self._refused = self._refused or bool(delta.refusal)
+
+    def ready(self, *, all_of_them: bool = False) -> Iterator[tuple[Block, bool]]:
+        """What may leave now, in order: each block, and whether that is its end."""
+        while self._queue:
+            block = self._queue[0]
+            ends = all_of_them or (len(self._queue) > 1 and block.may_end)
+            if ends:
+                self._queue.popleft()
+            yield block, ends
+            if not ends:
+                return
+
+    @property
+    def stop_reason(self) -> str:
+        if self._refused:
+            return "refusal"
+        done = "tool_use" if self._calls else "end_turn"
+        return _STOP_REASONS.get(self._finish or "", done)
+
+    def _append(self, kind: Kind, text: str) -> Block:
+        if not self._queue or self._queue[-1].kind is not kind:
+            self._queue.append(Block(kind))
+        self._queue[-1].pieces.append(text)
+        return self._queue[-1]
+
+    def _add_call(self, part: ToolCall) -> None:
+        block = self._calls.get(part.index)
+        if block is None or _begins_another(part, block):
+            if part.extra:
+                self._carry(part.id, part.extra)
+            block = self._calls[part.index] = Block(Kind.TOOL_USE, part.id, part.name)
+            self._queue.append(block)
+        elif part.extra:
+            self._carry(block.id, part.extra)
+        if part.arguments:
+            block.pieces.append(part.arguments)
+
+    def _carry(self, call_id: str, extra: dict[str, Any]) -> None:
+        """Signs the thought before a call, an empty one if need be, with what the client has to bring back."""
+        if not self.thinking.signed:
+            return
+        last = self._queue[-1] if self._queue else None
+        thought = last if last is not None and last.kind is Kind.THINKING and not last.signature else None
+        if thought is None:
+            thought = Block(Kind.THINKING)
+            self._queue.append(thought)
+        thought.signature = signature.write(call_id, extra)
+
+
+def _begins_another(part: ToolCall, block: Block) -> bool:
+    """Some servers number all calls 0: a name under a new id, after a whole input, is another call."""
+    return bool(part.name) and part.id != block.id and _is_object(block.pieces)
+
+
+def _is_object(pieces: list[str]) -> bool:
+    if not pieces or not pieces[-1].rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(decode("".join(pieces).encode()), dict)
+    except DecodeErrors:
+        return False
+
+
+def _input(text: str) -> dict[str, Any]:
+    """The object that a tool's input has to be. What is none is kept under a name that no schema has."""
+    try:
+        value = decode(text.encode()) if text.strip() else {}
+    except DecodeErrors:
+        value = text
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {"unreadable_input": text}
