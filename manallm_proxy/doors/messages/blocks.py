@@ -131,6 +131,8 @@ class Blocks:
 
     def _add_call(self, part: ToolCall) -> None:
         block = self._calls.get(part.index)
+        if block is None and not part.name:
+            return  # the rest of a call that never began: there is nothing to call
         if block is None or _begins_another(part, block):
             if part.extra:
                 self._carry(part.id, part.extra)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
 READABLE: Final = (TEXT, IMAGE, DOCUMENT, SEARCH_RESULT)
@@ -68,8 +68,8 @@ def content_of(parts: list[Fields]) -> Any:
 
 
 def _source(holder: Fields, path: str) -> tuple[Fields, str]:
-    """The source of an image or a document, and its type."""
-    source = typed(dict, holder.get("source"), path)
+    """The source of an image or a document, which stands at `path`, and its type."""
+    source: Fields = required(holder, "source", dict, path.removesuffix("source"))
     kind = required(source, "type", str, path + ".")
     if kind == "file":
         raise InvalidRequest(f"'{path}' names an uploaded file, and none are kept here: send its data", param=path)
