@@ -102,10 +102,12 @@ $(VENV)/.tools: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit uv --editable '.[fuzz]'
 	@touch $@
 
-# OpenAI's SDKs, two majors of each language, beside the environment: two versions do not fit into one
+# SDKs beside the environment: two versions of one do not fit into it. OpenAI's in two majors of each language
 $(SDKS)/.installed: $(VENV)/bin/python Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-1 'openai==1.*'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-newest openai
-	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(SDKS) openai@7 openai-6@npm:openai@6; \
-		else echo "no npm here: the tests of OpenAI's Node SDK will be skipped"; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/anthropic anthropic==2.14.0
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(SDKS) openai@7 openai-6@npm:openai@6 \
+			@anthropic-ai/sdk@1.14.0; \
+		else echo "no npm here: the tests of the Node SDKs will be skipped"; fi
 	@touch $@
