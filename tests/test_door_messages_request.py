@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -444,3 +446,45 @@ def test_any_legal_request_gets_a_legal_answer(asked: dict[str, Any]) -> None:
     for build in (lambda: ollama_request.build(call, ENTRY), lambda: gemini_request.generation(call, ENTRY)):
         with contextlib.suppress(InvalidRequest, Unsupported):
             build()
+
+
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(-9, 9), st.sampled_from(["text", "image", "x"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["type", "role", "content", "source", "text", "name", "id", "data"]), inner, max_size=4
+        ),
+    ),
+    max_leaves=8,
+)
+PLACES: list[Callable[[Any], dict[str, Any]]] = [
+    lambda value: {"messages": value},
+    lambda value: {"messages": [value]},
+    lambda value: {"messages": [{"role": "user", "content": value}]},
+    lambda value: {"messages": [user({"type": "document", "source": value})]},
+    lambda value: {
+        "messages": [assistant(USE, {"type": "thinking", "signature": value}), user({**RESULT, "content": value})]
+    },
+    lambda value: {"system": value, "thinking": value},
+    lambda value: {"tools": value},
+    lambda value: {"tools": [value], "tool_choice": value},
+    lambda value: {"tools": [TOOL], "tool_choice": value},
+    lambda value: {"output_config": value, "max_tokens": value},
+    lambda value: {"output_config": {"format": value, "effort": value}},
+    lambda value: {"stop_sequences": value, "temperature": value, "top_k": value, "mcp_servers": value},
+]
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)))
+@given(value=ANYTHING)
+def test_anything_anywhere_is_read_or_refused(place: int, value: Any) -> None:
+    """By an error with a place, never by a bug."""
+    body = json.dumps({"max_tokens": 10, "messages": [HI], **PLACES[place](value)}).encode()
+    refused: InvalidRequest | None = None
+    try:
+        MessagesDoor().read(body, Client("req-1"))
+    except InvalidRequest as error:
+        refused = error
+    if refused is not None:
+        assert refused.param and re.split(r"[.\[]", refused.param)[0] in refused.message
