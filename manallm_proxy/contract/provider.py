@@ -58,6 +58,8 @@ class Call:
     request_id: str
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    effort_is_advice: bool = False
+    """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

@@ -192,9 +192,9 @@ class Gateway:
 
 
 def _form_for(request: web.BaseRequest, request_id: str) -> tuple[ErrorBody, Mapping[str, str]]:
-    """How the client that asks for this path reads an error, and the headers that it expects.
+    """What writes an error for this request, and the headers that go with it.
 
-    A door's own path has the door's form, any other that of the API below which it lies, or whose client it is.
+    A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
     """
     path = "/v1" + request.path.removeprefix("/v1")
     door = DOORS.get(path)
@@ -206,7 +206,7 @@ def _form_for(request: web.BaseRequest, request_id: str) -> tuple[ErrorBody, Map
 
 
 def _is_anthropic(request: web.BaseRequest) -> bool:
-    """Whether one of Anthropic's clients asks: all of them send this header, and nobody else does."""
+    """Whether this is a client of Anthropic's API: all of them send this header, and no others do."""
     return "anthropic-version" in request.headers
 
 

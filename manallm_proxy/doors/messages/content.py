@@ -85,7 +85,7 @@ def _data_uri(source: Fields, path: str) -> str:
 
 
 def _image(block: Fields, path: str) -> Fields:
-    """A URL passes as it is: a provider that fetches none refuses it by itself."""
+    """A URL passes as it is; a provider that fetches no URLs refuses it."""
     source, kind = _source(block, path)
     match kind:
         case "base64":

@@ -21,7 +21,7 @@ class MessagesDoor:
         """The request goes up as a chat completion, to every kind of provider."""
         chat, thinking = read_request(body)
         summary = read_summary(chat, ("messages", list))
-        call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False)
+        call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False, effort_is_advice=True)
         return call, MessagesReply(client.request_id, Blocks(thinking))
 
     def headers(self, request_id: str) -> dict[str, str]:

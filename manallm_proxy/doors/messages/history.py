@@ -112,7 +112,7 @@ class History:
                 case "thinking":
                     carried |= signature.read(block.get("signature"))
                 case "redacted_thinking":
-                    pass  # another system's, which only that one can read
+                    pass  # only the system that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
         text = "\n".join(texts)

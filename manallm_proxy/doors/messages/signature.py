@@ -31,7 +31,7 @@ def write(call_id: str, extra: dict[str, Any]) -> str:
 
 
 def read(signature: object) -> dict[str, dict[str, Any]]:
-    """What `signature` carries, by the call's id. Empty for another system's: whoever made it may read it."""
+    """What `signature` carries, by the call's id. Empty for a signature of another system."""
     if not isinstance(signature, str) or not signature.startswith(_PREFIX):
         return {}
     try:
