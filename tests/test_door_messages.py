@@ -1,4 +1,4 @@
-"""``POST /v1/messages`` over a real proxy: each kind of provider behind it, the walk, breaks, errors, lists."""
+"""``POST /v1/messages`` over a real proxy: each kind of provider, the walk, breaks, errors, lists."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_a_turn_with_a_tool_and_the_turn_after_it(kind: str, stream: bool,
 
 
 async def test_a_model_that_does_not_think_is_asked_without_it(tmp_path: Path) -> None:
-    """Anthropic's clients ask for thoughts by default. Where an OpenAI client names an effort, it is told."""
+    """Anthropic's clients ask for thoughts by default. A client of OpenAI that names an effort gets the refusal."""
 
     async def plain(connection: Connection, seen: Seen) -> None:
         if "think" in seen.json:
@@ -232,7 +232,7 @@ async def test_an_error_inside_a_stream_keeps_its_kind(tmp_path: Path) -> None:
 
 
 async def test_a_silence_is_filled_with_pings(tmp_path: Path) -> None:
-    """Also before the commit, where the operator wants it; a failure is told in-band then."""
+    """Also before the commit, where the operator wants it; a failure is an event then."""
 
     async def waits(connection: Connection, seen: Seen) -> None:
         if seen.json["model"] == "sick":
@@ -356,7 +356,7 @@ async def test_keys(tmp_path: Path) -> None:
 
 
 async def test_lists_in_anthropics_form_for_its_clients(tmp_path: Path) -> None:
-    """Who sends ``anthropic-version`` gets it; everybody else OpenAI's."""
+    """Clients that send ``anthropic-version`` get it, all others OpenAI's."""
     async with upstream(each(answers), ["m"]) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         async with p.client.get(f"{p.url}/v1/models", headers=VERSION) as response:
             listed = await response.json()

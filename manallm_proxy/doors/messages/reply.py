@@ -16,7 +16,8 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.doors.messages.blocks import Block, Blocks, Kind
+from manallm_proxy.doors.messages.block import Block, Kind
+from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
 from manallm_proxy.openai.json_object import encode
 

@@ -1,7 +1,7 @@
 """What a provider wants back with a tool call, carried in the signature of a thinking block.
 
 A tool_use block has no room for it, and clients hand thinking blocks back as they came. Gemini signs the thought
-behind a call; in OpenAI's format that signature stands in the call's ``extra_content``.
+that led to a call; in OpenAI's format that signature stands in the call's ``extra_content``.
 """
 
 from __future__ import annotations
