@@ -19,6 +19,8 @@ from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
 DOCUMENT: dict[str, Any] = json.loads(description())
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+MESSAGE: dict[str, Any] = {**HI, "max_tokens": 10}
+VERSION = {"anthropic-version": "2023-06-01"}
 METHODS = {"get", "post"}
 
 
@@ -127,6 +129,17 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"Origin": "http://evil"}}),
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"Expect": "x"}}),
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"X": "y" * 20_000}}),
+    *[("post", path, {"json": MESSAGE}) for path in ("/v1/messages", "/messages")],
+    *[("post", path, {"json": HI}) for path in ("/v1/messages/count_tokens", "/messages/count_tokens")],
+    ("post", "/v1/messages", {"json": {**MESSAGE, "stream": True}}),
+    ("post", "/v1/messages", {"json": {**MESSAGE, "thread": {"type": "create"}}}),
+    ("post", "/v1/messages", {"json": {**MESSAGE, "model": "mana/nosuch"}}),
+    ("post", "/v1/messages", {"json": MESSAGE, "headers": {"Origin": "http://evil"}}),
+    ("post", "/v1/messages", {"json": MESSAGE, "headers": {"Expect": "x"}}),
+    ("post", "/v1/messages", {"data": b"x" * 2000}),
+    ("post", "/v1/messages/count_tokens", {"data": b"{"}),
+    ("post", "/v1/messages/count_tokens", {"data": b"x" * 2000}),
+    ("get", "/v1/models", {"headers": VERSION}),
     *[("get", path, {}) for path in ("/v1/models", "/models", "/v1/aliases", "/aliases", "/v1/health")],
     *[("get", path, {}) for path in ("/health", "/readyz", "/metrics", "/openapi.json", "/")],
 ]
@@ -148,6 +161,7 @@ async def test_answers_are_as_described(tmp_path: Path, kind: str) -> None:
             for path in ("/v1/models/mana/test", f"/models/{kind}/m", "/v1/models/nosuch/m"):
                 prefix = "/v1" if path.startswith("/v1") else ""
                 await ask(p, "get", f"{prefix}/models/{{id}}", path)
+                await ask(p, "get", f"{prefix}/models/{{id}}", path, headers=VERSION)
 
 
 async def ask(p: Proxy, method: str, described: str, path: str, **options: Any) -> int:
@@ -165,6 +179,7 @@ async def test_providers_failures_are_as_described(tmp_path: Path, line: str) ->
     async with upstream(each(status(line, body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         for stream in (False, True):
             assert await ask(p, "post", *["/v1/chat/completions"] * 2, json={**HI, "stream": stream}) >= 400
+            assert await ask(p, "post", *["/v1/messages"] * 2, json={**MESSAGE, "stream": stream}) >= 400
         await ask(p, "get", "/v1/health", "/v1/health")
 
 

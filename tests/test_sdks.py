@@ -6,21 +6,16 @@ own, since two versions of one package do not fit into one.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
+from tests.sdks import HERE, INSTALLED, run
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
-
-HERE = Path(__file__).parent
-INSTALLED = Path(os.environ.get("SDKS", HERE.parent / ".venv" / "sdks"))
 
 TOOL_STREAM = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
@@ -65,17 +60,6 @@ async def cloud(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion('{"ok": true}'))
     else:
         await answers(connection, seen)
-
-
-async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """A client's one line of JSON."""
-    child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(env or {})}
-    )
-    out, err = await asyncio.wait_for(child.communicate(), 50)
-    assert child.returncode == 0, err.decode()
-    saw: dict[str, Any] = json.loads(out)
-    return saw
 
 
 CLIENTS = {

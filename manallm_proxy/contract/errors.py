@@ -27,6 +27,8 @@ class ProxyError(Exception):
         self.param = param
         self.retry_after = retry_after
         """Seconds after which another try makes sense, where that is known."""
+        self.request_id: str | None = None
+        """Of the request that it answers, noted where it is rendered: some formats have it in the body."""
 
 
 class InternalError(ProxyError):

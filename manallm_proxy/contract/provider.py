@@ -60,6 +60,8 @@ class Call:
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    effort_is_advice: bool = False
+    """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

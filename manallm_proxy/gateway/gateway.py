@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -15,10 +15,14 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
+from manallm_proxy.doors.messages.tokens import count_tokens
 from manallm_proxy.doors.ollama_errors import ollama_error_body
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
+from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.openapi import description
@@ -33,10 +37,12 @@ DOORS: Final[dict[str, Door]] = {
     "/v1/chat/completions": ChatDoor(),
     "/v1/completions": CompletionsDoor(),
     "/v1/embeddings": EmbeddingsDoor(),
+    "/v1/messages": MessagesDoor(),
 }
 """By path. Each takes POST."""
 NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+    "/v1/messages, /v1/messages/count_tokens; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
@@ -68,6 +74,7 @@ class Gateway:
         self.table = RouteTable()
         for path, door in DOORS.items():
             self.table.add("POST", path, self.pipeline.handler(door))
+        self.table.add("POST", "/v1/messages/count_tokens", self._count_tokens)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
@@ -119,7 +126,8 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        return self.renderer.error(request, error, _error_body_for(request.path), {"X-Request-Id": id_})
+        write, headers = _form_for(request, id_)
+        return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
         allowed = ", ".join(route.methods)
@@ -131,14 +139,23 @@ class Gateway:
 
     async def _models(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        return self.renderer.json(request, {"object": "list", "data": model_list(self.generation, caller)})
+        rows = model_list(self.generation, caller)
+        if _is_anthropic(request):
+            return self.renderer.json(request, anthropic_list(rows))
+        return self.renderer.json(request, {"object": "list", "data": rows})
 
     async def _model(self, request: web.BaseRequest, wanted: str) -> web.Response:
         caller = caller_of(request, self.generation)
         row = find_model(self.generation, wanted, caller)
         if row is None:
             raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
-        return self.renderer.json(request, row)
+        return self.renderer.json(request, anthropic_model(row) if _is_anthropic(request) else row)
+
+    async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller = caller_of(request, self.generation)
+        model, counted = count_tokens(await read_body(request, self.generation.config.limits))
+        self.generation.resolve(model, caller)
+        return self.renderer.raw(request, counted, "application/json")
 
     async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))
@@ -174,12 +191,23 @@ class Gateway:
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
 
 
-def _error_body_for(path: str) -> ErrorBody:
-    """The format of whoever asks for `path`: its door's, else that of the API below which it lies."""
-    door = DOORS.get(path) or DOORS.get(f"/v1{path}")
+def _form_for(request: web.BaseRequest, request_id: str) -> tuple[ErrorBody, Mapping[str, str]]:
+    """What writes an error for this request, and the headers that go with it.
+
+    A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
+    """
+    path = "/v1" + request.path.removeprefix("/v1")
+    door = DOORS.get(path)
+    if door is None and (path.startswith("/v1/messages/") or _is_anthropic(request)):
+        door = DOORS["/v1/messages"]
     if door is not None:
-        return door.error_body
-    return ollama_error_body if path.startswith("/api/") else error_body
+        return door.error_body, door.headers(request_id)
+    return ollama_error_body if request.path.startswith("/api/") else error_body, {}
+
+
+def _is_anthropic(request: web.BaseRequest) -> bool:
+    """Whether this is a client of Anthropic's API: all of them send this header, and no others do."""
+    return "anthropic-version" in request.headers
 
 
 def _preflight(request: web.BaseRequest, methods: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
 EXPOSED: Final = (
-    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
 )
 """Headers that a web page's script may read."""
@@ -53,6 +53,7 @@ class Renderer:
         self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]
     ) -> web.Response:
         """The answer for `error`; `headers` are what the request has earned so far."""
+        error.request_id = headers.get("X-Request-Id")
         all_headers = {**self.common_headers(request), **headers}
         if error.retry_after is not None:
             seconds = max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST)))

@@ -15,9 +15,12 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
+from manallm_proxy.contract.answers import Answer, Delta
+from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.http_server.aiohttp_server import Server
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
@@ -92,6 +95,16 @@ def request(data: bytes) -> None:
     assert (sent["model"], sent["stream_options"]["include_usage"]) == ("p/m", True)
 
 
+def messages(data: bytes) -> None:
+    """A request in Anthropic's form is refused, or becomes a chat request that is read as one."""
+    try:
+        call, reply = MessagesDoor().read(data, Client("req-1"))
+    except InvalidRequest:
+        return
+    assert json.loads(call.body)["messages"]
+    assert json.loads(reply.whole(openai.ENTRY.target, Answer(choices=(Delta("x"),))))["content"]
+
+
 _LOOP: Final = asyncio.new_event_loop()
 _SOUND: Final = re.compile(rb"HTTP/1\.[01] \d{3} ")
 
@@ -138,5 +151,6 @@ TARGETS: Final[dict[str, Target]] = {
     "ndjson": ndjson,
     "bodies": bodies,
     "request": request,
+    "messages": messages,
     "http": http,
 }

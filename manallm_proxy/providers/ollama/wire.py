@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import define, field
+from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
@@ -25,7 +25,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -116,8 +116,11 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """There is one form only: what Ollama refuses, it refuses."""
-        return None
+        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
+        if status != 400 or not call.effort_is_advice or b"think" not in body:
+            return None
+        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        return ollama_request.build(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry) -> bool:
         """Nothing to learn."""
