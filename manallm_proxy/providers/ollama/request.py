@@ -17,8 +17,7 @@ from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import encode
-from manallm_proxy.providers.ollama import messages as ollama_messages
-from manallm_proxy.providers.request_fields import (
+from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
     decoded,
@@ -28,6 +27,7 @@ from manallm_proxy.providers.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.wire import Request
 
 RUNNER_OPTIONS: Final = (
