@@ -95,6 +95,14 @@ class Streaming:
 
 
 @frozen
+class Responses:
+    """What ``/v1/responses`` keeps for clients that refer to earlier answers; ``ttl`` counts from the last use."""
+
+    memory: Size = 64 * 2**20
+    ttl: Seconds = 3600.0
+
+
+@frozen
 class Metrics:
     """``GET /metrics``."""
 
@@ -208,6 +216,7 @@ class ProxyFile:
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
     streaming: Streaming = Streaming()
+    responses: Responses = Responses()
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()
@@ -277,6 +286,7 @@ class Config:
     """The alias for a request that names no model."""
     path: Path
     alias_prefix: str = "mana/"
+    responses: Responses = Responses()
 
     @property
     def exposed(self) -> bool:

@@ -58,6 +58,8 @@ class Call:
     request_id: str
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    notes: tuple[str, ...] = ()
+    """What the door could not translate and left out: for the log, never client text."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

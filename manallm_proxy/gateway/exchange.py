@@ -127,7 +127,8 @@ class Exchange:
         body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        self.call, self._reply = self.door.read(body, client)
+        read = self.door.read(body, client)
+        self.call, self._reply = read if isinstance(read, tuple) else await read
         chain = self.generation.resolve(self.call.summary.model, self.caller)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
         if self.call.summary.stream:
@@ -266,6 +267,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
+                notes=self.call.notes if self.call is not None else (),
             )
         )
 

@@ -19,6 +19,8 @@ from manallm_proxy.doors.ollama_errors import ollama_error_body
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import Bounds, MemoryStore
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.openapi import description
@@ -27,6 +29,7 @@ from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {
@@ -35,9 +38,11 @@ DOORS: Final[dict[str, Door]] = {
     "/v1/embeddings": EmbeddingsDoor(),
 }
 """By path. Each takes POST."""
+RESPONSES: Final = "/v1/responses"
+"""The path of the one door that remembers, so that each gateway has its own."""
 NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+    "/v1/responses; GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
@@ -66,12 +71,25 @@ class Gateway:
         self.renderer = Renderer(self.serving)
         self.pipeline = Pipeline(self.serving, self.renderer)
         self.table = RouteTable()
-        for path, door in DOORS.items():
+        store = MemoryStore(self._clock, self._bounds)
+        for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
+        stored = StoredResponses(self.serving, self.renderer, store)
+        self.table.add("GET", f"{RESPONSES}/{{id}}", stored.get)
+        self.table.add("DELETE", f"{RESPONSES}/{{id}}", stored.delete)
+        self.table.add("GET", f"{RESPONSES}/{{id}}/input_items", stored.input_items)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
             self.table.add("GET", path, handler, forgiving=False)
+
+    def _clock(self) -> float:
+        return self.generation.registry.clock()
+
+    def _bounds(self) -> Bounds:
+        """As the configuration of the moment has them."""
+        responses = self.generation.config.responses
+        return Bounds(responses.memory, responses.ttl)
 
     def _lists(self) -> dict[str, Handler]:
         return {"/v1/models": self._models, "/v1/models/{id}": self._model, "/v1/aliases": self._aliases}
@@ -122,6 +140,8 @@ class Gateway:
         return self.renderer.error(request, error, _error_body_for(request.path), {"X-Request-Id": id_})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
+        if "websocket" in request.headers.get("Upgrade", "").lower():  # clients fall back to POST on a 404
+            return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), Match(route))
         allowed = ", ".join(route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))
