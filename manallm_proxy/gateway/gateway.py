@@ -21,6 +21,7 @@ from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
+from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.openapi import description
@@ -53,6 +54,13 @@ class AllWorkers(Protocol):
     async def ask(self, topic: Literal["metrics", "health"]) -> str | None:
         """The merged answer of all workers; None if it does not come in time."""
 
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """See `workers_store.OtherWorkers`."""
+
 
 @define(eq=False)
 class Gateway:
@@ -66,12 +74,16 @@ class Gateway:
     pipeline: Pipeline = field(init=False)
     renderer: Renderer = field(init=False)
     table: RouteTable = field(init=False)
+    responses: MemoryStore = field(init=False)
+    """What this process keeps for ``/v1/responses``."""
 
     def __attrs_post_init__(self) -> None:
         self.renderer = Renderer(self.serving)
         self.pipeline = Pipeline(self.serving, self.renderer)
         self.table = RouteTable()
-        store = MemoryStore(self._clock, self._bounds)
+        number = self.workers.number if self.workers is not None else 0
+        self.responses = MemoryStore(self._clock, self._bounds, number)
+        store = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
         for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
         stored = StoredResponses(self.serving, self.renderer, store)
@@ -82,6 +94,10 @@ class Gateway:
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
             self.table.add("GET", path, handler, forgiving=False)
+
+    def recall(self, question: str) -> str:
+        """What this process keeps, for another worker."""
+        return answer_question(self.responses, question)
 
     def _clock(self) -> float:
         return self.generation.registry.clock()

@@ -187,6 +187,10 @@ class App:
             case _:
                 assert_never(topic)
 
+    def recall(self, question: str) -> str:
+        """What this worker keeps of responses."""
+        return self.gateway.recall(question)
+
     def adopt_pickled(self, config: bytes) -> None:
         """The supervisor has read and checked it."""
         if not self._stop.is_set():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Final, Protocol, assert_never
 
 from attrs import define, field
@@ -16,6 +17,7 @@ from manallm_proxy.process.worker_messages import (
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -24,8 +26,10 @@ from manallm_proxy.process.worker_messages import (
     Lines,
     Moved,
     Part,
+    PartOne,
     Serving,
     Tell,
+    TellOne,
     Topic,
     to_line,
 )
@@ -44,6 +48,9 @@ class Duties(Protocol):
 
     def part(self, topic: Topic) -> str:
         """This worker's part of an answer."""
+
+    def recall(self, question: str) -> str:
+        """What this worker alone knows."""
 
     def adopt_pickled(self, config: bytes) -> None:
         """The configuration from now on."""
@@ -86,9 +93,16 @@ class WorkerLink(asyncio.Protocol):
 
     async def ask(self, topic: Topic) -> str | None:
         """What all workers together have to say; None where the supervisor does not answer in time."""
+        return await self._answer_to(lambda id_: Ask(id_, topic))
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """What another worker has to say; None where it is gone, or does not answer in time."""
+        return await self._answer_to(lambda id_: AskOne(id_, worker, question))
+
+    async def _answer_to(self, question: Callable[[int], FromWorker]) -> str | None:
         self._last_id = id_ = self._last_id + 1
         answer = self._asked[id_] = asyncio.get_running_loop().create_future()
-        self._say(Ask(id_, topic))
+        self._say(question(id_))
         try:
             async with asyncio.timeout(PATIENCE):
                 return await answer or None
@@ -126,6 +140,8 @@ class WorkerLink(asyncio.Protocol):
                 duties.heard(message.provider, message.model, message.update)
             case Tell():
                 self._say(Part(message.id, duties.part(message.topic)))
+            case TellOne():
+                self._say(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
                 answer = self._asked.get(message.id)
                 if answer is not None and not answer.done():

@@ -69,6 +69,30 @@ class Part(Message):
     body: str
 
 
+class AskOne(Message):
+    """From a worker, whose client wants something that another worker keeps."""
+
+    id: int
+    worker: int
+    question: str
+
+
+class TellOne(Message):
+    """To that other worker. ``asker``: the process that wants to know; it may be gone before the answer comes."""
+
+    id: int
+    asker: int
+    question: str
+
+
+class PartOne(Message):
+    """From that other worker."""
+
+    id: int
+    asker: int
+    body: str
+
+
 class Beat(Message):
     """To a worker, and back from its loop: it turns."""
 
@@ -88,8 +112,8 @@ class Drain(Message):
     hurry: bool = False
 
 
-FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | Beat
-ToWorker = Moved | Answer | Tell | Beat | Adopt | Drain
+FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Beat
+ToWorker = Moved | Answer | Tell | TellOne | Beat | Adopt | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

@@ -8,6 +8,7 @@
    meanwhile shares the next answer: however many ask, there is one question on its way.
 4. What a worker finds out about a provider is passed to the others, and kept for those that are yet to come.
 5. Counters never fall: what a worker had counted when it was last asked stays when it is gone.
+6. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
 
 Nothing here waits, and the time is an argument. What is to be sent is in ``outbox``.
 """
@@ -25,6 +26,7 @@ from manallm_proxy.process.worker_messages import (
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -32,8 +34,10 @@ from manallm_proxy.process.worker_messages import (
     Leaving,
     Moved,
     Part,
+    PartOne,
     Serving,
     Tell,
+    TellOne,
     Topic,
     ToWorker,
 )
@@ -217,10 +221,25 @@ class WorkerManager:
                     if question.id == message.id:
                         question.parts[number] = message.body
                         self._settle(topic, number, now)
+            case AskOne():
+                self._pass_on(worker, message)
+            case PartOne():
+                asker = next((each for each in self.workers.values() if each.pid == message.asker), None)
+                if asker is not None:
+                    self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Beat():
                 pass
             case _:
                 assert_never(message)
+
+    # 6
+
+    def _pass_on(self, asker: Worker, message: AskOne) -> None:
+        keeper = self.workers.get(message.worker)
+        if keeper is not None and keeper.joined:
+            self.outbox.append((keeper.number, TellOne(message.id, asker.pid, message.question)))
+        else:
+            self.outbox.append((asker.number, Answer(message.id, "")))
 
     # 3
 

@@ -47,7 +47,8 @@ class ResponsesDoor:
             raise InvalidRequest("the body is nested too deeply") from None
         notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
         call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False, notes=notes)
-        shell = Shell(self.store.new_id("resp"), asked.fields, summary.model)
+        repeated = {key: value for key, value in asked.fields.items() if key != "input"}
+        shell = Shell(self.store.new_id("resp"), repeated, summary.model)
         answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
         keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
         return call, ResponsesReply(shell, answer, keep)

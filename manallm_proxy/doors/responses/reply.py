@@ -63,8 +63,7 @@ class ResponsesReply:
         self._answer.break_off()
         told = {"code": error.code or error.type, "message": error.message}
         response = self._shell.render("failed", self._answer.views(), error=told)
-        told["param"] = error.param or None
-        flat = {**told, "error": {"type": error.type, **told}}
+        flat = {**told, "param": error.param, "error": {"type": error.type, **told, "param": error.param}}
         return begin + self._write([("response.failed", {"response": response}), ("error", flat)])
 
     def heartbeat(self) -> bytes:
