@@ -13,6 +13,7 @@ turns share most of their items: each distinct item is kept once, and counted on
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -97,8 +98,8 @@ class MemoryStore:
     """Which of several processes this is: its ids say so."""
     size: int = 0
     """Bytes kept, as counted."""
-    _records: dict[tuple[Owner, str], _Record] = field(factory=dict)
-    """The least recently used first."""
+    _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
+    """The least recently used first. A plain dict finds its first key slowly after many have been taken out there."""
     _items: dict[bytes, _Item] = field(factory=dict)
     _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict)
     """By owner and id of an output item: the item, and the response that it came with."""
@@ -129,11 +130,11 @@ class MemoryStore:
     def find(self, owner: Owner, id_: str) -> Stored | None:
         """See `Store.response`."""
         self.trim()
-        record = self._records.pop((owner, id_), None)
+        record = self._records.get((owner, id_))
         if record is None:
             return None
         record.used_at = self.clock()
-        self._records[owner, id_] = record
+        self._records.move_to_end((owner, id_))
         return record.stored
 
     def find_items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
@@ -157,7 +158,7 @@ class MemoryStore:
         """Lets go of what is too old, and of what no longer fits."""
         self._expire()
         while self._records and self.size > self.bounds().memory:
-            self._release(self._records.pop(next(iter(self._records))))
+            self._release(self._records.popitem(last=False)[1])
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         return self.find(owner, id_)
@@ -171,10 +172,9 @@ class MemoryStore:
     def _expire(self) -> None:
         oldest = self.clock() - self.bounds().ttl
         while self._records:
-            key = next(iter(self._records))
-            if self._records[key].used_at > oldest:
+            if next(iter(self._records.values())).used_at > oldest:
                 return
-            self._release(self._records.pop(key))
+            self._release(self._records.popitem(last=False)[1])
 
     def _share(self, data: bytes) -> bytes:
         """`data`, or the equal bytes that are kept already; one more use of them."""
