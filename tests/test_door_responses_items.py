@@ -141,7 +141,13 @@ async def test_reasoning_goes_back_to_whom_it_came_from() -> None:
     """What we packed returns as it was; a summary alone, and what another server sealed, is left out."""
     signature = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
     ours = pack(Carried("I think.", {"c1": signature}))
-    item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": ours, "content": None}
+    item: dict[str, Any] = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "encrypted_content": ours,
+        "content": None,
+    }
     assert await messages(USER, item, CALL, RESULT) == [
         USER,
         said(None, {**called("c1"), **signature}) | {"reasoning_content": "I think."},
