@@ -31,12 +31,12 @@ EXTRA: Final = "extra_content"
 class _Turn:
     """What an assistant said and called, and the results."""
 
-    texts: list[str] = field(factory=list)
-    reasoning: list[str] = field(factory=list)
-    calls: list[Fields] = field(factory=list)
-    images: list[Fields] = field(factory=list)
-    results: list[Fields] = field(factory=list)
-    shown: list[Fields] = field(factory=list)
+    texts: list[str] = field(factory=list, repr=False)
+    reasoning: list[str] = field(factory=list, repr=False)
+    calls: list[Fields] = field(factory=list, repr=False)
+    images: list[Fields] = field(factory=list, repr=False)
+    results: list[Fields] = field(factory=list, repr=False)
+    shown: list[Fields] = field(factory=list, repr=False)
     """Pictures and files among the results, which a chat's tool message cannot hold."""
 
     def messages(self) -> Iterable[Fields]:
@@ -61,12 +61,12 @@ class Conversation:
     """Items in, one by one; a chat's messages out."""
 
     _names: ToolNames
-    _rows: list[Fields | _Turn] = field(factory=list)
+    _rows: list[Fields | _Turn] = field(factory=list, repr=False)
     _open: _Turn | None = None
     """The turn that goes on while the assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
     """By the id of a call. An id that is used again means the later call."""
-    _extras: dict[str, Fields] = field(factory=dict)
+    _extras: dict[str, Fields] = field(factory=dict, repr=False)
     """By the id of a call: what goes back with it, where a reasoning item carries that."""
 
     def say(self, role: str, content: Any) -> None:

@@ -56,8 +56,8 @@ class _Part:
     """One part of a message: a text, or a refusal."""
 
     kind: str
-    words: list[str] = field(factory=list)
-    logprobs: list[dict[str, Any]] = field(factory=list)
+    words: list[str] = field(factory=list, repr=False)
+    logprobs: list[dict[str, Any]] = field(factory=list, repr=False)
 
     def view(self) -> dict[str, Any]:
         text = "".join(self.words)
@@ -112,9 +112,9 @@ class ReasoningItem(Item):
     """What the model thinks, as one summary. ``packs``: whether the client asked for ``encrypted_content``."""
 
     packs: bool = False
-    extras: dict[str, dict[str, Any]] = field(factory=dict)
+    extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
     """See `carried.Carried`."""
-    _words: list[str] = field(factory=list)
+    _words: list[str] = field(factory=list, repr=False)
 
     def view(self) -> dict[str, Any]:
         text = "".join(self._words)
@@ -151,8 +151,8 @@ class CallItem(Item):
 
     call_id: str
     tool: Tool
-    extra: dict[str, Any] = field(factory=dict)
-    _arguments: list[str] = field(factory=list)
+    extra: dict[str, Any] = field(factory=dict, repr=False)
+    _arguments: list[str] = field(factory=list, repr=False)
 
     @property
     def arguments(self) -> str:

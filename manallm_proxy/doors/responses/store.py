@@ -77,7 +77,7 @@ class Store(Protocol):
 
 @define(eq=False)
 class _Item:
-    data: bytes
+    data: bytes = field(repr=False)
     uses: int = 0
 
 
@@ -100,8 +100,8 @@ class MemoryStore:
     """Bytes kept, as counted."""
     _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
     """The least recently used first. A plain dict finds its first key slowly after many have been taken out there."""
-    _items: dict[bytes, _Item] = field(factory=dict)
-    _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict)
+    _items: dict[bytes, _Item] = field(factory=dict, repr=False)
+    _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict, repr=False)
     """By owner and id of an output item: the item, and the response that it came with."""
 
     def __len__(self) -> int:

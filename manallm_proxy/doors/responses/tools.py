@@ -30,8 +30,8 @@ class Tools:
     """What a request offers. ``rows`` is the chat's ``tools``, ``choice`` its ``tool_choice`` (None: left out)."""
 
     names: ToolNames = field(factory=ToolNames)
-    rows: list[Fields] = field(factory=list)
-    choice: Any = None
+    rows: list[Fields] = field(factory=list, repr=False)
+    choice: Any = field(default=None, repr=False)
     dropped: list[str] = field(factory=list)
     """Types of tools that are not sent on, in words of ours."""
 

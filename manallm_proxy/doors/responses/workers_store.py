@@ -32,7 +32,7 @@ class Found:
     """The answer. ``items`` by id; both are empty where nothing is known."""
 
     response: Stored | None = None
-    items: dict[str, bytes] = field(factory=dict)
+    items: dict[str, bytes] = field(factory=dict, repr=False)
     dropped: bool = False
 
 
