@@ -21,7 +21,7 @@ DOCUMENT: dict[str, Any] = json.loads(description())
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 MESSAGE: dict[str, Any] = {**HI, "max_tokens": 10}
 VERSION = {"anthropic-version": "2023-06-01"}
-METHODS = {"get", "post"}
+METHODS = {"get", "post", "delete"}
 
 
 def at(reference: str) -> Any:
@@ -118,10 +118,13 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     *[("post", path, {"json": HI}) for path in ("/v1/chat/completions", "/chat/completions")],
     *[("post", path, {"json": {"prompt": "x"}}) for path in ("/v1/completions", "/completions")],
     *[("post", path, {"json": {"input": ["x", "y"]}}) for path in ("/v1/embeddings", "/embeddings")],
+    *[("post", path, {"json": {"input": "x"}}) for path in ("/v1/responses", "/responses")],
+    ("post", "/v1/responses", {"json": {"input": "x", "stream": True}}),
+    ("post", "/v1/responses", {"json": {"input": "x", "previous_response_id": "resp_none"}}),
     ("post", "/v1/embeddings", {"json": {"input": "x", "encoding_format": "base64"}}),
     ("post", "/v1/chat/completions", {"json": {**HI, "stream": True}}),
     ("post", "/v1/completions", {"json": {"prompt": "x", "stream": True}}),
-    *[("post", f"/v1/{at}", {"data": b"{"}) for at in ("chat/completions", "completions", "embeddings")],
+    *[("post", f"/v1/{at}", {"data": b"{"}) for at in ("chat/completions", "completions", "embeddings", "responses")],
     ("post", "/v1/chat/completions", {"json": {**HI, "model": "mana/nosuch"}}),
     ("post", "/v1/chat/completions", {"json": {**HI, "model": 3}}),
     ("post", "/v1/chat/completions", {"data": b"x" * 2000}),

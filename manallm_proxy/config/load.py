@@ -92,6 +92,7 @@ def _load(
         health=file.health,
         timeouts=timeouts,
         streaming=file.streaming,
+        responses=file.responses,
         metrics=file.metrics,
         log=file.log,
         cors=file.cors,

@@ -97,6 +97,14 @@ class Streaming:
 
 
 @frozen
+class Responses:
+    """What ``/v1/responses`` keeps for clients that refer to earlier answers; ``ttl`` counts from the last use."""
+
+    memory: Size = 64 * 2**20
+    ttl: Seconds = 3600.0
+
+
+@frozen
 class Metrics:
     """``GET /metrics``."""
 
@@ -215,6 +223,7 @@ class ProxyFile:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
+    responses: Responses = Responses()
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()
@@ -292,6 +301,7 @@ class Config:
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
+    responses: Responses = Responses()
 
     @property
     def exposed(self) -> bool:

@@ -62,6 +62,8 @@ class Call:
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
     effort_is_advice: bool = False
     """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
+    notes: tuple[str, ...] = ()
+    """What the door could not translate and left out: for the log, never client text."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

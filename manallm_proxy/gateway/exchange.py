@@ -73,6 +73,7 @@ class Exchange:
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
+    _notes: tuple[str, ...] = ()
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
@@ -131,9 +132,10 @@ class Exchange:
         body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        call, self._reply = self.door.read(body, client)
+        reading = self.door.read(body, client)
+        call, self._reply = reading if isinstance(reading, tuple) else await reading
         del body
-        self._summary = call.summary
+        self._summary, self._notes = call.summary, call.notes
         chain = self.generation.resolve(call.summary.model, self.caller)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
         answer = self._stream if call.summary.stream else self._complete
@@ -272,6 +274,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
+                notes=self._notes,
             )
         )
 

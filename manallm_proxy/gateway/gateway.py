@@ -22,6 +22,9 @@ from manallm_proxy.doors.ollama_errors import ollama_error_body
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import Bounds, MemoryStore
+from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
@@ -31,6 +34,7 @@ from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {
@@ -40,9 +44,11 @@ DOORS: Final[dict[str, Door]] = {
     "/v1/messages": MessagesDoor(),
 }
 """By path. Each takes POST."""
+RESPONSES: Final = "/v1/responses"
+"""The path of the one door that remembers, so that each gateway has its own."""
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
-    "/v1/messages, /v1/messages/count_tokens; "
+    "/v1/messages, /v1/messages/count_tokens, /v1/responses; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
@@ -53,6 +59,13 @@ class AllWorkers(Protocol):
 
     async def ask(self, topic: Literal["metrics", "health"]) -> str | None:
         """The merged answer of all workers; None if it does not come in time."""
+
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """See `workers_store.OtherWorkers`."""
 
 
 @define(eq=False)
@@ -67,18 +80,39 @@ class Gateway:
     pipeline: Pipeline = field(init=False)
     renderer: Renderer = field(init=False)
     table: RouteTable = field(init=False)
+    responses: MemoryStore = field(init=False)
+    """What this process keeps for ``/v1/responses``."""
 
     def __attrs_post_init__(self) -> None:
         self.renderer = Renderer(self.serving)
         self.pipeline = Pipeline(self.serving, self.renderer)
         self.table = RouteTable()
-        for path, door in DOORS.items():
+        number = self.workers.number if self.workers is not None else 0
+        self.responses = MemoryStore(self._clock, self._bounds, number)
+        store = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
+        for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
         self.table.add("POST", "/v1/messages/count_tokens", self._count_tokens)
+        stored = StoredResponses(self.serving, self.renderer, store)
+        self.table.add("GET", f"{RESPONSES}/{{id}}", stored.get)
+        self.table.add("DELETE", f"{RESPONSES}/{{id}}", stored.delete)
+        self.table.add("GET", f"{RESPONSES}/{{id}}/input_items", stored.input_items)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
             self.table.add("GET", path, handler, forgiving=False)
+
+    def recall(self, question: str) -> str:
+        """What this process keeps, for another worker."""
+        return answer_question(self.responses, question)
+
+    def _clock(self) -> float:
+        return self.generation.registry.clock()
+
+    def _bounds(self) -> Bounds:
+        """As the configuration of the moment has them."""
+        responses = self.generation.config.responses
+        return Bounds(responses.memory, responses.ttl)
 
     def _lists(self) -> dict[str, Handler]:
         return {"/v1/models": self._models, "/v1/models/{id}": self._model, "/v1/aliases": self._aliases}
@@ -130,6 +164,8 @@ class Gateway:
         return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
+        if "websocket" in request.headers.get("Upgrade", "").lower():  # clients fall back to POST on a 404
+            return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), Match(route))
         allowed = ", ".join(route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))

@@ -56,7 +56,7 @@ BURST: Final = 0.01
 """Seconds. A stream that takes less came in one piece: its rate says nothing and would distort the mean."""
 TOKENS_LIMIT: Final = 10**9
 """Max tokens of one request. A provider's count above it or below 0 is ignored: one would ruin the sum for ever."""
-ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings", "messages"})
+ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings", "messages", "responses"})
 
 
 def _error_words() -> Iterator[str]:

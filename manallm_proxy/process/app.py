@@ -207,6 +207,10 @@ class App:
         """Closes what was prepared under `number`: another worker refused it."""
         self._reloader.abandon(number)
 
+    def recall(self, question: str) -> str:
+        """What this worker keeps of the responses that `question` names."""
+        return self.gateway.recall(question)
+
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
         self._stop.set()

@@ -9,6 +9,7 @@
 4. A health change that one worker reports goes to the others, and is kept for workers that start later.
 5. Counters never fall: when a worker is gone, the counts that it last reported stay.
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
+7. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
 
 Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
@@ -28,6 +29,7 @@ from manallm_proxy.process.worker_messages import (
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -35,10 +37,12 @@ from manallm_proxy.process.worker_messages import (
     Leaving,
     Moved,
     Part,
+    PartOne,
     Prepare,
     Prepared,
     Serving,
     Tell,
+    TellOne,
     Topic,
     ToWorker,
 )
@@ -233,10 +237,25 @@ class WorkerManager:
                 if self._rollout is not None:
                     self._rollout.answered(number, message)
                     self._settle_rollout()
+            case AskOne():
+                self._pass_on(worker, message)
+            case PartOne():
+                asker = next((each for each in self.workers.values() if each.pid == message.asker), None)
+                if asker is not None:
+                    self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Beat():
                 pass
             case _:
                 assert_never(message)
+
+    # 6
+
+    def _pass_on(self, asker: Worker, message: AskOne) -> None:
+        keeper = self.workers.get(message.worker)
+        if keeper is not None and keeper.joined:
+            self.outbox.append((keeper.number, TellOne(message.id, asker.pid, message.question)))
+        else:
+            self.outbox.append((asker.number, Answer(message.id, "")))
 
     # 3
 
