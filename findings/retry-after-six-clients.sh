@@ -94,7 +94,9 @@ time.sleep = slept.append
 CHAT = {"model": "m", "messages": []}
 CLIENTS = {
     "python openai": lambda url: openai.OpenAI(base_url=url, api_key="none").chat.completions.create(**CHAT),
-    "python anthropic": lambda url: anthropic.Anthropic(base_url=url, api_key="none").messages.create(**CHAT, max_tokens=1),
+    "python anthropic": lambda url: anthropic.Anthropic(base_url=url, api_key="none").messages.create(
+        **CHAT, max_tokens=1
+    ),
 }
 seen = {}
 for seconds in (90, 150):
