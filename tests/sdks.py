@@ -11,6 +11,25 @@ from typing import Any
 HERE = Path(__file__).parent
 INSTALLED = Path(os.environ.get("SDKS", HERE.parent / ".venv" / "sdks"))
 """A folder each, named as the lists of pins in tests/clients; Node's are in ``node_modules``."""
+CLIENTS = {
+    "python 1.x": ("python", "openai-1"),
+    "python newest": ("python", "openai-newest"),
+    "npm 6": ("node", "openai-6"),
+    "npm newest": ("node", "openai"),
+}
+"""OpenAI's: what each is called, its language and its folder."""
+TOOL_STREAM = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    b'{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"call_1","type":"function",'
+    b'"function":{"name":"add","arguments":""}}]},"finish_reason":null}]}\n\n',
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    b'{"tool_calls":[{"index":0,"function":{"arguments":"{\\"a\\": "}}]},"finish_reason":null}]}\n\n',
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    b'{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]},"finish_reason":null}]}\n\n',
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},'
+    b'"finish_reason":"tool_calls"}]}\n\ndata: [DONE]\n\n',
+)
+"""One call of ``add``, in parts."""
 
 
 async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:

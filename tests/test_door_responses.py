@@ -224,7 +224,7 @@ async def test_nobody_is_left(streamed: bool, tmp_path: Path) -> None:
             assert headers["x-mana-llm-attempts"] == "1"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"input":"a","input":"b"}', b"{}", b'{"input":"\\ud800"}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"input":"a","input":"b"}', b"{}"])
 async def test_what_is_no_request(body: bytes, tmp_path: Path) -> None:
     """400 before any provider, in OpenAI's envelope."""
     async with upstream(each(answers)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:

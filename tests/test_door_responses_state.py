@@ -19,9 +19,9 @@ from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousRespon
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
+from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
-from tests.test_openapi import conforms
 from tests.upstreams import answers, each, upstream
 
 USER = {"role": "user", "content": "hi"}
@@ -276,7 +276,7 @@ async def test_a_reload_changes_the_bounds(tmp_path: Path) -> None:
         async with proxy(config, tmp_path) as p:
             _, made, _ = await p.post("/v1/responses", {"input": "hi"})
             p.write({**config, "responses": {"memory": "1KiB", "ttl": "5m"}})
-            p.app.reload()
+            await p.app.reload()
             assert (await p.get(f"/v1/responses/{made['id']}"))[0] == 404
 
 

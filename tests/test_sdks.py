@@ -14,20 +14,8 @@ import pytest
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import HERE, INSTALLED, run
+from tests.sdks import CLIENTS, HERE, INSTALLED, TOOL_STREAM, run
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
-
-TOOL_STREAM = (
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"call_1","type":"function",'
-    b'"function":{"name":"add","arguments":""}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"tool_calls":[{"index":0,"function":{"arguments":"{\\"a\\": "}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},'
-    b'"finish_reason":"tool_calls"}]}\n\ndata: [DONE]\n\n',
-)
 
 
 async def cloud(connection: Connection, seen: Seen) -> None:
@@ -60,14 +48,6 @@ async def cloud(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion('{"ok": true}'))
     else:
         await answers(connection, seen)
-
-
-CLIENTS = {
-    "python 1.x": ("python", "openai-1"),
-    "python newest": ("python", "openai-newest"),
-    "npm 6": ("node", "openai-6"),
-    "npm newest": ("node", "openai"),
-}
 
 
 @pytest.mark.parametrize("client", CLIENTS)
