@@ -6,9 +6,9 @@ attempt and nothing else but a bug; cancelling it closes the provider's connecti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
@@ -58,6 +58,11 @@ class Call:
     request_id: str
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    ollama: Mapping[str, Any] = field(factory=dict, repr=False)
+    """Fields that a provider of kind ollama reads over those of ``body``. No other sees them: strict servers refuse
+    what they do not know."""
+    answer: Answer | None = field(default=None, repr=False)
+    """The door's own answer. The model must exist and be the client's to use, but no provider is asked."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

@@ -130,6 +130,8 @@ class Exchange:
         self.call, self._reply = self.door.read(body, client)
         chain = self.generation.resolve(self.call.summary.model, self.caller)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
+        if self.call.answer is not None:
+            return await self._send(self._reply.whole(chain.entries[0].target, self.call.answer))
         if self.call.summary.stream:
             return await self._stream(self.call, self.walk, self._reply)
         return await self._complete(self.call, self.walk, self._reply)
@@ -146,7 +148,10 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        body = reply.whole(attempt.entry.target, answer)
+        return await self._send(reply.whole(attempt.entry.target, answer))
+
+    async def _send(self, body: bytes) -> web.StreamResponse:
+        """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent = len(body)
         self.state = State.COMMITTED

@@ -15,7 +15,7 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
-from manallm_proxy.doors.ollama_errors import ollama_error_body
+from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor

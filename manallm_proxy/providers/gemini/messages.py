@@ -15,7 +15,7 @@ from google.genai import types
 
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
 """Where a tool call carries Gemini's signature of the thought behind it, in base64: the place that Google's own

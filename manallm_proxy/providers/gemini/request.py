@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.providers.gemini.messages import Conversation
-from manallm_proxy.providers.request_fields import (
+from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
     decoded,
@@ -30,6 +29,7 @@ from manallm_proxy.providers.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.providers.gemini.messages import Conversation
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
 """It becomes part of a path under our key: nothing that would lead that path elsewhere."""

@@ -12,7 +12,7 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 _IMAGE_TYPES: Final = ("", "image/jpeg", "image/jpg", "image/png", "image/webp")
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

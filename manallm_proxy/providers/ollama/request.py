@@ -17,8 +17,7 @@ from manallm_proxy.contract.errors import InvalidRequest, Unsupported
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import encode
-from manallm_proxy.providers.ollama import messages as ollama_messages
-from manallm_proxy.providers.request_fields import (
+from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
     decoded,
@@ -28,6 +27,7 @@ from manallm_proxy.providers.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.wire import Request
 
 RUNNER_OPTIONS: Final = (
@@ -82,7 +82,7 @@ _THINK: Final[dict[str, bool | str]] = {
 
 def build(call: Call, entry: Entry) -> Request:
     """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``."""
-    asked = decoded(call.body)
+    asked = {**decoded(call.body), **call.ollama}
     match call.endpoint:
         case Endpoint.CHAT:
             path, fields = "api/chat", _chat(asked)
@@ -121,6 +121,8 @@ def _generate(asked: Fields) -> Fields:
     fields: Fields = {"prompt": _prompt(asked.get("prompt"))} | _format(asked)
     if (suffix := optional(asked, "suffix", str)) is not None:
         fields["suffix"] = suffix
+    if optional(asked, "raw", bool):
+        fields["raw"] = True
     if (top := optional(asked, "logprobs", int)) is not None:
         fields |= {"logprobs": True, "top_logprobs": top}
     return fields
