@@ -98,6 +98,8 @@ class ModelInfo:
     created: int = 0
     """Seconds since the epoch; 0 where it is not known."""
     capabilities: frozenset[str] | None = None
+    context_length: int = 0
+    """Tokens; 0 where it is not known."""
 
 
 class Provider(Protocol):

@@ -15,12 +15,17 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
+from manallm_proxy.doors.ollama.chat import ChatDoor as OllamaChatDoor
+from manallm_proxy.doors.ollama.embed import EmbeddingsDoor as OllamaEmbeddingsDoor
+from manallm_proxy.doors.ollama.embed import EmbedDoor as OllamaEmbedDoor
 from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.generate import GenerateDoor as OllamaGenerateDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
@@ -33,11 +38,17 @@ DOORS: Final[dict[str, Door]] = {
     "/v1/chat/completions": ChatDoor(),
     "/v1/completions": CompletionsDoor(),
     "/v1/embeddings": EmbeddingsDoor(),
+    "/api/chat": OllamaChatDoor(),
+    "/api/generate": OllamaGenerateDoor(),
+    "/api/embed": OllamaEmbedDoor(),
+    "/api/embeddings": OllamaEmbeddingsDoor(),
 }
 """By path. Each takes POST."""
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json; "
+    "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
+    "GET /api/version, /api/tags, /api/ps"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
@@ -68,6 +79,7 @@ class Gateway:
         self.table = RouteTable()
         for path, door in DOORS.items():
             self.table.add("POST", path, self.pipeline.handler(door))
+        OllamaAPI(self.serving, self.renderer).add_to(self.table)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():

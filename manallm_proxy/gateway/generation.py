@@ -30,6 +30,8 @@ from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for."""
+LATEST: Final = ":latest"
+"""The tag that an Ollama client means where it gives none."""
 
 
 def open_provider(provider: ProviderConfig) -> Provider:
@@ -129,7 +131,7 @@ class Generation:
             if self.config.default is None:
                 raise UnknownModel("the request names no model and no default alias is configured", param="model")
             return aliases[self.config.default]
-        chain = aliases.get(model)
+        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST))
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
@@ -147,8 +149,18 @@ class Generation:
                 param="model",
             )
         settings = self.config.providers[provider]
-        entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
+        entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
         return Chain(None, (entry,))
+
+    def _without_latest(self, target: Target) -> Target:
+        """Ollama's clients add ``:latest`` to every name without a tag; only Ollama's models have such a name."""
+        bare = target.model.removesuffix(LATEST)
+        kind = self.config.providers[target.provider].kind
+        if bare == target.model or not bare or kind == "ollama":
+            return target
+        lists_it = self.catalog.lists(target)
+        knows_bare = kind == "google" or self.catalog.lists(Target(target.provider, bare))
+        return Target(target.provider, bare) if knows_bare and not lists_it else target
 
     def hold(self) -> None:
         self._users += 1

@@ -53,7 +53,7 @@ BURST: Final = 0.01
 """Seconds within which a whole answer came at once: a rate of it would say nothing, and spoil the mean."""
 TOKENS_LIMIT: Final = 10**9
 """A provider's count above it, or below 0, is no count: one of them would ruin the sum for ever."""
-ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings"})
+ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings", "api/chat", "api/generate", "api/embed"})
 
 _BOUNDS: Final = {bound: str(bound) for bound in (*SECONDS, *RATES)} | {math.inf: "+Inf"}
 

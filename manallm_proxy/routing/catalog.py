@@ -26,6 +26,10 @@ class Catalog:
         """Whether the provider has listed anything at all."""
         return bool(self._models.get(provider))
 
+    def lists(self, target: Target) -> bool:
+        """Whether the provider lists exactly this name, but for case."""
+        return target.model.lower() in self._models.get(target.provider, {})
+
     def find(self, target: Target) -> ModelInfo | None:
         """Ollama matches without case and implies ``:latest`` (wire.md B.6); for others it does no harm."""
         models = self._models.get(target.provider, {})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.contract.errors import MissingModel, ProxyError, UnknownModel
+from manallm_proxy.doors.ollama.lines import one_line
 
 
 def ollama_error_body(error: ProxyError) -> bytes:
     """``{"error": "text"}``, which every Ollama client shows as it is."""
-    return encode({"error": error.message})
+    message = error.message
+    if isinstance(error, UnknownModel | MissingModel) and "not found" not in message:
+        message = f"model not found: {message}"  # clients look for these words
+    return one_line({"error": message})

@@ -85,11 +85,18 @@ class _Asked(Struct):
     input: str | list[Any] = ""
 
 
+class _Details(Struct):
+    context_length: int = 0
+
+
 class _Model(Struct):
+    """``context_length`` and ``capabilities`` since 0.33 or so."""
+
     name: str = ""
     model: str = ""
     modified_at: str = ""
     capabilities: list[str] | None = None
+    details: _Details | None = None
 
 
 class _Tags(Struct):
@@ -140,8 +147,7 @@ class OllamaWire:
 
     def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
         models = _read(_TAGS, body).models or ()
-        rows = ((m.model or m.name, _unix(m.modified_at), m.capabilities) for m in models)
-        return tuple(ModelInfo(id_, at, frozenset(can) if can else None) for id_, at, can in rows if id_)
+        return tuple(_listed(model, id_) for model in models if (id_ := model.model or model.name))
 
 
 @define
@@ -279,6 +285,12 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
     """The form of ``/v1/completions``, but for ``text_offset``, which nobody can tell from here."""
     tops = [{t.token: t.logprob for t in token.top_logprobs or ()} for token in tokens]
     return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
+
+
+def _listed(model: _Model, id_: str) -> ModelInfo:
+    can = frozenset(model.capabilities) if model.capabilities else None
+    length = model.details.context_length if model.details is not None else 0
+    return ModelInfo(id_, _unix(model.modified_at), can, max(0, length))
 
 
 def _unix(modified_at: str) -> int:

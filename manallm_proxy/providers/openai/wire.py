@@ -100,7 +100,14 @@ class OpenAIWire:
 
 def _listed(row: dict[str, Any]) -> ModelInfo:
     created = row.get("created")
-    return ModelInfo(row["id"], created if isinstance(created, int) else 0, _capabilities(row))
+    created = created if isinstance(created, int) else 0
+    return ModelInfo(row["id"], created, _capabilities(row), _context_length(row))
+
+
+def _context_length(row: dict[str, Any]) -> int:
+    """As OpenRouter and Together, vLLM, Groq, LM Studio call it."""
+    keys = ("context_length", "max_model_len", "context_window", "max_context_length")
+    return next((n for key in keys if type(n := row.get(key)) is int and n > 0), 0)  # a bool is no number
 
 
 def _capabilities(row: dict[str, Any]) -> frozenset[str] | None:
