@@ -104,7 +104,7 @@ class OllamaAPI:
             capabilities -= {"embedding"}  # of a chat model that only does not deny it
         return ModelRow(
             tagged(name),
-            created or (listed.created if listed is not None else 0) or self._since,
+            created or self._since,
             capabilities,
             _window(entry) or (listed.context_length if listed is not None else 0),
         )

@@ -43,14 +43,16 @@ class Conversation:
     of the prompt. They have nine letters and digits, which Mistral insists on.
     """
 
-    _taken: set[str] = field(factory=set)
+    _given: set[str] = field(factory=set)
+    """Ids that the client gives anywhere: none that we make may be one of them."""
+    _used: set[str] = field(factory=set)
     _count: int = 0
     _pending: list[_Pending] = field(factory=list)
 
     def read(self, messages: list[Any]) -> list[Fields]:
         """Raises InvalidRequest, with ``param``, for what Ollama refuses too, and for a result without its call."""
         rows = all_of(dict, messages, "messages")
-        self._taken = {id_ for row in rows for id_ in _given_ids(row)}
+        self._given = {id_ for row in rows for id_ in _given_ids(row)}
         return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
 
     def _message(self, message: Fields, path: str) -> Fields:
@@ -88,32 +90,30 @@ class Conversation:
 
     def _id(self, given: str) -> str:
         """The client's own, the first time that it is given."""
-        if given in self._taken:
-            self._taken.discard(given)
+        if given and given not in self._used:
+            self._used.add(given)
             return given
         while True:
             self._count += 1
             made = f"call{self._count:05}"
-            if made not in self._taken:
+            if made not in self._given:
                 return made
 
     def _answered(self, message: Fields, path: str) -> str:
-        """The id of the call that a result answers: by id, else by the tool's name, else the next one in order."""
-        id_ = optional(message, "tool_call_id", str, path)
-        name = optional(message, "tool_name", str, path) or optional(message, "name", str, path)
+        """The id of the call that a result answers: by id, else by the tool's name, else the next one in order.
+
+        An id says more than the order: where the calls have ids, and none is this one, the call is missing.
+        """
+        id_ = optional(message, "tool_call_id", str, path) or ""
+        name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
         waiting = self._pending
-        found = (
-            next((call for call in waiting if id_ and call.given == id_), None)
-            or next((call for call in waiting if name and call.name == name), None)
-            or next(iter(waiting), None)
-        )
+        found = next((call for call in waiting if id_ and call.given == id_), None)
+        found = found or next((call for call in waiting if name and call.name == name), None)
+        if found is None and not (id_ and any(call.given for call in waiting)):
+            found = next(iter(waiting), None)
         if found is None:
-            what = id_ or name
-            raise InvalidRequest(
-                f"'{path[:-1]}' is the result of a tool call that is not before it"
-                + (f": {what[:64]}" if what else ""),
-                param=path[:-1],
-            )
+            what = f": '{(id_ or name)[:64]}'" if id_ or name else ""
+            raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
         waiting.remove(found)
         return found.id
 
