@@ -380,7 +380,8 @@ async def test_nothing_to_say_loads(tmp_path: Path) -> None:
             assert headers["x-mana-llm-attempts"] == "0"
         _, answer, _ = await ask(p, "/api/generate", keep_alive=0)
         assert json.loads(answer)["done_reason"] == "unload"
-        for given in ({"input": []}, {"input": ""}, {}):
+        inputs: list[dict[str, Any]] = [{"input": []}, {"input": ""}, {}]
+        for given in inputs:
             assert json.loads((await ask(p, "/api/embed", **given))[1])["embeddings"] == []
         assert json.loads((await ask(p, "/api/embeddings", prompt=""))[1]) == {"embedding": []}
         code, answer, _ = await ask(p, "/api/generate", model="mana/nosuch")
@@ -401,8 +402,11 @@ async def test_silences(tmp_path: Path) -> None:
         await connection.chunk(tool_chunk(None, "tool_calls") + DONE)
         await connection.end()
 
-    config = {"streaming": {"early_heartbeat": 0.05, "heartbeat": 0.05}}
-    async with upstream(each(slow)) as gpu, proxy(settings({"gpu": openai(gpu.url)}, **config), tmp_path) as p:
+    streaming = {"early_heartbeat": 0.05, "heartbeat": 0.05}
+    async with (
+        upstream(each(slow)) as gpu,
+        proxy(settings({"gpu": openai(gpu.url)}, streaming=streaming), tmp_path) as p,
+    ):
         async with p.client.post(f"{p.url}/api/chat", json={"model": "mana/test", "messages": HI}) as response:
             rows = [json.loads(await response.content.readline()) for _ in range(2)]
             assert {row["model"] for row in rows} == {"mana/test"}

@@ -38,13 +38,23 @@ class Endpoint(Enum):
     """What is asked of a provider, and the format in which it is asked. ``path`` is below the base URL."""
 
     path: str
+    is_opaque: bool
+    """Nothing of it is translated: a provider that speaks OpenAI's format gets and gives bytes, any other is unable."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_opaque: bool = False) -> None:
         self.path = path  # `value` is a property, and ten times as slow
+        self.is_opaque = is_opaque
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    SPEECH = "audio/speech", True
+    TRANSCRIPTIONS = "audio/transcriptions", True
+    TRANSLATIONS = "audio/translations", True
+    IMAGES = "images/generations", True
+    IMAGE_EDITS = "images/edits", True
+    RERANK = "rerank", True
+    MODERATIONS = "moderations", True
 
 
 @define  # not frozen: as `answers.Usage`
@@ -54,10 +64,12 @@ class Call:
     endpoint: Endpoint
     summary: RequestSummary
     body: bytes = field(repr=False)
-    """A JSON object; the client's own bytes where its door speaks this format. It holds the prompt: never log it."""
+    """A JSON object, or a form where ``content_type`` says so; the client's own bytes where its door speaks this
+    format. It holds the prompt: never log it."""
     request_id: str
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
     """Fields that a provider of kind ollama reads over those of ``body``. No other sees them: strict servers refuse
     what they do not know."""

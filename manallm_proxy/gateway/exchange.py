@@ -129,9 +129,12 @@ class Exchange:
         client = Client(self.request_id, key, self.request.headers)
         self.call, self._reply = self.door.read(body, client)
         chain = self.generation.resolve(self.call.summary.model, self.caller)
+        if self.call.endpoint.is_opaque:
+            chain = self.generation.able(chain, self.call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
         if self.call.answer is not None:
-            return await self._send(self._reply.whole(chain.entries[0].target, self.call.answer))
+            answer = self.call.answer
+            return await self._send(self._reply.whole(chain.entries[0].target, answer), answer.content_type)
         if self.call.summary.stream:
             return await self._stream(self.call, self.walk, self._reply)
         return await self._complete(self.call, self.walk, self._reply)
@@ -148,14 +151,14 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        return await self._send(reply.whole(attempt.entry.target, answer))
+        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
 
-    async def _send(self, body: bytes) -> web.StreamResponse:
+    async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent = len(body)
         self.state = State.COMMITTED
-        headers = self.renderer.common_headers(self.request) | self.headers()
+        headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
         await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
         return response
@@ -175,6 +178,7 @@ class Exchange:
         async with served as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
             reply.start(attempt.entry.target)
+            reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
             carrier = relay.Relay(attempt)
             writer = self._stream_writer(reply)

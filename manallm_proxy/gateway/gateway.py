@@ -15,11 +15,13 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.ollama.chat import ChatDoor as OllamaChatDoor
 from manallm_proxy.doors.ollama.embed import EmbeddingsDoor as OllamaEmbeddingsDoor
 from manallm_proxy.doors.ollama.embed import EmbedDoor as OllamaEmbedDoor
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.generate import GenerateDoor as OllamaGenerateDoor
+from manallm_proxy.doors.opaque import OpaqueDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
@@ -42,10 +44,12 @@ DOORS: Final[dict[str, Door]] = {
     "/api/generate": OllamaGenerateDoor(),
     "/api/embed": OllamaEmbedDoor(),
     "/api/embeddings": OllamaEmbeddingsDoor(),
+    **{f"/v1/{endpoint.path}": OpaqueDoor(endpoint) for endpoint in Endpoint if endpoint.is_opaque},
 }
 """By path. Each takes POST."""
 NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+    "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
     "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json; "
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"

@@ -10,12 +10,12 @@ import asyncio
 import difflib
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
-from manallm_proxy.contract.errors import UnknownModel
+from manallm_proxy.contract.errors import UnknownModel, Unsupported
 from manallm_proxy.contract.events import Observer
-from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.provider import Endpoint, Provider
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.aiohttp_session import Session
@@ -50,7 +50,7 @@ def open_provider(provider: ProviderConfig) -> Provider:
             extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire
-    if provider.kind == "ollama" and provider.api == "native":
+    if not _speaks_openai(provider):
         wire, base_url = OllamaWire(), provider.base_url or ""
     else:
         wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
@@ -65,6 +65,10 @@ def open_provider(provider: ProviderConfig) -> Provider:
         provider.proxy,
     )
     return HttpProvider(address, wire, provider.extra_retryable_statuses)
+
+
+def _speaks_openai(provider: ProviderConfig) -> bool:
+    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
 @define
@@ -151,6 +155,21 @@ class Generation:
         settings = self.config.providers[provider]
         entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
         return Chain(None, (entry,))
+
+    def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
+        """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
+
+        Unsupported where none is left. That one of several cannot is no downgrade, so the rest may serve.
+        """
+        entries = tuple(e for e in chain if _speaks_openai(self.config.providers[e.target.provider]))
+        if not entries:
+            raise Unsupported(
+                f"none of {chain.alias or chain.entries[0].target}'s providers serves /v1/{endpoint.path}: "
+                "it takes one of kind openai",
+                detail=endpoint.path,
+                param="model",
+            )
+        return evolve(chain, entries=entries)
 
     def _without_latest(self, target: Target) -> Target:
         """Ollama's clients add ``:latest`` to every name without a tag; only Ollama's models have such a name."""

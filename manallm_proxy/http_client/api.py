@@ -110,10 +110,13 @@ class Connections(Protocol):
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> Response:
         """A status with its headers, for `path` below the base URL; connected within `connect` seconds.
+
+        `content_type` None: `body` is JSON.
 
         TimeoutError at loop time `until`.
 

@@ -37,6 +37,8 @@ class Pool:
     """The base URL's path."""
     _fixed: bytes = field(init=False, repr=False)
     """The head's lines that every request has, and its end."""
+    _json: str = field(init=False)
+    """The ``Content-Type`` of a body that is JSON, as our headers have it."""
     _tells_id: bool = field(init=False)
     _tls: ssl.SSLContext | None = field(init=False, repr=False)
     _free: dict[Connection, float] = field(factory=dict, repr=False)
@@ -55,7 +57,8 @@ class Pool:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
             raise ValueError(f"{self.address.name}: a header holds a line break")
-        self._fixed = lines.encode() + b"\r\n"
+        self._json = headers.pop("Content-Type")
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
         self._base = url.raw_path.rstrip("/")
         self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
 
@@ -66,12 +69,13 @@ class Pool:
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> Response:
         if self.closed:
             raise self._given_back()
-        head = self._head(method, path, request_id, body)
+        head = self._head(method, path, request_id, body, content_type)
         pooled = self._take()
         if pooled is not None:
             try:
@@ -105,10 +109,13 @@ class Pool:
             connection.abort()
         await asyncio.sleep(0)  # so that their descriptors are gone when this returns
 
-    def _head(self, method: str, path: str, request_id: str | None, body: bytes | None) -> bytes:
+    def _head(
+        self, method: str, path: str, request_id: str | None, body: bytes | None, content_type: str | None
+    ) -> bytes:
         told = f"X-Request-Id: {request_id}\r\n" if request_id and self._tells_id else ""
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
-        return f"{method} {self._base}/{path} HTTP/1.1\r\n{told}{length}".encode() + self._fixed
+        kind = f"Content-Type: {content_type or self._json}\r\n"
+        return f"{method} {self._base}/{path} HTTP/1.1\r\n{told}{length}{kind}".encode() + self._fixed
 
     @staticmethod
     async def _sent(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:

@@ -41,6 +41,7 @@ from manallm_proxy.contract.events import (
     RequestEnded,
     WorkerEnded,
 )
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Target
 
 PREFIX: Final = "mana_llm_"
@@ -53,7 +54,7 @@ BURST: Final = 0.01
 """Seconds within which a whole answer came at once: a rate of it would say nothing, and spoil the mean."""
 TOKENS_LIMIT: Final = 10**9
 """A provider's count above it, or below 0, is no count: one of them would ruin the sum for ever."""
-ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings", "api/chat", "api/generate", "api/embed"})
+ENDPOINTS: Final = frozenset({each.path for each in Endpoint} | {"api/chat", "api/generate", "api/embed"})
 
 _BOUNDS: Final = {bound: str(bound) for bound in (*SECONDS, *RATES)} | {math.inf: "+Inf"}
 

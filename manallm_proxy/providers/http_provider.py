@@ -63,7 +63,7 @@ class HttpProvider:
         if not whole:
             raise self._endless()
         try:
-            return self.wire.answer(call, entry, b"".join(parts))
+            return self.wire.answer(call, entry, b"".join(parts), response.headers.get("Content-Type", ""))
         except ProviderError as error:
             raise scrubbed(error, *self.address.secrets) from None
 
@@ -120,6 +120,7 @@ class HttpProvider:
             request.path,
             request_id=call.request_id,
             body=request.body,
+            content_type=request.content_type,
             connect=entry.timeouts.connect,
             until=until,
         )

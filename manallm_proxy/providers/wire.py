@@ -18,10 +18,11 @@ from manallm_proxy.contract.targets import Entry
 
 @define  # not frozen: as `events.RequestEnded`
 class Request:
-    """A POST below the provider's base URL. ``body`` is JSON."""
+    """A POST below the provider's base URL. ``content_type`` None: ``body`` is JSON."""
 
     path: str
     body: bytes = field(repr=False)
+    content_type: str | None = None
 
 
 class Translator(Protocol):
@@ -58,7 +59,7 @@ class Wire(Protocol):
     def took(self, request: Request) -> None:
         """The provider answered the reshaped `request` with 200: from now on it may be asked that way at once."""
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:

@@ -90,6 +90,8 @@ def build(call: Call, entry: Entry) -> Request:
             path, fields = "api/generate", _generate(asked)
         case Endpoint.EMBEDDINGS:
             path, fields = "api/embed", _embed(asked)
+        case other:
+            raise Unsupported(f"Ollama has nothing like {other.path}", param="model")
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= _settings(asked, entry.options, call.endpoint)

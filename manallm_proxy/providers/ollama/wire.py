@@ -131,7 +131,7 @@ class OllamaWire:
     def took(self, request: Request) -> None:
         """Nothing to learn."""
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return _embeddings(call, body)
         reply = _read(_REPLY, body)

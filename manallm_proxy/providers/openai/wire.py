@@ -22,6 +22,7 @@ from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
+from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
 from manallm_proxy.providers.openai.reply import (
     checked_choices,
     decoded,
@@ -42,6 +43,8 @@ class OpenAIWire:
     first_byte_error: type[FirstByteTimeout] = FirstByteTimeout
 
     def request(self, call: Call, entry: Entry) -> Request:
+        if call.endpoint.is_opaque:
+            return opaque_request(call, entry)
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = self.asks_usage and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
@@ -62,6 +65,7 @@ class OpenAIWire:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
         if (
             status not in (400, 422)
+            or call.endpoint.is_opaque
             or b"stream_options" not in body
             or call.summary.wants_usage
             or not call.summary.stream
@@ -72,7 +76,9 @@ class OpenAIWire:
     def took(self, request: Request) -> None:
         self.asks_usage = False
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
+        if call.endpoint.is_opaque:
+            return opaque_answer(body, content_type)
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
         values, spans = reply_object(body, "model" if call.relays else None)
@@ -85,6 +91,8 @@ class OpenAIWire:
         )
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+        if call.endpoint.is_opaque:
+            return ByteRelay(content_type)
         events = (EventRelay if call.relays else EventReader)(call, entry.target)
         return events if "event-stream" in content_type else Sniffer(events)
 
