@@ -102,10 +102,14 @@ $(VENV)/.tools: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit uv --editable '.[fuzz]'
 	@touch $@
 
-# OpenAI's SDKs, two majors of each language, beside the environment: two versions do not fit into one
+# OpenAI's SDKs, two majors of each language, and Ollama's clients, beside the environment: two versions do not fit
+# into one
 $(SDKS)/.installed: $(VENV)/bin/python Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-1 'openai==1.*'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-newest openai
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/ollama 'ollama==0.6.3'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/langchain-ollama \
+		'langchain-ollama==1.1.0' 'langchain-core==1.8.3' 'ollama==0.6.3'
 	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(SDKS) openai@7 openai-6@npm:openai@6; \
 		else echo "no npm here: the tests of OpenAI's Node SDK will be skipped"; fi
 	@touch $@
