@@ -59,7 +59,7 @@ class OpaqueReply:
     """The provider's bytes, under its own content type."""
 
     content_type: str = "application/octet-stream"
-    _tail: bytes = b"\n\n"
+    _tail: bytes = field(default=b"\n\n", repr=False)
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         return answer.body or b""

@@ -56,6 +56,7 @@ class OllamaAPI:
         return self.serving.generation
 
     async def _version(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller_of(request, self._generation)
         return self.renderer.json(request, {"version": VERSION})
 
     async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
