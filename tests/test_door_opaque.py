@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from email.parser import BytesParser
 from email.policy import HTTP
 from pathlib import Path
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.form import read_form
+from tests.needs import require
 from tests.proxy import everything, openai, proxy, settings
+from tests.test_sdks import HERE, INSTALLED, run
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
 MP3 = b"\xff\xf3\x00not json\r\n\r\n\x00" * 50
@@ -59,7 +62,8 @@ async def media(connection: Connection, seen: Seen) -> None:
     elif "transcriptions" in seen.path:
         await connection.reply(b"1\n00:00 --> 00:01\nhi\n", content_type="text/plain; charset=utf-8")
     else:
-        await connection.reply({"id": 1, "model": "m", "usage": {"input_tokens": 4, "output_tokens": 6}})
+        answer = {"text": "hi", "data": [{"b64_json": "aGk="}], "results": [{"flagged": False}], "created": 1}
+        await connection.reply({"id": 1, "model": "m", "usage": {"input_tokens": 4, "output_tokens": 6}, **answer})
 
 
 @pytest.mark.usefixtures("http")
@@ -94,6 +98,23 @@ async def test_everything_passes(tmp_path: Path) -> None:
         for path in (*BODIES, *FORMS):
             assert f'requests_total{{endpoint="{path}",status="200"}} 2' in text
         assert 'tokens_total{model="m",provider="gpu",type="completion"}' in text.replace("mana_llm_", "")
+
+
+async def test_openai_python(tmp_path: Path) -> None:
+    """The SDK's own forms and streams."""
+    where = require(INSTALLED / "openai-newest", "the SDK is installed by make test")
+    async with upstream(each(media)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        script = str(HERE / "clients" / "openai_media.py")
+        saw = await run(sys.executable, script, f"{p.url}/v1", env={"PYTHONPATH": str(where)})
+    assert saw == {
+        "speech": [len(MP3), "audio/mpeg"],
+        "transcription": "1\n00:00 --> 00:01\nhi\n",
+        "translation": "hi",
+        "image": "aGk=",
+        "edit": "aGk=",
+        "moderation": False,
+        "missing": "model_not_found",
+    }
 
 
 async def test_a_chain(tmp_path: Path) -> None:
