@@ -338,6 +338,27 @@ async def test_what_a_provider_gets(tmp_path: Path) -> None:
             }
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_model_that_does_not_think(stream: bool, tmp_path: Path) -> None:
+    """Told not to, it may refuse that; then it is asked once more without. Told to, the refusal is the answer."""
+
+    async def plain(connection: Connection, seen: Seen) -> None:
+        if "reasoning_effort" in seen.json:
+            message = "`reasoning_effort` is not supported with this model"
+            await connection.reply({"error": {"message": message}}, "400 Bad Request")
+        else:
+            await answers(connection, seen)
+
+    async with upstream(each(plain)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        for _ in range(2):
+            code, body, _ = await ask(p, "/api/chat", messages=HI, think=False, stream=stream)
+            assert code == 200
+            assert json.loads(body.splitlines()[-1])["eval_count"] == 2  # usage is still asked for
+        assert ["reasoning_effort" in seen.json for seen in gpu.posts] == [True, False] * 2
+        code, body, _ = await ask(p, "/api/chat", messages=HI, think=True, stream=stream)
+        assert (code, "reasoning_effort" in json.loads(body)["error"]) == (400, True)
+
+
 async def test_generate(tmp_path: Path) -> None:
     """A prompt is one turn of a chat; raw ones and gaps are completions."""
     async with upstream(each(ollama)) as box, upstream(each(answers)) as cloud:

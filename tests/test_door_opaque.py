@@ -41,14 +41,14 @@ def form(*fields: tuple[str, bytes], boundary: str = "b0") -> bytes:
     return b"".join(bodies) + f"--{boundary}--\r\n".encode()
 
 
-def fields_of(seen: Seen) -> dict[str, bytes]:
+def fields_of(seen: Seen) -> dict[str, Any]:
     """The form that a provider got, as Python's own parser reads it."""
     message = BytesParser(policy=HTTP).parsebytes(
         b"Content-Type: " + seen.headers["content-type"].encode() + b"\r\n\r\n" + seen.body
     )
     return {
         str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True)
-        for part in message.iter_parts()  # type: ignore[attr-defined]
+        for part in message.iter_parts()
     }
 
 

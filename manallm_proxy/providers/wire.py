@@ -23,6 +23,8 @@ class Request:
     path: str
     body: bytes = field(repr=False)
     content_type: str | None = None
+    without: str = field(default="", eq=False)
+    """The field that was left out since the provider refused it."""
 
 
 class Translator(Protocol):

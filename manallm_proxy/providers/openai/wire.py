@@ -62,19 +62,30 @@ class OpenAIWire:
         )
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1)."""
-        if (
-            status not in (400, 422)
-            or call.endpoint.is_opaque
-            or b"stream_options" not in body
-            or call.summary.wants_usage
-            or not call.summary.stream
-        ):
+        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1).
+
+        A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
+        say by default): then it is not told.
+        """
+        if status not in (400, 422) or call.endpoint.is_opaque:
             return None
-        return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model))
+        if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
+            return self._without_effort(call, entry)
+        if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
+            return None
+        body = rewrite(call.summary, call.body, entry.target.model)
+        return Request(call.endpoint.path, body, without="stream_options")
 
     def took(self, request: Request) -> None:
-        self.asks_usage = False
+        if request.without == "stream_options":
+            self.asks_usage = False
+
+    def _without_effort(self, call: Call, entry: Entry) -> Request:
+        fields = {**decode(call.body), "model": entry.target.model}
+        del fields["reasoning_effort"]
+        if self.asks_usage and call.summary.stream:
+            fields["stream_options"] = {"include_usage": True}
+        return Request(call.endpoint.path, encode(fields), without="reasoning_effort")
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint.is_opaque:
@@ -104,6 +115,11 @@ class OpenAIWire:
         rows = data.get("data") if isinstance(data, dict) else data
         rows = rows if isinstance(rows, list) else ()
         return tuple(_listed(r) for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str))
+
+
+def _says_no_effort(call: Call) -> bool:
+    span = call.summary.spans.get("reasoning_effort")
+    return span is not None and call.body[slice(*span)] == b'"none"'
 
 
 def _listed(row: dict[str, Any]) -> ModelInfo:
