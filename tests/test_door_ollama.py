@@ -253,6 +253,46 @@ async def test_tool_calls(stream: bool, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("kind", ["ollama", "google"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tool_calls_of_other_kinds(kind: str, stream: bool, tmp_path: Path) -> None:
+    """They come whole there; their results reach the provider in its own words."""
+
+    async def box(connection: Connection, seen: Seen) -> None:
+        call = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+        rows: list[dict[str, Any]] = [{"message": {"content": "", "tool_calls": [call]}, "done": False}]
+        rows.append({"message": {"content": ""}, "done": True, "done_reason": "stop"})
+        if seen.json["stream"]:
+            await connection.reply("\n".join(map(json.dumps, rows)).encode(), content_type="application/x-ndjson")
+        else:
+            await connection.reply(rows[1] | {"message": rows[0]["message"]})
+
+    async def cloud(connection: Connection, seen: Seen) -> None:
+        said = gemini({"functionCall": {"name": "weather", "args": {"city": "Rome"}}}, finishReason="STOP")
+        if "stream" in seen.path:
+            await connection.head()
+            await connection.chunk(b"data: " + json.dumps(said).encode() + b"\n\n")
+            await connection.end()
+        else:
+            await connection.reply(said)
+
+    script, provider = (box if kind == "ollama" else cloud), KINDS[kind][1]
+    async with upstream(each(script)) as server, proxy(settings({"p": provider(server.url)}), tmp_path) as p:
+        _, body, _ = await ask(p, "/api/chat", messages=HI, tools=[WEATHER], stream=stream)
+        rows = lines_of(body) if stream else [json.loads(body)]
+        (call,) = [call for row in rows for call in row["message"].get("tool_calls", ())]
+        assert call["function"] == {"index": 0, "name": "weather", "arguments": {"city": "Rome"}}
+        asked = {"role": "assistant", "content": "", "tool_calls": [{"function": call["function"]}]}
+        result = {"role": "tool", "tool_name": "weather", "content": "hot"}
+        assert (await ask(p, "/api/chat", messages=[*HI, asked, result], tools=[WEATHER], stream=stream))[0] == 200
+        sent = server.posts[-1].json
+        if kind == "ollama":
+            assert sent["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
+            assert sent["messages"][2]["tool_name"] == "weather"
+        else:
+            assert sent["contents"][2]["parts"][0]["functionResponse"]["name"] == "weather"
+
+
 @pytest.mark.parametrize("finish", ["length", "tool_calls"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_arguments_that_are_no_object(finish: str, stream: bool, tmp_path: Path) -> None:
@@ -439,6 +479,23 @@ async def test_silences(tmp_path: Path) -> None:
             legal(row, part="message")
             assert (row["message"]["content"], row["done"]) == ("", False)
         assert "tool_calls" in lines_of(rest)[-2]["message"]
+
+
+async def test_nobody_left_after_an_early_heartbeat(tmp_path: Path) -> None:
+    """Its status has left, so a line tells of it."""
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        connection.reset()
+
+    streaming = {"early_heartbeat": 0.05}
+    async with upstream(each(slow)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, streaming=streaming), tmp_path) as p:
+            async with p.client.post(f"{p.url}/api/chat", json={"model": "mana/test", "messages": HI}) as response:
+                legal(json.loads(await response.content.readline()), part="message")
+                gpu.go.set()
+                last = (await everything(response)).splitlines()[-1]
+                assert "gpu/m (disconnected" in json.loads(last)["error"]
 
 
 async def test_an_odd_line_end_in_a_text(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        return self.renderer.error(request, error, _error_body_for(request.path), {"X-Request-Id": id_})
+        path = name if match is not None else request.path
+        return self.renderer.error(request, error, _error_body_for(path), {"X-Request-Id": id_})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
         allowed = ", ".join(route.methods)

@@ -82,11 +82,11 @@ class Conversation:
         given = optional(call, "id", str, path) or ""
         pending = _Pending(given, name, self._id(given))
         self._pending.append(pending)
-        return {
-            "id": pending.id,
-            "type": "function",
-            "function": {"name": name, "arguments": encode(arguments).decode()},
-        }
+        try:
+            text = encode(arguments).decode()
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply") from None
+        return {"id": pending.id, "type": "function", "function": {"name": name, "arguments": text}}
 
     def _id(self, given: str) -> str:
         """The client's own, the first time that it is given."""
