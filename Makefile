@@ -37,7 +37,8 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	$(FRESH)/bin/python $(PIP) install --editable '.[test]'
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-1 'openai==1.*'
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
-	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/anthropic anthropic
+	for sdk in anthropic ollama langchain-ollama; do \
+		$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/$$sdk $$sdk || exit 1; done
 	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
@@ -66,7 +67,8 @@ constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in te
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
-	@for sdk in 'openai-1 openai==1.*' 'openai-newest openai' 'anthropic anthropic'; do set -f -- $$sdk; \
+	@for sdk in 'openai-1 openai==1.*' 'openai-newest openai' 'anthropic anthropic' \
+		'ollama ollama' 'langchain-ollama langchain-ollama'; do set -f -- $$sdk; \
 		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
 	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)

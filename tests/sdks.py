@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tests.upstreams import Connection, Seen, answers, chunk, completion
+
 HERE = Path(__file__).parent
 INSTALLED = Path(os.environ.get("SDKS", HERE.parent / ".venv" / "sdks"))
 """A folder each, named as the lists of pins in tests/clients; Node's are in ``node_modules``."""
@@ -41,3 +43,35 @@ async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any
     assert child.returncode == 0, err.decode()
     saw: dict[str, Any] = json.loads(out)
     return saw
+
+
+async def cloud(connection: Connection, seen: Seen) -> None:
+    """An OpenAI-compatible server whose model's name says how it behaves."""
+    request = seen.json
+    model = request["model"]
+    if model.isdigit():
+        error = {"message": "as you asked", "type": "some_error", "param": None, "code": None}
+        await connection.reply({"error": error}, f"{model} Refused")
+    elif "input" in request:
+        rows = [{"object": "embedding", "index": i, "embedding": [0.5, -0.25]} for i in range(len(request["input"]))]
+        await connection.reply(
+            {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+        )
+    elif "prompt" in request:
+        choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
+        await connection.reply(
+            {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
+        )
+    elif model == "tools":
+        await connection.head()
+        for frame in TOOL_STREAM:
+            await connection.chunk(frame)
+        await connection.end()
+    elif model == "broken":
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        connection.writer.close()
+    elif model == "structured":
+        await connection.reply(completion('{"ok": true}'))
+    else:
+        await answers(connection, seen)

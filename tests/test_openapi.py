@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from tests.described import DOCUMENT, at, conforms, operations
 from tests.proxy import Proxy, openai, proxy, settings
@@ -53,13 +54,19 @@ def test_every_status_that_an_error_may_have_is_described() -> None:
         kinds += kind.__subclasses__()
     described = at("#/paths/~1v1~1chat~1completions/post/responses").keys()
     ours = {str(kind.status) for kind in kinds if kind.__module__.startswith("manallm_proxy")}
-    assert ours - {"405"} <= described  # which a POST cannot get
+    assert ours - {"405", "501"} <= described  # which a POST for a model cannot get
     assert {"4XX", "502", "504"} <= described
     assert issubclass(ProviderError, ProxyError)
 
 
 async def sound(connection: Connection, seen: Seen) -> None:
-    """A provider that knows legacy completions too."""
+    """A provider that knows legacy completions, sounds and pictures too."""
+    if "audio/speech" in seen.path:
+        await connection.reply(b"\xff\xf3", content_type="audio/mpeg")
+        return
+    if seen.path.removeprefix("/v1/") in OPAQUE:
+        await connection.reply({"id": "x"})
+        return
     if "prompt" not in seen.json or seen.json.get("stream"):
         await answers(connection, seen)
         return
@@ -68,7 +75,25 @@ async def sound(connection: Connection, seen: Seen) -> None:
     await connection.reply({**head, "choices": [choice]})
 
 
+MODEL: dict[str, Any] = {"model": "mana/test"}
+OPAQUE = [endpoint.path for endpoint in Endpoint if endpoint.is_opaque]
+OLLAMA: list[tuple[str, str, dict[str, Any]]] = [
+    *[("post", "/api/chat", {"json": {**MODEL, **HI, **more}}) for more in ({}, {"stream": False})],
+    *[("post", "/api/generate", {"json": {"prompt": "x", **more}}) for more in ({}, {"stream": False})],
+    *[("post", f"/api/{at}", {"json": MODEL}) for at in ("chat", "generate", "embed", "embeddings", "show")],
+    *[("post", f"/api/{at}", {"data": b"{"}) for at in ("chat", "generate", "embed", "embeddings", "show")],
+    ("post", "/api/embed", {"json": {**MODEL, "input": "x"}}),
+    ("post", "/api/embeddings", {"json": {**MODEL, "prompt": "x"}}),
+    ("post", "/api/chat", {"json": {**HI, "model": "mana/nosuch"}}),
+    ("post", "/api/show", {"json": {"model": "mana/nosuch"}}),
+    *[("get", f"/api/{at}", {}) for at in ("version", "tags", "ps")],
+    *[("post", f"/api/{at}", {"json": MODEL}) for at in ("pull", "push", "create", "copy")],
+    ("delete", "/api/delete", {"json": MODEL}),
+]
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    *OLLAMA,
+    *[("post", f"/v1/{at}", {"json": {**MODEL, "input": "x"}}) for at in OPAQUE],
+    *[("post", f"/{at}", {"data": b"{", "headers": {"Content-Type": "application/json"}}) for at in OPAQUE],
     *[("post", path, {"json": HI}) for path in ("/v1/chat/completions", "/chat/completions")],
     *[("post", path, {"json": {"prompt": "x"}}) for path in ("/v1/completions", "/completions")],
     *[("post", path, {"json": {"input": ["x", "y"]}}) for path in ("/v1/embeddings", "/embeddings")],
@@ -115,6 +140,8 @@ async def test_answers_are_as_described(tmp_path: Path, kind: str) -> None:
         async with proxy(config, tmp_path) as p:
             codes = [await ask(p, method, path, path, **options) for method, path, options in REQUESTS]
             assert set(codes) >= {400, 403, 404, 413, 415, 417, 431, 503 if kind == "none" else 200}
+            for method in ("get", "post"):
+                assert await ask(p, method, "/api/blobs/{id}", "/api/blobs/sha256:0") == 501
             for path in ("/v1/models/mana/test", f"/models/{kind}/m", "/v1/models/nosuch/m"):
                 prefix = "/v1" if path.startswith("/v1") else ""
                 await ask(p, "get", f"{prefix}/models/{{id}}", path)

@@ -14,40 +14,8 @@ import pytest
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import CLIENTS, HERE, INSTALLED, TOOL_STREAM, run
-from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
-
-
-async def cloud(connection: Connection, seen: Seen) -> None:
-    """An OpenAI-compatible server whose model's name says how it behaves."""
-    request = seen.json
-    model = request["model"]
-    if model.isdigit():
-        error = {"message": "as you asked", "type": "some_error", "param": None, "code": None}
-        await connection.reply({"error": error}, f"{model} Refused")
-    elif "input" in request:
-        rows = [{"object": "embedding", "index": i, "embedding": [0.5, -0.25]} for i in range(len(request["input"]))]
-        await connection.reply(
-            {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
-        )
-    elif "prompt" in request:
-        choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
-        await connection.reply(
-            {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
-        )
-    elif model == "tools":
-        await connection.head()
-        for frame in TOOL_STREAM:
-            await connection.chunk(frame)
-        await connection.end()
-    elif model == "broken":
-        await connection.head()
-        await connection.chunk(chunk("one"))
-        connection.writer.close()
-    elif model == "structured":
-        await connection.reply(completion('{"ok": true}'))
-    else:
-        await answers(connection, seen)
+from tests.sdks import CLIENTS, HERE, INSTALLED, cloud, run
+from tests.upstreams import each, upstream
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -85,7 +53,7 @@ async def test_an_sdk_sees_openai(tmp_path: Path, client: str) -> None:
         "error 409": ("ConflictError", 409),
         "error 422": ("UnprocessableEntityError", 422),
         "error 401": ("InternalServerError", 502),
-        "error 429": ("InternalServerError", 503),
+        "error 429": ("RateLimitError", 429),
         "error alias": ("NotFoundError", 404),
     }
     assert {name: tuple(saw[name][:2]) for name in expected} == expected

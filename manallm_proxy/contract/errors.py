@@ -118,6 +118,14 @@ class MethodNotAllowed(ProxyError):
     code = "method_not_allowed"
 
 
+class NotDoneHere(ProxyError):
+    """A part of another server's API that this one has no use for."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_implemented"
+
+
 class BodyTimeout(ProxyError):
     """The request's body stalled."""
 

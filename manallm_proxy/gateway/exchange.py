@@ -137,7 +137,12 @@ class Exchange:
         del body
         self._summary, self._notes = call.summary, call.notes
         chain = self.generation.resolve(call.summary.model, self.caller)
+        if call.endpoint.is_opaque:
+            chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
+        if call.answer is not None:
+            whole = self._reply.whole(chain.entries[0].target, call.answer)
+            return await self._send(whole, call.answer.content_type)
         answer = self._stream if call.summary.stream else self._complete
         return await answer(call, self.walk, self._reply)
 
@@ -153,11 +158,14 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        body = reply.whole(attempt.entry.target, answer)
+        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
+
+    async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
+        """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent = len(body)
         self.state = State.COMMITTED
-        headers = self.renderer.common_headers(self.request) | self.headers()
+        headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
         await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
         return response
@@ -177,6 +185,7 @@ class Exchange:
         async with served as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
             reply.start(attempt.entry.target)
+            reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
             carrier = relay.Relay(attempt)
             writer = self._stream_writer(reply)

@@ -15,10 +15,15 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
 from manallm_proxy.doors.messages.tokens import count_tokens
-from manallm_proxy.doors.ollama_errors import ollama_error_body
+from manallm_proxy.doors.ollama.chat import OllamaChatDoor
+from manallm_proxy.doors.ollama.embed import OllamaEmbeddingsDoor, OllamaEmbedDoor
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.opaque import OpaqueDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
@@ -28,6 +33,7 @@ from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_que
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
@@ -42,14 +48,22 @@ DOORS: Final[dict[str, Door]] = {
     "/v1/completions": CompletionsDoor(),
     "/v1/embeddings": EmbeddingsDoor(),
     "/v1/messages": MessagesDoor(),
+    "/api/chat": OllamaChatDoor(),
+    "/api/generate": OllamaGenerateDoor(),
+    "/api/embed": OllamaEmbedDoor(),
+    "/api/embeddings": OllamaEmbeddingsDoor(),
+    **{f"/v1/{endpoint.path}": OpaqueDoor(endpoint) for endpoint in Endpoint if endpoint.is_opaque},
 }
 """By path. Each takes POST."""
 RESPONSES: Final = "/v1/responses"
 """The path of the one door that remembers, so that each gateway has its own."""
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
-    "/v1/messages, /v1/messages/count_tokens, /v1/responses; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
+    "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
+    "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json; "
+    "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
+    "GET /api/version, /api/tags, /api/ps"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
@@ -97,6 +111,7 @@ class Gateway:
         self.table.add("GET", f"{RESPONSES}/{{id}}", stored.get)
         self.table.add("DELETE", f"{RESPONSES}/{{id}}", stored.delete)
         self.table.add("GET", f"{RESPONSES}/{{id}}/input_items", stored.input_items)
+        OllamaAPI(self.serving, self.renderer).add_to(self.table)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
@@ -160,7 +175,7 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        write, headers = _form_for(request, id_)
+        write, headers = _form_for(request, id_, name if match is not None else request.path)
         return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
@@ -227,18 +242,18 @@ class Gateway:
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
 
 
-def _form_for(request: web.BaseRequest, request_id: str) -> tuple[ErrorBody, Mapping[str, str]]:
-    """What writes an error for this request, and the headers that go with it.
+def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:
+    """What writes an error of `route` or of an unknown path, and the headers that go with it.
 
     A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
     """
-    path = "/v1" + request.path.removeprefix("/v1")
+    path = route if route.startswith("/api/") else "/v1" + route.removeprefix("/v1")
     door = DOORS.get(path)
     if door is None and (path.startswith("/v1/messages/") or _is_anthropic(request)):
         door = DOORS["/v1/messages"]
     if door is not None:
         return door.error_body, door.headers(request_id)
-    return ollama_error_body if request.path.startswith("/api/") else error_body, {}
+    return ollama_error_body if path.startswith("/api/") else error_body, {}
 
 
 def _is_anthropic(request: web.BaseRequest) -> bool:

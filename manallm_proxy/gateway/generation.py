@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.provider import Endpoint, Provider
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.aiohttp_session import Session
@@ -30,6 +32,9 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+
+LATEST: Final = ":latest"
+"""The tag that an Ollama client means where it gives none."""
 
 
 def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
@@ -48,7 +53,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
             extra_retryable_statuses=provider.extra_retryable_statuses,
         )
     wire: OllamaWire | OpenAIWire
-    if provider.kind == "ollama" and provider.api == "native":
+    if not _speaks_openai(provider):
         wire, base_url = OllamaWire(), provider.base_url or ""
     else:
         wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
@@ -98,6 +103,10 @@ def _mistake(provider: ProviderConfig, error: Exception) -> str:
     if isinstance(error, ValueError) and provider.base_url is not None:
         return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
     return f"{path}: no client can be opened for it ({type(error).__name__})"
+
+
+def _speaks_openai(provider: ProviderConfig) -> bool:
+    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
 @define
@@ -179,7 +188,7 @@ class Generation:
             if self.config.default is None:
                 raise UnknownModel("the request names no model and no default alias is configured", param="model")
             return aliases[self.config.default]
-        chain = aliases.get(model)
+        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST))
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
@@ -197,8 +206,33 @@ class Generation:
                 param="model",
             )
         settings = self.config.providers[provider]
-        entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
+        entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
+
+    def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
+        """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
+
+        Unsupported where none is left. That one of several cannot is no downgrade, so the rest may serve.
+        """
+        entries = tuple(e for e in chain if _speaks_openai(self.config.providers[e.target.provider]))
+        if not entries:
+            raise Unsupported(
+                f"none of {chain.alias or chain.entries[0].target}'s providers serves /v1/{endpoint.path}: "
+                "it takes one of kind openai",
+                detail=endpoint.path,
+                param="model",
+            )
+        return evolve(chain, entries=entries)
+
+    def _without_latest(self, target: Target) -> Target:
+        """Ollama's clients add ``:latest`` to every name without a tag; only Ollama's models have such a name."""
+        bare = target.model.removesuffix(LATEST)
+        kind = self.config.providers[target.provider].kind
+        if bare == target.model or not bare or kind == "ollama":
+            return target
+        lists_it = self.catalog.lists(target)
+        knows_bare = kind == "google" or self.catalog.lists(Target(target.provider, bare))
+        return Target(target.provider, bare) if knows_bare and not lists_it else target
 
     def hold(self) -> None:
         self._users += 1

@@ -149,12 +149,15 @@ class Connections(Protocol):
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> Response:
         """Requests `path` below the base URL; returns when status and headers have arrived.
 
-        `connect`: max seconds for look-up, TCP and TLS. Raises TimeoutError at loop time `until`.
+        `connect`: max seconds for look-up, TCP and TLS. `content_type` None: `body` is JSON.
+
+        Raises TimeoutError at loop time `until`.
 
         If a pooled connection turns out to be dead, the request is sent once more over a new one. Never more often:
         a provider that reads a request and then closes has started to work on it. Redirects are not followed, since

@@ -73,7 +73,7 @@ class HttpProvider:
         if not whole:
             raise self._endless()
         try:
-            return self.wire.answer(call, entry, b"".join(parts))
+            return self.wire.answer(call, entry, b"".join(parts), response.headers.get("Content-Type", ""))
         except ProviderError as error:
             raise scrubbed(error, *self.address.secrets) from None
 
@@ -129,7 +129,7 @@ class HttpProvider:
         if again is not None and again.body != request.body:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
-                if self.wire.took(entry):
+                if self.wire.took(entry, again):
                     self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)
@@ -144,6 +144,7 @@ class HttpProvider:
             request.path,
             request_id=call.request_id,
             body=request.body,
+            content_type=request.content_type,
             connect=entry.timeouts.connect,
             until=until,
         )

@@ -83,7 +83,7 @@ _THINK: Final[dict[str, bool | str]] = {
 
 def build(call: Call, entry: Entry) -> Request:
     """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``."""
-    asked = decoded(call.body)
+    asked = {**decoded(call.body), **call.ollama}
     match call.endpoint:
         case Endpoint.CHAT:
             path, fields = "api/chat", _chat(asked)
@@ -91,6 +91,8 @@ def build(call: Call, entry: Entry) -> Request:
             path, fields = "api/generate", _generate(asked)
         case Endpoint.EMBEDDINGS:
             path, fields = "api/embed", _embed(asked)
+        case other:
+            raise Unsupported(f"Ollama has nothing like {other.path}", param="model")
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= _settings(asked, entry.options, call.endpoint)
@@ -124,6 +126,8 @@ def _generate(asked: Fields) -> Fields:
     fields: Fields = {"prompt": _prompt(asked.get("prompt"))} | _format(asked)
     if (suffix := optional(asked, "suffix", str)) is not None:
         fields["suffix"] = suffix
+    if optional(asked, "raw", bool):
+        fields["raw"] = True
     if (top := optional(asked, "logprobs", int)) is not None:
         fields |= {"logprobs": True, "top_logprobs": top}
     return fields

@@ -90,13 +90,18 @@ class _Asked(Struct):
     input: str | list[Any] = ""
 
 
+class _Details(Struct):
+    context_length: int = 0
+
+
 class _Model(Struct):
-    """api/types.go ListModelResponse."""
+    """api/types.go ListModelResponse. ``details.context_length`` and ``capabilities`` since 0.33 or so."""
 
     name: str = ""
     model: str = ""
     modified_at: Any = None
     capabilities: Any = None
+    details: Any = None
 
 
 _T = TypeVar("_T", _Reply, _Embedded)
@@ -122,11 +127,11 @@ class OllamaWire:
         fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
         return ollama_request.build(evolve(call, body=encode(fields)), entry)
 
-    def took(self, entry: Entry) -> bool:
+    def took(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
         return False
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return _embeddings(call, body)
         reply = _read(_REPLY, body)
@@ -311,7 +316,14 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
 
 def _listed(row: _Model) -> ModelInfo | None:
     id_ = row.model or row.name
-    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities)) if id_ else None
+    if not id_:
+        return None
+    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), context_length=_context_length(row.details))
+
+
+def _context_length(details: object) -> int:
+    length = details.get("context_length") if isinstance(details, dict) else None
+    return length if type(length) is int and length > 0 else 0  # a bool is no number
 
 
 def _unix(modified_at: object) -> int:
