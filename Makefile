@@ -6,6 +6,11 @@ BIN := $(VENV)/bin
 CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
+FRESH := $(VENV)/fresh
+PIP := -m pip --quiet --disable-pip-version-check
+PINNED := --constraint constraints.txt
+PYTEST := -m pytest -n 2 --dist worksteal
+NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
@@ -19,12 +24,26 @@ run: $(VENV)/.runtime  ## install into .venv and serve config/quickstart.yaml (H
 	@exec $(BIN)/manallm-proxy serve --config $(CONFIG) $(SERVE_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need and run all of them
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations=8 $(ARGS)
+test: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them: a minute
+	$(BIN)/python $(PYTEST) --durations=8 $(ARGS)
+
+.PHONY: coverage
+coverage: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
+	$(BIN)/python $(PYTEST) --cov --cov-report=term $(ARGS)
+
+.PHONY: fresh
+fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in an environment of its own: did a release break us?
+	$(BIN)/python -m venv --clear $(FRESH)
+	$(FRESH)/bin/python $(PIP) install --editable '.[test]'
+	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-1 'openai==1.*'
+	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
+	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/anthropic anthropic
+	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
+	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
 faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
-	$(BIN)/python -m pytest -n 2 --timeout 120 -m 'not heavy' tests/faults $(ARGS)
+	$(BIN)/python $(PYTEST) --timeout 120 -m 'not heavy' tests/faults $(ARGS)
 	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
 
 .PHONY: check
@@ -39,14 +58,21 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.toml allows, in an environment of their own
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/bounds
 	$(BIN)/uv pip install --quiet --python $(VENV)/bounds/bin/python --resolution lowest-direct --editable '.[test]'
-	$(VENV)/bounds/bin/python -m pytest -n 2 $(ARGS)
+	$(VENV)/bounds/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: constraints
-constraints: $(VENV)/.tools  ## write the newest versions into constraints.txt; then `make clean check test`
+constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test`
 	@sed -n 1p constraints.txt >$(VENV)/constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
+	@for sdk in 'openai-1 openai==1.*' 'openai-newest openai' 'anthropic anthropic' \
+			'ollama ollama' 'ollama-langchain langchain-ollama'; do set -f -- $$sdk; \
+		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
+	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)
+	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest
+	@cp $(SDKS)/package.json tests/clients
 
 .PHONY: audit
 audit: $(VENV)/.tools  ## look constraints.txt up among known holes; fails where that cannot be done
@@ -85,31 +111,36 @@ $(VENV)/bin/python:
 		{ echo "manallm-proxy needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml setup.cfg
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 	@echo "Installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python $(PIP) install $(PINNED) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.cfg
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
+	$(BIN)/python $(PIP) install $(PINNED) --editable '.[test,dev]'
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.pyperf: $(VENV)/.dev
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pyperf
+	@$(BIN)/python $(PIP) install $(PINNED) pyperf
 	@touch $@
 
+# not pinned: they look at the project from outside, and what is pinned stays as it is unless they cannot do with it
 $(VENV)/.tools: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit uv --editable '.[fuzz]'
+	$(BIN)/python $(PIP) install pip-audit uv --editable '.[fuzz]'
 	@touch $@
 
-# OpenAI's SDKs, two majors of each language, and Ollama's clients, beside the environment: two versions do not fit
-# into one
-$(SDKS)/.installed: $(VENV)/bin/python Makefile
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-1 'openai==1.*'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/openai-newest openai
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/ollama 'ollama==0.6.3'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(SDKS)/langchain-ollama \
-		'langchain-ollama==1.1.0' 'langchain-core==1.8.3' 'ollama==0.6.3'
-	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(SDKS) openai@7 openai-6@npm:openai@6; \
-		else echo "no npm here: the tests of OpenAI's Node SDK will be skipped"; fi
+# what `make install` installs, for tests/test_packaging.py to install again and again without an index
+$(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
+	rm -rf $(VENV)/wheels
+	$(BIN)/python $(PIP) wheel $(PINNED) --wheel-dir $(VENV)/wheels . 'setuptools>=77'
+	rm -f $(VENV)/wheels/manallm_proxy-*.whl
+	@touch $@
+
+# Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it
+$(SDKS)/.installed: $(VENV)/bin/python $(wildcard tests/clients/*.txt) tests/clients/package.json
+	@for list in tests/clients/*.txt; do \
+		$(BIN)/python $(PIP) install --upgrade --target $(SDKS)/$$(basename $$list .txt) --requirement $$list || exit 1; done
+	@cp tests/clients/package.json $(SDKS)
+	@if command -v npm >/dev/null; then $(NPM) $(SDKS); \
+		else echo "no npm here: the tests of the Node SDKs will be skipped"; fi
 	@touch $@

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from manallm_proxy.contract.answers import StreamBatch
-from manallm_proxy.contract.errors import ConnectFailed
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ConnectFailed
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.doors.openai_chat import ChatReply
 from manallm_proxy.openai import sse
@@ -16,8 +16,9 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
+from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.failover import Walk
-from manallm_proxy.routing.health import Health, Permit, Policy
+from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 Piece = Callable[[], object]
@@ -110,7 +111,7 @@ def health() -> Piece:
     def once() -> None:
         permit = known.admit("bench", 1.0)
         assert isinstance(permit, Permit)
-        permit.began()
+        permit.began(0.0)
         permit.served(2.0)
 
     return once

@@ -1,4 +1,7 @@
-"""``manallm-proxy``: arguments in, exit code out. 0 fine, 1 failed at work, 2 usage, 78 bad configuration."""
+"""``manallm-proxy``: reads arguments and runs one command.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG of sysexits.h).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ WORKERS_LIMIT: Final = 256
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """The commands and their options."""
     top = argparse.ArgumentParser(
         prog="manallm-proxy", description="One OpenAI-shaped door in front of all your models."
     )
@@ -27,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
-    check = commands.add_parser("check", help="tell all mistakes of the configuration")
+    check = commands.add_parser("check", help="report all mistakes of the configuration")
     _config(check)
     check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
 
@@ -60,7 +63,7 @@ def _workers(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Each is imported only when it is asked for: the start of `serve` counts."""
+    """Runs one command. Only that one is imported, because the start of `serve` must be quick."""
     arguments = parser().parse_args(argv)
     from manallm_proxy.config.structure import ConfigError
 

@@ -12,7 +12,7 @@ UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
 SOCKET := $(PREFIX)/lib/systemd/system/manallm-proxy.socket
 SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
 ETC := $(SYSCONFDIR)/manallm
-SOURCES := pyproject.toml setup.cfg README.md LICENSE manallm_proxy
+SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy
 
 .PHONY: install
 install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)
@@ -30,7 +30,8 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	rm -rf "$$new" "$$old"; \
 	cp -R $(SOURCES) "$$source"; \
 	$(PYTHON) -m venv "$$new"; \
-	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$$source"; \
+	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint "$$source/constraints.txt" "$$source"; \
 	"$$new/bin/python" -m pip uninstall -qq --disable-pip-version-check --yes setuptools pip; \
 	find "$$new/bin" ! -name 'python*' ! -type d -exec rm -f {} +; \
 	find "$$new" -name direct_url.json -exec rm -f {} +; \

@@ -7,6 +7,8 @@ import contextlib
 import io
 import os
 import re
+import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +22,13 @@ from attrs import define
 from manallm_proxy.config.load import load
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
+from tests.waiting import until
+
+ROOT = Path(__file__).parent.parent
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+"""The shortest chat."""
+POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
+"""One as bytes."""
 
 FAST: dict[str, Any] = {
     "listen": {"port": 0},
@@ -37,6 +46,11 @@ def settings(providers: dict[str, Any], chain: list[Any] | None = None, **more: 
     for key, value in more.items():
         merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return merged
+
+
+def written(config: dict[str, Any]) -> str:
+    """As YAML, by libyaml where it is there: hundreds of configurations are written."""
+    return yaml.dump(config, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
 
 
 def openai(url: str, **more: Any) -> dict[str, Any]:
@@ -70,7 +84,7 @@ class Proxy:
         return int(self.url.rpartition(":")[2])
 
     def write(self, config: dict[str, Any]) -> None:
-        self.path.write_text(yaml.safe_dump(config, sort_keys=False))
+        self.path.write_text(written(config))
 
     async def chat(self, **body: Any) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body, headers (lower case) of one chat completion."""
@@ -95,7 +109,7 @@ class Proxy:
 async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None) -> AsyncIterator[Proxy]:
     """The whole application on a free port, in this loop; it is drained at the end."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(written(config))
     loaded = load(path, environ or {})
     log = io.StringIO()
     app = App(loaded, environ or {}, Logs.open(loaded.log.level, loaded.log.format, log))
@@ -122,6 +136,10 @@ class Process:
     def pid(self) -> int:
         return self.child.pid
 
+    async def logs(self, text: str, times: int = 1, seconds: float = 5.0) -> None:
+        """Returns once it has logged `text` so many times."""
+        await until(lambda: sum(text in line for line in self.output) >= times, seconds)
+
 
 @asynccontextmanager
 async def process(
@@ -129,7 +147,7 @@ async def process(
 ) -> AsyncIterator[Process]:
     """The real thing, from the log line that tells where it listens; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(written(config))
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -155,9 +173,74 @@ async def process(
 
     collecting = asyncio.ensure_future(collect(child.stderr))
     try:
-        yield Process(child, await asyncio.wait_for(url, 10), output)
+        yield Process(child, await asyncio.wait_for(url, 30), output)
     finally:
         if child.returncode is None:
             child.kill()
         await child.wait()
         await collecting
+
+
+async def accepts(url: str) -> bool:
+    """Whether a new connection is taken."""
+    try:
+        async with aiohttp.ClientSession() as late, late.get(f"{url}/health") as response:
+            return response.status == 200
+    except aiohttp.ClientConnectorError:
+        return False
+
+
+async def run(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int | None, str]:
+    """Exit code and all output of one command."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "manallm_proxy",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **(environ or {})},
+    )
+    output, _ = await asyncio.wait_for(child.communicate(), 20)
+    return child.returncode, output.decode()
+
+
+@asynccontextmanager
+async def shell(
+    folder: Path, config: dict[str, object], line: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """The real process behind a shell `line` in which ``$@`` is its command: the process, and its URL."""
+    (folder / "proxy.yaml").write_text(written(config))
+    command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(folder / "proxy.yaml")]
+    environ = {**os.environ, "JOURNAL_STREAM": "1:1", "PYTHONPATH": str(ROOT)}  # it starts in another folder
+    child = await asyncio.create_subprocess_exec(
+        "sh", "-c", line, "sh", *command, cwd=folder, env=environ, start_new_session=True
+    )
+    try:
+        yield child, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the shell, and what it has started
+        await child.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def alive(url: str, seconds: float = 10.0) -> None:
+    """Returns once /health answers."""
+    async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/health") as response:
+                    assert response.status == 200
+                    return
+            await asyncio.sleep(0.02)
+
+
+def resident(pid: int, which: str = "VmRSS") -> float:
+    """MiB; ``VmHWM``: the most it ever was."""
+    return int(Path(f"/proc/{pid}/status").read_text().split(f"{which}:")[1].split()[0]) / 1024

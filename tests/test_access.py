@@ -253,12 +253,15 @@ def test_what_is_used_outlives_a_reload() -> None:
     assert same.caller(KEY) is caller
     caller.enter(0.0)
     wider = Keyring.build([key("carol", requests_per_minute=3, models=("mana/*",))], same)
+    assert (caller.key.name, caller.may_use("gpu/m")) == ("alice", True)  # not before it is adopted
+    wider.adopt()
     changed = wider.caller(KEY)
     assert (changed.key.name, changed.in_flight, changed.may_use("gpu/m")) == ("carol", 2, False)
     changed.enter(0.0)
     with pytest.raises(KeyLimited):
         changed.enter(0.0)
     unlimited = Keyring.build([key()], wider)
+    unlimited.adopt()
     unlimited.caller(KEY).enter(0.0)
     assert unlimited.caller(KEY).rate_headers(0.0) == {}
 

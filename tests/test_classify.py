@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import ssl
 import time
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,7 +15,7 @@ from aiohttp.http_exceptions import BadStatusLine, LineTooLong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     Blame,
     ConnectFailed,
@@ -24,7 +26,6 @@ from manallm_proxy.contract.errors import (
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
     RateLimited,
@@ -35,27 +36,21 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
+from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
-from manallm_proxy.providers.classify import (
-    classify,
-    clean,
-    envelope,
-    in_band,
-    parse_error,
-    scrubbed,
-    widened,
-)
+from manallm_proxy.providers.classify import ErrorDetails, classify, envelope, in_band, parse_error, widened
 from manallm_proxy.providers.retry_after import duration, retry_after_of
+from manallm_proxy.providers.scrub import clean, scrubbed
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
-    (302, "", None, BadResponse, Blame.SERVICE),
-    (204, "", None, BadResponse, Blame.SERVICE),
+    (302, "", None, BadResponse, Blame.TARGET),
+    (204, "", None, BadResponse, Blame.TARGET),
     (400, "bad", None, UpstreamSaid, Blame.NOBODY),
     (400, "x", "context_length_exceeded", ContextTooLong, Blame.NOBODY),
     (400, "This model's maximum context length is 8192 tokens", None, ContextTooLong, Blame.NOBODY),
     (400, "m does not support tools", None, Unsupported, Blame.NOBODY),
     (400, "flagged", "content_policy_violation", ContentBlocked, Blame.NOBODY),
-    (400, "no such", "model_not_found", MissingModel, Blame.TARGET),
+    (400, "no such", "model_not_found", MissingModel, Blame.MODEL),
     (400, "exceeds", "exceed_context_size_error", ContextTooLong, Blame.NOBODY),
     (400, "the prompt is longer than the context length", None, ContextTooLong, Blame.NOBODY),
     (413, "too many tokens", None, ContextTooLong, Blame.NOBODY),
@@ -71,12 +66,12 @@ ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (424, "", None, UpstreamSaid, Blame.NOBODY),
     (498, "capacity", None, UpstreamSaid, Blame.NOBODY),
     (429, "", "credit_balance_exhausted", RateLimited, Blame.LOAD),
-    (520, "<html>", None, ServerFailed, Blame.SERVICE),
-    (999, "", None, ServerFailed, Blame.SERVICE),
+    (520, "<html>", None, ServerFailed, Blame.TARGET),
+    (999, "", None, ServerFailed, Blame.TARGET),
     (403, "", None, KeyRejected, Blame.NOBODY),
     (403, "requires moderation", None, ContentBlocked, Blame.NOBODY),
     (402, "pay", None, PaymentRequired, Blame.NOBODY),
-    (404, "no model", None, MissingModel, Blame.TARGET),
+    (404, "no model", None, MissingModel, Blame.MODEL),
     (409, "", None, UpstreamSaid, Blame.NOBODY),
     (413, "", None, UpstreamSaid, Blame.NOBODY),
     (422, "", None, UpstreamSaid, Blame.NOBODY),
@@ -84,13 +79,13 @@ ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (429, "", None, RateLimited, Blame.LOAD),
     (429, "", "insufficient_quota", RateLimited, Blame.LOAD),
     (500, "", None, ModelFailed, Blame.TARGET),
-    (501, "", None, NotImplementedByProvider, Blame.NOBODY),
-    (502, "", None, ServerFailed, Blame.SERVICE),
-    (503, "", None, ServerFailed, Blame.SERVICE),
+    (501, "", None, Unsupported, Blame.NOBODY),
+    (502, "", None, ServerFailed, Blame.TARGET),
+    (503, "", None, ServerFailed, Blame.TARGET),
     (503, "server busy, please try again.", None, ServerBusy, Blame.LOAD),
     (503, "Loading model", "unavailable_error", ServerBusy, Blame.LOAD),
-    (504, "", None, ServerFailed, Blame.SERVICE),
-    (524, "", None, ServerFailed, Blame.SERVICE),
+    (504, "", None, ServerFailed, Blame.TARGET),
+    (524, "", None, ServerFailed, Blame.TARGET),
     (529, "Overloaded", None, ServerBusy, Blame.LOAD),
 ]
 
@@ -100,9 +95,9 @@ def test_each_status_has_its_error(
     status: int, message: str, code: str | None, kind: type[ProviderError], blame: Blame
 ) -> None:
     """Class and blame; the retryable ones are exactly the provider's."""
-    error = classify(status, {}, message, code=code)
+    error = classify(status, {}, ErrorDetails(message, code=code))
     assert (type(error), error.blame) == (kind, blame)
-    assert error.retryable is (status < 400 or status == 429 or status >= 500)
+    assert error.retryable is (status < 400 or status == 429 or (status >= 500 and status != 501))
 
 
 SHAPES: dict[str, tuple[bytes, str]] = {
@@ -245,7 +240,7 @@ def test_a_page_is_never_shown(message: str, shown: str) -> None:
 )
 def test_nothing_like_a_key_is_shown(key: str) -> None:
     """In whichever provider's form, in the message or in the words beside it."""
-    error = classify(422, {}, f"your key {key} is odd", kind=key, code=key, param=key)
+    error = classify(422, {}, ErrorDetails(f"your key {key} is odd", kind=key, code=key, param=key))
     assert all(
         key not in str(part) for part in (error, error.message, error.type, error.code, error.param, error.detail)
     )
@@ -253,22 +248,78 @@ def test_nothing_like_a_key_is_shown(key: str) -> None:
 
 def test_the_words_beside_a_message_are_bounded() -> None:
     """A type, a code and a param are words, whatever a provider sends."""
-    error = classify(400, {}, "no", kind="t" * 9999, code="<html>secret</html>", param="p" * 9999)
+    error = classify(400, {}, ErrorDetails("no", kind="t" * 9999, code="<html>secret</html>", param="p" * 9999))
     assert len(error.type) <= 500 and len(error.param or "") <= 500
     assert "<" not in str(error.code)
 
 
 def test_our_own_key_is_taken_out_of_what_a_provider_quotes() -> None:
     """Whatever it looks like."""
-    error = scrubbed(classify(400, {}, "who is hunter2?"), "hunter2")
+    error = scrubbed(classify(400, {}, ErrorDetails("who is hunter2?")), "hunter2")
     assert (error.message, str(error)) == ("who is [redacted]?", "who is [redacted]?")
-    assert scrubbed(classify(400, {}, "no"), None).message == "no"
+    assert scrubbed(classify(400, {}, ErrorDetails("no")), None).message == "no"
+
+
+LONG_KEY = "k7Qv/0zTn+3bXw9LrYp2MdUe5sHfGa8c"
+
+
+@pytest.mark.parametrize("at", range(440, 505))
+@pytest.mark.parametrize("word", ["message", "kind", "code", "param"])
+def test_no_part_of_a_key_is_left_where_a_text_is_cut(at: int, word: str) -> None:
+    """Nor of a word beside the message: wherever in the key the five hundredth character lies."""
+    said: dict[str, Any] = {"message": "no", word: "x" * at + LONG_KEY + "y" * 99}
+    error = scrubbed(classify(422, {}, ErrorDetails(**said)), LONG_KEY)
+    shown = "".join(str(part) for part in (error, error.type, error.code, error.param, error.detail))
+    assert LONG_KEY[:4] not in shown and LONG_KEY[4:8] not in shown
+
+
+@pytest.mark.parametrize("length", [1990, 1999, 2010])
+def test_no_part_of_a_key_is_left_of_a_text_that_shrinks(length: int) -> None:
+    """Long keys become short marks, so what was cut far behind the limit comes before it."""
+    others = ("sk-" + "a" * 197 + " ") * 20
+    error = scrubbed(classify(422, {}, ErrorDetails(others[: length - 20] + LONG_KEY * 2)), LONG_KEY)
+    assert LONG_KEY[:4] not in error.message
+
+
+def test_a_key_that_looks_like_one_in_part_leaves_no_rest() -> None:
+    """What looks like a key goes first, and would leave the rest of ours."""
+    key = "sk-abcdefghijklmnop/qrstuvwxyz"
+    error = scrubbed(classify(400, {}, ErrorDetails(f"bad key {key}!")), key)
+    assert error.message == "bad key [redacted]!"
+
+
+BASIC = base64.b64encode(b"operator-name:hunter2").decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "quoted"),
+    [
+        ("Authorization", "Bearer t0kent0kent0ken", "t0kent0kent0ken"),
+        ("Authorization", f"Basic {BASIC}", BASIC),
+        ("Authorization", f"Basic {BASIC}", "operator-name:hunter2"),
+        ("proxy-authorization", f"basic {BASIC}", "hunter2"),
+        ("Authorization", f"Basic {BASIC}", "operator-name"),
+        ("Cookie", "session=s3ss10ns3ss10n; theme=dark", "s3ss10ns3ss10n"),
+        ("X-Api-Key", "value-of-it", "value-of-it"),
+        ("X-Odd", "value-of-it", "value-of-it"),
+    ],
+)
+def test_a_configured_header_is_taken_out_by_its_parts(name: str, value: str, quoted: str) -> None:
+    """Whole, or as a provider takes it apart before it complains."""
+    error = scrubbed(classify(400, {}, ErrorDetails(f"no such {quoted} here")), *secrets_of(None, {name: value}))
+    assert error.message == "no such [redacted] here"
+
+
+def test_plain_words_of_a_header_stay() -> None:
+    """A title's words are in many messages; a broken Basic is whatever it is."""
+    assert secrets_of(None, {"X-Title": "Research assistant", "X": "flag"}) == ("Research assistant",)
+    assert secrets_of("key-0123", {"Authorization": "Basic %%%"}) == ("Basic %%%", "key-0123")
 
 
 @pytest.mark.parametrize("status", [408, 498, 409, 404])
 def test_a_status_that_the_operator_lists_is_retryable(status: int) -> None:
     """It cools, and its own number is its reason; not listed it is the caller's."""
-    error = classify(status, {"retry-after": "7"}, "later")
+    error = classify(status, {"retry-after": "7"}, ErrorDetails("later"))
     listed = widened(error, "groq", frozenset({status}))
     assert type(listed) is RetryableStatus
     assert (listed.error_type, listed.blame, listed.retryable) == (f"http_{status}", Blame.LOAD, True)
@@ -278,27 +329,27 @@ def test_a_status_that_the_operator_lists_is_retryable(status: int) -> None:
 @pytest.mark.parametrize("status", [401, 429, 500])
 def test_only_what_would_be_the_callers_can_be_listed(status: int) -> None:
     """The rest has its own rules already."""
-    error = classify(status, {}, "")
+    error = classify(status, {}, ErrorDetails())
     assert widened(error, "groq", frozenset({status})) is error
 
 
 def test_how_long_each_error_asks_to_wait() -> None:
     """From the header, the body or the text; an exhausted quota for ten minutes."""
-    assert classify(429, {"retry-after": "7"}, "").retry_after == 7.0
-    assert classify(429, {"retry-after": "7"}, "", retry_after=3.0).retry_after == 3.0
-    assert classify(429, {"retry-after": "7"}, "", code="insufficient_quota").retry_after == 600.0
-    assert classify(503, {"retry-after": "7"}, "").retry_after == 7.0
-    assert [type(classify(n, {"retry-after": "7"}, "")) for n in (500, 502, 503)] == [
+    assert classify(429, {"retry-after": "7"}, ErrorDetails()).retry_after == 7.0
+    assert classify(429, {"retry-after": "7"}, ErrorDetails("", retry_after=3.0)).retry_after == 3.0
+    assert classify(429, {"retry-after": "7"}, ErrorDetails("", code="insufficient_quota")).retry_after == 600.0
+    assert classify(503, {"retry-after": "7"}, ErrorDetails()).retry_after == 7.0
+    assert [type(classify(n, {"retry-after": "7"}, ErrorDetails())) for n in (500, 502, 503)] == [
         ModelFailed,
         ServerFailed,
         ServerBusy,
     ]
-    assert classify(429, {}, "").retry_after is None
+    assert classify(429, {}, ErrorDetails()).retry_after is None
 
 
 def test_a_status_of_the_caller_keeps_the_providers_words() -> None:
     """Same status, message, type, code and param."""
-    error = classify(422, {}, "too hot", kind="validation_error", code="too_hot", param="temperature")
+    error = classify(422, {}, ErrorDetails("too hot", kind="validation_error", code="too_hot", param="temperature"))
     assert (error.status, error.message, error.type, error.code, error.param) == (
         422,
         "too hot",
@@ -306,12 +357,12 @@ def test_a_status_of_the_caller_keeps_the_providers_words() -> None:
         "too_hot",
         "temperature",
     )
-    assert "status 418" in classify(418, {}, "").message
+    assert "status 418" in classify(418, {}, ErrorDetails()).message
 
 
 def test_the_message_of_a_failed_server_is_its_own_business() -> None:
     """It may hold a traceback; the status is enough."""
-    assert "Traceback" not in classify(500, {}, "Traceback (most recent call last)").message
+    assert "Traceback" not in classify(500, {}, ErrorDetails("Traceback (most recent call last)")).message
 
 
 @pytest.mark.parametrize("depth", [10, 600, 900, 5000])
@@ -349,7 +400,7 @@ def test_any_shape_becomes_an_error(data: object, status: int) -> None:
     spoken = parse_error(data)
     for error in (
         in_band(spoken),
-        classify(status, {}, spoken.message, kind=spoken.kind, code=spoken.code, param=spoken.param),
+        classify(status, {}, spoken),
     ):
         assert len(error.message) <= 600
         assert error.retry_after is None or error.retry_after >= 0

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -20,7 +21,6 @@ from manallm_proxy.contract.errors import (
     ProviderError,
     ReadTimeout,
 )
-from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address
@@ -62,7 +62,7 @@ async def test_each_fault_of_the_transport_has_its_error(
         with pytest.raises(becomes) as told:
             await gpu.complete(CALL, ENTRY)
         with pytest.raises(becomes):
-            await gpu.probe()
+            await gpu.probe(3)
     await gpu.close()
     assert told.value.detail == detail
     assert "SECRET" not in str(told.value)

@@ -105,7 +105,7 @@ def test_shipped_proxy_yaml_shows_every_key() -> None:
     """No setting is left for the reader to guess."""
     written = yaml.safe_load((SHIPPED / "proxy.yaml").read_text().replace("${", "$"))
     config = load(SHIPPED / "proxy.yaml", {})
-    for section in ("limits", "health", "timeouts", "streaming", "metrics", "log", "cors", "auth"):
+    for section in ("limits", "health", "timeouts", "streaming", "responses", "metrics", "log", "cors", "auth"):
         assert set(written[section]) == {f.name for f in attrs.fields(type(getattr(config, section)))}
 
 
@@ -447,7 +447,7 @@ def test_name_that_no_provider_may_have(mistakes: Told, name: str, wanted: str) 
 
 SECONDS = "expected a number of seconds or '500ms', '30s', '5m'"
 MODEL = "expected a model of at most 256 visible ASCII characters, without blanks"
-CLASSES = "one of auth, payment, missing_model, capability, context_length or a status from 400 to 499"
+CLASSES = "one of auth, payment, missing_model, capability, context_length, empty or a status from 400 to 499"
 
 
 @pytest.mark.parametrize(

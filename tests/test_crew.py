@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 
+from manallm_proxy.process.rollout import PREPARING
 from manallm_proxy.process.worker_messages import (
     FROM_WORKER,
     TO_WORKER,
+    Abandon,
     Adopt,
     Answer,
     Ask,
@@ -18,21 +20,23 @@ from manallm_proxy.process.worker_messages import (
     Lines,
     Moved,
     Part,
+    Prepare,
+    Prepared,
     Serving,
     Tell,
     ToWorker,
     to_line,
 )
 from manallm_proxy.process.workers import DELAY_LONGEST, GATHERING, LAST_CHANCE, PROVEN, UPDATES_LIMIT, WorkerManager
-from manallm_proxy.routing.health import SharedState
-from tests.test_tally import report, value, worker
+from manallm_proxy.routing.circuit import SharedState
+from tests.figures import report, value, worker
 
 OPEN = SharedState(1.0, open_until=61.0, reach_failures=2, last_error="connect_error")
 
 
-def crew(size: int = 2, patience: float = 20.0) -> WorkerManager:
+def crew(size: int = 2, stall_timeout: float = 20.0) -> WorkerManager:
     """One whose workers all serve."""
-    made = WorkerManager(size, patience, lambda: worker(0))
+    made = WorkerManager(size, stall_timeout, lambda: worker(0))
     for number in made.to_start(0.0):
         made.started(number, 100 + number, 0.0)
         made.received(number, Serving("all well"), 0.0)
@@ -104,7 +108,7 @@ def test_a_drain_starts_nobody() -> None:
 
 def test_a_silent_worker_is_ended() -> None:
     """Once with a chance to say where it hangs, then without; one that answers is not."""
-    made = crew(2, patience=8.0)
+    made = crew(2, stall_timeout=8.0)
     made.due(2.0)
     assert sent(made) == [Beat(), Beat()]
     made.received(1, Beat(), 2.0)
@@ -231,7 +235,9 @@ def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
     made.received(3, Moved("gpu", None, SharedState(4.0)), 4.0)
     made.received(1, Moved("gpu", None, OPEN), 4.1)
     made.received(1, Moved("cloud", "m", OPEN), 4.2)
-    made.adopt(b"", {"cloud"})
+    made.prepare(b"", {"cloud"}, 4.3)
+    for number in (1, 2, 3):
+        made.received(number, Prepared(1), 4.4)
     made.ended(2, 5.0)
     sent(made)
     made.started(2, 203, 6.0)
@@ -249,17 +255,97 @@ def test_findings_are_bounded() -> None:
     assert len(sent(made, 2)) == UPDATES_LIMIT
 
 
+def rolled_out(crew: WorkerManager) -> None:
+    """A new configuration, prepared by all and adopted."""
+    crew.prepare(b"new", (), 0.0)
+    messages = sent(crew)
+    assert messages == [Prepare(1, b"new")] * len(crew.workers)
+    for number in crew.workers:
+        assert crew.take_outcome() is None
+        crew.received(number, Prepared(1), 0.5)
+    assert sent(crew) == [Adopt(1)] * len(crew.workers)
+    assert (crew.take_outcome(), crew.take_outcome()) == ((), None)
+
+
 def test_a_new_configuration_is_served_once_all_serve_it() -> None:
     """Each says so."""
     made = crew()
-    made.adopt(b"new", ())
-    assert sent(made) == [Adopt(b"new"), Adopt(b"new")]
+    rolled_out(made)
     made.received(1, Serving("new"), 1.0)
     assert not made.all_serve
     made.received(2, Serving("new"), 1.0)
     assert made.all_serve
     made.received(2, Leaving(), 2.0)
     assert made.workers[2].leaving
+
+
+def test_what_one_refuses_nobody_adopts() -> None:
+    """Not even those that had prepared it, and all serve on; the words are the worker's own."""
+    made = crew(3)
+    made.prepare(b"new", (), 0.0)
+    sent(made)
+    made.received(1, Prepared(1), 0.1)
+    made.received(2, Prepared(1, ("providers.gpu: bad",)), 0.2)
+    assert sent(made) == [Abandon(1)] * 3
+    assert made.take_outcome() == ("providers.gpu: bad",)
+    assert made.all_serve
+    made.received(3, Prepared(1), 0.3)  # too late to matter
+    assert (sent(made), made.take_outcome()) == ([], None)
+
+
+def test_an_answer_to_an_earlier_configuration_does_not_count() -> None:
+    """It was given up, and its answer comes while the next one is prepared."""
+    made = crew()
+    made.prepare(b"old", (), 0.0)
+    made.due(PREPARING)
+    assert made.take_outcome() == ("worker 1, worker 2 did not open the new configuration within 15 s",)
+    made.prepare(b"new", (), 20.0)
+    sent(made)
+    for answer in (Prepared(1), Prepared(1, ("old",)), Prepared(2)):
+        made.received(1, answer, 21.0)
+    assert (sent(made), made.take_outcome()) == ([], None)
+    assert made.next_at() <= 20.0 + PREPARING
+    made.received(2, Prepared(2), 22.0)
+    assert made.take_outcome() == ()
+
+
+def test_who_leaves_meanwhile_is_not_waited_for_but_who_comes_is() -> None:
+    """A successor starts with the configuration that serves, so it must prepare the new one as the others do."""
+    made = crew(3)
+    made.received(3, Leaving(), 0.0)
+    made.prepare(b"new", (), 0.0)
+    assert sent(made) == [Prepare(1, b"new")] * 2
+    made.received(1, Prepared(1), 0.1)
+    made.ended(3, 0.1)
+    made.started(3, 303, 0.2)
+    assert sent(made, 3) == [Prepare(1, b"new")]
+    made.received(2, Leaving(), 0.3)
+    assert made.take_outcome() is None
+    made.received(3, Prepared(1), 0.4)
+    assert made.take_outcome() == ()
+
+
+def test_the_last_that_is_waited_for_may_end() -> None:
+    """What all others have prepared is adopted; its successor starts with it."""
+    made = crew()
+    made.prepare(b"new", (), 0.0)
+    made.received(1, Prepared(1), 0.1)
+    made.ended(2, 0.2)
+    assert made.take_outcome() == ()
+    assert Adopt(1) in sent(made, 1)
+    made.started(2, 202, 0.3)
+    assert sent(made, 2) == []
+
+
+def test_a_drain_ends_a_rollout() -> None:
+    """Nobody adopts anything any more."""
+    made = crew()
+    made.prepare(b"new", (), 0.0)
+    made.drain(hurry=False)
+    sent(made)
+    made.received(1, Prepared(1), 0.1)
+    made.received(2, Prepared(1), 0.1)
+    assert (sent(made), made.take_outcome()) == ([], None)
 
 
 def test_every_message_survives_its_journey() -> None:
@@ -269,7 +355,9 @@ def test_every_message_survives_its_journey() -> None:
         Answer(1, "a\nb\u2028"),
         Tell(2, "health"),
         Beat(),
-        Adopt(b"\x00\n"),
+        Prepare(3, b"\x00\n"),
+        Adopt(3),
+        Abandon(3),
         Drain(),
     ]
     from_worker = [
@@ -279,6 +367,7 @@ def test_every_message_survives_its_journey() -> None:
         Farewell("x\n"),
         Ask(1, "metrics"),
         Part(1, ""),
+        Prepared(3, ("a\n",)),
     ]
     for messages, decoder in ((to_worker, TO_WORKER), (from_worker, FROM_WORKER)):
         whole = b"".join(map(to_line, messages))

@@ -10,44 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.ollama_lines import legal, lines_of
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, status, upstream
 
 HI = [{"role": "user", "content": "hi"}]
-COUNTERS = {"total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count"}
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n0000").decode()
 WEATHER = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
-
-
-def legal(line: dict[str, Any], *, part: str) -> None:
-    """An object of a stream, or a whole answer: what clients fail without."""
-    assert isinstance(line["model"], str) and line["model"]
-    assert line["created_at"].endswith("Z")
-    assert isinstance(line["done"], bool)
-    if part == "message":
-        assert line["message"]["role"] == "assistant" and isinstance(line["message"]["content"], str)
-        for call in line["message"].get("tool_calls", ()):
-            assert isinstance(call["function"]["name"], str) and isinstance(call["function"]["arguments"], dict)
-    else:
-        assert isinstance(line["response"], str)
-    if line["done"] and line["done_reason"] not in ("load", "unload"):
-        assert line["done_reason"] in ("stop", "length")
-        assert all(isinstance(line[name], int) and line[name] >= 0 for name in COUNTERS)
-        assert line["eval_duration"] > 0
-
-
-def lines_of(body: bytes, part: str = "message") -> list[dict[str, Any]]:
-    """The objects of a stream that ended well. httpx splits lines as `str.splitlines` does."""
-    text = body.decode()
-    rows = [json.loads(line) for line in text.splitlines()]
-    assert text.endswith("\n") and len(rows) == text.count("\n")
-    for row in rows:
-        legal(row, part=part)
-    assert [row["done"] for row in rows] == [False] * (len(rows) - 1) + [True]
-    return rows
 
 
 async def ask(p: Proxy, path: str, **body: Any) -> tuple[int, bytes, dict[str, str]]:

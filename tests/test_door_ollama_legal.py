@@ -20,7 +20,7 @@ from manallm_proxy.doors.ollama.generate import GenerateDoor
 from manallm_proxy.doors.ollama.reply import ChatReply
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request
-from tests.test_door_ollama import legal, lines_of
+from tests.ollama_lines import legal, lines_of
 
 ENTRY = Entry(Target("loop", "m"))
 CLIENT = Client("req-1")
@@ -109,7 +109,8 @@ def answered(door: Door, asked: dict[str, Any]) -> tuple[Call, bytes]:
     """What the gateway does, in short, with the loopback provider."""
 
     async def play() -> tuple[Call, bytes]:
-        call, reply = door.read(json.dumps({"model": "mana/test", **asked}).encode(), CLIENT)
+        reading = door.read(json.dumps({"model": "mana/test", **asked}).encode(), CLIENT)
+        call, reply = reading if isinstance(reading, tuple) else await reading
         provider = LoopbackProvider("loop")
         if call.answer is not None:
             return call, reply.whole(ENTRY.target, call.answer)

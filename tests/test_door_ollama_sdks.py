@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.test_sdks import HERE, INSTALLED, cloud, run
+from tests.sdks import HERE, INSTALLED, cloud, run
 from tests.upstreams import each, upstream
 
 
@@ -57,7 +57,7 @@ async def test_ollama_python(tmp_path: Path) -> None:
 
 async def test_langchain_ollama(tmp_path: Path) -> None:
     """It looks its model up in the list, always streams, and sends results with the ids of their calls."""
-    seen, sent = await saw("langchain_ollama_chat.py", "langchain-ollama", tmp_path)
+    seen, sent = await saw("langchain_ollama_chat.py", "ollama-langchain", tmp_path)
     assert seen["chat"] == seen["stream"] == seen["tool result"] == "Hello"
     assert seen["usage"] == 5
     assert seen["tools"] == [["add", {"a": 1}]]

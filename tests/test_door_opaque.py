@@ -20,7 +20,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.form import read_form
 from tests.needs import require
 from tests.proxy import everything, openai, proxy, settings
-from tests.test_sdks import HERE, INSTALLED, run
+from tests.sdks import HERE, INSTALLED, run
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
 MP3 = b"\xff\xf3\x00not json\r\n\r\n\x00" * 50

@@ -54,7 +54,9 @@ class PlainDoor:
             raise InvalidRequest("say something")
         asked = {"messages": [{"role": "user", "content": body.decode()}], "stream": body.endswith(b"?")}
         chat = encode(asked)
-        return Call(Endpoint.CHAT, read_summary(chat, ("messages", list)), chat, client.request_id, False), PlainReply()
+        return Call(
+            Endpoint.CHAT, read_summary(chat, ("messages", list)), chat, client.request_id, relays=False
+        ), PlainReply()
 
     def headers(self, request_id: str) -> dict[str, str]:
         return {"X-Plain": "yes"}

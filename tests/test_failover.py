@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.attempts import NoProvider
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.events import AttemptFailed, Event, FellBack, KeyWasRejected
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -20,7 +22,6 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     PaymentRequired,
@@ -29,10 +30,9 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.events import AttemptFailed, Event, FellBack, KeyWasRejected
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.providers.classify import classify
+from manallm_proxy.providers.classify import ErrorDetails, classify
 from manallm_proxy.providers.classify import widened as retried_elsewhere
 from manallm_proxy.routing.failover import Attempt, Walk
 from manallm_proxy.routing.health import Health, Permit
@@ -71,7 +71,7 @@ class Story:
 
 
 def said(status: int, message: str = "", **more: str) -> Callable[[], ProviderError]:
-    return lambda: classify(status, {}, message, **more)  # type: ignore[arg-type]  # kind, code, param only
+    return lambda: classify(status, {}, ErrorDetails(message, **more))  # type: ignore[arg-type]  # kind, code, param only
 
 
 RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
@@ -82,7 +82,6 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
     "disconnect, reset": (lambda: Disconnected("x"), "disconnected"),
     "malformed, HTML, broken JSON": (lambda: BadResponse("x"), "bad_response"),
     "500": (said(500), "http_5xx"),
-    "501": (said(501), "http_5xx"),
     "502": (said(502), "http_5xx"),
     "503": (said(503), "http_5xx"),
     "503 busy": (said(503, "server busy, please try again"), "http_5xx"),
@@ -91,16 +90,14 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
     "429": (said(429), "rate_limited"),
     "429 quota": (said(429, kind="insufficient_quota"), "rate_limited"),
     "redirect": (said(307), "bad_response"),
-    "408": (lambda: retried_elsewhere(classify(408, {}, "x"), "p0", frozenset({408, 498})), "http_408"),
-    "498": (lambda: retried_elsewhere(classify(498, {}, "x"), "p0", frozenset({408, 498})), "http_498"),
+    "408": (lambda: retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_408"),
+    "498": (lambda: retried_elsewhere(classify(498, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_498"),
 }
 
 BLAMED: dict[str, str] = {
-    **dict.fromkeys(RETRYABLE, "service"),
+    **dict.fromkeys(RETRYABLE, "target"),
     "refused, unreachable, DNS, TLS": "reach",
     "connect timeout": "reach",
-    "500": "target",
-    "501": "nobody",
     **dict.fromkeys(["503 busy", "529", "429", "429 quota", "408", "498"], "cooling"),
 }
 
@@ -127,7 +124,7 @@ async def test_whom_a_failure_speaks_against(row: str) -> None:
     target = health.targets.get("m")
     marks = {
         "reach": health.provider.reach_failures == 1,
-        "service": health.provider.service_failures == 1,
+        "provider": health.provider.service_failures > 0,
         "target": target is not None and target.failures == 1,
         "cooling": target is not None and target.is_cooling(story.now),
     }
@@ -148,6 +145,7 @@ PROPAGATED: dict[str, tuple[Callable[[], ProviderError], int, str, str | None]] 
     "context": (said(400, code="context_length_exceeded"), 400, "context_length_exceeded", "context_length"),
     "capability": (lambda: Unsupported("x"), 400, "unsupported_capability", "capability"),
     "no tools": (said(400, "m does not support tools"), 400, "unsupported_capability", "capability"),
+    "501": (said(501), 400, "unsupported_capability", "capability"),
     "blocked": (lambda: ContentBlocked("x"), 400, "content_filter", None),
     "moderation": (said(403, "flagged", code="content_policy_violation"), 400, "content_filter", None),
     "401": (said(401), 502, "provider_key_rejected", "auth"),
@@ -187,7 +185,7 @@ async def test_fallback_on_lets_it_move_on(row: str) -> None:
 
 async def test_a_rejected_key_is_an_alarm() -> None:
     """Told apart from any other failure."""
-    story = Story([classify(401, {}, "")])
+    story = Story([classify(401, {}, ErrorDetails())])
     with pytest.raises(KeyRejected):
         await story.run()
     assert story.kinds(KeyWasRejected) == [KeyWasRejected("p0", 401)]
@@ -201,7 +199,7 @@ async def test_what_is_not_worth_trying_is_skipped_with_its_reason() -> None:
         healths["p1"].probed(error, 0.0)
     got = healths["p2"].admit("m", 0.0)
     assert isinstance(got, Permit)
-    got.failed(classify(429, {}, ""), 0.0)
+    got.failed(classify(429, {}, ErrorDetails()), 0.0)
     served = await story.run()
     assert (served.value, story.asked) == ("hello", ["p4"])
     assert story.walk is not None and story.walk.tried == 1
@@ -211,7 +209,10 @@ async def test_what_is_not_worth_trying_is_skipped_with_its_reason() -> None:
 
 async def test_nobody_left_is_told_entry_by_entry() -> None:
     """With what happened, how long it took, and when the first may be tried again."""
-    story = Story([ConnectFailed("x", detail="refused"), classify(503, {}, ""), "no"], {"p2": Health(configured=False)})
+    story = Story(
+        [ConnectFailed("x", detail="refused"), classify(503, {}, ErrorDetails()), "no"],
+        {"p2": Health(configured=False)},
+    )
     with pytest.raises(NoProvider) as told:
         await story.run()
     assert [line.to_json() for line in told.value.attempts] == [
@@ -229,10 +230,14 @@ async def test_nobody_left_is_told_entry_by_entry() -> None:
 @pytest.mark.parametrize(
     ("errors", "after", "worth"),
     [
-        ([classify(429, {"retry-after": "4"}, "")], 4.0, True),
-        ([classify(429, {"retry-after": "7"}, "")], 7.0, False),
-        ([classify(429, {"retry-after": "90"}, "")], 60.0, False),
-        ([classify(429, {"retry-after": "90"}, ""), classify(429, {"retry-after": "5"}, "")], 5.0, True),
+        ([classify(429, {"retry-after": "4"}, ErrorDetails())], 4.0, True),
+        ([classify(429, {"retry-after": "7"}, ErrorDetails())], 7.0, False),
+        ([classify(429, {"retry-after": "90"}, ErrorDetails())], 60.0, False),
+        (
+            [classify(429, {"retry-after": "90"}, ErrorDetails()), classify(429, {"retry-after": "5"}, ErrorDetails())],
+            5.0,
+            True,
+        ),
     ],
 )
 async def test_the_time_to_come_back_is_computed(errors: list[ProviderError], after: float, worth: bool) -> None:
@@ -305,7 +310,7 @@ async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None
 
 async def test_a_status_that_is_not_listed_is_the_callers() -> None:
     """408 and 498 move on only where ``extra_retryable_statuses`` says so."""
-    error = retried_elsewhere(classify(408, {}, "x"), "p0", frozenset())
+    error = retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
     with pytest.raises(UpstreamSaid) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == 408
@@ -313,7 +318,7 @@ async def test_a_status_that_is_not_listed_is_the_callers() -> None:
 
 async def test_fallback_on_by_the_status_of_any_class() -> None:
     """``401`` and ``auth`` let the same error pass; health is left alone, and the alarm is raised all the same."""
-    story = Story([classify(401, {}, ""), "hello"])
+    story = Story([classify(401, {}, ErrorDetails()), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"401"})), story.entries[1])
     assert (await story.run()).value == "hello"
     assert story.healths["p0"] == Health()
@@ -322,7 +327,7 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 async def test_fallback_on_is_one_entrys_own() -> None:
     """What one entry lets pass another hands back."""
-    story = Story([classify(409, {}, "first"), classify(409, {}, "second"), "hello"])
+    story = Story([classify(409, {}, ErrorDetails("first")), classify(409, {}, ErrorDetails("second")), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"409"})), *story.entries[1:])
     with pytest.raises(UpstreamSaid, match="second"):
         await story.run()
@@ -331,7 +336,7 @@ async def test_fallback_on_is_one_entrys_own() -> None:
 
 async def test_what_is_retryable_anyway_was_not_widened() -> None:
     """No warning for what every chain does."""
-    story = Story([classify(429, {}, ""), "hello"])
+    story = Story([classify(429, {}, ErrorDetails()), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"429"})), story.entries[1])
     await story.run()
     assert [e.widened for e in story.kinds(FellBack) if isinstance(e, FellBack)] == [False]
@@ -340,7 +345,7 @@ async def test_what_is_retryable_anyway_was_not_widened() -> None:
 async def test_the_way_is_told_in_order() -> None:
     """A failure when it happens, a fallback when the next target is tried: from each that was passed since."""
     healths = {"p1": Health(configured=False)}
-    story = Story([ConnectFailed("x", detail="refused"), "no", classify(429, {}, ""), "hello"], healths)
+    story = Story([ConnectFailed("x", detail="refused"), "no", classify(429, {}, ErrorDetails()), "hello"], healths)
     await story.run()
     told = [evolve(e, duration=round(e.duration, 3)) if isinstance(e, AttemptFailed) else e for e in story.told]
     assert [e for e in told if isinstance(e, AttemptFailed | FellBack)] == [

@@ -9,25 +9,28 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import (
+    BadResponse,
     ConnectFailed,
+    ConnectTimeout,
     FirstByteTimeout,
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     ProviderError,
     RateLimited,
     ServerBusy,
     ServerFailed,
-    SlowModel,
+    Unsupported,
 )
-from manallm_proxy.contract.events import Event, HealthChanged
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, Skip
+from manallm_proxy.routing.circuit import Policy, Skip
+from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
+LATE, MISSING = ConnectTimeout("x"), MissingModel("x", provider_status=404)
 
 
 def permit(health: Health, now: float = 0.0, model: str = "m") -> Permit:
@@ -53,7 +56,7 @@ def test_two_failures_in_a_row_open_the_circuit() -> None:
     health = Health()
     fail(health, REFUSED, 0.0)
     assert (health.status(0.0), refused(health)) == ("degraded", None)
-    fail(health, BROKEN, 1.0)
+    fail(health, REFUSED, 1.0)
     assert (health.status(1.0), refused(health, 60.9)) == ("unhealthy", "unhealthy")
     assert refused(health, 61.0) is None
 
@@ -106,7 +109,7 @@ def test_a_trial_that_has_begun_to_answer_lets_others_pass() -> None:
     fail(health, BROKEN)
     fail(health, BROKEN)
     trial = permit(health, 60.0)
-    trial.began()
+    trial.began(60.0)
     assert refused(health, 60.0) is None
     trial.failed(BROKEN, 90.0)
     assert refused(health, 149.0) == "unhealthy"
@@ -123,14 +126,14 @@ def test_a_good_probe_clears_what_a_probe_can_see() -> None:
     assert (refused(reach, 1.0), refused(service, 1.0)) == (None, "unhealthy")
 
 
-def test_a_mixed_record_is_cleared_in_part() -> None:
-    """One failure of each witness opens; a good probe takes its own back."""
+def test_each_witness_has_a_record_of_its_own() -> None:
+    """One failure to connect and one bad answer are not two of either; a good probe takes its own back."""
     health = Health()
     fail(health, REFUSED)
     fail(health, BROKEN)
-    assert health.status(0.0) == "unhealthy"
+    assert (health.status(0.0), health.provider.failures, health.targets["m"].failures) == ("degraded", 1, 1)
     health.probed(None, 1.0)
-    assert (health.status(1.0), health.provider.failures) == ("degraded", 1)
+    assert (health.provider.failures, health.targets["m"].failures) == (0, 1)
 
 
 def test_failed_probes_open_and_keep_open() -> None:
@@ -144,7 +147,9 @@ def test_failed_probes_open_and_keep_open() -> None:
     assert refused(health, 92.0) is None
 
 
-@pytest.mark.parametrize("error", [CRASHED, SlowModel("x"), MissingModel("x", provider_status=404)])
+@pytest.mark.parametrize(
+    "error", [CRASHED, BROKEN, FirstByteTimeout("x"), BadResponse("x"), MissingModel("x", provider_status=404)]
+)
 def test_what_speaks_of_one_model_marks_that_target(error: ProviderError) -> None:
     """Its neighbours on the same provider are asked as before."""
     health = Health()
@@ -157,13 +162,149 @@ def test_what_speaks_of_one_model_marks_that_target(error: ProviderError) -> Non
     assert health.targets == {}
 
 
-@pytest.mark.parametrize("error", [REFUSED, BROKEN, FirstByteTimeout("x")])
+@pytest.mark.parametrize("error", [REFUSED, ConnectTimeout("x")])
 def test_what_speaks_of_the_provider_marks_all_its_targets(error: ProviderError) -> None:
-    """One model's failures spare the others the wait."""
+    """What could not be connected to for one cannot be for the others."""
     health = Health()
     fail(health, error)
     fail(health, error)
     assert refused(health, model="other") == "unhealthy"
+
+
+def down(health: Health, model: str, now: float = 0.0, error: ProviderError = BROKEN) -> None:
+    for _ in range(health.policy.failure_threshold):
+        fail(health, error, now, model)
+
+
+def test_two_targets_open_their_provider() -> None:
+    """With nothing served between them: whatever it is, the others need not find it out one by one."""
+    health = Health()
+    down(health, "a", 0.0)
+    assert (health.provider.status(0.0), refused(health, 1.0, "c")) == ("healthy", None)
+    down(health, "b", 5.0)
+    assert [refused(health, 64.9, model) for model in "abc"] == ["unhealthy"] * 3
+    assert health.status(5.0) == "unhealthy"
+    assert refused(health, 65.0, "c") is None
+
+
+def test_one_broken_model_of_an_aggregator_closes_no_other() -> None:
+    """However often it fails, however long, with or without others that are served."""
+    health = Health()
+    for now in range(0, 6000, 60):
+        for _ in range(5):
+            if isinstance(got := health.admit("broken", float(now)), Permit):
+                got.failed(BROKEN, float(now))
+        assert refused(health, float(now), "fine") is None
+        permit(health, float(now), "fine").served(float(now))
+    assert (health.provider.status(6000.0), health.targets["broken"].is_open) == ("healthy", True)
+
+
+def test_a_success_between_two_targets_clears_their_provider() -> None:
+    """It serves; what fell before says nothing of it any more, until it falls again."""
+    health = Health()
+    down(health, "a", 0.0)
+    permit(health, 1.0, "c").served(1.0)
+    down(health, "b", 2.0)
+    assert (refused(health, 2.0, "a"), refused(health, 2.0, "b"), refused(health, 2.0, "c")) == (
+        "unhealthy",
+        "unhealthy",
+        None,
+    )
+    fail(health, BROKEN, 61.0, "a")
+    assert refused(health, 61.0, "c") == "unhealthy"
+
+
+def test_models_that_are_not_there_say_nothing_of_their_neighbours() -> None:
+    """The provider answers each as it should."""
+    health = Health()
+    for model in "abcdef":
+        down(health, model, error=MISSING)
+    assert (refused(health, model="a"), refused(health, model="g")) == ("unhealthy", None)
+    down(health, "x")
+    assert refused(health, model="g") is None
+
+
+def test_a_provider_that_its_targets_opened_is_opened_again_by_any_of_them() -> None:
+    """A third model fails the trial: for the whole backoff again. Served, it closes for all."""
+    health = opened()
+    fail(health, BROKEN, 60.0, "third")
+    assert refused(health, 119.9, "fourth") == "unhealthy"
+    permit(health, 120.0, "fourth").served(121.0)
+    assert (refused(health, 121.0, "fourth"), refused(health, 121.0, "m"), refused(health, 121.0, "third")) == (
+        None,
+        None,
+        None,
+    )
+    assert health.provider.failures == 0
+
+
+def test_a_broken_model_does_not_keep_a_provider_closed_that_came_back() -> None:
+    """It could not be reached; now a trial gets a 500, which shows nothing of its reach: the next may try."""
+    health = Health()
+    for _ in range(2):
+        fail(health, REFUSED)
+    fail(health, BROKEN, 60.0, "broken")
+    trial = permit(health, 60.0, "fine")
+    assert refused(health, 60.0, "other") == "unhealthy"
+    trial.served(61.0)
+    assert refused(health, 61.0, "other") is None
+
+
+def test_a_probe_that_is_late_shows_nothing_while_an_answer_of_ours_arrives() -> None:
+    """A server with one thread is at work on it; where nothing arrives, or nobody is there, a probe counts."""
+    health = Health()
+    stream = permit(health, 0.0)
+    stream.began(1.0)
+    for now in (10.0, 40.0, 70.0):
+        health.probed(LATE, now, now - 3.0)
+    assert health.status(70.0) == "healthy"
+    health.probed(REFUSED, 70.0, 70.0)
+    assert health.provider.reach_failures == 1
+    health.probed(None, 71.0, 71.0)
+    stream.served(98.0)
+    health.probed(LATE, 100.0, 97.0)
+    assert health.status(100.0) == "healthy"
+    health.probed(LATE, 130.0, 127.0)
+    health.probed(LATE, 160.0, 157.0)
+    assert health.status(160.0) == "unhealthy"
+
+
+@pytest.mark.parametrize("how", ["served", "failed", "released"])
+def test_an_answer_is_counted_until_it_ends(how: str) -> None:
+    """However; one that has not begun protects nobody."""
+    health = Health()
+    waiting, stream = permit(health), permit(health)
+    stream.began(0.0)
+    stream.began(0.0)
+    assert health.answering == 1
+    match how:
+        case "served":
+            stream.served(0.0)
+        case "failed":
+            stream.failed(BROKEN, 0.0)
+        case _:
+            stream.released()
+    assert (health.answering, health.in_flight) == (0, 1)
+    health.probed(LATE, 10.0, 7.0)
+    assert health.provider.reach_failures == 1
+    waiting.released()
+
+
+def test_a_refusal_is_an_answer_too() -> None:
+    """A status came while the probe waited: the server is there."""
+    health = Health()
+    fail(health, MissingModel("x", provider_status=404), 2.0)
+    health.probed(LATE, 3.0, 0.0)
+    assert health.provider.failures == 0
+
+
+def test_a_probe_that_finds_it_busy_has_reached_it() -> None:
+    """Loading a model is no sickness, and no connection was refused."""
+    health = Health()
+    for now in (0.0, 1.0):
+        health.probed(REFUSED, now)
+    health.probed(ServerBusy("x"), 2.0)
+    assert health.status(2.0) == "healthy"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +332,7 @@ def test_busy_cools_too() -> None:
     assert (refused(health), health.provider.failures) == ("cooling", 0)
 
 
-@pytest.mark.parametrize("error", [KeyRejected("x"), NotImplementedByProvider("x")])
+@pytest.mark.parametrize("error", [KeyRejected("x"), Unsupported("x")])
 def test_what_blames_nobody_changes_nothing(error: ProviderError) -> None:
     """Our key, a feature that is not there."""
     health = Health()
@@ -262,10 +403,12 @@ def test_changes_are_told_once_each() -> None:
     ]
 
 
-def opened(policy: Policy = Policy(), model: str = "m") -> Health:  # noqa: B008  # frozen
+def opened(policy: Policy = Policy()) -> Health:  # noqa: B008  # frozen
+    """By its targets, so that no good probe closes it."""
     health = Health(policy)
-    for _ in range(policy.failure_threshold):
-        fail(health, BROKEN, 0.0, model)
+    for model in ("m", "n"):
+        for _ in range(policy.failure_threshold):
+            fail(health, BROKEN, 0.0, model)
     return health
 
 
@@ -291,7 +434,7 @@ def test_the_threshold_is_as_configured(threshold: int) -> None:
     fail(health, BROKEN)
     assert refused(health, 9.9) == "unhealthy"
     trial = permit(health, 10.0)
-    trial.began()
+    trial.began(10.0)
     fail(health, BROKEN, 11.0)
     assert refused(health, 20.9) == "unhealthy"
 
@@ -303,8 +446,8 @@ def test_a_permit_ends_once() -> None:
     got.served(0.0)
     got.failed(BROKEN, 0.0)
     got.released()
-    got.began()
-    assert (health.in_flight, health.provider.failures) == (0, 0)
+    got.began(0.0)
+    assert (health.in_flight, health.answering, health.provider.failures) == (0, 0, 0)
 
 
 def test_a_target_has_a_trial_of_its_own() -> None:
@@ -326,7 +469,7 @@ def test_one_trial_for_provider_and_target_at_once() -> None:
     fail(health, CRASHED)
     fail(health, CRASHED)
     for each in late:
-        each.failed(BROKEN, 0.0)
+        each.failed(REFUSED, 0.0)
     trial = permit(health, 60.0)
     assert (refused(health, 60.0), refused(health, 60.0, "other")) == ("unhealthy", "unhealthy")
     trial.served(60.0)
@@ -467,6 +610,11 @@ def test_nothing_is_told_of_what_is_well() -> None:
     assert (told, health.told) == ([], {})
 
 
+ACCUSING = (BROKEN, CRASHED)
+"""What speaks against the provider where two of its targets fall for it."""
+ERRORS = (*ACCUSING, REFUSED, MISSING, RateLimited("x"), KeyRejected("x"))
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Whatever happens in whatever order: no place is lost, one trial at a time, never stuck."""
 
@@ -475,8 +623,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.health = Health(max_concurrent=3)
         self.now = 0.0
         self.open: list[Permit] = []
+        self.fallen: set[str] = set()
+        """Models that opened for what speaks against the provider, since anything was served."""
 
-    @rule(model=st.sampled_from(["a", "b"]))
+    @rule(model=st.sampled_from(["a", "b", "c"]))
     def ask(self, model: str) -> None:
         got = self.health.admit(model, self.now)
         if isinstance(got, Permit):
@@ -492,10 +642,11 @@ class AnyOrder(RuleBasedStateMachine):
         match how:
             case "served":
                 got.served(self.now)
+                self.fallen.clear()
             case "released":
                 got.released()
             case "began":
-                got.began()
+                got.began(self.now)
                 return
             case _:
                 got.released()
@@ -503,23 +654,53 @@ class AnyOrder(RuleBasedStateMachine):
         self.open.remove(got)
 
     @precondition(lambda self: self.open)
-    @rule(at=st.integers(0, 2), error=st.sampled_from([REFUSED, BROKEN, CRASHED, RateLimited("x"), KeyRejected("x")]))
+    @rule(
+        at=st.integers(0, 2), error=st.sampled_from([*ACCUSING, REFUSED, MISSING, RateLimited("x"), KeyRejected("x")])
+    )
     def break_(self, at: int, error: ProviderError) -> None:
-        got = self.open.pop(at % len(self.open))
-        until = self.health.provider.open_until
-        was_trial = any(circuit is self.health.provider for circuit in got._trial_of)
+        self.breaks(self.open.pop(at % len(self.open)), error)
+
+    @rule(model=st.sampled_from(["a", "b", "c"]), error=st.sampled_from(ERRORS))
+    def fall(self, model: str, error: ProviderError) -> None:
+        """Enough of one error to open a circuit."""
+        for _ in range(self.health.policy.failure_threshold):
+            if isinstance(got := self.health.admit(model, self.now), Permit):
+                self.breaks(got, error)
+
+    @rule(model=st.sampled_from(["a", "b", "c"]))
+    def serve(self, model: str) -> None:
+        if isinstance(got := self.health.admit(model, self.now), Permit):
+            got.served(self.now)
+            self.fallen.clear()
+
+    def breaks(self, got: Permit, error: ProviderError) -> None:
+        health, provider, model = self.health, self.health.provider, got._model
+        until, by_targets = provider.open_until, provider.witnessed
+        was_trial = any(circuit is provider for circuit in got._trial_of)
+        before = health.targets[model].open_until if model in health.targets else None
         got.failed(error, self.now)
         got.released()
-        if until is None:
-            return  # closed; also where a good probe closed it while the trial was under way
-        if error in (REFUSED, BROKEN) and was_trial:
-            assert self.health.provider.open_until == self.now + self.health.policy.backoff
+        if error in ACCUSING:
+            circuit = health.targets[model]
+            if circuit.is_open and (before is None or was_trial or circuit.open_until != before):
+                self.fallen.add(model)
+            fallen = [name for name in self.fallen if name in health.targets and health.targets[name].is_open]
+            news = circuit.open_until != before or was_trial
+            opens = news and (len(fallen) > 1 or (was_trial and by_targets)) and (until is None or was_trial)
+        elif error is REFUSED:
+            opens = was_trial if until is not None else provider.failures >= health.policy.failure_threshold
         else:
-            assert self.health.provider.open_until == until
+            opens = False
+        assert provider.open_until == (self.now + health.policy.backoff if opens else until)
 
-    @rule(error=st.sampled_from([None, REFUSED]))
-    def probe(self, error: ProviderError | None) -> None:
-        self.health.probed(error, self.now)
+    @rule(error=st.sampled_from([None, REFUSED, LATE, ServerBusy("x")]), since=st.sampled_from([0.0, 3.0]))
+    def probe(self, error: ProviderError | None, since: float) -> None:
+        until, heard = self.health.provider.open_until, self.health.heard_at
+        self.health.probed(error, self.now, self.now - since)
+        if error is LATE and (self.health.answering or (heard is not None and heard >= self.now - since)):
+            assert self.health.provider.open_until == until
+        elif error in (REFUSED, LATE) and until is not None:
+            assert self.health.provider.open_until == self.now + self.health.policy.backoff
 
     @rule(threshold=st.integers(1, 4), backoff=st.sampled_from([5.0, 60.0]))
     def reload(self, threshold: int, backoff: float) -> None:
@@ -534,6 +715,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.health.in_flight == len(self.open) <= 3
 
     @invariant()
+    def answers_are_counted(self) -> None:
+        assert self.health.answering == sum(each._began for each in self.open)
+
+    @invariant()
     def one_trial_at_a_time(self) -> None:
         for circuit in (self.health.provider, *self.health.targets.values()):
             trials = sum(any(circuit is c for c in each._trial_of) for each in self.open)
@@ -545,7 +730,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Before its time not even a trial."""
         until = self.health.provider.open_until
         if until is not None and self.now < until:
-            assert isinstance(self.health.admit("c", self.now), Skip)
+            assert isinstance(self.health.admit("d", self.now), Skip)
 
     @invariant()
     def never_stuck(self) -> None:

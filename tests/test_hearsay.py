@@ -11,13 +11,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from manallm_proxy.contract.errors import ConnectFailed, ModelFailed, ProviderError, RateLimited, ServerFailed
 from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import (
+    ConnectFailed,
+    MissingModel,
+    ModelFailed,
+    ProviderError,
+    RateLimited,
+    ServerFailed,
+)
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit, Policy, SharedState, Skip
+from manallm_proxy.routing.circuit import Policy, SharedState, Skip
+from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 REFUSED, BROKEN, CRASHED = ConnectFailed("x"), ServerFailed("x"), ModelFailed("x")
+MISSING = MissingModel("x", provider_status=404)
 
 
 @define(eq=False)
@@ -176,6 +185,60 @@ def test_what_is_heard_is_not_told_again() -> None:
     assert [workers.refused(me) for me in range(3)] == ["unhealthy"] * 3
 
 
+def test_two_targets_of_two_workers_open_their_provider() -> None:
+    """Each saw one fall: together they speak against it, and the third spares itself both."""
+    workers = Workers()
+    for me, model in ((0, "a"), (1, "b")):
+        workers.fail(me, BROKEN, model)
+        workers.fail(me, BROKEN, model)
+        workers.all_hear()
+    assert [workers.refused(me, "c") for me in range(3)] == ["unhealthy"] * 3
+    assert sorted((e.model or "", e.now) for e in workers.told) == [(each, "unhealthy") for each in ("", "a", "b")]
+
+
+def test_they_may_cross_on_their_way() -> None:
+    """Neither knew of the other's: whoever hears puts them together, and all come to the same."""
+    workers = Workers()
+    for me, model in ((0, "a"), (1, "b")):
+        workers.fail(me, BROKEN, model)
+        workers.fail(me, BROKEN, model)
+    for _ in range(3):
+        workers.all_hear()
+    assert [workers.refused(me, "c") for me in range(3)] == ["unhealthy"] * 3
+    assert len({workers.health(me).provider.open_until for me in range(3)}) == 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_another_serves_between_them_clears_their_provider(heard: bool) -> None:
+    """Whether or not it had heard of the first, for it was served later than that fell."""
+    workers = Workers()
+    workers.fail(0, BROKEN, "a")
+    workers.fail(0, BROKEN, "a")
+    if heard:
+        workers.all_hear()
+    workers.now += 1.0
+    workers.serve(2, "c")
+    workers.all_hear()
+    workers.boards[2].note("gpu")
+    workers.all_hear()
+    workers.now += 1.0
+    workers.fail(1, BROKEN, "b")
+    workers.fail(1, BROKEN, "b")
+    workers.all_hear()
+    assert [workers.refused(me, "c") for me in range(3)] == [None] * 3
+    assert [workers.refused(me, "a") for me in range(3)] == ["unhealthy"] * 3
+
+
+def test_models_that_are_not_there_say_nothing_to_others_either() -> None:
+    """Each is skipped for itself."""
+    workers = Workers()
+    for me, model in ((0, "a"), (1, "b"), (2, "d")):
+        workers.fail(me, MISSING, model)
+        workers.fail(me, MISSING, model)
+        workers.all_hear()
+    assert [workers.refused(me, "c") for me in range(3)] == [None] * 3
+
+
 def test_the_later_finding_counts() -> None:
     """Two cross on their way: both ends come to the same, also where one's clock is behind."""
     workers = Workers()
@@ -227,7 +290,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(
         me=st.integers(0, 2),
         model=st.sampled_from(["a", "b"]),
-        error=st.sampled_from([None, REFUSED, BROKEN, CRASHED, RateLimited("x")]),
+        error=st.sampled_from([None, REFUSED, BROKEN, CRASHED, MISSING, RateLimited("x")]),
     )
     def request(self, me: int, model: str, error: ProviderError | None) -> None:
         if self.workers.refused(me, model) is not None:
@@ -236,6 +299,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.workers.serve(me, model)
         else:
             self.workers.fail(me, error, model)
+
+    @rule(me=st.integers(0, 2), model=st.sampled_from(["a", "b"]), error=st.sampled_from([BROKEN, MISSING]))
+    def fall(self, me: int, model: str, error: ProviderError) -> None:
+        for _ in range(2):
+            self.request(me, model, error)
 
     @rule(me=st.integers(0, 2), error=st.sampled_from([None, REFUSED]))
     def probe(self, me: int, error: ProviderError | None) -> None:

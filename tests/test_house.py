@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "manallm_proxy"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "manallm_proxy"
 MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "openai": {"contract"},
@@ -41,6 +43,7 @@ def package(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -84,6 +87,13 @@ def test_a_package_imports_what_it_may(path: Path) -> None:
             assert here in LIBRARIES[parts[0]], f"{parts[0]} is imported through {LIBRARIES[parts[0]]} only"
 
 
+def test_no_test_needs_another() -> None:
+    """What two test modules need stands in a file of its own: a test module can be changed without the others."""
+    for path in sorted(TESTS.rglob("*.py")):
+        for name in imports(path):
+            assert not name.rpartition(".")[2].startswith("test_") or not name.startswith("tests."), f"{path}: {name}"
+
+
 def test_no_file_needs_itself_by_a_detour() -> None:
     """No cycles, inside a package neither."""
     names = {"manallm_proxy." + ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in FILES}
@@ -96,3 +106,25 @@ def test_no_file_needs_itself_by_a_detour() -> None:
 
     for path in FILES:
         visit(path, ())
+
+
+PRIVATE = {
+    "observe": {"aioprometheus"},
+    "http_client": {"aiohttp.http_exceptions", "aiohttp.client_proto"},
+    "openai": set(),
+}
+"""Modules that are undocumented, and so belong into a package's file of internals."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if package(path) in PRIVATE], ids=lambda path: path.stem)
+def test_private_names_live_in_the_file_of_internals(path: Path) -> None:
+    """No file but ``*_internals.py`` imports an undocumented module, or touches another object's private name."""
+    if path.stem.endswith("_internals"):
+        return
+    for name in imports(path):
+        for module in PRIVATE[package(path)]:
+            assert not (f"{name}.".startswith(f"{module}.")), f"{path.name} imports {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            owner = node.value.id if isinstance(node.value, ast.Name) else type(node.value).__name__
+            assert owner in ("self", "cls"), f"{path.name}:{node.lineno}: {owner}.{node.attr}"

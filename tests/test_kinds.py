@@ -12,61 +12,13 @@ import aiohttp
 import pytest
 
 from tests.proxy import openai, proxy, settings
+from tests.servers import gemini, gemini_server, line, ollama_server
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, upstream
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("http")
 
 Answer = Callable[[Connection, Seen], Awaitable[None]]
-
-
-def line(content: str = "", **more: Any) -> bytes:
-    message = {"role": "assistant", "content": content}
-    return json.dumps({"model": "m", "message": message, "done": False, **more}).encode() + b"\n"
-
-
-LAST = line(done=True, done_reason="stop", prompt_eval_count=3, eval_count=2)
-
-
-def gemini(text: str, *, finish: str | None = None) -> bytes:
-    """One chunk of Gemini's REST, as SSE where it is streamed."""
-    candidate: dict[str, Any] = {"index": 0, "content": {"role": "model", "parts": [{"text": text}]}}
-    if finish:
-        candidate["finishReason"] = finish
-    return json.dumps(
-        {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2}}
-    ).encode()
-
-
-async def ollama_server(connection: Connection, seen: Seen) -> None:
-    request = seen.json
-    if seen.path == "/api/embed":
-        inputs = request["input"]
-        many = 1 if isinstance(inputs, str) else len(inputs)
-        await connection.reply({"model": "m", "embeddings": [[0.5, -0.25]] * many, "prompt_eval_count": 2})
-    elif seen.path == "/api/generate":
-        await connection.reply({"model": "m", "response": "Hello", "done": True, "done_reason": "stop"})
-    elif request["stream"]:
-        await connection.head(content_type="application/x-ndjson")
-        for batch in (line("Hel"), line("lo"), LAST):
-            await connection.chunk(batch)
-        await connection.end()
-    else:
-        message = {"role": "assistant", "content": "Hello"}
-        done = {"done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
-        await connection.reply({"model": "m", "message": message, **done})
-
-
-async def gemini_server(connection: Connection, seen: Seen) -> None:
-    if "mbed" in seen.path:
-        many = len(seen.json["requests"])
-        await connection.reply({"embeddings": [{"values": [0.5, -0.25]}] * many})
-    elif "stream" in seen.path:
-        await connection.head()
-        for batch in (gemini("Hel"), gemini("lo", finish="STOP")):
-            await connection.chunk(b"data: " + batch + b"\r\n\r\n")
-        await connection.end()
-    else:
-        await connection.reply(gemini("Hello", finish="STOP"))
 
 
 async def hangs(connection: Connection, seen: Seen) -> None:
@@ -148,21 +100,17 @@ async def test_a_client_that_leaves_ends_the_upstream_request(tmp_path: Path, ki
         async with proxy(config, tmp_path) as p, aiohttp.ClientSession() as leaving:
             payload = {"messages": [{"role": "user", "content": "hi"}], "stream": phase != "whole answer"}
             request = asyncio.ensure_future(leaving.post(f"{p.url}/v1/chat/completions", json=payload))
-            async with asyncio.timeout(5):
-                while not server.posts:
-                    await asyncio.sleep(0.01)
-                if phase == "in the stream":
-                    response = await request
-                    await response.content.readany()
-                    response.close()
+            await until(lambda: server.posts)
+            if phase == "in the stream":
+                response = await asyncio.wait_for(request, 5)
+                await response.content.readany()
+                response.close()
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
             asked = next(c for c in server.connections if c.answering)
             await asyncio.wait_for(asked.closed.wait(), 1)
             assert cloud.posts == []
-            async with asyncio.timeout(1):
-                while "client_gone" not in p.log.getvalue():
-                    await asyncio.sleep(0.01)
+            await until(lambda: "client_gone" in p.log.getvalue(), 1)
             _, health = await p.get("/v1/health")
             assert (health["providers"]["p"]["consecutive_failures"], health["providers"]["p"]["in_flight"]) == (0, 0)
 
@@ -221,10 +169,10 @@ async def test_a_capability_that_the_listing_denies_is_refused_before_the_call(t
 
 
 async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: Path) -> None:
-    """Mistral's validation: once refused, it is not sent again, and no client sees it."""
+    """Mistral's validation: refused once, that target is never asked again, not after a reload either; logged once."""
 
     async def strict(connection: Connection, seen: Seen) -> None:
-        if "stream_options" in seen.json:
+        if "stream_options" in seen.json and seen.json["model"] == "m":
             await connection.reply({"object": "error", "message": "extra_forbidden: stream_options"}, "422 No")
         else:
             await answers(connection, seen)
@@ -234,6 +182,13 @@ async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: P
             code, raw, _ = await p.stream()
             assert (code, text_of(raw)) == (200, "Hello")
         assert ["stream_options" in seen.json for seen in cloud.posts] == [True, False, False]
+        assert (await p.stream(model="p/other"))[0] == 200
+        assert "stream_options" in cloud.posts[-1].json
+        p.write(settings({"p": openai(cloud.url)}, log={"level": "info"}))
+        p.app.reload()
+        assert (await p.stream())[0] == 200
+        assert "stream_options" not in cloud.posts[-1].json
+        assert p.log.getvalue().count('"stream_options refused"') == 1
 
 
 async def test_embeddings_of_different_length_in_one_alias_are_told(tmp_path: Path) -> None:

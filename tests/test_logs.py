@@ -25,12 +25,14 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
-from tests.test_metrics import ENDED
+from tests.figures import ENDED
 
 
 def told(event: Event, level: str = "debug") -> list[dict[str, Any]]:
@@ -67,6 +69,8 @@ def test_one_line_a_request() -> None:
         (HealthChanged("gpu", None, "unhealthy", "healthy", None), "info", "healthy"),
         (Reloaded(), "info", "reloaded"),
         (Reloaded(("a.b: wrong", "c.d: wrong")), "error", "c.d: wrong"),
+        (ListUnreadable("gpu", "it is empty"), "warning", "it is empty"),
+        (UsageRefused("cloud", "org/m"), "warning", "stream_usage"),
         (DimensionsDiffer("mana/embed", "a/m", 3, "b/m", 4), "warning", "dimensions"),
         (LifeChanged("started", "listening on x"), "info", "listening"),
         (LifeChanged("draining", worker=3), "info", '"worker": 3'),
@@ -267,7 +271,7 @@ def test_a_line_within_a_line_is_dropped() -> None:
     assert logs.dropped >= 1
 
 
-def test_a_crash_shows_what_is_behind_it() -> None:
+def test_a_crash_shows_its_causes() -> None:
     """Causes and members of a group, with their places and without their words."""
 
     def fail() -> None:
@@ -280,8 +284,8 @@ def test_a_crash_shows_what_is_behind_it() -> None:
             raise ExceptionGroup("CANARY", [KeyError("CANARY")]) from cause
     except ExceptionGroup as error:
         [line] = told(Crashed("background", error))
-    assert [each.split(" at ")[0] for each in line["behind_it"]] == ["builtins.OSError", "builtins.KeyError"]
-    assert line["behind_it"][0].endswith(" fail")
+    assert [each.split(" at ")[0] for each in line["causes"]] == ["builtins.OSError", "builtins.KeyError"]
+    assert line["causes"][0].endswith(" fail")
     assert "CANARY" not in json.dumps(line)
 
 

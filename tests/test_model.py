@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from manallm_proxy.contract.attempts import NoProvider
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.events import Event, HealthChanged
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -24,11 +26,9 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
     RateLimited,
@@ -36,23 +36,22 @@ from manallm_proxy.contract.errors import (
     RetryableStatus,
     ServerBusy,
     ServerFailed,
-    SlowModel,
     StreamInterrupted,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.events import Event, HealthChanged
 from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.routing.circuit import Circuit, Policy
 from manallm_proxy.routing.failover import Attempt, Walk
-from manallm_proxy.routing.health import COOLING_QUOTA, Circuit, Health, Permit, Policy
+from manallm_proxy.routing.health import COOLING_QUOTA, Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 TARGETS = [Target(provider, model) for provider in ("a", "b", "c") for model in ("m", "n")]
 ENDS_WALK = [KeyRejected, Unsupported, ContentBlocked]
 SAID = [ContextTooLong, MissingModel, PaymentRequired, UpstreamSaid]
 MOVES_ON = [
-    *(ConnectFailed, ConnectTimeout, FirstByteTimeout, SlowModel, ReadTimeout, Disconnected, BadResponse),
-    *(ServerFailed, ModelFailed, NotImplementedByProvider, ServerBusy, RateLimited, RetryableStatus),
+    *(ConnectFailed, ConnectTimeout, FirstByteTimeout, ReadTimeout, Disconnected, BadResponse),
+    *(ServerFailed, ModelFailed, ServerBusy, RateLimited, RetryableStatus),
 ]
 WIDER = ["auth", "payment", "missing_model", "capability", "context_length", "409"]
 failures = (

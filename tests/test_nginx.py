@@ -4,60 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.needs import require
-from tests.proxy import Proxy, openai, proxy, settings
+from tests.nginx import EXAMPLE, nginx
+from tests.proxy import everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
-
-EXAMPLE = Path(__file__).parent.parent / "config" / "nginx.conf.example"
-
-
-@asynccontextmanager
-async def nginx(p: Proxy, folder: Path) -> AsyncIterator[str]:
-    """nginx in front of `p`, unprivileged; its address."""
-    program = require("nginx", "Debian: apt-get install nginx-light")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    site = EXAMPLE.read_text().replace("127.0.0.1:3025", f"127.0.0.1:{p.port}")
-    site, listens = re.subn(r"(?m)^(\s*listen\s+)(?!\[)[^;]*;", rf"\g<1>127.0.0.1:{port};", site, count=1)
-    assert listens == 1
-    site = re.sub(r"(?m)^\s*listen\s+\[.*\n", "", site)
-    (folder / "site.conf").write_text(site)
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-    (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}"
-        f"{'user root;' if os.geteuid() == 0 else ''}"
-        f"http {{ {temporary} access_log off; include {folder}/site.conf; }}"
-    )
-    child = await asyncio.create_subprocess_exec(
-        str(program), "-e", f"{folder}/error.log", "-p", str(folder), "-c", f"{folder}/nginx.conf"
-    )
-    try:
-        async with asyncio.timeout(10):
-            while True:
-                assert child.returncode is None, (folder / "error.log").read_text()
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except ConnectionError:
-                    await asyncio.sleep(0.02)
-                else:
-                    writer.close()
-                    break
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
-        await child.wait()
 
 
 async def test_chunks_arrive_as_they_are_sent(tmp_path: Path) -> None:
@@ -114,6 +69,23 @@ async def test_a_client_that_leaves_nginx_ends_the_upstream_request(tmp_path: Pa
             response.close()
             asked = next(c for c in gpu.connections if c.answering)
             await asyncio.wait_for(asked.closed.wait(), 1)
+
+
+async def test_a_broken_stream_is_broken_behind_nginx_too(tmp_path: Path) -> None:
+    """The error event arrives, and no last chunk after it: a client that looks only at the framing sees it as well."""
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        connection.reset()
+
+    async with upstream(each(breaks)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            payload = {"messages": [], "stream": True}
+            async with p.client.post(f"{front}/v1/chat/completions", json=payload) as response:
+                body = await everything(response)
+                assert isinstance(response.content.exception(), aiohttp.ClientPayloadError)
+            assert b"one" in body and b'"stream_interrupted"' in body and b"[DONE]" not in body
 
 
 async def test_large_bodies_pass_and_metrics_do_not(tmp_path: Path) -> None:

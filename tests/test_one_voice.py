@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 from tests.proxy import openai, proxy
 from tests.proxy import settings as configured
 from tests.upstreams import DONE, Connection, Seen, chunk, each, upstream

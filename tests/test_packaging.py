@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -18,13 +19,19 @@ from tests.needs import require
 ROOT = Path(__file__).parent.parent
 MINE = (ROOT / "config/proxy.yaml").read_text() + "# mine\n"
 WHY = "Debian: apt-get install systemd"
+ENVIRON = dict(os.environ)
+"""Before any fixture changes it: pip needs the authorities that the machine trusts."""
+WHEELS = ROOT / ".venv" / "wheels"
+"""What `make test` has fetched: with it an installation needs no network, and half the time."""
+if WHEELS.exists():
+    ENVIRON |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
 
-pytestmark = pytest.mark.timeout(180)  # the first of them waits for the installation
+pytestmark = pytest.mark.timeout(400)  # the first of them waits for the installation
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """A command's result, whatever it is."""
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=390, check=False)
 
 
 def make(target: str, stage: Path) -> str:
@@ -37,7 +44,20 @@ def make(target: str, stage: Path) -> str:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One installation for all tests, over an older one, and moved afterwards: nothing in it may know where it was."""
-    built = tmp_path_factory.mktemp("built")
+    shared = (
+        tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.mktemp("x")
+    )
+    moved, built = shared / "moved", shared / "built"
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of this file may run in several workers: the first one installs
+        if not moved.exists():
+            install(built)
+            built.rename(moved)
+    return moved
+
+
+def install(built: Path) -> None:
+    """Over an older installation and an operator's configuration."""
     older, etc = built / "usr/lib/manallm-proxy", built / "etc/manallm"
     older.mkdir(parents=True)
     (older / "stale").touch()
@@ -45,7 +65,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (etc / "proxy.yaml").write_text(MINE)
     said = make("install", built)
     assert f"kept: {etc}/proxy.yaml" in said
-    return built.rename(built.with_name("moved"))
 
 
 @pytest.fixture

@@ -15,11 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import BadResponse, ConnectFailed, ConnectTimeout, Disconnected, ProviderError
+from manallm_proxy.contract.provider_errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    Disconnected,
+    ProviderError,
+)
 from manallm_proxy.http_client import pool as pool_module
-from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE, Address
-from manallm_proxy.http_client.connection import READ_HIGH_WATER, Connection, Response
+from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, Address
+from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.pool import Pool
+from manallm_proxy.http_client.response import READ_HIGH_WATER, Response
 from tests import upstreams
 from tests.upstreams import Seen, each, upstream
 
@@ -92,6 +99,18 @@ WHOLE = {
     "a hint before it": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hi"),
     "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
     "no reason phrase": (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+    "identity in another word": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: None\r\nContent-Length: 2\r\n\r\nhi",
+        b"hi",
+    ),
+    "blanks after values": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: identity \t\r\nContent-Length: 2  \r\nX-A: b \r\n\r\nhi",
+        b"hi",
+    ),
+    "a chunked coding with blanks": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        b"hi",
+    ),
     "gzip": (
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
         % (len(packed := gzip.compress(b"hi" * 99)), packed),
@@ -198,7 +217,7 @@ async def test_what_nobody_asked_for_is_nobodys_answer(surplus: bytes, together:
 
 
 async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
-    """Above PILE bytes; it goes on when somebody reads."""
+    """Above READ_HIGH_WATER bytes; it goes on when somebody reads."""
     connection, response, wire, _ = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * READ_HIGH_WATER)
     assert wire.reading
@@ -322,8 +341,8 @@ async def get(pool: Pool, body: bytes | None = None) -> bytes:
 
 async def test_connections_are_used_again_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other over one connection; an idle one is closed before a server would do it."""
-    monkeypatch.setattr(pool_module, "KEEP_ALIVE", 0.1)
-    assert KEEP_ALIVE < 5
+    monkeypatch.setattr(pool_module, "KEEP_ALIVE_TIMEOUT", 0.1)
+    assert KEEP_ALIVE_TIMEOUT < 5
 
     async def answer(connection: upstreams.Connection, seen: Seen) -> None:
         await connection.reply(b"hi")
@@ -453,3 +472,22 @@ def test_any_bytes_are_an_answer_or_the_providers_failure(tail: bytes, size: int
             response.close()
 
     asyncio.run(run())
+
+
+async def test_one_connection_that_cannot_be_closed_keeps_no_other_open() -> None:
+    """All are aborted; then the failures are raised together."""
+
+    class Stuck(Wire):
+        def abort(self) -> None:
+            raise OSError("no")
+
+    pool = Pool(Address("gpu", "http://gpu"))
+    wires = [Stuck(), Wire(), Stuck(), Wire()]
+    for wire in wires:
+        connection = Connection("gpu", pool, asyncio.get_running_loop())
+        connection.connection_made(wire)
+        pool._open.add(connection)
+    with pytest.raises(ExceptionGroup) as told:
+        await pool.close()
+    assert len(told.value.exceptions) == 2
+    assert [wire.gone for wire in wires] == [False, True, False, True]

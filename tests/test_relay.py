@@ -10,7 +10,9 @@ import pytest
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList, TryWrite
+from manallm_proxy.contract.provider_errors import (
     ContentBlocked,
     Disconnected,
     FirstByteTimeout,
@@ -18,14 +20,11 @@ from manallm_proxy.contract.errors import (
     MissingModel,
     ModelFailed,
     ProviderError,
-    ProxyError,
     RateLimited,
     ServerFailed,
-    SlowModel,
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, TryWrite
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.catalog import Catalog
@@ -83,7 +82,7 @@ class Provider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout("slow")
 
-    async def probe(self) -> tuple[ModelInfo, ...] | None:
+    async def probe(self, seconds: float) -> ModelList | None:
         return None
 
     async def close(self) -> None:
@@ -219,7 +218,7 @@ async def test_a_break_is_told_and_blamed(raised: bool) -> None:
     assert isinstance(client.got[-1], ProviderError)
     assert (client.got[-1].code, client.got[-1].target) == ("stream_interrupted", "gpu/m")
     assert "[DONE]" not in client.got
-    assert (relay.error, health.provider.failures, health.in_flight) == (error, 1, 0)
+    assert (relay.error, health.targets["m"].failures, health.in_flight) == (error, 1, 0)
 
 
 async def test_what_the_provider_said_in_mid_stream_is_handed_on() -> None:
@@ -262,7 +261,7 @@ async def test_an_error_behind_the_first_words_is_told_in_band() -> None:
     await relay.run(client)
     assert client.got[:2] == [b"role", b"word"]
     assert isinstance(client.got[2], ServerFailed)
-    assert (len(client.got), script.closed, health.provider.failures) == (3, 1, 1)
+    assert (len(client.got), script.closed, health.targets["m"].failures) == (3, 1, 1)
 
 
 async def test_an_answer_in_one_read_is_relayed() -> None:
@@ -284,9 +283,9 @@ async def test_the_first_byte_limit_holds_for_the_headers_too() -> None:
             raise AssertionError("not reached")
 
         def first_byte_error(self, seconds: float) -> ProviderError:
-            return SlowModel(f"nothing in {seconds} s")
+            return FirstByteTimeout(f"nothing in {seconds} s")
 
-    with pytest.raises(SlowModel, match=r"0\.02"):
+    with pytest.raises(FirstByteTimeout, match=r"0\.02"):
         await open_stream(Silent(Script([])), Catalog(), CALL, ENTRY)
 
 
@@ -328,24 +327,24 @@ async def test_the_commit_ends_a_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "provider", "target"),
+    ("error", "target"),
     [
-        (ServerFailed("x", provider_status=502), 1, 0),
-        (Disconnected("x"), 1, 0),
-        (ModelFailed("x", provider_status=500), 0, 1),
-        (ContentBlocked("x", provider_status=400), 0, 0),
-        (KeyRejected("x", provider_status=401), 0, 0),
-        (MissingModel("x", provider_status=404), 0, 0),
-        (UpstreamSaid("x", provider_status=422), 0, 0),
+        (ServerFailed("x", provider_status=502), 1),
+        (Disconnected("x"), 1),
+        (ModelFailed("x", provider_status=500), 1),
+        (ContentBlocked("x", provider_status=400), 0),
+        (KeyRejected("x", provider_status=401), 0),
+        (MissingModel("x", provider_status=404), 0),
+        (UpstreamSaid("x", provider_status=422), 0),
     ],
 )
-async def test_a_break_blames_whom_the_error_says(error: ProviderError, provider: int, target: int) -> None:
+async def test_a_break_blames_whom_the_error_says(error: ProviderError, target: int) -> None:
     """The caller's own errors nobody; the place is given back in any case."""
     relay, health = carrier(Script([StreamBatch(error=error)]), WORD)
     async with relay.attempt:
         await relay.run(Client())
     marked = health.targets.get("m")
-    assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (provider, target, 0)
+    assert (health.provider.failures, marked.failures if marked else 0, health.in_flight) == (0, target, 0)
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -382,7 +381,7 @@ async def test_a_client_that_is_gone_when_it_is_told() -> None:
     relay, health = carrier(script, WORD)
     with pytest.raises(ConnectionResetError):
         await relay.run(Gone())
-    assert (script.closed, health.provider.failures, health.in_flight) == (1, 1, 0)
+    assert (script.closed, health.targets["m"].failures, health.in_flight) == (1, 1, 0)
 
 
 async def test_a_bug_closes_the_stream() -> None:

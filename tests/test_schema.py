@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, KeyRejected
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object
@@ -47,7 +48,6 @@ BAD: dict[bytes, tuple[str | None, str]] = {
     b"[]": (None, "object"),
     b'"x"': (None, "object"),
     b"null": (None, "object"),
-    b'\xef\xbb\xbf{"messages":[]}': (None, "byte order mark"),
     b'{"messages":[]} x': (None, "JSON"),
     b'{"messages":["\xff"]}': (None, "UTF-8"),
     b'{"messages":[{"content":[{"text":"\xc0\x80"}]}]}': (None, "UTF-8"),
@@ -62,9 +62,7 @@ BAD: dict[bytes, tuple[str | None, str]] = {
     b"{'messages':[]}": (None, "JSON"),
     b'{"messages":[],"x":Infinity}': (None, "JSON"),
     b'{"messages":[],"x":01}': (None, "JSON"),
-    b'{"messages":[],"\\ud800":1}': (None, "surrogate"),
     b'{"messages":[NaN]}': (None, "JSON"),
-    b'{"messages":["\\ud800"]}': (None, "surrogate"),
     b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}": (None, "deep"),
     b'{"messages":[],"model":"a","model":"b"}': ("model", "twice"),
     b'{"messages":[],"model":"a","model":"a"}': ("model", "twice"),
@@ -100,6 +98,24 @@ def test_bad_input_names_its_param(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=word) as told:
         read(body)
     assert told.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b'{"messages":["a \\ud83d"],"model":"x"}', b'{"messages":["a \\ud83d"],"model":"p/m"}'),
+        (
+            b'{"messages":["\\ude00\\ud83d \\ud83d\\ude00"]}',
+            b'{"model":"p/m","messages":["\\ude00\\ud83d \\ud83d\\ude00"]}',
+        ),
+        (b'{"messages":["\\\\ud83d"]}', b'{"model":"p/m","messages":["\\\\ud83d"]}'),
+        (b'{"messages":[],"\\udfff":1}', b'{"model":"p/m","messages":[],"\\udfff":1}'),
+        (b'\xef\xbb\xbf {"messages":[]}', b' {"model":"p/m","messages":[]}'),
+    ],
+)
+def test_legal_json_that_our_decoder_refuses_keeps_its_bytes(body: bytes, sent: bytes) -> None:
+    """RFC 8259 8.1 and 8.2: half of a surrogate pair goes on as it came, a byte order mark is dropped."""
+    assert rewrite(read(body), body, "p/m") == sent
 
 
 @pytest.mark.parametrize("prompt", [b"{}", b"3", b"true"])
@@ -323,7 +339,8 @@ def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
     ("usage", "counted"),
     [
         ({}, Usage()),
-        ({"prompt_tokens": 3.0, "completion_tokens": None}, Usage()),
+        ({"prompt_tokens": 3.0, "completion_tokens": None}, Usage(3)),
+        ({"prompt_tokens": 3.5, "completion_tokens": True}, Usage()),
         ({"prompt_tokens": 3, "prompt_tokens_details": None, "completion_tokens_details": []}, Usage(3)),
         ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}, Usage(3, cached=2)),
         ({"completion_tokens_details": {"reasoning_tokens": "9"}}, Usage()),

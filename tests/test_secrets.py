@@ -21,7 +21,7 @@ import attrs
 import pytest
 
 import manallm_proxy
-from tests.proxy import Proxy, everything, openai, process, proxy, settings
+from tests.proxy import ROOT, Proxy, everything, openai, process, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
 KEY, FILED, HEADER, TUNNEL = "sk-CANARY-key", "sk-CANARY-file", "CANARY-header", "CANARY-password"
@@ -139,9 +139,9 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
             p.write(
                 {**config, "providers": {**config["providers"], "gpu": openai(gpu.url, api_key=[KEY], verify_tls=KEY)}}
             )
-            p.app.reload()
+            await p.app.reload()
             p.write({**config, "log": {"level": KEY}, "cors": {"origins": TUNNEL}})
-            p.app.reload()
+            await p.app.reload()
             assert "reload refused" in p.log.getvalue()
             assert len([seen for seen in gpu.posts if PROMPT.encode() in seen.body]) > 20
             assert {KEY, FILED} <= {seen.headers["authorization"][7:] for seen in gpu.posts}
@@ -225,7 +225,7 @@ from manallm_proxy.cli.serve import leave_no_core
 leave_no_core()
 os.kill(os.getpid(), signal.SIGABRT)
 """
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     _, status = os.waitpid(child.pid, 0)
     child.returncode = 0
     assert os.WTERMSIG(status) == signal.SIGABRT

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
+from tests.nginx import nginx
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.test_nginx import nginx
 from tests.upstreams import Upstream, answers, each, upstream
 
 BODY = b'{"messages":[]}'

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from manallm_proxy.config.load import load
 from manallm_proxy.contract.errors import UnknownModel
+from manallm_proxy.contract.events import Crashed, Event
+from manallm_proxy.gateway.generation import _close_all
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
 from manallm_proxy.providers.http_provider import HttpProvider
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
+from tests.waiting import until
 
 
 def upstream_of(p: Proxy, name: str) -> HttpProvider:
@@ -25,9 +29,7 @@ def upstream_of(p: Proxy, name: str) -> HttpProvider:
 
 
 async def closed(gone: HttpProvider) -> None:
-    async with asyncio.timeout(2):
-        while not gone._connections.closed:
-            await asyncio.sleep(0.01)
+    await until(lambda: gone._connections.closed, 2)
 
 
 async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path) -> None:
@@ -43,11 +45,9 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
             kept, gone = upstream_of(p, "stays"), upstream_of(p, "goes")
             health = p.app.gateway.generation.registry.providers["stays"]
             in_flight = asyncio.ensure_future(p.chat(model="goes/m"))
-            async with asyncio.timeout(2):
-                while not goes.posts:
-                    await asyncio.sleep(0.01)
+            await until(lambda: goes.posts, 2)
             p.write(settings({"stays": openai(stays.url)}, health={"failure_threshold": 5}))
-            p.app.reload()
+            await p.app.reload()
             assert upstream_of(p, "stays") is kept
             assert p.app.gateway.generation.registry.providers["stays"] is health
             assert health.policy.failure_threshold == 5
@@ -76,9 +76,9 @@ async def test_two_reloads_do_not_cut_what_began_before_the_first(tmp_path: Path
             payload = {"messages": [], "stream": True}
             async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
                 assert b"one" in await response.content.readany()
-                p.app.reload()
+                await p.app.reload()
                 p.write(settings({"stays": openai(stays.url)}))
-                p.app.reload()
+                await p.app.reload()
                 await asyncio.sleep(0)
                 assert not gone._connections.closed
                 goes.go.set()
@@ -97,14 +97,10 @@ async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> Non
         config = settings({"gpu": openai(gpu.url)}, health={"failure_threshold": 1})
         async with proxy(config, tmp_path) as p:
             old = asyncio.ensure_future(p.chat())
-            async with asyncio.timeout(2):
-                while not gpu.posts:
-                    await asyncio.sleep(0.01)
-            p.app.reload()
+            await until(lambda: gpu.posts, 2)
+            await p.app.reload()
             new = asyncio.ensure_future(p.chat())
-            async with asyncio.timeout(2):
-                while len(gpu.posts) < 2:
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(gpu.posts) >= 2, 2)
             gpu.go.set()
             await asyncio.gather(old, new)
             assert p.log.getvalue().count('"now":"unhealthy"') == 1
@@ -115,7 +111,7 @@ async def test_a_reload_takes_the_logs_level(tmp_path: Path) -> None:
     async with proxy(settings({"l": {"kind": "loopback"}}, log={"level": "error"}), tmp_path) as p:
         assert "started" not in p.log.getvalue()
         p.write(settings({"l": {"kind": "loopback"}}, log={"level": "debug", "format": "human"}))
-        p.app.reload()
+        await p.app.reload()
         assert " info    reloaded" in p.log.getvalue()
 
 
@@ -124,7 +120,7 @@ async def test_a_moved_provider_forgets_its_models(tmp_path: Path) -> None:
     async with upstream(each(answers), ["old"]) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         assert "gpu/old" in str(await p.get("/v1/models"))
         p.write(settings({"gpu": openai("http://127.0.0.1:9")}))
-        p.app.reload()
+        await p.app.reload()
         assert "gpu/old" not in str(await p.get("/v1/models"))
 
 
@@ -139,11 +135,9 @@ async def test_a_reload_in_the_first_round_is_probed_too(tmp_path: Path) -> None
         path.write_text(yaml.safe_dump(settings({"slow": openai(slow.url)}), sort_keys=False))
         app = App(load(path, {}), {}, Logs.open("debug", "json", io.StringIO()))
         running = asyncio.ensure_future(app.run())
-        async with asyncio.timeout(3):
-            while not slow.connections:
-                await asyncio.sleep(0.01)
+        await until(lambda: slow.connections, 3)
         path.write_text(yaml.safe_dump(settings({"other": openai(other.url)}), sort_keys=False))
-        app.reload()
+        await app.reload()
         await app.ready(running)
         assert [m.id for m in app.gateway.generation.catalog.models("other")] == ["new"]
         app.stop()
@@ -158,7 +152,7 @@ async def test_a_changed_provider_begins_anew(tmp_path: Path) -> None:
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url, api_key="a")}), tmp_path) as p:
         before = upstream_of(p, "gpu")
         p.write(settings({"gpu": openai(gpu.url, api_key="b")}))
-        p.app.reload()
+        await p.app.reload()
         await p.chat()
         assert gpu.posts[0].headers["authorization"] == "Bearer b"
         await closed(before)
@@ -168,8 +162,8 @@ async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
     """Refused loudly, and nothing else of that file is taken either."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         p.write(settings({"other": openai(gpu.url)}, listen={"port": 1}))
-        p.app.reload()
-        assert list(p.app.gateway.generation.providers) == ["gpu"]
+        await p.app.reload()
+        assert list(p.app.generation.providers) == ["gpu"]
         assert "restart to change" in p.log.getvalue()
 
 
@@ -200,3 +194,27 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
             generation.resolve(asked)
         if asked.startswith("mana/"):
             assert "Did you mean mana/test?" in told.value.message
+
+
+class Closing:
+    """A provider whose `close` fails, hangs for a moment, or works."""
+
+    def __init__(self, error: Exception | None = None, waits: bool = False) -> None:
+        self.error, self.waits, self.closed = error, waits, False
+
+    async def close(self) -> None:
+        if self.waits:
+            await asyncio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        self.closed = True
+
+
+async def test_one_failing_close_keeps_no_other_open() -> None:
+    """All are closed, and each failure is reported."""
+    events: list[Event] = []
+    first, second = ValueError("one"), OSError("two")
+    providers: list[Any] = [Closing(first), Closing(), Closing(second, waits=True), Closing(waits=True)]
+    await _close_all(providers, events.append)
+    assert [provider.closed for provider in providers] == [False, True, False, True]
+    assert events == [Crashed("closing a provider", first), Crashed("closing a provider", second)]

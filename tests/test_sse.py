@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from collections import deque
 
 import pytest
@@ -147,3 +149,77 @@ def test_any_lines_with_any_ends_cut_anywhere(lines: list[str], ends: list[str],
     frames, whole = frames_of(stream, *at), frames_of(stream)
     assert [(f.data, f.event, f.fields) for f in frames] == [(f.data, f.event, f.fields) for f in whole]
     assert lines_of(b"".join(f.raw for f in frames)) == lines_of(stream.removeprefix(b"\xef\xbb\xbf"))
+
+
+def by_the_standard(stream: bytes) -> list[bytes]:
+    """The data of each event, line by line as WHATWG HTML 9.2.6 puts it; the last event needs no blank line here."""
+    events: list[list[bytes]] = [[]]
+    for line in stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        name, _, value = line.partition(b":")
+        if not line:
+            events.append([])
+        elif name == b"data":
+            events[-1].append(value.removeprefix(b" "))
+    return [b"\n".join(lines) for lines in events if lines]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_cut_at_every_two_offsets(name: str) -> None:
+    """A blank line of up to four bytes comes apart anywhere, and so does the BOM."""
+    stream = STREAMS[name]
+    wanted = by_the_standard(stream)
+    for cuts in itertools.combinations(range(len(stream) + 1), 2):
+        assert [f.data for f in frames_of(stream, *cuts) if f.data is not None] == wanted
+
+
+@given(
+    st.lists(st.sampled_from([b"data: a", b"data:b", b":c", b"", b"", b"\n", b"\r"]), max_size=30),
+    st.lists(st.sampled_from([b"\n", b"\r", b"\r\n"]), min_size=1),
+    st.lists(st.integers(0, 200), max_size=10),
+)
+def test_any_stream_is_read_as_the_standard_says(lines: list[bytes], ends: list[bytes], cuts: list[int]) -> None:
+    """Mixed line ends, runs of blank lines, any cuts."""
+    stream = b"".join(line + ends[n % len(ends)] for n, line in enumerate(lines))
+    at = sorted(min(cut, len(stream)) for cut in cuts)
+    assert [f.data for f in frames_of(stream, *at) if f.data is not None] == by_the_standard(stream)
+
+
+ENDS = {"LF": b"\n", "CR": b"\r", "CRLF": b"\r\n", "none": b"", "mixed": b"\r\nx\rx\nx"}
+
+
+@pytest.mark.parametrize("size", [100, 1024, 5000])
+@pytest.mark.parametrize("name", ENDS)
+def test_the_work_of_a_long_event_grows_with_its_length_only(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a mebibyte of lines and no blank one: each byte is searched and copied a few times, however it is cut.
+
+    Counted are the bytes that are searched for a blank line, and what each read allocates beyond what it keeps.
+    """
+    searched = copied = 0
+    split = sse._split
+
+    def counting(window: bytes) -> tuple[list[bytes], bytes]:
+        nonlocal searched
+        searched += len(window)
+        return split(window)
+
+    monkeypatch.setattr(sse, "_split", counting)
+    line = b"data: " + b"x" * (size - 6 - len(ENDS[name])) + ENDS[name]
+    parts = [line] * (2**19 // size)
+    blank = b"\n" if line.endswith(b"\n") else b"\n\n"
+    decoder = sse.Decoder()
+    tracemalloc.start()
+    try:
+        for part in [*parts, blank]:
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            frames = decoder.feed(part)
+            copied += tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    event = b"".join([*parts, blank])
+    whole = len(event)
+    assert [frame.raw for frame in frames] == [event]
+    assert whole <= searched <= whole + 4 * len(parts)
+    assert copied <= 8 * whole + 2048 * len(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -59,5 +60,25 @@ def test_what_runs_has_a_lower_bound_and_no_upper_one() -> None:
 
 def test_pins_name_no_place() -> None:
     """Neither an index nor a path: a name, a version, where it applies."""
-    for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]:
-        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [\w'. =!<>]+)?", line), line
+    pins = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    for file in sorted((ROOT / "tests/clients").glob("*.txt")):
+        pins += file.read_text().splitlines()
+        assert any(pin.startswith(f"{file.stem.partition('-')[0]}==") for pin in pins), file
+    for pin in pins:
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [\w'. =!<>]+)?", pin), pin
+
+
+def test_the_sdks_for_node_are_pinned_too() -> None:
+    """One version each, and no range."""
+    versions = json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"]
+    assert set(versions) == {"openai", "openai-6", "@anthropic-ai/sdk"}
+    for version in versions.values():
+        assert re.fullmatch(r"(npm:openai@)?\d+\.\d+\.\d+", version), version
+
+
+def test_whoever_installs_takes_the_pins() -> None:
+    """`make run`, `make test` and `make install`; only `make fresh` and tools that look from outside do not."""
+    makefile = (ROOT / "Makefile").read_text()
+    for extras in (".", "'.[test,dev]'"):
+        assert f"$(PIP) install $(PINNED) --editable {extras}\n" in makefile
+    assert '--constraint "$$source/constraints.txt"' in (ROOT / "systemd/install.mk").read_text()

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.proxy import Proxy, everything, openai, proxy, settings
+from tests.proxy import POST, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
 
-POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
 
@@ -68,7 +67,7 @@ async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
         async with p.client.get(f"{p.url}/v1/chat/completions") as response:
             assert (response.status, response.headers["Allow"]) == (405, "POST")
             assert (await response.json())["error"]["code"] == "method_not_allowed"
-        code, body, _ = await p.post("/v1/responses", {})
+        code, body, _ = await p.post("/v1/nosuch", {})
         assert (code, "/v1/chat/completions" in body["error"]["message"]) == (404, True)
 
 
@@ -86,10 +85,10 @@ STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
 @pytest.mark.parametrize(("path", "body", "status"), STRAIGHT.values(), ids=STRAIGHT)
-async def test_what_passes_the_router_by_gets_the_same_answer(
+async def test_who_expects_100_continue_gets_the_same_answer(
     tmp_path: Path, path: str, body: dict[str, Any], status: int, state: str
 ) -> None:
-    """Only who expects 100-continue, or names the path in another way, goes through aiohttp's application."""
+    """Status, headers and connection are the same, whether or not the client waits before it sends its body."""
     config = settings({"loopback": {"kind": "loopback"}, "dead": openai("http://127.0.0.1:9")}, ["loopback/echo"])
     config["aliases"]["mana/dead"] = {"chain": ["dead/m"]}
     config |= {"cors": {"origins": ["http://home"]}, "health": {"failure_threshold": 100, "probe_interval": 600}}
@@ -104,6 +103,8 @@ async def test_what_passes_the_router_by_gets_the_same_answer(
                 raw = await response.read()
                 told = {name.lower(): value for name, value in response.headers.items()}
             told.pop("date")
+            if response.status == 503:
+                told.pop("content-length")  # the attempt's milliseconds may have a digit more
             seen.append((response.status, told, bool(raw), response.connection is None))
         assert seen[0] == seen[1]
         assert seen[0][0] == (403 if state == "another page" else status)
@@ -138,7 +139,6 @@ BAD: dict[str, tuple[bytes, int, str | None]] = {
     "too deep": (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, None),
     "bad UTF-8": (b'{"messages":["\xff"]}', 400, None),
     "NaN": (b'{"messages":[NaN]}', 400, None),
-    "lone surrogate": (b'{"messages":["\\ud800"]}', 400, None),
     "model twice": (b'{"model":"a","messages":[],"model":"b"}', 400, "model"),
     "model of a wrong type": (b'{"model":7,"messages":[]}', 400, "model"),
     "messages missing": (b'{"model":"mana/test"}', 400, "messages"),
@@ -542,7 +542,7 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
                 code, _, headers = await p.chat()
             assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
             _, health = await p.get("/v1/health")
-            last = health["providers"]["gpu"]["last_error"]
+            last = health["providers"]["gpu"]["targets"]["m"]["last_error"]
             assert last == (reason if streaming or how != "only comments" else "read_timeout")
             await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
 
@@ -598,7 +598,7 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
-@pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1:3025", "http://home.evil", ""])
+@pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1.evil:3025", "http://home.evil", ""])
 async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) -> None:
     """A page may send a POST that needs no preflight, or make its own name mean 127.0.0.1: browsers say where from."""
     async with upstream(each(answers)) as gpu:

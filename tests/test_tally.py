@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
-from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.metrics_merge import Families, add, merged_health, parse, render
-from tests.test_metrics import ENDED
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def samples(text: str) -> Samples:
-    found = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    assert len({(s.name, frozenset(s.labels.items())) for s in found}) == len(found), "a series is told twice"
-    return {(s.name, frozenset(s.labels.items())): s.value for s in found}
-
-
-def value(text: str, name: str, **labels: str) -> float | None:
-    return samples(text).get((name, frozenset(labels.items())))
-
-
-def worker(requests: int, *, usable: bool = True, in_flight: int = 0, model: str = "m") -> str:
-    """The text of a worker that has served so many."""
-    metrics = Metrics("1", lambda: [("gpu", usable, in_flight)], lambda: [("alice", in_flight)])
-    for _ in range(requests):
-        metrics(evolve(ENDED, model=model))
-    return metrics.render()[0].decode()
+from tests.figures import WELL, report, samples, value, worker
 
 
 def merged(*texts: str) -> str:
@@ -95,12 +71,7 @@ def test_no_name_breaks_the_sum(models: list[str]) -> None:
     assert sorted(counts) == [2] * (len(models) - 1) + [3]
 
 
-WELL = {"status": "healthy", "consecutive_failures": 0, "last_error": None, "last_check": None, "unhealthy_until": None}
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00"
-
-
-def report(overall: str = "healthy", **row: Any) -> dict[str, Any]:
-    return {"status": overall, "providers": {"gpu": {**WELL, "in_flight": 1, **row}}}
 
 
 def test_workers_that_agree() -> None:

@@ -18,7 +18,9 @@ from aiohttp.test_utils import TestServer
 from attrs import define, field
 
 from manallm_proxy.contract.answers import StreamBatch, Usage
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, Stream
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -26,13 +28,11 @@ from manallm_proxy.contract.errors import (
     ContextTooLong,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     KeyRejected,
     MissingModel,
     ModelFailed,
     PaymentRequired,
     ProviderError,
-    ProxyError,
     RateLimited,
     ReadTimeout,
     RetryableStatus,
@@ -41,7 +41,6 @@ from manallm_proxy.contract.errors import (
     Unsupported,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, Stream
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.openai.request import read_summary
@@ -1105,7 +1104,7 @@ async def test_what_cannot_be_embedded(gemini: Gemini, upstream: GeminiProvider,
 
 async def test_it_is_not_probed(gemini: Gemini, upstream: GeminiProvider) -> None:
     """Google is never asked whether it lives."""
-    await upstream.probe()
+    await upstream.probe(3)
     assert not gemini.asked
 
 

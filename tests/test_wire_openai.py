@@ -7,11 +7,13 @@ import json
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import StreamBatch, Usage
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,
@@ -25,10 +27,9 @@ from manallm_proxy.contract.errors import (
     ServerFailed,
     UpstreamSaid,
 )
-from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
-from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Translator
 from tests.through_doors import reply_to
 
@@ -104,10 +105,23 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
     wire = OpenAIWire()
     again = wire.reshape(STREAM, ENTRY, 422, b'{"message":"extra: stream_options"}')
     assert again is not None and "stream_options" not in json.loads(again.body)
-    wire.took(again)
+    assert wire.took(ENTRY)
+    assert not wire.took(ENTRY)
     assert wire.request(STREAM, ENTRY) == again
     asked = call(stream=True, stream_options={"include_usage": True})
     assert json.loads(wire.request(asked, ENTRY).body)["stream_options"] == {"include_usage": True}
+
+
+def test_one_strict_model_costs_no_other_its_counts() -> None:
+    """An aggregator has a hundred models, each behind a server of its own; what is known of them is bounded."""
+    wire = OpenAIWire()
+    others = [Entry(Target("p", f"m{number}")) for number in range(STRICT_LIMIT + 1)]
+    assert wire.took(ENTRY)
+    assert "stream_options" in json.loads(wire.request(STREAM, others[0]).body)
+    assert all(wire.took(other) for other in others)
+    assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
+    assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
+    assert len(wire._strict) == STRICT_LIMIT
 
 
 def test_only_what_was_answered_is_learnt() -> None:
@@ -427,17 +441,41 @@ def test_base64_exactly_when_it_was_asked_for(asked: str | None, given: object) 
 
 
 def test_model_lists_of_the_crowd() -> None:
-    """A list, a bare list, null; OpenRouter's capabilities; nonsense is no list."""
+    """A list, a bare list, null; OpenRouter's capabilities."""
     wire = OpenAIWire()
-    assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}')] == ["a"]
-    assert [m.id for m in wire.listed(b'[{"id":"a"}]')] == ["a"]
-    assert wire.listed(b'{"data":null}') == ()
+    assert [m.id for m in wire.listed(b'{"data":[{"id":"a","created":5},{"no":1}]}').models] == ["a"]
+    assert [m.id for m in wire.listed(b'[{"id":"a"}]').models] == ["a"]
+    assert wire.listed(b'{"data":null}') == ModelList()
     [row] = wire.listed(
         b'{"data":[{"id":"a","supported_parameters":["tools"],"architecture":{"input_modalities":["text"]}}]}'
-    )
+    ).models
     assert row.capabilities == frozenset({"completion", "embedding", "tools"})
-    with pytest.raises(BadResponse):
-        wire.listed(b"<html>")
+
+
+@pytest.mark.parametrize(
+    ("row", "capabilities"),
+    [
+        ({}, None),
+        ({"architecture": {"input_modalities": ["text"]}}, {"completion", "embedding", "tools"}),
+        ({"architecture": {"input_modalities": ["text", "image"]}}, {"completion", "embedding", "tools", "vision"}),
+        (
+            {"architecture": {"input_modalities": ["text", "audio"]}, "status": {"value": "loaded"}},
+            {"completion", "embedding", "tools", "audio"},
+        ),
+        ({"architecture": {"input_modalities": ["text"]}, "status": {"value": "unloaded"}}, None),
+        ({"supported_parameters": ["reasoning"]}, {"completion", "embedding", "vision", "thinking"}),
+        (
+            {"supported_parameters": ["tools", "reasoning_effort"]},
+            {"completion", "embedding", "vision", "thinking", "tools"},
+        ),
+        ({"supported_parameters": [3], "architecture": {"input_modalities": "text"}}, None),
+        ({"supported_parameters": {}, "architecture": ["text"]}, None),
+    ],
+)
+def test_what_a_list_does_not_speak_of_is_not_denied(row: dict[str, Any], capabilities: set[str] | None) -> None:
+    """Parameters say whether there are tools, modalities whether there is sight; each only that."""
+    [model] = OpenAIWire().listed(json.dumps([{"id": "a", **row}]).encode()).models
+    assert model.capabilities == (None if capabilities is None else frozenset(capabilities))
 
 
 @given(
@@ -777,14 +815,6 @@ def test_what_is_no_vector(vector: object, asked: str) -> None:
             OpenAIWire().answer(of, ENTRY, body)
 
 
-@pytest.mark.parametrize(
-    "body", [b'{"data":5}', b"true", b"7", b'"x"', b'{"data":{}}', b'{"data":"x"}', b"{}", b"null"]
-)
-def test_a_list_of_models_that_is_none_is_empty(body: bytes) -> None:
-    """The provider is alive; it has listed nothing."""
-    assert OpenAIWire().listed(body) == ()
-
-
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 600) | st.text(max_size=3) | st.just("stop"),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
@@ -834,3 +864,169 @@ def test_events_one_by_one_or_all_at_once(chunks: list[dict[str, Any]]) -> None:
 def _outcome(*packets: bytes) -> tuple[bytes, str, object]:
     out, last, translator = play(*packets)
     return out, str(last.error), translator.usage
+
+
+QUIET = [
+    b"data:\n\n",
+    b"data: \n\n",
+    b"data: null\n\n",
+    b'data: "ping"\n\n',
+    b"data: 7\n\n",
+    b"data: []\n\n",
+    b"data: {}\n\n",
+    b"event: ping\n\n",
+    b"event: ping\ndata: {}\n\n",
+    b'event: ping\ndata: {"type": "ping"}\n\n',
+    b": comment\n\n",
+    b":\n\n",
+    b"retry: 3000\n\n",
+    b"id: 7\n\n",
+]
+
+
+@pytest.mark.parametrize("quiet", QUIET)
+def test_a_frame_that_says_nothing_is_no_failure(quiet: bytes) -> None:
+    """Before the first word, between words and after the last: dropped, since SDKs would fail on it."""
+    words = [frame(chunk("a")), frame(chunk("b")), frame(chunk(None, finish="stop"))]
+    plain, _, _ = play(*words, DONE)
+    out, last, _ = play(quiet, words[0], quiet, words[1], quiet, words[2], quiet, DONE)
+    assert (out, last.done, last.error) == (plain, True, None)
+    assert not translator().feed(quiet).has_content
+
+
+@pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
+def test_an_error_that_says_nothing_is_none(nothing: object) -> None:
+    """Some servers send the key with every good answer, streamed or whole."""
+    out, last, _ = play(frame({**chunk("a"), "error": nothing}), frame(chunk(None, finish="stop")), DONE)
+    assert last.done and b'"a"' in out
+    body = json.dumps({**COMPLETION, "error": nothing}).encode()
+    assert json.loads(OpenAIWire().answer(call(), ENTRY, body).body or b"")["choices"] == COMPLETION["choices"]
+
+
+@pytest.mark.parametrize(
+    "choices", [[], [{}], [{"index": 0, "message": {"role": "assistant"}, "finish_reason": "error"}]]
+)
+def test_a_whole_answer_without_an_answer_is_a_failure(choices: list[Any]) -> None:
+    """No choices, or an end in error with nothing said; a choice that is merely odd is the client's to read."""
+    body = json.dumps({**COMPLETION, "choices": choices}).encode()
+    if choices == [{}]:
+        assert OpenAIWire().answer(call(), ENTRY, body).body
+        return
+    with pytest.raises(BadResponse):
+        OpenAIWire().answer(call(), ENTRY, body)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "fails"),
+    [
+        ("a", 0, True),
+        ("a", 1, False),
+        (["a", "b"], 1, True),
+        (["a", "b"], 2, False),
+        ([1, 2], 1, False),
+        ([[1], [2]], 1, True),
+    ],
+)
+def test_fewer_vectors_than_inputs_are_a_failure(asked: object, given: int, fails: bool) -> None:
+    """A list of token ids is one input, a list of lists several."""
+    raw = json.dumps({"input": asked, "model": "x"}).encode()
+    of = Call(Endpoint.EMBEDDINGS, read_summary(raw, ("input", (str, list))), raw, "id-1")
+    body = json.dumps({"data": [{"index": n, "embedding": [0.5]} for n in range(given)]}).encode()
+    if fails:
+        with pytest.raises(BadResponse):
+            OpenAIWire().answer(of, ENTRY, body)
+    else:
+        assert OpenAIWire().answer(of, ENTRY, body).dimensions == 1
+
+
+def test_half_of_a_surrogate_pair_keeps_its_bytes() -> None:
+    """In any chunk: the model is replaced there too, and the end is seen."""
+    half = frame(chunk("X")).replace(b"X", b"\\ud83d")
+    end = frame({**chunk(None, finish="stop"), "note": "X"}).replace(b"X", b"\\udfff")
+    out, last, _ = play(half, half, end)
+    assert (out.count(b"\\ud83d"), out.count(b"p/org/m"), last.done) == (2, 3, True)
+
+
+@pytest.mark.parametrize("extra", [{"choices": None}, {}])
+def test_the_usage_chunk_is_taken_out_in_any_form(extra: dict[str, Any]) -> None:
+    """Without choices, or with null in their place."""
+    last = {"id": "1", "model": "org/m", "usage": USAGE, **extra}
+    out, _, wire = play(frame(chunk("a", finish="stop")), frame(last), DONE)
+    assert b'"usage"' not in out
+    assert wire.usage == Usage(3, 2)
+
+
+def test_a_later_part_of_the_usage_wipes_nothing() -> None:
+    """Details alone, after the full counters."""
+    more = {**chunk(), "choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 2}}}
+    _, _, wire = play(frame(chunk("a", finish="stop", usage=USAGE)), frame(more), DONE)
+    assert wire.usage == Usage(3, 2, cached=2)
+
+
+def test_zero_counters_with_every_chunk_are_taken_out() -> None:
+    """Ollama's ``/v1/completions``; the last chunk's counters stay."""
+    zero = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    out, _, wire = play(frame(chunk("a", usage=zero)), frame(chunk(None, finish="stop", usage=USAGE)), DONE)
+    assert out.count(b'"usage"') == 1
+    assert wire.usage == Usage(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ends"),
+    [
+        ({"prompt": ["a", "b"]}, False),
+        ({"prompt": ["a"]}, True),
+        ({"prompt": [1, 2]}, True),
+        ({"prompt": "a", "n": 2}, False),
+    ],
+)
+def test_a_stream_is_complete_when_every_prompt_has_ended(asked: dict[str, Any], ends: bool) -> None:
+    """One finish reason; without [DONE], only the prompts tell how many there must be."""
+    raw = json.dumps({"stream": True, **asked}).encode()
+    of = Call(Endpoint.COMPLETIONS, read_summary(raw, ("prompt", (str, list))), raw, "id-1")
+    end = {
+        "object": "text_completion",
+        "model": "org/m",
+        "choices": [{"index": 0, "text": "hi", "finish_reason": "stop"}],
+    }
+    assert play(frame(end), of=of)[1].done is ends
+
+
+def read_deltas(*parts: bytes) -> tuple[list[Delta], StreamBatch]:
+    """What a door that speaks another format gets of the same stream."""
+    wire = OpenAIWire().translator(evolve(STREAM, relays=False), ENTRY, "text/event-stream")
+    deltas: list[Delta] = []
+    for part in parts:
+        batch = wire.feed(part)
+        deltas += batch.deltas
+        if batch.done or batch.error:
+            return deltas, batch
+    batch = wire.close()
+    return [*deltas, *batch.deltas], batch
+
+
+def test_a_stream_is_read_into_deltas() -> None:
+    """Words, thoughts, parts of a tool call, and the end; cut at every offset it is the same."""
+    call_part = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    more = {"index": 0, "function": {"arguments": '{"a":1}'}}
+    deltas = [
+        {"role": "assistant"},
+        {"reasoning": "hm"},
+        {"content": "hi"},
+        {"tool_calls": [call_part]},
+        {"tool_calls": [more]},
+    ]
+    rows = [frame({**chunk(), "choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+    whole = b"".join([*rows, frame(chunk(None, finish="tool_calls")), DONE])
+    got, last = read_deltas(whole)
+    assert last.done
+    assert [d.reasoning for d in got if d.reasoning] == ["hm"]
+    assert "".join(d.content for d in got) == "hi"
+    parts = [call for d in got for call in d.tool_calls]
+    assert [(part.id, part.name, part.arguments, part.index) for part in parts] == [
+        ("c1", "f", "", 0),
+        ("", "", '{"a":1}', 0),
+    ]
+    assert got[-1].finish == "tool_calls"
+    for at in range(0, len(whole), 7):
+        assert read_deltas(whole[:at], whole[at:])[0] == got

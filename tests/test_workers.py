@@ -17,10 +17,10 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.proxy import Process, everything, openai, process, settings
-from tests.test_process import HI, accepts, endless, run, until
-from tests.test_tally import samples, value
-from tests.upstreams import Connection, Seen, answers, each, status, upstream
+from tests.figures import samples, value
+from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings
+from tests.supervised import Systemd, get, health, pids
+from tests.upstreams import Connection, Seen, Upstream, answers, each, endless, status, upstream
 
 LOOP = {"loop": {"kind": "loopback"}}
 SERVED = {"endpoint": "chat/completions", "status": "200"}
@@ -34,27 +34,11 @@ async def workers(
         yield running
 
 
-async def get(url: str, path: str) -> tuple[int, str]:
-    """Over a connection of its own, so that any worker may be asked."""
-    async with aiohttp.ClientSession() as client, client.get(url + path) as response:
-        return response.status, await response.text()
-
-
 async def chat(url: str, **body: Any) -> tuple[int, str]:
     """The same for a chat."""
     async with aiohttp.ClientSession() as client:
         async with client.post(f"{url}/v1/chat/completions", json={**HI, **body}) as response:
             return response.status, await response.text()
-
-
-async def health(url: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads((await get(url, "/v1/health"))[1])
-    return body
-
-
-async def pids(url: str) -> dict[str, int]:
-    """The process of each worker."""
-    return {number: worker["pid"] for number, worker in (await health(url))["workers"].items()}
 
 
 async def holds(what: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
@@ -88,11 +72,19 @@ async def test_all_workers_serve(tmp_path: Path) -> None:
         assert line["detail"] == f"listening on {running.url} with 3 workers"
         for pid in own.values():
             os.kill(pid, signal.SIGKILL)
-        await until(running, "worker ended", 3)
+        await running.logs("worker ended", 3)
         await holds(lambda: accepts(running.url))
 
 
-async def test_metrics_are_the_sum(tmp_path: Path) -> None:
+async def test_two_workers_are_one_proxy(tmp_path: Path) -> None:
+    """The same two all the time: they are counted as one, reload as one, and nobody else gets their port."""
+    async with workers(settings(LOOP), tmp_path) as running:
+        await metrics_are_the_sum(running)
+        await a_reload_is_everybodys(running, tmp_path)
+        await a_port_of_workers_is_taken(running, tmp_path)
+
+
+async def metrics_are_the_sum(running: Process) -> None:
     """Whichever worker is asked; and they do not fall when one dies, nor when its successor begins at nought."""
 
     async def count() -> float:
@@ -101,86 +93,112 @@ async def test_metrics_are_the_sum(tmp_path: Path) -> None:
     async def counts(number: int) -> bool:
         return await count() == number
 
-    async with workers(settings(LOOP), tmp_path) as running:
-        for _ in range(40):
-            assert (await chat(running.url))[0] == 200
-        await holds(lambda: counts(40))
-        assert {await count() for _ in range(10)} == {40}
-        text = (await get(running.url, "/metrics"))[1]
-        assert samples(text)
-        assert value(text, "mana_llm_worker_up", worker="2") == 1
-        os.kill((await pids(running.url))["1"], signal.SIGKILL)
-        await until(running, "worker ended")
-        assert {await count() for _ in range(10)} == {40}
-        await until(running, '"started","worker":1', 2)
-        for _ in range(10):
-            await chat(running.url)
-        await holds(lambda: counts(50))
-        text = (await get(running.url, "/metrics"))[1]
-        assert value(text, "mana_llm_worker_restarts_total") == 1
-        os.kill((await pids(running.url))["2"], signal.SIGTERM)  # one alone may be told to go, too
-        await until(running, '"started","worker":2', 2)
-        await holds(lambda: counts(50))
+    for _ in range(40):
+        assert (await chat(running.url))[0] == 200
+    await holds(lambda: counts(40))
+    assert {await count() for _ in range(10)} == {40}
+    text = (await get(running.url, "/metrics"))[1]
+    assert samples(text)
+    assert value(text, "mana_llm_worker_up", worker="2") == 1
+    os.kill((await pids(running.url))["1"], signal.SIGKILL)
+    await running.logs("worker ended")
+    assert {await count() for _ in range(10)} == {40}
+    await running.logs('"started","worker":1', 2)
+    for _ in range(10):
+        await chat(running.url)
+    await holds(lambda: counts(50))
+    text = (await get(running.url, "/metrics"))[1]
+    assert value(text, "mana_llm_worker_restarts_total") == 1
+    os.kill((await pids(running.url))["2"], signal.SIGTERM)  # one alone may be told to go, too
+    await running.logs('"started","worker":2', 2)
+    await holds(lambda: counts(50))
 
 
-async def test_one_that_is_killed_costs_its_own_streams_only(tmp_path: Path) -> None:
+async def test_what_becomes_of_streams(tmp_path: Path) -> None:
+    """Over the same two workers: one is killed, one is told to go, and at last all are hurried."""
+    async with upstream(each(endless)) as gpu:
+        config = settings({"gpu": openai(gpu.url), **LOOP}, ["gpu/m"])
+        async with workers(config, tmp_path) as running:
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
+                await one_that_is_killed_costs_its_own_streams_only(running, gpu, client)
+                gpu.go.clear()
+                await one_that_is_told_to_go_hands_on_what_comes(running, gpu, client)
+                gpu.go.clear()
+                await a_second_signal_hurries_all(running, client)
+
+
+async def one_that_is_killed_costs_its_own_streams_only(
+    running: Process, gpu: Upstream, client: aiohttp.ClientSession
+) -> None:
     """The others' go on to their end, and another takes its place at once."""
-    async with upstream(each(endless)) as gpu, workers(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
-            streams = [await stream(client, running.url) for _ in range(20)]
-            assert (await health(running.url))["providers"]["gpu"]["in_flight"] == 20
-            os.kill((await pids(running.url))["1"], signal.SIGKILL)
-            await until(running, '"started","worker":1', 2)
-            gpu.go.set()
-            ends = await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
-        whole = [end for end in ends if isinstance(end, bytes) and end.endswith(b"data: [DONE]\n\n")]
-        assert 0 < len(whole) < 20
-        assert all(isinstance(end, aiohttp.ClientError) for end in ends if end not in whole)
-        [line] = lines(running, "worker ended")
-        assert (line["worker"], line["how"]) == (1, "SIGKILL")
+    streams = [await stream(client, running.url) for _ in range(20)]
+    assert (await health(running.url))["providers"]["gpu"]["in_flight"] == 20
+    os.kill((await pids(running.url))["1"], signal.SIGKILL)
+    await running.logs('"started","worker":1', 2)
+    gpu.go.set()
+    ends = await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
+    whole = [end for end in ends if isinstance(end, bytes) and end.endswith(b"data: [DONE]\n\n")]
+    assert 0 < len(whole) < 20
+    assert all(isinstance(end, aiohttp.ClientError) for end in ends if end not in whole)
+    [line] = lines(running, "worker ended")
+    assert (line["worker"], line["how"]) == (1, "SIGKILL")
+
+
+async def one_that_is_told_to_go_hands_on_what_comes(
+    running: Process, gpu: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """While it drains nobody waits for it; its streams end well, and another takes its place."""
+    streams = [await stream(client, running.url) for _ in range(16)]
+    os.kill((await pids(running.url))["1"], signal.SIGTERM)
+
+    async def leaves() -> bool:
+        return bool((await health(running.url))["workers"]["1"]["status"] == "leaving")
+
+    await holds(leaves)
+    for _ in range(10):
+        assert (await chat(running.url, model="loop/echo"))[0] == 200
+    gpu.go.set()
+    for each_one in streams:
+        assert (await each_one.read()).endswith(b"data: [DONE]\n\n")
+    await running.logs('"started","worker":1', 3)
+    assert len(lines(running, "worker ended")) == 1  # the one that was killed
+
+
+async def a_second_signal_hurries_all(running: Process, client: aiohttp.ClientSession) -> None:
+    """Their streams end with an error event."""
+    streams = [await stream(client, running.url) for _ in range(4)]
+    drained = sum('"draining"' in line for line in running.output)
+    os.kill(running.pid, signal.SIGTERM)
+    await running.logs('"draining"', drained + 3)
+    os.kill(running.pid, signal.SIGTERM)
+    # all at once: aiohttp forgets what it has buffered once the broken end has come
+    for rest in await asyncio.gather(*(everything(each_one) for each_one in streams)):
+        assert b'"shutting_down"' in rest
+    for each_one in streams:
+        each_one.close()
+    assert await asyncio.wait_for(running.child.wait(), 10) == 0
 
 
 async def test_one_that_is_killed_refuses_no_connection(tmp_path: Path) -> None:
-    """Those that wait for it find the next in its place."""
+    """Those that wait for it find the next in its place, as long as it does not die again and again."""
     async with workers(settings(LOOP), tmp_path) as running:
         for number in range(3):
             os.kill((await pids(running.url))["1"], signal.SIGKILL)
             for _ in range(8):
                 assert (await chat(running.url))[0] == 200
-            await until(running, '"started","worker":1', number + 2)
+            await running.logs('"started","worker":1', number + 2)
 
 
-async def test_one_that_is_told_to_go_hands_on_what_comes(tmp_path: Path) -> None:
-    """While it drains nobody waits for it; its streams end well, and another takes its place."""
-    async with upstream(each(endless)) as gpu:
-        config = settings({"gpu": openai(gpu.url), **LOOP}, ["gpu/m"])
-        async with workers(config, tmp_path) as running:
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
-                streams = [await stream(client, running.url) for _ in range(16)]
-                os.kill((await pids(running.url))["1"], signal.SIGTERM)
-
-                async def leaves() -> bool:
-                    return bool((await health(running.url))["workers"]["1"]["status"] == "leaving")
-
-                await holds(leaves)
-                for _ in range(10):
-                    assert (await chat(running.url, model="loop/echo"))[0] == 200
-                gpu.go.set()
-                for each_one in streams:
-                    assert (await each_one.read()).endswith(b"data: [DONE]\n\n")
-            await until(running, '"started","worker":1', 2)
-            assert lines(running, "worker ended") == []
-
-
-async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
+async def test_one_finds_a_dead_target_for_all(tmp_path: Path) -> None:
     """It is asked once in all; found well again by one, all use it. One line each."""
     bad = True
 
     async def moody(connection: Connection, seen: Seen) -> None:
         await (status("502 Bad Gateway") if bad else answers)(connection, seen)
 
-    async def has_content(word: str) -> bool:
-        return bool((await health(running.url))["providers"]["gpu"]["status"] == word)
+    async def target_is(word: str) -> bool:
+        targets = (await health(running.url))["providers"]["gpu"].get("targets", {})
+        return bool(targets.get("m", {"status": "healthy"})["status"] == word)
 
     async with upstream(each(moody)) as gpu, upstream(each(answers)) as spare:
         config = settings(
@@ -188,7 +206,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
         )
         async with workers(config, tmp_path, 4) as running:
             assert "spare/m" in (await chat(running.url))[1]
-            await holds(lambda: has_content("unhealthy"))
+            await holds(lambda: target_is("unhealthy"))
             for _ in range(30):
                 assert "spare/m" in (await chat(running.url))[1]
             assert len(gpu.posts) == 1
@@ -198,7 +216,7 @@ async def test_one_finds_a_dead_provider_for_all(tmp_path: Path) -> None:
                 return '"gpu/m"' in (await chat(running.url))[1]
 
             await holds(serves)
-            await holds(lambda: has_content("healthy"))
+            await holds(lambda: target_is("healthy"))
             assert len(lines(running, "health", now="unhealthy")) == 1
             assert len(lines(running, "health", now="healthy")) == 1
 
@@ -211,38 +229,38 @@ async def test_a_new_worker_knows_what_the_others_know(tmp_path: Path) -> None:
             await chat(running.url)
             for number, pid in (await pids(running.url)).items():
                 os.kill(pid, signal.SIGKILL)
-                await until(running, f'"started","worker":{number}', 2)
+                await running.logs(f'"started","worker":{number}', 2)
             for _ in range(20):
                 assert "spare/m" in (await chat(running.url))[1]
             assert len(gpu.posts) == 1
 
 
-async def test_a_reload_is_everybodys(tmp_path: Path) -> None:
-    """One line; a mistake is told once and changes nothing, also for a worker that begins behind it."""
-    path = tmp_path / "proxy.yaml"
+async def a_reload_is_everybodys(running: Process, folder: Path) -> None:
+    """One line; a mistake is told once and changes nothing, also for a worker that begins after it."""
+    path = folder / "proxy.yaml"
     config = settings(LOOP)
 
     async def chains() -> set[str]:
         told = [json.loads((await get(running.url, "/v1/aliases"))[1]) for _ in range(20)]
         return {one["aliases"][0]["chain"][0] for one in told}
 
-    async with workers(config, tmp_path) as running:
-        config["aliases"]["mana/test"]["chain"] = ["loop/other"]
-        path.write_text(yaml.safe_dump(config))
-        os.kill(running.pid, signal.SIGHUP)
-        await until(running, '"reloaded"')
-        assert await chains() == {"loop/other"}
-        path.write_text("oops: 1")
-        os.kill(running.pid, signal.SIGHUP)
-        await until(running, "oops: unknown key")
-        os.kill((await pids(running.url))["1"], signal.SIGKILL)
-        await until(running, '"started","worker":1', 2)
-        assert await chains() == {"loop/other"}
-        text = (await get(running.url, "/metrics"))[1]
-        assert value(text, "mana_llm_reloads_total", result="success") == 1
-        assert value(text, "mana_llm_reloads_total", result="failure") == 1
-        assert len(lines(running, "reloaded")) == 1
-        assert sum("reload refused" in line for line in running.output) == 1
+    started = len(lines(running, "started", worker=1))
+    config["aliases"]["mana/test"] = {"chain": ["loop/other"]}
+    path.write_text(yaml.safe_dump(config))
+    os.kill(running.pid, signal.SIGHUP)
+    await running.logs('"reloaded"')
+    assert await chains() == {"loop/other"}
+    path.write_text("oops: 1")
+    os.kill(running.pid, signal.SIGHUP)
+    await running.logs("oops: unknown key")
+    os.kill((await pids(running.url))["1"], signal.SIGKILL)
+    await running.logs('"started","worker":1', started + 1)
+    assert await chains() == {"loop/other"}
+    text = (await get(running.url, "/metrics"))[1]
+    assert value(text, "mana_llm_reloads_total", result="success") == 1
+    assert value(text, "mana_llm_reloads_total", result="failure") == 1
+    assert len(lines(running, "reloaded")) == 1
+    assert sum("reload refused" in line for line in running.output) == 1
 
 
 @pytest.mark.parametrize("group", [False, True])
@@ -254,7 +272,7 @@ async def test_a_drain_lets_the_answers_of_all_end(tmp_path: Path, group: bool) 
             everybody = [running.pid, *(await pids(running.url)).values()]
             for pid in everybody if group else everybody[:1]:
                 os.kill(pid, signal.SIGINT if group else signal.SIGTERM)
-            await until(running, '"draining"', 3)
+            await running.logs('"draining"', 3)
 
             async def refuses() -> bool:
                 return not await accepts(running.url)
@@ -266,19 +284,6 @@ async def test_a_drain_lets_the_answers_of_all_end(tmp_path: Path, group: bool) 
         assert await asyncio.wait_for(running.child.wait(), 10) == 0
 
 
-async def test_a_second_signal_hurries_all(tmp_path: Path) -> None:
-    """Their streams end with an error event."""
-    async with upstream(each(endless)) as gpu, workers(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:
-            streams = [await stream(client, running.url) for _ in range(4)]
-            os.kill(running.pid, signal.SIGTERM)
-            await until(running, '"draining"', 3)
-            os.kill(running.pid, signal.SIGTERM)
-            for each_one in streams:
-                assert b'"shutting_down"' in await everything(each_one)
-        assert await asyncio.wait_for(running.child.wait(), 10) == 0
-
-
 async def test_who_dies_in_a_drain_is_told_by_the_exit_code(tmp_path: Path) -> None:
     """1, and nobody is started in its place."""
     async with upstream(each(endless)) as gpu, workers(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
@@ -286,9 +291,9 @@ async def test_who_dies_in_a_drain_is_told_by_the_exit_code(tmp_path: Path) -> N
             streams = [await stream(client, running.url) for _ in range(8)]
             own = await pids(running.url)
             os.kill(running.pid, signal.SIGTERM)
-            await until(running, '"draining"', 3)
+            await running.logs('"draining"', 3)
             os.kill(own["1"], signal.SIGKILL)
-            await until(running, "worker ended")
+            await running.logs("worker ended")
             gpu.go.set()
             await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
         assert await asyncio.wait_for(running.child.wait(), 10) == 1
@@ -301,10 +306,10 @@ async def test_without_their_supervisor_workers_drain(tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as client:
             begun = await stream(client, running.url)
             os.kill(running.pid, signal.SIGKILL)
-            await until(running, '"draining"', 2)
+            await running.logs('"draining"', 2)
             gpu.go.set()
             assert (await begun.read()).endswith(b"data: [DONE]\n\n")
-        await until(running, '"stopped"', 2)
+        await running.logs('"stopped"', 2)
 
         async def refuses() -> bool:
             return not await accepts(running.url)
@@ -312,15 +317,19 @@ async def test_without_their_supervisor_workers_drain(tmp_path: Path) -> None:
         await holds(refuses)
 
 
-async def test_a_taken_port_is_a_configuration_mistake(tmp_path: Path) -> None:
-    """78 and one line, as ever; also where another proxy's workers share it."""
-    path = tmp_path / "other.yaml"
+async def a_port_of_workers_is_taken(running: Process, folder: Path) -> None:
+    """78 and one line, as ever, though workers share it among themselves."""
+    path = folder / "other.yaml"
     path.write_text(yaml.safe_dump(settings(LOOP)))
-    async with workers(settings(LOOP), tmp_path) as running:
-        port = running.url.rpartition(":")[2]
-        code, output = await run("serve", "--config", str(path), "--port", port, "--workers", "2")
-        assert (code, output.count("\n")) == (78, 1)
-        assert f"127.0.0.1:{port}" in output
+    port = running.url.rpartition(":")[2]
+    code, output = await run("serve", "--config", str(path), "--port", port, "--workers", "2")
+    assert (code, output.count("\n")) == (78, 1)
+    assert f"127.0.0.1:{port}" in output
+
+
+async def test_a_mistake_starts_no_worker(tmp_path: Path) -> None:
+    """In the configuration: 78, told once. In their number: 2."""
+    path = tmp_path / "other.yaml"
     path.write_text("oops: 1")
     code, output = await run("serve", "--config", str(path), "--workers", "2")
     assert (code, output.count("unknown key")) == (78, 1)
@@ -371,26 +380,8 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
             await child.wait()
 
 
-class Systemd:
-    """systemd's part: it listens, hears, and has a watchdog."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.heard.bind(str(folder / "notify"))
-        self.heard.setblocking(False)
-        self.environ = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "4000000"}
-
-    async def hears(self, word: str) -> str:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(15):
-            while word not in (message := (await loop.sock_recv(self.heard, 4096)).decode()):
-                pass
-        return message
-
-
 async def test_systemd_hears_one_process(tmp_path: Path) -> None:
-    """READY when all serve, and again behind a reload; pings; STOPPING."""
+    """READY when all serve, and again after a reload; pings, also while one hangs; STOPPING."""
     systemd = Systemd(tmp_path)
     async with workers(settings(LOOP), tmp_path, 2, systemd.environ) as running:
         assert "serving 1 aliases, 1 of 1 providers usable" in await systemd.hears("READY=1")
@@ -403,52 +394,43 @@ async def test_systemd_hears_one_process(tmp_path: Path) -> None:
         os.kill(running.pid, signal.SIGHUP)
         await systemd.hears("RELOADING=1")
         assert "reload refused" in await systemd.hears("READY=1")
+        await one_that_hangs_is_left_out_and_replaced(running)
+        await systemd.hears("WATCHDOG=1")
         os.kill(running.pid, signal.SIGTERM)
         await systemd.hears("STOPPING=1")
         assert await asyncio.wait_for(running.child.wait(), 10) == 0
     systemd.heard.close()
 
 
-async def test_a_worker_that_hangs_is_left_out_and_replaced(tmp_path: Path) -> None:
+async def one_that_hangs_is_left_out_and_replaced(running: Process) -> None:
     """Asked for all, the others answer without it and name it; then it is ended, and the watchdog never barks."""
-    systemd = Systemd(tmp_path)
-    async with workers(settings(LOOP), tmp_path, 2, systemd.environ) as running:
-        hung = (await pids(running.url))["1"]
-        os.kill(hung, signal.SIGSTOP)
+    hung = (await pids(running.url))["1"]
+    os.kill(hung, signal.SIGSTOP)
 
-        async def asked(path: str) -> list[str]:
-            """The answers of those who answer: some connections are the one's that hangs."""
-            asking = [asyncio.ensure_future(get(running.url, path)) for _ in range(8)]
-            done, late = await asyncio.wait(asking, timeout=1.5)
-            for each_one in late:
-                each_one.cancel()
-            return [each_one.result()[1] for each_one in done if each_one.exception() is None]
+    async def asked(path: str) -> list[str]:
+        """The answers of those who answer: some connections are the one's that hangs."""
+        asking = [asyncio.ensure_future(get(running.url, path)) for _ in range(8)]
+        done, late = await asyncio.wait(asking, timeout=1.5)
+        for each_one in late:
+            each_one.cancel()
+        return [each_one.result()[1] for each_one in done if each_one.exception() is None]
 
-        async def left_out() -> bool:
-            said = [json.loads(text)["workers"]["1"] for text in await asked("/v1/health")]
-            return {"status": "silent", "pid": hung} in said
+    async def left_out() -> bool:
+        said = [json.loads(text)["workers"]["1"] for text in await asked("/v1/health")]
+        return {"status": "silent", "pid": hung} in said
 
-        async def named() -> bool:
-            return 0 in [value(text, "mana_llm_worker_up", worker="1") for text in await asked("/metrics")]
+    async def named() -> bool:
+        return 0 in [value(text, "mana_llm_worker_up", worker="1") for text in await asked("/metrics")]
 
-        await holds(left_out)
-        await holds(named)
-        await until_long(running, "worker ended")
-        [line] = lines(running, "worker ended")
-        assert line["pid"] == hung
-        assert "silent" in line["how"]
-        await until(running, '"started","worker":1', 2)
-        await systemd.hears("WATCHDOG=1")
-        for _ in range(10):
-            assert (await chat(running.url))[0] == 200
-    systemd.heard.close()
-
-
-async def until_long(process: Process, text: str) -> None:
-    async def logged() -> bool:
-        return any(text in line for line in process.output)
-
-    await holds(logged, 20.0)
+    await holds(left_out)
+    await holds(named)
+    await running.logs("worker ended", seconds=20)
+    [line] = lines(running, "worker ended")
+    assert line["pid"] == hung
+    assert "silent" in line["how"]
+    await running.logs('"started","worker":1', 2)
+    for _ in range(10):
+        assert (await chat(running.url))[0] == 200
 
 
 async def test_workers_share_systemds_socket(tmp_path: Path) -> None:

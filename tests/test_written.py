@@ -11,8 +11,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 
 from manallm_proxy.http_server.raw_response import RawResponse
-from tests.proxy import proxy, settings
-from tests.test_surface import POST
+from tests.proxy import POST, proxy, settings
 
 
 class Pipe:
@@ -121,6 +120,32 @@ async def test_aiohttp_knows_that_it_has_left() -> None:
     await answer.prepare(made)
     await answer.write_eof()
     assert pipe.written.endswith(b"\r\n\r\nhi")
+
+
+@pytest.mark.parametrize("length", [2, None])
+def test_nothing_follows_the_end(length: int | None) -> None:
+    """A heartbeat that is late, a second end: it would be read as the beginning of the next answer."""
+    pipe = Pipe()
+    answer = RawResponse(request(pipe), {}, length)
+    if length is None:
+        answer.put_part(b"hi", last=True)
+    else:
+        answer.put(b"hi")
+    written = pipe.written
+    for write in (answer.put, answer.put_part, answer.break_off):
+        with pytest.raises(RuntimeError, match="ended"):
+            write(b"more")
+    assert pipe.written == written
+
+
+def test_a_broken_answer_has_no_last_chunk() -> None:
+    """Its connection ends by FIN: some clients take the last chunk for the end of a whole answer."""
+    pipe = Pipe()
+    answer = RawResponse(request(pipe), {}, None)
+    answer.put_part(b"hi")
+    answer.break_off(b"!")
+    assert pipe.written.endswith(b"\r\n\r\n2\r\nhi\r\n1\r\n!\r\n")
+    assert (answer.ended, answer.keep_alive) == (True, False)
 
 
 async def test_in_a_drain_it_is_the_connections_last(tmp_path: Path) -> None:

@@ -247,3 +247,15 @@ def status(
         await connection.reply(body, line, extra=extra)
 
     return answer
+
+
+async def endless(connection: Connection, seen: Seen) -> None:
+    """Says one word and never ends, until the test lets it or the proxy leaves."""
+    await connection.head()
+    await connection.chunk(chunk("one"))
+    waits = [asyncio.ensure_future(connection.upstream.go.wait()), asyncio.ensure_future(connection.gone())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in waits:
+        waiting.cancel()
+    await connection.chunk(chunk(finish="stop") + b"data: [DONE]\n\n")
+    await connection.end()

@@ -1,4 +1,4 @@
-"""``check``: all mistakes of the configuration at once; ``--live`` asks the providers as well."""
+"""``check``: reports all mistakes of the configuration at once; ``--live`` asks the providers as well."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from collections.abc import Mapping
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.generation import Generation, try_open
 from manallm_proxy.openai.request import read_summary
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
-    """0 where all is well, 1 where ``--live`` found a model that is missing, or vectors of different length."""
+    """Returns 0 if all is well, 1 if ``--live`` finds a missing model or vectors of different length.
+
+    Raises ConfigError.
+    """
     config = load(find(environ, config_file), environ)
+    asyncio.run(try_open(config))
     if live:
         return asyncio.run(_live(config))
     for provider in config.providers.values():
@@ -43,7 +48,7 @@ async def _live(config: Config) -> int:
 
 
 def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]:
-    """Chain entries whose provider answered and does not list their model."""
+    """A line for each chain entry whose provider answers but does not list the model."""
     return [
         f"aliases.{alias}.chain[{place}]: {entry.target.provider} does not list a model '{entry.target.model}'"
         for alias, chain in generation.config.aliases.items()
@@ -55,7 +60,7 @@ def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]
 
 
 async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:
-    """One embedding of each target of an alias that is for embeddings; what differs in length, else None."""
+    """Asks each target of an alias for one embedding, if the alias is for embeddings. A line if lengths differ."""
     if len(chain) < 2 or not ("embed" in alias or any(_embeds(generation, entry) for entry in chain)):
         return None
     body = b'{"input":["dimensions"]}'
@@ -69,8 +74,8 @@ async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str |
                 lengths |= {str(entry.target): length} if length else {}
     if len(set(lengths.values())) < 2:
         return None
-    told = ", ".join(f"{target} gives {length}" for target, length in lengths.items())
-    return f"aliases.{alias}.chain: vectors of different length cannot be compared: {told}"
+    given = ", ".join(f"{target} gives {length}" for target, length in lengths.items())
+    return f"aliases.{alias}.chain: vectors of different length cannot be compared: {given}"
 
 
 def _embeds(generation: Generation, entry: Entry) -> bool:
@@ -79,18 +84,15 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
 
 
 async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
-    """The provider's name, and why it could not be asked; None where it answered."""
+    """The provider's name, and why it could not be asked; None if it answered."""
     provider = generation.providers.get(name)
     if provider is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
     try:
-        async with asyncio.timeout(generation.config.health.probe_timeout):
-            models = await provider.probe()
-    except TimeoutError:
-        return name, "no answer in time"
+        listed = await provider.probe(generation.config.health.probe_timeout)
     except ProviderError as error:
         return name, error.message
-    if models is None:
+    if listed is None:
         return name, "not probed"
-    generation.catalog.learn(name, models)
+    generation.catalog.learn(name, listed.models)
     return name, None

@@ -1,4 +1,4 @@
-"""``hash-key``: a new client key, and the entry of the configuration that lets it in."""
+"""``hash-key``: makes a new client key, and its entry for the configuration."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from manallm_proxy.config.model import KEY_NAME
 from manallm_proxy.gateway.client_keys import digest_of
 
 PREFIX: Final = "sk-mana-"
-"""So that people, and scanners for leaked secrets, see what it is."""
+"""Lets people, and scanners for leaked secrets, recognise a key."""
 
 
 def hash_key(name: str) -> int:
-    """2 where no key may have that name. The key is shown this once, and kept nowhere."""
+    """Prints both; the key is stored nowhere. Returns 2 if no key may have that name."""
     if re.fullmatch(KEY_NAME, name) is None:
         print("a key's name is letters, digits, '.', '_' and '-', at most 64 of them", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""``models``: what a running proxy serves, one name a line."""
+"""``models``: lists what a running proxy serves, one name per line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 KEY: Final = "MANALLM_API_KEY"
-"""The variable that holds the key for a proxy that wants one."""
+"""The environment variable with the client key, if the proxy asks for one."""
 
 
 def models(url: str, environ: Mapping[str, str]) -> int:
-    """1 where no proxy answers there."""
+    """Returns 1 if no proxy answers at `url`, 2 if `url` is none."""
     if not url.startswith(("http://", "https://")):
         print(f"'{url}' is no address of a proxy (http://host:port)", file=sys.stderr)
         return 2
@@ -26,7 +26,7 @@ def models(url: str, environ: Mapping[str, str]) -> int:
             rows = json.load(answer)["data"]
     except urllib.error.HTTPError as error:
         why = f"it wants a key that it knows: set {KEY}" if error.code == 401 else f"status {error.code}"
-        print(f"the proxy at {url} does not tell: {why}", file=sys.stderr)
+        print(f"the proxy at {url} refuses to list its models: {why}", file=sys.stderr)
         return 1
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = getattr(error, "reason", None) or type(error).__name__

@@ -1,4 +1,4 @@
-"""``serve``: run the proxy until it is told to stop."""
+"""``serve``: run the proxy until a signal stops it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config
+from manallm_proxy.gateway.generation import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
 from manallm_proxy.process.app import App
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def serve(
     config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str], workers: int = 1
 ) -> int:
-    """ConfigError before anything has begun; exit code 78 too where the address is taken."""
+    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened."""
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
@@ -42,28 +43,29 @@ def serve(
 def _serve_many(
     config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None, workers: int
 ) -> int:
-    """From here on in several processes: in the supervisor to the end of all, in each worker to its own."""
+    """Starts the workers. Returns in every process: in a worker at its own end, in the supervisor after all others."""
     if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
         print("--workers: this system cannot share a port among processes", file=sys.stderr)
         return 2
     from manallm_proxy.process.supervisor import Supervisor
 
-    _loop_factory()  # imported once for all
-    greets = "JOURNAL_STREAM" not in environ
-    greet = partial(print, flush=True) if greets else None
+    _loop_factory()  # so that uvloop is imported before the forks
+    asyncio.run(try_open(config))
+    on_terminal = "JOURNAL_STREAM" not in environ
+    greet = partial(print, flush=True) if on_terminal else None
     try:
         supervisor = Supervisor(config, environ, logs, workers, host, port, greet)
     except OSError as error:
         return _cannot_listen(config, error)
-    member = supervisor.run()
-    if isinstance(member, int):
-        return member
+    link = supervisor.run()
+    if isinstance(link, int):
+        return link
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_work(supervisor.config, systemd.without(environ), logs, member, greets))
+        return runner.run(_work(supervisor.config, systemd.without(environ), logs, link, on_terminal))
 
 
-async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: WorkerLink, greets: bool) -> int:
-    app = App(config, environ, logs, link=member, banner=banner if greets else None)
+async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, on_terminal: bool) -> int:
+    app = App(config, environ, logs, link=link, banner=banner if on_terminal else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     settle()
@@ -72,6 +74,7 @@ async def _work(config: Config, environ: Mapping[str, str], logs: Logs, member: 
 
 
 async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None) -> int:
+    await try_open(config)
     app = App(config, environ, logs, host, port)
     try:
         running = asyncio.ensure_future(app.run())
@@ -88,15 +91,15 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
 def _cannot_listen(config: Config, error: OSError) -> int:
     where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
     print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
-    # an address that is not there yet may come (a network that is late at boot): that is worth another try
+    # 1: systemd tries again, since a network that is late at boot may still bring the address
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
 def settle() -> None:
-    """What the start has made stays for good, and the collector need not look at it again.
+    """Excludes the objects of the start from garbage collection, and collects less often from now on.
 
-    Nor as often as it would: with 700 new objects a round it took a seventh of each request's time. Cycles, which are
-    few here (a failed attempt's traceback), wait a little longer.
+    With the default thresholds a collection every 700 new objects took a seventh of each request's time. There are few
+    cycles here (the traceback of a failed attempt), and they can wait.
     """
     gc.collect()
     gc.freeze()
@@ -104,15 +107,17 @@ def settle() -> None:
 
 
 def take_descriptors() -> None:
-    """As many as the system lets us have: a stream takes two, and a shell's usual 1024 are soon gone."""
+    """Raises the limit of file descriptors as far as allowed: a stream takes two, and a shell gives 1024."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def leave_no_core() -> None:
-    """Memory holds keys and prompts. 1, not 0: the kernel hands a core to a handler (``|...``) whatever the limit is,
-    but for this one (core(5), fs/coredump.c).
+    """Disables core dumps, since memory holds keys and prompts.
+
+    The limit is 1, not 0: the kernel pipes a core to a handler (``|...``) whatever the limit is, except at 1 (core(5),
+    fs/coredump.c).
     """
     for limit in (1, 0):  # 1 is out of reach where the operator's hard limit is 0
         with contextlib.suppress(OSError, ValueError):
@@ -121,7 +126,7 @@ def leave_no_core() -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed: the process tests run on it, those inside pytest on asyncio."""
+    """uvloop's, if it is installed; None means asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -130,7 +135,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def banner(app: App) -> str:
-    """What `make run` shows a newcomer: providers, aliases, a line to try."""
+    """What `make run` prints for a new user: providers, aliases, and a command to try."""
     generation = app.gateway.generation
     now = generation.registry.clock()
     lines = ["manallm-proxy is ready.", "", "Providers:"]

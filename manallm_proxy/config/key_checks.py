@@ -1,4 +1,4 @@
-"""What no entry of ``auth`` can know alone: keys given twice, patterns that can match nothing."""
+"""Checks of ``auth`` across entries: duplicate keys, and patterns that match nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manallm_proxy.config.yaml_file import shown
 def mistakes_of(
     auth: Auth, aliases: Collection[str], providers: Collection[str], prefix: str
 ) -> Iterator[tuple[str, str]]:
-    """What no entry of ``auth`` can know alone: path and words of each mistake."""
+    """Path and text of each mistake that no entry shows by itself."""
     if auth.open and auth.keys:
         yield "auth.open", "give either keys, or 'open: true' for everyone; with both it is not clear who may call"
     names: dict[str, int] = {}
@@ -28,7 +28,7 @@ def mistakes_of(
 
 
 def _matches_nothing(pattern: str, aliases: Collection[str], providers: Collection[str], prefix: str) -> str | None:
-    """Why a pattern can allow nothing; None where it may allow something."""
+    """Why a pattern cannot match anything; None if it can."""
     owner, slash, rest = pattern.partition("/")
     if "*" in owner:
         return None

@@ -1,7 +1,7 @@
-"""What a configuration is: frozen classes, every default, and what each value may be.
+"""The configuration: frozen classes, every default, and what each value may be.
 
-The annotations are read twice: by mypy, and by `strict`, which finds a value's reader in them.
-All durations are in seconds, all sizes in bytes.
+Two read the annotations: mypy, and `structure`, which finds a value's reader in them. All durations are in seconds,
+all sizes in bytes. Classes named ``...Given`` and ``...File`` are what a file holds, before anything is resolved.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from manallm_proxy.contract.targets import Chain, Target, Timeouts
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
+Dialect = Literal["chat", "responses", "messages"]
+"""OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
 Count = Annotated[int, whole(1)]
 Port = Annotated[int, whole(0, 65535)]
@@ -56,11 +58,11 @@ Headers = Mapping[
 
 @frozen
 class Listen:
-    """Where clients find us. ``unix``, a socket's path, wins over host and port."""
+    """Where clients connect. ``unix``, a socket's path, wins over host and port."""
 
     host: Host = "127.0.0.1"
     port: Port = 3025
-    """0: any free one."""
+    """0: any free port."""
     unix: FileName | None = None
 
 
@@ -78,7 +80,7 @@ class Limits:
 
 @frozen
 class HealthSettings:
-    """When a provider is asked, and when it is left alone."""
+    """How often providers are probed, and how many failures in a row make one unhealthy for how long."""
 
     probe_interval: Seconds = 30.0
     probe_timeout: Seconds = 3.0
@@ -88,10 +90,18 @@ class HealthSettings:
 
 @frozen
 class Streaming:
-    """Comments on a silent stream; 0 is never."""
+    """Seconds of silence after which a stream gets a comment; 0: never."""
 
     heartbeat: SecondsOrZero = 15.0
     early_heartbeat: SecondsOrZero = 0.0
+
+
+@frozen
+class Responses:
+    """What ``/v1/responses`` keeps for clients that refer to earlier answers; ``ttl`` counts from the last use."""
+
+    memory: Size = 64 * 2**20
+    ttl: Seconds = 3600.0
 
 
 @frozen
@@ -111,29 +121,29 @@ class Log:
 
 @frozen
 class Cors:
-    """Origins that a browser may call from; ``*`` is any."""
+    """Web pages that may call, by origin, beside those on this machine and apps; ``*`` is any."""
 
     origins: tuple[Origin, ...] = ()
 
 
 @frozen
 class ClientKey:
-    """Who may call: the digest of a key, and what its holder may do with it."""
+    """One client key: its digest, and what its holder may do."""
 
     name: KeyName
-    """Tells one key from another in logs and metrics."""
+    """Names the key in logs and metrics."""
     sha256: Sha256 = field(repr=False)
     models: tuple[ModelPattern, ...] = ("*",)
-    """Aliases and targets. None of them: a key for admins only."""
+    """Patterns of aliases and targets. Empty: the key can do nothing but what ``admin`` allows."""
     requests_per_minute: PerMinute | None = None
     concurrent_requests: Count | None = None
     admin: bool = False
-    """Whether it opens what is for operators: metrics, and the health of providers."""
+    """Whether it may read what is for operators: metrics, and the health of providers."""
 
 
 @frozen
 class Auth:
-    """Without keys nobody is asked for one; ``open`` says that everyone who reaches us may use us so."""
+    """Client keys. Without any, no key is asked for; ``open`` allows that where others reach the proxy."""
 
     open: bool = False
     keys: tuple[ClientKey, ...] = ()
@@ -141,14 +151,14 @@ class Auth:
 
 @frozen
 class TimeoutsGiven:
-    """``timeouts`` as a file gives them: what is missing comes from the floor above."""
+    """``timeouts`` of a file, a provider or an entry; what is missing comes from the level above."""
 
     connect: Seconds | None = None
     first_byte: Seconds | None = None
     idle: Seconds | None = None
 
     def over(self, base: Timeouts) -> Timeouts:
-        """`base`, with what is given here instead."""
+        """`base`, overridden by what is given here."""
         return Timeouts(
             connect=base.connect if self.connect is None else self.connect,
             first_byte=base.first_byte if self.first_byte is None else self.first_byte,
@@ -158,7 +168,7 @@ class TimeoutsGiven:
 
 @frozen
 class ProviderGiven:
-    """A provider as the file gives it."""
+    """One provider."""
 
     kind: Kind
     base_url: BaseUrl | None = None
@@ -168,6 +178,9 @@ class ProviderGiven:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     max_concurrent: Count | None = None
     api: Api | None = None
+    speaks: tuple[Dialect, ...] | None = None
+    local: bool = False
+    client_options: bool = False
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
     verify_tls: bool = True
     proxy: ProxyUrl | None = field(default=None, repr=False)
@@ -177,7 +190,7 @@ class ProviderGiven:
 
 @frozen
 class EntryGiven:
-    """One place of a chain as the file gives it."""
+    """One entry of a chain."""
 
     target: ModelOfProvider
     timeouts: TimeoutsGiven = TimeoutsGiven()
@@ -187,16 +200,17 @@ class EntryGiven:
 
 @frozen
 class AliasGiven:
-    """An alias as the file gives it; its entries are read one by one."""
+    """One alias. Its entries are read one by one, by `aliases`."""
 
     chain: tuple[Any, ...]
     description: str = ""
     fallback_on: tuple[MovesOn, ...] = ()
+    chain_timeout: SecondsOrZero | None = None
 
 
 @frozen
 class ProxyFile:
-    """``proxy.yaml``. Providers and aliases are read one by one."""
+    """``proxy.yaml``. Providers and aliases are read one by one, by `providers` and `aliases`."""
 
     listen: Listen = Listen()
     aliases_file: FileName | None = None
@@ -207,7 +221,9 @@ class ProxyFile:
     limits: Limits = Limits()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
+    chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
+    responses: Responses = Responses()
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()
@@ -227,7 +243,7 @@ class AliasesFile:
 
 @frozen
 class ProviderConfig:
-    """One configured endpoint. What may hold a key stays out of ``repr``."""
+    """One provider, resolved. What may hold a key stays out of ``repr``."""
 
     name: str
     kind: Kind
@@ -235,19 +251,25 @@ class ProviderConfig:
     """Without a slash at its end. None: Google's own, or loopback, which has none."""
     api_key: str | None = field(default=None, repr=False)
     api_key_missing: str | None = None
-    """Why there is no key although one is wanted, for people ("GROQ_API_KEY is not set")."""
+    """Why there is no key although one is wanted ("GROQ_API_KEY is not set"); None if none is missing."""
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     timeouts: Timeouts = Timeouts()
     max_concurrent: int | None = None
     api: Api = "native"
     """Kind ollama: its own endpoints, or its OpenAI endpoints relayed verbatim."""
+    speaks: tuple[Dialect, ...] = ("chat",)
+    """Dialects that the server itself speaks, so that a request in one of them need not be translated."""
+    local: bool = False
+    """Whether it runs on the operator's own hardware."""
+    client_options: bool = False
+    """Kind ollama: whether clients may set runner options and ``keep_alive``."""
     extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(factory=dict)
     """Kind ollama: sent with every request."""
     stream_usage: bool = True
-    """Whether ``stream_options.include_usage`` may be asked for; some servers refuse it."""
+    """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
 
     @property
     def configured(self) -> bool:
@@ -257,11 +279,11 @@ class ProviderConfig:
 
 @frozen
 class Config:
-    """One generation of both files, checked."""
+    """Both files, checked and resolved."""
 
     listen: Listen
     default_provider: str | None
-    """Serves a bare model name."""
+    """Serves bare model names."""
     limits: Limits
     health: HealthSettings
     timeouts: Timeouts
@@ -272,20 +294,23 @@ class Config:
     auth: Auth
     providers: Mapping[str, ProviderConfig]
     aliases: Mapping[str, Chain]
-    """By full name (``mana/fast-text``); each entry's settings are resolved."""
+    """By full name (``mana/fast-text``)."""
     default: str | None
-    """The alias for a request that names no model."""
+    """The alias for requests that name no model."""
     path: Path
     alias_prefix: str = "mana/"
+    chain_timeout: float = 0.0
+    """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
+    responses: Responses = Responses()
 
     @property
     def exposed(self) -> bool:
-        """Whether others than this machine reach it."""
+        """Whether other machines can reach it."""
         return self.listen.unix is None and not is_loopback(self.listen.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: 127.0.0.0/8, ::1, localhost."""
+    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

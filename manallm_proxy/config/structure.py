@@ -1,8 +1,8 @@
-"""From plain data to attrs classes: nothing is coerced, and every mistake is told with its path.
+"""Turns plain data into attrs classes: coerces nothing, and reports every mistake with its path.
 
-cattrs walks the classes; by itself it turns ``"3"`` into 3, ``"false"`` into True and ``"ab"`` into
-``('a', 'b')``, so each kind of value has a hook here that takes what it is and nothing else. What a field
-wants beyond its type is said by a reader in its annotation: ``Annotated[float, duration()]``.
+cattrs walks the classes. By default it turns ``"3"`` into 3, ``"false"`` into True and ``"ab"`` into ``('a', 'b')``, so
+each kind of value has a strict hook here. What a field requires beyond its type is a reader in its annotation:
+``Annotated[float, duration()]``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Part = str | int
 Hook = Callable[[Any, Any], Any]
 
 _MISTAKEN: Final = (Wrong, cattrs.BaseValidationError)
-"""What the input is to blame for; anything else is a bug of ours and passes."""
+"""Errors caused by the input. Anything else is a bug of ours, and is not caught."""
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be served. ``mistakes`` are all of them, each with its path."""
+    """A configuration that cannot be served. ``mistakes`` holds all of them, each with its path."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -40,31 +40,31 @@ class ConfigError(Exception):
 
 @define
 class Mistakes:
-    """All that is wrong so far, by path, in the order found. Of one place only the first is told."""
+    """All mistakes so far, by path, in the order found. Only the first one for a path is kept."""
 
-    _told: dict[str, str] = field(factory=dict)
+    _by_path: dict[str, str] = field(factory=dict)
     _elsewhere: list[str] = field(factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self._told or self._elsewhere)
+        return bool(self._by_path or self._elsewhere)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._elsewhere
-        for path, what in self._told.items():
+        for path, what in self._by_path.items():
             yield f"{path}: {what}"
 
     def add(self, path: str, what: str) -> None:
-        """`what` is wrong at `path`, unless a mistake there or below it has said more."""
+        """Adds `what` at `path`, unless there is a mistake at or below it already."""
         if not self.within(path):
-            self._told[path] = what
+            self._by_path[path] = what
 
     def note(self, what: str) -> None:
-        """A mistake that has its place in its text, such as a file's line."""
+        """Adds a mistake whose text says where it is, such as a line of a file."""
         self._elsewhere.append(what)
 
     def within(self, path: str) -> bool:
-        """Whether anything at or below `path` is wrong."""
-        return any(_is_within(told, path) for told in self._told)
+        """Whether there is a mistake at or below `path`."""
+        return any(_is_within(each, path) for each in self._by_path)
 
 
 def _is_within(path: str, outer: str) -> bool:
@@ -72,15 +72,15 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def structure(cls: type[T], raw: object, path: str, mistakes: Mistakes) -> T | None:
-    """`raw` as a `cls`, its mistakes added below `path`.
+    """`raw` as an instance of `cls`; mistakes are added below `path`.
 
-    What is wrong is left out and the rest read once more, so that later checks find what they look for;
-    None where even then it cannot be one.
+    If there are any, the wrong parts are removed and the rest is read again, so that later checks have something to
+    work on. Returns None if that fails too.
     """
     try:
         return _CONVERTER.structure(raw, cls)
     except _MISTAKEN as error:
-        places = list(_told(error))
+        places = list(_located(error))
     for place, what in places:
         mistakes.add(join(path, *place), what)
     rest = copy.deepcopy(raw)
@@ -102,12 +102,12 @@ def join(path: str, *parts: Part) -> str:
     return path
 
 
-def _told(error: BaseException, place: tuple[Part, ...] = ()) -> Iterator[tuple[tuple[Part, ...], str]]:
-    """Each mistake in what cattrs raised, with the keys and indices that lead to it."""
+def _located(error: BaseException, place: tuple[Part, ...] = ()) -> Iterator[tuple[tuple[Part, ...], str]]:
+    """Each mistake in an error of cattrs, with the keys and indices that lead to it."""
     match error:
         case cattrs.BaseValidationError():
             for inner in error.exceptions:
-                yield from _told(inner, place + _last_step(inner))
+                yield from _located(inner, place + _last_step(inner))
         case cattrs.ForbiddenExtraKeysError():
             known = [a.name for a in attrs.fields(error.cl)]
             for key in sorted(error.extra_fields, key=str):
@@ -130,7 +130,7 @@ def _last_step(error: BaseException) -> tuple[Part, ...]:
 
 
 def _leave_out(raw: object, place: Sequence[Part]) -> None:
-    """Takes the innermost key on the way to `place` out of `raw`."""
+    """Removes the innermost mapping key on the way to `place` from `raw`."""
     at, owner, key = raw, None, ""
     for part in place:
         if not isinstance(at, dict) or part not in at:
@@ -172,7 +172,7 @@ def _optional_hook(kind: Any, converter: cattrs.Converter) -> Hook:
     hook = converter.get_structure_hook(inner)
 
     def read(value: object, _kind: Any) -> Any:
-        """Nothing, or a variable that is filled with nothing, leaves it out."""
+        """Null, and a variable with an empty value, count as not given."""
         return None if value is None or (isinstance(value, Filled) and not value) else hook(value, inner)
 
     return read
@@ -182,7 +182,7 @@ def _class_hook(cls: type[Any], converter: cattrs.Converter) -> Hook:
     inner = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)
 
     def read(value: object, kind: Any) -> Any:
-        """A section whose keys are all commented out is YAML's null: all defaults."""
+        """Null is a section whose keys are all commented out: all defaults."""
         if value is not None and not isinstance(value, dict):
             raise expected("keys and values", value)
         return inner(value or {}, kind)
@@ -220,7 +220,7 @@ def _mapping_hook(kind: Any, converter: cattrs.Converter) -> Hook:
 
 
 def _each(steps: Iterable[tuple[Part, Callable[[], Any]]], kind: Any) -> list[Any]:
-    """The result of each step; the mistakes of all of them at once."""
+    """The results of all steps. Raises one error with the mistakes of all of them."""
     done: list[Any] = []
     errors: list[Exception] = []
     for place, step in steps:

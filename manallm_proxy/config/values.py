@@ -1,15 +1,16 @@
-"""What one value of the configuration may be, and the words for people where it is not.
+"""Readers: what a single value of the configuration may be, and what to say if it is not.
 
-A *reader* takes a raw value from YAML and returns the right one, or raises `Wrong`. Nothing is coerced:
-``"3"`` is no number, 3.7 no whole number, ``"false"`` no truth value. Where a value was one ``${NAME}``, a
-reader that wants something else than text reads it as YAML would.
+A *reader* takes a raw value from YAML and returns the parsed one, or raises `Wrong`. Nothing is coerced: ``"3"`` is not
+a number, 3.7 not a whole number, ``"false"`` not a truth value. If a value was one ``${NAME}``, readers of anything but
+text parse it as a YAML scalar.
 
-No message shows a value: it may be a secret.
+No message contains a value, because it may be a secret.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +18,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.yaml_file import Filled, Unset
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
 
-MODEL_LIMIT: Final = 256
-"""Characters of a target's model: it becomes a header's value."""
-_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length")
+_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
     "connection",
     "content-length",
@@ -34,6 +33,15 @@ _FRAMING: Final = (
     "transfer-encoding",
     "upgrade",
 )
+_LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
+_HOST: Final = re.compile(
+    rf"(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<ip>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\])(?::[0-9]+)?"
+)
+"""A name or an IPv4 address, or an IPv6 address in brackets. DNS allows no underscore; names of containers have one."""
+_HOST_LIMIT: Final = 253
+_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+"""RFC 3986, section 3.3."""
+_ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
@@ -42,17 +50,17 @@ _LARGEST: Final = 2**40
 
 
 class Wrong(ValueError):
-    """A value that is not what its place wants. The text says what was expected, never the value."""
+    """A value is not what is expected here. The message says what is expected, and never shows the value."""
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:
-    """``" (did you mean 'groq'?)"`` where `word` is close to a known one, else nothing."""
+    """``" (did you mean 'groq'?)"`` if `word` is close to a known one, else an empty string."""
     close = difflib.get_close_matches(str(word)[:256], list(known), 1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def expected(what: str, value: object) -> Wrong:
-    """``expected a whole number, got a string``; names the variable where the value is one that is not set."""
+    """``expected a whole number, got a string``; if the value is a variable that is not set, its name."""
     if isinstance(value, Unset):
         return Wrong(f"{value} and there is no default")
     return Wrong(f"expected {what}, got {_kind(value)}")
@@ -75,12 +83,12 @@ def _kind(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """What stands there, a filled-in variable read as YAML reads it."""
+    """`value`, or what YAML makes of it if it comes from a variable."""
     return value.scalar if isinstance(value, Filled) else value
 
 
 def text(value: object) -> str:
-    """A string; a number or a truth value in its place wants quotes."""
+    """A string. Numbers and truth values need quotes to be one."""
     if not isinstance(value, str):
         quotes = " (put it in quotes)" if isinstance(value, int | float) else ""
         raise Wrong(f"{expected('a string', value)}{quotes}")
@@ -88,7 +96,7 @@ def text(value: object) -> str:
 
 
 def matching(pattern: str, what: str) -> Reader:
-    """A string all of which matches `pattern`; `what` says that in words."""
+    """A string that matches `pattern` as a whole; `what` describes it for people."""
     compiled = re.compile(pattern)
 
     def read(value: object) -> str:
@@ -100,7 +108,7 @@ def matching(pattern: str, what: str) -> Reader:
 
 
 def truth(value: object) -> bool:
-    """true or false, and nothing that merely looks like it."""
+    """``true`` or ``false``, and nothing that merely looks like it."""
     found = plain(value)
     if not isinstance(found, bool):
         raise expected("true or false", value)
@@ -123,7 +131,7 @@ def whole(least: int, most: int | None = None) -> Reader:
 
 
 def duration(*, zero: bool = False) -> Reader:
-    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero` says whether 0 makes sense."""
+    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero`: whether 0 is allowed."""
     what = "a number of seconds or '500ms', '30s', '5m'"
 
     def read(value: object) -> float:
@@ -172,18 +180,22 @@ def choice(*known: str) -> Reader:
 
 
 def host(value: object) -> str:
-    """An address without brackets, or a name."""
+    """An IP address without brackets, or a host name."""
     if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
         raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
     return found
 
 
 def _http_url(value: object, *, user: bool) -> str:
-    """An http(s) URL with a host and nothing behind its path; a user in it only where `user` allows one."""
+    """An http(s) URL that both HTTP clients can connect to: a host, a path, and no more.
+
+    `user` says whether it may hold a user and a password. ``urlsplit`` accepts hosts and paths that yarl, which both
+    clients use, refuses or changes; so each part is checked here.
+    """
     found = text(value)
     try:
         parts = urlsplit(found)
-        _ = parts.port  # raises where it is none
+        port = parts.port  # raises ValueError where it is none
     except ValueError:
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
@@ -192,12 +204,36 @@ def _http_url(value: object, *, user: bool) -> str:
         raise Wrong("holds a user or a password; give the key as api_key")
     if "?" in found or "#" in found:
         raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
+    if not _is_host(parts.netloc.rpartition("@")[2]):
+        raise Wrong("expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port")
+    if port == 0:
+        raise Wrong("expected a port from 1 to 65535")
+    if _PATH.fullmatch(parts.path) is None:
+        raise Wrong("holds a character that no URL's path may have")
     return found.rstrip("/")
 
 
+def _is_host(text: str) -> bool:
+    """Whether `text`, the part of a URL between ``//`` and its path, is a host that can be looked up, with its port."""
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return False
+    if match["name"] is not None:
+        return len(match["name"]) <= _HOST_LIMIT
+    try:
+        ipaddress.IPv6Address(match["ip"])
+    except ValueError:
+        return False
+    return True
+
+
 def base_url(value: object) -> str:
-    """A provider's address; a key does not belong in it."""
-    return _http_url(value, user=False)
+    """A provider's address, without a slash at its end and without a key. The endpoints' paths are added to it."""
+    found = _http_url(value, user=False)
+    for end in _ENDPOINTS:
+        if found.endswith(end):
+            raise Wrong(f"ends in an endpoint: leave out '{end}', which the proxy adds itself")
+    return found
 
 
 def proxy_url(value: object) -> str:
@@ -206,7 +242,7 @@ def proxy_url(value: object) -> str:
 
 
 def api_key(value: object) -> str | Unset:
-    """A key as it can stand in a header. One whose variable is not set leaves the provider unconfigured."""
+    """A key that is valid in a header. `Unset` passes: it leaves the provider unconfigured."""
     if isinstance(value, Unset):
         return value
     if re.fullmatch(r"[\x21-\x7e]+", found := text(value)) is None:
@@ -215,7 +251,7 @@ def api_key(value: object) -> str | Unset:
 
 
 def header_name(value: object) -> str:
-    """A header that may be added: a token, and none that frames the message."""
+    """The name of a header that may be added: a token, but not a header that frames the message."""
     if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", found := text(value)) is None:
         raise Wrong("is no name for a header")
     if found.lower() in _FRAMING:
@@ -224,7 +260,7 @@ def header_name(value: object) -> str:
 
 
 def target(value: object) -> Target:
-    """``provider/model``. That the provider exists is not known here."""
+    """``provider/model``. Whether the provider exists is checked later."""
     found = text(value)
     try:
         target = Target.parse(found)
@@ -236,7 +272,7 @@ def target(value: object) -> Target:
 
 
 def moves_on(value: object) -> str:
-    """A class or a status under ``fallback_on``, statuses as strings."""
+    """A class or a status under ``fallback_on``; statuses become strings."""
     found = plain(value)
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
@@ -249,7 +285,7 @@ def moves_on(value: object) -> str:
 
 
 def options(value: object) -> dict[str, Any]:
-    """What Ollama gets as it stands here, so it must be JSON."""
+    """Options sent to Ollama unchanged, so they must be JSON."""
     if value is not None and not isinstance(value, dict):
         raise expected("keys and values", value)
     found: dict[str, Any] = _json(value or {}, 0)

@@ -1,12 +1,11 @@
-"""One YAML file, read strictly, its ``${NAME}``s filled in.
+"""Reads one YAML file strictly and substitutes ``${NAME}``.
 
-Stricter than PyYAML, which speaks YAML 1.1: ``true`` and ``false`` are the only truth values (``no`` is a
-string), ``010`` and ``1:30`` are no numbers, there are no dates, and a key given twice is a mistake
-instead of the last one winning.
+Stricter than PyYAML, which implements YAML 1.1: only ``true`` and ``false`` are booleans (``no`` is a string), ``010``
+and ``1:30`` are strings, there are no dates, and a duplicate key is a mistake; PyYAML would keep the last one.
 
-``${NAME}`` and ``${NAME:-default}`` are filled in string values, never in keys; ``$${`` is a literal ``${``.
-A value is looked for in the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), then in the
-environment; an empty one counts as not set.
+``${NAME}`` and ``${NAME:-default}`` are substituted in string values, never in keys; ``$${`` is a literal ``${``.
+A value comes from the file ``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential), else from the environment;
+an empty value counts as not set.
 """
 
 from __future__ import annotations
@@ -14,26 +13,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import yaml
 from attrs import frozen
+
+from manallm_proxy.config.yaml_internals import TAG, StrictLoader
 
 _BOOL: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-"""Half a character, from an escape or from bytes in the environment: no JSON can hold it."""
+"""A lone surrogate, from an escape or from bytes in the environment; UTF-8 cannot encode it."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
-DEEPEST: Final = 40
-
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Filled(str):
-    """A whole value that was one ``${NAME}``: where a number is wanted, it is read as YAML would read it."""
+    """A value that was exactly one ``${NAME}``. Where a number is expected, it is read as YAML would read it."""
 
     __slots__ = ()
 
@@ -45,7 +44,7 @@ class Filled(str):
 
 @frozen
 class Unset:
-    """Stands for a value with a ``${NAME}`` that is not set and has no default."""
+    """A value with a ``${NAME}`` that is not set and has no default."""
 
     names: tuple[str, ...]
 
@@ -54,7 +53,7 @@ class Unset:
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """What a plain (unquoted) YAML scalar means."""
+    """The value of a plain (unquoted) YAML scalar."""
     if _NULL.fullmatch(text):
         return None
     if _BOOL.fullmatch(text):
@@ -66,82 +65,58 @@ def scalar(text: str) -> str | int | float | bool | None:
     return text
 
 
-def read(path: Path, environ: Mapping[str, str], tell: Tell) -> dict[str, Any] | None:
-    """The mapping that the file holds; None where there is none, and why was told.
+def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, Any] | None:
+    """The file's top-level mapping, or None if it has none, for a reason that was reported.
 
-    Each mistake is told with its line. No message quotes the file's text: it may hold a key.
+    Mistakes are reported with their lines. No message quotes the file's text, which may contain a key.
     """
     try:
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
-        tell("no such file")
+        report("no such file")
         return None
     except OSError as error:
-        tell(f"cannot be read ({error.strerror or 'input/output error'})")
+        report(f"cannot be read ({error.strerror or 'input/output error'})")
         return None
     except ValueError:
-        tell("is not UTF-8 text")
+        report("is not UTF-8 text")
         return None
     try:
-        loader = _Loader(text, environ, tell)
+        loader = _Loader(text, environ, report)
         content = loader.get_single_data()
     except yaml.YAMLError as error:
-        tell(_what_is_wrong(error, text))
+        report(_what_is_wrong(error, text))
         return None
     except RecursionError:
-        tell("is nested too deeply")
+        report("is nested too deeply")
         return None
     if content is None:
-        tell("is empty")
+        report("is empty")
         return None
     if not isinstance(content, dict):
-        tell("must hold keys and values at its top level")
+        report("must hold keys and values at its top level")
         return None
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # declared so by PyYAML
-    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
-
-    def __init__(self, text: str, environ: Mapping[str, str], tell: Tell) -> None:
+class _Loader(StrictLoader):
+    def __init__(self, text: str, environ: Mapping[str, str], report: Report) -> None:
         super().__init__(text)
         self.environ = environ
-        self.tell = tell
-        self.depth = 0
+        self.report = report
 
-    def tell_at(self, node: yaml.Node, what: str) -> None:
-        self.tell(f"line {node.start_mark.line + 1}: {what}")
+    def report_at(self, node: yaml.Node, mistake: str) -> None:
+        self.report(f"line {node.start_mark.line + 1}: {mistake}")
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node and all in it; deeper than `DEEPEST` is no configuration."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise RecursionError
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Keys are looked at here, before ``<<`` merges others among them, which those beside it may override."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+    def check_keys(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
-                self.tell_at(key, "a key must be plain text")
+                self.report_at(key, "a key must be plain text")
             elif key.value in seen:
-                self.tell_at(key, f"key '{shown(key.value)}' is given twice")
+                self.report_at(key, f"key '{shown(key.value)}' is given twice")
             else:
                 seen.add(key.value)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Keys are text as it is written: ``1:`` is the key "1"."""
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
-        self.flatten_mapping(node)
-        pairs = ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
-        return {key.value: self.construct_object(value, deep=deep) for key, value in pairs}
 
     def construct_plain(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
         return scalar(str(self.construct_scalar(node)))
@@ -150,11 +125,11 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         filled = self._fill(text, node) if "${" in text else text
         if isinstance(filled, str) and _SURROGATE.search(filled):
-            self.tell_at(node, "holds what is no text in UTF-8")
+            self.report_at(node, "holds what is no text in UTF-8")
         return filled
 
     def construct_other(self, node: yaml.Node) -> None:
-        self.tell_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
+        self.report_at(node, "has a tag that is not known here (text that begins with ! needs quotes)")
 
     def _fill(self, text: str, node: yaml.Node) -> str | Unset:
         unset: list[str] = []
@@ -164,7 +139,9 @@ class _Loader(yaml.SafeLoader):
             if match[0] == "$${":
                 return "${"
             if name is None:
-                self.tell_at(node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)")
+                self.report_at(
+                    node, "a '${' that is neither ${NAME} nor ${NAME:-default} (write $${ for the characters)"
+                )
                 return ""
             found = self._look_up(name, node) or default
             if found is None:
@@ -184,31 +161,24 @@ class _Loader(yaml.SafeLoader):
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except (OSError, ValueError):
-                self.tell_at(node, f"the credential {name} cannot be read")
+                self.report_at(node, f"the credential {name} cannot be read")
         return self.environ.get(name)
 
 
-_TAG: Final = "tag:yaml.org,2002:"
 for _pattern, _name, _first in (
     (_BOOL, "bool", "tTfF"),
     (_INT, "int", "-+0123456789"),
     (_FLOAT, "float", "-+0123456789."),
     (_NULL, "null", ["~", "n", "N", ""]),
-    (re.compile("<<"), "merge", "<"),
 ):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
-_constructors: dict[str | None, Any] = {
-    **{_TAG + name: _Loader.construct_plain for name in ("bool", "int", "float", "null")},
-    _TAG + "str": _Loader.construct_text,
-    _TAG + "seq": _Loader.construct_yaml_seq,
-    _TAG + "map": _Loader.construct_yaml_map,
-    None: _Loader.construct_other,
-}
-_Loader.yaml_constructors = _constructors
+    _Loader.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
+    _Loader.add_constructor(TAG + _name, _Loader.construct_plain)
+_Loader.add_constructor(TAG + "str", _Loader.construct_text)
+_Loader.add_constructor(None, _Loader.construct_other)
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
-    """A YAML error with its line and without a word of the file: an anchor or a tag may be a key without quotes."""
+    """A YAML error with its line, without any text of the file: an unquoted key may look like an anchor or a tag."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
         return f"line {line + 1}: a character that YAML does not allow"
@@ -221,12 +191,12 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
 
 
 def shown(key: object) -> str:
-    """A key for a message: what looks like one, cut where it stops to (``api_key:sk-...`` without the blank)."""
+    """A key for a message, cut at the first character that no key has (``api_key:sk-...`` lacks a blank)."""
     text = str(key)
     plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
     return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."
 
 
 def without_newline(text: str) -> str:
-    """`text` without the line ends that editors and ``echo`` leave behind it."""
+    """`text` without the line ends that editors and ``echo`` append."""
     return text.rstrip("\r\n")

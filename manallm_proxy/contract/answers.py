@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 
 
 @define  # not frozen: there is one for each request, and freezing takes 60 ns a field

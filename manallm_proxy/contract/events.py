@@ -18,7 +18,7 @@ Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 @frozen
 class AttemptFailed:
-    """One attempt at one target failed. ``reason`` is of the closed list (contract, section 7)."""
+    """One attempt at one target failed. ``reason`` is a word of the errors' closed list."""
 
     request_id: str
     provider: str
@@ -85,6 +85,8 @@ class RequestEnded:
     """The error's type or reason, never its message."""
     key: str | None = None
     """The name of the client's key in the configuration, where one is asked for."""
+    notes: tuple[str, ...] = ()
+    """See `provider.Call`."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:
@@ -122,6 +124,22 @@ class NotVerified:
     """A provider's TLS certificate is not looked at (``verify_tls: false``): whoever is on the way can read along."""
 
     provider: str
+
+
+@frozen
+class ListUnreadable:
+    """A provider's model list cannot be read, or not wholly: what it does not say cannot be denied beforehand."""
+
+    provider: str
+    detail: str
+
+
+@frozen
+class UsageRefused:
+    """A target refuses ``stream_options``: the tokens of its streams are counted only where it tells them unasked."""
+
+    provider: str
+    model: str
 
 
 @frozen
@@ -166,6 +184,17 @@ class Crashed:
     request_id: str | None = None
 
 
+@frozen
+class LoopReported:
+    """The event loop reported a problem without an exception, such as a task that was destroyed while it was pending.
+
+    ``message``: only if it is a constant of a library, else None. ``sources``: the kinds of objects it concerns.
+    """
+
+    message: str | None
+    sources: tuple[str, ...] = ()
+
+
 Event = (
     AttemptFailed
     | FellBack
@@ -174,9 +203,12 @@ Event = (
     | RequestEnded
     | Reloaded
     | NotVerified
+    | ListUnreadable
+    | UsageRefused
     | DimensionsDiffer
     | LifeChanged
     | WorkerEnded
     | Crashed
+    | LoopReported
 )
 Observer = Callable[[Event], None]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
 Span = tuple[int, int]
@@ -67,6 +67,8 @@ class Call:
     """A JSON object, or a form where ``content_type`` says so; the client's own bytes where its door speaks this
     format. It holds the prompt: never log it."""
     request_id: str
+    denied: frozenset[str] = frozenset()
+    """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
     content_type: str = "application/json"
@@ -75,6 +77,10 @@ class Call:
     what they do not know."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be the client's to use, but no provider is asked."""
+    effort_is_advice: bool = False
+    """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
+    notes: tuple[str, ...] = ()
+    """What the door could not translate and left out: for the log, never client text."""
 
 
 TryWrite = Callable[[StreamBatch], bool]
@@ -110,8 +116,18 @@ class ModelInfo:
     created: int = 0
     """Seconds since the epoch; 0 where it is not known."""
     capabilities: frozenset[str] | None = None
+    aliases: tuple[str, ...] = ()
+    """Other names under which the provider serves it."""
     context_length: int = 0
     """Tokens; 0 where it is not known."""
+
+
+@frozen
+class ModelList:
+    """What a provider lists. ``fault``: why that is not all of it, or nothing, in words for the operator."""
+
+    models: tuple[ModelInfo, ...] = ()
+    fault: str | None = None
 
 
 class Provider(Protocol):
@@ -126,8 +142,12 @@ class Provider(Protocol):
     def first_byte_error(self, seconds: float) -> ProviderError:
         """The failure of a stream that has no content within `seconds`: it may blame the provider or the model."""
 
-    async def probe(self) -> tuple[ModelInfo, ...] | None:
-        """The provider's models; None if it is not asked (Google). Raises ProviderError if it is not alive."""
+    async def probe(self, seconds: float) -> ModelList | None:
+        """The provider's models, within `seconds`; None where it is not asked (Google).
+
+        ProviderError where it is not alive: no answer began in time, or it failed. A list that cannot be read is
+        one that nobody knows.
+        """
 
     async def close(self) -> None:
         """Closes its connections. Streams in flight have ended by then."""

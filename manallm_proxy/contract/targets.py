@@ -8,9 +8,12 @@ target with the settings that apply when it is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import field, frozen
+
+MODEL_LIMIT: Final = 256
+"""Characters of a model's name that is worth asking a provider for, or listing."""
 
 
 @frozen
@@ -63,6 +66,8 @@ class Chain:
     alias: str | None
     entries: tuple[Entry, ...]
     description: str = ""
+    timeout: float = 0.0
+    """Seconds for the whole walk, up to the commit; 0: no limit."""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -70,12 +70,12 @@ class Caller:
     _allowed: re.Pattern[str] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.take_over(self.key)
+        self.update(self.key, _any_of(self.key.models))
 
-    def take_over(self, key: ClientKey) -> None:
-        """A reload: the entry may have changed, what has been used still counts."""
+    def update(self, key: ClientKey, allowed: re.Pattern[str]) -> None:
+        """Applies a changed entry after a reload; what has been used still counts. `allowed` matches its models."""
         self.key = key
-        self._allowed = _any_of(key.models)
+        self._allowed = allowed
         limit = key.requests_per_minute
         if limit is None:
             self._window = None
@@ -149,20 +149,29 @@ class Keyring:
     """All callers of one generation, by digest. Empty: nobody is asked for a key."""
 
     _callers: Mapping[str, Caller] = field(factory=dict, repr=False)
+    _changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = field(factory=list, repr=False)
+    """Callers shared with the ring before whose entry differs, with what `adopt` will apply."""
 
     @classmethod
     def build(cls, keys: Iterable[ClientKey], before: Keyring | None = None) -> Keyring:
-        """The generation after `before`: who is in both goes on with what it has used."""
+        """The ring after `before`. Callers of both are shared, and change only when it is adopted."""
         callers: dict[str, Caller] = {}
+        changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = []
         for key in keys:
             digest = key.sha256.lower()
             caller = before._callers.get(digest) if before is not None else None
             if caller is None:
                 caller = Caller(key)
             elif caller.key != key:
-                caller.take_over(key)
+                changes.append((caller, key, _any_of(key.models)))
             callers[digest] = caller
-        return cls(callers)
+        return cls(callers, changes)
+
+    def adopt(self) -> None:
+        """Applies changed entries to the callers shared with the ring before. Cannot fail."""
+        for change in self._changes:
+            Caller.update(*change)
+        self._changes.clear()
 
     def __bool__(self) -> bool:
         return bool(self._callers)

@@ -15,9 +15,11 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.door import Client, Door, Reply
-from manallm_proxy.contract.errors import InternalError, ProviderError, ProxyError
+from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
-from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.provider import Call, RequestSummary
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.client_keys import Caller
@@ -57,7 +59,6 @@ class Exchange:
     started: float
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
-    call: Call | None = field(default=None, repr=False)
     walk: Walk | None = None
     resolved: Entry | None = None
     usage: Usage | None = None
@@ -71,6 +72,8 @@ class Exchange:
     """Why it was ended from outside."""
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
+    _summary: RequestSummary | None = None
+    _notes: tuple[str, ...] = ()
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
@@ -94,8 +97,10 @@ class Exchange:
             return await self._fail(error)
         except Exception as error:
             self.generation.registry.observe(Crashed(f"{self.door.name} request", error, self.request_id))
+            forget_frames(error)
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
+            self._reply = None  # it may hold the request
             if self._writer is not None:
                 self._writer.close()
                 self.bytes_sent = self._writer.bytes_sent
@@ -127,17 +132,19 @@ class Exchange:
         body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        self.call, self._reply = self.door.read(body, client)
-        chain = self.generation.resolve(self.call.summary.model, self.caller)
-        if self.call.endpoint.is_opaque:
-            chain = self.generation.able(chain, self.call.endpoint)
+        reading = self.door.read(body, client)
+        call, self._reply = reading if isinstance(reading, tuple) else await reading
+        del body
+        self._summary, self._notes = call.summary, call.notes
+        chain = self.generation.resolve(call.summary.model, self.caller)
+        if call.endpoint.is_opaque:
+            chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
-        if self.call.answer is not None:
-            answer = self.call.answer
-            return await self._send(self._reply.whole(chain.entries[0].target, answer), answer.content_type)
-        if self.call.summary.stream:
-            return await self._stream(self.call, self.walk, self._reply)
-        return await self._complete(self.call, self.walk, self._reply)
+        if call.answer is not None:
+            whole = self._reply.whole(chain.entries[0].target, call.answer)
+            return await self._send(whole, call.answer.content_type)
+        answer = self._stream if call.summary.stream else self._complete
+        return await answer(call, self.walk, self._reply)
 
     async def _complete(self, call: Call, walk: Walk, reply: Reply) -> web.StreamResponse:
         catalog, providers = self.generation.catalog, self.generation.providers
@@ -220,6 +227,7 @@ class Exchange:
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
+        forget_frames(error)
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has left: no second answer may follow
@@ -254,7 +262,7 @@ class Exchange:
         registry = self.generation.registry
         now = registry.clock()
         target = self.resolved.target if self.resolved is not None else None
-        summary = self.call.summary if self.call is not None else None
+        summary = self._summary
         first = self.first_byte_at
         registry.observe(
             RequestEnded(
@@ -275,6 +283,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
+                notes=self._notes,
             )
         )
 

@@ -1,22 +1,26 @@
 """Everything one request needs, built from one configuration.
 
-A reload builds a new snapshot beside the old one: providers that compare equal keep their health, their
-connections and their counters. The old one lives until its last request has ended.
+A reload *prepares* the next generation beside the current one: it opens providers that are new and changes nothing
+that is in use, so that it may fail or be given up. *Adopting* it cannot fail. Providers that compare equal keep their
+health, their connections and their counters. A generation lives until its last request has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+from collections.abc import Iterable
 from typing import Final
 
 from attrs import define, evolve, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
-from manallm_proxy.contract.errors import UnknownModel, Unsupported
-from manallm_proxy.contract.events import Observer
+from manallm_proxy.config.structure import ConfigError, join
+from manallm_proxy.contract.errors import UnknownModel
+from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import Endpoint, Provider
-from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
@@ -25,17 +29,16 @@ from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.routing.catalog import Catalog
-from manallm_proxy.routing.health import Health, Policy
+from manallm_proxy.routing.circuit import Policy
+from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
-MODEL_LIMIT: Final = 256
-"""Characters of a model's name that is worth asking a provider for."""
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
 
 
-def open_provider(provider: ProviderConfig) -> Provider:
-    """The connection to one configured provider; each kind is one line here."""
+def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
+    """The client of one configured provider. It connects to nothing yet."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
     if provider.kind == "google":
@@ -64,7 +67,42 @@ def open_provider(provider: ProviderConfig) -> Provider:
         provider.verify_tls,
         provider.proxy,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses)
+    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
+
+
+async def try_open(config: Config) -> None:
+    """Opens all providers of `config` and closes them again. Raises ConfigError if one cannot be opened."""
+    opened, mistakes = _open_all(config.providers.values(), lambda event: None)
+    await _close_all(opened.values(), lambda event: None)
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def preload(config: Config) -> None:
+    """Imports what `open_provider` will need. May run in a thread: the Gemini SDK takes 0.3 s."""
+    if any(provider.kind == "google" and provider.configured for provider in config.providers.values()):
+        import manallm_proxy.providers.gemini.provider  # noqa: F401
+
+
+def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
+    """The clients of all `providers` that have their key, and a mistake for each that could not be opened."""
+    opened: dict[str, Provider] = {}
+    mistakes: list[str] = []
+    for provider in providers:
+        if provider.configured:
+            try:
+                opened[provider.name] = open_provider(provider, observe)
+            except Exception as error:  # the readers check all we know of; what they miss must not get past here
+                mistakes.append(_mistake(provider, error))
+    return opened, mistakes
+
+
+def _mistake(provider: ProviderConfig, error: Exception) -> str:
+    """Names the setting, and not its value, which may hold a secret."""
+    path = join("providers", provider.name)
+    if isinstance(error, ValueError) and provider.base_url is not None:
+        return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
+    return f"{path}: no client can be opened for it ({type(error).__name__})"
 
 
 def _speaks_openai(provider: ProviderConfig) -> bool:
@@ -73,7 +111,7 @@ def _speaks_openai(provider: ProviderConfig) -> bool:
 
 @define
 class Generation:
-    """One generation. Whoever answers a request holds it for as long."""
+    """One generation of the configuration. Every request holds the one it began with."""
 
     config: Config
     providers: dict[str, Provider]
@@ -82,47 +120,62 @@ class Generation:
     catalog: Catalog
     keyring: Keyring
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
-    """The first target that gave embeddings for each alias, and their length."""
+    """For each alias the first target that returned embeddings, and their length."""
+    _opened: dict[str, Provider] = field(factory=dict)
+    """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
     _orphans: list[Provider] = field(factory=list)
     _successor: Generation | None = None
     _closing: asyncio.Task[None] | None = None
 
     @classmethod
-    def build(
-        cls,
-        config: Config,
-        clock: Clock,
-        observe: Observer,
-        before: Generation | None = None,
-        broadcast: Tell | None = None,
-    ) -> Generation:
-        """The generation after `before`. What it shares with it stays as it is."""
-        policy = Policy(config.health.failure_threshold, config.health.backoff)
-        healths: dict[str, Health] = {}
-        providers: dict[str, Provider] = {}
-        for name, provider in config.providers.items():
-            if before is not None and before.config.providers.get(name) == provider:
-                health = before.registry.providers[name]
-                health.policy = policy
-                if name in before.providers:
-                    providers[name] = before.providers[name]
-            else:
-                health = Health(policy, provider.configured, provider.max_concurrent)
-                if provider.configured:
-                    providers[name] = open_provider(provider)
-            healths[name] = health
+    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
+        """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
+        opened, mistakes = _open_all(config.providers.values(), observe)
+        if mistakes:
+            raise ConfigError(mistakes)
+        healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
-        catalog = before.catalog if before is not None else Catalog()
-        if before is not None:
-            catalog.keep_only({name for name, each in providers.items() if each is before.providers.get(name)})
-        keyring = Keyring.build(config.auth.keys, before.keyring if before is not None else None)
-        return cls(config, providers, registry, catalog, keyring)
+        return cls(config, opened, registry, Catalog(), Keyring.build(config.auth.keys), opened=opened)
+
+    async def prepare(self, config: Config) -> Generation:
+        """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
+
+        Raises ConfigError if a provider cannot be opened; nothing stays open then. Otherwise call `adopt` or
+        `discard` on the result, and prepare no other meanwhile.
+        """
+        kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
+        opened, mistakes = _open_all(
+            [provider for name, provider in config.providers.items() if name not in kept], self.registry.observe
+        )
+        if mistakes:
+            await _close_all(opened.values(), self.registry.observe)
+            raise ConfigError(mistakes)
+        held = self.registry.providers
+        healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
+        clients = {name: self.providers.get(name) if name in kept else opened.get(name) for name in config.providers}
+        providers = {name: client for name, client in clients.items() if client is not None}
+        registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
+        keyring = Keyring.build(config.auth.keys, self.keyring)
+        return Generation(config, providers, registry, self.catalog, keyring, opened=opened)
+
+    def adopt(self) -> None:
+        """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
+        policy = _policy(self.config)
+        for health in self.registry.providers.values():
+            health.policy = policy
+        self.catalog.keep_only(self.providers.keys() - self._opened.keys())
+        self.keyring.adopt()
+
+    async def discard(self) -> None:
+        """Closes what `prepare` opened. This generation will not serve."""
+        await _close_all(self._opened.values(), self.registry.observe)
 
     def resolve(self, model: str, caller: Caller | None = None) -> Chain:
-        """The chain that `model` names (contract, section 4.1). UnknownModel where it names none.
+        """The chain for `model`: an alias, ``provider/model``, or a bare name, which the default provider serves.
 
-        A `caller` is told of its own models only; ModelNotAllowed where this is another.
+        Raises UnknownModel if it is none of them, and ModelNotAllowed if `caller` may not use it. Hints name only
+        models that `caller` may use.
         """
         chain = self._named(model, caller)
         if caller is not None:
@@ -154,7 +207,7 @@ class Generation:
             )
         settings = self.config.providers[provider]
         entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
-        return Chain(None, (entry,))
+        return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
     def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
         """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
@@ -189,10 +242,10 @@ class Generation:
         self._settle()
 
     def retire(self, successor: Generation) -> None:
-        """A newer generation serves. What it did not take over is closed behind the last request.
+        """`successor` serves from now on. What it did not take over is closed after the last request that uses it.
 
-        What it did take over may still be in use here when the newer one retires in its turn: so each generation
-        holds the next, and they end in order.
+        What it did take over may still be in use here when the successor retires in its turn. So each generation
+        holds the next one, and they end in order.
         """
         kept = set(map(id, successor.providers.values()))
         self._orphans = [u for u in self.providers.values() if id(u) not in kept]
@@ -206,19 +259,30 @@ class Generation:
         orphans, self._orphans = self._orphans, []
         successor, self._successor = self._successor, None
         if orphans:
-            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans))
+            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans, self.registry.observe))
         successor.release()
 
     async def close(self) -> None:
-        """The last generation's end."""
-        await _close_all([*self.providers.values(), *self._orphans])
+        """Closes the last generation, when the process ends."""
+        await _close_all([*self.providers.values(), *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
-    """A target's name becomes a response header: visible ASCII, of bounded length."""
+    """Whether it can be part of a response header: visible ASCII of bounded length."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 
-async def _close_all(providers: list[Provider]) -> None:
-    for provider in providers:
-        await provider.close()
+def _policy(config: Config) -> Policy:
+    return Policy(config.health.failure_threshold, config.health.backoff)
+
+
+def _new_health(config: Config, name: str) -> Health:
+    provider = config.providers[name]
+    return Health(_policy(config), provider.configured, provider.max_concurrent)
+
+
+async def _close_all(providers: Iterable[Provider], observe: Observer) -> None:
+    """Closes all, however many of them fail, and reports each failure."""
+    for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            observe(Crashed("closing a provider", outcome))

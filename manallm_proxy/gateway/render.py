@@ -10,7 +10,9 @@ from aiohttp import web
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
-from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRejected, KeyRevoked, ProxyError
+from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRevoked, ProxyError
+from manallm_proxy.contract.provider_errors import KeyRejected
+from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.openai.json_object import encode
 
@@ -18,7 +20,7 @@ ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
 EXPOSED: Final = (
-    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
 )
 """Headers that a web page's script may read."""
@@ -44,14 +46,14 @@ class Renderer:
 
     def allowed_origin(self, request: web.BaseRequest) -> str | None:
         """The request's origin, if it may call."""
-        origin = request.headers.get("Origin")
-        origins = self.serving.generation.config.cors.origins
-        return origin if origin and ("*" in origins or origin in origins) else None
+        origin = request.headers.get("Origin", "")
+        return origin if allowed_origin(origin, self.serving.generation.config.cors.origins) else None
 
     def error(
         self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]
     ) -> web.Response:
         """The answer for `error`; `headers` are what the request has earned so far."""
+        error.request_id = headers.get("X-Request-Id")
         all_headers = {**self.common_headers(request), **headers}
         if error.retry_after is not None:
             seconds = max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST)))

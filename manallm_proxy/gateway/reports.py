@@ -10,7 +10,8 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.models import model_object
-from manallm_proxy.routing.health import Circuit, Health
+from manallm_proxy.routing.circuit import Circuit
+from manallm_proxy.routing.health import Health
 
 
 def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:

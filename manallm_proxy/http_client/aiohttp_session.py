@@ -1,4 +1,4 @@
-"""Connections to one provider through aiohttp's client, which knows forward proxies, and which google-genai wants."""
+"""Connections to one provider through aiohttp's client, for forward proxies and for google-genai."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import aiohttp
 from attrs import define, field
 
-from manallm_proxy.contract.errors import ProviderError
-from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE, TAIL_TIMEOUT, Address, OnChunk, new_socket
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
+from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
 
 
 @define
 class _Reuse:
-    """Whether a request got a pooled connection (aiohttp tells its tracers)."""
+    """Whether a request got a pooled connection, which aiohttp reports to tracers only."""
 
     pooled: bool = False
 
@@ -27,40 +28,26 @@ async def _note_reuse(_session: Any, context: Any, _params: Any) -> None:
     context.trace_request_ctx.pooled = True
 
 
-class _Connector(aiohttp.TCPConnector):
-    async def _get(self, key: Any, traces: Any) -> Any:
-        """A pooled connection, but none over which something has come since: aiohttp (3.14.5) would take it for the
-        next request's answer, which is another client's.
-        """
-        while (found := await super()._get(key, [])) is not None:
-            if found.protocol is not None and not found.protocol.should_close:
-                for trace in traces:
-                    await trace.send_connection_reuseconn()
-                return found
-            found.close()
-        return None
-
-
 def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.ClientSession:
-    """A session as a proxy needs it; each setting answers a trap of libraries.md 1.6."""
+    """An aiohttp session whose defaults are replaced where they would hurt a proxy (seen with aiohttp 3.14.5)."""
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
-    kept: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE} if pooled else {"force_close": True}
-    connector = _Connector(
-        limit=0,  # we count ourselves: a full pool would queue without bound
+    reuse: dict[str, Any] = {"keepalive_timeout": KEEP_ALIVE_TIMEOUT} if pooled else {"force_close": True}
+    connector = Connector(
+        limit=0,  # at the default of 100, requests queue without bound; limits are ours (max_concurrent)
         ttl_dns_cache=60,
         resolver=Resolver(),
         ssl=verify_tls,
         socket_factory=new_socket,
-        **kept,
+        **reuse,
     )
     return aiohttp.ClientSession(
         connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),  # the default jar would share cookies between our clients
-        timeout=aiohttp.ClientTimeout(total=None),  # a total would cut long streams
+        cookie_jar=aiohttp.DummyCookieJar(),  # the default jar would share cookies among our clients
+        timeout=aiohttp.ClientTimeout(total=None),  # the default of 300 s would cut long streams
         max_line_size=HEAD_LIMIT,
         max_field_size=HEAD_LIMIT,
-        read_bufsize=65536,
+        read_bufsize=65536,  # the default of 256 KiB doubles the memory of a client that does not read
         trust_env=False,
         auto_decompress=True,
         trace_configs=[trace],
@@ -69,7 +56,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
 
 @define(eq=False)
 class Session:
-    """A pool, and a way around it for the one time that a pooled connection was dead."""
+    """A pool, and new connections for requests whose pooled connection was dead."""
 
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
@@ -84,14 +71,15 @@ class Session:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str], data: Any = None, connect: float
     ) -> aiohttp.ClientResponse:
-        """A status with its headers, connected within `connect` seconds; aiohttp's errors as they are.
+        """Returns when status and headers have arrived. Raises aiohttp's own errors.
 
-        The second try is as `connections.Connections` says. `data` is a callable where it can be read once only.
+        `connect`: max seconds for look-up, TCP and TLS. `data`: a callable if the body can only be read once, since
+        it may be sent twice; see `api.Connections.request`.
         """
         reuse = _Reuse()
         arguments: dict[str, Any] = {
             "headers": headers,
-            "allow_redirects": False,  # a redirect would take key and prompt to another host
+            "allow_redirects": False,  # aiohttp would resend prompt and custom key headers to another host
             "proxy": self.proxy,
             "timeout": aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect),
             "trace_request_ctx": reuse,
@@ -107,16 +95,18 @@ class Session:
         return await self._fresh.request(method, url, data=body(), **arguments)
 
     async def close(self) -> None:
-        """Gives them back, those in use too."""
+        """Closes all connections, also those in use. Raises an ExceptionGroup of what failed, once all was tried."""
         self.closed = True
-        await self._pool.close()
-        if self._fresh is not None:
-            await self._fresh.close()
+        sessions = [session for session in (self._pool, self._fresh) if session is not None]
+        outcomes = await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failures:
+            raise ExceptionGroup("closing connections", failures)
 
 
 @define(eq=False)
 class SessionResponse:
-    """See `connections.Response`. What was pulled is never offered to a `on_chunk`: the task is awake anyway."""
+    """See `api.Response`. `on_chunk` is never called: aiohttp has woken the task by then anyway."""
 
     _name: str
     _response: aiohttp.ClientResponse = field(repr=False)
@@ -144,8 +134,7 @@ class SessionResponse:
             self.silent_since = None
 
     def fail(self, error: ProviderError) -> None:
-        # sock_read would not fire behind a broken chunk (libraries.md 1.4); this wakes the reader in any state
-        self._response.content.set_exception(error)
+        fail_reader(self._response, error)
 
     def release(self) -> None:
         if self._response.content.is_eof():
@@ -168,7 +157,7 @@ class SessionResponse:
 
 @define(eq=False)
 class SessionConnections:
-    """See `connections.Connections`."""
+    """See `api.Connections`."""
 
     address: Address
     _session: Session = field(init=False, repr=False)
@@ -215,5 +204,5 @@ class SessionConnections:
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:
-    """Above a mebibyte aiohttp wants a file, which it writes piece by piece, giving way to others between."""
+    """A file above 1 MiB: aiohttp writes it in parts and lets other tasks run in between. It warns of large bytes."""
     return body if len(body) <= 2**20 else io.BytesIO(body)

@@ -1,42 +1,81 @@
-"""What the client needs of HTTP to one provider, whoever speaks it: `pool` (our own), or `session` (aiohttp's).
+"""HTTP to one provider, as the provider dialects see it.
 
-Both pass the same tests. `pool` costs less CPU; `session` knows forward proxies.
+Two implementations pass the same tests: `pool` is ours and costs less CPU; `aiohttp_session` supports forward proxies.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from attrs import field, frozen
 from multidict import CIMultiDict
 
 from manallm_proxy import __version__
-from manallm_proxy.contract.errors import ProviderError
+from manallm_proxy.contract.provider_errors import ProviderError
 
-KEEP_ALIVE: Final = 4.0
-"""Seconds an idle connection is kept: below the 5 s after which uvicorn (vLLM, SGLang) closes."""
+KEEP_ALIVE_TIMEOUT: Final = 4.0
+"""Seconds that an idle connection is kept. uvicorn (vLLM, SGLang) closes after 5 (its ``timeout_keep_alive``)."""
 TAIL_TIMEOUT: Final = 1.0
-"""Seconds for a provider to end its body behind ``[DONE]``, so that the connection can be used again."""
+"""Seconds for a provider to end its body after ``[DONE]``, so that the connection can be used again."""
 HEAD_LIMIT: Final = 64 * 1024
 """Bytes of one header line, and of a whole head where it is ours to count."""
-SECRET_LENGTH: Final = 8
-"""Characters of a header's value that may be a secret; a shorter one is a flag or a version, part of other words."""
+SECRET_MIN_LENGTH: Final = 8
+"""Characters from which a key or a header's value is taken for a secret; shorter ones are flags, versions, words."""
+PLACEHOLDERS: Final = frozenset(
+    {"lm-studio", "no-key-required", "not-needed", "not-required", "placeholder", "sk-no-key-required", "your-api-key"}
+)
+"""Longer ones, in lower case, that people give to servers which want none (``ollama``, ``EMPTY``: shorter anyway)."""
+PASSWORD_MIN_LENGTH: Final = 4
+"""The same of a password, which is certain to be one."""
+_HOLDS_SECRETS: Final = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
+"""Headers whose parts are secrets too; in any other, such as ``X-Title``, a part is a plain word."""
 
 OnChunk = Callable[[bytes], bool]
-"""Is offered each part of a body as it arrives; True: it has dealt with it."""
+"""Called with each body chunk in the reader callback; returns True if it consumed the chunk."""
 
 
 def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What a provider may quote, and nobody else is to read: the key, and headers of our own that may be one."""
-    held = tuple(value for value in headers.values() if len(value) >= SECRET_LENGTH)
-    return (api_key, *held) if api_key else held
+    """What to cut out of a provider's words before anyone reads them: the key, and our own headers, whole and by parts.
+
+    Not what is no secret: cutting ``ollama`` or ``1`` out would spoil messages and hide nothing.
+    """
+    held = {api_key} if api_key and _is_secret(api_key) else set()
+    for name, value in headers.items():
+        if _is_secret(value):
+            held.add(value)
+        if _HOLDS_SECRETS.search(name):
+            held.update(_parts(value))
+    return tuple(sorted(held))
+
+
+def _is_secret(value: str) -> bool:
+    return len(value) >= SECRET_MIN_LENGTH and value.lower() not in PLACEHOLDERS
+
+
+def _parts(value: str) -> Iterator[str]:
+    """The token of ``Bearer T``, the values of ``a=T; b=T``, user and password of Basic."""
+    for word in re.split(r"[\s,;]+", value):
+        for part in (word, word.partition("=")[2].strip('"')):
+            if len(part) >= SECRET_MIN_LENGTH:
+                yield part
+    scheme, _, packed = value.strip().partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            pair = base64.b64decode(packed.strip(), validate=True).decode()
+            user, _, password = pair.partition(":")
+            yield from (part for part in (pair, user) if len(part) >= SECRET_MIN_LENGTH)
+            if len(password) >= PASSWORD_MIN_LENGTH:
+                yield password
 
 
 @frozen
 class Address:
-    """Where a provider is, and how it is reached. Whatever may hold a key stays out of ``repr``."""
+    """Where a provider is, and how to reach it. Fields that may contain a key stay out of ``repr``."""
 
     name: str
     base_url: str
@@ -51,7 +90,7 @@ class Address:
         return secrets_of(self.api_key, self.headers)
 
     def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
-        """What every request carries: nothing of the client's own but the request id (contract, section 3)."""
+        """The headers of each request. Nothing of the client's passes but the request id; configured headers win."""
         headers = CIMultiDict(
             {
                 "User-Agent": f"manallm-proxy/{__version__}",
@@ -69,7 +108,7 @@ class Address:
 
 
 class Response(Protocol):
-    """One answer whose head is in. Every method that waits raises ProviderError where the network or peer fails."""
+    """One answer, of which status and headers have arrived. Waiting methods raise ProviderError if the peer fails."""
 
     @property
     def status(self) -> int:
@@ -77,23 +116,23 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Names compare without case."""
+        """Names are case-insensitive."""
 
     @property
     def silent_since(self) -> float | None:
-        """Loop time of the last byte, or of the wait's begin; None while nobody waits for one."""
+        """Loop time of the last byte, or of the beginning of the wait for it; None if no read is waiting."""
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
-        """The body's next part that `on_chunk` does not take; ``b""`` at its end. TimeoutError at loop time `until`."""
+        """The next chunk not consumed by `on_chunk`; ``b""`` at EOF. Raises TimeoutError at loop time `until`."""
 
     def fail(self, error: ProviderError) -> None:
-        """Wakes who waits with `error`."""
+        """Makes the pending or next read raise `error`."""
 
     def release(self) -> None:
-        """Nothing more of it is wanted: its connection serves another once the body's end is in."""
+        """Drops the rest of the body. The connection can be used again if the body ends within TAIL_TIMEOUT."""
 
     def close(self) -> None:
-        """Ends it, and its connection, now. Harmless when repeated or behind `release`."""
+        """Closes the connection, unless the body has ended. May be repeated, and called after `release`."""
 
 
 class Connections(Protocol):
@@ -101,7 +140,7 @@ class Connections(Protocol):
 
     @property
     def closed(self) -> bool:
-        """They were given back for good."""
+        """Whether `close` was called."""
 
     async def request(
         self,
@@ -114,27 +153,26 @@ class Connections(Protocol):
         connect: float,
         until: float | None = None,
     ) -> Response:
-        """A status with its headers, for `path` below the base URL; connected within `connect` seconds.
+        """Requests `path` below the base URL; returns when status and headers have arrived.
 
-        `content_type` None: `body` is JSON.
+        `content_type` None: `body` is JSON. `connect`: max seconds for look-up, TCP and TLS. Raises TimeoutError at
+        loop time `until`.
 
-        TimeoutError at loop time `until`.
-
-        Where a pooled connection turned out dead, the request goes once more, over a fresh one. Once and no
-        more: a provider that reads a request and then closes has begun to work on it. Redirects are not
-        followed: they would take key and prompt to another host.
+        If a pooled connection turns out to be dead, the request is sent once more over a new one. Never more often:
+        a provider that reads a request and then closes has started to work on it. Redirects are not followed, since
+        they would send key and prompt to another host.
         """
 
     async def close(self) -> None:
-        """Gives them back, those in use too."""
+        """Closes all connections, also those in use. Raises an ExceptionGroup of failures, after all were tried."""
 
 
 def new_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket that notices a peer which lost power in mid stream."""
+    """A socket that notices within 30 s if a peer loses power in mid-stream (tcp(7))."""
     family, kind, proto = address[:3]
-    made = socket.socket(family, kind, proto)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    new = socket.socket(family, kind, proto)
+    new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000)):
         if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+            new.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return new

@@ -1,7 +1,8 @@
-"""Host names become addresses, each look-up in a thread of its own.
+"""Looks up host names, each in a thread of its own.
 
-``loop.getaddrinfo`` shares a few threads among all: a handful of names whose server is silent would keep every
-other provider from being found. These threads are daemons, so that no silence delays the end of the process.
+``loop.getaddrinfo`` uses the default executor, which has ``min(32, cpus + 4)`` threads (CPython,
+concurrent/futures/thread.py): a few names whose DNS server does not answer would block the look-ups of all other
+providers. The threads are daemons, so that a pending look-up does not delay the end of the process.
 """
 
 from __future__ import annotations
@@ -19,33 +20,33 @@ AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 
 async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Sequence[AddrInfo]:
-    """What ``getaddrinfo`` finds. OSError where it finds nothing. A thread ends when the system gives up."""
+    """The result of ``getaddrinfo``. Raises OSError if there is none. The thread ends with the system's resolver."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
+    result: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
 
-    def tell(addresses: Sequence[AddrInfo] | None, error: BaseException | None) -> None:
-        if found.done():
+    def settle(addresses: Sequence[AddrInfo] | None, error: BaseException | None) -> None:
+        if result.done():
             return
         if error is not None:
-            found.set_exception(error)
+            result.set_exception(error)
         else:
-            found.set_result(addresses or ())
+            result.set_result(addresses or ())
 
-    def ask() -> None:
+    def run() -> None:
         addresses, failed = None, None
         try:
             addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        except Exception as error:  # UnicodeError too: a name that cannot be one
+        except Exception as error:  # also UnicodeError: not a host name at all
             failed = error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, "no host name")
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, addresses, failed)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, addresses, failed)
 
-    threading.Thread(target=ask, name="look-up", daemon=True).start()
-    return await found
+    threading.Thread(target=run, name="look-up", daemon=True).start()
+    return await result
 
 
 class Resolver(AbstractResolver):
-    """`look_up` as aiohttp asks for it."""
+    """`look_up` behind aiohttp's interface."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -63,4 +64,4 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""

@@ -1,4 +1,8 @@
-"""What a transport raises becomes ours here and nowhere else (aiohttp's: libraries.md 1.5, one raw server a row)."""
+"""Maps what the transport raises to our errors, here and nowhere else.
+
+aiohttp's classes were observed with 3.14.5, one raw socket server per fault; tests/test_client.py and
+tests/faults/test_connect.py have them.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,8 @@ import socket
 import ssl
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectFailed,
     ConnectTimeout,
@@ -17,9 +20,10 @@ from manallm_proxy.contract.errors import (
     ProviderError,
     ReadTimeout,
 )
+from manallm_proxy.http_client.aiohttp_internals import HttpProcessingError
 
 ERRORS = (aiohttp.ClientError, TimeoutError, OSError, HttpProcessingError)
-"""All that a request through aiohttp raises when the network or the peer is at fault."""
+"""All that a request through aiohttp raises if the network or the peer fails."""
 
 _WORDS = {
     errno.ECONNREFUSED: "refused",
@@ -30,10 +34,10 @@ _WORDS = {
 
 
 def transport_error(error: BaseException, name: str) -> ProviderError | None:
-    """`error` as an attempt at provider `name` failed with it; None where it is none of the transport's.
+    """Our error for `error` of an attempt at provider `name`, or None if it is not one of the transport's.
 
-    Only classes are looked at: the texts may hold raw response headers, and ``ClientResponseError.status``
-    is 400 for malformed answers, which is not the provider's status.
+    Only the class counts: texts may contain raw response headers, and ``ClientResponseError.status`` is 400 for
+    malformed answers, which is not the provider's status.
     """
     match error:
         case aiohttp.ClientConnectorDNSError():
@@ -63,7 +67,7 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
 
 
 def connect_error(error: BaseException, name: str) -> ConnectFailed:
-    """`error` as a connection to provider `name` could not be made with it."""
+    """Our error for `error` of connecting to provider `name`."""
     match error:
         case socket.gaierror():
             return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
@@ -78,13 +82,13 @@ def connect_error(error: BaseException, name: str) -> ConnectFailed:
 
 
 def was_stale(error: BaseException) -> bool:
-    """Whether a pooled connection was dead before a byte of an answer was read over it."""
+    """Whether `error` means that a pooled connection was dead before the first byte of an answer."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return isinstance(error.message, str)  # else: the raw head that had begun
+        return isinstance(error.message, str)  # otherwise it is the beginning of a raw head
     return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
 
 
 def _verdict(error: BaseException) -> str:
-    """OpenSSL's words ("self-signed certificate", "certificate has expired"), which hold nothing of ours."""
+    """OpenSSL's text ("self-signed certificate", "certificate has expired"), which contains nothing of ours."""
     inner = getattr(error, "certificate_error", error)
     return str(getattr(inner, "verify_message", "") or "not verified").rstrip(".")

@@ -1,4 +1,4 @@
-"""Our own connections to one provider over HTTP/1.1: made when needed, kept while they may be used again."""
+"""A pool of our own HTTP/1.1 connections to one provider."""
 
 from __future__ import annotations
 
@@ -14,52 +14,55 @@ import aiohappyeyeballs
 from attrs import define, field
 from yarl import URL
 
-from manallm_proxy.contract.errors import ConnectTimeout, Disconnected
-from manallm_proxy.http_client.api import KEEP_ALIVE, Address, new_socket
-from manallm_proxy.http_client.connection import Connection, Response
+from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
+from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
+from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.dns import AddrInfo, look_up
 from manallm_proxy.http_client.errors import connect_error
+from manallm_proxy.http_client.response import Response
 
-NAMES_KEPT: Final = 60.0
-"""Seconds that a looked-up address is used for new connections; a connection that fails drops it at once."""
-NEXT_ADDRESS: Final = 0.25
-"""Seconds until the host's next address is tried beside the first (RFC 8305)."""
+DNS_TTL: Final = 60.0
+"""Seconds that addresses of a look-up are used for new connections, unless a connection fails."""
+HAPPY_EYEBALLS_DELAY: Final = 0.25
+"""Seconds until the host's next address is tried in parallel (RFC 8305, section 5)."""
 
 
 @define(eq=False)
 class Pool:
-    """See `connections.Connections`."""
+    """See `api.Connections`."""
 
     address: Address
     closed: bool = False
     _url: URL = field(init=False, repr=False)
-    _base: str = field(init=False, repr=False)
-    """The base URL's path."""
-    _fixed: bytes = field(init=False, repr=False)
-    """The head's lines that every request has, and its end."""
+    _base_path: str = field(init=False, repr=False)
+    _fixed_lines: bytes = field(init=False, repr=False)
+    """Header lines that every request has, and the blank line after them."""
     _json: str = field(init=False)
     """The ``Content-Type`` of a body that is JSON, as our headers have it."""
-    _tells_id: bool = field(init=False)
+    _sends_request_id: bool = field(init=False)
+    """The configuration does not set ``X-Request-Id`` itself."""
     _tls: ssl.SSLContext | None = field(init=False, repr=False)
     _free: dict[Connection, float] = field(factory=dict, repr=False)
-    """Since when (loop time) each has been idle, the longest first."""
+    """Idle connections with the loop time since when, the longest idle first."""
     _open: set[Connection] = field(factory=set, repr=False)
-    _names: tuple[float, Sequence[AddrInfo]] | None = field(default=None, repr=False)
-    _looking: asyncio.Task[Sequence[AddrInfo]] | None = field(default=None, repr=False)
-    _sweeping: asyncio.TimerHandle | None = field(default=None, repr=False)
-    _watch: asyncio.TimerHandle | None = field(default=None, repr=False)
+    """All connections, idle or not."""
+    _resolved: tuple[float, Sequence[AddrInfo]] | None = field(default=None, repr=False)
+    """Loop time of the last look-up, and its addresses."""
+    _lookup: asyncio.Task[Sequence[AddrInfo]] | None = field(default=None, repr=False)
+    _sweep_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    _deadline_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._url = url = URL(self.address.base_url)
         headers = self.address.headers_for(None)
         headers.setdefault("Host", url.host_port_subcomponent or "")
-        self._tells_id = "X-Request-Id" not in headers
+        self._sends_request_id = "X-Request-Id" not in headers
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
             raise ValueError(f"{self.address.name}: a header holds a line break")
         self._json = headers.pop("Content-Type")
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
-        self._base = url.raw_path.rstrip("/")
+        self._fixed_lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
+        self._base_path = url.raw_path.rstrip("/")
         self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
 
     async def request(
@@ -74,16 +77,16 @@ class Pool:
         until: float | None = None,
     ) -> Response:
         if self.closed:
-            raise self._given_back()
+            raise self._closed_error()
         head = self._head(method, path, request_id, body, content_type)
-        pooled = self._take()
+        pooled = self._most_recent()
         if pooled is not None:
             try:
-                return await self._sent(pooled, head, body, until)
+                return await self._send(pooled, head, body, until)
             except Disconnected:
-                if pooled.heard:
+                if pooled.has_answer:
                     raise
-        return await self._sent(await self._connect(connect, until), head, body, until)
+        return await self._send(await self._connect(connect, until), head, body, until)
 
     def keep(self, connection: Connection) -> None:
         if self.closed:
@@ -91,8 +94,8 @@ class Pool:
             return
         loop = connection.loop
         self._free[connection] = loop.time()
-        if self._sweeping is None:
-            self._sweeping = loop.call_later(KEEP_ALIVE, self._sweep, loop)
+        if self._sweep_timer is None:
+            self._sweep_timer = loop.call_later(KEEP_ALIVE_TIMEOUT, self._sweep, loop)
 
     def lost(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -100,25 +103,31 @@ class Pool:
 
     async def close(self) -> None:
         self.closed = True
-        for timer in (self._sweeping, self._watch):
+        for timer in (self._sweep_timer, self._deadline_timer):
             if timer is not None:
                 timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
+        failures: list[Exception] = []
         for connection in list(self._open):
-            connection.abort()
-        await asyncio.sleep(0)  # so that their descriptors are gone when this returns
+            try:
+                connection.abort()
+            except Exception as error:
+                failures.append(error)
+        await asyncio.sleep(0)  # so that their descriptors are closed when this returns
+        if failures:
+            raise ExceptionGroup("closing connections", failures)
 
     def _head(
         self, method: str, path: str, request_id: str | None, body: bytes | None, content_type: str | None
     ) -> bytes:
-        told = f"X-Request-Id: {request_id}\r\n" if request_id and self._tells_id else ""
+        request_id_line = f"X-Request-Id: {request_id}\r\n" if request_id and self._sends_request_id else ""
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
-        kind = f"Content-Type: {content_type or self._json}\r\n"
-        return f"{method} {self._base}/{path} HTTP/1.1\r\n{told}{length}{kind}".encode() + self._fixed
+        lines = f"{request_id_line}{length}Content-Type: {content_type or self._json}\r\n"
+        return f"{method} {self._base_path}/{path} HTTP/1.1\r\n{lines}".encode() + self._fixed_lines
 
     @staticmethod
-    async def _sent(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:
+    async def _send(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:
         response = connection.send(head, body or b"")
         try:
             await response.head(until)
@@ -127,39 +136,39 @@ class Pool:
             raise
         return response
 
-    def _take(self) -> Connection | None:
-        """The one that was used last: the most likely to live."""
+    def _most_recent(self) -> Connection | None:
+        """The connection that was used last, which is the most likely to be alive."""
         while self._free:
             connection, since = self._free.popitem()
-            if connection.open and connection.loop.time() - since < KEEP_ALIVE:
+            if connection.open and connection.loop.time() - since < KEEP_ALIVE_TIMEOUT:
                 return connection
             connection.abort()
         return None
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweeping = None
+        self._sweep_timer = None
         now = loop.time()
         for connection, since in list(self._free.items()):
-            if now - since < KEEP_ALIVE:
-                self._sweeping = loop.call_later(since + KEEP_ALIVE - now, self._sweep, loop)
+            if now - since < KEEP_ALIVE_TIMEOUT:
+                self._sweep_timer = loop.call_later(since + KEEP_ALIVE_TIMEOUT - now, self._sweep, loop)
                 break
             del self._free[connection]
             connection.abort()
 
-    def watch(self, until: float) -> None:
-        """One timer for all, and none set anew for each: `asyncio.timeout` would cost each request 6 µs."""
-        if self._watch is None or until < self._watch.when():
-            if self._watch is not None:
-                self._watch.cancel()
-            self._watch = asyncio.get_running_loop().call_at(until, self._look)
+    def watch(self, deadline: float) -> None:
+        """Uses one timer for all connections; `asyncio.timeout` would cost 6 µs per request."""
+        if self._deadline_timer is None or deadline < self._deadline_timer.when():
+            if self._deadline_timer is not None:
+                self._deadline_timer.cancel()
+            self._deadline_timer = asyncio.get_running_loop().call_at(deadline, self._expire)
 
-    def _look(self) -> None:
-        self._watch = None
+    def _expire(self) -> None:
+        self._deadline_timer = None
         now = asyncio.get_running_loop().time()
         for connection in self._open:
-            again = connection.look(now)
-            if again is not None:
-                self.watch(again)
+            next_deadline = connection.expire(now)
+            if next_deadline is not None:
+                self.watch(next_deadline)
 
     async def _connect(self, seconds: float, until: float | None) -> Connection:
         name = self.address.name
@@ -169,25 +178,25 @@ class Pool:
             async with asyncio.timeout_at(limit if until is None else min(limit, until)):
                 connection = await self._connected(loop)
         except TimeoutError:
-            self._names = None
+            self._resolved = None
             if until is not None and until < limit:
                 raise
             raise ConnectTimeout(f"{name}: no connection in time") from None
-        except (OSError, RuntimeError) as error:  # uvloop connects with RuntimeError now and then
-            self._names = None
+        except (OSError, RuntimeError) as error:  # uvloop 0.23 sometimes raises RuntimeError from connecting
+            self._resolved = None
             raise connect_error(error, name) from None
         if self.closed:
             connection.abort()
-            raise self._given_back()
+            raise self._closed_error()
         return connection
 
-    def _given_back(self) -> Disconnected:
+    def _closed_error(self) -> Disconnected:
         return Disconnected(f"{self.address.name}: the connection failed", detail="given back")
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> Connection:
         sock = await aiohappyeyeballs.start_connection(
             await self._addresses(loop),
-            happy_eyeballs_delay=NEXT_ADDRESS,
+            happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY,
             loop=loop,
             socket_factory=new_socket,
         )
@@ -203,26 +212,26 @@ class Pool:
         return connection
 
     async def _addresses(self, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfo]:
-        """Those of the host. However many ask, one look-up is under way."""
-        if self._names is not None and loop.time() - self._names[0] < NAMES_KEPT:
-            return self._names[1]
+        """The host's addresses. Concurrent callers share one look-up."""
+        if self._resolved is not None and loop.time() - self._resolved[0] < DNS_TTL:
+            return self._resolved[1]
         host, port = self._url.raw_host or "", self._url.port or 80
         if _is_numeric(host):
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        if self._looking is None:
-            self._looking = loop.create_task(look_up(host, port))
-            self._looking.add_done_callback(self._looked)
-        return await asyncio.shield(self._looking)
+        if self._lookup is None:
+            self._lookup = loop.create_task(look_up(host, port))
+            self._lookup.add_done_callback(self._lookup_done)
+        return await asyncio.shield(self._lookup)
 
-    def _looked(self, task: asyncio.Task[Sequence[AddrInfo]]) -> None:
-        self._looking = None
+    def _lookup_done(self, task: asyncio.Task[Sequence[AddrInfo]]) -> None:
+        self._lookup = None
         if not task.cancelled() and task.exception() is None:
-            self._names = (task.get_loop().time(), task.result())
+            self._resolved = (task.get_loop().time(), task.result())
 
 
 @functools.cache
 def _tls(verify: bool) -> ssl.SSLContext:
-    """One for all providers: reading the certificates takes 20 ms."""
+    """Shared by all providers, because reading the certificates takes 20 ms."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False

@@ -22,7 +22,6 @@ def _check() -> None:
         (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "keep_alive", "writer")),
-        (web.Server, ("_make_request",)),
     )
     missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not _has_name(owner, name)]
     if missing:

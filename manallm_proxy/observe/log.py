@@ -1,19 +1,18 @@
-"""Facts become log lines: one a request, one a change. Never keys, never prompts, at no level.
+"""Writes events as log lines: one per request, one per change. No level shows keys or prompts.
 
-Nothing here waits or raises: a full disk, a closed stream, a pipe whose reader sleeps cost lines, which
-are counted, and told once there is room again. So lines are written directly; `logging` would wait for
-the reader, and takes 15 µs for the line that takes 10 here. It is used for third-party loggers only, whose
-words are not ours to trust: aiohttp repeats the offending line of a malformed request, be it
-``Authorization: Bearer ...``.
+Nothing here waits or raises. A full disk, a closed stream, a stopped terminal or a pipe that nobody reads cost lines;
+these are counted, and the count is logged once there is room again. `output` writes without waiting; `logging` would
+wait for the reader, and takes 15 µs for a line that takes 10 here. Only third-party libraries log through it, and their
+messages are not trusted: aiohttp's parser errors quote the offending line of a request, for example
+``Authorization: Bearer ...`` (aiohttp 3.14.5, http_exceptions.BadHttpMessage).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
-import select
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,17 +24,18 @@ from attrs import define, field
 
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
 from manallm_proxy.observe.log_fields import REQUEST, Level, frames, line_of
+from manallm_proxy.observe.output import Output, open_output
 
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
 TEXT_LIMIT: Final = 128
-"""Characters of a text that a client sent."""
+"""Max characters of a text that a client sent."""
 FIELD_LIMIT: Final = 2000
-"""Characters of any other text."""
+"""Max characters of any other text."""
 LIBRARY_LINES_PER_SECOND: Final = 5
 REFUSALS_PER_SECOND: Final = 20
-"""Lines on what reached no route: no HTTP, no such address. Metrics count all of it."""
-ATOMIC: Final = 4096
-"""Bytes that a pipe takes whole or not at all (PIPE_BUF), and has room for where `poll` says that it is writable."""
+"""Max lines about requests that reached no route (invalid HTTP, unknown path). Metrics count all of them."""
+RETRY: Final = 1.0
+"""Seconds after a loss until the output is tried again, if no other line is written before."""
 
 _CLIENTS: Final = frozenset({"request_id", "requested"})
 """Fields whose text a client sent."""
@@ -46,9 +46,9 @@ _encode: Final = msgspec.json.encode
 
 
 def clean(text: str, limit: int = TEXT_LIMIT) -> str:
-    """`text` cut and escaped, so that nothing in it can begin a line, colour a terminal or break a parser.
+    """Cuts and escapes `text`, so that nothing in it can begin a line, colour a terminal or break a parser.
 
-    A backslash is doubled: a text that shows an escape cannot pass for one that was escaped.
+    Backslashes are doubled: a text that contains an escape sequence cannot pass for one that we escaped.
     """
     text = text if len(text) <= limit else text[:limit] + "…"
     if text.isprintable() and "\\" not in text:
@@ -57,7 +57,7 @@ def clean(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A field's value for people. Quoted where it could pass for the next field."""
+    """A field's value for people, quoted if it could be mistaken for the next field."""
     text = "; ".join(value) if isinstance(value, list) else str(value)
     if text and _SEPARATORS.isdisjoint(text):
         return text
@@ -65,45 +65,8 @@ def _quoted(value: Any) -> str:
 
 
 @define
-class _Descriptor:
-    """Writes whole lines to a file, pipe, socket or terminal, and never waits for whoever reads it.
-
-    Past Python's buffers: what they hold after a failure, they write twice or in the middle of a line.
-    """
-
-    fd: int
-    _poll: select.poll | None = None
-    """None for a file, which always has room."""
-    _rest: bytes = b""
-    """What there was no room for, of a line that has begun: it goes first, so that no line is torn."""
-
-    def __attrs_post_init__(self) -> None:
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            self._poll = select.poll()
-            self._poll.register(self.fd, select.POLLOUT)
-
-    def write(self, lines: bytes) -> bool:
-        """False where they are lost."""
-        self._rest = self._push(self._rest)
-        if self._rest:
-            return False
-        rest = self._push(lines)
-        if len(rest) == len(lines):
-            return False
-        self._rest = rest
-        return True
-
-    def _push(self, data: bytes) -> bytes:
-        with contextlib.suppress(OSError):  # disk full, a pipe without a reader
-            while data and (self._poll is None or self._poll.poll(0)):
-                end = data.rfind(b"\n", 0, ATOMIC) + 1 or ATOMIC  # whole lines: other workers write between two calls
-                data = data[os.write(self.fd, data[:end]) :]
-        return data
-
-
-@define
 class _Rate:
-    """So many lines a second; the others are counted, and told with the next one."""
+    """Admits at most `per_second` lines a second, and counts the others."""
 
     per_second: int
     _suppressed: int = 0
@@ -119,14 +82,14 @@ class _Rate:
         return self._lines <= self.per_second
 
     def suppressed(self) -> int | None:
-        """Since the last time."""
+        """Lines suppressed since the last call."""
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed or None
 
 
 @define
 class Logs:
-    """Writes to ``stream`` what has at least ``level``; without a stream (closed at the start) nothing."""
+    """Writes to ``stream`` every event of at least ``level``. Without a stream (closed at the start) lines are lost."""
 
     level: Level
     json: bool
@@ -135,48 +98,50 @@ class Logs:
     dropped: int = 0
     """Lines lost since the start."""
     soon: Callable[[Callable[[], None]], object] | None = None
-    """The event loop's ``call_soon``: the lines of requests that end in one turn of it leave in one write."""
-    _told: int = 0
+    """The event loop's ``call_soon``: lines of requests that end in one turn of the loop leave in one write."""
+    _reported: int = 0
+    """Lost lines that a line has reported."""
     _waiting: list[bytes] = field(factory=list, repr=False)
     _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
-    _descriptor: _Descriptor | None = field(init=False)
+    _output: Output | None = field(init=False)
+    """None for a stream in memory."""
     _lock: threading.RLock = field(factory=threading.RLock)
     _busy: bool = False
-    _rubbish: _Rate = field(factory=lambda: _Rate(REFUSALS_PER_SECOND))
+    _retry: asyncio.TimerHandle | None = None
+    _refusals: _Rate = field(factory=lambda: _Rate(REFUSALS_PER_SECOND))
 
     def __attrs_post_init__(self) -> None:
         self._floor = LEVELS.index(self.level)
-        self._descriptor = None
+        self._output = None
         with contextlib.suppress(OSError, ValueError):  # io.UnsupportedOperation is both: a stream in memory
             if self.stream is not None:
-                self._descriptor = _Descriptor(self.stream.fileno())
+                self._output = open_output(self.stream.fileno())
 
     @classmethod
     def open(cls, level: Level, form: str, stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> Logs:
         """`form`: ``json``, ``human``, or ``auto``: human on a terminal, JSON lines otherwise."""
-        terminal = stream is not None and stream.isatty()
-        as_json = form == "json" or (form == "auto" and not terminal)
-        return cls(level, as_json, terminal and not environ.get("NO_COLOR"), stream)
+        as_json, colour = _appearance(form, stream, environ)
+        return cls(level, as_json, colour, stream)
 
     def adjust(self, level: Level, form: str, environ: Mapping[str, str] = os.environ) -> None:
-        """What a reload may change; the stream stays."""
-        new = Logs.open(level, form, self.stream, environ)
-        self.level, self.json, self.colour, self._floor = new.level, new.json, new.colour, new._floor
+        """Applies what a reload may change; the stream stays."""
+        self.level, self._floor = level, LEVELS.index(level)
+        self.json, self.colour = _appearance(form, self.stream, environ)
 
     def __call__(self, event: Event) -> None:
         try:
             level, name, fields = line_of(event)
-            if isinstance(event, RequestEnded) and event.endpoint == UNROUTED:  # rubbish comes in floods
-                if not self._rubbish.admits():
+            if isinstance(event, RequestEnded) and event.endpoint == UNROUTED:  # these come in floods
+                if not self._refusals.admits():
                     return
-                fields["suppressed"] = self._rubbish.suppressed()
+                fields["suppressed"] = self._refusals.suppressed()
             self.write(level, name, fields)
         except Exception:  # a log line is never worth a request
             self.dropped += 1
 
     def write(self, level: Level, name: str, fields: Mapping[str, Any]) -> None:
-        """One line: when, how bad, what, and its fields; None is left out."""
+        """Writes one line: time, level, event and its fields without those that are None."""
         if LEVELS.index(level) < self._floor:
             return
         line = self._line(level, name, fields)
@@ -190,37 +155,52 @@ class Logs:
         self._write(line, 1)
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes the lines that wait for the end of this turn."""
         with self._lock:
             lines, self._waiting = self._waiting, []
         if lines:
             self._write(b"".join(lines), len(lines))
 
     def _write(self, lines: bytes, number: int) -> None:
-        # Libraries log from threads of their own, and from destructors, which may run inside of this very call.
+        # Libraries log from threads of their own, and from destructors, which may run inside this very call.
         with self._lock:
             if self._busy:
                 self.dropped += number
                 return
             self._busy = True
             try:
-                self._emit(lines, number)
+                if self._put(lines):
+                    self._report_lost()
+                else:
+                    self.dropped += number
+                    self._retry_later()
             finally:
                 self._busy = False
 
-    def _emit(self, lines: bytes, number: int) -> None:
-        if not self._put(lines):
-            self.dropped += number
-        elif self.dropped > self._told:
-            fields = {"lines": self.dropped - self._told}
+    def _report_lost(self) -> None:
+        if self.dropped > self._reported:
+            fields = {"lines": self.dropped - self._reported}
             if self._put(self._line("warning", "log lines were lost", fields)):
-                self._told = self.dropped
+                self._reported = self.dropped
+
+    def _retry_later(self) -> None:
+        """Reports the loss even if no event follows. Only possible in a thread with a running event loop."""
+        if self._retry is None and self._output is not None:
+            with contextlib.suppress(RuntimeError):
+                self._retry = asyncio.get_running_loop().call_later(RETRY, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._write(b"", 0)
+        if self.dropped > self._reported:
+            self._retry_later()
 
     def _put(self, line: bytes) -> bool:
         if self.stream is None or self.stream.closed:
+            self._output = None  # the descriptor may belong to another file by now
             return False
-        if self._descriptor is not None:
-            return self._descriptor.write(line)
+        if self._output is not None:
+            return self._output.write(line)
         try:
             self.stream.write(line.decode())
             self.stream.flush()
@@ -230,20 +210,26 @@ class Logs:
 
     def _line(self, level: Level, name: str, fields: Mapping[str, Any]) -> bytes:
         now = self._now()
-        said = {key: _shown(key, value) for key, value in fields.items() if value is not None}
+        shown = {key: _shown(key, value) for key, value in fields.items() if value is not None}
         if self.json:
-            return _encode({"time": now, "level": level, "event": name, **said}) + b"\n"
-        line = f"{now} {level:<7} {name} " + " ".join([f"{key}={_quoted(value)}" for key, value in said.items()])
+            return _encode({"time": now, "level": level, "event": name, **shown}) + b"\n"
+        line = f"{now} {level:<7} {name} " + " ".join([f"{key}={_quoted(value)}" for key, value in shown.items()])
         if self.colour:
             line = f"\033[{_COLOURS[level]}m{line}\033[0m"
         return line.encode() + b"\n"
 
     def _now(self) -> str:
-        """RFC 3339 in UTC, to the millisecond; the second's part is made once a second."""
+        """RFC 3339 in UTC with milliseconds. Date and time are formatted once a second."""
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         if self._clock[0] != seconds:
             self._clock = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
         return f"{self._clock[1]}.{nanoseconds // 1_000_000:03d}Z"
+
+
+def _appearance(form: str, stream: TextIO | None, environ: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether lines are JSON, and whether they are coloured."""
+    terminal = stream is not None and stream.isatty()
+    return form == "json" or (form == "auto" and not terminal), terminal and not environ.get("NO_COLOR")
 
 
 def _shown(key: str, value: Any) -> Any:
@@ -255,14 +241,14 @@ def _shown(key: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return [clean(str(each), FIELD_LIMIT) for each in value]
     if isinstance(value, int) and abs(value) >= _LARGE:
-        return str(_LARGE)  # a provider's number of tokens; no JSON reader takes it
+        return str(_LARGE)  # a provider's token count; JSON readers lose precision above it
     return value
 
 
 class LibraryHandler(logging.Handler):
-    """Third-party log records as lines of ours: the logger's name, the level, the exception's type, no words.
+    """Writes third-party log records as lines of ours: logger, level and exception type, never the message.
 
-    At most LIBRARY_LINES_PER_SECOND a second, so that a flood of bad requests is no flood of lines.
+    At most LIBRARY_LINES_PER_SECOND a second, so that a flood of bad requests does not become a flood of lines.
     """
 
     def __init__(self, logs: Logs) -> None:
@@ -271,18 +257,18 @@ class LibraryHandler(logging.Handler):
         self._rate = _Rate(LIBRARY_LINES_PER_SECOND)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Counts what is over the rate, and tells the number with the next line."""
+        """Writes `record`, or counts it for the next line if the rate is exceeded."""
         if not self._rate.admits():
             return
         error = record.exc_info[1] if record.exc_info else None
         kind = type(error).__qualname__ if error is not None else None
         # a client's malformed request needs no traceback; anything else does
         bug = error is not None and not type(error).__module__.startswith("aiohttp.http")
-        where_to = frames(error) if error is not None and bug else ()
+        stack = frames(error) if error is not None and bug else ()
         where = f"{os.path.basename(record.pathname)}:{record.lineno}"
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         fields: dict[str, Any] = {"logger": record.name, "where": where, "exception": kind}
-        fields |= {"frames": where_to or None, "suppressed": self._rate.suppressed()}
+        fields |= {"frames": stack or None, "suppressed": self._rate.suppressed()}
         with contextlib.suppress(Exception):  # a log line is never worth a request
             self.logs.write(level, "library", fields)
 

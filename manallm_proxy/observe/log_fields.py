@@ -1,4 +1,4 @@
-"""Facts in words: the level, the name and the fields of each one's log line. Never keys, never prompts."""
+"""Level, name and fields of each event's log line. Never keys, never prompts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from manallm_proxy.contract.events import (
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
+    ListUnreadable,
+    LoopReported,
     NotVerified,
     Reloaded,
     RequestEnded,
+    UsageRefused,
     WorkerEnded,
 )
 
 Level = Literal["debug", "info", "warning", "error"]
 FRAMES_LIMIT: Final = 40
 REQUEST: Final = "request"
-"""The event that a request's line is named by."""
+"""The name of the line that each request has."""
 
 
 def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
-    """Level, name and fields of one fact."""
+    """Level, name and fields of `event`."""
     match event:
         case RequestEnded():
             return _request_level(event), REQUEST, _request(event)
@@ -41,8 +44,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case FellBack():
             return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
         case KeyWasRejected():
-            todo = f"check the api_key of provider '{event.provider}' and reload"
-            return "error", "provider key rejected", {**attrs.asdict(event), "todo": todo}
+            advice = f"check the api_key of provider '{event.provider}' and reload"
+            return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}
         case HealthChanged():
             level: Level = "warning" if event.now == "unhealthy" else "info"
             return level, "health", attrs.asdict(event)
@@ -54,15 +57,22 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
+        case ListUnreadable():
+            return "warning", "model list not read, or not wholly", attrs.asdict(event)
+        case UsageRefused():
+            todo = "its streams are not counted; stream_usage: false on the provider spares it the question"
+            return "warning", "stream_options refused", {**attrs.asdict(event), "todo": todo}
         case LifeChanged():
             return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
         case WorkerEnded():
             return "error", "worker ended", attrs.asdict(event)
         case Crashed():
-            # no exception's own words: they may hold what a client sent; types and frames find the bug
+            # without the exception's message, which may contain a client's text; types and frames find the bug
             fields = {"where": event.where, "request_id": event.request_id, "exception": kind(event.error)}
-            fields |= {"frames": frames(event.error), "behind_it": tuple(_behind(event.error)) or None}
+            fields |= {"frames": frames(event.error), "causes": tuple(_causes(event.error)) or None}
             return "error", "internal error", fields
+        case LoopReported():
+            return "error", "event loop report", {"message": event.message, "sources": event.sources or None}
         case _:
             assert_never(event)
 
@@ -72,7 +82,7 @@ def kind(error: BaseException) -> str:
 
 
 def frames(error: BaseException) -> tuple[str, ...]:
-    """Where it was raised, the outermost first, without source lines: nothing is read from disk here."""
+    """Where `error` was raised, outermost first. Without source lines, because reading them from disk would block."""
     frames = [
         f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -83,8 +93,8 @@ def frames(error: BaseException) -> tuple[str, ...]:
     return tuple(frames)
 
 
-def _behind(error: BaseException) -> Iterator[str]:
-    """Its causes, and what a group holds: type and innermost frame of each, a few of them."""
+def _causes(error: BaseException) -> Iterator[str]:
+    """Type and innermost frame of each cause, context and group member; the first 8 of them."""
     seen = [error]
     for each in seen:
         inside = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
@@ -111,6 +121,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
         "status": event.status,
         "outcome": event.outcome,
         "error": event.error,
+        "notes": event.notes or None,
         "attempts": event.attempts,
         "stream": event.streaming,
         "bytes": event.bytes_sent,

@@ -1,7 +1,7 @@
-"""Many workers' numbers and reports become one. Pure: texts and reports in, one of them out.
+"""Merges the metrics and the health reports of all workers. Pure functions.
 
-Metrics are merged as text, so that nobody's counters need know of it. Counters and histograms are added up. What
-a gauge of all workers is depends on what it tells, see `GAUGES`; one that is not listed is the highest.
+Metrics are merged as text, so that counters need not know about workers. Counters and histograms are summed. `GAUGES`
+says how each gauge is merged; of one that is not listed, the maximum counts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-Gauge = Callable[[float, float], float]
+Merge = Callable[[float, float], float]
 
 
 def _first(one: float, _other: float) -> float:
@@ -23,22 +23,22 @@ def _sum(one: float, other: float) -> float:
     return one + other
 
 
-GAUGES: Final[Mapping[str, Gauge]] = {
+GAUGES: Final[Mapping[str, Merge]] = {
     "mana_llm_requests_in_flight": _sum,
     "mana_llm_key_requests_in_flight": _sum,
-    "mana_llm_config_last_reload_timestamp_seconds": _first,  # the supervisor's: it reads the configuration
-    "process_resident_memory_bytes": _sum,  # pages that processes share are counted for each
+    "mana_llm_config_last_reload_timestamp_seconds": _first,  # the supervisor's, which loads the configuration
+    "process_resident_memory_bytes": _sum,  # an upper bound: shared pages are counted once per process
     "process_virtual_memory_bytes": _sum,
     "process_start_time_seconds": _first,
-    "process_max_fds": min,  # with the next: how near the nearest of them is to its limit
+    "process_max_fds": min,  # with `process_open_fds`: how close the closest worker is to its limit
     "process_open_fds": max,
 }
-ADDED: Final = frozenset({"counter", "histogram"})
+SUMMED: Final = frozenset({"counter", "histogram"})
 
 
 @define
 class Family:
-    """One metric: its lines of comment, and its samples by name and labels as they are written."""
+    """One metric: its comment lines, and its samples. A sample's key is its name and labels as they are in the text."""
 
     kind: str = "untyped"
     comments: list[str] = field(factory=list)
@@ -49,10 +49,10 @@ Families = dict[str, Family]
 
 
 def parse(text: str) -> Families:
-    """Prometheus' text format, as we write it: ``# HELP`` and ``# TYPE``, then the samples, without times."""
+    """Reads Prometheus' text format as we write it: ``# HELP``, ``# TYPE``, then samples without timestamps."""
     families: Families = {}
     family = Family()
-    for line in text.split("\n"):  # not splitlines, which knows more line breaks than Prometheus
+    for line in text.split("\n"):  # splitlines would also split at U+2028 and others
         if line.startswith("# "):
             _, word, name, rest = (*line.split(" ", 3), "", "")[:4]
             family = families.setdefault(name, Family())
@@ -65,49 +65,51 @@ def parse(text: str) -> Families:
 
 
 def render(families: Families) -> str:
-    """The text of `families`. What is whole is written so."""
+    """Writes `families` as text, integral numbers without a decimal point."""
     lines: list[str] = []
     for family in families.values():
         lines += family.comments
-        lines += [f"{sample} {_written(value)}" for sample, value in family.samples.items()]
+        lines += [f"{sample} {_number_text(value)}" for sample, value in family.samples.items()]
     return "\n".join(lines) + "\n"
 
 
-def _written(value: float) -> str:
+def _number_text(value: float) -> str:
     return str(int(value)) if value.is_integer() else "+Inf" if value == math.inf else repr(value)
 
 
 def add(total: Families, part: Families, *, counted_only: bool = False) -> None:
-    """Adds `part` to `total`. ``counted_only``: what a worker that is gone has left behind, its gauges not."""
+    """Merges `part` into `total`. ``counted_only``: skips gauges, as for a worker that has exited."""
     for name, family in part.items():
         merged = total.setdefault(name, Family(family.kind, family.comments))
-        if family.kind in ADDED:
-            join: Gauge = _sum
+        if family.kind in SUMMED:
+            merge: Merge = _sum
         elif counted_only:
             continue
         else:
-            join = GAUGES.get(name, max)
+            merge = GAUGES.get(name, max)
         for sample, value in family.samples.items():
             known = merged.samples.get(sample)
-            merged.samples[sample] = value if known is None else join(known, value)
+            merged.samples[sample] = value if known is None else merge(known, value)
 
 
 def merged_health(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One body of ``GET /v1/health`` from each worker's own. Workers that do not agree make a provider *degraded*."""
-    each = list(reports)
-    names = {name: None for report in each for name in report["providers"]}
-    providers = {name: _merged_row([r["providers"][name] for r in each if name in r["providers"]]) for name in names}
-    words = {row["status"] for row in providers.values()} - {"unconfigured"}
-    if all(report["status"] == "unhealthy" for report in each):
+    """The body of ``GET /v1/health`` from those of all workers. If they disagree, a provider is *degraded*."""
+    bodies = list(reports)
+    names = {name: None for body in bodies for name in body["providers"]}
+    providers = {
+        name: _merged_row([body["providers"][name] for body in bodies if name in body["providers"]]) for name in names
+    }
+    statuses = {row["status"] for row in providers.values()} - {"unconfigured"}
+    if all(body["status"] == "unhealthy" for body in bodies):
         status = "unhealthy"
     else:
-        status = "healthy" if words == {"healthy"} else "degraded"
+        status = "healthy" if statuses == {"healthy"} else "degraded"
     return {"status": status, "providers": providers}
 
 
 def _merged_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     latest = max(rows, key=lambda row: row["last_check"] or "")
-    merged: dict[str, Any] = {**latest, "status": _word(row["status"] for row in rows)}
+    merged: dict[str, Any] = {**latest, "status": _status(row["status"] for row in rows)}
     merged["consecutive_failures"] = max(row["consecutive_failures"] for row in rows)
     for until in ("unhealthy_until", "cooling_until"):  # RFC 3339 in UTC: the greatest text is the latest time
         if any(until in row for row in rows):
@@ -117,21 +119,21 @@ def _merged_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     names = {name: None for row in rows for name in row.get("targets", ())}
     if names:
         merged["targets"] = {
-            name: _merged_row([row.get("targets", {}).get(name, _WELL) for row in rows]) for name in names
+            name: _merged_row([row.get("targets", {}).get(name, _HEALTHY) for row in rows]) for name in names
         }
     return merged
 
 
-_WELL: Final[Mapping[str, Any]] = {
+_HEALTHY: Final[Mapping[str, Any]] = {
     "status": "healthy",
     "consecutive_failures": 0,
     "last_error": None,
     "last_check": None,
     "unhealthy_until": None,
 }
-"""A target that a worker has nothing to say of."""
+"""The row of a target that a worker does not list."""
 
 
-def _word(words: Iterable[str]) -> str:
-    different = set(words)
+def _status(statuses: Iterable[str]) -> str:
+    different = set(statuses)
     return different.pop() if len(different) == 1 else "degraded"

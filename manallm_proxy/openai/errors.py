@@ -1,11 +1,12 @@
-"""OpenAI's error envelope, with ours beside it."""
+"""OpenAI's error envelope: written with ours beside it, and recognised in what others send."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from manallm_proxy.contract.attempts import NoProvider
-from manallm_proxy.contract.errors import ProviderError, ProxyError
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.openai.json_object import encode
 
 
@@ -23,3 +24,10 @@ def error_body(error: ProxyError) -> bytes:
     if isinstance(error, NoProvider):
         inner["attempts"] = [line.to_json() for line in error.attempts]
     return encode({"error": inner})
+
+
+def says_error(error: object) -> bool:
+    """Whether the value of an ``error`` key tells of one: some servers send it empty with every good answer."""
+    if isinstance(error, dict):
+        return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
+    return bool(error)

@@ -47,29 +47,25 @@ def whole_surrogates(body: bytes) -> bytes:
 
 
 def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The top-level values of a JSON object, and where each lies, or each up to the key `last`.
+    """The top-level values of a JSON object, and where each lies in `body`; or only up to the key `last`.
 
-    msgspec walks the nesting; we only step from value to value, so the cost is one comparison a
-    top-level key, however large the prompt. InvalidRequest for anything but one well-formed object
-    with no key twice: the provider would read the other value than we routed by.
+    msgspec walks the nesting; we only step from value to value, so the cost is one comparison a top-level key,
+    however large the prompt. Half of a surrogate pair is U+FFFD in the values, and a byte order mark is white space;
+    the places are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object with no
+    key given twice: a provider would read the other value than we routed by.
     """
     try:
-        body.isascii() or body.decode()
-        values = _OBJECT.decode(body)
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest("the body is not valid UTF-8") from None
-    except msgspec.ValidationError:
-        raise InvalidRequest("the body must be a JSON object") from None
-    except msgspec.DecodeError as error:
-        raise _not_json(body, error) from None
+        values = _values(body)
+    except InvalidRequest:
+        lenient = whole_surrogates(b"   " + body[len(BOM) :] if body.startswith(BOM) else body)
+        if lenient == body:
+            raise
+        body = lenient
+        values = _values(body)
     spans: dict[str, Span] = {}
     at = body.index(b"{") + 1
-    for (
-        key,
-        value,
-    ) in values.items():  # in the order of the text; a key given twice has its last value at its first place
+    # in the order of the text; a key given twice has its last value at its first place
+    for key, value in values.items():
         match = _KEY.match(body, at)
         text = bytes(value)
         if match is None or (match[1] != key.encode() and not _spells(match[1], key)):
@@ -85,20 +81,20 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
     return values, spans
 
 
-def _not_json(body: bytes, error: msgspec.DecodeError) -> InvalidRequest:
-    """Says what is wrong, without a word of the body."""
-    if not body.strip():
-        return InvalidRequest("the body is empty; send a JSON object")
-    if body.startswith(BOM):
-        return InvalidRequest("the body begins with a byte order mark; send UTF-8 without one")
+def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        _OBJECT.decode(whole_surrogates(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return InvalidRequest(f"the body is not valid JSON: {error}")
-    return InvalidRequest(
-        "a string in the body holds half of a surrogate pair (such as \\ud83d alone), which is no character: "
-        "a text was cut in the middle of one"
-    )
+        body.isascii() or body.decode()
+        return _OBJECT.decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not valid UTF-8") from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("the body must be a JSON object") from None
+    except msgspec.DecodeError as error:
+        if not body.strip():
+            raise InvalidRequest("the body is empty; send a JSON object") from None
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
 def _given_twice(body: bytes) -> InvalidRequest:

@@ -14,7 +14,7 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, split_object
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's listing may deny."""
@@ -75,7 +75,7 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
     brace = body.index(b"{") + 1
-    parts, at = [body[:brace], front], brace
+    parts, at = [body[:brace].removeprefix(BOM), front], brace
     for (start, end), value in sorted(edits):
         parts += [body[at:start], value]
         at = end

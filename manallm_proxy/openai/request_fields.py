@@ -1,4 +1,4 @@
-"""Reading what a client sent, for wires that translate it: InvalidRequest with the exact path in ``param``.
+"""Reading what a client sent, for what translates it: InvalidRequest with the exact path in ``param``.
 
 A path is OpenAI's way to say where: ``messages[2].tool_calls[0].function.arguments``.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest, Unsupported
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 Fields = dict[str, Any]
 """A decoded JSON object."""
@@ -26,7 +27,7 @@ _NAMES: Final[dict[type, str]] = {
 def decoded(body: bytes) -> Fields:
     """The whole body as objects."""
     try:
-        asked = decode(body)
+        asked = decode_leniently(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     except DecodeErrors:

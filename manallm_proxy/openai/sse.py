@@ -1,8 +1,8 @@
 """Server-sent events: where a frame ends, what its data is, how to write one.
 
-WHATWG HTML, section 9.2: lines end in LF, CR or CRLF; a blank line ends an event; ``data`` lines join with
-LF; a line that begins with a colon is a comment. Frames keep their bytes, so that a relay changes nothing
-that it does not mean to.
+WHATWG HTML, section 9.2.5 and 9.2.6: lines end in LF, CR or CRLF; a blank line ends an event; ``data`` lines
+join with LF; a line that begins with a colon is a comment. Frames keep their bytes, so that a relay changes
+nothing by accident.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from attrs import define, field, frozen
 
 DONE: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
-_BLANK_LINE: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n|\n\r(?!\n)|\r\n\r(?!\n)|\r\r\n")
+_BLANK_LINE: Final = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\n(?:\n|\r\n?)|\r\n?)")
+"""The end of a line, and of the blank line after it."""
+_OVERLAP: Final = 3
+"""Bytes of a blank line that may have arrived before its last one: ``\\r\\n\\r``, which the next byte decides."""
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
 FRAME_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of one event; a provider that sends more in one is not speaking SSE."""
+"""Max bytes of one event; a provider that sends more without a blank line does not speak SSE."""
 
 
 class FrameTooLong(ValueError):
-    """An event grew over FRAME_LIMIT without ending."""
+    """An event grew beyond FRAME_LIMIT and has not ended."""
 
 
 @frozen
 class Frame:
-    """One event: ``raw`` with its blank line, ``data`` joined, None where there is none (comments)."""
+    """One event: ``raw`` includes its blank line; ``data`` is the joined lines, or None if it has none (a comment)."""
 
     raw: bytes = field(repr=False)
     data: bytes | None = field(repr=False)
     event: bytes = b""
     fields: frozenset[bytes] = frozenset()
-    """Names of the fields other than ``data`` and ``event``."""
+    """Names of all fields but ``data`` and ``event``."""
 
 
 def parse(raw: bytes) -> Frame:
-    """The frame whose bytes are `raw`."""
+    """Reads one frame from its bytes."""
     if raw.startswith(b"data: ") and b"\n" not in (body := raw[6:].rstrip(b"\r\n")) and b"\r" not in body:
         return Frame(raw, body)
     data: list[bytes] = []
@@ -54,81 +57,78 @@ def parse(raw: bytes) -> Frame:
 
 
 def event(data: bytes) -> bytes:
-    """One frame that carries `data`, a line of JSON."""
+    """Writes one frame with `data`, which is one line of JSON."""
     return b"data: " + data + b"\n\n"
 
 
 def comment(text: bytes) -> bytes:
-    """A frame that says nothing to a client, but keeps the boxes between us awake."""
+    """Writes a frame that clients ignore; it keeps idle timers of proxies between us from firing."""
     return b": " + text + b"\n\n"
+
+
+def _split(window: bytes) -> tuple[list[bytes], bytes]:
+    """The frames that end in `window`, and the rest. A CR at the very end is undecided: an LF may follow."""
+    if b"\r" not in window:
+        ended = window.split(b"\n\n")
+        rest = ended.pop()
+        return [raw + b"\n\n" for raw in ended], rest
+    frames, start = [], 0
+    for match in _BLANK_LINE.finditer(window):
+        end = match.end()
+        if end == len(window) and window.endswith(b"\r"):
+            break
+        frames.append(window[start:end])
+        start = end
+    return frames, window[start:]
 
 
 @define
 class Decoder:
-    """Bytes in, cut anywhere; whole frames out, in order.
+    """Turns a byte stream that is cut anywhere into whole frames, in order.
 
-    A CR at the very end waits for the next byte, since an LF would belong to it. The search goes on where it
-    stopped, and what holds no line end is not even joined before one comes, so that a long event costs no more
-    than its length.
+    Linear in the length of the stream: each read is searched once, together with the last bytes before it, and an
+    event is put together once, when it has ended.
     """
 
-    _held: bytes = field(default=b"", repr=False)
-    _behind: list[bytes] = field(factory=list, repr=False)
-    """What came behind ``_held`` without a line end."""
-    _size: int = 0
-    """Bytes of ``_held`` and ``_behind``."""
-    _searched: int = 0
-    _begun: bool = field(default=False)
+    _held: bytearray = field(factory=bytearray, repr=False)
+    """The event that has not ended."""
+    _begun: bool = False
+    """The stream's BOM, if it has one, was removed."""
 
     @property
     def is_between(self) -> bool:
-        """Nothing is held: the next byte begins a frame."""
-        return self._begun and not self._held and not self._behind
+        """Whether the next byte begins a frame."""
+        return self._begun and not self._held
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completed. FrameTooLong where one does not end."""
-        if self._begun and b"\n" not in data and b"\r" not in data and not self._held.endswith(b"\r"):
-            self._behind.append(data)
-            self._size += len(data)
-            if self._size > FRAME_LIMIT:
-                raise FrameTooLong
-            return []
-        held = self._joined() + data
+        """The frames that `data` completes. Raises FrameTooLong if one grows beyond FRAME_LIMIT."""
         if not self._begun:
-            if _BOM.startswith(held[:3]) and len(held) < 3:
-                self._held = held
+            data = bytes(self._held) + data
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._held[:] = data
                 return []
-            held = held.removeprefix(_BOM)
+            data = data.removeprefix(_BOM)
+            self._held.clear()
             self._begun = True
-        frames = self._frames(held)
-        self._size = len(self._held)
-        if self._size > FRAME_LIMIT:
+        held = self._held
+        if held:
+            before = bytes(held[-_OVERLAP:])
+            frames, rest = _split(before + data)
+            if frames:
+                frames[0] = b"".join((held, frames[0][len(before) :]))
+                self._held = held = bytearray(rest)
+            else:
+                held += data
+        else:
+            frames, rest = _split(data)
+            if rest:
+                held += rest
+        if len(held) > FRAME_LIMIT:
             raise FrameTooLong
-        return frames
-
-    def _joined(self) -> bytes:
-        if self._behind:
-            self._held = b"".join((self._held, *self._behind))
-            self._behind.clear()
-        return self._held
-
-    def _frames(self, held: bytes) -> list[Frame]:
-        if b"\r" not in held:
-            *whole, self._held = held.split(b"\n\n")
-            self._searched = 0
-            return [parse(raw + b"\n\n") for raw in whole if raw]
-        frames, start, at = [], 0, self._searched
-        while (match := _BLANK_LINE.search(held, at)) is not None:
-            if match.end() == len(held) and held.endswith(b"\r"):
-                break
-            if held[start : match.start()].strip(b"\r\n"):
-                frames.append(parse(held[start : match.end()]))
-            start = at = match.end()
-        self._held = held[start:]
-        self._searched = max(0, len(self._held) - 4)
-        return frames
+        return [parse(raw) for raw in frames if raw[0] > 0x0D or raw.strip(b"\r\n")]  # surplus blank lines are dropped
 
     def close(self) -> bytes:
-        """What came behind the last blank line."""
-        held, self._held = self._joined(), b""
-        return held.strip(b"\r\n")
+        """The event that the end of the stream cut off, without the line ends around it."""
+        rest = bytes(self._held).strip(b"\r\n")
+        self._held.clear()
+        return rest

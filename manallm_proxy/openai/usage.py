@@ -28,6 +28,8 @@ def usage_from_openai(usage: object) -> Usage | None:
 
     def number(of: object, key: str) -> int:
         value = of.get(key) if isinstance(of, dict) else None
+        if type(value) is float and value.is_integer():
+            value = int(value)
         return value if type(value) is int and value > 0 else 0  # a bool is no number
 
     return Usage(

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from manallm_proxy.contract.errors import BadResponse
+from manallm_proxy.contract.provider_errors import BadResponse
 
 FLOAT32_LARGEST: Final = 3.4028234663852886e38
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')

@@ -1,18 +1,16 @@
-"""Assemble, start, reload, drain, stop.
+"""One serving process: assemble, start, reload, drain, stop.
 
-The order of a life: listen; one round of probes, or its timeout; ``READY``. SIGHUP builds the next
-snapshot beside the old one and swaps them in one assignment. SIGTERM and SIGINT: not ready any more, a
-moment of ``Connection: close``, no new connections, the answers in flight up to ``limits.drain``, the
-rest as broken streams; a second signal shortens the wait.
+Start: listen, then one round of probes or its timeout, then ``READY``. SIGHUP reloads, see `reload`. SIGTERM and
+SIGINT drain: not ready any more, `LAME_DUCK` seconds of ``Connection: close``, no new connections, answers in flight
+for up to ``limits.drain``, then an error event for the rest. A second signal shortens the wait.
 
-As one of several workers it is told by its supervisor to reload and to drain, and tells it what it finds out.
+As one of several workers it reloads and drains when its supervisor says so, and reports health changes to it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -25,19 +23,21 @@ from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import ShuttingDown
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, NotVerified, Reloaded
+from manallm_proxy.contract.events import LifeChanged, NotVerified
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
+from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
+from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.process.reload import Reloader
+from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from manallm_proxy.process.worker_messages import Topic
 
 LAME_DUCK: Final = 0.5
-"""Seconds of ``Connection: close`` before the listeners go, so that no keep-alive client runs into a reset."""
+"""Seconds of ``Connection: close`` before the listeners close, so that no keep-alive client gets a reset."""
 LAST_CALL: Final = 1.0
-"""Seconds at most behind the listeners' end for who has just connected, and whose request is still on its way."""
+"""Max seconds a drain waits for the first request on connections that were already accepted."""
 LAST_WORDS: Final = 2.0
 """Seconds for interrupted streams to write their error event."""
 
 
 @define(eq=False)
 class App:
-    """One running proxy. ``host`` and ``port`` are the command line's, which win over the file at each load."""
+    """One serving process. ``host`` and ``port`` come from the command line and win over the file at each load."""
 
     config: Config
     environ: Mapping[str, str] = field(repr=False)
@@ -62,35 +62,35 @@ class App:
     host: str | None = None
     port: int | None = None
     link: WorkerLink | None = None
-    """Where it is one of several workers: its line to the supervisor. It takes no signal but SIGTERM then."""
+    """Connects a worker to its supervisor; None if this is the only process. A worker handles SIGTERM only."""
     banner: Callable[[App], str] | None = None
-    """What is said to a newcomer."""
+    """Text that tells a new user what to try, for the terminal."""
     addresses: list[str] = field(factory=list)
-    """Where it listens, as URLs or ``unix:/path``."""
+    """Addresses it listens on, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
     gateway: Gateway = field(init=False)
+    observe: FanOut = field(init=False)
+    """Takes all events."""
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
     _passed: list[socket.socket] = field(factory=list)
-    """Sockets of systemd's."""
+    """Listening sockets from systemd."""
     _stop: asyncio.Event = field(factory=asyncio.Event)
     _hurry: asyncio.Event = field(factory=asyncio.Event)
+    _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
+        self.observe = FanOut([self.metrics, self.logs], self.logs)
         broadcast = self.link.moved if self.link is not None else None
         generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
         self.gateway = Gateway(Serving(generation), self.observe, self.metrics.render, self.link)
+        self._reloader = Reloader(self)
         self._take_over(generation)
 
-    def observe(self, event: Event) -> None:
-        """Facts go to metrics and log, in this order."""
-        self.metrics(event)
-        self.logs(event)
-
     async def run(self) -> None:
-        """From listening to the last answer. OSError where an address cannot be had."""
+        """Serves until `stop`, then drains. Raises OSError if it cannot listen."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
         self.logs.soon = loop.call_soon
@@ -116,13 +116,14 @@ class App:
                 self._probing = loop.create_task(self._prober.run())
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
-                self._tell_ready(self._summary())
+                self._report_ready(self.summary())
                 self._ready.set()
                 await self._stop.wait()
             await self._drain(runner, sites)
         finally:
             if self._probing is not None:
                 self._probing.cancel()
+            await self._reloader.close()
             await runner.cleanup()
             await self.gateway.generation.close()
             if watchdog is not None:
@@ -133,52 +134,58 @@ class App:
                 await self.link.leave(self.metrics.render()[0].decode())
 
     async def ready(self, running: asyncio.Future[None]) -> None:
-        """Returns once `running` (of `run`) serves, or has ended without."""
+        """Returns when `running` (the task of `run`) serves, or has ended before that."""
         waiting = asyncio.ensure_future(self._ready.wait())
         await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
 
     def stop(self) -> None:
-        """The first call drains, the second hurries."""
+        """The first call drains; the second ends the wait for answers in flight."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
 
-    def reload(self) -> None:
-        """Everything new, or, where there is any mistake, nothing. No await: no request sees a half."""
-        if self._stop.is_set():
-            return
-        systemd.reloading(self.environ)
-        try:
-            config = reread(self.config, self.environ, self.host, self.port, self._passed)
-        except ConfigError as error:
-            self.observe(Reloaded(error.mistakes))
-            systemd.ready(f"reload refused: {error.mistakes[0]}", self.environ)
-            return
-        self._adopt(config)
-        self.observe(Reloaded())
-        systemd.ready(self._summary(), self.environ)
+    @property
+    def stopping(self) -> bool:
+        """Whether it drains."""
+        return self._stop.is_set()
 
-    def _adopt(self, config: Config) -> None:
+    # reloads, see `Reloader`
+
+    def reload(self) -> asyncio.Task[None]:
+        """Reads the files again, and serves them, or, if there is any mistake, goes on as before."""
+        return self._reloader.reload()
+
+    @property
+    def generation(self) -> Generation:
+        """The one that serves."""
+        return self.gateway.generation
+
+    def read(self) -> Config:
+        """The files as they are now. Runs in a thread. Raises ConfigError."""
+        return reread(self.config, self.environ, self.host, self.port, self._passed)
+
+    def adopt(self, generation: Generation) -> None:
+        """Serves `generation` from now on. No await: every request sees all of it or nothing."""
         before = self.gateway.generation
-        generation = Generation.build(config, before.registry.clock, self.observe, before, before.registry.broadcast)
-        self.gateway.serving.generation, self.config = generation, config
+        generation.adopt()
+        self.gateway.serving.generation, self.config = generation, generation.config
         before.retire(generation)
         self.gateway.pipeline.end_revoked()
-        self.logs.adjust(config.log.level, config.log.format)
+        self.logs.adjust(self.config.log.level, self.config.log.format)
         self._take_over(generation)
         if self._probing is not None:
             self._probing.cancel()
             self._probing = asyncio.get_running_loop().create_task(self._probe_anew())
 
-    # what the supervisor says, see `member.Duties`
+    # what the supervisor asks for, see `worker_link.Duties`
 
-    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Another worker's finding."""
+    def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
+        """Applies a health change that another worker reported."""
         self.gateway.generation.registry.heard(provider, model, update)
 
     def part(self, topic: Topic) -> str:
-        """This worker's part of an answer for all."""
+        """This worker's share of an answer that speaks for all workers."""
         match topic:
             case "metrics":
                 return self.metrics.render()[0].decode()
@@ -187,20 +194,30 @@ class App:
             case _:
                 assert_never(topic)
 
-    def adopt_pickled(self, config: bytes) -> None:
-        """The supervisor has read and checked it."""
-        if not self._stop.is_set():
-            self._adopt(pickle.loads(config))  # noqa: S301  # from the process that forked this one, over their own pair
-            if self._ready.is_set():
-                self._tell_ready(self._summary())
+    def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
+        """Opens a new configuration, which the supervisor has read, and replies with its mistakes."""
+        self._reloader.prepare(number, config, reply)
+
+    def adopt_prepared(self, number: int) -> None:
+        """Serves what was prepared under `number`."""
+        if self._reloader.adopt(number) and self._ready.is_set():
+            self._report_ready(self.summary())
+
+    def abandon_prepared(self, number: int) -> None:
+        """Closes what was prepared under `number`: another worker refused it."""
+        self._reloader.abandon(number)
+
+    def recall(self, question: str) -> str:
+        """What this worker keeps of the responses that `question` names."""
+        return self.gateway.recall(question)
 
     def drain(self, hurry: bool) -> None:
-        """Ends; the signal that the supervisor passes on may have reached this process too."""
+        """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
         self._stop.set()
         if hurry:
             self._hurry.set()
 
-    def _tell_ready(self, summary: str) -> None:
+    def _report_ready(self, summary: str) -> None:
         if self.link is None:
             systemd.ready(summary, self.environ)
         else:
@@ -224,7 +241,7 @@ class App:
                 self.observe(NotVerified(provider.name))
 
     async def _first_round(self) -> None:
-        """Of probes: a reload meanwhile begins another, and where we are to stop it is over."""
+        """One round of probes. A reload meanwhile starts another one; a stop ends it."""
         stopped = asyncio.ensure_future(self._stop.wait())
         probed = None
         while probed is not self._prober and not self._stop.is_set():
@@ -246,13 +263,14 @@ class App:
     def _key_gauges(self) -> Iterable[tuple[str, int]]:
         return ((caller.key.name, caller.in_flight) for caller in self.gateway.generation.keyring)
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """One line of status."""
         providers = self.gateway.generation.registry.providers
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
     async def _listen(self, runner: Runner) -> list[BaseSite]:
-        """A socket from systemd wins over ``unix``, that over host and port."""
+        """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""
         sites: list[BaseSite] = []
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
@@ -289,7 +307,7 @@ class App:
         await self._until_idle(LAST_WORDS)
 
     async def _until_idle(self, seconds: float) -> None:
-        """Idle may last for a moment only, so it is looked for again."""
+        """Waits up to `seconds` for the last exchange; checks again after waking, as a new one may have begun."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -307,7 +325,5 @@ class App:
             pass
 
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """What asyncio would print with all it holds: as a fact, without the context's values."""
-        error = context.get("exception")
-        if isinstance(error, BaseException):
-            self.observe(Crashed("background", error))
+        """The loop's exception handler: asyncio's own would print all values in `context`."""
+        self.observe(loop_report(context))

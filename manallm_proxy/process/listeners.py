@@ -1,8 +1,8 @@
-"""Where it listens: sockets of its own for each worker, or one that all share.
+"""Listening sockets: one per worker for TCP, one that all share otherwise.
 
-TCP sockets are the supervisor's, one for each worker and address, all of one port (SO_REUSEPORT): the kernel spreads
-connections evenly, and those that wait for a worker that has died find the next in its place. A unix socket, and what
-systemd passes, cannot be had more than once: all workers take from it.
+The supervisor opens a TCP socket for each worker and address, all on the same port (SO_REUSEPORT). The kernel then
+spreads connections evenly, and connections queued for a worker that dies are accepted by its successor. A unix socket
+and sockets from systemd exist only once, so all workers accept from them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.process import systemd
 
 BACKLOG: Final = 4096
-"""Connections that wait to be accepted: during a restart all that come. Also a socket of systemd's gets this one."""
+"""Max connections waiting to be accepted: all that arrive during a restart. Applied to systemd's sockets too."""
 
 Address = tuple[Any, ...]
-"""As the `socket` module has it, of either family."""
+"""An address of the `socket` module, of either family."""
 
 
 def name_of(address: object) -> str:
-    """A socket's own address as a URL, or as ``unix:/path``."""
+    """A socket's address as a URL or as ``unix:/path``."""
     if isinstance(address, tuple):
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         return f"http://{host}:{address[1]}"
@@ -38,7 +38,7 @@ def name_of(address: object) -> str:
 
 
 def refuse_exposed(config: Config, passed: Sequence[socket.socket]) -> None:
-    """A socket of systemd's is held to the same rule as ``listen``: never open to others unasked."""
+    """Raises ConfigError if a socket from systemd exposes the proxy in a way that ``listen`` may not."""
     for each in passed:
         if each.family in (socket.AF_INET, socket.AF_INET6):
             mistake = exposure_mistake(config, each.getsockname()[0])
@@ -49,7 +49,7 @@ def refuse_exposed(config: Config, passed: Sequence[socket.socket]) -> None:
 def reread(
     config: Config, environ: Mapping[str, str], host: str | None, port: int | None, passed: Sequence[socket.socket]
 ) -> Config:
-    """The files of `config` as they are now. ConfigError where a reload must not bring that about."""
+    """Loads the files of `config` again. Raises ConfigError for mistakes, and for changes that need a restart."""
     new = load(config.path, environ, host, port)
     if new.listen != config.listen or new.limits.header != config.limits.header:
         raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
@@ -59,7 +59,7 @@ def reread(
 
 @define(eq=False)
 class Listeners:
-    """The sockets of all workers. ``passed`` are systemd's, which win."""
+    """The sockets of all workers. ``passed`` are systemd's, which win over ``listen``."""
 
     passed: list[socket.socket]
     _shared: list[socket.socket] = field(factory=list)
@@ -68,7 +68,7 @@ class Listeners:
 
     @classmethod
     def open(cls, config: Config, environ: Mapping[str, str]) -> Listeners:
-        """ConfigError, or OSError where an address cannot be had."""
+        """Raises ConfigError, or OSError if it cannot listen on an address."""
         passed = systemd.listen_sockets(environ, os.getpid())
         if passed:
             refuse_exposed(config, passed)
@@ -82,11 +82,11 @@ class Listeners:
 
     @property
     def names(self) -> list[str]:
-        """Where it listens, for people."""
+        """Addresses to show to people."""
         return [name_of(each.getsockname()) for each in self._shared] or [name_of(a) for _, a in self._addresses]
 
     def of(self, number: int) -> list[socket.socket]:
-        """The sockets of worker `number`. OSError where an address cannot be had any more."""
+        """The sockets of worker `number`, opened if need be. Raises OSError if that fails."""
         if not self._addresses:
             return self._shared
         if number not in self._own:
@@ -94,12 +94,12 @@ class Listeners:
         return self._own[number]
 
     def close(self, number: int) -> None:
-        """Nobody is to wait for worker `number`: its share of the connections goes to the others."""
+        """Closes the sockets of worker `number`: the kernel gives new connections to the other workers."""
         for each in self._own.pop(number, ()):
             each.close()
 
     def close_all(self, but: int | None = None) -> None:
-        """This process listens no more; at the sockets of worker `but` only."""
+        """Closes all sockets, or all that belong to workers other than `but`."""
         for number in set(self._own) - {but}:
             self.close(number)
         if but is None:
@@ -107,10 +107,10 @@ class Listeners:
                 each.close()
 
     def _reserve(self, listen: Listen) -> None:
-        """Finds the port, and makes the sockets of the first worker.
+        """Picks the port and opens the sockets of the first worker.
 
-        A port that another proxy shares among its workers could be shared with us too, and each would get half of
-        the other's connections: so it must be free of sockets that do not share, first.
+        With SO_REUSEPORT alone we could join the port of another proxy's workers, and each would get half of the
+        other's connections. So a socket without it must be able to bind first.
         """
         for family, address in _resolved(listen.host, listen.port):
             probe = _listening(family, address, shared=False)

@@ -1,9 +1,9 @@
-"""One process that serves nobody, and starts those who do: sockets, forks, signals. `link` decides.
+"""The supervisor: a process that serves no requests but starts the workers. Sockets, forks, signals.
 
-It has no event loop and no threads, so that a worker is a plain fork of it: it starts in milliseconds with all that
-was imported and read before, and cannot fail where this process did not. A signal only writes its number into a
-socket; all that happens is one step of the loop in `Supervisor.run`, which returns twice: in each worker with its
-`WorkerLink`, and in the end, here, with the exit code.
+`workers` decides, this file acts. There is no event loop and no thread, so a worker is a plain fork: it starts within
+milliseconds, with everything imported and the configuration read. A signal handler only writes the signal's number
+into a socket; everything else is a step of the loop in `Supervisor.run`. That function returns twice: in each worker
+with its `WorkerLink`, and at the end, in the supervisor, with the exit code.
 """
 
 from __future__ import annotations
@@ -16,71 +16,37 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.events import Crashed, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
+from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, reread
+from manallm_proxy.process.worker_line import WorkerLine
 from manallm_proxy.process.worker_link import WorkerLink
-from manallm_proxy.process.worker_messages import FROM_WORKER, Lines, to_line
+from manallm_proxy.process.worker_messages import FROM_WORKER, to_line
 from manallm_proxy.process.workers import WorkerManager
 
-PATIENCE: Final = 20.0
-"""Seconds that a worker's loop may be silent, where systemd's watchdog does not ask for less."""
-QUEUE: Final = 1.0
-"""Seconds that connections may wait for a worker that is started again; if it takes longer, others get them."""
-UNREAD: Final = 2**24
-"""Bytes that wait for a worker that does not read, beyond which it is told nothing more: it will be ended."""
+STALL_TIMEOUT: Final = 20.0
+"""Max seconds without a sign of life from a worker's loop; half of systemd's watchdog interval, if that is less."""
+RESTART_GRACE: Final = 1.0
+"""Seconds until a dead worker's restart for which its sockets stay open; after more, the others get its connections."""
+UNSENT_LIMIT: Final = 2**24
+"""Max bytes queued for a worker that does not read. Later messages are dropped; its stall timeout will end it."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 @define(eq=False)
-class _Line:
-    """This end of the pair of sockets to one worker."""
-
-    socket: socket.socket
-    number: int
-    lines: Lines = field(factory=Lines)
-    unsent: bytearray = field(factory=bytearray, repr=False)
-    over: bool = False
-    """The other end is closed."""
-
-    def send(self) -> None:
-        """As much of what waits as there is room for."""
-        try:
-            del self.unsent[: self.socket.send(self.unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:  # it is gone, and will be missed soon
-            self.unsent.clear()
-
-    def receive(self) -> list[bytes] | None:
-        """The lines that have come; None where none will any more. BlockingIOError where there are none yet."""
-        try:
-            data = self.socket.recv(2**18)
-        except ConnectionError:
-            return None
-        return self.lines.feed(data) if data else None
-
-    def rest(self) -> list[bytes]:
-        """The last lines of a worker that has ended."""
-        lines: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while (got := self.receive()) is not None:
-                lines += got
-        return lines
-
-
-@define(eq=False)
 class Supervisor:
-    """Runs ``size`` workers. ``host`` and ``port`` are the command line's."""
+    """Runs ``size`` workers. ``host`` and ``port`` come from the command line."""
 
     config: Config
     environ: Mapping[str, str] = field(repr=False)
@@ -89,35 +55,39 @@ class Supervisor:
     host: str | None = None
     port: int | None = None
     greet: Callable[[str], None] | None = None
-    """Says to a newcomer what to try, where there is one."""
+    """Prints a worker's banner to the terminal; None without one."""
     metrics: Metrics = field(init=False)
+    observe: FanOut = field(init=False)
+    """Takes all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
-    _lines: dict[int, _Line] = field(factory=dict)
-    """By descriptor."""
+    _lines: dict[int, WorkerLine] = field(factory=dict)
+    """By file descriptor."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
     _ping_at: float = 0.0
     _announced: bool = False
-    _reloading: bool = False
+    _reader: ConfigReader | None = None
+    _next: Config | None = None
+    """A configuration that the workers are preparing."""
+    _queued: bool = False
+    """Whether another reload follows the current one."""
+    _adopting: bool = False
+    """Whether workers are still adopting ``config``."""
     _code: int = 0
 
     def __attrs_post_init__(self) -> None:
-        """ConfigError, or OSError where an address cannot be had."""
+        """Raises ConfigError, or OSError if it cannot listen on an address."""
         self._listeners = Listeners.open(self.config, self.environ)
         self.metrics = Metrics(__version__, tuple, tuple)
+        self.observe = FanOut([self.metrics, self.logs], self.logs)
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
-        patience = PATIENCE if self._watchdog is None else min(PATIENCE, self._watchdog / 2)
-        self._workers = WorkerManager(self.size, patience, lambda: self.metrics.render()[0].decode())
-
-    def observe(self, event: Event) -> None:
-        """Facts go to metrics and log, as in each worker."""
-        self.metrics(event)
-        self.logs(event)
+        stall = STALL_TIMEOUT if self._watchdog is None else min(STALL_TIMEOUT, self._watchdog / 2)
+        self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
 
     def run(self) -> WorkerLink | int:
-        """The exit code, once all workers have ended; in a worker that was just forked: its line."""
+        """Returns the exit code after all workers have ended; in a new worker, its link to the supervisor."""
         for wake in self._wakes:
             wake.setblocking(False)
         signal.set_wakeup_fd(self._wakes[1].fileno(), warn_on_full_buffer=False)
@@ -125,34 +95,37 @@ class Supervisor:
             signal.signal(each, lambda *_: None)
         self._poll.register(self._wakes[0], select.POLLIN)
         while True:
+            self._settle_reload()  # before any fork: a new worker serves ``config``
             now = time.monotonic()
             for number in self._workers.to_start(now):
-                member = self._start(number, now)
-                if member is not None:
-                    return member
+                link = self._start(number, now)
+                if link is not None:
+                    return link
             if self._workers.draining and not self._workers.workers:
                 self.observe(LifeChanged("stopped"))
                 return self._code
             self._send()
             for descriptor, event in self._poll.poll(1000 * max(0.0, self._next_at() - time.monotonic())):
-                self._step(descriptor, event)
-            self._bury()
-            self._due(time.monotonic())
+                self._on_ready(descriptor, event)
+            self._reap()
+            self._tick(time.monotonic())
 
     def _next_at(self) -> float:
         at = self._workers.next_at()
         return at if self._watchdog is None else min(at, self._ping_at)
 
-    def _step(self, descriptor: int, event: int) -> None:
+    def _on_ready(self, descriptor: int, event: int) -> None:
         line = self._lines.get(descriptor)
         if line is not None:
             if event & ~select.POLLOUT:
-                self._hear(line)
-        else:
+                self._receive(line)
+        elif self._reader is not None and descriptor == self._reader.socket.fileno():
+            self._read_on(self._reader)
+        elif descriptor == self._wakes[0].fileno():
             for number in self._wakes[0].recv(4096):
-                self._signalled(number)
+                self._on_signal(number)
 
-    def _due(self, now: float) -> None:
+    def _tick(self, now: float) -> None:
         self._workers.due(now)
         for worker, hard in self._workers.to_end(now):
             os.kill(worker.pid, signal.SIGKILL if hard else signal.SIGABRT)
@@ -163,51 +136,91 @@ class Supervisor:
 
     # signals
 
-    def _signalled(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
             self._stop()
         elif number == signal.SIGHUP and not self._workers.draining:
             self._reload()
 
     def _stop(self) -> None:
-        """The first time all drain, the second they hurry."""
+        """The first call drains all workers; the second ends their wait for answers in flight."""
         if not self._workers.draining:
             systemd.stopping(self.environ)
             self.observe(LifeChanged("draining", f"{len(self._workers.workers)} workers"))
             self._listeners.close_all()
             self._workers.drain(hurry=False)
+            if self._reader is not None:
+                self._poll.unregister(self._reader.socket)
+                self._reader.kill()
+                self._reader = None
         else:
             self._workers.drain(hurry=True)
 
     def _reload(self) -> None:
-        """Read and checked once; then all workers get the very same, or, where there is any mistake, nothing."""
-        systemd.reloading(self.environ)
-        try:
-            config = reread(self.config, self.environ, self.host, self.port, self._listeners.passed)
-        except ConfigError as error:
-            self.observe(Reloaded(error.mistakes))
-            systemd.ready(f"reload refused: {error.mistakes[0]}", self.environ)
+        """Starts a reload, or queues one while another is being read or prepared."""
+        if self._reader is not None or self._next is not None:
+            self._queued = True
             return
-        before, self.config = self.config.providers, config
-        changed = {name for name, provider in before.items() if config.providers.get(name) != provider}
-        self.logs.adjust(config.log.level, config.log.format)
-        self._reloading = True
-        self._workers.adopt(pickle.dumps(config), changed)
+        systemd.reloading(self.environ)
+        read = partial(reread, self.config, self.environ, self.host, self.port, self._listeners.passed)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._reader = ConfigReader.start(read, self._let_go, self.logs)
+        except OSError as error:
+            self._refuse((f"no process could be started to read the configuration: {error.strerror or error}",))
+        else:
+            self._poll.register(self._reader.socket, select.POLLIN)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _read_on(self, reader: ConfigReader) -> None:
+        """Hands the configuration to the workers once it is read, or refuses it."""
+        descriptor = reader.socket.fileno()
+        result = reader.receive()
+        if result is None:
+            return
+        self._poll.unregister(descriptor)
+        self._reader = None
+        if isinstance(result, Config):
+            self._next = result
+            before = self.config.providers
+            changed = {name for name, provider in before.items() if result.providers.get(name) != provider}
+            self._workers.prepare(pickle.dumps(result), changed, time.monotonic())
+        else:
+            self._refuse(result)
+
+    def _settle_reload(self) -> None:
+        """Applies the workers' decision on a new configuration, then starts a queued reload."""
+        mistakes = self._workers.take_outcome()
+        if self._next is not None and mistakes is not None:
+            if mistakes:
+                self._refuse(mistakes)
+            else:
+                self.config, self._adopting = self._next, True
+                self.logs.adjust(self.config.log.level, self.config.log.format)
+            self._next = None
+        if self._queued and self._reader is None and self._next is None and not self._workers.draining:
+            self._queued = False
+            self._reload()
+
+    def _refuse(self, mistakes: tuple[str, ...]) -> None:
+        self.observe(Reloaded(mistakes))
+        systemd.ready(f"reload refused: {mistakes[0]}", self.environ)
 
     def _ready(self) -> None:
-        """All workers serve: for the first time, or a new configuration."""
+        """Reports that all workers serve: after the start, or after a reload."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
             self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{self._apart()}"))
-        if self._reloading:
+        if self._adopting:
             self.observe(Reloaded())
         systemd.ready(self._workers.summary, self.environ)
         if not self._announced and self.greet is not None:
             self.greet(self._workers.banner)
-        self._announced, self._reloading = True, False
+        self._announced, self._adopting = True, False
 
     def _apart(self) -> str:
-        """What an operator might take for a limit of all workers together."""
+        """Names the limits that hold for each worker, which an operator might take for limits of all together."""
         limits = [f"providers.{p.name}.max_concurrent" for p in self.config.providers.values() if p.max_concurrent]
         keys = self.config.auth.keys
         limits += [f"auth.keys of {key.name}" for key in keys if key.requests_per_minute or key.concurrent_requests]
@@ -216,7 +229,7 @@ class Supervisor:
     # workers
 
     def _start(self, number: int, now: float) -> WorkerLink | None:
-        """Forks. Returns a line in the worker only."""
+        """Forks a worker. Returns its link in the worker, None in the supervisor."""
         try:
             sockets = self._listeners.of(number)
             ours, theirs = socket.socketpair()
@@ -233,7 +246,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         ours.setblocking(False)
-        self._lines[ours.fileno()] = _Line(ours, number)
+        self._lines[ours.fileno()] = WorkerLine(ours, number)
         self._poll.register(ours, select.POLLIN)
         self._workers.started(number, pid, now)
         return None
@@ -241,40 +254,50 @@ class Supervisor:
     def _become(
         self, number: int, sockets: list[socket.socket], ours: socket.socket, theirs: socket.socket
     ) -> WorkerLink:
-        """In the worker: lets go of all that is the supervisor's. Its end of a line must be open nowhere else."""
-        signal.set_wakeup_fd(-1)
-        for each in SIGNALS:  # a terminal's go to the whole group, and the supervisor passes them on
-            signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
-        for mine in (ours, *self._wakes, *(line.socket for line in self._lines.values())):
-            mine.close()
-        self._listeners.close_all(but=number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        """In the worker: closes what belongs to the supervisor."""
+        self._let_go(number)
+        ours.close()
         return WorkerLink(number, sockets, theirs)
 
-    def _hear(self, line: _Line) -> None:
+    def _let_go(self, number: int = 0) -> None:
+        """In a child: resets signals, and closes all sockets but those of worker `number`.
+
+        The supervisor's ends of the links must be open in the supervisor only, so that workers notice its death.
+        """
+        signal.set_wakeup_fd(-1)
+        for each in SIGNALS:  # a terminal sends SIGINT and SIGHUP to the whole group; the supervisor passes them on
+            signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+        for mine in (*self._wakes, *(line.socket for line in self._lines.values())):
+            mine.close()
+        if self._reader is not None:
+            self._reader.socket.close()
+        self._listeners.close_all(but=number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def _receive(self, line: WorkerLine) -> None:
         lines = line.receive()
         if lines is None:
             line.over = True
             self._poll.unregister(line.socket)
             return
-        self._take(line.number, lines)
+        self._handle(line.number, lines)
         if self._workers.workers[line.number].leaving:
             self._listeners.close(line.number)
-        if self._workers.all_serve and (self._reloading or not self._announced) and not self._workers.draining:
+        if self._workers.all_serve and (self._adopting or not self._announced) and not self._workers.draining:
             self._ready()
 
-    def _take(self, number: int, lines: list[bytes]) -> None:
+    def _handle(self, number: int, lines: list[bytes]) -> None:
         for each in lines:
             try:
                 self._workers.received(number, FROM_WORKER.decode(each), time.monotonic())
-            except Exception as error:  # a bug in an answer must not cost all workers
-                self.observe(Crashed(f"what worker {number} said", error))
+            except Exception as error:  # a bug here must not cost all workers
+                self.observe(Crashed(f"message of worker {number}", error))
 
     def _send(self) -> None:
         by_number = {line.number: line for line in self._lines.values() if not line.over}
         for number, message in self._workers.outbox:
             line = by_number.get(number)
-            if line is not None and len(line.unsent) < UNREAD:
+            if line is not None and len(line.unsent) < UNSENT_LIMIT:
                 line.unsent += to_line(message)
         self._workers.outbox.clear()
         for line in by_number.values():
@@ -282,20 +305,20 @@ class Supervisor:
                 line.send()
                 self._poll.modify(line.socket, select.POLLIN | (select.POLLOUT if line.unsent else 0))
 
-    def _bury(self) -> None:
-        """Each worker that has ended, once its last words are read."""
+    def _reap(self) -> None:
+        """Collects workers that have ended, after reading their last messages."""
         for descriptor, line in list(self._lines.items()):
             worker = self._workers.workers[line.number]
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid == 0:
                 continue
-            self._take(line.number, line.rest())
+            self._handle(line.number, line.rest())
             again = self._workers.ended(line.number, time.monotonic())
             if not line.over:
                 self._poll.unregister(line.socket)
             line.socket.close()
             del self._lines[descriptor]
-            if again is None or again > QUEUE:
+            if again is None or again > RESTART_GRACE:
                 self._listeners.close(line.number)
             if again is None and status != 0:
                 self._code = 1

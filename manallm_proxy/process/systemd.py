@@ -1,6 +1,6 @@
-"""What systemd is told, and what it hands over (man sd_notify, sd_watchdog_enabled, sd_listen_fds).
+"""systemd's notifications, watchdog and sockets: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 
-Without systemd each call does nothing. None ever raises: a proxy does not end over a datagram.
+Without systemd each call does nothing. None of them raises.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def _status(text: str) -> str:
 
 
 def ready(status: str, environ: Mapping[str, str]) -> None:
-    """It serves: after the start, and again after a reload, whatever came of it."""
+    """Reports that it serves: after the start, and after each reload, also a refused one."""
     _send(environ, "READY=1", _status(status))
 
 
 def reloading(environ: Mapping[str, str]) -> None:
-    """``MONOTONIC_USEC`` must come with it, or ``Type=notify-reload`` waits for ever."""
+    """Reports that a reload begins. ``Type=notify-reload`` waits for ever without ``MONOTONIC_USEC``."""
     _send(environ, "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping(environ: Mapping[str, str]) -> None:
-    """It drains."""
+    """Reports that it drains."""
     _send(environ, "STOPPING=1", "STATUS=draining")
 
 
 def watchdog(loop: asyncio.AbstractEventLoop, environ: Mapping[str, str], pid: int) -> asyncio.Task[None] | None:
-    """Pings from the loop each half interval, so that a stuck loop falls silent; None where nobody listens."""
+    """Pings from the loop every half interval, so that a stuck loop stops pinging; None without a watchdog."""
     interval = watchdog_interval(environ, pid)
     if interval is None:
         return None
@@ -59,7 +59,7 @@ def watchdog(loop: asyncio.AbstractEventLoop, environ: Mapping[str, str], pid: i
 
 
 def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
-    """Seconds within which systemd wants to hear that this process lives; None where it does not."""
+    """Max seconds between two pings; None without a watchdog."""
     interval = environ.get("WATCHDOG_USEC", "")
     if not interval.isdigit() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
@@ -67,18 +67,18 @@ def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def alive(environ: Mapping[str, str]) -> None:
-    """The watchdog's ping."""
+    """Pings the watchdog."""
     _send(environ, "WATCHDOG=1")
 
 
 def without(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for a process that systemd does not know: NotifyAccess=main."""
+    """`environ` for a worker: with NotifyAccess=main systemd ignores all but the main process."""
     ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
     return {name: value for name, value in environ.items() if name not in ours}
 
 
 def listen_sockets(environ: Mapping[str, str], pid: int) -> list[socket.socket]:
-    """The sockets that systemd opened for this process (``manallm-proxy.socket``); empty without it."""
+    """The sockets that systemd opened for this process (``manallm-proxy.socket``); empty without any."""
     count = environ.get("LISTEN_FDS", "")
     if environ.get("LISTEN_PID") != str(pid) or not count.isdigit():
         return []

@@ -1,21 +1,25 @@
-"""A worker's end of the line to its supervisor.
+"""A worker's end of the connection to its supervisor.
 
-When the line is cut the supervisor has died: the worker drains, as nobody is left to start another.
+If the connection closes, the supervisor has died. The worker then drains, because nothing would restart it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, assert_never
 
 from attrs import define, field
 
 from manallm_proxy.process.worker_messages import (
     TO_WORKER,
+    Abandon,
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -24,37 +28,51 @@ from manallm_proxy.process.worker_messages import (
     Lines,
     Moved,
     Part,
+    PartOne,
+    Prepare,
+    Prepared,
     Serving,
     Tell,
+    TellOne,
     Topic,
     to_line,
 )
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
-PATIENCE: Final = 2.0
-"""Seconds to wait for what all workers have to say: the supervisor needs half of it at most."""
-LAST_WORDS: Final = 1.0
+ASK_TIMEOUT: Final = 2.0
+"""Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
+FAREWELL_TIMEOUT: Final = 1.0
+"""Seconds to wait until the last message has been sent."""
 
 
 class Duties(Protocol):
-    """What a worker does when its supervisor says so."""
+    """What a worker does at its supervisor's request."""
 
-    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Another worker's finding."""
+    def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
+        """Applies a health change that another worker reported."""
 
     def part(self, topic: Topic) -> str:
-        """This worker's part of an answer."""
+        """This worker's share of an answer that speaks for all workers."""
 
-    def adopt_pickled(self, config: bytes) -> None:
-        """The configuration from now on."""
+    def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
+        """Opens a configuration while the old one serves on. Calls `reply` with its mistakes, none if it is open."""
+
+    def adopt_prepared(self, number: int) -> None:
+        """Serves the configuration that was prepared under `number`."""
+
+    def abandon_prepared(self, number: int) -> None:
+        """Closes the configuration that was prepared under `number`."""
+
+    def recall(self, question: str) -> str:
+        """What this worker alone knows."""
 
     def drain(self, hurry: bool) -> None:
-        """Ends. Called twice, it changes nothing but the hurry."""
+        """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
 
 
 @define(eq=False)
 class WorkerLink(asyncio.Protocol):
-    """Worker ``number``, which listens at ``sockets``. Before `join` what it is told waits in the line."""
+    """Worker ``number``, which listens on ``sockets``. Messages wait in the socket until `join`."""
 
     number: int
     sockets: list[socket.socket]
@@ -67,30 +85,37 @@ class WorkerLink(asyncio.Protocol):
     _lost: asyncio.Event = field(factory=asyncio.Event)
 
     async def join(self, duties: Duties) -> None:
-        """From now on the supervisor is heard."""
+        """Starts to handle messages from the supervisor."""
         self._duties = duties
         self._line.setblocking(False)
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=self._line)
-        self._say(Beat())
+        self._send(Beat())
 
     def serving(self, summary: str, banner: str) -> None:
-        self._say(Serving(summary, banner))
+        self._send(Serving(summary, banner))
 
     def leaving(self) -> None:
-        self._say(Leaving())
+        self._send(Leaving())
 
     def moved(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Tells the others; see `registry.Tell`."""
-        self._say(Moved(provider, model, update))
+        """Reports a health change to the other workers."""
+        self._send(Moved(provider, model, update))
 
     async def ask(self, topic: Topic) -> str | None:
-        """What all workers together have to say; None where the supervisor does not answer in time."""
+        """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
+        return await self._answer_to(lambda id_: Ask(id_, topic))
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """The answer of one other worker; None if it is gone or does not reply in time."""
+        return await self._answer_to(lambda id_: AskOne(id_, worker, question))
+
+    async def _answer_to(self, question: Callable[[int], FromWorker]) -> str | None:
         self._last_id = id_ = self._last_id + 1
         answer = self._asked[id_] = asyncio.get_running_loop().create_future()
-        self._say(Ask(id_, topic))
+        self._send(question(id_))
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ASK_TIMEOUT):
                 return await answer or None
         except TimeoutError:
             return None
@@ -98,13 +123,13 @@ class WorkerLink(asyncio.Protocol):
             del self._asked[id_]
 
     async def leave(self, metrics: str) -> None:
-        """The last words, once they are on their way."""
+        """Sends the final counts and closes the connection."""
         self._duties = None
         if self._transport is not None:
-            self._say(Farewell(metrics))
+            self._send(Farewell(metrics))
             self._transport.close()
             try:
-                async with asyncio.timeout(LAST_WORDS):
+                async with asyncio.timeout(FAREWELL_TIMEOUT):
                     await self._lost.wait()
             except TimeoutError:
                 self._transport.abort()
@@ -112,33 +137,42 @@ class WorkerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for line in self._lines.feed(data):
             if self._duties is not None:
-                self._obey(line, self._duties)
+                self._handle(line, self._duties)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
         if self._duties is not None:
             self._duties.drain(False)
 
-    def _obey(self, line: bytes, duties: Duties) -> None:
+    def _handle(self, line: bytes, duties: Duties) -> None:
         message = TO_WORKER.decode(line)
         match message:
             case Moved():
-                duties.heard(message.provider, message.model, message.update)
+                duties.merge_update(message.provider, message.model, message.update)
             case Tell():
-                self._say(Part(message.id, duties.part(message.topic)))
+                self._send(Part(message.id, duties.part(message.topic)))
+            case TellOne():
+                self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
                 answer = self._asked.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message.body)
             case Beat():
-                self._say(message)
+                self._send(message)
+            case Prepare():
+                duties.prepare_pickled(message.number, message.config, partial(self._prepared, message.number))
             case Adopt():
-                duties.adopt_pickled(message.config)
+                duties.adopt_prepared(message.number)
+            case Abandon():
+                duties.abandon_prepared(message.number)
             case Drain():
                 duties.drain(message.hurry)
             case _:
                 assert_never(message)
 
-    def _say(self, message: FromWorker) -> None:
+    def _prepared(self, number: int, mistakes: tuple[str, ...]) -> None:
+        self._send(Prepared(number, mistakes))
+
+    def _send(self, message: FromWorker) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(to_line(message))

@@ -1,4 +1,4 @@
-"""What a worker and its supervisor say to each other: one JSON object a line, over a pair of sockets."""
+"""Messages between a worker and its supervisor: one JSON object per line, over a pair of sockets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 Topic = Literal["metrics", "health"]
 
@@ -17,7 +17,7 @@ class Message(msgspec.Struct, tag=str.lower):
 
 
 class Moved(Message):
-    """Either way: a provider's circuit, or that of one of its models, is not what it was."""
+    """In both directions: the circuit of a provider, or of one of its models, has changed."""
 
     provider: str
     model: str | None
@@ -25,71 +25,118 @@ class Moved(Message):
 
 
 class Serving(Message):
-    """From a worker: it serves; again behind each `Adopt`. The words are for systemd and for a newcomer."""
+    """From a worker when it is ready and after each `Adopt`: ``summary`` for systemd, ``banner`` for a terminal."""
 
     summary: str
     banner: str = ""
 
 
 class Leaving(Message):
-    """From a worker: it drains, and takes no more connections."""
+    """From a worker: it drains and accepts no more connections."""
 
 
 class Farewell(Message):
-    """From a worker, its last: what it has counted."""
+    """The last message from a worker: its final metrics."""
 
     metrics: str
 
 
 class Ask(Message):
-    """From a worker, whose client wants to know something of all workers."""
+    """From a worker, for a client that asks about all workers."""
 
     id: int
     topic: Topic
 
 
 class Answer(Message):
-    """To that worker."""
+    """To the worker that asked; the body is merged from all parts."""
 
     id: int
     body: str
 
 
 class Tell(Message):
-    """To each worker: its own part of an answer."""
+    """To each worker: a request for its share of an answer."""
 
     id: int
     topic: Topic
 
 
 class Part(Message):
-    """From each worker."""
+    """From each worker, in reply to `Tell`."""
 
     id: int
     body: str
 
 
+class AskOne(Message):
+    """From a worker, whose client wants something that another worker keeps."""
+
+    id: int
+    worker: int
+    question: str
+
+
+class TellOne(Message):
+    """To that other worker. ``asker``: the process that wants to know; it may be gone before the answer comes."""
+
+    id: int
+    asker: int
+    question: str
+
+
+class PartOne(Message):
+    """From that other worker."""
+
+    id: int
+    asker: int
+    body: str
+
+
 class Beat(Message):
-    """To a worker, and back from its loop: it turns."""
+    """To a worker, which sends it back to show that its event loop is not stuck."""
 
 
-class Adopt(Message):
-    """To all workers: the configuration from now on, pickled. Nobody but the supervisor can send one."""
+class Prepare(Message):
+    """To every worker: open this pickled configuration, and go on serving the old one.
 
+    Only the supervisor, which forked the worker, can write to the socket.
+    """
+
+    number: int
     config: bytes
 
     def __repr__(self) -> str:
-        return "Adopt()"  # it holds the providers' keys
+        return f"Prepare({self.number})"  # the configuration holds the providers' keys
+
+
+class Prepared(Message):
+    """From a worker: configuration ``number`` is open, or, if there are mistakes, refused."""
+
+    number: int
+    mistakes: tuple[str, ...] = ()
+
+
+class Adopt(Message):
+    """To every worker: serve the configuration that was prepared under ``number``."""
+
+    number: int
+
+
+class Abandon(Message):
+    """To every worker: close the configuration that was prepared under ``number``."""
+
+    number: int
 
 
 class Drain(Message):
-    """To all workers; ``hurry`` where somebody has asked twice."""
+    """To all workers. ``hurry``: the operator has asked twice."""
 
     hurry: bool = False
 
 
-FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | Beat
-ToWorker = Moved | Answer | Tell | Beat | Adopt | Drain
+FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Beat | Prepared
+ToWorker = Moved | Answer | Tell | TellOne | Beat | Prepare | Adopt | Abandon | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)
@@ -97,18 +144,18 @@ _encode: Final = msgspec.json.encode
 
 
 def to_line(message: Message) -> bytes:
-    """`message` as it travels. JSON escapes every line break within."""
+    """`message` as one line; JSON escapes line breaks inside."""
     return _encode(message) + b"\n"
 
 
 @define
 class Lines:
-    """Bytes in, whole lines out."""
+    """Splits a stream of bytes into lines."""
 
     _rest: bytearray = field(factory=bytearray, repr=False)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their ends."""
+        """The lines that `data` completes, without line ends."""
         searched = len(self._rest)
         self._rest += data
         end = self._rest.rfind(b"\n", searched)

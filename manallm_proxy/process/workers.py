@@ -1,15 +1,17 @@
-"""The workers of one proxy, as their supervisor sees them: what it decides, and what it has them told.
+"""What the supervisor decides about its workers, and what it sends them.
 
-1. A worker that ends is started again after 0.1 s, twice that the next time, up to 10 s; one that has lived for a
-   minute begins anew. Not while all drain.
-2. Each worker's loop answers a beat now and then. One that is silent for ``patience`` is ended, so that it is started
-   again: first by SIGABRT, at which faulthandler tells where it hung, then by SIGKILL.
-3. A question about all is put to all that can answer, and answered when they have, or after `GATHERING`. Who asks
-   meanwhile shares the next answer: however many ask, there is one question on its way.
-4. What a worker finds out about a provider is passed to the others, and kept for those that are yet to come.
-5. Counters never fall: what a worker had counted when it was last asked stays when it is gone.
+1. A worker that ends is restarted after 0.1 s; the delay doubles with each restart, up to 10 s, and resets after a
+   minute of uptime. Nothing is restarted during a drain.
+2. Each worker's loop answers a beat every quarter of ``stall_timeout``. One that is silent for all of it is ended and
+   restarted: first by SIGABRT, on which faulthandler prints where it hung, then by SIGKILL.
+3. A question about all workers goes to every worker that can answer. The reply is sent when all have answered, or after
+   `GATHERING`. Further questions meanwhile share the next round, so only one round is ever under way.
+4. A health change that one worker reports goes to the others, and is kept for workers that start later.
+5. Counters never fall: when a worker is gone, the counts that it last reported stay.
+6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
+7. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
 
-Nothing here waits, and the time is an argument. What is to be sent is in ``outbox``.
+Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.observe.metrics_merge import Families, Family, add, merged_health, parse, render
+from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
+    Abandon,
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -32,50 +37,55 @@ from manallm_proxy.process.worker_messages import (
     Leaving,
     Moved,
     Part,
+    PartOne,
+    Prepare,
+    Prepared,
     Serving,
     Tell,
+    TellOne,
     Topic,
     ToWorker,
 )
-from manallm_proxy.routing.health import SharedState
+from manallm_proxy.routing.circuit import SharedState
 
 DELAY: Final = 0.1
 DELAY_LONGEST: Final = 10.0
 PROVEN: Final = 60.0
-"""Seconds behind which a worker's end has nothing to do with how it began."""
+"""Uptime in seconds after which the restart delay resets."""
 GATHERING: Final = 0.5
-"""Seconds within which a worker's part of an answer is waited for."""
+"""Max seconds to wait for the workers' parts of an answer."""
 LAST_CHANCE: Final = 2.0
 """Seconds from SIGABRT to SIGKILL."""
 UPDATES_LIMIT: Final = 1000
+"""Max health changes kept for workers that start later; the oldest is dropped."""
 
 
 @define(eq=False)
 class Worker:
-    """One worker that lives."""
+    """One running worker."""
 
     number: int
     pid: int
     began: float
     silent_since: float | None
-    """When it was sent the beat that it has not answered."""
+    """When the beat was sent that it has not answered; None if it has answered."""
     joined: bool = False
-    """It has said something, so it can be asked."""
+    """Whether it has sent anything yet, so that it can be asked."""
     serving: bool = False
     leaving: bool = False
     ended_at: float | None = None
-    """When it was told to end for its silence."""
+    """When it was last signalled to end because it was silent."""
     counted: Families = field(factory=dict)
-    """Its metrics when it was last asked."""
+    """The metrics that it last reported."""
 
     @property
     def state(self) -> str:
-        """In a word, for people."""
+        """One word, for people."""
         return "leaving" if self.leaving else "serving" if self.serving else "starting"
 
 
 Asker = tuple[Worker, int]
-"""A worker, and its own id of the question."""
+"""A worker, and the id of its question."""
 
 
 @define(eq=False)
@@ -89,17 +99,18 @@ class _Question:
 
 @define(eq=False)
 class WorkerManager:
-    """``own`` gives the supervisor's own metrics. Workers are numbered from 1 to ``size``."""
+    """Workers are numbered from 1 to ``size``. ``stall_timeout`` is in seconds."""
 
     size: int
-    patience: float
+    stall_timeout: float
     own: Callable[[], str]
+    """Returns the supervisor's own metrics."""
     draining: bool = False
     workers: dict[int, Worker] = field(factory=dict)
     outbox: list[tuple[int, ToWorker]] = field(factory=list)
     summary: str = ""
     banner: str = ""
-    """What the last worker said that began to serve."""
+    """As reported by the latest worker that became ready."""
     _start_at: dict[int, float] = field(factory=dict)
     _delays: dict[int, float] = field(factory=dict)
     _beat_at: float = 0.0
@@ -108,6 +119,8 @@ class WorkerManager:
     _questions: dict[Topic, _Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
     _last_id: int = 0
+    _rollout: Rollout | None = None
+    _outcome: tuple[str, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         self._start_at = dict.fromkeys(range(1, self.size + 1), 0.0)
@@ -118,19 +131,20 @@ class WorkerManager:
 
     @property
     def all_answer(self) -> bool:
-        """No worker hangs."""
+        """Whether no worker hangs."""
         return all(worker.ended_at is None for worker in self.workers.values())
 
     def next_at(self) -> float:
-        """When `to_start`, `to_end` or `due` may have something to do."""
+        """The next time at which `to_start`, `to_end` or `due` may have something to do."""
         ending = (worker.ended_at + LAST_CHANCE for worker in self.workers.values() if worker.ended_at is not None)
         questions = (question.until for question in self._questions.values())
-        return min([self._beat_at, *self._start_at.values(), *questions, *ending])
+        rollout = [self._rollout.until] if self._rollout is not None else []
+        return min([self._beat_at, *self._start_at.values(), *questions, *ending, *rollout])
 
     # 1
 
     def to_start(self, now: float) -> list[int]:
-        """Numbers of workers whose time has come."""
+        """Numbers of the workers to start now."""
         return [number for number, when in self._start_at.items() if now >= when]
 
     def started(self, number: int, pid: int, now: float) -> None:
@@ -138,9 +152,12 @@ class WorkerManager:
         self.workers[number] = Worker(number, pid, now, silent_since=now)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
+        if self._rollout is not None:
+            self._rollout.started(number)
+            self.outbox.append((number, self._rollout.prepare))
 
     def ended(self, number: int, now: float) -> float | None:
-        """A worker is gone, or could not be started. Seconds until it is started again; None: never."""
+        """Records that a worker has ended, or could not be started. Returns the restart delay; None during a drain."""
         worker = self.workers.pop(number, None)
         self._start_at.pop(number, None)
         if worker is not None:
@@ -149,6 +166,7 @@ class WorkerManager:
                 self._settle(topic, number, now)
             if now - worker.began >= PROVEN:
                 self._delays.pop(number, None)
+            self._wait_no_longer(number)
         if self.draining:
             return None
         delay = self._delays.get(number, DELAY)
@@ -157,24 +175,18 @@ class WorkerManager:
         return delay
 
     def drain(self, *, hurry: bool) -> None:
-        """All are to end, and nobody is started any more."""
+        """Tells all workers to drain, and starts no more."""
         self.draining = True
         self._start_at.clear()
+        self._rollout = None
         self._tell_all(Drain(hurry))
-
-    def adopt(self, config: bytes, changed: Collection[str]) -> None:
-        """All are to serve a new configuration. What was found out about providers that `changed` is void."""
-        self._updates = {key: found for key, found in self._updates.items() if key[0] not in changed}
-        for worker in self.workers.values():
-            worker.serving = False
-        self._tell_all(Adopt(config))
 
     # 2
 
     def due(self, now: float) -> None:
-        """What time brings: beats, and the end of patience with those who do not answer a question."""
+        """Sends beats, and ends the wait for answers and for a rollout that are overdue."""
         if now >= self._beat_at:
-            self._beat_at = now + self.patience / 4
+            self._beat_at = now + self.stall_timeout / 4
             for worker in self.workers.values():
                 if worker.silent_since is None:
                     worker.silent_since = now
@@ -182,22 +194,25 @@ class WorkerManager:
         for topic, question in list(self._questions.items()):
             if now >= question.until:
                 self._answer(topic, now)
+        if self._rollout is not None:
+            self._rollout.due(now)
+            self._settle_rollout()
 
     def to_end(self, now: float) -> list[tuple[Worker, bool]]:
-        """Workers that have been silent for too long, each with whether it has had its last chance."""
+        """Workers that have stalled; True with each that is to be killed, False if it gets SIGABRT first."""
         found: list[tuple[Worker, bool]] = []
         for worker in self.workers.values():
             if worker.ended_at is not None:
                 if now - worker.ended_at >= LAST_CHANCE:
                     worker.ended_at = now
                     found.append((worker, True))
-            elif worker.silent_since is not None and now - worker.silent_since >= self.patience:
+            elif worker.silent_since is not None and now - worker.silent_since >= self.stall_timeout:
                 worker.ended_at = now
                 found.append((worker, False))
         return found
 
     def received(self, number: int, message: FromWorker, now: float) -> None:
-        """A worker has said something."""
+        """Handles a message from a worker."""
         worker = self.workers[number]
         worker.silent_since, worker.joined = None, True
         match message:
@@ -208,6 +223,7 @@ class WorkerManager:
                 self.summary, self.banner = message.summary, message.banner
             case Leaving():
                 worker.leaving = True
+                self._wait_no_longer(number)
             case Farewell():
                 worker.counted = parse(message.metrics)
             case Ask():
@@ -217,10 +233,29 @@ class WorkerManager:
                     if question.id == message.id:
                         question.parts[number] = message.body
                         self._settle(topic, number, now)
+            case Prepared():
+                if self._rollout is not None:
+                    self._rollout.answered(number, message)
+                    self._settle_rollout()
+            case AskOne():
+                self._pass_on(worker, message)
+            case PartOne():
+                asker = next((each for each in self.workers.values() if each.pid == message.asker), None)
+                if asker is not None:
+                    self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Beat():
                 pass
             case _:
                 assert_never(message)
+
+    # 6
+
+    def _pass_on(self, asker: Worker, message: AskOne) -> None:
+        keeper = self.workers.get(message.worker)
+        if keeper is not None and keeper.joined:
+            self.outbox.append((keeper.number, TellOne(message.id, asker.pid, message.question)))
+        else:
+            self.outbox.append((asker.number, Answer(message.id, "")))
 
     # 3
 
@@ -291,6 +326,43 @@ class WorkerManager:
                     del self._updates[next(iter(self._updates))]
                 self._updates[key] = update
         self._tell_all(moved, but=number)
+
+    # 6
+
+    def prepare(self, config: bytes, changed: Collection[str], now: float) -> None:
+        """Starts the rollout of a pickled configuration. `changed`: providers that differ from the current one."""
+        self._last_id += 1
+        waiting = {number for number, worker in self.workers.items() if not worker.leaving}
+        self._rollout = Rollout(Prepare(self._last_id, config), changed, waiting, now + PREPARING)
+        self.outbox += [(number, self._rollout.prepare) for number in waiting]
+        self._settle_rollout()
+
+    def take_outcome(self) -> tuple[str, ...] | None:
+        """The result of the rollout, returned once: mistakes if it was refused, empty if all workers adopt it.
+
+        None while it is under way.
+        """
+        outcome, self._outcome = self._outcome, None
+        return outcome
+
+    def _wait_no_longer(self, number: int) -> None:
+        if self._rollout is not None:
+            self._rollout.left(number)
+            self._settle_rollout()
+
+    def _settle_rollout(self) -> None:
+        rollout = self._rollout
+        if rollout is None or not rollout.over:
+            return
+        self._rollout, self._outcome = None, rollout.mistakes
+        if rollout.mistakes:
+            self._tell_all(Abandon(rollout.prepare.number))
+            return
+        # what is known about the health of providers that have changed no longer holds
+        self._updates = {key: found for key, found in self._updates.items() if key[0] not in rollout.changed}
+        for worker in self.workers.values():
+            worker.serving = False
+        self._tell_all(Adopt(rollout.prepare.number))
 
     def _tell_all(self, message: ToWorker, but: int | None = None) -> None:
         self.outbox += [(number, message) for number in self.workers if number != but]

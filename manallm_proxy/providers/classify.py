@@ -1,7 +1,6 @@
 """What a provider's refusal means: a status, a message and a few words become one of our errors.
 
-The table is contract section 4 with wire.md C.2, C.3 and E.2 behind it. Dialects peel the message out of
-their own error shapes first; `envelope` knows those of the OpenAI-compatible crowd.
+Dialects peel the details out of their own error shapes; `envelope` knows those of the OpenAI-compatible servers.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     ContextTooLong,
     KeyRejected,
     MissingModel,
     ModelFailed,
-    NotImplementedByProvider,
     PaymentRequired,
     ProviderError,
     RateLimited,
@@ -30,39 +28,42 @@ from manallm_proxy.contract.errors import (
     UpstreamSaid,
 )
 from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.providers.caller_mistakes import Mistake, mistake_in, without_echo
 from manallm_proxy.providers.retry_after import retry_after_of
+from manallm_proxy.providers.scrub import clean
 
 QUOTA_COOLING: Final = 600.0
-"""Seconds that an exhausted quota cools (contract, section 6)."""
+"""Seconds that an exhausted quota cools."""
 
-_MESSAGE_LIMIT: Final = 500
-_SECRETS: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
-_PAGE: Final = re.compile(
-    r"<(?:[!?]|/?(?:html|head|body|title|script|style|center|h[1-6]|div|p|br|hr|pre)\b)", re.IGNORECASE
-)
 _NESTING: Final = 8
 """How deep a message may lie in what should be one."""
+_NESTED_JSON: Final = 3
+"""How often a message may be JSON in a string."""
 _WAIT_LONGEST: Final = 1e9
 
 _QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
+_TOO_LONG: Final = ("context_length_exceeded", "exceed_context_size_error")
 _CONTEXT: Final = re.compile(
     r"context[_ ](?:length|window|size)|maximum context|prompt is (?:too long|longer)|too many tokens"
     r"|exceeds? the (?:context|maximum number of tokens)",
     re.IGNORECASE,
 )
+"""Speaks of an overflow where the status says already that the request is at fault."""
 _BLOCKED: Final = ("content_filter", "content_policy_violation", "moderation_blocked", "refusal")
 _NO_MODEL: Final = ("model_not_found", "model_not_available", "model_decommissioned")
 _CAPABILITY: Final = re.compile(
-    r"does(?: not|n't) support (?:tool|function|image|vision|chat|thinking|embedding|multimodal|completion)"
-    r"|no endpoints found that support",
+    r"does(?: not|n't) support (?:tool|function|image|vision|audio|chat|thinking|embedding|multimodal|completion"
+    r"|insert|generate)|no endpoints found that support",
     re.IGNORECASE,
 )
 _BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
+_CALLERS: Final = (400, 413, 422)
+"""Statuses by which a body may correct a 500: the server inside has found the request at fault."""
 
 
 @frozen
 class ErrorDetails:
-    """What an error body says, whichever shape it has."""
+    """What an error body says, whichever shape it has. Texts are as the provider wrote them."""
 
     message: str = ""
     kind: str | None = None
@@ -74,7 +75,7 @@ class ErrorDetails:
 
 
 def envelope(body: bytes) -> ErrorDetails:
-    """Reads an error body of any OpenAI-compatible server (shapes: wire.md C.2). HTML says nothing."""
+    """Reads an error body of any OpenAI-compatible server, or of Ollama. HTML says nothing."""
     try:
         data = decode(body)
     except DecodeErrors:
@@ -85,7 +86,25 @@ def envelope(body: bytes) -> ErrorDetails:
 
 
 def parse_error(data: object) -> ErrorDetails:
-    """The same, from a decoded value. Numbers in ``code`` between 400 and 599 are statuses."""
+    """The same, from a decoded value. Numbers in ``code`` between 400 and 599 are statuses.
+
+    Ollama hands on an error of the llama-server inside it as JSON in the message: then the innermost counts.
+    """
+    details = _shape(data)
+    for _ in range(_NESTED_JSON):
+        if details.message.lstrip()[:1] != "{":
+            break
+        try:
+            inner = _shape(decode(details.message))
+        except DecodeErrors:
+            break
+        if not inner.message:
+            break
+        details = inner
+    return details
+
+
+def _shape(data: object) -> ErrorDetails:
     if not isinstance(data, dict):
         return ErrorDetails()
     error = data.get("error", data)
@@ -151,43 +170,26 @@ _STATUS_OF_WORD: Final = (
 )
 
 
-def in_band(spoken: ErrorDetails) -> ProviderError:
-    """An error that came inside a 200. Its status is the number or the word it brings, else 502 (C.3.5)."""
-    status = spoken.status
+def in_band(details: ErrorDetails) -> ProviderError:
+    """An error that came inside a 200. Its status is the number or the word it brings, else 502."""
+    status = details.status
     if status is None:
-        words = f"{spoken.code or ''} {spoken.kind or ''}".lower()
+        words = f"{details.code or ''} {details.kind or ''}".lower()
         words = re.sub(r"(?<=[a-z])(?=error|failure)", "_", words)
         status = next((number for pattern, number in _STATUS_OF_WORD if pattern.search(words)), 502)
-    return classify(
-        status,
-        {},
-        spoken.message,
-        kind=spoken.kind,
-        code=spoken.code,
-        param=spoken.param,
-        retry_after=spoken.retry_after,
-    )
+    return classify(status, {}, details)
 
 
-def classify(
-    status: int,
-    headers: Mapping[str, str],
-    message: str,
-    *,
-    kind: str | None = None,
-    code: str | None = None,
-    param: str | None = None,
-    retry_after: float | None = None,
-) -> ProviderError:
-    """The error for `status`. `headers` compare without case; `message` is the provider's own, any length.
+def classify(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
+    """The error for `status`. `headers` compare without case.
 
-    Numbered as the table is read: 1 redirects and odd statuses, 2 money and rate, 3 provider's failures,
-    4 keys, 5 what a caller's 4xx may really mean, 6 any other 4xx.
+    Numbered as it is decided: 1 redirects and odd statuses, 2 money and rate, 3 what the caller got wrong,
+    whatever the status, 4 the provider's failures, 5 keys and filters, 6 what a 4xx may really mean, 7 any other.
     """
-    words = {w.lower() for w in (kind, code) if w}
-    kind, code, param = (clean(word or "") or None for word in (kind, code, param))
-    text = clean(message)
-    after = retry_after if retry_after is not None else retry_after_of(headers, text)
+    words = {w.lower() for w in (details.kind, details.code) if w}
+    kind, code, param = (clean(word or "") or None for word in (details.kind, details.code, details.param))
+    text = without_echo(clean(details.message))
+    after = details.retry_after if details.retry_after is not None else retry_after_of(headers, text)
     # 1
     if status < 400:
         what = "a redirect" if 300 <= status < 400 else f"status {status}"
@@ -211,9 +213,19 @@ def classify(
             text or "the provider asks for payment", provider_status=402, provider_code=code, retry_after=after
         )
     # 3
+    if status == 500 and details.status in _CALLERS:
+        status = details.status
+    mistake = mistake_in(text)
+    if words.intersection(_TOO_LONG) or (status in _CALLERS and _CONTEXT.search(text)):
+        mistake = Mistake("context")
+    if mistake is not None and (status >= 500 or mistake.kind in ("capability", "context")):
+        return _mistaken(mistake, status, text, param)
+    if status == 501:
+        return Unsupported(text or "the provider does not implement this", provider_status=501, param=param)
+    # 4
     if status >= 500:
         return _server(status, text, words, after)
-    # 4
+    # 5
     if _refers_to_blocked(status, words, text):
         return ContentBlocked(text or "the provider's content filter refused this", provider_status=status)
     if status in (401, 403):
@@ -222,22 +234,18 @@ def classify(
             detail=f"status {status}",
             provider_status=status,
         )
-    # 5
-    if words.intersection(("context_length_exceeded", "exceed_context_size_error")) or (
-        status in (400, 413, 422) and _CONTEXT.search(text)
-    ):
-        return ContextTooLong(text, provider_status=status, param=param)
-    if words.intersection(_NO_MODEL) or status == 404:
+    # 6
+    if words.intersection(_NO_MODEL) or status == 404 or (mistake is not None and mistake.kind == "model"):
         return MissingModel(
             text or "the provider does not know this model, or its base_url is wrong",
-            provider_status=404 if words.intersection(_NO_MODEL) else status,
+            provider_status=404,
             provider_type=kind,
             provider_code=code,
             param=param or "model",
         )
     if status == 400 and _CAPABILITY.search(text):
         return Unsupported(text, provider_status=status, param=param)
-    # 6
+    # 7
     return UpstreamSaid(
         text or f"the provider refused the request with status {status}",
         provider_status=status,
@@ -248,11 +256,24 @@ def classify(
     )
 
 
+def _mistaken(mistake: Mistake, status: int, text: str, param: str | None) -> ProviderError:
+    """A mistake of the caller under any status."""
+    param = param or mistake.param
+    match mistake.kind:
+        case "capability":
+            return Unsupported(text, provider_status=status, param=param)
+        case "context":
+            message = text or "the request does not fit into the model's context"
+            return ContextTooLong(message, provider_status=status, param=param)
+        case "model":
+            return MissingModel(text, provider_status=404, param=param)
+        case "request":
+            return UpstreamSaid(text, provider_status=status, status=400, param=param)
+
+
 def _server(status: int, text: str, words: set[str], after: float | None) -> ProviderError:
     shown = f"the provider failed with status {status}"
     detail = f"status {status}"
-    if status == 501:
-        return NotImplementedByProvider(shown, detail=detail, provider_status=status)
     busy = bool(_BUSY.search(text)) or any(_BUSY.search(w) for w in words) or "unavailable_error" in words
     if status in (503, 529) and (busy or after is not None):
         return ServerBusy(
@@ -271,29 +292,7 @@ def _refers_to_blocked(status: int, words: set[str], text: str) -> bool:
 
 def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
     """`error`, or RetryableStatus where its status is one of the provider's ``extra_retryable_statuses``."""
-    status = error.provider_status
+    status = error.status
     if not isinstance(error, UpstreamSaid) or status not in statuses:
         return error
     return RetryableStatus(f"{name} answered {status}", provider_status=status, retry_after=error.retry_after)
-
-
-def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
-    """`error` without our secrets, should the provider have quoted one, in whichever of its fields."""
-    for secret in filter(None, secrets):
-        for name in ("message", "type", "code", "param", "detail"):
-            parse_error = getattr(error, name)
-            if parse_error and secret in parse_error:
-                setattr(error, name, parse_error.replace(secret, "[redacted]"))
-    error.args = (error.message,)
-    return error
-
-
-def clean(message: str) -> str:
-    """A provider's message as a client may see it: bounded, on one line, without markup or anything like a key."""
-    text = " ".join(message[: 4 * _MESSAGE_LIMIT].split()).lstrip("\ufeff")
-    if text[:1] == "<":
-        return ""
-    if (page := _PAGE.search(text)) is not None:
-        text = text[: page.start()].rstrip()
-    text = _SECRETS.sub("[redacted]", text)
-    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"

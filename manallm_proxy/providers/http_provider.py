@@ -14,13 +14,22 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import BadResponse, ProviderError, ReadTimeout
-from manallm_proxy.contract.provider import Call, ModelInfo, TryWrite
+from manallm_proxy.contract.events import Observer, UsageRefused
+from manallm_proxy.contract.provider import Call, ModelList, TryWrite
+from manallm_proxy.contract.provider_errors import (
+    BadResponse,
+    ConnectTimeout,
+    FirstByteTimeout,
+    ProviderError,
+    ReadTimeout,
+)
 from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.providers.classify import scrubbed, widened
+from manallm_proxy.providers.classify import widened
+from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
+from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024
@@ -42,6 +51,7 @@ class HttpProvider:
     address: Address
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
+    observe: Observer = lambda event: None
     _connections: Connections = field(repr=False)
 
     @_connections.default
@@ -74,22 +84,35 @@ class HttpProvider:
         return HttpStream(self.address, response, translator)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
-        return self.wire.first_byte_error(f"{self.address.name}: nothing said within {seconds:g} s")
+        return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
 
-    async def probe(self) -> tuple[ModelInfo, ...]:
-        """Anything below 500 is alive; a 200 brings the list of models."""
-        response = await self._connections.request(
-            "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
-        )
-        if response.status >= 500:
-            response.close()
-            raise self.wire.failure(response.status, response.headers, b"")
-        if response.status != 200:
-            response.close()
-            return ()
+    async def probe(self, seconds: float) -> ModelList:
+        """Anything below 500 is alive; a 200 brings the list of models, and whatever comes instead is no failure."""
+        response: Response | None = None
         parts: list[bytes] = []
-        if not await _gather(response, parts, ANSWER_LIMIT):
-            raise self._endless()
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._connections.request(
+                    "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
+                )
+                if response.status >= 500:
+                    refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
+                    raise scrubbed(refusal, *self.address.secrets)
+                if response.status != 200:
+                    response.close()
+                    return ModelList()
+                if not await _gather(response, parts, LIST_LIMIT):
+                    return ModelList(fault=TOO_LONG)
+        except TimeoutError:
+            if response is None:
+                raise ConnectTimeout(f"{self.address.name}: its probe got no answer in {seconds:g} s") from None
+            if response.status >= 500:
+                raise self.wire.failure(response.status, response.headers, b"") from None
+            return ModelList(fault=CUT_SHORT)
+        except ProviderError:
+            if response is None or response.status != 200:
+                raise
+            return ModelList(fault=CUT_SHORT)
         return self.wire.listed(b"".join(parts))
 
     async def close(self) -> None:
@@ -106,7 +129,8 @@ class HttpProvider:
         if again is not None and again.body != request.body:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
-                self.wire.took(again)
+                if again.is_lesson and self.wire.took(entry):
+                    self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)

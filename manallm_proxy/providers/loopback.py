@@ -9,8 +9,9 @@ from __future__ import annotations
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
-from manallm_proxy.contract.errors import FirstByteTimeout, InvalidRequest, ProviderError
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, TryWrite
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList, TryWrite
+from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import decode
 
@@ -44,8 +45,8 @@ class LoopbackProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: no content within {seconds:g} s")
 
-    async def probe(self) -> tuple[ModelInfo, ...]:
-        return (ModelInfo("echo"),)
+    async def probe(self, seconds: float) -> ModelList:
+        return ModelList((ModelInfo("echo"),))
 
     async def close(self) -> None:
         """Nothing is open."""

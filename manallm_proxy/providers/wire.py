@@ -11,8 +11,8 @@ from typing import Protocol
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import FirstByteTimeout, ProviderError
-from manallm_proxy.contract.provider import Call, ModelInfo
+from manallm_proxy.contract.provider import Call, ModelList
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
 
@@ -23,8 +23,8 @@ class Request:
     path: str
     body: bytes = field(repr=False)
     content_type: str | None = None
-    without: str = field(default="", eq=False)
-    """The field that was left out since the provider refused it."""
+    is_lesson: bool = field(default=True, eq=False)
+    """Of a reshaped one: whether its target is to be asked that way from now on."""
 
 
 class Translator(Protocol):
@@ -46,8 +46,6 @@ class Wire(Protocol):
 
     probe_path: str
     """What a probe GETs below the base URL."""
-    first_byte_error: type[FirstByteTimeout]
-    """What a silence before the first event says: of the provider, or of one model."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """Raises Unsupported or InvalidRequest for what this dialect cannot say."""
@@ -58,8 +56,11 @@ class Wire(Protocol):
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """The same request in a form that the provider will take, where its refusal tells which; else None."""
 
-    def took(self, request: Request) -> None:
-        """The provider answered the reshaped `request` with 200: from now on it may be asked that way at once."""
+    def took(self, entry: Entry) -> bool:
+        """`entry`'s target answered a reshaped request with 200: from now on it is asked that way at once.
+
+        Whether that is news.
+        """
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
@@ -67,5 +68,5 @@ class Wire(Protocol):
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
         """For a 200 to a streamed request."""
 
-    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
-        """The models in a probe's 200 body. Raises ProviderError where it makes no sense."""
+    def listed(self, body: bytes) -> ModelList:
+        """The models in a probe's 200 body. Never raises: what cannot be read is left out, and said in ``fault``."""

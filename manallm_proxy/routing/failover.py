@@ -22,10 +22,12 @@ from typing import Any, Generic, TypeVar
 from attrs import define, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
-from manallm_proxy.contract.errors import KeyRejected, ProviderError
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
+from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.provider_errors import KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.routing.health import Permit, Skip
+from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
 T = TypeVar("T")
@@ -112,6 +114,7 @@ class Walk:
                 value = await ask(entry)
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
+                forget_frames(error)
             except BaseException:  # 5
                 verdict.released()
                 raise

@@ -9,12 +9,26 @@ Rules, in the order in which `Health.admit` asks them:
 3. *cooling*: a target that said 429 or "busy" rests until the time it named. That is no failure.
 4. *saturated*: ``max_concurrent`` requests are in flight.
 
-Two witnesses, kept apart: failures of *reach* (a probe could have seen them) and failures of *service*
-(only a request could). A good probe clears the first, a served request both. A failed probe counts as
-a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
+Whom a failed attempt counts against, no wider than it shows (`Health._failed`):
 
-Several processes may serve the same providers. Each decides for itself, and they tell each other what they
-*found*: that a circuit opened, opened anew, cools, or is clear again. The later finding counts.
+5. *nobody*: the caller's mistake, or ours.
+6. *reach*: the provider. It could not be connected to, and a probe can see that as well.
+7. *load*: the target cools.
+8. *model*: the target. The provider answers as it should and does not have this model.
+9. *target*: the target. Two targets that opened with no request to the provider served between them open the
+   provider, and the failed trial of a provider that was opened so opens it again. The trial of a provider that could
+   not be reached shows nothing of its reach by such a failure: the next request may try.
+
+Probes and requests are two witnesses, kept apart: a good probe clears failures of reach, a served request clears
+everything. What a probe finds (`Health.probed`):
+
+10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
+11. A probe that ran out of time shows nothing where the provider has answered a request since the probe was sent, or
+    is answering one: a server with one thread is at work on it.
+12. A probe that finds the provider busy, or without a list of models, has reached it.
+
+Several workers may serve the same providers. Each decides for itself, and they tell each other when a circuit
+opened, opened anew, cools, or is clear again. The later state counts.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -22,14 +36,13 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
-from manallm_proxy.contract.errors import Blame, ProviderError
 from manallm_proxy.contract.events import Status
-
-SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
+from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError
+from manallm_proxy.routing.circuit import Circuit, Policy, SharedState, Skip
 
 COOLING_DEFAULT = 15.0
 COOLING_LONGEST = 300.0
@@ -41,159 +54,6 @@ TARGETS_LIMIT = 100
 """Targets of one provider whose state is kept; a client chooses their names, so the oldest makes room."""
 
 
-@frozen
-class Policy:
-    """When a circuit opens, and for how long."""
-
-    failure_threshold: int = 2
-    backoff: float = 60.0
-
-
-@frozen
-class Skip:
-    """Not worth trying now. ``again_in``: seconds after which it may be, where that is known."""
-
-    reason: SkipReason
-    again_in: float | None = None
-    detail: str | None = None
-    """Why it cools."""
-
-
-@frozen
-class SharedState:
-    """What one process found of a circuit, for the others to go by; times are of the clock that they share."""
-
-    at: float
-    open_until: float | None = None
-    cooling_until: float | None = None
-    reach_failures: int = 0
-    service_failures: int = 0
-    last_error: str | None = None
-    last_check: float | None = None
-
-    @property
-    def is_clear(self) -> bool:
-        """Nothing speaks against the provider or target any more."""
-        return self.open_until is None and self.cooling_until is None and not self.failures
-
-    @property
-    def failures(self) -> int:
-        return self.reach_failures + self.service_failures
-
-    @property
-    def rank(self) -> tuple[float, float, float, int]:
-        """The greatest counts. Of two that were found at once it is the worse one, so that all come to the same."""
-        return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures
-
-
-@define
-class Circuit:
-    """Failures in a row of one provider or one target, and what they led to."""
-
-    reach_failures: int = 0
-    service_failures: int = 0
-    open_until: float | None = None
-    """Open before this time, half-open from then on; None: closed."""
-    on_trial: bool = False
-    """Half-open, and a request is trying."""
-    cooling_until: float | None = None
-    last_error: str | None = None
-    last_check: float | None = None
-
-    @property
-    def failures(self) -> int:
-        return self.reach_failures + self.service_failures
-
-    @property
-    def is_open(self) -> bool:
-        """Open or half-open."""
-        return self.open_until is not None
-
-    @property
-    def is_blank(self) -> bool:
-        """Nothing is known that a new circuit would not say."""
-        return not self.failures and self.open_until is None and self.cooling_until is None
-
-    def is_cooling(self, now: float) -> bool:
-        return self.cooling_until is not None and now < self.cooling_until
-
-    def status(self, now: float) -> Status:
-        if self.is_open:
-            return "unhealthy"
-        if self.is_cooling(now):
-            return "cooling"
-        return "degraded" if self.failures else "healthy"
-
-    def refusal(self, now: float) -> Skip | None:
-        """Why no request may pass now; None where one may."""
-        if self.open_until is not None:
-            if now < self.open_until:
-                return Skip("unhealthy", self.open_until - now)
-            if self.on_trial:
-                return Skip("unhealthy")
-        if self.cooling_until is not None and now < self.cooling_until:
-            return Skip("cooling", self.cooling_until - now, self.last_error)
-        return None
-
-    def take_trial(self) -> bool:
-        """Whether the request that passes now is the half-open circuit's one trial."""
-        if not self.is_open:
-            return False
-        self.on_trial = True
-        return True
-
-    def fail(self, policy: Policy, now: float, reason: str, *, reach: bool, again: bool) -> None:
-        """One more failure. `again`: of a trial or a probe, which opens the circuit for a whole backoff anew.
-
-        A failure of a request that began before the circuit opened tells nothing new, so it moves no time.
-        """
-        self.last_error, self.last_check = reason, now
-        if reach:
-            self.reach_failures += 1
-        else:
-            self.service_failures += 1
-        opens = again if self.is_open else self.failures >= policy.failure_threshold
-        if opens:
-            self.open_until = now + policy.backoff
-
-    def close(self, now: float) -> None:
-        """A served request clears everything but the cooling, which ends by time."""
-        self.reach_failures = self.service_failures = 0
-        self.open_until = None
-        self.last_check = now
-
-    def half_close(self, policy: Policy) -> None:
-        """A trial's answer has begun: others may pass again, but the next failure opens it at once."""
-        self.open_until = None
-        self.reach_failures = 0
-        self.service_failures = max(0, policy.failure_threshold - 1)
-
-    def reached(self, policy: Policy, now: float) -> None:
-        """A good probe clears what a probe can see."""
-        self.last_check = now
-        self.reach_failures = 0
-        if self.is_open and self.service_failures < policy.failure_threshold:
-            self.open_until = None
-
-    def cool(self, until: float, reason: str) -> None:
-        self.last_error = reason
-        self.cooling_until = max(until, self.cooling_until or until)
-
-    def update(self, now: float) -> SharedState:
-        """What is known, for others."""
-        cooling = self.cooling_until if self.is_cooling(now) else None
-        failures = self.reach_failures, self.service_failures
-        return SharedState(now, self.open_until, cooling, *failures, self.last_error, self.last_check)
-
-    def adopt(self, update: SharedState) -> None:
-        """What another process found holds here too. A trial under way goes on; no cooling is shortened."""
-        self.reach_failures, self.service_failures = update.reach_failures, update.service_failures
-        self.open_until = update.open_until
-        self.last_error, self.last_check = update.last_error, update.last_check
-        if update.cooling_until is not None:
-            self.cooling_until = max(update.cooling_until, self.cooling_until or update.cooling_until)
-
-
 @define
 class Permit:
     """Leave to attempt one target. Exactly one of `failed`, `served`, `released` ends it; more are harmless."""
@@ -201,10 +61,16 @@ class Permit:
     _health: Health
     _model: str
     _trial_of: tuple[Circuit, ...]
+    _began: bool = False
     _over: bool = False
 
-    def began(self) -> None:
+    def began(self, now: float) -> None:
         """The answer has begun (commit): a trial has succeeded, though the answer may still break."""
+        if self._over or self._began:
+            return
+        self._began = True
+        self._health.answering += 1
+        self._health.heard_at = now
         for circuit in self._trial_of:
             circuit.half_close(self._health.policy)
             circuit.on_trial = False
@@ -230,6 +96,7 @@ class Permit:
             return False
         self._over = True
         self._health.in_flight -= 1
+        self._health.answering -= self._began
         for circuit in self._trial_of:
             circuit.on_trial = False
         return True
@@ -243,13 +110,19 @@ class Health:
     configured: bool = True
     max_concurrent: int | None = None
     in_flight: int = 0
+    answering: int = 0
+    """Of those in flight: answers that have begun."""
+    heard_at: float | None = field(default=None, eq=False)
+    """When the provider last answered a request, or began to."""
+    served_at: float = field(default=-math.inf, eq=False)
+    """When a request was last served."""
     provider: Circuit = field(factory=Circuit)
     targets: dict[str, Circuit] = field(factory=dict)
     """By model; only those that have a state of their own."""
     told: dict[str | None, Status] = field(factory=dict)
     """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
     found: dict[str | None, SharedState] = field(factory=dict)
-    """What all processes know of each target, and under None of the provider, where that is not all clear."""
+    """What all workers know of each target, and under None of the provider, where that is not all clear."""
     _cleared: dict[str | None, float] = field(factory=dict)
     """When the last of them became clear."""
 
@@ -269,33 +142,63 @@ class Health:
         self.in_flight += 1
         return Permit(self, model, tuple(c for c in circuits if c is not None and c.take_trial()))
 
-    def probed(self, error: ProviderError | None, now: float) -> None:
-        """A probe's outcome; `error` None where the provider is alive."""
-        if error is None:
-            self.provider.reached(self.policy, now)
-        else:
-            self.provider.fail(self.policy, now, error.error_type, reach=True, again=True)
+    def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
+        """A probe's outcome (rules 10 to 12); `error` None where the provider is alive, `sent_at` when it was asked."""
+        # 12
+        if error is None or error.blame in (Blame.LOAD, Blame.NOBODY):
+            self.provider.reached(now)
+            return
+        # 11
+        if isinstance(error, ConnectTimeout) and self._heard_since(sent_at):
+            return
+        # 10
+        self.provider.fail(self.policy, now, error.error_type, reach=True, again=True)
+
+    def _heard_since(self, sent_at: float | None) -> bool:
+        if self.answering:
+            return True
+        return sent_at is not None and self.heard_at is not None and self.heard_at >= sent_at
 
     def _served(self, model: str, now: float) -> None:
+        self.heard_at = self.served_at = now
         self.provider.close(now)
+        for each in self.targets.values():
+            each.witnessed = False
         if (circuit := self.targets.get(model)) is not None:
             circuit.close(now)
             if circuit.is_blank or not circuit.is_cooling(now):
                 del self.targets[model]
 
     def _failed(self, model: str, error: ProviderError, now: float, trials: tuple[Circuit, ...]) -> None:
+        """Rules 5 to 9."""
+        policy, reason = self.policy, error.error_type
+        if error.provider_status is not None:
+            self.heard_at = now
+        # 5
         if error.blame is Blame.NOBODY:
             return
-        if error.blame in (Blame.REACH, Blame.SERVICE):
-            reach = error.blame is Blame.REACH
-            again = self.provider in trials
-            self.provider.fail(self.policy, now, error.error_type, reach=reach, again=again)
+        # 6
+        trial = any(each is self.provider for each in trials)
+        if error.blame is Blame.REACH:
+            self.provider.fail(policy, now, reason, reach=True, again=trial)
             return
         circuit = self._target(model)
-        if error.blame is Blame.TARGET:
-            circuit.fail(self.policy, now, error.error_type, reach=False, again=circuit in trials)
-        else:
-            circuit.cool(now + cooling_time(error), error.error_type)
+        # 7
+        if error.blame is Blame.LOAD:
+            circuit.cool(now + cooling_time(error), reason)
+            return
+        # 8, 9
+        witness = error.blame is Blame.TARGET
+        again = any(each is circuit for each in trials)
+        opened = circuit.fail(policy, now, reason, reach=False, again=again, witnessed=witness)
+        if witness and (opened or trial):
+            self._weigh(now, reason, trial=trial)
+
+    def _weigh(self, now: float, reason: str, *, trial: bool) -> None:
+        """Whether the targets that have failed speak against their provider."""
+        number = sum(circuit.is_open and circuit.witnessed for circuit in self.targets.values())
+        if number > 1 or (trial and self.provider.witnessed):
+            self.provider.open_by_targets(self.policy, now, reason, number, again=trial)
 
     def _target(self, model: str) -> Circuit:
         if model not in self.targets:
@@ -303,10 +206,14 @@ class Health:
         return self.targets.setdefault(model, Circuit())
 
     def pending_update(self, model: str | None, now: float) -> SharedState | None:
-        """What other processes should hear of a circuit: that it changed since they last did. It counts as told."""
+        """The change of a circuit that other workers have not heard of yet, or None; marks it as told."""
         circuit = self.provider if model is None else self.targets.get(model, Circuit())
-        update, known = circuit.update(now), self._known(model)
-        moved = (update.open_until, update.cooling_until) != (known.open_until, known.cooling_until)
+        update, known = circuit.shared_state(now), self._known(model)
+        moved = (update.open_until, update.cooling_until, update.witnessed) != (
+            known.open_until,
+            known.cooling_until,
+            known.witnessed,
+        )
         if not moved and (known.is_clear or not update.is_clear):
             return None
         if update.at <= known.at:  # the other's clock was a little ahead, and this is later all the same
@@ -315,14 +222,18 @@ class Health:
         return update
 
     def heard(self, model: str | None, update: SharedState) -> bool:
-        """Another process's finding, of the provider (`model` None) or a target. False where we know better."""
+        """Another worker's state of the provider (`model` None) or a target. False where we know better."""
         if update.rank <= self._known(model).rank:
             return False
         circuit = self.provider if model is None else self._target(model)
+        opens = update.open_until is not None and update.open_until != circuit.open_until
         circuit.adopt(update)
+        circuit.witnessed &= update.at > self.served_at
         if model is not None and circuit.is_blank:
             del self.targets[model]
         self._note(model, update)
+        if model is not None and opens and circuit.witnessed:
+            self._weigh(update.at, update.last_error or "", trial=False)
         return True
 
     def _known(self, model: str | None) -> SharedState:

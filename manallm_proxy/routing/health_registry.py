@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define
 
-from manallm_proxy.contract.errors import ProviderError
 from manallm_proxy.contract.events import HealthChanged, Observer
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.routing.health import Circuit, Health, Permit, SharedState, Skip
+from manallm_proxy.routing.circuit import Circuit, SharedState, Skip
+from manallm_proxy.routing.health import Health, Permit
 
 Clock = Callable[[], float]
 Tell = Callable[[str, str | None, SharedState], None]
-"""Takes a finding about a provider, or about one of its models, to the other processes."""
+"""Takes the state of a provider, or of one of its models, to the other workers."""
 
 
 @define
@@ -35,7 +36,7 @@ class HealthRegistry:
         return self.providers[target.provider].configured and not self._again_in(target, self.clock())
 
     def began(self, target: Target, permit: Permit) -> None:
-        permit.began()
+        permit.began(self.clock())
         self.note(target.provider)
 
     def served(self, target: Target, permit: Permit) -> None:
@@ -46,8 +47,8 @@ class HealthRegistry:
         permit.failed(error, self.clock())
         self.note(target.provider)
 
-    def probed(self, provider: str, error: ProviderError | None) -> None:
-        self.providers[provider].probed(error, self.clock())
+    def probed(self, provider: str, error: ProviderError | None, sent_at: float | None = None) -> None:
+        self.providers[provider].probed(error, self.clock(), sent_at)
         self.note(provider)
 
     def again_in(self, targets: Iterable[Target]) -> float | None:
@@ -63,9 +64,9 @@ class HealthRegistry:
         return max((r.again_in or 0.0 for r in refusals), default=0.0)
 
     def note(self, provider: str) -> None:
-        """Reports what changed since the last time. *Degraded* is told by numbers, not by a line each.
+        """Reports what changed since the last time. *Degraded* shows in metrics only; it is not logged.
 
-        What was told is kept with the health, which several generations of the configuration share.
+        What was reported is kept with the health, which several generations of the configuration share.
         """
         health = self.providers[provider]
         if health.provider.is_blank and not health.targets and not health.told and not health.found:
@@ -77,10 +78,15 @@ class HealthRegistry:
                 self.broadcast(provider, model, update)
 
     def heard(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Another process's finding. It has told the log."""
+        """Another worker's state. It has logged that itself, but not what our own targets make of it together."""
         health = self.providers.get(provider)
-        if health is not None and health.heard(model, update):
+        if health is None:
+            return
+        before = health.provider.open_until
+        if health.heard(model, update):
             self._tell(provider, model, self.clock(), lambda event: None)
+            if model is not None and health.provider.open_until != before:
+                self.note(provider)
 
     def _tell(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
         health = self.providers[provider]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from attrs import define
 
-from manallm_proxy.contract.errors import ConnectTimeout, ProviderError
-from manallm_proxy.contract.events import Crashed
-from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.events import Crashed, ListUnreadable
+from manallm_proxy.contract.provider import ModelList, Provider
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health_registry import HealthRegistry
 
@@ -25,7 +25,7 @@ class Prober:
     timeout: float
 
     async def run(self) -> None:
-        """For ever, until cancelled. The first round is `once`, which whoever starts this has done."""
+        """For ever, until cancelled. The caller must have run `once` first."""
         while True:
             await asyncio.sleep(self.interval)
             await self.once()
@@ -35,18 +35,25 @@ class Prober:
         await asyncio.gather(*(self._probe(name, provider) for name, provider in self.providers.items()))
 
     async def _probe(self, name: str, provider: Provider) -> None:
+        sent_at = self.registry.clock()
         try:
-            async with asyncio.timeout(self.timeout):
-                models = await provider.probe()
-        except TimeoutError:
-            self.registry.probed(name, ConnectTimeout(f"{name}: its probe got no answer in {self.timeout:g} s"))
+            listed = await provider.probe(self.timeout)
         except ProviderError as error:
-            self.registry.probed(name, error)
+            self.registry.probed(name, error, sent_at)
         except Exception as error:  # a bug in one probe must not end the others
             self.registry.observe(Crashed(f"probe of {name}", error))
         else:
-            if models is None:
+            if listed is None:
                 self.registry.note(name)
                 return
-            self.catalog.learn(name, models)
-            self.registry.probed(name, None)
+            self._learn(name, listed)
+            self.registry.probed(name, None, sent_at)
+
+    def _learn(self, name: str, listed: ModelList) -> None:
+        """What is wrong with a list is reported once, and again only when it is something else."""
+        self.catalog.learn(name, listed.models)
+        if listed.fault is None:
+            self.catalog.faults.pop(name, None)
+        elif self.catalog.faults.get(name) != listed.fault:
+            self.catalog.faults[name] = listed.fault
+            self.registry.observe(ListUnreadable(name, listed.fault))

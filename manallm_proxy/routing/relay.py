@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch
-from manallm_proxy.contract.errors import Blame, ProviderError, ProxyError, StreamInterrupted, Unsupported
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Provider, Stream
+from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt
@@ -56,6 +58,16 @@ class Sink(Protocol):
         """An error event on an event boundary, and an end that nobody takes for the end of an answer."""
 
 
+def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
+    """`call` as `entry`'s target gets it.
+
+    Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried.
+    """
+    refuse_lacking(catalog, call, entry)
+    denied = catalog.denied(entry.target)
+    return evolve(call, denied=denied) if denied else call
+
+
 def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
     """Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried."""
     lacking = catalog.lacks(entry.target, call.summary.needs)
@@ -69,8 +81,7 @@ def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
 
 async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
     """An attempt at a whole answer."""
-    refuse_lacking(catalog, call, entry)
-    return await provider.complete(call, entry)
+    return await provider.complete(for_target(catalog, call, entry), entry)
 
 
 async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
@@ -78,7 +89,7 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
     Events without content (a role, an empty delta) are held and leave with that event.
     """
-    refuse_lacking(catalog, call, entry)
+    call = for_target(catalog, call, entry)
     stream: Stream | None = None
     held: list[StreamBatch] = []
     size = 0
@@ -91,6 +102,8 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
                 size += len(batch.frames) + len(batch.deltas)
                 if batch.error is not None and not batch.has_content:
                     raise batch.error
+                if batch.done and not batch.has_content and EmptyAnswer.widened_by in entry.fallback_on:
+                    raise EmptyAnswer(f"{entry.target} ended without a word")
                 if batch.has_content or batch.done or size > HOLD_LIMIT:
                     opened, stream = Opened(stream, tuple(held)), None
                     return opened
@@ -124,6 +137,7 @@ class Relay:
             self.error = batch.error
         except ProviderError as error:
             self.error = error
+            forget_frames(error)
         finally:
             await stream.aclose()
         if self.error is None:

@@ -32,13 +32,18 @@ class Fault:
     name: str
     act: Act
     reason: str = "bad_response"
-    blames: Literal["provider", "target", "cools", "nobody"] = "provider"
+    blames: Literal["target", "cools"] = "target"
     costs: float = 0.0
     at_accept: bool = False
     asked: frozenset[Asked] = ALL
     kinds: frozenset[str] = frozenset({"openai", "ollama", "google"})
     but: Mapping[str, str] = field(factory=dict)
     """Another reason for a kind: where only one can tell what the other cannot."""
+
+    @property
+    def is_below_http(self) -> bool:
+        """It does not answer as HTTP wants it, so its connection is not used again."""
+        return not self.act.__qualname__.startswith("answers.")
 
     def allows(self, reason: str, kind: str) -> bool:
         return reason in self.but.get(kind, self.reason).split("|")
@@ -92,14 +97,10 @@ def armed(fault: Fault) -> Script:
             return
         while await probed_or_asked(connection) is not None:
             await fault.act(connection)
-            if not _stays(fault):
+            if fault.is_below_http:
                 return
 
     return script
-
-
-def _stays(fault: Fault) -> bool:
-    return fault.act.__qualname__.startswith("answers.")
 
 
 def status(code: int, reason: str = "http_5xx", **more: Any) -> Fault:
@@ -192,12 +193,11 @@ FAULTS: Final = [
     # U12: elsewhere
     *[Fault(f"redirect {n}", answers(f"{n} Go", extra=ELSEWHERE)) for n in (301, 302, 307, 308)],
     # U7: statuses
-    status(500, blames="target"),
+    status(500),
     status(502),
     status(503),
     status(504),
     status(529),
-    status(501, blames="nobody"),
     status(408, "http_408", blames="cools"),
     status(498, "http_498", blames="cools"),
     cools("7 seconds", "Retry-After: 7\r\n"),

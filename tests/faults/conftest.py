@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.providers import http_provider as client
+from manallm_proxy.providers import http_provider
+from tests.faults.matrix import CONNECTIONS
 
-CONNECTIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "pool": lambda patch: patch.setattr(client, "connections_to", Pool),
-    "session": lambda patch: patch.setattr(client, "connections_to", SessionConnections),
-}
-"""Implementations of the seam to a provider, and how each is put in place of the one that is built in."""
-
+IMPLEMENTATIONS = dict(zip(CONNECTIONS, (Pool, SessionConnections), strict=True))
 
 PASSED: pytest.StashKey[bool] = pytest.StashKey()
 
@@ -33,19 +29,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each case over each implementation; a real process (``REAL_PROCESS`` in the module) has the one built in."""
-    if "connection" in metafunc.fixturenames:
-        real = getattr(metafunc.module, "REAL_PROCESS", False)
-        metafunc.parametrize("connection", ["built in"] if real else list(CONNECTIONS), indirect=True)
+    """Each case over each implementation, unless it chooses for itself or is marked ``built_in``."""
+    chooses = any("connection" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if not chooses:
+        built_in = metafunc.definition.get_closest_marker("built_in")
+        metafunc.parametrize("connection", ["built in"] if built_in else CONNECTIONS)
 
 
 @pytest.fixture(autouse=True)
-def connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The implementation that the case runs over."""
-    name: str = request.param
-    if name in CONNECTIONS:
-        CONNECTIONS[name](monkeypatch)
-    return name
+def over(connection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the implementation that the case runs over in place of the one that is built in."""
+    if connection in IMPLEMENTATIONS:
+        monkeypatch.setattr(http_provider, "connections_to", IMPLEMENTATIONS[connection])
 
 
 @pytest.fixture(autouse=True)

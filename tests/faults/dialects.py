@@ -8,7 +8,7 @@ from typing import Any, Literal
 from attrs import frozen
 
 from tests.proxy import openai
-from tests.test_kinds import LAST, gemini, gemini_server, line, ollama_server
+from tests.servers import LAST, gemini, gemini_server, line, ollama_server
 from tests.upstreams import DONE, Answer, answers, chunk
 
 Asked = Literal["chat", "stream", "embeddings"]

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.dialects import KEY, Asked, Dialect
 from tests.proxy import Proxy, openai, proxy, settings
-from tests.upstreams import Connection, Script, Upstream, answers, each, upstream
+from tests.upstreams import Connection, Script, Seen, Upstream, answers, chunk, each, upstream
 
 PROMPT = "PROMPT-CANARY"
 CLIENT_KEY = "sk-CANARY-client"
@@ -102,9 +102,10 @@ class Scene:
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have `labels`."""
+        rows = [row for row in (await metrics(self.p)).splitlines() if row.startswith(name)]  # parsing all takes 5 ms
         return sum(
             sample.value
-            for family in text_string_to_metric_families(await metrics(self.p))
+            for family in text_string_to_metric_families("\n".join(rows) + "\n")
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
@@ -156,3 +157,11 @@ async def probed_or_asked(connection: Connection) -> Any:
             return seen
         await connection.upstream.probe(connection)
     return None
+
+
+async def slow(connection: Connection, seen: Seen) -> None:
+    """Begins a stream and keeps it open; a whole answer it never gives."""
+    if seen.json.get("stream") and connection.upstream.go.is_set():
+        await connection.head()
+        await connection.chunk(chunk("one"))
+    await connection.gone()

@@ -12,12 +12,24 @@ import pytest
 from tests.faults.after import BROKEN, ENDLESS, Broken, endless, script
 from tests.faults.before import LIMIT
 from tests.faults.dialects import DIALECTS
+from tests.faults.matrix import CONNECTIONS, case
 from tests.faults.scene import LONG, Reply, request, scene
 from tests.upstreams import DONE, Connection, Seen, chunk, each
+from tests.waiting import until
+
+CASES = [
+    case(
+        *(broken, kind, connection),
+        named=f"{broken.name}-{kind}-{connection}",
+        is_chosen=kind == "openai" or (number + place + turn) % 2 == 0,
+    )
+    for number, broken in enumerate(BROKEN)
+    for place, kind in enumerate(DIALECTS)
+    for turn, connection in enumerate(CONNECTIONS)
+]
 
 
-@pytest.mark.parametrize("kind", DIALECTS)
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+@pytest.mark.parametrize(("broken", "kind", "connection"), CASES)
 async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kind: str) -> None:
     """At once, or at ``idle``; the log says *broken*; the connection to the provider is closed."""
     times = {"timeouts": {"idle": LIMIT}} if broken.costs else {}
@@ -44,9 +56,7 @@ async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kin
         row = await at.health()
         targets = sum(target["consecutive_failures"] for target in row.get("targets", {}).values())
         assert row["consecutive_failures"] + targets == 1
-        async with asyncio.timeout(2):
-            while not at.logged("request"):
-                await asyncio.sleep(0.01)
+        await until(lambda: at.logged("request"), 2)
         assert at.logged("request")[0]["outcome"] == "broken"
 
 

@@ -3,46 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.faults.dialects import DIALECTS
+from tests.faults.matrix import turns
 from tests.faults.raw import LEAVES, client, post
-from tests.faults.scene import Scene, ask, scene
+from tests.faults.scene import Scene, ask, scene, slow
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
+from tests.waiting import until
 
 PHASES = ["body upload", "first byte", "whole answer", "between fallbacks", "streaming", "error event"]
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def slow(connection: Connection, seen: Seen) -> None:
-    """Begins a stream and keeps it open; a whole answer it never gives."""
-    if seen.json.get("stream") and connection.upstream.go.is_set():
-        await connection.head()
-        await connection.chunk(chunk("one"))
-    await connection.gone()
-
-
-@pytest.mark.parametrize("how", LEAVES)
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "how", "connection"), turns(PHASES, list(LEAVES)))
 async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> None:
     """C1: the provider is left within a second, nobody else is asked, nobody is blamed, the log says client_gone."""
     dies = status("503 No") if phase == "between fallbacks" else slow
     async with scene(DIALECTS["openai"], each(dies), tmp_path) as at, upstream(each(slow)) as second:
         config = settings({"bad": openai(at.faulty.url), "second": openai(second.url), "good": openai(at.good.url)})
         at.p.write(config | {"listen": {"port": 0}})
-        at.p.app.reload()
+        await at.p.app.reload()
         if phase in ("streaming", "error event"):
             at.faulty.go.set()
         async with client(at.p.port) as (reader, writer):
@@ -69,12 +56,12 @@ async def test_a_client_that_leaves(tmp_path: Path, phase: str, how: str) -> Non
             assert (await at.health())["consecutive_failures"] == 0
 
 
-@pytest.mark.parametrize("how", LEAVES)
-async def test_the_real_process_notices_a_leaver(tmp_path: Path, how: str) -> None:
-    """C1 over uvloop: before the first byte and in a stream."""
+@pytest.mark.built_in
+async def test_the_real_process_notices_a_leaver(tmp_path: Path) -> None:
+    """C1 over uvloop: before the first byte and in a stream, in each of the ways to leave."""
     async with upstream(each(slow)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         port = int(running.url.rpartition(":")[2])
-        for streaming in (False, True):
+        for streaming, how in itertools.product((False, True), LEAVES):
             if streaming:
                 gpu.go.set()
             async with client(port) as (reader, writer):
@@ -86,12 +73,12 @@ async def test_the_real_process_notices_a_leaver(tmp_path: Path, how: str) -> No
                 LEAVES[how](writer)
                 asked = [c for c in gpu.connections if c.answering]
                 await asyncio.wait_for(asyncio.gather(*(c.closed.wait() for c in asked)), 1)
-        await until(lambda: sum('"client_gone"' in line for line in running.output) == 2)
+        await running.logs('"client_gone"', 2 * len(LEAVES))
 
 
-@pytest.mark.parametrize("how", LEAVES)
+@pytest.mark.parametrize(("how", "connection"), turns(LEAVES))
 async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> None:
-    """C3: a client that leaves while it holds the half-open circuit's one trial does not lock the provider out."""
+    """C3: a client that leaves while it holds the half-open circuit's one trial does not lock its target out."""
 
     async def script(connection: Connection, seen: Seen) -> None:
         many = len(connection.upstream.posts)
@@ -105,7 +92,7 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
     async with scene(DIALECTS["openai"], each(script), tmp_path, proxy={"health": {"backoff": 0.1}}) as at:
         for _ in range(2):
             await at.ask("chat")
-        assert (await at.health())["status"] == "unhealthy"
+        assert (await at.health())["targets"]["m"]["status"] == "unhealthy"
         await asyncio.sleep(0.12)
         async with client(at.p.port) as (_, writer):
             writer.write(post("chat"))
@@ -117,6 +104,7 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
         assert (await at.ask("chat")).resolved == "bad/m"
 
 
+@pytest.mark.built_in
 async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
     """C4: 300 connections, silent or in the middle of a head, disturb nobody and are closed at their limit."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path, proxy={"limits": {"body_timeout": 0.5}}) as at:
@@ -131,6 +119,7 @@ async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
             writer.close()
 
 
+@pytest.mark.built_in
 async def test_a_flood_of_rubbish(tmp_path: Path) -> None:
     """X14: a thousand requests that are none: each refused, a few told in the log, and others are served."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path) as at:
@@ -174,6 +163,7 @@ async def _opened(at: Scene) -> aiohttp.ClientResponse:
     return response
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("many", [2, 100])
 async def test_pipelined_requests_are_answered_in_order(tmp_path: Path, many: int) -> None:
     """C9: each its own answer, none twice, none missing."""
@@ -196,6 +186,7 @@ def _choice(seen: Seen) -> dict[str, object]:
     return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
 
+@pytest.mark.built_in
 async def test_descriptors_of_a_process_after_leavers(tmp_path: Path) -> None:
     """200 clients that leave in every way leave nothing behind in the real process."""
     async with upstream(each(slow)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:

@@ -13,15 +13,16 @@ import pytest
 
 from tests.faults.before import LIMIT, full_backlog
 from tests.faults.dialects import DIALECTS, Asked
+from tests.faults.matrix import turns
 from tests.faults.scene import ask, scene
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, completion, each, upstream
+from tests.waiting import until
 
 ASKED: tuple[Asked, ...] = ("chat", "stream", "embeddings")
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_closed_port(tmp_path: Path, kind: str, asked: Asked) -> None:
     """U1: refused, fallen back from, blamed; when it is back, its first probe lets requests in again (H2)."""
     health = {"probe_interval": 0.3, "probe_timeout": 5, "backoff": 0.4}
@@ -47,8 +48,7 @@ def black_hole() -> Iterator[int]:
         each_socket.close()
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: Asked) -> None:
     """U2: a machine that is switched off costs ``connect``, and once its circuit is open nothing."""
     async with upstream(each(answers)) as good:
@@ -100,8 +100,7 @@ class Dripping(Connection):
             await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "asked", "connection"), turns(DIALECTS, ASKED))
 async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) -> None:
     """A byte at a time, none later than ``idle``, all longer than ``idle``: it arrives whole (S8)."""
 
@@ -115,8 +114,7 @@ async def test_a_slow_drip_is_no_fault(tmp_path: Path, kind: str, asked: Asked) 
             assert reply.body.endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("how", ["fin", "reset", "after the next request"])
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize(("kind", "how", "connection"), turns(DIALECTS, ["fin", "reset", "after the next request"]))
 async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> None:
     """U6: three in the pool have died: the same provider serves over a fresh one, and nobody is blamed."""
     dialect = DIALECTS[kind]
@@ -152,16 +150,19 @@ async def test_stale_pooled_connections(tmp_path: Path, kind: str, how: str) -> 
 async def test_an_answer_that_nobody_asked_for_is_nobodys_answer(tmp_path: Path) -> None:
     """Bytes that wait in a pooled connection before the request: the next client must not get them."""
 
+    poisoned = asyncio.Event()
+
     async def twice(connection: Connection, seen: Seen) -> None:
         await connection.reply(completion("mine"))
         if len(connection.upstream.posts) == 1:
-            await asyncio.sleep(0.05)
+            await connection.upstream.go.wait()
             await connection.reply(completion("POISON"))
-            connection.upstream.go.set()
+            poisoned.set()
 
     async with scene(DIALECTS["openai"], each(twice), tmp_path) as at:
         await at.ask("chat")
-        await asyncio.wait_for(at.faulty.go.wait(), 2)
+        at.faulty.go.set()
+        await asyncio.wait_for(poisoned.wait(), 2)
         for _ in range(3):
             assert b"POISON" not in (await at.ask("chat")).body
 
@@ -206,9 +207,7 @@ async def test_switched_off_in_mid_flight(tmp_path: Path) -> None:
 
     async with scene(DIALECTS["openai"], each(waits), tmp_path) as at:
         asking = [asyncio.ensure_future(ask(at.p, "chat")) for _ in range(20)]
-        async with asyncio.timeout(5):
-            while len(at.faulty.posts) < 20:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(at.faulty.posts) >= 20)
         await at.faulty.stop()
         replies = await asyncio.gather(*asking)
         assert {(reply.status, reply.resolved) for reply in replies} == {(200, "good/m")}

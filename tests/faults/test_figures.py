@@ -14,7 +14,7 @@ from tests.faults.before import full_backlog
 from tests.proxy import openai, process, settings
 from tests.upstreams import answers, each, upstream
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 MANY = 200
 CONNECT = 0.5

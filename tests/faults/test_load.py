@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.load import Tally, load, pulse
-from tests.faults.test_resources import alive, free_port, resident, shell
-from tests.proxy import openai, settings
+from tests.proxy import alive, free_port, openai, resident, settings, shell
 from tests.upstreams import answers, each, upstream
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 ALLOWED = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2
 """Streams for which this machine lets a process have descriptors: two each."""

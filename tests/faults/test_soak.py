@@ -17,11 +17,10 @@ import yaml
 
 from tests.faults.load import PATIENCE, Pulse, pulse
 from tests.faults.raw import LEAVES, client, post
-from tests.faults.test_resources import resident
-from tests.proxy import Process, openai, process, settings
+from tests.proxy import Process, openai, process, resident, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 SOAK = float(os.environ.get("SOAK", "150"))
 KINDS = ("chat", "stream", "embeddings", "leaver")

@@ -20,8 +20,9 @@ import trustme
 from tests.faults.dialects import DIALECTS
 from tests.proxy import openai, process, settings
 from tests.upstreams import Connection, Upstream, answers, each, upstream
+from tests.waiting import until
 
-REAL_PROCESS = True
+pytestmark = pytest.mark.built_in
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 WHY = {
@@ -56,8 +57,11 @@ async def says_nothing(connection: Connection) -> None:
     await connection.gone()
 
 
-@pytest.mark.parametrize("kind", ["openai", "google"])
-async def test_who_is_not_trusted_gets_nothing(tmp_path: Path, kind: str) -> None:
+KINDS = ("openai", "google")
+"""The two that have an implementation of HTTP of their own."""
+
+
+async def test_who_is_not_trusted_gets_nothing(tmp_path: Path) -> None:
     """A stranger's, a wrong, an expired certificate, no TLS at all: passed with the reason; the good one serves."""
     ours, theirs = trustme.CA(), trustme.CA()
     ours.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -72,18 +76,21 @@ async def test_who_is_not_trusted_gets_nothing(tmp_path: Path, kind: str) -> Non
         servers["plain"] = await open_until_the_end.enter_async_context(upstream(plain_http))
         good = await open_until_the_end.enter_async_context(tls(ours.issue_cert("127.0.0.1")))
         providers = {
-            name: DIALECTS[kind].config(f"https://127.0.0.1:{server.port}") for name, server in servers.items()
+            f"{kind}-{name}": DIALECTS[kind].config(f"https://127.0.0.1:{server.port}")
+            for kind in KINDS
+            for name, server in servers.items()
         }
         config = settings({**providers, "good": openai(f"https://127.0.0.1:{good.port}")})
-        config["aliases"]["mana/none"] = {"chain": [f"{name}/m" for name in servers]}
+        config["aliases"]["mana/none"] = {"chain": [f"{name}/m" for name in providers]}
         environ = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
         async with process(config, tmp_path, environ) as running, aiohttp.ClientSession() as client:
             url = f"{running.url}/v1/chat/completions"
             async with client.post(url, json={**HI, "model": "mana/none"}) as response:
                 assert response.status == 503
                 attempts = (await response.json())["error"]["attempts"]
+            assert len(attempts) == len(providers)
             for attempt in attempts:
-                name = attempt["model"].partition("/")[0]
+                name = attempt["model"].partition("/")[0].partition("-")[2]
                 assert attempt["reason"] == "connect_error"
                 assert attempt["detail"].startswith(WHY[name]), attempt
             async with client.post(url, json={**HI, "model": "mana/test"}) as response:
@@ -104,9 +111,7 @@ async def test_verification_is_not_switched_off_in_silence(tmp_path: Path) -> No
                 assert response.headers["X-Mana-LLM-Resolved"] == "lax/m"
             assert strict.seen == []
             os.kill(running.pid, signal.SIGHUP)
-            async with asyncio.timeout(5):
-                while sum("certificates are not verified" in line for line in running.output) < 2:
-                    await asyncio.sleep(0.01)
+            await until(lambda: sum("certificates are not verified" in line for line in running.output) >= 2)
             told = [json.loads(line) for line in running.output if "certificates are not verified" in line]
             assert {(line["level"], line["provider"]) for line in told} == {("warning", "lax")}
         command = (sys.executable, "-m", "manallm_proxy", "check", "--config", str(tmp_path / "proxy.yaml"))

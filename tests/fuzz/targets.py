@@ -15,10 +15,13 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
-from manallm_proxy.contract.door import Client, Door
-from manallm_proxy.contract.errors import InvalidRequest, ProviderError, ProxyError
+from manallm_proxy.contract.answers import Answer, Delta
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.doors.form import read_form
+from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.ollama.chat import ChatDoor
 from manallm_proxy.doors.ollama.embed import EmbedDoor
 from manallm_proxy.doors.ollama.generate import GenerateDoor
@@ -98,8 +101,7 @@ def request(data: bytes) -> None:
 
 def ollama_door(data: bytes) -> None:
     """A request of Ollama's API is refused, or becomes a sound one in OpenAI's words."""
-    doors: list[Door] = [ChatDoor(), GenerateDoor(), EmbedDoor()]
-    for door in doors:
+    for door in (ChatDoor(), GenerateDoor(), EmbedDoor()):
         with contextlib.suppress(InvalidRequest):
             of, _ = door.read(data, Client("req-1"))
             assert read_summary(of.body, ("model", str)).model == of.summary.model
@@ -121,6 +123,16 @@ def form(data: bytes) -> None:
     assert {name: len(spans) for name, spans in after.spans.items()} == {
         name: len(spans) for name, spans in before.spans.items()
     }
+
+
+def messages(data: bytes) -> None:
+    """A request in Anthropic's form is refused, or becomes a chat request that is read as one."""
+    try:
+        call, reply = MessagesDoor().read(data, Client("req-1"))
+    except InvalidRequest:
+        return
+    assert json.loads(call.body)["messages"]
+    assert json.loads(reply.whole(openai.ENTRY.target, Answer(choices=(Delta("x"),))))["content"]
 
 
 _LOOP: Final = asyncio.new_event_loop()
@@ -171,5 +183,6 @@ TARGETS: Final[dict[str, Target]] = {
     "request": request,
     "ollama_door": ollama_door,
     "form": form,
+    "messages": messages,
     "http": http,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from manallm_proxy.contract.errors import MissingModel, ProxyError, UnknownModel
+from manallm_proxy.contract.errors import ProxyError, UnknownModel
+from manallm_proxy.contract.provider_errors import MissingModel
 from manallm_proxy.doors.ollama.lines import one_line
 
 

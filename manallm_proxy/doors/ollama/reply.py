@@ -13,7 +13,8 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage
-from manallm_proxy.contract.errors import BadResponse, ProxyError
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line

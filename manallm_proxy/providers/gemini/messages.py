@@ -13,7 +13,8 @@ from typing import Any, Final
 from attrs import define, field
 from google.genai import types
 
-from manallm_proxy.contract.errors import InvalidRequest, Unsupported
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 

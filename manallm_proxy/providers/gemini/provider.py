@@ -18,24 +18,24 @@ from google import genai
 from google.genai import errors, types
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, TryWrite
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     Disconnected,
     FirstByteTimeout,
-    InvalidRequest,
     ProviderError,
-    ProxyError,
     ReadTimeout,
 )
-from manallm_proxy.contract.provider import Call, Endpoint, TryWrite
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import transport_error
-from manallm_proxy.providers.classify import classify, scrubbed, widened
+from manallm_proxy.providers.classify import ErrorDetails, classify, widened
 from manallm_proxy.providers.gemini import reply as gemini_reply
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.gemini.session_shim import Door, Exchange
+from manallm_proxy.providers.scrub import scrubbed
 
 BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSIONED: Final = re.compile(r"(.*)/(v\d+\w*)", re.ASCII)
@@ -131,8 +131,8 @@ class GeminiProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: nothing said within {seconds:g} s")
 
-    async def probe(self) -> None:
-        """Google is not asked (contract, section 6)."""
+    async def probe(self, seconds: float) -> None:
+        """Google is not asked: each listing counts toward our limits."""
 
     async def close(self) -> None:
         await self._client.aio.aclose()
@@ -156,7 +156,7 @@ class GeminiProvider:
         if not isinstance(error, _NOT_THE_SHAPE):
             return None
         if response.status != 200:
-            return self._told(classify(response.status, response.headers, ""))
+            return self._told(classify(response.status, response.headers, ErrorDetails()))
         return BadResponse(f"{self.name}: its answer is not what Gemini's API promises", detail="not Gemini's JSON")
 
     def _told(self, error: ProviderError) -> ProviderError:

@@ -1,4 +1,4 @@
-"""What google-genai hands out, in OpenAI's words: steps, finish reasons, usage, errors (wire.md D.3, D.4).
+"""What google-genai hands out, in OpenAI's words: steps, finish reasons, usage, errors.
 
 Anything may be missing in Gemini's replies: candidates, their content, its parts, the usage.
 """
@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 from google.genai import errors, types
 
 from manallm_proxy.contract.answers import Delta, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.errors import (
+from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
     KeyRejected,
@@ -25,9 +25,10 @@ from manallm_proxy.contract.errors import (
 )
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.vectors import checked_vectors
-from manallm_proxy.providers.classify import QUOTA_COOLING, classify, clean
+from manallm_proxy.providers.classify import QUOTA_COOLING, ErrorDetails, classify
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
 from manallm_proxy.providers.retry_after import duration
+from manallm_proxy.providers.scrub import clean
 
 _FILTERED: Final = frozenset(
     (
@@ -213,13 +214,13 @@ def failure(error: errors.APIError, headers: Mapping[str, str]) -> ProviderError
             provider_status=status,
         )
     if status == 429:
-        return _rate_limited(details, classify(429, headers, message))
+        return _rate_limited(details, classify(429, headers, ErrorDetails(message)))
     if word == "FAILED_PRECONDITION" and _BILLING.search(message):
         return PaymentRequired(clean(message), provider_status=status, provider_code=word)
     if status == 503 and word == "UNAVAILABLE":
-        return classify(status, headers, message, kind="unavailable_error")
+        return classify(status, headers, ErrorDetails(message, kind="unavailable_error"))
     code = word if status != 404 else None  # there OpenAI's own word says more
-    return classify(status, headers, message, code=code or None)
+    return classify(status, headers, ErrorDetails(message, code=code or None))
 
 
 def _rate_limited(details: list[dict[str, Any]], said: ProviderError) -> RateLimited:

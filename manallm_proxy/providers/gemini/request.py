@@ -16,8 +16,9 @@ from attrs import field, frozen
 from google.genai import types
 from pydantic import ValidationError
 
-from manallm_proxy.contract.errors import InvalidRequest, Unsupported
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request_fields import (
     Fields,

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from manallm_proxy.contract.errors import InvalidRequest, Unsupported
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
@@ -66,16 +67,18 @@ def _tool_call(call: Fields, path: str, called: dict[str, str]) -> Fields:
 
 
 def _arguments(text: object, path: str) -> object:
-    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``."""
+    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``.
+
+    So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
+    would end the conversation for good.
+    """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
     raw = typed(str, text, path).encode()
     try:
-        if isinstance(decode(raw), dict):
-            return msgspec.Raw(raw)
+        return msgspec.Raw(raw) if isinstance(decode(raw), dict) else {}
     except DecodeErrors:
-        pass
-    raise wrong(path, "a JSON object in a string")
+        return {}
 
 
 def _content(content: object, path: str) -> Fields:

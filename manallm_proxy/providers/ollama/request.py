@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest, Unsupported
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import (
@@ -95,6 +96,8 @@ def build(call: Call, entry: Entry) -> Request:
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= _settings(asked, entry.options, call.endpoint)
+    if "thinking" in call.denied and "think" not in asked:
+        fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
         return Request(path, encode({"model": entry.target.model, **fields}))
     except RecursionError:

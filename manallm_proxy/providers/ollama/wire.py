@@ -1,7 +1,7 @@
 """Ollama's native API (ollama api/types.go and server/routes.go at v0.33; wire.md B).
 
 Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
-one JSON object a line, written out as OpenAI's chunks. What it says of itself is not taken on trust:
+one JSON object a line, read into deltas. What it says of itself is not taken on trust:
 
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
@@ -17,15 +17,17 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import define, field
+from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.errors import BadResponse, Disconnected, FirstByteTimeout, ProviderError, SlowModel
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
 from manallm_proxy.providers.wire import Request, Translator
@@ -58,16 +60,19 @@ class _Token(Struct):
 
 
 class _Reply(Struct):
-    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one."""
+    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one.
+
+    What an answer can do without is read leniently: servers that imitate Ollama send counters as null or 4.0.
+    """
 
     message: _Message | None = None
     response: str | None = None
     thinking: str | None = None
     done: bool = False
-    done_reason: str | None = None
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    logprobs: list[_Token] | None = None
+    done_reason: Any = None
+    prompt_eval_count: Any = 0
+    eval_count: Any = 0
+    logprobs: Any = None
     error: Any = None
 
 
@@ -75,7 +80,7 @@ class _Embedded(Struct):
     """api/types.go EmbedResponse."""
 
     embeddings: list[list[float]] | None = None
-    prompt_eval_count: int = 0
+    prompt_eval_count: Any = 0
     error: Any = None
 
 
@@ -85,38 +90,25 @@ class _Asked(Struct):
     input: str | list[Any] = ""
 
 
-class _Details(Struct):
-    context_length: int = 0
-
-
 class _Model(Struct):
-    """``context_length`` and ``capabilities`` since 0.33 or so."""
+    """api/types.go ListModelResponse. ``details.context_length`` and ``capabilities`` since 0.33 or so."""
 
     name: str = ""
     model: str = ""
-    modified_at: str = ""
-    capabilities: list[str] | None = None
-    details: _Details | None = None
+    modified_at: Any = None
+    capabilities: Any = None
+    details: Any = None
 
 
-class _Tags(Struct):
-    """api/types.go ListResponse; ``models`` is null on a server that has none."""
-
-    models: list[_Model] | None = None
-    error: Any = None
-
-
-_T = TypeVar("_T", _Reply, _Embedded, _Tags)
+_T = TypeVar("_T", _Reply, _Embedded)
 _REPLY: Final = msgspec.json.Decoder(_Reply)
 _EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
-_TAGS: Final = msgspec.json.Decoder(_Tags)
 
 
 class OllamaWire:
     """The dialect. It holds no state: one serves every provider of its kind."""
 
     probe_path: str = "api/tags"
-    first_byte_error: type[FirstByteTimeout] = SlowModel  # it loads models on demand, headers wait for it (B.2)
 
     def request(self, call: Call, entry: Entry) -> Request:
         return ollama_request.build(call, entry)
@@ -125,11 +117,15 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """There is one form only: what Ollama refuses, it refuses."""
-        return None
+        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
+        if status != 400 or not call.effort_is_advice or b"think" not in body:
+            return None
+        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        return ollama_request.build(evolve(call, body=encode(fields)), entry)
 
-    def took(self, request: Request) -> None:
+    def took(self, entry: Entry) -> bool:
         """Nothing to learn."""
+        return False
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
@@ -145,9 +141,8 @@ class OllamaWire:
         """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
         return OllamaTranslator(call.endpoint)
 
-    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
-        models = _read(_TAGS, body).models or ()
-        return tuple(_listed(model, id_) for model in models if (id_ := model.model or model.name))
+    def listed(self, body: bytes) -> ModelList:
+        return read_list(body, "models", _Model, _listed)
 
 
 @define
@@ -223,12 +218,22 @@ def _too_long() -> BadResponse:
 def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """A decoded 200 body or line. BadResponse where it is none, and the error that it may hold instead."""
     try:
-        reply = decoder.decode(body)
+        reply = _decoded(decoder, body)
     except DecodeErrors:
         raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
-    if reply.error is not None:
+    if reply.error is not None and says_error(reply.error):
         raise ollama_failure.in_band(reply.error)
     return reply
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+        lenient = whole_surrogates(body)
+        if lenient == body:
+            raise
+        return decoder.decode(lenient)
 
 
 def _embeddings(call: Call, body: bytes) -> Answer:
@@ -236,13 +241,14 @@ def _embeddings(call: Call, body: bytes) -> Answer:
     asked = decode(call.body, type=_Asked)
     wanted = 1 if isinstance(asked.input, str) else len(asked.input)
     vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
-    return Answer(usage=Usage(prompt=max(0, reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
+    return Answer(usage=Usage(prompt=_count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
 
 
 def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
-        logprobs = _legacy_logprobs(reply.logprobs) if reply.logprobs else None
+        tokens = _tokens(reply.logprobs)
+        logprobs = _legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
     said = reply.message or _Message()
     return Delta(
@@ -250,7 +256,7 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
         reasoning=said.thinking or "",
         tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
-        logprobs=_logprobs(reply.logprobs) if reply.logprobs else None,
+        logprobs=_logprobs(tokens) if (tokens := _tokens(reply.logprobs)) else None,
     )
 
 
@@ -268,7 +274,24 @@ def _finish(reply: _Reply, *, called: bool) -> str:
 
 
 def _usage(reply: _Reply) -> Usage:
-    return Usage(prompt=max(0, reply.prompt_eval_count), completion=max(0, reply.eval_count))
+    return Usage(prompt=_count(reply.prompt_eval_count), completion=_count(reply.eval_count))
+
+
+def _count(value: object) -> int:
+    """A counter; 0 for what cannot be one."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return max(0, value) if type(value) is int else 0
+
+
+def _tokens(logprobs: object) -> list[_Token]:
+    """Empty where there are none, or none that can be read."""
+    if not logprobs:
+        return []
+    try:
+        return msgspec.convert(logprobs, list[_Token])
+    except msgspec.ValidationError:
+        return []
 
 
 def _logprobs(tokens: list[_Token]) -> dict[str, Any]:
@@ -287,15 +310,16 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
     return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
 
 
-def _listed(model: _Model, id_: str) -> ModelInfo:
-    can = frozenset(model.capabilities) if model.capabilities else None
-    length = model.details.context_length if model.details is not None else 0
-    return ModelInfo(id_, _unix(model.modified_at), can, max(0, length))
+def _listed(row: _Model) -> ModelInfo | None:
+    id_ = row.model or row.name
+    length = row.details.get("context_length") if isinstance(row.details, dict) else None
+    window = length if type(length) is int and length > 0 else 0  # a bool is no number
+    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), context_length=window) if id_ else None
 
 
-def _unix(modified_at: str) -> int:
+def _unix(modified_at: object) -> int:
     """RFC 3339, with Go's nanoseconds, -> seconds since the epoch; 0 for what is none, and for Go's zero time."""
     try:
-        return max(0, int(datetime.fromisoformat(modified_at).timestamp()))
+        return max(0, int(datetime.fromisoformat(modified_at).timestamp())) if isinstance(modified_at, str) else 0
     except (ValueError, OverflowError, OSError):
         return 0

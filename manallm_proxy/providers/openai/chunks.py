@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.errors import BadResponse
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sse
+from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, parse_error
@@ -59,13 +60,6 @@ def refuse_error(frame: sse.Frame) -> None:
         raise in_band(parse_error({"error": error}))
     if frame.event == b"error" or chunk.get("error_type") or chunk.get("error_message"):
         raise in_band(parse_error(chunk))
-
-
-def says_error(error: object) -> bool:
-    """Whether the value of an ``error`` key tells of one: some servers send it empty with every good answer."""
-    if isinstance(error, dict):
-        return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
-    return bool(error)
 
 
 def choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:

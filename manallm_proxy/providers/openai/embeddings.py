@@ -8,8 +8,8 @@ import struct
 from typing import Any, Final
 
 from manallm_proxy.contract.answers import Answer
-from manallm_proxy.contract.errors import BadResponse
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
 from manallm_proxy.openai.usage import usage_from_openai

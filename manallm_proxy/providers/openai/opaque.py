@@ -11,8 +11,8 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
-from manallm_proxy.contract.errors import BadResponse, ProviderError
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request import rewrite

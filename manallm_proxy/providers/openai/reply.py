@@ -1,14 +1,16 @@
-"""A complete answer of an OpenAI-compatible server, checked before anybody takes it for one."""
+"""A complete answer of an OpenAI-compatible server, checked before it is passed on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.contract.errors import BadResponse, InvalidRequest
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, split_object, whole_surrogates
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, split_object
 from manallm_proxy.providers.classify import in_band, parse_error
-from manallm_proxy.providers.openai.chunks import ends_in_error, says_error
+from manallm_proxy.providers.openai.chunks import ends_in_error
 
 
 def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
@@ -21,19 +23,9 @@ def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
 
 
 def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """See `split_object`. Raises BadResponse: whatever is wrong is the provider's.
-
-    A byte order mark is white space here (its length stays in the spans), and half of a surrogate pair is U+FFFD in
-    the values; the body itself keeps its bytes.
-    """
-    if body.startswith(BOM):
-        body = b"   " + body[len(BOM) :]
+    """See `split_object`. Raises BadResponse: whatever is wrong is the provider's."""
     try:
         return split_object(body, last)
-    except InvalidRequest:
-        pass
-    try:
-        return split_object(whole_surrogates(body), last)
     except InvalidRequest:
         detail = "empty body" if not body.strip() else "html" if body.lstrip()[:1] == b"<" else "not a JSON object"
         raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None

@@ -7,7 +7,7 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import StreamBatch, Usage
-from manallm_proxy.contract.errors import BadResponse, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.openai.deltas import whole_deltas

@@ -12,8 +12,9 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
-from manallm_proxy.contract.errors import BadResponse, Disconnected, InvalidRequest, ProviderError
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import (
@@ -22,7 +23,6 @@ from manallm_proxy.openai.json_object import (
     decode_leniently,
     encode,
     split_object,
-    whole_surrogates,
 )
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.deltas import deltas_of
@@ -134,7 +134,7 @@ class EventRelay(EventStream):
         )
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or _FINISH.search(data) or _USAGE.search(data):
+        if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
             new = self._look(frame, data)
             if new is None:
                 return
@@ -177,7 +177,7 @@ class EventRelay(EventStream):
         if self._old_front and data.startswith(self._old_front):
             return self._new_front + data[len(self._old_front) :]
         try:
-            spans = split_object(whole_surrogates(data) if b"\\u" in data else data)[1]
+            spans = split_object(data)[1]
         except InvalidRequest:
             return data
         span = spans.get("model")

@@ -1,25 +1,26 @@
 """OpenAI's own dialect, and that of everybody who speaks it: relayed, not rewritten.
 
 A request keeps its bytes but for ``model`` and, where we count tokens, ``stream_options``. A reply keeps
-its bytes but for ``model``, and for the usage chunk that only we asked for. What the crowd does
-differently is in wire.md C; the rules for reading it are C.3.
+its bytes but for ``model``, and for the usage chunk that only we asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from attrs import define
+import msgspec
+from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer
-from manallm_proxy.contract.errors import BadResponse, FirstByteTimeout, ProviderError
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode
+from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
+from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
 from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
@@ -33,36 +34,31 @@ from manallm_proxy.providers.openai.sniffer import Sniffer
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.wire import Request, Translator
 
+STRICT_LIMIT: Final = 1000
+"""Targets of one provider of which it is known that they refuse ``stream_options``; clients choose their names."""
+
 
 @define
 class OpenAIWire:
-    """`asks_usage`: whether ``stream_options.include_usage`` may be sent; cleared by a provider that refuses it."""
+    """`asks_usage`: whether ``stream_options.include_usage`` may be sent to anybody."""
 
     asks_usage: bool = True
     probe_path: str = "models"
-    first_byte_error: type[FirstByteTimeout] = FirstByteTimeout
+    _strict: dict[str, None] = field(factory=dict)
+    """Models that refused it, the oldest first: another of the same aggregator may know it."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
-        ask = self.asks_usage and streams and not call.summary.wants_usage
+        ask = self._may_ask(entry) and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        spoken = envelope(body)
-        return classify(
-            status,
-            headers,
-            spoken.message,
-            kind=spoken.kind,
-            code=spoken.code,
-            param=spoken.param,
-            retry_after=spoken.retry_after,
-        )
+        return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again (wire.md A.1).
+        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
 
         A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
         say by default): then it is not told.
@@ -73,19 +69,26 @@ class OpenAIWire:
             return self._without_effort(call, entry)
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
             return None
-        body = rewrite(call.summary, call.body, entry.target.model)
-        return Request(call.endpoint.path, body, without="stream_options")
+        return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model))
 
-    def took(self, request: Request) -> None:
-        if request.without == "stream_options":
-            self.asks_usage = False
+    def took(self, entry: Entry) -> bool:
+        model = entry.target.model
+        if model in self._strict:
+            return False
+        if len(self._strict) >= STRICT_LIMIT:
+            del self._strict[next(iter(self._strict))]
+        self._strict[model] = None
+        return True
 
     def _without_effort(self, call: Call, entry: Entry) -> Request:
         fields = {**decode(call.body), "model": entry.target.model}
         del fields["reasoning_effort"]
-        if self.asks_usage and call.summary.stream:
+        if self._may_ask(entry) and call.summary.stream:
             fields["stream_options"] = {"include_usage": True}
-        return Request(call.endpoint.path, encode(fields), without="reasoning_effort")
+        return Request(call.endpoint.path, encode(fields), is_lesson=False)
+
+    def _may_ask(self, entry: Entry) -> bool:
+        return self.asks_usage and entry.target.model not in self._strict
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint.is_opaque:
@@ -107,14 +110,8 @@ class OpenAIWire:
         events = (EventRelay if call.relays else EventReader)(call, entry.target)
         return events if "event-stream" in content_type else Sniffer(events)
 
-    def listed(self, body: bytes) -> tuple[ModelInfo, ...]:
-        try:
-            data = decode(body)
-        except DecodeErrors:
-            raise BadResponse("its list of models is not JSON", detail="model list") from None
-        rows = data.get("data") if isinstance(data, dict) else data
-        rows = rows if isinstance(rows, list) else ()
-        return tuple(_listed(r) for r in rows if isinstance(r, dict) and isinstance(r.get("id"), str))
+    def listed(self, body: bytes) -> ModelList:
+        return read_list(body, "data", _Row, _listed)
 
 
 def _says_no_effort(call: Call) -> bool:
@@ -122,25 +119,57 @@ def _says_no_effort(call: Call) -> bool:
     return span is not None and call.body[slice(*span)] == b'"none"'
 
 
-def _listed(row: dict[str, Any]) -> ModelInfo:
-    created = row.get("created")
-    created = created if isinstance(created, int) else 0
-    return ModelInfo(row["id"], created, _capabilities(row), _context_length(row))
+class _Row(msgspec.Struct):
+    """One model of a list, as far as anybody says more than its id."""
+
+    id: str = ""
+    created: Any = None
+    aliases: Any = None
+    supported_parameters: Any = None
+    architecture: Any = None
+    status: Any = None
+    context_length: Any = None
+    max_model_len: Any = None
+    context_window: Any = None
+    max_context_length: Any = None
 
 
-def _context_length(row: dict[str, Any]) -> int:
-    """As OpenRouter and Together, vLLM, Groq, LM Studio call it."""
-    keys = ("context_length", "max_model_len", "context_window", "max_context_length")
-    return next((n for key in keys if type(n := row.get(key)) is int and n > 0), 0)  # a bool is no number
+def _listed(row: _Row) -> ModelInfo | None:
+    if not row.id:
+        return None
+    return ModelInfo(
+        row.id,
+        row.created if type(row.created) is int else 0,
+        _capabilities(row),
+        tuple(sorted(words(row.aliases) or ())),
+        _context_length(row),
+    )
 
 
-def _capabilities(row: dict[str, Any]) -> frozenset[str] | None:
-    """OpenRouter tells parameters and modalities; it says nothing of embeddings, so those are not denied."""
-    parameters, architecture = row.get("supported_parameters"), row.get("architecture")
-    modalities = architecture.get("input_modalities") if isinstance(architecture, dict) else None
-    if not isinstance(parameters, list) or not isinstance(modalities, list):
+def _context_length(row: _Row) -> int:
+    """As OpenRouter and Together, vLLM, Groq and LM Studio call it."""
+    values = (row.context_length, row.max_model_len, row.context_window, row.max_context_length)
+    return next((value for value in values if type(value) is int and value > 0), 0)  # a bool is no number
+
+
+def _capabilities(row: _Row) -> frozenset[str] | None:
+    """OpenRouter lists parameters and modalities, llama-server modalities. What neither speaks of is not denied.
+
+    llama-server's router says "text" of each model that it has not loaded, which may see images all the same.
+    """
+    parameters = words(row.supported_parameters)
+    modalities = words(row.architecture.get("input_modalities")) if isinstance(row.architecture, dict) else None
+    if isinstance(row.status, dict) and row.status.get("value") != "loaded":
+        modalities = None
+    if parameters is None and modalities is None:
         return None
     has = {"completion", "embedding"}
-    has |= {TOOLS} if "tools" in parameters else set()
-    has |= {VISION} if "image" in modalities else set()
+    if parameters is None or "tools" in parameters:
+        has.add(TOOLS)
+    if parameters is not None and parameters & {"reasoning", "reasoning_effort"}:
+        has.add("thinking")
+    if modalities is None or "image" in modalities:
+        has.add(VISION)
+    if modalities is not None and "audio" in modalities:
+        has.add("audio")
     return frozenset(has)

@@ -1,0 +1,83 @@
+"""``aliases``: each entry becomes a `Chain` whose settings are resolved, or its mistakes."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import attrs
+
+from manallm_proxy.config.model import AliasGiven, EntryGiven
+from manallm_proxy.config.providers import Providers, refuses_options
+from manallm_proxy.config.structure import Mistakes, join, structure
+from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.yaml_file import shown
+from manallm_proxy.contract.targets import Chain, Entry
+
+_SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
+
+
+@attrs.define
+class Aliases:
+    """The aliases read so far. ``chain_timeout`` holds for those that give none."""
+
+    providers: Providers
+    prefix: str
+    chain_timeout: float
+    mistakes: Mistakes
+    done: dict[str, Chain] = attrs.field(factory=dict)
+
+    def add(self, name: str, raw: object) -> None:
+        path = join("aliases", name)
+        segment = name.removeprefix(self.prefix)
+        if not name.startswith(self.prefix) or _SEGMENT.fullmatch(segment) is None:
+            self.mistakes.add(
+                path, f"an alias is '{self.prefix}' and one segment of visible ASCII, without a slash or blanks"
+            )
+        given = structure(AliasGiven, raw, path, self.mistakes)
+        if given is None:
+            return
+        if not given.chain:
+            self.mistakes.add(f"{path}.chain", "needs at least one target")
+        entries = [self._entry(each, given, join(path, "chain", n)) for n, each in enumerate(given.chain)]
+        self.done[name] = Chain(
+            alias=name,
+            entries=tuple(entry for entry in entries if entry is not None),
+            description=given.description,
+            timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
+        )
+
+    def _entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
+        if not isinstance(raw, dict):
+            return self._short_entry(raw, alias, path)
+        given = structure(EntryGiven, raw, path, self.mistakes)
+        return None if given is None else self._resolved(given, alias, path)
+
+    def _short_entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
+        """An entry that is a target alone. Mistakes are reported at the entry, not at a key that nobody wrote."""
+        found = Mistakes()
+        given = structure(EntryGiven, {"target": raw}, path, found)
+        for mistake in found:
+            self.mistakes.add(path, mistake.removeprefix(f"{path}.target: "))
+        return None if given is None else self._resolved(given, alias, path)
+
+    def _resolved(self, given: EntryGiven, alias: AliasGiven, path: str) -> Entry | None:
+        """What the entry leaves out comes from its provider or its alias."""
+        name = given.target.provider
+        if f"{name}/" == self.prefix:
+            self.mistakes.add(path, "names an alias; a chain holds targets (provider/model)")
+            return None
+        if name not in self.providers.kinds:
+            self.mistakes.add(path, f"no provider '{shown(name)}'{suggestion(name, self.providers.kinds)}")
+            return None
+        provider = self.providers.done.get(name)
+        if provider is None:
+            return None
+        if given.options and (why := refuses_options(provider.kind, provider.api)):
+            self.mistakes.add(f"{path}.options", why)
+        return Entry(
+            target=given.target,
+            timeouts=given.timeouts.over(provider.timeouts),
+            options={**provider.options, **given.options},
+            fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
+        )

@@ -1,0 +1,131 @@
+"""``providers``: each entry becomes a frozen `ProviderConfig`, or its mistakes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from manallm_proxy.config.model import Dialect, Kind, ProviderConfig, ProviderGiven
+from manallm_proxy.config.structure import Mistakes, join, structure
+from manallm_proxy.config.values import Wrong, api_key
+from manallm_proxy.config.yaml_file import Unset, without_newline
+from manallm_proxy.contract.targets import Timeouts
+
+OLLAMA_URL: Final = "http://127.0.0.1:11434"
+OPENAI_HOST: Final = "api.openai.com"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
+
+
+@attrs.define
+class Providers:
+    """The providers read so far. ``kinds`` has every name, also those whose entry is wrong."""
+
+    folder: Path
+    """Paths in the file are relative to it."""
+    timeouts: Timeouts
+    alias_prefix: str
+    mistakes: Mistakes
+    done: dict[str, ProviderConfig] = attrs.field(factory=dict)
+    kinds: dict[str, Kind | None] = attrs.field(factory=dict)
+
+    def add(self, name: str, raw: object) -> None:
+        path = join("providers", name)
+        if _NAME.fullmatch(name) is None:
+            self.mistakes.add(path, "a provider's name is letters, digits, '.', '_' and '-', at most 64 of them")
+        elif f"{name}/" == self.alias_prefix:
+            self.mistakes.add(path, f"a provider cannot have the aliases' own name (alias_prefix is '{name}/')")
+        given = structure(ProviderGiven, raw, path, self.mistakes)
+        self.kinds[name] = given.kind if given else None
+        if given is None:
+            return
+        self._check_kind(given, raw if isinstance(raw, dict) else {}, path)
+        key, missing = self._key(given, path)
+        self.done[name] = ProviderConfig(
+            name=name,
+            kind=given.kind,
+            base_url=given.base_url or (OLLAMA_URL if given.kind == "ollama" else None),
+            api_key=key,
+            api_key_missing=missing,
+            headers=given.headers,
+            timeouts=given.timeouts.over(self.timeouts),
+            max_concurrent=given.max_concurrent,
+            api=given.api or "native",
+            speaks=_default_dialects(given) if given.speaks is None else given.speaks,
+            local=given.local,
+            client_options=given.client_options,
+            extra_retryable_statuses=frozenset(given.extra_retryable_statuses),
+            verify_tls=given.verify_tls,
+            proxy=given.proxy,
+            options=given.options,
+            stream_usage=given.stream_usage,
+        )
+
+    def _check_kind(self, given: ProviderGiven, raw: Mapping[str, Any], path: str) -> None:
+        """Adds a mistake for what this kind needs and for what it does not know."""
+        if given.kind == "openai" and given.base_url is None:
+            self.mistakes.add(
+                f"{path}.base_url", "is missing: kind openai needs the server's address, such as https://host/v1"
+            )
+        if given.kind != "ollama" and given.api is not None:
+            self.mistakes.add(f"{path}.api", "only kind ollama has a choice of api")
+        if given.speaks is not None and (why := _refuses_dialects(given.kind, given.speaks)):
+            self.mistakes.add(f"{path}.speaks", why)
+        for key, is_given in (("options", bool(given.options)), ("client_options", given.client_options)):
+            if is_given and (why := refuses_options(given.kind, given.api)):
+                self.mistakes.add(f"{path}.{key}", why)
+        if given.kind == "loopback":
+            for key in _NOT_FOR_LOOPBACK:
+                if raw.get(key) is not None:
+                    self.mistakes.add(f"{path}.{key}", "must not be given: kind loopback calls nobody")
+
+    def _key(self, given: ProviderGiven, path: str) -> tuple[str | None, str | None]:
+        """The key, and the reason why it is missing if one is wanted and there is none."""
+        if given.api_key_file is not None:
+            if given.api_key is not None:
+                self.mistakes.add(f"{path}.api_key_file", "give either api_key or api_key_file")
+                return None, None
+            return self._key_of_file(self.folder / given.api_key_file, f"{path}.api_key_file"), None
+        if isinstance(given.api_key, Unset):
+            return None, str(given.api_key)
+        if given.api_key is None and given.kind == "google":
+            return None, "no api_key is given"
+        return given.api_key, None
+
+    def _key_of_file(self, file: Path, path: str) -> str | None:
+        try:
+            return str(api_key(without_newline(file.read_text("utf-8"))))
+        except OSError as error:
+            what = f"the file cannot be read ({error.strerror or 'input/output error'})"
+        except Wrong as error:
+            what = f"the file {error}"
+        except ValueError:
+            what = "the file is not text"
+        self.mistakes.add(path, what)
+        return None
+
+
+def refuses_options(kind: Kind | None, api: str | None) -> str | None:
+    """Why Ollama's options would not be sent; None if they are, or if the kind is not known yet."""
+    if kind not in ("ollama", None):
+        return f"options are sent by kind ollama only, not by kind {kind}"
+    return "options are not sent with 'api: openai', which relays requests as they are" if api == "openai" else None
+
+
+def _refuses_dialects(kind: Kind, speaks: tuple[Dialect, ...]) -> str | None:
+    if kind in ("google", "loopback"):
+        return f"kind {kind} has no choice of dialects"
+    if not speaks:
+        return "needs at least one dialect"
+    return "names a dialect twice" if len(set(speaks)) < len(speaks) else None
+
+
+def _default_dialects(given: ProviderGiven) -> tuple[Dialect, ...]:
+    """OpenAI's own server is the one that is known to speak Responses."""
+    is_openai = given.kind == "openai" and urlsplit(given.base_url or "").hostname == OPENAI_HOST
+    return ("chat", "responses") if is_openai else ("chat",)

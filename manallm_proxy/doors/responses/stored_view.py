@@ -1,0 +1,83 @@
+"""A stored response, and its input items, as a client gets to see them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+from manallm_proxy.doors.responses.items import EXTRA
+from manallm_proxy.doors.responses.store import Stored
+from manallm_proxy.openai.json_object import decode
+from manallm_proxy.openai.request_fields import wrong
+
+_MOST: Final = 100
+_PREFIXES: Final = {"function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs", "message": "msg"}
+
+
+@frozen
+class Page:
+    """What of a list is asked for."""
+
+    limit: int = 20
+    ascending: bool = False
+    after: str | None = None
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> Page:
+        """InvalidRequest with ``param`` for ``limit`` and ``order`` that are none."""
+        limit, order = query.get("limit", "20"), query.get("order", "desc")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _MOST):
+            raise wrong("limit", f"a whole number from 1 to {_MOST}")
+        if order not in ("asc", "desc"):
+            raise wrong("order", "'asc' or 'desc'")
+        return cls(int(limit), order == "asc", query.get("after"))
+
+
+def response_view(stored: Stored) -> dict[str, Any]:
+    """The response object, as it was answered."""
+    shell: dict[str, Any] = msgspec.json.decode(stored.shell)
+    return {**shell, "output": [_without_extra(decode(data)) for data in stored.output]}
+
+
+def input_view(stored: Stored, page: Page) -> dict[str, Any]:
+    """A page of the items that led to it, the newest first unless asked otherwise. Each has an id."""
+    rows = [_listed(decode(data), f"{stored.id}/{n}") for n, data in enumerate(stored.input)]
+    if not page.ascending:
+        rows.reverse()
+    ids = [row["id"] for row in rows]
+    start = ids.index(page.after) + 1 if page.after in ids else 0
+    shown = rows[start : start + page.limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": start + len(shown) < len(rows),
+    }
+
+
+def _listed(item: dict[str, Any], place: str) -> dict[str, Any]:
+    """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call."""
+    kind = item.get("type") or "message"
+    row = {**_without_extra(item), "type": kind}
+    if not isinstance(row.get("id"), str):
+        row["id"] = f"{_PREFIXES.get(kind, 'item')}_{hashlib.sha256(place.encode()).hexdigest()[:48]}"
+    if kind == "message":
+        row.setdefault("status", "completed")
+        if isinstance(row.get("content"), str):
+            row["content"] = [_text_part(row["role"], row["content"])]
+    return row
+
+
+def _text_part(role: str, text: str) -> dict[str, Any]:
+    if role == "assistant":
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "input_text", "text": text}
+
+
+def _without_extra(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != EXTRA}

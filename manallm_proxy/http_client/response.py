@@ -1,0 +1,216 @@
+"""The answer to one request over a connection: its head, and its body as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from attrs import define, field
+from multidict import CIMultiDict
+
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.http_client.api import OnChunk
+
+READ_HIGH_WATER: Final = 64 * 1024
+"""Read high-water mark in bytes: above it the socket is not read until the body is."""
+INFLATE_LIMIT: Final = 1024 * 1024
+"""Max bytes that one `Response.read` returns of a compressed body, so that the reader can count a zip bomb."""
+_IDENTITY: Final = frozenset({b"", b"identity", b"none"})
+"""``none`` is no coding that there is, but a common way to keep others from compressing an event stream."""
+_WINDOW_BITS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": zlib.MAX_WBITS}
+
+
+class Owner(Protocol):
+    """The connection, as its response sees it."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket is not read."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def watch(self, deadline: float) -> None:
+        """`Response.expire` is to be called at loop time `deadline`."""
+
+    def complete(self, response: Response) -> None:
+        """`response` has ended and was released."""
+
+    def abandon(self, response: Response) -> None:
+        """`response` was closed before its end."""
+
+    def drain_later(self) -> None:
+        """The response was released before its end."""
+
+    def malformed(self) -> BadResponse: ...
+
+
+@define(eq=False)
+class Response:
+    """See `api.Response`. It is complete once ``ended``, whether or not its body was read."""
+
+    _owner: Owner = field(repr=False)
+    status: int = 0
+    silent_since: float | None = None
+    head_in: bool = False
+    ended: bool = False
+    lines: list[tuple[bytes, bytes]] = field(factory=list, repr=False)
+    """The header lines."""
+    encoding: bytes = field(default=b"", repr=False)
+    """The value of ``Content-Encoding``."""
+    _headers: CIMultiDict[str] | None = field(default=None, repr=False)
+    _chunks: list[bytes] = field(factory=list, repr=False)
+    """Body bytes that were not read yet."""
+    _size: int = 0
+    """Bytes in ``_chunks``."""
+    _error: BaseException | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _on_chunk: OnChunk | None = None
+    _refused: bytes | None = field(default=None, repr=False)
+    """The chunk that `on_chunk` did not consume. The next read returns it alone."""
+    _deadline: float | None = None
+    _wanted: bool = True
+    """False after `release` and `close`: the rest of the body is dropped."""
+    _inflater: Any = None
+    """The decompressor of a compressed body (from ``zlib.decompressobj``)."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        if self._headers is None:
+            pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.lines)
+            self._headers = CIMultiDict(pairs)
+        return self._headers
+
+    async def head(self, until: float | None) -> None:
+        """Waits for status and headers. Raises TimeoutError at loop time `until`."""
+        while not self.head_in:
+            if self._error is not None:
+                raise self._error
+            await self._wait(None, until)
+        if self.encoding not in _IDENTITY:
+            bits = _WINDOW_BITS.get(self.encoding)
+            if bits is None:
+                raise self._owner.malformed()
+            self._inflater = zlib.decompressobj(bits)
+
+    async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
+        while True:
+            if self._refused is not None:
+                data, self._refused = self._refused, None
+                return data
+            if self._chunks:
+                data = self._next()
+                if data or self._inflater is None:
+                    return data
+                continue  # so far only the header of the compressed format
+            if self._error is not None:
+                raise self._error
+            if self.ended:
+                if self._inflater is not None and not self._inflater.eof:
+                    raise self._owner.malformed()
+                return b""
+            if self._owner.paused:
+                self._owner.resume()
+            await self._wait(on_chunk if self._inflater is None else None, until)
+
+    def expire(self, now: float) -> float | None:
+        """Ends the pending wait with TimeoutError if its deadline is over. Returns the deadline if it is not."""
+        if self._waiter is None or self._deadline is None or self._waiter.done():
+            return None
+        if self._deadline > now:
+            return self._deadline
+        self._waiter.set_exception(TimeoutError())
+        return None
+
+    def fail(self, error: ProviderError) -> None:
+        self._error = error
+        self._wake()
+
+    def release(self) -> None:
+        if not self._wanted:
+            return
+        self._wanted = False
+        self._drop()
+        if self.ended:
+            self._owner.complete(self)
+        else:
+            self._owner.resume()
+            self._owner.drain_later()
+
+    def close(self) -> None:
+        self._wanted = False
+        self._drop()
+        self._owner.abandon(self)
+
+    def add(self, chunk: bytes) -> None:
+        """Body bytes have arrived; the parser calls `deliver` after the last ones of a socket read."""
+        if self._wanted:
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+
+    def deliver(self, now: float) -> None:
+        """Passes what has arrived to `on_chunk`, or wakes the reader."""
+        if not self.head_in and self._error is None:
+            return
+        if self._on_chunk is not None and self._chunks:
+            data = self._next()
+            try:
+                consumed = self._on_chunk(data)
+            except BaseException as error:  # a bug of the caller's: it must reach the reader, not the event loop
+                self._error = error
+            else:
+                self._refused = None if consumed else data
+                if consumed and not self.ended and self._error is None:
+                    self.silent_since = now
+                    return
+            self._on_chunk = None  # bytes that arrive before the reader runs belong to its next read
+        if self._waiter is not None and not self._waiter.done():
+            self._wake()
+        elif self._size > READ_HIGH_WATER and not self.ended:
+            self._owner.pause()
+
+    def end(self) -> None:
+        """The body has arrived in full."""
+        self.ended = True
+        if not self._wanted:
+            self._owner.complete(self)
+
+    def _next(self) -> bytes:
+        data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
+        self._drop()
+        if self._inflater is None:
+            return data
+        try:
+            plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
+        except zlib.error:
+            raise self._owner.malformed() from None
+        if self._inflater.unconsumed_tail:
+            self.add(self._inflater.unconsumed_tail)
+        return plain
+
+    def _drop(self) -> None:
+        self._chunks = []
+        self._size = 0
+
+    async def _wait(self, on_chunk: OnChunk | None, until: float | None) -> None:
+        loop = self._owner.loop
+        self._waiter = loop.create_future()
+        self._on_chunk = on_chunk
+        self.silent_since = loop.time()
+        self._deadline = until
+        if until is not None:
+            self._owner.watch(until)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._on_chunk = self.silent_since = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,61 @@
+"""Gives each event to all listeners. A listener that fails hurts neither the code that reports nor the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.events import Crashed, Event, Observer
+
+DEEPEST: Final = 8
+"""Events within events."""
+
+
+@define(eq=False)
+class FanOut:
+    """An observer made of observers, called in the order of ``listeners``.
+
+    1. An exception of a listener is caught and counted in ``failures``.
+    2. The first of each type per listener is reported to ``log``, and only to it, as `Crashed`.
+    3. A failure of ``log`` itself is only counted, so that no failure is reported in a circle.
+    4. Events that a listener reports while it handles one (a destructor may run there) are delivered to a depth of
+       `DEEPEST`; beyond it they are dropped and counted as failures.
+    """
+
+    listeners: Sequence[Observer] = field(repr=False)
+    log: Observer = field(repr=False)
+    failures: int = 0
+    _reported: set[tuple[int, type[Exception]]] = field(factory=set)
+    """Positions in ``listeners``, with the exception types that a `Crashed` has reported."""
+    _depth: int = 0
+
+    def __call__(self, event: Event) -> None:
+        if self._depth >= DEEPEST:
+            self.failures += 1
+            return
+        self._depth += 1
+        try:
+            for position, listener in enumerate(self.listeners):
+                try:
+                    listener(event)
+                except Exception as error:
+                    self.failures += 1
+                    self._report(position, listener, error)
+        finally:
+            self._depth -= 1
+
+    def _report(self, position: int, listener: Observer, error: Exception) -> None:
+        if listener is self.log or (position, type(error)) in self._reported:
+            return
+        self._reported.add((position, type(error)))
+        try:
+            self.log(Crashed(f"listener {_name(listener)}", error))
+        except Exception:
+            self.failures += 1
+
+
+def _name(listener: Any) -> str:
+    """Of the function or class: what a listener's ``repr`` shows is unknown."""
+    return str(getattr(listener, "__qualname__", type(listener).__qualname__))

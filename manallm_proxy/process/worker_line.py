@@ -1,0 +1,49 @@
+"""The supervisor's end of the pair of sockets to one worker."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from attrs import define, field
+
+from manallm_proxy.process.worker_messages import Lines
+
+_CHUNK = 2**18
+
+
+@define(eq=False)
+class WorkerLine:
+    """Never waits: what cannot be sent yet is kept in ``unsent``."""
+
+    socket: socket.socket
+    number: int
+    lines: Lines = field(factory=Lines)
+    unsent: bytearray = field(factory=bytearray, repr=False)
+    over: bool = False
+    """The worker has closed its end."""
+
+    def send(self) -> None:
+        """Sends as much of ``unsent`` as there is room for."""
+        try:
+            del self.unsent[: self.socket.send(self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the worker is gone, which the supervisor is about to notice
+            self.unsent.clear()
+
+    def receive(self) -> list[bytes] | None:
+        """The lines that have arrived; None at the end. Raises BlockingIOError if there are none yet."""
+        try:
+            data = self.socket.recv(_CHUNK)
+        except ConnectionError:
+            return None
+        return self.lines.feed(data) if data else None
+
+    def rest(self) -> list[bytes]:
+        """The last lines of a worker that has ended."""
+        lines: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while (got := self.receive()) is not None:
+                lines += got
+        return lines

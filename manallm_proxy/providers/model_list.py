@@ -1,0 +1,52 @@
+"""Reading a provider's model list, whatever stands there: a probe that brings a page has reached the provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from manallm_proxy.contract.provider import ModelInfo, ModelList
+from manallm_proxy.contract.targets import MODEL_LIMIT
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+
+LIST_LIMIT: Final = 8 << 20
+"""Bytes of a list; OpenRouter's 400 models, the longest that is known, take one."""
+MODELS_LIMIT: Final = 10_000
+WORDS_LIMIT: Final = 64
+"""Aliases, capabilities or parameters of one model."""
+
+TOO_LONG: Final = f"it is over {LIST_LIMIT >> 20} MiB"
+TOO_MANY: Final = f"it has over {MODELS_LIMIT} models, the rest is ignored"
+CUT_SHORT: Final = "it broke off, or took too long"
+ODD_ROWS: Final = "it has rows that are no models"
+
+_BOM: Final = b"\xef\xbb\xbf"
+_Row = TypeVar("_Row", bound=msgspec.Struct)
+
+
+def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_Row], ModelInfo | None]) -> ModelList:
+    """The models under `key`, or of a bare list. A row that `row_type` or `to_model` refuses is left out."""
+    try:
+        found = decode(body.removeprefix(_BOM), type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+        rows = found if isinstance(found, list) else decode(found[key], type=list[msgspec.Raw] | None) or []
+    except (*DecodeErrors, KeyError):
+        return ModelList(fault="it is empty" if not body.strip() else "it is no list of models")
+    models: list[ModelInfo] = []
+    for row in rows[:MODELS_LIMIT]:
+        try:
+            model = to_model(decode(row, type=row_type))
+        except DecodeErrors:
+            model = None
+        if model is not None:
+            models.append(model)
+    fault = TOO_MANY if len(rows) > MODELS_LIMIT else ODD_ROWS if len(models) < len(rows) else None
+    return ModelList(tuple(models), fault)
+
+
+def words(value: object) -> frozenset[str] | None:
+    """A list of words as a set of those that are some; None for anything else, and for an empty one."""
+    if not isinstance(value, list):
+        return None
+    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and len(word) <= MODEL_LIMIT) or None

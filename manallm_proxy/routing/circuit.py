@@ -1,0 +1,193 @@
+"""Failures in a row of one provider or one target, and what follows from them. `health` decides by circuits.
+
+Nothing here waits, and the time is an argument: any monotonic number of seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import define, frozen
+
+from manallm_proxy.contract.events import Status
+
+SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
+
+
+@frozen
+class Policy:
+    """When a circuit opens, and for how long."""
+
+    failure_threshold: int = 2
+    backoff: float = 60.0
+
+
+@frozen
+class Skip:
+    """Not worth trying now. ``again_in``: seconds after which it may be, where that is known."""
+
+    reason: SkipReason
+    again_in: float | None = None
+    detail: str | None = None
+    """Why it cools."""
+
+
+@frozen
+class SharedState:
+    """A circuit's state as workers tell it each other; times are of the monotonic clock that they share."""
+
+    at: float
+    open_until: float | None = None
+    cooling_until: float | None = None
+    reach_failures: int = 0
+    service_failures: int = 0
+    last_error: str | None = None
+    last_check: float | None = None
+    witnessed: bool = False
+
+    @property
+    def is_clear(self) -> bool:
+        """Nothing speaks against the provider or target any more."""
+        return self.open_until is None and self.cooling_until is None and not self.failures
+
+    @property
+    def failures(self) -> int:
+        return self.reach_failures + self.service_failures
+
+    @property
+    def rank(self) -> tuple[float, float, float, int, bool]:
+        """The greatest counts. Of two states at the same time it is the worse one, so that all workers agree."""
+        return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures, self.witnessed
+
+
+@define
+class Circuit:
+    """Failures in a row, and what they led to.
+
+    Two kinds are counted apart: of *reach* (a probe could have seen them) and of *service* (only a request could).
+    """
+
+    reach_failures: int = 0
+    service_failures: int = 0
+    open_until: float | None = None
+    """Open before this time, half-open from then on; None: closed."""
+    on_trial: bool = False
+    """Half-open, and a request is trying."""
+    cooling_until: float | None = None
+    last_error: str | None = None
+    last_check: float | None = None
+    witnessed: bool = False
+    """Opened by what only requests show, and no request to the provider was served since."""
+
+    @property
+    def failures(self) -> int:
+        return self.reach_failures + self.service_failures
+
+    @property
+    def is_open(self) -> bool:
+        """Open or half-open."""
+        return self.open_until is not None
+
+    @property
+    def is_blank(self) -> bool:
+        """Nothing is known that a new circuit would not say."""
+        return not self.failures and self.open_until is None and self.cooling_until is None
+
+    def is_cooling(self, now: float) -> bool:
+        return self.cooling_until is not None and now < self.cooling_until
+
+    def status(self, now: float) -> Status:
+        if self.is_open:
+            return "unhealthy"
+        if self.is_cooling(now):
+            return "cooling"
+        return "degraded" if self.failures else "healthy"
+
+    def refusal(self, now: float) -> Skip | None:
+        """Why no request may pass now; None where one may."""
+        if self.open_until is not None:
+            if now < self.open_until:
+                return Skip("unhealthy", self.open_until - now)
+            if self.on_trial:
+                return Skip("unhealthy")
+        if self.cooling_until is not None and now < self.cooling_until:
+            return Skip("cooling", self.cooling_until - now, self.last_error)
+        return None
+
+    def take_trial(self) -> bool:
+        """Whether the request that passes now is the half-open circuit's one trial."""
+        if not self.is_open:
+            return False
+        self.on_trial = True
+        return True
+
+    def fail(
+        self, policy: Policy, now: float, reason: str, *, reach: bool, again: bool, witnessed: bool = False
+    ) -> bool:
+        """One more failure; whether it opened the circuit, for the first time or anew.
+
+        `again`: of a trial or a probe, which opens the circuit for a whole backoff anew. A failure of a request that
+        began before the circuit opened shows nothing new, so it moves no time.
+        """
+        self.last_error, self.last_check = reason, now
+        if reach:
+            self.reach_failures += 1
+        else:
+            self.service_failures += 1
+        opens = again if self.is_open else self.failures >= policy.failure_threshold
+        if opens:
+            self.open_until = now + policy.backoff
+            self.witnessed = self.witnessed or witnessed
+        return opens
+
+    def open_by_targets(self, policy: Policy, now: float, reason: str, number: int, *, again: bool) -> None:
+        """A provider's, since `number` of its targets are. Where it is open already, only `again` moves its time."""
+        self.last_error, self.last_check = reason, now
+        self.service_failures = max(self.service_failures, policy.failure_threshold, number)
+        self.witnessed = True
+        if again or not self.is_open:
+            self.open_until = now + policy.backoff
+
+    def close(self, now: float) -> None:
+        """A served request clears everything but the cooling, which ends by time."""
+        self.reach_failures = self.service_failures = 0
+        self.open_until, self.witnessed = None, False
+        self.last_check = now
+
+    def half_close(self, policy: Policy) -> None:
+        """A trial's answer has begun: others may pass again, but the next failure opens it at once."""
+        self.open_until, self.witnessed = None, False
+        self.reach_failures = 0
+        self.service_failures = max(0, policy.failure_threshold - 1)
+
+    def reached(self, now: float) -> None:
+        """A good probe clears what a probe can see."""
+        self.last_check = now
+        self.reach_failures = 0
+        if self.is_open and not self.witnessed:
+            self.open_until = None
+
+    def cool(self, until: float, reason: str) -> None:
+        self.last_error = reason
+        self.cooling_until = max(until, self.cooling_until or until)
+
+    def shared_state(self, now: float) -> SharedState:
+        """What is known, for other workers."""
+        return SharedState(
+            now,
+            self.open_until,
+            self.cooling_until if self.is_cooling(now) else None,
+            self.reach_failures,
+            self.service_failures,
+            self.last_error,
+            self.last_check,
+            self.witnessed,
+        )
+
+    def adopt(self, state: SharedState) -> None:
+        """What another worker knows holds here too. A trial under way goes on; no cooling is shortened."""
+        self.reach_failures, self.service_failures = state.reach_failures, state.service_failures
+        self.open_until, self.witnessed = state.open_until, state.witnessed
+        self.last_error, self.last_check = state.last_error, state.last_check
+        if state.cooling_until is not None:
+            self.cooling_until = max(state.cooling_until, self.cooling_until or state.cooling_until)

@@ -1,0 +1,137 @@
+"""Settings of providers and aliases that say what may be sent where, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.config.load import load
+from manallm_proxy.config.model import Config
+from manallm_proxy.config.structure import ConfigError
+
+Load = Callable[[str], Config]
+PROVIDERS = "providers: {ollama: {kind: ollama}}\n"
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Load:
+    def load_text(text: str) -> Config:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(text)
+        return load(path, {})
+
+    return load_text
+
+
+def mistakes(loaded: Load, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(text)
+    return list(caught.value.mistakes)
+
+
+def test_a_walk_has_no_limit_unless_one_is_given(loaded: Load) -> None:
+    """The top level's holds for every alias and for bare targets; an alias may set its own, and 0 lifts it."""
+    aliases = "aliases: {mana/a: {chain: [ollama/m]}, mana/b: {chain: [ollama/m], chain_timeout: %s}}\n"
+    config = loaded(PROVIDERS + aliases % "90s")
+    assert (config.chain_timeout, config.aliases["mana/a"].timeout, config.aliases["mana/b"].timeout) == (0, 0, 90)
+    config = loaded(PROVIDERS + aliases % "0" + "chain_timeout: 2m")
+    assert (config.chain_timeout, config.aliases["mana/a"].timeout, config.aliases["mana/b"].timeout) == (120, 120, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "speaks"),
+    [
+        ("kind: openai, base_url: 'http://box:8000/v1'", ("chat",)),
+        ("kind: openai, base_url: 'https://api.openai.com/v1'", ("chat", "responses")),
+        ("kind: openai, base_url: 'https://API.openai.com:443/v1'", ("chat", "responses")),
+        ("kind: openai, base_url: 'https://api.openai.com.example/v1'", ("chat",)),
+        ("kind: openai, base_url: 'https://api.openai.com/v1', speaks: [chat]", ("chat",)),
+        ("kind: openai, base_url: 'http://box:8000/v1', speaks: [chat, responses, messages]",
+         ("chat", "responses", "messages")),
+        ("kind: openai, base_url: 'https://api.anthropic.com/v1', speaks: [messages]", ("messages",)),
+        ("kind: ollama", ("chat",)),
+        ("kind: ollama, api: openai, speaks: [chat, messages]", ("chat", "messages")),
+        ("kind: google, api_key: x", ("chat",)),
+        ("kind: loopback", ("chat",)),
+    ],
+)  # fmt: skip
+def test_what_a_provider_speaks(loaded: Load, given: str, speaks: tuple[str, ...]) -> None:
+    """Chat completions, unless it is said; OpenAI's own server is known to speak Responses too."""
+    assert loaded(f"providers: {{p: {{{given}}}}}\naliases: {{}}").providers["p"].speaks == speaks
+
+
+def test_what_is_not_given_is_not_assumed(loaded: Load) -> None:
+    """Ollama may run on somebody else's machine, and clients set no options of its runner unasked."""
+    provider = loaded(f"{PROVIDERS}aliases: {{}}").providers["ollama"]
+    assert (provider.local, provider.client_options) == (False, False)
+    text = "providers: {box: {kind: ollama, local: true, client_options: true}}\naliases: {}"
+    provider = loaded(text).providers["box"]
+    assert (provider.local, provider.client_options) == (True, True)
+    assert loaded("providers: {b: {kind: openai, base_url: 'http://b', local: true}}\naliases: {}").providers["b"].local
+
+
+def test_an_empty_answer_may_move_on(loaded: Load) -> None:
+    """One more class under fallback_on, of an alias and of an entry."""
+    config = loaded(
+        f"{PROVIDERS}aliases: {{mana/a: {{fallback_on: [empty], "
+        "chain: [ollama/m, {target: ollama/n, fallback_on: [auth]}]}}"
+    )
+    assert [entry.fallback_on for entry in config.aliases["mana/a"]] == [{"empty"}, {"auth"}]
+
+
+OPTIONS = "options are sent by kind ollama only, not by kind"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("kind: ollama, local: 'yes'", "local: expected true or false, got a string"),
+        ("kind: ollama, client_options: 1", "client_options: expected true or false, got a number"),
+        ("kind: openai, base_url: 'http://x', client_options: true", f"client_options: {OPTIONS} openai"),
+        ("kind: google, api_key: x, client_options: true", f"client_options: {OPTIONS} google"),
+        (
+            "kind: ollama, api: openai, client_options: true",
+            "client_options: options are not sent with 'api: openai', which relays requests as they are",
+        ),
+        ("kind: ollama, speaks: chat", "speaks: expected a list, got a string"),
+        ("kind: ollama, speaks: []", "speaks: needs at least one dialect"),
+        ("kind: ollama, speaks: [chat, chat]", "speaks: names a dialect twice"),
+        (
+            "kind: ollama, speaks: [chat, mesages]",
+            "speaks[1]: expected one of chat, responses, messages (did you mean 'messages'?)",
+        ),
+        ("kind: google, api_key: x, speaks: [chat]", "speaks: kind google has no choice of dialects"),
+        ("kind: loopback, speaks: [chat]", "speaks: kind loopback has no choice of dialects"),
+    ],
+)
+def test_mistake_in_a_provider(loaded: Load, given: str, wanted: str) -> None:
+    """One mistake, one line, below the provider's name."""
+    assert mistakes(loaded, f"providers: {{p: {{{given}}}}}\naliases: {{}}") == [f"providers.p.{wanted}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "chain_timeout: -1\naliases: {}",
+            "chain_timeout: expected a duration of at least 0 and at most 365 days",
+        ),
+        (
+            "chain_timeout: soon\naliases: {}",
+            "chain_timeout: expected a number of seconds or '500ms', '30s', '5m', got a string",
+        ),
+        (
+            "aliases: {mana/a: {chain: [ollama/m], chain_timeout: true}}",
+            "aliases.mana/a.chain_timeout: expected a number of seconds or '500ms', '30s', '5m', got true or false",
+        ),
+        (
+            "aliases: {mana/a: {chain: [ollama/m], timeout: 3}}",
+            "aliases.mana/a.timeout: unknown key (did you mean 'chain_timeout'?)",
+        ),
+    ],
+)
+def test_mistake_in_a_chains_timeout(loaded: Load, text: str, wanted: str) -> None:
+    """One mistake, one line."""
+    assert mistakes(loaded, f"{PROVIDERS}{text}\n") == [wanted]

@@ -1,0 +1,113 @@
+"""Which web pages and apps may call, beside those that the configuration lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.gateway.origins import allowed_origin
+from tests.proxy import proxy, settings
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost",
+        "https://localhost",
+        "http://localhost:5173",
+        "https://LOCALHOST:8443",
+        "http://127.0.0.1:3000",
+        "http://127.8.9.1",
+        "http://[::1]",
+        "https://[::1]:8080",
+        "http://0.0.0.0:8000",
+        "http://tauri.localhost",
+        "https://app.localhost:1420",
+        "app://obsidian.md",
+        "app://-",
+        "file://",
+        "tauri://localhost",
+        "vscode-webview://1a2b3c",
+        "vscode-file://vscode-app",
+    ],
+)
+def test_this_machine_and_apps_may_always_call(origin: str) -> None:
+    """No page on the web can have such an origin: a browser gives a page the origin that it was loaded from."""
+    assert allowed_origin(origin, ())
+    assert allowed_origin(origin, ("https://chat.example.com",))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "null",
+        "https://chat.example.com",
+        "http://localhost.example.com",
+        "http://notlocalhost",
+        "http://127.0.0.1.example.com",
+        "http://127.0.0.1@example.com",
+        "http://example.com#localhost",
+        "http://example.com/localhost",
+        "http://localhost/x",
+        "http://localhost:80x",
+        "http://localhost:",
+        "http://localhost:5173 ",
+        "http://user@localhost",
+        "http://10.0.0.1",
+        "http://192.168.1.5:3000",
+        "http://[::2]",
+        "http://[::1",
+        "http://[::1]x",
+        "http://1",
+        "ftp://localhost",
+        "localhost",
+        "//localhost",
+        "app:x",
+        "apple://x",
+        "xapp://x",
+        "chrome-extension://abcdef",
+        "moz-extension://abcdef",
+        "http://.localhost",
+        "http://localhost\n",
+        "app://x y",
+        "app://x\r\ny: z",
+    ],
+)
+def test_any_other_page_may_not(origin: str) -> None:
+    """Not what looks like this machine, and not ``null``, which every page can make itself with a sandboxed frame."""
+    assert not allowed_origin(origin, ())
+    assert not allowed_origin(origin, ("https://other.example.com",))
+
+
+@pytest.mark.parametrize(
+    ("origin", "configured", "wanted"),
+    [
+        ("https://chat.example.com", ("https://chat.example.com",), True),
+        ("https://chat.example.com", ("https://a.example", "https://chat.example.com"), True),
+        ("https://chat.example.com:8443", ("https://chat.example.com",), False),
+        ("http://chat.example.com", ("https://chat.example.com",), False),
+        ("https://chat.example.com", ("*",), True),
+        ("null", ("*",), True),
+        ("null", ("null",), True),
+        ("chrome-extension://abcdef", ("chrome-extension://abcdef",), True),
+        ("", ("*",), False),
+    ],
+)
+def test_what_the_configuration_lists_may_call(origin: str, configured: tuple[str, ...], wanted: bool) -> None:
+    """Exactly as it is written; ``*`` is every origin that there is."""
+    assert allowed_origin(origin, configured) is wanted
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:5173", 200), ("app://obsidian.md", 200), ("http://evil", 403)]
+)
+async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Path, origin: str, status: int) -> None:
+    """Its script may read the answer, and its preflight says so."""
+    async with proxy(settings({"loop": {"kind": "loopback"}}), tmp_path) as p:
+        code, _, headers = await p.post("/v1/chat/completions", {"messages": []}, headers={"Origin": origin})
+        assert (code, headers.get("access-control-allow-origin")) == (status, origin if status == 200 else None)
+        asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        async with p.client.options(f"{p.url}/v1/chat/completions", headers=asks) as response:
+            assert (response.headers.get("Access-Control-Allow-Origin") == origin) is (status == 200)

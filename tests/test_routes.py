@@ -1,0 +1,81 @@
+"""The table of routes: what is served, by which methods, and which slips of a URL are forgiven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from manallm_proxy.gateway.route_table import RouteTable
+from tests.proxy import proxy, settings
+
+
+async def nothing(request: web.BaseRequest, rest: str) -> web.Response:
+    return web.Response()
+
+
+TABLE = RouteTable()
+TABLE.add("POST", "/v1/chat/completions", nothing)
+TABLE.add("GET", "/v1/models", nothing)
+TABLE.add("GET", "/v1/models/{id}", nothing)
+TABLE.add("GET", "/metrics", nothing, forgiving=False)
+TABLE.add("GET", "/v1/health", nothing, forgiving=False)
+TABLE.add("GET", "/health", nothing, forgiving=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "rest"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions", ""),
+        ("/chat/completions", "/chat/completions", ""),
+        ("//v1/chat/completions", "/v1/chat/completions", ""),
+        ("/v1//chat///completions", "/v1/chat/completions", ""),
+        ("/v1/v1/chat/completions", "/v1/chat/completions", ""),
+        ("/v1/v1/v1//chat/completions/", "/v1/chat/completions", ""),
+        ("/chat/completions/", "/chat/completions", ""),
+        ("/v1/models/", "/v1/models", ""),
+        ("/v1/models/openrouter/a/b", "/v1/models/{id}", "openrouter/a/b"),
+        ("/models/a//b", "/models/{id}", "a//b"),
+        ("/v1/v1/models/a", "/v1/models/{id}", "a"),
+        ("/metrics", "/metrics", ""),
+    ],
+)
+def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
+    """Slashes, a doubled prefix, one at the end."""
+    match = TABLE.find(path)
+    assert match is not None
+    assert (match.route.name, match.rest) == (name, rest)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//metrics", "/metrics/", "/v1/metrics", "//health", "/v1//health", "/v1/v1/health", "/", "", "/v2/models", "/v1"],
+)
+def test_an_operators_route_has_one_name(path: str) -> None:
+    """Whoever hides it behind nginx hides it by its exact path."""
+    assert TABLE.find(path) is None
+
+
+async def test_methods(tmp_path: Path) -> None:
+    """HEAD as GET, without the body; a wrong method is 405 with those that are right."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        async with p.client.head(f"{p.url}/v1/models") as response:
+            assert (response.status, await response.read()) == (200, b"")
+            assert int(response.headers["Content-Length"]) > 0
+        for method, path, allowed in (("DELETE", "/v1/models", "GET, HEAD"), ("GET", "/chat/completions", "POST")):
+            async with p.client.request(method, p.url + path) as response:
+                assert (response.status, response.headers["Allow"]) == (405, allowed)
+        async with p.client.post(f"{p.url}//v1/v1/chat/completions/", json={"messages": []}) as response:
+            assert response.status == 200
+        async with p.client.post(f"{p.url}/v1/chat/completions?api-version=1", json={"messages": []}) as response:
+            assert response.status == 200
+
+
+async def test_what_is_not_served_below_api_is_said_as_ollama_says_it(tmp_path: Path) -> None:
+    """A string, which every Ollama client shows; elsewhere OpenAI's envelope."""
+    async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
+        code, body = await p.get("/api/nosuch")
+        assert (code, type(body["error"])) == (404, str)
+        code, body = await p.get("/v1/nosuch")
+        assert (code, body["error"]["code"]) == (404, "unknown_url")

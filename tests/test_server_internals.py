@@ -1,0 +1,165 @@
+"""Each private name of aiohttp's server that we touch: gone, the import says so; there, it has its effect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import HttpVersion11, web
+from aiohttp.web_protocol import RequestHandler
+
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.http_server import aiohttp_internals as internals
+from manallm_proxy.http_server.aiohttp_server import Handler, Runner, Server
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[tuple[Runner, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A server of ours with one connection to it."""
+
+    def refusal(error: ProxyError) -> tuple[str, bytes]:
+        return "id-1", str(error).encode()
+
+    runner = Runner(Server(handler, header=400, head_timeout=lambda: 5.0, refusal=refusal))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection(*runner.addresses[0])
+    try:
+        yield runner, reader, writer
+    finally:
+        writer.close()
+        await runner.cleanup()
+
+
+async def ok(request: web.BaseRequest) -> web.Response:
+    return web.Response(text="ok")
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (RequestHandler, "force_close"),
+        (RequestHandler, "handle_error"),
+        (web.StreamResponse, "_eof_sent"),
+        (web.StreamResponse, "_keep_alive"),
+        (web.BaseRequest, "writer"),
+    ],
+)
+def test_a_name_that_is_gone_is_said_at_import(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version, the name, and what to do."""
+    monkeypatch.delattr(owner, name)
+    with pytest.raises(ImportError, match=rf"aiohttp [\d.]+.* has no .*{name}.*constraints"):
+        internals._check()
+
+
+async def test_what_a_connection_has_and_does() -> None:
+    """``_request_count``, ``_messages`` and ``_current_request``, at each moment of two requests in a row."""
+    go = asyncio.Event()
+
+    async def waits(request: web.BaseRequest) -> web.Response:
+        await go.wait()
+        return web.Response(text="ok")
+
+    async with serving(waits) as (runner, reader, writer):
+        await until(lambda: bool(runner.server and runner.server.connections))
+        assert runner.server is not None
+        [connection] = runner.server.connections
+        assert runner.awaits_first_requests()
+        assert (internals.requests_begun(connection), internals.is_handling(connection)) == (0, False)
+        writer.write(GET + GET)
+        await until(lambda: internals.requests_begun(connection) == 2)
+        await until(lambda: internals.is_handling(connection))
+        assert not runner.awaits_first_requests()
+        assert internals.last_payload(connection) is not None
+        go.set()
+        for _ in range(2):
+            await reader.readuntil(b"ok")
+        await until(lambda: not internals.is_handling(connection))
+        assert internals.last_payload(connection) is None
+
+
+async def test_an_answer_of_ours_is_not_sent_again() -> None:
+    """``_eof_sent`` and ``output_size``: aiohttp finds the answer sent, and sends no error after it."""
+
+    async def writes_itself(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+        assert request.transport is not None
+        request.transport.write(raw)
+        assert not internals.is_answered(request)
+        internals.mark_answered(request, len(raw))
+        assert internals.is_answered(request)
+        internals.mark_sent(response, keep_alive=True)
+        if request.path == "/bug":
+            raise RuntimeError("after the answer")
+        return response
+
+    async with serving(writes_itself) as (_, reader, writer):
+        writer.write(GET + GET.replace(b"/ ", b"/bug "))
+        assert (await reader.read()).count(b"HTTP/1.1") == 2
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+async def test_whether_the_connection_goes_on(keep_alive: bool) -> None:
+    """``_keep_alive`` of an answer that we wrote."""
+
+    async def writes_itself(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        internals.mark_sent(response, keep_alive=keep_alive)
+        return response
+
+    async with serving(writes_itself) as (_, reader, writer):
+        writer.write(GET)
+        await reader.readuntil(b"hi")
+        if keep_alive:
+            writer.write(GET)
+            await reader.readuntil(b"hi")
+        else:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 500 + b"\r\n\r\n", b"over the limit"),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"X:y\r\n" for _ in range(101)) + b"\r\n", b"100 headers"),
+        (b"GET / HTTP/1.1\r\nnonsense\r\n\r\n", b"not valid HTTP"),
+        (b"GET /\r\n\r\n", b"speak HTTP/1.1"),
+    ],
+)
+async def test_what_the_parser_refuses_is_told_apart(raw: bytes, words: bytes) -> None:
+    """By class and message of aiohttp's errors; ``_version`` makes the refusal HTTP/1.1."""
+    async with serving(ok) as (_, reader, writer):
+        writer.write(raw)
+        said = await asyncio.wait_for(reader.read(), 5)
+        assert said.startswith(b"HTTP/1.1 4")
+        assert words in said
+
+
+async def test_the_version_is_ours_to_set() -> None:
+    """``_version``, read without being kept."""
+    seen: list[Any] = []
+
+    async def looks(request: web.BaseRequest) -> web.Response:
+        seen.append(internals.version_of(request))
+        internals.speak_http11(request)
+        seen.append(request.version)
+        return web.Response(text="ok")
+
+    async with serving(looks) as (_, reader, writer):
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert (seen[0].minor, seen[1]) == (0, HttpVersion11)
