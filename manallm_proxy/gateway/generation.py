@@ -20,12 +20,13 @@ from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import Provider
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
-from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
@@ -36,22 +37,14 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     """The client of one configured provider. It connects to nothing yet."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
+    wire: Wire
+    base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
-        from manallm_proxy.providers.gemini.provider import GeminiProvider  # 0.3 s and 24 MB that only its users pay
-
-        return GeminiProvider(
-            provider.name,
-            provider.api_key or "",
-            provider.base_url,
-            provider.headers,
-            Session(provider.verify_tls, provider.proxy),
-            extra_retryable_statuses=provider.extra_retryable_statuses,
-        )
-    wire: OllamaWire | OpenAIWire
-    if provider.kind == "ollama" and provider.api == "native":
-        wire, base_url = OllamaWire(), provider.base_url or ""
+        wire, base_url, key_header = GeminiWire(), versioned(provider.base_url), KEY_HEADER
+    elif provider.kind == "ollama" and provider.api == "native":
+        wire = OllamaWire()
     else:
-        wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
+        wire = OpenAIWire(asks_usage=provider.stream_usage)
         if provider.kind == "ollama" and not base_url.endswith("/v1"):
             base_url += "/v1"
     address = Address(
@@ -61,6 +54,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         provider.headers,
         provider.verify_tls,
         provider.proxy,
+        key_header,
     )
     return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
 
@@ -71,12 +65,6 @@ async def try_open(config: Config) -> None:
     await _close_all(opened.values(), lambda event: None)
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def preload(config: Config) -> None:
-    """Imports what `open_provider` will need. May run in a thread: the Gemini SDK takes 0.3 s."""
-    if any(provider.kind == "google" and provider.configured for provider in config.providers.values()):
-        import manallm_proxy.providers.gemini.provider  # noqa: F401
 
 
 def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
