@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
 
 from attrs import define, field
 
@@ -17,7 +18,7 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.contract.provider import Provider
+from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.api import Address
@@ -38,16 +39,22 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
     wire: Wire
-    base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
-        wire, base_url, key_header = GeminiWire(), versioned(provider.base_url), KEY_HEADER
+        wire = GeminiWire()
     elif provider.kind == "ollama" and provider.api == "native":
         wire = OllamaWire()
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
-        if provider.kind == "ollama" and not base_url.endswith("/v1"):
-            base_url += "/v1"
-    address = Address(
+    return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
+
+
+def _address(provider: ProviderConfig) -> Address:
+    base_url, key_header = provider.base_url or "", None
+    if provider.kind == "google":
+        base_url, key_header = versioned(provider.base_url), KEY_HEADER
+    elif provider.kind == "ollama" and provider.api != "native" and not base_url.endswith("/v1"):
+        base_url += "/v1"
+    return Address(
         provider.name,
         base_url,
         provider.api_key,
@@ -56,7 +63,19 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         provider.proxy,
         key_header,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
+
+
+async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
+    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+
+    ProviderError where they cannot be had within `seconds`.
+    """
+    if provider.kind != "google":
+        return None
+    module = "manallm_proxy.providers.gemini.live_models"
+    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
+    listed: ModelList = await live.live_models(_address(provider), seconds)
+    return listed
 
 
 async def try_open(config: Config) -> None:

@@ -121,8 +121,8 @@ class _Logprobs(Struct, rename="camel"):
 
 
 _T = TypeVar("_T", Reply, _Embedded)
-_REPLY: Final = msgspec.json.Decoder(Reply | list[Reply])
-_EMBEDDED: Final = msgspec.json.Decoder(_Embedded | list[_Embedded])
+_REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
+_EMBEDDED: Final[msgspec.json.Decoder[_Embedded | list[_Embedded]]] = msgspec.json.Decoder(_Embedded | list[_Embedded])
 
 
 def read(body: bytes) -> Reply:
