@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 async def said_by_sdk(model: str, contents: list[types.Content], config: types.GenerateContentConfig) -> Json:
-    """The body that the library sends."""
+    """The body that the library sends, without its empty ``generationConfig``."""
     bodies: list[Json] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -49,17 +49,17 @@ async def said_by_sdk(model: str, contents: list[types.Content], config: types.G
 
     app = web.Application()
     app.router.add_post("/{path:.+}", handle)
-    server = TestServer(app)
-    await server.start_server()
-    options = types.HttpOptions(base_url=str(server.make_url("")), async_client_args={"ssl": True})
-    client = genai.Client(api_key="key", vertexai=False, http_options=options)
     calling = types.AutomaticFunctionCallingConfig(disable=True)
     config = config.model_copy(update={"automatic_function_calling": calling, "automatic_continuation": False})
-    await client.aio.models.generate_content(model=model, contents=[*contents], config=config)
-    await client.aio.aclose()
-    client.close()
-    await asyncio.sleep(0)
-    await server.close()
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        url = str(server.make_url(""))
+        options = types.HttpOptions(base_url=url, aiohttp_client=session, async_client_args={"ssl": True})
+        client = genai.Client(api_key="key", vertexai=False, http_options=options)
+        await client.aio.models.generate_content(model=model, contents=[*contents], config=config)
+        await client.aio.aclose()
+        client.close()
+    if not bodies[0]["generationConfig"]:
+        del bodies[0]["generationConfig"]
     return bodies[0]
 
 

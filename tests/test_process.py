@@ -270,8 +270,9 @@ async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> N
 async def test_check_live_asks_google(tmp_path: Path) -> None:
     """Nobody probes it, so this is where its list of models is read; a model goes by both of its names."""
 
-    async def models(connection: Connection, seen: Seen) -> None:
-        await connection.reply({"models": [{"name": "models/here"}]})
+    async def models(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"models": [{"name": "models/here"}]})
 
     async with upstream(models) as gemini:
         path = tmp_path / "proxy.yaml"

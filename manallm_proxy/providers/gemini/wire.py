@@ -25,7 +25,7 @@ KEY_HEADER: Final = "x-goog-api-key"
 _BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSION: Final = "v1beta"
 """The one that serves preview models, too (ai.google.dev/gemini-api/docs/api-versions)."""
-_VERSIONED: Final = re.compile(r".*/v\d+\w*", re.ASCII)
+_VERSIONED: Final = re.compile(r"\w+://[^/]+/(?:.*/)?v\d+\w*", re.ASCII)
 
 
 def versioned(base_url: str | None) -> str:
