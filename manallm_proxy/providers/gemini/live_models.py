@@ -59,7 +59,7 @@ async def _client(address: Address) -> AsyncIterator[genai.Client]:
     """Over a session of ours, so that TLS and proxy are as configured and a redirect does not get the key."""
     base_url, _, version = address.base_url.rpartition("/")
     request: dict[str, Any] = {"allow_redirects": False, "proxy": address.proxy, "ssl": True}  # the session's own
-    async with new_session(address.verify_tls) as session:
+    async with new_session(address.verify_tls, pooled=False) as session:
         client = genai.Client(
             api_key=address.api_key,
             vertexai=False,  # None would leave it to the environment
