@@ -83,7 +83,7 @@ class Address:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
-    key_header: str | None = None
+    key_header: str | None = field(default=None, repr=False)
     """The header that holds the bare key; None: ``Authorization`` holds it, as a bearer's."""
 
     @property

@@ -158,13 +158,18 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
 class Reader:
     """Reads one answer, whole or chunk by chunk."""
 
-    usage: Usage | None = None
-    """Of the last chunk that had it: each tells the totals so far."""
+    _counted: Any = None
+    """The counters of the last chunk that had some: each tells the totals so far."""
     _finished: set[int] = field(factory=set)
     _begun: set[int] = field(factory=set)
     _said: set[int] = field(factory=set)
     _called: dict[int, int] = field(factory=dict)
     """Tool calls of each choice so far."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens so far, None where they were not told."""
+        return _usage(self._counted)
 
     @property
     def is_complete(self) -> bool:
@@ -173,7 +178,8 @@ class Reader:
 
     def deltas(self, reply: Reply) -> list[Delta]:
         """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer."""
-        self.usage = _usage(reply.usage_metadata) or self.usage
+        if isinstance(reply.usage_metadata, dict):
+            self._counted = reply.usage_metadata
         blocked = reply.prompt_feedback.get("blockReason") if isinstance(reply.prompt_feedback, dict) else None
         if blocked and not reply.candidates:
             reason = clean(str(blocked))[:64]
