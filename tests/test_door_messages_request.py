@@ -444,9 +444,9 @@ def test_any_legal_request_gets_a_legal_answer(asked: dict[str, Any]) -> None:
     assert made["content"][0]["text"].startswith("This is manallm-proxy")
     assert (made["stop_reason"], made["model"], made["type"]) == ("end_turn", "p/gemini-2.5-flash", "message")
     assert made["usage"]["output_tokens"] > 0
-    for build in (lambda: ollama_request.build(call, ENTRY), lambda: gemini_request.generation(call, ENTRY)):
+    for dialect in (ollama_request, gemini_request):
         with contextlib.suppress(InvalidRequest, Unsupported):
-            build()
+            dialect.build(call, ENTRY)
 
 
 ANYTHING = st.recursive(

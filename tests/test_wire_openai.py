@@ -719,7 +719,7 @@ def test_words_and_an_error_in_one_read() -> None:
 def test_an_endless_event_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held is bounded, in a stream and in a body."""
     monkeypatch.setattr("manallm_proxy.openai.sse.FRAME_LIMIT", 100)
-    monkeypatch.setattr("manallm_proxy.providers.openai.sniffer.BODY_LIMIT", 100)
+    monkeypatch.setattr("manallm_proxy.providers.sniffer.BODY_LIMIT", 100)
     for content_type in ("text/event-stream", "application/json"):
         assert isinstance(play(b"x" * 200, content_type=content_type)[1].error, BadResponse)
 

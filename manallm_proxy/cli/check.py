@@ -12,7 +12,7 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.gateway.generation import Generation, try_open
+from manallm_proxy.gateway.generation import Generation, list_live, try_open
 from manallm_proxy.openai.request import read_summary
 
 
@@ -88,8 +88,11 @@ async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
     provider = generation.providers.get(name)
     if provider is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
+    seconds = generation.config.health.probe_timeout
     try:
-        listed = await provider.probe(generation.config.health.probe_timeout)
+        listed = await provider.probe(seconds)
+        if listed is None:
+            listed = await list_live(generation.config.providers[name], seconds)
     except ProviderError as error:
         return name, error.message
     if listed is None:

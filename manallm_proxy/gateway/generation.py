@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Final
 
 from attrs import define, evolve, field
@@ -18,16 +19,17 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.contract.provider import Endpoint, Provider
+from manallm_proxy.contract.provider import Endpoint, ModelList, Provider
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
-from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
@@ -41,33 +43,44 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     """The client of one configured provider. It connects to nothing yet."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
+    wire: Wire
     if provider.kind == "google":
-        from manallm_proxy.providers.gemini.provider import GeminiProvider  # 0.3 s and 24 MB that only its users pay
-
-        return GeminiProvider(
-            provider.name,
-            provider.api_key or "",
-            provider.base_url,
-            provider.headers,
-            Session(provider.verify_tls, provider.proxy),
-            extra_retryable_statuses=provider.extra_retryable_statuses,
-        )
-    wire: OllamaWire | OpenAIWire
-    if not _speaks_openai(provider):
-        wire, base_url = OllamaWire(), provider.base_url or ""
+        wire = GeminiWire()
+    elif not _speaks_openai(provider):
+        wire = OllamaWire()
     else:
-        wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
-        if provider.kind == "ollama" and not base_url.endswith("/v1"):
-            base_url += "/v1"
-    address = Address(
+        wire = OpenAIWire(asks_usage=provider.stream_usage)
+    return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
+
+
+def _address(provider: ProviderConfig) -> Address:
+    base_url, key_header = provider.base_url or "", None
+    if provider.kind == "google":
+        base_url, key_header = versioned(provider.base_url), KEY_HEADER
+    elif provider.kind == "ollama" and _speaks_openai(provider) and not base_url.endswith("/v1"):
+        base_url += "/v1"
+    return Address(
         provider.name,
         base_url,
         provider.api_key,
         provider.headers,
         provider.verify_tls,
         provider.proxy,
+        key_header,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
+
+
+async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
+    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+
+    ProviderError where they cannot be had within `seconds`.
+    """
+    if provider.kind != "google":
+        return None
+    module = "manallm_proxy.providers.gemini.live_models"
+    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
+    listed: ModelList = await live.live_models(_address(provider), seconds)
+    return listed
 
 
 async def try_open(config: Config) -> None:
@@ -76,12 +89,6 @@ async def try_open(config: Config) -> None:
     await _close_all(opened.values(), lambda event: None)
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def preload(config: Config) -> None:
-    """Imports what `open_provider` will need. May run in a thread: the Gemini SDK takes 0.3 s."""
-    if any(provider.kind == "google" and provider.configured for provider in config.providers.values()):
-        import manallm_proxy.providers.gemini.provider  # noqa: F401
 
 
 def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:

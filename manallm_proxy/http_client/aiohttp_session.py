@@ -1,4 +1,4 @@
-"""Connections to one provider through aiohttp's client, for forward proxies and for google-genai."""
+"""Connections to one provider through aiohttp's client, for forward proxies."""
 
 from __future__ import annotations
 

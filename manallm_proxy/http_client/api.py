@@ -83,6 +83,8 @@ class Address:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
+    key_header: str | None = field(default=None, repr=False)
+    """The header that holds the bare key; None: ``Authorization`` holds it, as a bearer's."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -99,7 +101,9 @@ class Address:
                 "Accept-Encoding": "identity",
             }
         )
-        if self.api_key:
+        if self.api_key and self.key_header:
+            headers[self.key_header] = self.api_key
+        elif self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if request_id:
             headers["X-Request-Id"] = request_id

@@ -86,15 +86,16 @@ class HttpProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
 
-    async def probe(self, seconds: float) -> ModelList:
+    async def probe(self, seconds: float) -> ModelList | None:
         """Anything below 500 is alive; a 200 brings the list of models, and whatever comes instead is no failure."""
+        path = self.wire.probe_path
+        if path is None:
+            return None
         response: Response | None = None
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(seconds):
-                response = await self._connections.request(
-                    "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
-                )
+                response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
                 if response.status >= 500:
                     refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
                     raise scrubbed(refusal, *self.address.secrets)

@@ -44,8 +44,9 @@ class Translator(Protocol):
 class Wire(Protocol):
     """One dialect over HTTP."""
 
-    probe_path: str
-    """What a probe GETs below the base URL."""
+    @property
+    def probe_path(self) -> str | None:
+        """What a probe GETs below the base URL; None where it is not probed."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """Raises Unsupported or InvalidRequest for what this dialect cannot say."""

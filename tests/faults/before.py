@@ -160,7 +160,6 @@ FAULTS: Final = [
         reason="read_timeout",
         costs=LIMIT,
         asked=WHOLE,
-        but={"google": "first_byte_timeout"},
     ),
     Fault("comments for ever", endless(GONE + b"\r\n", b": wait\n\n", 0.01), asked=STREAM, kinds=OPENAI, **SLOW),
     Fault("a head byte by byte", endless(b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.01), **SLOW),

@@ -30,8 +30,8 @@ from manallm_proxy.providers.openai.reply import (
     reply_object,
     set_model,
 )
-from manallm_proxy.providers.openai.sniffer import Sniffer
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
@@ -96,11 +96,11 @@ class OpenAIWire:
             return opaque_answer(body, content_type)
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
-        values, spans = reply_object(body, "model" if call.relays else None)
-        rows = checked_choices(values, decode_always=not call.relays)
-        usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         if not call.relays:
-            return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
+            return _whole(body)
+        values, spans = reply_object(body, "model")
+        checked_choices(values, decode_always=False)
+        usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
         )
@@ -109,7 +109,7 @@ class OpenAIWire:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type)
         events = (EventRelay if call.relays else EventReader)(call, entry.target)
-        return events if "event-stream" in content_type else Sniffer(events)
+        return events if "event-stream" in content_type else Sniffer(events, _whole)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
@@ -118,6 +118,14 @@ class OpenAIWire:
 def _says_no_effort(call: Call) -> bool:
     span = call.summary.spans.get("reasoning_effort")
     return span is not None and call.body[slice(*span)] == b'"none"'
+
+
+def _whole(body: bytes) -> Answer:
+    """A complete answer, read into choices."""
+    values, _ = reply_object(body)
+    rows = checked_choices(values)
+    usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
+    return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
 
 
 class _Row(msgspec.Struct):
