@@ -6,7 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import Carried, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
@@ -394,6 +397,70 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "mcp",
     ),
 ]
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from(
+            [
+                *("", "x", "auto", "required", "none", "function", "custom", "namespace", "web_search", "file_search"),
+                *("message", "function_call", "function_call_output", "reasoning", "item_reference", "json_schema"),
+                *("user", "assistant", "input_text", "input_image", "allowed_tools", "manallm1.e30="),
+            ]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    *(
+                        "type",
+                        "role",
+                        "content",
+                        "text",
+                        "name",
+                        "tools",
+                        "call_id",
+                        "arguments",
+                        "output",
+                        "id",
+                        "mode",
+                    ),
+                    *("format", "schema", "effort", "encrypted_content", "image_url", "parameters", "input", "summary"),
+                ]
+            ),
+            inner,
+            max_size=5,
+        ),
+    ),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(
+    [
+        *("input", "tools", "tool_choice", "text", "reasoning", "include", "metadata", "store", "stream", "model"),
+        *("instructions", "max_output_tokens", "temperature", "top_logprobs", "previous_response_id", "conversation"),
+        *("prompt_cache_key", "service_tier", "truncation", "user", "unknown"),
+    ]
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+async def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
+    """Never a bug of ours; what is read is answered."""
+    refused = None
+    try:
+        door = await Opened().ask(**body)
+    except InvalidRequest as error:
+        refused = error
+    if refused is not None:
+        assert refused.param
+    else:
+        assert door.whole(Delta(content="Hello", finish="stop"))["status"] == "completed"
 
 
 @pytest.mark.parametrize(("body", "param", "word"), BAD, ids=lambda value: str(value)[:60])

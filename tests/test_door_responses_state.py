@@ -19,6 +19,8 @@ from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousRespon
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
+from manallm_proxy.process.worker_messages import Answer, AskOne, Beat, PartOne, TellOne
+from manallm_proxy.process.workers import WorkerManager
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
 from tests.test_openapi import conforms
@@ -218,6 +220,23 @@ async def test_workers_find_what_another_keeps() -> None:
     assert not await two.drop("bob", id_)
     assert await two.drop("alice", id_)
     assert await one.response("alice", id_) is None
+
+
+def test_the_supervisor_passes_questions_on() -> None:
+    """To the worker that is meant, and its answer to the process that asked, if that still lives."""
+    workers = WorkerManager(2, 20.0, str)
+    for number in (1, 2):
+        workers.started(number, 100 + number, 0.0)
+    workers.received(2, Beat(), 0.0)
+    workers.received(1, AskOne(7, 2, "who?"), 0.0)
+    workers.received(2, PartOne(7, 101, "me"), 0.0)
+    workers.received(1, AskOne(8, 3, "who?"), 0.0)
+    assert workers.outbox == [(2, TellOne(7, 101, "who?")), (1, Answer(7, "me")), (1, Answer(8, ""))]
+    workers.ended(1, 1.0)
+    workers.started(1, 103, 2.0)
+    workers.outbox.clear()
+    workers.received(2, PartOne(7, 101, "me"), 2.0)
+    assert workers.outbox == []
 
 
 async def send(p: Proxy, method: str, path: str, key: str = "", **options: Any) -> tuple[int, Any]:

@@ -83,8 +83,8 @@ class ResponsesReply:
         return self._shell.render("in_progress", [])
 
     def _ended(self, usage: Usage | None) -> tuple[str, dict[str, Any]]:
-        """The last event's type, and the response as it is kept and told."""
-        cut = self._answer.incomplete
+        """The last event's type, and the response as it is told; it is kept by then. Nothing counted is zero."""
+        cut, usage = self._answer.incomplete, usage or Usage()
         status = "completed" if cut is None else "incomplete"
         if self._keep is not None:
             self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), self._answer.items)
