@@ -142,8 +142,8 @@ async def test_a_result_with_a_picture() -> None:
 
 async def test_reasoning_goes_back_to_whom_it_came_from() -> None:
     """What we packed returns as it was; a summary alone, and what another server sealed, is left out."""
-    signature = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
-    ours = pack(Carried("I think.", {"c1": signature}))
+    signature = {"google": {"thought_signature": "c2ln"}}
+    ours = pack(Carried("g", "I think.", "reasoning", {"c1": signature}))
     item: dict[str, Any] = {
         "type": "reasoning",
         "id": "rs_1",
@@ -151,19 +151,22 @@ async def test_reasoning_goes_back_to_whom_it_came_from() -> None:
         "encrypted_content": ours,
         "content": None,
     }
-    assert await messages(USER, item, CALL, RESULT) == [
-        USER,
-        said(None, {**called("c1"), **signature}) | {"reasoning_content": "I think."},
-        tool("c1", "2"),
-    ]
+    door = await Opened().ask(input=[USER, item, CALL, RESULT])
+    own = said(None, {**called("c1"), "extra_content": signature}) | {"reasoning": "I think."}
+    assert door.at("g")["messages"] == [USER, own, tool("c1", "2")]
+    for other in ("h", ""):
+        assert door.at(other)["messages"] == [USER, said(None, called("c1")), tool("c1", "2")]
     assert await messages(USER, {**item, "encrypted_content": "gAAAA"}, CALL) == [USER, said(None, called("c1"))]
     assert await messages(USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]}) == [USER]
 
 
-@pytest.mark.parametrize("content", [None, 3, "manallm1.%%%", "manallm1.W10=", "manallm1.eyJyZWFzb25pbmciOjF9"])
+@pytest.mark.parametrize(
+    "content", [None, 3, "manallm1.%%%", "manallm1.W10=", "manallm1.eyJyZWFzb25pbmciOjF9", "manallm1.e30="]
+)
 def test_what_is_not_ours_carries_nothing(content: Any) -> None:
-    """Nor does what looks like it."""
+    """Nor does what looks like it, or is for nobody, or would go to another place than reasoning's."""
     assert unpack(content) == Carried()
+    assert unpack(pack(Carried("", "I think."))) == unpack(pack(Carried("p", "x", "content"))) == Carried()
 
 
 async def test_custom_tools_are_functions_with_one_property() -> None:

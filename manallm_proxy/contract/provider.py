@@ -60,6 +60,13 @@ class Call:
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
+    own: Callable[[str], Call] | None = field(default=None, repr=False)
+    """Where the client hands back what a provider gave for itself alone: the call as the provider of that name gets it.
+    """
+
+    def at(self, provider: str) -> Call:
+        """The call as `provider` gets it."""
+        return self if self.own is None else self.own(provider)
 
 
 TryWrite = Callable[[StreamBatch], bool]

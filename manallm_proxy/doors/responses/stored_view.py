@@ -9,7 +9,6 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
-from manallm_proxy.doors.responses.items import EXTRA
 from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai.json_object import decode
 from manallm_proxy.openai.request_fields import wrong
@@ -40,7 +39,7 @@ class Page:
 def response_view(stored: Stored) -> dict[str, Any]:
     """The response object, as it was answered."""
     shell: dict[str, Any] = msgspec.json.decode(stored.shell)
-    return {**shell, "output": [_without_extra(decode(data)) for data in stored.output]}
+    return {**shell, "output": [_shown(decode(data)) for data in stored.output]}
 
 
 def input_view(stored: Stored, page: Page) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def input_view(stored: Stored, page: Page) -> dict[str, Any]:
 def _listed(item: dict[str, Any], place: str) -> dict[str, Any]:
     """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call."""
     kind = item.get("type") or "message"
-    row = {**_without_extra(item), "type": kind}
+    row = {**_shown(item), "type": kind}
     if not isinstance(row.get("id"), str):
         row["id"] = f"{_PREFIXES.get(kind, 'item')}_{hashlib.sha256(place.encode()).hexdigest()[:48]}"
     if kind == "message":
@@ -79,5 +78,8 @@ def _text_part(role: str, text: str) -> dict[str, Any]:
     return {"type": "input_text", "text": text}
 
 
-def _without_extra(item: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key != EXTRA}
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    """Without what is beside a call for its provider alone (see `output.CallItem.stored`)."""
+    if item.get("type") == "reasoning":
+        return item
+    return {key: value for key, value in item.items() if key != "encrypted_content"}
