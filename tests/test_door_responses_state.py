@@ -17,6 +17,7 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
+from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
 from manallm_proxy.process.worker_messages import Answer, AskOne, Beat, PartOne, TellOne
@@ -278,7 +279,12 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             rest = f"/v1/responses/{made_next['id']}/input_items?order=desc&after={page['last_id']}"
             _, page = await send(p, "GET", rest, "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user"] and not page["has_more"]
-            for query, param in (("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order")):
+            for query, param in (
+                ("limit=0", "limit"),
+                ("limit=x", "limit"),
+                ("order=up", "order"),
+                ("after=x", "after"),
+            ):
                 status, error = await send(p, "GET", f"{path}/input_items?{query}", "sk-alice")
                 assert (status, error["error"]["param"]) == (400, param)
             assert (await send(p, "GET", f"{path}?stream=true", "sk-alice"))[0] == 400
@@ -286,6 +292,23 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             assert await send(p, "DELETE", path, "sk-alice") == (200, gone)
             assert (await send(p, "DELETE", path, "sk-alice"))[0] == 404
             assert (await send(p, "GET", path, "sk-alice"))[0] == 404
+
+
+async def test_every_listed_item_has_an_id_of_its_own() -> None:
+    """Also one that was sent twice: pages end."""
+    opened = Opened()
+    same = {"type": "message", "id": "msg_1", "role": "user", "content": "hi"}
+    response = (await opened.ask(input=[same, USER, same, USER])).whole(HELLO)
+    kept = await opened.store.response(None, response["id"])
+    assert kept is not None
+    page, seen = Page(limit=1), []
+    while True:
+        told = input_view(kept, page)
+        seen += [row["id"] for row in told["data"]]
+        if not told["has_more"]:
+            break
+        page = Page(limit=1, after=told["last_id"])
+    assert len(set(seen)) == len(seen) == 4 and "msg_1" in seen
 
 
 async def test_a_reload_changes_the_bounds(tmp_path: Path) -> None:
