@@ -48,15 +48,23 @@ class Exchanged:
     def chat(self) -> Any:
         return json.loads(self.call.body)
 
+    def at(self, provider: str) -> Any:
+        """The chat as `provider` gets it."""
+        return json.loads(self.call.at(provider).body)
+
     def whole(self, *deltas: Delta, usage: Usage | None = None) -> Any:
         """The response to one complete answer."""
         return json.loads(self.reply.whole(TARGET, Answer(choices=deltas, usage=usage)))
 
     def stream(self, *deltas: Delta, usage: Usage | None = None) -> list[dict[str, Any]]:
         """The checked events of a stream, a delta a batch."""
+        return checked(self.stream_bytes(*deltas, usage=usage))
+
+    def stream_bytes(self, *deltas: Delta, usage: Usage | None = None) -> bytes:
+        """The same, unread."""
         self.reply.start(TARGET)
         written = [self.reply.events(StreamBatch(deltas=(delta,))) for delta in deltas]
-        return checked(b"".join(written) + self.reply.end(usage))
+        return b"".join(written) + self.reply.end(usage)
 
 
 @define(eq=False)
@@ -77,9 +85,9 @@ class Opened:
         return Exchanged(*await self.door.read(json.dumps({"input": "hi", **body}).encode(), Client("r", key)))
 
 
-async def chat_of(**body: Any) -> Any:
-    """The chat that a request becomes."""
-    return (await Opened().ask(**body)).chat
+async def chat_of(provider: str = "", /, **body: Any) -> Any:
+    """The chat that a request becomes, for `provider`."""
+    return (await Opened().ask(**body)).at(provider)
 
 
 def parsed(data: bytes) -> list[dict[str, Any]]:

@@ -171,6 +171,25 @@ async def test_a_dead_provider_costs_nothing(kind: str, streamed: bool, tmp_path
             assert 'mana_llm_requests_total{endpoint="responses",status="200"} 1' in metrics
 
 
+async def test_what_one_provider_gave_goes_to_no_other(tmp_path: Path) -> None:
+    """In one request whose chain moves on: strict servers refuse what they do not know."""
+    down = asyncio.Event()
+
+    async def thinks_until_it_falls(connection: Connection, seen: Seen) -> None:
+        await (status("502 Bad Gateway") if down.is_set() else openai_server)(connection, seen)
+
+    async with upstream(each(thinks_until_it_falls)) as first, upstream(each(answers)) as second:
+        async with proxy(settings({"a": openai(first.url), "b": openai(second.url)}), tmp_path) as p:
+            body = {"include": ["reasoning.encrypted_content"], "tools": [FUNCTION], "store": False}
+            response = await answered(p, False, **body)
+            down.set()
+            result = {"type": "function_call_output", "call_id": "call_1", "output": "2"}
+            again = await answered(p, True, **body, input=[*response["output"], result])
+            assert (response["model"], again["model"]) == ("a/m", "b/m")
+            assert first.posts[-1].json["messages"][0]["reasoning_content"] == "Hm."
+            assert "Hm." not in second.posts[-1].body.decode()
+
+
 async def opens_and_ends(connection: Connection, seen: Seen) -> None:
     await connection.head()
     connection.writer.close()

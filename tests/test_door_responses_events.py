@@ -16,7 +16,8 @@ from manallm_proxy.doors.responses.carried import unpack
 from tests.responses import FIELDS, FUNCTION, TARGET, Exchanged, Opened, chat_of, checked, parsed
 
 SEALED = {"include": ["reasoning.encrypted_content"]}
-SIGNATURE: dict[str, Any] = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
+SIGNED = {"google": {"thought_signature": "c2ln"}}
+SIGNATURE: dict[str, Any] = {"extra_content": SIGNED}
 STOP = Delta(finish="stop")
 PATCH = {"type": "custom", "name": "apply_patch"}
 AGENTS = {
@@ -117,7 +118,7 @@ async def test_reasoning_is_carried_where_it_is_asked_for() -> None:
     deltas = (Delta(reasoning="I think."), Delta(content="Yes"), STOP)
     items = output((await Opened().ask(**SEALED, store=False)).stream(*deltas))
     assert unpack(items[0]["encrypted_content"]).reasoning == "I think."
-    chat = await chat_of(input=[*items, {"role": "user", "content": "more"}])
+    chat = await chat_of("p", input=[*items, {"role": "user", "content": "more"}])
     assert chat["messages"][0] == {"role": "assistant", "content": "Yes", "reasoning_content": "I think."}
 
 
@@ -133,10 +134,10 @@ async def test_a_signature_is_carried_by_one_reasoning_item(reasoning: str, stor
         **SEALED,
     ):
         assert [item["type"] for item in items] == ["reasoning", "function_call", "function_call"]
-        assert unpack(items[0]["encrypted_content"]).extras == {"c1": SIGNATURE}
+        assert unpack(items[0]["encrypted_content"]).extras == {"c1": SIGNED}
         assert "extra_content" not in items[1]
-        message = (await chat_of(input=items))["messages"][0]
-        assert message["tool_calls"][0]["extra_content"] == SIGNATURE["extra_content"]
+        message = (await chat_of("p", input=items))["messages"][0]
+        assert message["tool_calls"][0]["extra_content"] == SIGNED
         assert "extra_content" not in message["tool_calls"][1]
         assert message.get("reasoning_content", "") == reasoning
 
@@ -150,7 +151,8 @@ async def test_nothing_is_carried_unasked() -> None:
     assert "extra_content" not in response["output"][0]
     result = {"type": "function_call_output", "call_id": "c1", "output": "2"}
     more = await opened.ask(previous_response_id=response["id"], input=[result])
-    assert more.chat["messages"][1]["tool_calls"][0]["extra_content"] == SIGNATURE["extra_content"]
+    assert more.at("p")["messages"][1]["tool_calls"][0]["extra_content"] == SIGNED
+    assert "extra_content" not in more.at("q")["messages"][1]["tool_calls"][0]
 
 
 async def test_calls_interleave() -> None:
@@ -271,6 +273,16 @@ async def test_an_answer_that_was_cut(finish: str, reason: str) -> None:
         assert response["completed_at"] is None
     for items in await both(Delta(tool_calls=(ToolCall("add", '{"a', "c1", 0),), finish=finish), tools=[FUNCTION]):
         assert items[0]["status"] == "incomplete"
+
+
+async def test_a_provider_that_gives_up() -> None:
+    """By its finish reason: the response has failed, with what was said."""
+    events = (await Opened().ask()).stream_bytes(Delta(content="Hel"), Delta(finish="error"))
+    response = parsed(events)[-2]["response"]
+    whole = (await Opened().ask()).whole(Delta(content="Hel", finish="error"))
+    for each in (response, whole):
+        assert (each["status"], each["output"][0]["content"][0]["text"]) == ("failed", "Hel")
+        assert each["error"]["message"]
 
 
 async def test_a_stream_that_breaks() -> None:

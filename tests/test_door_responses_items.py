@@ -6,7 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import Carried, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
@@ -139,8 +142,8 @@ async def test_a_result_with_a_picture() -> None:
 
 async def test_reasoning_goes_back_to_whom_it_came_from() -> None:
     """What we packed returns as it was; a summary alone, and what another server sealed, is left out."""
-    signature = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
-    ours = pack(Carried("I think.", {"c1": signature}))
+    signature = {"google": {"thought_signature": "c2ln"}}
+    ours = pack(Carried("g", "I think.", "reasoning", {"c1": signature}))
     item: dict[str, Any] = {
         "type": "reasoning",
         "id": "rs_1",
@@ -148,19 +151,22 @@ async def test_reasoning_goes_back_to_whom_it_came_from() -> None:
         "encrypted_content": ours,
         "content": None,
     }
-    assert await messages(USER, item, CALL, RESULT) == [
-        USER,
-        said(None, {**called("c1"), **signature}) | {"reasoning_content": "I think."},
-        tool("c1", "2"),
-    ]
+    door = await Opened().ask(input=[USER, item, CALL, RESULT])
+    own = said(None, {**called("c1"), "extra_content": signature}) | {"reasoning": "I think."}
+    assert door.at("g")["messages"] == [USER, own, tool("c1", "2")]
+    for other in ("h", ""):
+        assert door.at(other)["messages"] == [USER, said(None, called("c1")), tool("c1", "2")]
     assert await messages(USER, {**item, "encrypted_content": "gAAAA"}, CALL) == [USER, said(None, called("c1"))]
     assert await messages(USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]}) == [USER]
 
 
-@pytest.mark.parametrize("content", [None, 3, "manallm1.%%%", "manallm1.W10=", "manallm1.eyJyZWFzb25pbmciOjF9"])
+@pytest.mark.parametrize(
+    "content", [None, 3, "manallm1.%%%", "manallm1.W10=", "manallm1.eyJyZWFzb25pbmciOjF9", "manallm1.e30="]
+)
 def test_what_is_not_ours_carries_nothing(content: Any) -> None:
-    """Nor does what looks like it."""
+    """Nor does what looks like it, or is for nobody, or would go to another place than reasoning's."""
     assert unpack(content) == Carried()
+    assert unpack(pack(Carried("", "I think."))) == unpack(pack(Carried("p", "x", "content"))) == Carried()
 
 
 async def test_custom_tools_are_functions_with_one_property() -> None:
@@ -394,6 +400,70 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "mcp",
     ),
 ]
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from(
+            [
+                *("", "x", "auto", "required", "none", "function", "custom", "namespace", "web_search", "file_search"),
+                *("message", "function_call", "function_call_output", "reasoning", "item_reference", "json_schema"),
+                *("user", "assistant", "input_text", "input_image", "allowed_tools", "manallm1.e30="),
+            ]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    *(
+                        "type",
+                        "role",
+                        "content",
+                        "text",
+                        "name",
+                        "tools",
+                        "call_id",
+                        "arguments",
+                        "output",
+                        "id",
+                        "mode",
+                    ),
+                    *("format", "schema", "effort", "encrypted_content", "image_url", "parameters", "input", "summary"),
+                ]
+            ),
+            inner,
+            max_size=5,
+        ),
+    ),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(
+    [
+        *("input", "tools", "tool_choice", "text", "reasoning", "include", "metadata", "store", "stream", "model"),
+        *("instructions", "max_output_tokens", "temperature", "top_logprobs", "previous_response_id", "conversation"),
+        *("prompt_cache_key", "service_tier", "truncation", "user", "unknown"),
+    ]
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+async def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
+    """Never a bug of ours; what is read is answered."""
+    refused = None
+    try:
+        door = await Opened().ask(**body)
+    except InvalidRequest as error:
+        refused = error
+    if refused is not None:
+        assert refused.param
+    else:
+        assert door.whole(Delta(content="Hello", finish="stop"))["status"] == "completed"
 
 
 @pytest.mark.parametrize(("body", "param", "word"), BAD, ids=lambda value: str(value)[:60])

@@ -17,8 +17,11 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
+from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
+from manallm_proxy.process.worker_messages import Answer, AskOne, Beat, PartOne, TellOne
+from manallm_proxy.process.workers import WorkerManager
 from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
 from tests.responses import Clock, Opened
@@ -220,6 +223,23 @@ async def test_workers_find_what_another_keeps() -> None:
     assert await one.response("alice", id_) is None
 
 
+def test_the_supervisor_passes_questions_on() -> None:
+    """To the worker that is meant, and its answer to the process that asked, if that still lives."""
+    workers = WorkerManager(2, 20.0, str)
+    for number in (1, 2):
+        workers.started(number, 100 + number, 0.0)
+    workers.received(2, Beat(), 0.0)
+    workers.received(1, AskOne(7, 2, "who?"), 0.0)
+    workers.received(2, PartOne(7, 101, "me"), 0.0)
+    workers.received(1, AskOne(8, 3, "who?"), 0.0)
+    assert workers.outbox == [(2, TellOne(7, 101, "who?")), (1, Answer(7, "me")), (1, Answer(8, ""))]
+    workers.ended(1, 1.0)
+    workers.started(1, 103, 2.0)
+    workers.outbox.clear()
+    workers.received(2, PartOne(7, 101, "me"), 2.0)
+    assert workers.outbox == []
+
+
 async def send(p: Proxy, method: str, path: str, key: str = "", **options: Any) -> tuple[int, Any]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with p.client.request(method, p.url + path, headers=headers, **options) as response:
@@ -259,7 +279,12 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             rest = f"/v1/responses/{made_next['id']}/input_items?order=desc&after={page['last_id']}"
             _, page = await send(p, "GET", rest, "sk-alice")
             assert [row["role"] for row in page["data"]] == ["user"] and not page["has_more"]
-            for query, param in (("limit=0", "limit"), ("limit=x", "limit"), ("order=up", "order")):
+            for query, param in (
+                ("limit=0", "limit"),
+                ("limit=x", "limit"),
+                ("order=up", "order"),
+                ("after=x", "after"),
+            ):
                 status, error = await send(p, "GET", f"{path}/input_items?{query}", "sk-alice")
                 assert (status, error["error"]["param"]) == (400, param)
             assert (await send(p, "GET", f"{path}?stream=true", "sk-alice"))[0] == 400
@@ -267,6 +292,23 @@ async def test_stored_responses_over_http(tmp_path: Path) -> None:
             assert await send(p, "DELETE", path, "sk-alice") == (200, gone)
             assert (await send(p, "DELETE", path, "sk-alice"))[0] == 404
             assert (await send(p, "GET", path, "sk-alice"))[0] == 404
+
+
+async def test_every_listed_item_has_an_id_of_its_own() -> None:
+    """Also one that was sent twice: pages end."""
+    opened = Opened()
+    same = {"type": "message", "id": "msg_1", "role": "user", "content": "hi"}
+    response = (await opened.ask(input=[same, USER, same, USER])).whole(HELLO)
+    kept = await opened.store.response(None, response["id"])
+    assert kept is not None
+    page, seen = Page(limit=1), []
+    while True:
+        told = input_view(kept, page)
+        seen += [row["id"] for row in told["data"]]
+        if not told["has_more"]:
+            break
+        page = Page(limit=1, after=told["last_id"])
+    assert len(set(seen)) == len(seen) == 4 and "msg_1" in seen
 
 
 async def test_a_reload_changes_the_bounds(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class Delta:
     images: tuple[str, ...] = field(default=(), repr=False)
     """Pictures that the model made, as data URIs."""
     refusal: str = field(default="", repr=False)
+    reasoning_key: str = "reasoning_content"
+    """Where the provider takes ``reasoning`` back, as a member of an assistant's message."""
 
     @property
     def has_content(self) -> bool:

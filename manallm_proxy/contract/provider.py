@@ -81,6 +81,13 @@ class Call:
     what they do not know."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be the client's to use, but no provider is asked."""
+    own: Callable[[str], Call] | None = field(default=None, repr=False)
+    """Where the client hands back what a provider gave for itself alone: the call as the provider of that name gets it.
+    """
+
+    def at(self, provider: str) -> Call:
+        """The call as `provider` gets it."""
+        return self if self.own is None else self.own(provider)
 
 
 TryWrite = Callable[[StreamBatch], bool]

@@ -150,7 +150,8 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[Answer]:
-            return relay.complete(providers[entry.target.provider], catalog, call, entry)
+            name = entry.target.provider
+            return relay.complete(providers[name], catalog, call.at(name), entry)
 
         async with await walk.run(ask, self._asked) as attempt:
             attempt.served()
@@ -174,7 +175,8 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
-            return relay.open_stream(providers[entry.target.provider], catalog, call, entry)
+            name = entry.target.provider
+            return relay.open_stream(providers[name], catalog, call.at(name), entry)
 
         walking = walk.run(ask, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat

@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.doors.responses.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
     COMPLETED,
     INCOMPLETE,
@@ -33,6 +34,8 @@ class AnswerItems:
     _names: ToolNames
     _packs: bool = False
     """The client asked for ``encrypted_content``."""
+    provider: str = ""
+    """Who answers."""
     items: list[Item] = field(factory=list)
     finish: str | None = None
     _text: MessageItem | None = None
@@ -47,10 +50,15 @@ class AnswerItems:
         """Why the answer is incomplete, if it is."""
         return _CUT.get(self.finish or "")
 
+    @property
+    def failed(self) -> bool:
+        """The provider gave up in mid answer."""
+        return self.finish == "error"
+
     def take(self, delta: Delta) -> Iterator[Event]:
         """One step of the answer."""
         if delta.reasoning:
-            yield from self._think(delta.reasoning)
+            yield from self._think(delta.reasoning, delta.reasoning_key)
         logprobs = _logprobs(delta.logprobs) if delta.logprobs is not None else []
         if delta.content or logprobs:
             yield from self._say("output_text", delta.content, logprobs)
@@ -96,13 +104,18 @@ class AnswerItems:
         if thought is not None:
             yield from thought.close(COMPLETED)
 
-    def _think(self, words: str) -> Iterator[Event]:
+    def _think(self, words: str, key: str) -> Iterator[Event]:
         yield from self._close_text()
-        if self._thought is None:
-            self._thought = ReasoningItem(self._new_id("rs"), len(self.items), packs=self._packs)
-            yield self._add(self._thought)
-        self._last = self._thought
+        yield from self._open_thought()
+        assert self._thought is not None
+        self._last, self._thought.key = self._thought, key
         yield from self._thought.think(words)
+
+    def _open_thought(self) -> Iterator[Event]:
+        if self._thought is None:
+            new = self._new_id("rs")
+            self._thought = ReasoningItem(new, len(self.items), packs=self._packs, provider=self.provider)
+            yield self._add(self._thought)
 
     def _say(self, kind: str, words: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         yield from self._close_thought()
@@ -122,12 +135,13 @@ class AnswerItems:
     def _call(self, part: ToolCall) -> Iterator[Event]:
         id_ = self._begins(part)
         if id_ is not None:
-            yield from self._carry(id_, part.extra)
+            extra = part.extra.get(EXTRA)
+            yield from self._carry(id_, extra)
             yield from self._close_thought()
             yield from self._close_text()
             tool = self._names.tool(part.name)
             new = self._new_id("ctc" if tool.kind == "custom" else "fc")
-            begun = CallItem(id=new, index=len(self.items), call_id=id_, tool=tool, extra=part.extra)
+            begun = CallItem(id=new, index=len(self.items), call_id=id_, tool=tool, provider=self.provider, extra=extra)
             self._calls[part.index] = begun
             yield self._add(begun)
         call = self._last = self._calls[part.index]
@@ -145,14 +159,13 @@ class AnswerItems:
         used = {item.call_id for item in self.items if isinstance(item, CallItem)}
         return part.id if part.id and part.id not in used else new_call_id()
 
-    def _carry(self, id_: str, extra: dict[str, Any]) -> Iterator[Event]:
+    def _carry(self, id_: str, extra: dict[str, Any] | None) -> Iterator[Event]:
         """What goes back with a call stands in the reasoning before it."""
         if not (self._packs and extra):
             return
-        if self._thought is None:
-            yield from self._close_text()
-            self._thought = ReasoningItem(self._new_id("rs"), len(self.items), packs=True)
-            yield self._add(self._thought)
+        yield from self._close_text()
+        yield from self._open_thought()
+        assert self._thought is not None
         self._thought.extras[id_] = extra
 
 

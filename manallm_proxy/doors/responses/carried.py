@@ -9,25 +9,34 @@ from __future__ import annotations
 import base64
 from typing import Any, Final
 
+import msgspec
 from attrs import field, frozen
 
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 _PREFIX: Final = "manallm1."
+EXTRA: Final = "extra_content"
+"""Beside a tool call: where OpenAI's format has room for what its provider wants back with it."""
+_KEYS: Final = ("reasoning_content", "reasoning")
 
 
 @frozen
 class Carried:
-    """``extras``: by the id of a tool call, what goes back beside it (see `answers.ToolCall.extra`)."""
+    """``provider`` alone gets it back: others refuse what they do not know.
 
+    ``extras``: by the id of a tool call, the value of its `EXTRA`.
+    """
+
+    provider: str = ""
     reasoning: str = field(default="", repr=False)
+    key: str = _KEYS[0]
+    """See `answers.Delta.reasoning_key`."""
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
 
 
 def pack(carried: Carried) -> str:
     """As ``encrypted_content``."""
-    inner: dict[str, Any] = {"reasoning": carried.reasoning, "extras": carried.extras}
-    return _PREFIX + base64.urlsafe_b64encode(encode(inner)).decode()
+    return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
 
 
 def unpack(content: object) -> Carried:
@@ -35,14 +44,10 @@ def unpack(content: object) -> Carried:
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return Carried()
     try:
-        inner = decode(base64.b64decode(content[len(_PREFIX) :], altchars=b"-_", validate=True))
+        found = _CARRIED.decode(base64.b64decode(content[len(_PREFIX) :], altchars=b"-_", validate=True))
     except (ValueError, *DecodeErrors):
         return Carried()
-    if not isinstance(inner, dict):
-        return Carried()
-    reasoning, extras = inner.get("reasoning"), inner.get("extras")
-    rows = extras.items() if isinstance(extras, dict) else ()
-    return Carried(
-        reasoning if isinstance(reasoning, str) else "",
-        {id_: extra for id_, extra in rows if isinstance(extra, dict)},
-    )
+    return found if found.provider and found.key in _KEYS else Carried()
+
+
+_CARRIED: Final = msgspec.json.Decoder(Carried)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
@@ -40,15 +40,12 @@ class ResponsesDoor:
         history = await self._history(asked.previous, client.key)
         items = await self._resolved(input_items(asked.fields["input"]), client.key)
         try:
-            chat = encode({**asked.chat, "messages": _messages(asked, history, items)})
-            summary = read_summary(chat, ("messages", list))
+            call = _call(asked, _conversation(asked, history, items), client.request_id)
             kept = (*history, *map(encode, items)) if asked.stores else ()
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply") from None
-        notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
-        call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False, notes=notes)
         repeated = {key: value for key, value in asked.fields.items() if key != "input"}
-        shell = Shell(self.store.new_id("resp"), repeated, summary.model)
+        shell = Shell(self.store.new_id("resp"), repeated, call.summary.model)
         answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
         keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
         return call, ResponsesReply(shell, answer, keep)
@@ -90,8 +87,24 @@ def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
-def _messages(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> list[Fields]:
-    """A chat's messages: instructions (of this request alone), what was said before, what is new."""
+def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
+    """The call as every provider gets it, and as one that finds something of its own in it."""
+    notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
+
+    def at(provider: str) -> Call:
+        messages = talk.messages(provider)
+        if not messages:
+            raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
+        chat = encode({**asked.chat, "messages": messages})
+        summary = read_summary(chat, ("messages", list))
+        return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes)
+
+    call = at("")
+    return evolve(call, own=at) if talk.carries else call
+
+
+def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> Conversation:
+    """Instructions (of this request alone), what was said before, what is new."""
     talk = Conversation(asked.tools.names)
     if instructions := asked.fields.get("instructions"):
         talk.say("system", instructions)
@@ -99,7 +112,4 @@ def _messages(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> li
         talk.add(decode(data), "previous_response_id")
     for n, item in enumerate(items):
         talk.add(item, f"input[{n}]")
-    messages = talk.messages()
-    if not messages:
-        raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
-    return messages
+    return talk

@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.doors.responses.carried import unpack
+from manallm_proxy.doors.responses.carried import EXTRA, Carried, unpack
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
@@ -23,8 +23,6 @@ _KNOWN: Final = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
     "image_generation_call and item_reference"
 )
-EXTRA: Final = "extra_content"
-"""Beside a tool call: what its provider wants back with it."""
 
 
 @define
@@ -32,21 +30,25 @@ class _Turn:
     """What an assistant said and called, and the results."""
 
     texts: list[str] = field(factory=list, repr=False)
-    reasoning: list[str] = field(factory=list, repr=False)
+    reasoning: list[Carried] = field(factory=list, repr=False)
     calls: list[Fields] = field(factory=list, repr=False)
     images: list[Fields] = field(factory=list, repr=False)
     results: list[Fields] = field(factory=list, repr=False)
+    extras: dict[str, Carried] = field(factory=dict, repr=False)
+    """See `Conversation`, which fills it."""
     shown: list[Fields] = field(factory=list, repr=False)
     """Pictures and files among the results, which a chat's tool message cannot hold."""
 
-    def messages(self) -> Iterable[Fields]:
+    def messages(self, provider: str) -> Iterable[Fields]:
+        """As `provider` gets them."""
         said: Fields = {"role": "assistant", "content": "\n".join(self.texts) if self.texts else None}
-        if self.reasoning:
-            said["reasoning_content"] = "\n".join(self.reasoning)
+        for thought in self.reasoning:
+            if thought.provider == provider:
+                said[thought.key] = "\n".join(filter(None, (said.get(thought.key), thought.reasoning)))
         if self.images:
             said["images"] = self.images
         if self.calls:
-            said["tool_calls"] = self.calls
+            said["tool_calls"] = [self._call(call, provider) for call in self.calls]
         elif said["content"] is None:
             said["content"] = ""
         if self.texts or self.calls or self.images:  # reasoning alone is nothing that a chat can hold
@@ -54,6 +56,11 @@ class _Turn:
         yield from self.results
         if self.shown:
             yield {"role": "user", "content": self.shown}
+
+    def _call(self, call: Fields, provider: str) -> Fields:
+        carried = self.extras.get(call["id"])
+        extra = carried.extras[call["id"]] if carried is not None and carried.provider == provider else None
+        return call if extra is None else {**call, EXTRA: extra}
 
 
 @define
@@ -66,8 +73,10 @@ class Conversation:
     """The turn that goes on while the assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
     """By the id of a call. An id that is used again means the later call."""
-    _extras: dict[str, Fields] = field(factory=dict, repr=False)
-    """By the id of a call: what goes back with it, where a reasoning item carries that."""
+    _extras: dict[str, Carried] = field(factory=dict, repr=False)
+    """By the id of a call: what carries something that goes back with it."""
+    carries: bool = False
+    """Something is for one provider alone."""
 
     def say(self, role: str, content: Any) -> None:
         """A message that is no assistant's."""
@@ -95,15 +104,12 @@ class Conversation:
             case _:
                 raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
 
-    def messages(self) -> list[Fields]:
-        """All of it."""
+    def messages(self, provider: str = "") -> list[Fields]:
+        """All of it, as `provider` gets it."""
         written: list[Fields] = []
         for row in self._rows:
             if isinstance(row, _Turn):
-                for call in row.calls:
-                    if extra := self._extras.get(call["id"]):
-                        call.setdefault(EXTRA, extra)
-                written += row.messages()
+                written += row.messages(provider)
             else:
                 written.append(row)
         return written
@@ -129,7 +135,7 @@ class Conversation:
     def _turn(self) -> _Turn:
         """The turn that an assistant's next item belongs to: a new one once results have come."""
         if self._open is None or self._open.results:
-            self._open = _Turn()
+            self._open = _Turn(extras=self._extras)
             self._rows.append(self._open)
         return self._open
 
@@ -138,8 +144,7 @@ class Conversation:
         name = required(item, "name", str, path + ".")
         flat = self._names.flat(name, optional(item, "namespace", str, path + "."))
         call: Fields = {"id": id_, "type": "function", "function": {"name": flat, "arguments": arguments}}
-        if extra := optional(item, EXTRA, dict, path + "."):
-            call[EXTRA] = extra
+        self._carry(item)
         turn = self._turn()
         turn.calls.append(call)
         self._called[id_] = turn
@@ -161,12 +166,15 @@ class Conversation:
 
     def _reasoning(self, item: Fields) -> None:
         """Only what we packed goes back: a summary is for people, and most providers refuse to be given one."""
-        carried = unpack(item.get("encrypted_content"))
-        self._extras |= {
-            id_: extra[EXTRA] for id_, extra in carried.extras.items() if isinstance(extra.get(EXTRA), dict)
-        }
+        carried = self._carry(item)
         if carried.reasoning:
-            self._turn().reasoning.append(carried.reasoning)
+            self._turn().reasoning.append(carried)
+
+    def _carry(self, item: Fields) -> Carried:
+        carried = unpack(item.get("encrypted_content"))
+        self._extras |= dict.fromkeys(carried.extras, carried)
+        self.carries = self.carries or bool(carried.provider)
+        return carried
 
     def _image(self, item: Fields, path: str) -> None:
         """A picture that a model made, where OpenRouter puts them."""

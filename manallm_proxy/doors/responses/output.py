@@ -112,8 +112,10 @@ class ReasoningItem(Item):
     """What the model thinks, as one summary. ``packs``: whether the client asked for ``encrypted_content``."""
 
     packs: bool = False
+    provider: str = ""
+    key: str = "reasoning_content"
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
-    """See `carried.Carried`."""
+    """For these three see `carried.Carried`."""
     _words: list[str] = field(factory=list, repr=False)
 
     def view(self) -> dict[str, Any]:
@@ -122,7 +124,8 @@ class ReasoningItem(Item):
         item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": summary}
         if self.packs:
             done = self.status != IN_PROGRESS
-            item["encrypted_content"] = pack(Carried(text, self.extras)) if done else None
+            carried = Carried(self.provider, text, self.key, self.extras)
+            item["encrypted_content"] = pack(carried) if done else None
         return item
 
     def think(self, words: str) -> Iterator[Event]:
@@ -151,7 +154,9 @@ class CallItem(Item):
 
     call_id: str
     tool: Tool
-    extra: dict[str, Any] = field(factory=dict, repr=False)
+    provider: str = ""
+    extra: dict[str, Any] | None = field(default=None, repr=False)
+    """What its provider wants back with it."""
     _arguments: list[str] = field(factory=list, repr=False)
 
     @property
@@ -171,7 +176,10 @@ class CallItem(Item):
         return item
 
     def stored(self) -> dict[str, Any]:
-        return {**self.view(), **self.extra}
+        if self.extra is None:
+            return self.view()
+        carried = Carried(self.provider, extras={self.call_id: self.extra})
+        return {**self.view(), "encrypted_content": pack(carried)}
 
     def call(self, arguments: str) -> Iterator[Event]:
         """A custom tool's input stands inside of the arguments: it is told once they are complete."""

@@ -14,6 +14,7 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.output import Event, Item
@@ -22,6 +23,11 @@ from manallm_proxy.openai.json_object import encode
 
 Keep = Callable[[dict[str, Any], list[Item]], None]
 """Takes a response that is over, without its output, and its items."""
+
+
+def _given_up() -> ProxyError:
+    """Some providers say by a finish reason that they could not go on."""
+    return StreamInterrupted("the provider ended its answer with an error")
 
 
 @define
@@ -40,12 +46,14 @@ class ResponsesReply:
         for delta in answer.choices[:1]:
             for _ in self._answer.take(delta):
                 pass  # the events of a stream
+        if self._answer.failed:
+            return encode(self._failed(_given_up()))
         for _ in self._answer.end():
             pass
         return encode(self._ended(answer.usage)[1])
 
     def start(self, target: Target) -> None:
-        self._shell.model = str(target)
+        self._shell.model, self._answer.provider = str(target), target.provider
 
     def events(self, batch: StreamBatch) -> bytes:
         begin = self._begin()
@@ -53,17 +61,17 @@ class ResponsesReply:
         return begin + b"".join(said)
 
     def end(self, usage: Usage | None) -> bytes:
+        if self._answer.failed:
+            return self.error(_given_up())
         begin, last = self._begin(), self._write(self._answer.end())
         kind, response = self._ended(usage)
         return begin + last + self._write([(kind, {"response": response})])
 
     def error(self, error: ProxyError) -> bytes:
         """Two events: some clients read the one, some the other, and this is the order in which all show the text."""
-        begin = self._begin()
-        self._answer.break_off()
-        told = {"code": error.code or error.type, "message": error.message}
-        response = self._shell.render("failed", self._answer.views(), error=told)
-        flat = {**told, "param": error.param, "error": {"type": error.type, **told, "param": error.param}}
+        begin, response = self._begin(), self._failed(error)
+        told = {**response["error"], "param": error.param}
+        flat = {**told, "error": {"type": error.type, **told}}
         return begin + self._write([("response.failed", {"response": response}), ("error", flat)])
 
     def heartbeat(self) -> bytes:
@@ -83,12 +91,18 @@ class ResponsesReply:
         return self._shell.render("in_progress", [])
 
     def _ended(self, usage: Usage | None) -> tuple[str, dict[str, Any]]:
-        """The last event's type, and the response as it is kept and told."""
-        cut = self._answer.incomplete
+        """The last event's type, and the response as it is told; it is kept by then. Nothing counted is zero."""
+        cut, usage = self._answer.incomplete, usage or Usage()
         status = "completed" if cut is None else "incomplete"
         if self._keep is not None:
             self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), self._answer.items)
         return f"response.{status}", self._shell.render(status, self._answer.views(), usage=usage, incomplete=cut)
+
+    def _failed(self, error: ProxyError) -> dict[str, Any]:
+        """The response, with what was said so far."""
+        self._answer.break_off()
+        told = {"code": error.code or error.type, "message": error.message}
+        return self._shell.render("failed", self._answer.views(), error=told)
 
     def _write(self, events: Iterable[Event]) -> bytes:
         frames: list[bytes] = []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
 from attrs import frozen
 
-from manallm_proxy.doors.responses.items import EXTRA
 from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai.json_object import decode
 from manallm_proxy.openai.request_fields import wrong
@@ -40,16 +39,24 @@ class Page:
 def response_view(stored: Stored) -> dict[str, Any]:
     """The response object, as it was answered."""
     shell: dict[str, Any] = msgspec.json.decode(stored.shell)
-    return {**shell, "output": [_without_extra(decode(data)) for data in stored.output]}
+    return {**shell, "output": [_shown(decode(data)) for data in stored.output]}
 
 
 def input_view(stored: Stored, page: Page) -> dict[str, Any]:
-    """A page of the items that led to it, the newest first unless asked otherwise. Each has an id."""
-    rows = [_listed(decode(data), f"{stored.id}/{n}") for n, data in enumerate(stored.input)]
+    """A page of the items that led to it, the newest first unless asked otherwise. Each has an id of its own.
+
+    InvalidRequest where ``after`` names none of them.
+    """
+    by_id: dict[str, dict[str, Any]] = {}
+    for n, data in enumerate(stored.input):
+        row = _listed(decode(data), f"{stored.id}/{n}", by_id.keys())
+        by_id[row["id"]] = row
+    rows = list(by_id.values())
     if not page.ascending:
         rows.reverse()
-    ids = [row["id"] for row in rows]
-    start = ids.index(page.after) + 1 if page.after in ids else 0
+    if page.after is not None and page.after not in by_id:
+        raise wrong("after", "the id of an item of this response")
+    start = 0 if page.after is None else 1 + rows.index(by_id[page.after])
     shown = rows[start : start + page.limit]
     return {
         "object": "list",
@@ -60,11 +67,14 @@ def input_view(stored: Stored, page: Page) -> dict[str, Any]:
     }
 
 
-def _listed(item: dict[str, Any], place: str) -> dict[str, Any]:
-    """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call."""
+def _listed(item: dict[str, Any], place: str, taken: Collection[str]) -> dict[str, Any]:
+    """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call.
+
+    An item that was sent twice has its id once.
+    """
     kind = item.get("type") or "message"
-    row = {**_without_extra(item), "type": kind}
-    if not isinstance(row.get("id"), str):
+    row = {**_shown(item), "type": kind}
+    if not isinstance(row.get("id"), str) or row["id"] in taken:
         row["id"] = f"{_PREFIXES.get(kind, 'item')}_{hashlib.sha256(place.encode()).hexdigest()[:48]}"
     if kind == "message":
         row.setdefault("status", "completed")
@@ -79,5 +89,8 @@ def _text_part(role: str, text: str) -> dict[str, Any]:
     return {"type": "input_text", "text": text}
 
 
-def _without_extra(item: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key != EXTRA}
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    """Without what is beside a call for its provider alone (see `output.CallItem.stored`)."""
+    if item.get("type") == "reasoning":
+        return item
+    return {key: value for key, value in item.items() if key != "encrypted_content"}
