@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Who may import whom, from the ground up: each package only those above its own line."""
 LIBRARIES = {
-    "aiohttp": {"http_client", "http_server", "gateway", "process"},
+    "aiohttp": {"http_client", "http_server"},
     "aioprometheus": {"observe"},
     "logging": {"observe"},
     "google": {"providers"},

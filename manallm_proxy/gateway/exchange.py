@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable
 from enum import Enum, auto
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
@@ -26,6 +25,7 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import __version__
@@ -41,6 +40,7 @@ from manallm_proxy.gateway.reports import alias_list, find_model, health_report,
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.stored_responses import StoredResponses
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.errors import NotDoneHere, UnknownModel
@@ -20,6 +19,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.reports import find_model, model_list
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.request_fields import optional
 
 MANAGEMENT: Final = (

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages as Ollama wants them (ollama api/types.go Message; wire.md B.2, B.9).
+"""OpenAI's chat messages as Ollama wants them (ollama api/types.go, Message).
 
 There ``content`` is one string, images stand beside it, and the arguments of a tool call are an object.
 """

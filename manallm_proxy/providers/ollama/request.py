@@ -1,7 +1,7 @@
-"""OpenAI's requests in Ollama's native words (ollama api/types.go at v0.33; field map: wire.md B.9).
+"""OpenAI's requests in Ollama's native words (ollama api/types.go at v0.33).
 
 The native API rather than Ollama's own ``/v1``: there an error in mid stream is lost, a silent client gets
-temperature 1.0, and ``num_ctx`` cannot be set (wire.md B.8).
+temperature 1.0, and ``num_ctx`` cannot be set.
 
 What the caller got wrong is refused here with the path of the mistake, because Ollama answers part of it
 with 500, which would blame the model and send the request on to the next target. What Ollama would

@@ -1,4 +1,4 @@
-"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33; wire.md B).
+"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33).
 
 Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
 one JSON object a line, read into deltas. What it says of itself is not taken on trust:
