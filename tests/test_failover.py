@@ -258,6 +258,37 @@ async def test_anything_else_ends_the_walk_and_blames_nobody(leaves: BaseExcepti
     assert story.healths["p0"] == Health()
 
 
+async def test_a_chain_has_its_time() -> None:
+    """It ends the attempt under way, blames nobody, and what is left is not tried, in words."""
+    story = Story(["hello"] * 3)
+
+    async def hangs(entry: Entry) -> str:
+        story.asked.append(entry.target.provider)
+        await asyncio.get_running_loop().create_future()
+        return ""
+
+    walk = Walk(Chain("mana/test", story.entries, timeout=0.01), story.registry, "id-1")
+    moves = asyncio.get_running_loop().call_later(0.005, setattr, story, "now", 0.02)
+    with pytest.raises(NoProvider):
+        await walk.run(hangs, "mana/test")
+    moves.cancel()
+    assert story.asked == ["p0"]
+    assert [(line.reason, line.detail) for line in walk.log] == [
+        ("chain_timeout", "after 0.01 s"),
+        ("chain_timeout", "not tried"),
+        ("chain_timeout", "not tried"),
+    ]
+    assert all(health == Health() for health in story.healths.values())
+
+
+async def test_an_attempts_own_timeout_is_not_the_chains() -> None:
+    """A TimeoutError of the attempt, with time left: a bug of ours, and no word of the chain's."""
+    story = Story([TimeoutError("a bug")])
+    walk = Walk(Chain("mana/test", story.entries, timeout=60), story.registry, "id-1")
+    with pytest.raises(TimeoutError, match="a bug"):
+        await walk.run(story.attempt, "mana/test")
+
+
 OUTCOMES = st.sampled_from(["hello", "skip", *RETRYABLE, *PROPAGATED])
 
 
