@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 
@@ -34,9 +35,10 @@ from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.providers.classify import ErrorDetails, classify
 from manallm_proxy.providers.classify import widened as retried_elsewhere
-from manallm_proxy.routing.failover import Attempt, Walk
+from manallm_proxy.routing.failover import Attempt, Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
+from tests.waiting import until
 
 Step = BaseException | str
 
@@ -453,3 +455,32 @@ async def test_the_duration_is_the_attempts_own() -> None:
     with pytest.raises(NoProvider) as told:
         await story.run()
     assert [line.to_json()["duration_ms"] for line in told.value.attempts] == [10, 10]
+
+
+async def test_a_walk_that_serves_nobody_any_more_is_closed() -> None:
+    """The client leaves in the turn in which it succeeds, and is cancelled once more while that is cleaned up."""
+    story = Story(["hello"])
+    closed = asyncio.Event()
+
+    async def aclose() -> None:
+        await asyncio.sleep(0)  # a turn in which a second cancel could hit it
+        closed.set()
+
+    async def walking() -> Attempt[str]:
+        served = await story.run()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        return evolve(served, aclose=aclose)
+
+    async def signal() -> None:
+        raise AssertionError("not reached")
+
+    task = asyncio.ensure_future(in_background(walking(), 60, signal))
+    await until(lambda: story.asked)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(closed.wait(), 5)
+    await until(lambda: story.healths["p0"].in_flight == 0)
