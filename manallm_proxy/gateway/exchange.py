@@ -202,7 +202,7 @@ class Exchange:
         return response
 
     async def _early_heartbeat(self) -> None:
-        """200 and a heartbeat while the walk goes on: from now on a failure is told in-band."""
+        """200 and a heartbeat while the walk goes on: from now on a failure is reported in-band."""
         assert self._reply is not None
         await self._stream_writer(self._reply).beat()
 

@@ -181,7 +181,7 @@ class App:
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
-        self.gateway.generation.registry.heard(provider, model, update)
+        self.gateway.generation.registry.merge_update(provider, model, update)
 
     def part(self, topic: Topic) -> str:
         """This worker's share of an answer that speaks for all workers."""

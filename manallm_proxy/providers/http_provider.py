@@ -165,9 +165,9 @@ class HttpProvider:
 async def _gather(
     response: Response, parts: list[bytes], most: int, until: float | None = None, idle: float | None = None
 ) -> bool:
-    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
+    """Reads the body into `parts`: the first chunk by loop time `until`, then at most `idle` seconds between chunks.
 
-    False where it goes on behind `most` bytes. TimeoutError.
+    Returns False if it is longer than `most` bytes. Raises TimeoutError.
     """
     size = 0
     try:
@@ -232,14 +232,14 @@ class HttpStream:
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
         self._idle = idle
-        self._guard = asyncio.get_running_loop().call_later(idle, self._look)
+        self._guard = asyncio.get_running_loop().call_later(idle, self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         loop = asyncio.get_running_loop()
         since = self._response.silent_since
         silent = loop.time() - since if since is not None else 0.0
         if silent < self._idle:
-            self._guard = loop.call_later(self._idle - silent, self._look)
+            self._guard = loop.call_later(self._idle - silent, self._check_idle)
         else:
             self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
 

@@ -63,7 +63,7 @@ _SAMPLING: Final = {
     "seed": "seed",
     "stop": "stop",
     "max_tokens": "num_predict",
-    "max_completion_tokens": "num_predict",  # behind max_tokens, which it replaced: the later one wins
+    "max_completion_tokens": "num_predict",  # after max_tokens, which it replaced: the later one wins
 }
 _TOP_LEVEL: Final = ("keep_alive", "think", "truncate", "shift")
 """Settings that Ollama reads beside ``options``, not in it."""

@@ -6,7 +6,7 @@ one JSON object a line, read into deltas. What it says of itself is not taken on
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
 * the object with ``done: true`` may still hold content, thinking and tool calls;
-* ``done_reason`` stays ``stop`` behind tool calls, and their numbers are not to be relied on;
+* ``done_reason`` stays ``stop`` after tool calls, and their indices cannot be relied on;
 * numbers that are zero are left out.
 """
 

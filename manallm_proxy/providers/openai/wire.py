@@ -64,7 +64,7 @@ class OpenAIWire:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
 
         A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
-        say by default): then it is not told.
+        say by default): then the field is left out.
         """
         if status not in (400, 422) or call.endpoint.is_opaque:
             return None
@@ -146,7 +146,7 @@ class _Row(msgspec.Struct):
     max_context_length: Any = None
 
     def tokens(self) -> int:
-        """Its context length; 0 where it is not told. A bool is no number."""
+        """Its context length; 0 where the list does not say. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
         return next((length for length in lengths if type(length) is int and length > 0), 0)
 
