@@ -47,7 +47,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     if provider.kind == "google":
         wire = GeminiWire()
     elif not _speaks_openai(provider):
-        wire = OllamaWire()
+        wire = OllamaWire(provider.client_options)
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
     return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
