@@ -212,8 +212,8 @@ class Generation:
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
                 param="model",
             )
-        settings = self.config.providers[provider]
-        entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
+        target = self._without_latest(Target(provider, rest))
+        entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
     def able(self, chain: Chain, endpoint: Endpoint) -> Chain:

@@ -11,21 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.targets import LOADED_WITH, RUNNER_OPTIONS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
 
-RUNNER_OPTIONS: Final = (
-    "num_ctx",
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "use_mmap",
-    "num_thread",
-    "draft_num_predict",
-)
-"""A change of one of these reloads the model (server/sched.go needsReload), so the operator's value stands."""
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
-"""The same, in versions before 0.12."""
-OPERATORS: Final = (*RUNNER_OPTIONS, *_OLD_RUNNER_OPTIONS, "shift", "keep_alive")
+"""Of the same kind, in versions before 0.12."""
+OPERATORS: Final = (*LOADED_WITH, *_OLD_RUNNER_OPTIONS, "keep_alive")
 """What a client may set only where the provider says so, as it concerns every client of the model."""
 
 _OPTION_KINDS: Final[dict[str, type]] = {
