@@ -307,8 +307,8 @@ async def test_what_a_provider_gets(tmp_path: Path) -> None:
         "stream": False,
     }
     async with upstream(each(answers)) as cloud, upstream(each(ollama)) as box:
-        providers = {"cloud": openai(cloud.url), "box": {"kind": "ollama", "base_url": box.url}}
-        async with proxy(settings(providers), tmp_path) as p:
+        own = {"kind": "ollama", "base_url": box.url, "client_options": True}
+        async with proxy(settings({"cloud": openai(cloud.url), "box": own}), tmp_path) as p:
             assert (await ask(p, "/api/chat", **{**given, "model": "cloud/m"}))[0] == 200
             assert cloud.posts[-1].json == {
                 "model": "m",
@@ -378,7 +378,7 @@ async def test_generate(tmp_path: Path) -> None:
         async with proxy(settings(providers), tmp_path) as p:
             empty = {"system": "", "suffix": "", "template": "", "images": [], "raw": False, "stream": False}
             assert (await ask(p, "/api/generate", prompt="hi", **empty))[0] == 200
-            assert box.posts[-1].json == {"model": "m", "messages": HI, "stream": False}
+            assert box.posts[-1].json == {"model": "m", "messages": HI, "stream": False, "truncate": False}
             assert (await ask(p, "/api/generate", **{**empty, "prompt": "hi", "system": "s", "images": [PNG]}))[
                 0
             ] == 200
@@ -388,7 +388,8 @@ async def test_generate(tmp_path: Path) -> None:
             ]
             _, body, _ = await ask(p, "/api/generate", prompt="a =", raw=True)
             assert box.posts[-1].path == "/api/generate"
-            assert box.posts[-1].json == {"model": "m", "prompt": "a =", "raw": True, "stream": True}
+            asked = {"model": "m", "prompt": "a =", "raw": True, "stream": True, "truncate": False}
+            assert box.posts[-1].json == asked
             assert "".join(row["response"] for row in lines_of(body, "response")) == "Hello"
             await ask(p, "/api/generate", model="cloud/m", prompt="a =", suffix="b", options={"num_predict": -1})
             assert cloud.posts[-1].path == "/v1/completions"

@@ -84,6 +84,7 @@ def _load(
     given_aliases = _aliases_of(file, path, environ, mistakes)
     for name, given in given_aliases.aliases.items():
         aliases.add(name, given)
+    windows = aliases.finish()
     config = Config(
         listen=listen,
         default_provider=_default_provider(file, providers, mistakes),
@@ -102,6 +103,7 @@ def _load(
         default=given_aliases.default,
         path=path,
         chain_timeout=file.chain_timeout,
+        windows=windows,
     )
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(

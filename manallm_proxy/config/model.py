@@ -16,7 +16,7 @@ from attrs import field, frozen
 from manallm_proxy.config import values
 from manallm_proxy.config.values import duration, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Target, Timeouts
+from manallm_proxy.contract.targets import Chain, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
@@ -277,6 +277,14 @@ class ProviderConfig:
         return self.api_key_missing is None
 
 
+ModelKey = tuple[str, str]
+"""One model of one Ollama: the server's address, and the name in its one form."""
+
+
+def model_key(provider: ProviderConfig, model: str) -> ModelKey:
+    return provider.base_url or provider.name, ollama_name(model)
+
+
 @frozen
 class Config:
     """Both files, checked and resolved."""
@@ -302,6 +310,15 @@ class Config:
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
     responses: Responses = Responses()
+    windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
+    """What each model of an Ollama is loaded with, as far as an alias says."""
+
+    def options_of(self, target: Target) -> Mapping[str, Any]:
+        """Options for a target that is asked for by its own name: with the window that the aliases give it."""
+        provider = self.providers[target.provider]
+        if not self.windows or provider.kind != "ollama":
+            return provider.options
+        return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
 
     @property
     def exposed(self) -> bool:

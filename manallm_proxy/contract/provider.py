@@ -75,6 +75,8 @@ class Call:
     """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
+    remarks: list[str] = field(factory=list)
+    """The same, of the providers that were tried: shared by all forms of one call."""
     content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
     """Fields that a provider of kind ollama reads over those of ``body``. No other sees them: strict servers refuse
@@ -87,7 +89,11 @@ class Call:
 
     def at(self, provider: str) -> Call:
         """The call as `provider` gets it."""
-        return self if self.own is None else self.own(provider)
+        if self.own is None:
+            return self
+        call = self.own(provider)
+        call.remarks = self.remarks
+        return call
 
 
 TryWrite = Callable[[StreamBatch], bool]

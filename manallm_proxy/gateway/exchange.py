@@ -74,6 +74,7 @@ class Exchange:
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
     _notes: tuple[str, ...] = ()
+    _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
@@ -135,7 +136,7 @@ class Exchange:
         reading = self.door.read(body, client)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del body
-        self._summary, self._notes = call.summary, call.notes
+        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.resolve(call.summary.model, self.caller)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
@@ -285,7 +286,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
-                notes=self._notes,
+                notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
             )
         )
 

@@ -47,7 +47,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     if provider.kind == "google":
         wire = GeminiWire()
     elif not _speaks_openai(provider):
-        wire = OllamaWire()
+        wire = OllamaWire(provider.client_options)
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
     return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
@@ -212,8 +212,8 @@ class Generation:
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
                 param="model",
             )
-        settings = self.config.providers[provider]
-        entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
+        target = self._without_latest(Target(provider, rest))
+        entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
     def able(self, chain: Chain, endpoint: Endpoint) -> Chain:

@@ -109,13 +109,15 @@ _REPLY: Final = msgspec.json.Decoder(_Reply)
 _EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
 
 
+@define
 class OllamaWire:
-    """The dialect. It holds no state: one serves every provider of its kind."""
+    """The dialect. ``client_options``: whether clients may set what concerns everybody, see `settings`."""
 
+    client_options: bool = False
     probe_path: str = "api/tags"
 
     def request(self, call: Call, entry: Entry) -> Request:
-        return ollama_request.build(call, entry)
+        return ollama_request.build(call, entry, client_options=self.client_options)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return ollama_failure.failure(status, headers, body)
@@ -125,7 +127,7 @@ class OllamaWire:
         if status != 400 or not call.effort_is_advice or b"think" not in body:
             return None
         fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
-        return ollama_request.build(evolve(call, body=encode(fields)), entry)
+        return self.request(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
