@@ -49,6 +49,7 @@ Sha256 = Annotated[
 ModelPattern = Annotated[
     str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
+Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
 PerMinute = Annotated[int, whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
@@ -188,6 +189,7 @@ class EntryGiven:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
     fallback_on: tuple[MovesOn, ...] | None = None
+    prefer: tuple[Pattern, ...] = ()
 
 
 @frozen

@@ -97,6 +97,8 @@ class ModelInfo:
     capabilities: frozenset[str] | None = None
     aliases: tuple[str, ...] = ()
     """Other names under which the provider serves it."""
+    size: int = 0
+    """Bytes of its weights; 0 where the list does not say."""
 
 
 @frozen

@@ -134,7 +134,7 @@ class Exchange:
         call, self._reply = self.door.read(body, client)
         del body
         self._summary = call.summary
-        chain = self.generation.resolve(call.summary.model, self.caller)
+        chain = self.generation.chain_for(call.summary, self.caller)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
         answer = self._stream if call.summary.stream else self._complete
         return await answer(call, self.walk, self._reply)

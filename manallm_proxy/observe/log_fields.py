@@ -19,6 +19,7 @@ from manallm_proxy.contract.events import (
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelChosen,
     NotVerified,
     Reloaded,
     RequestEnded,
@@ -43,6 +44,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "info", "attempt failed", fields
         case FellBack():
             return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
+        case ModelChosen():
+            return "info", "model chosen", {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
             advice = f"check the api_key of provider '{event.provider}' and reload"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}

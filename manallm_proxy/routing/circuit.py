@@ -5,13 +5,15 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import define, frozen
 
 from manallm_proxy.contract.events import Status
 
-SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
+SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "no_model"]
+NO_MODEL: Final[SkipReason] = "no_model"
+"""The provider of an open entry lists nothing that fits the request. `Walk` decides that, no circuit."""
 
 
 @frozen

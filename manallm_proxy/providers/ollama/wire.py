@@ -96,6 +96,7 @@ class _Model(Struct):
     name: str = ""
     model: str = ""
     modified_at: Any = None
+    size: Any = None
     capabilities: Any = None
 
 
@@ -308,7 +309,8 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
 
 def _listed(row: _Model) -> ModelInfo | None:
     id_ = row.model or row.name
-    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities)) if id_ else None
+    size = _count(row.size)
+    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), size=size) if id_ else None
 
 
 def _unix(modified_at: object) -> int:

@@ -104,6 +104,7 @@ class _Row(msgspec.Struct):
     supported_parameters: Any = None
     architecture: Any = None
     status: Any = None
+    meta: Any = None
 
 
 def _listed(row: _Row) -> ModelInfo | None:
@@ -114,7 +115,14 @@ def _listed(row: _Row) -> ModelInfo | None:
         row.created if type(row.created) is int else 0,
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
+        _size(row.meta),
     )
+
+
+def _size(meta: object) -> int:
+    """llama-server lists the bytes of its file as ``meta.size``."""
+    size = meta.get("size") if isinstance(meta, dict) else None
+    return size if type(size) is int and size > 0 else 0
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:
