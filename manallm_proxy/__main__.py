@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     _config(serve)
     serve.add_argument("--host", help="listen on this address instead of the configured one")
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
+    serve.add_argument("--discover", action="store_true", help="add the model servers that answer on this machine")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
     check = commands.add_parser("check", help="report all mistakes of the configuration")
@@ -72,7 +73,14 @@ def main(argv: list[str] | None = None) -> int:
             case "serve":
                 from manallm_proxy.cli.serve import serve
 
-                return serve(arguments.config, arguments.host, arguments.port, os.environ, arguments.workers)
+                return serve(
+                    arguments.config,
+                    arguments.host,
+                    arguments.port,
+                    os.environ,
+                    arguments.workers,
+                    arguments.discover,
+                )
             case "check":
                 from manallm_proxy.cli.check import check
 

@@ -12,7 +12,7 @@ UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
 SOCKET := $(PREFIX)/lib/systemd/system/manallm-proxy.socket
 SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
 ETC := $(SYSCONFDIR)/manallm
-SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy
+SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy config systemd
 
 .PHONY: install
 install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)

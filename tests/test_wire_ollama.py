@@ -1131,7 +1131,7 @@ def test_the_models_that_it_lists() -> None:
     ).encode()
     assert WIRE.listed(body) == ModelList(
         (
-            ModelInfo("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"})),
+            ModelInfo("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"}), size=4683087332),
             ModelInfo("old"),
             ModelInfo("odd"),
         ),

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from manallm_proxy.config.load import find, load
-from manallm_proxy.config.model import Config
+from manallm_proxy.config.load import QUICKSTART, find_any, load
+from manallm_proxy.config.model import Config, Found
 from manallm_proxy.gateway.generation import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
@@ -26,10 +26,25 @@ if TYPE_CHECKING:
 
 
 def serve(
-    config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str], workers: int = 1
+    config_file: str | None,
+    host: str | None,
+    port: int | None,
+    environ: Mapping[str, str],
+    workers: int = 1,
+    discover: bool = False,
 ) -> int:
-    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened."""
-    config = load(find(environ, config_file), environ, host, port)
+    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened.
+
+    `discover`: model servers that answer on this machine are added to the configuration.
+    """
+    found: tuple[Found, ...] = ()
+    path = find_any(environ, config_file)
+    if path is None:
+        path, discover = QUICKSTART, True
+        _say(environ, "no configuration found: this is the built-in quickstart ('manallm-proxy init' writes your own)")
+    if discover:
+        environ, found = _discover(environ)
+    config = load(path, environ, host, port, found)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
     leave_no_core()
@@ -38,6 +53,22 @@ def serve(
         return _serve_many(config, environ, logs, host, port, workers)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, environ, logs, host, port))
+
+
+def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Found, ...]]:
+    """The environment that names Ollama where it was looked for, and the servers that were found."""
+    from manallm_proxy.cli.look_around import look_around
+
+    around = asyncio.run(look_around(environ))
+    for line in around.lines():
+        _say(environ, line)
+    return around.environ(environ), around.found
+
+
+def _say(environ: Mapping[str, str], line: str) -> None:
+    """For a person; the journal has the log."""
+    if "JOURNAL_STREAM" not in environ:
+        print(line, flush=True)
 
 
 def _serve_many(

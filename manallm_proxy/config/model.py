@@ -235,6 +235,15 @@ class AliasesFile:
 
 
 @frozen
+class Found:
+    """A model server that answered on this machine, or where the environment names one: a provider to add."""
+
+    name: str
+    kind: Kind
+    base_url: str
+
+
+@frozen
 class ProviderConfig:
     """One provider, resolved. What may hold a key stays out of ``repr``."""
 
@@ -294,6 +303,8 @@ class Config:
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
+    found: tuple[Found, ...] = ()
+    """What was added to the files, so that a reload adds it again."""
 
     @property
     def exposed(self) -> bool:

@@ -50,7 +50,7 @@ def reread(
     config: Config, environ: Mapping[str, str], host: str | None, port: int | None, passed: Sequence[socket.socket]
 ) -> Config:
     """Loads the files of `config` again. Raises ConfigError for mistakes, and for changes that need a restart."""
-    new = load(config.path, environ, host, port)
+    new = load(config.path, environ, host, port, config.found)
     if new.listen != config.listen or new.limits.header != config.limits.header:
         raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
     refuse_exposed(new, passed)
