@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="report all mistakes of the configuration")
     _config(check)
     check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
+    check.add_argument("--offline-ok", action="store_true", help="with --live: accept providers that cannot be reached")
+    check.add_argument(
+        "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
+    )
 
     init = commands.add_parser("init", help="write a configuration from the model servers and keys that are there")
     init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
@@ -106,7 +110,13 @@ def main(argv: list[str] | None = None) -> int:
             case "check":
                 from manallm_proxy.cli.check import check
 
-                return check(arguments.config, arguments.live, os.environ)
+                return check(
+                    arguments.config,
+                    arguments.live,
+                    os.environ,
+                    offline_ok=arguments.offline_ok,
+                    credentials=arguments.credentials,
+                )
             case "hash-key":
                 from manallm_proxy.cli.hash_key import hash_key
 

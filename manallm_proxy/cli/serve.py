@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from manallm_proxy.cli.start_screen import start_screen
 from manallm_proxy.config.load import QUICKSTART, find_any, load
 from manallm_proxy.config.model import Config, Found
 from manallm_proxy.gateway.generation import try_open
@@ -96,7 +97,7 @@ def _serve_many(
 
 
 async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, on_terminal: bool) -> int:
-    app = App(config, environ, logs, link=link, banner=banner if on_terminal else None)
+    app = App(config, environ, logs, link=link, banner=start_screen if on_terminal else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     settle()
@@ -112,7 +113,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         await app.ready(running)
         settle()
         if "JOURNAL_STREAM" not in environ and not running.done():
-            print(banner(app), flush=True)
+            print(start_screen(app), flush=True)
         await running
     except OSError as error:
         return _cannot_listen(config, error)
@@ -163,29 +164,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def banner(app: App) -> str:
-    """What `make run` prints for a new user: providers, aliases, and a command to try."""
-    generation = app.gateway.generation
-    now = generation.registry.clock()
-    lines = ["manallm-proxy is ready.", "", "Providers:"]
-    for name, health in generation.registry.providers.items():
-        why = generation.config.providers[name].api_key_missing or health.provider.last_error or ""
-        lines.append(
-            f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}"
-        )
-    lines += ["", "Aliases:"]
-    for name, chain in generation.config.aliases.items():
-        lines.append(f"  {name:<18} {' -> '.join(str(entry.target) for entry in chain)}")
-    address = app.addresses[0]
-    unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {address[5:]} ", "http://localhost")
-    model = generation.config.default or "ollama/llama3.2"
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    lines += [
-        "",
-        "Try:",
-        f"  curl {unix}{base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        "",
-    ]
-    return "\n".join(lines)

@@ -132,6 +132,7 @@ def _load(
         path=path,
         chain_timeout=file.chain_timeout,
         found=tuple(found),
+        notes=tuple(providers.notes),
     )
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(

@@ -305,6 +305,8 @@ class Config:
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
     found: tuple[Found, ...] = ()
     """What was added to the files, so that a reload adds it again."""
+    notes: tuple[str, ...] = ()
+    """What was understood although it was not written so, for ``check``."""
 
     @property
     def exposed(self) -> bool:

@@ -14,6 +14,7 @@ from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
@@ -21,6 +22,7 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
@@ -29,6 +31,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
 
@@ -143,6 +146,7 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[Answer]:
+            self._advise(call, walk, entry)
             return relay.complete(providers[entry.target.provider], catalog, call, entry)
 
         async with await walk.run(ask, self._asked) as attempt:
@@ -164,6 +168,7 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
+            self._advise(call, walk, entry)
             return relay.open_stream(providers[entry.target.provider], catalog, call, entry)
 
         walking = walk.run(ask, self._asked, relay.Opened.aclose)
@@ -202,6 +207,15 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
+    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
+        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
+        if (
+            walk.log
+            and self.caller is None
+            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
+        ):
+            call.advice = advice(self.generation, walk.chain, walk.log)
+
     @property
     def _asked(self) -> str:
         """Safe name for the 503's message: an alias or target of ours, never client text."""
@@ -217,6 +231,8 @@ class Exchange:
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
         forget_frames(error)
+        if isinstance(error, NoProvider) and self.walk is not None and self.caller is None:
+            error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has left: no second answer may follow
