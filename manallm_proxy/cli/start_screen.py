@@ -57,12 +57,12 @@ def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterat
         written, serves = usable[0]
         found = " (found)" if written.target.is_open else ""
         yield f"  {name:<16} -> {serves.target}{found}"
-    pad = " " * 22
+    pad = " " * 6
     for entry in chain:
         provider = generation.config.providers[entry.target.provider]
         wish = wish_of(entry) if entry.target.is_open else entry.target.model
         if provider.kind == "ollama" and wish and (lacks := missing(generation, wish, provider)):
-            yield f"{pad}{lacks}"
+            yield from _wrapped(pad, lacks)
     others = ", ".join(str(now.target) for _, now in usable[1:])
     if others:
         for line in _wrapped(pad, f"then {others}"):
