@@ -199,3 +199,56 @@ def test_a_path_of_ollamas_apis_is_left_out(tmp_path: Path) -> None:
         path.write_text(f"providers: {{o: {{kind: ollama, base_url: 'http://x{end}'}}}}\naliases: {{}}\n")
         config = load(path, {})
         assert (config.providers["o"].base_url, len(config.notes)) == ("http://x", int(len(end) > 1))
+
+
+async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:
+    """In numbers and names, never a value; nothing, if so; a refused one names only what cannot be changed."""
+    config = settings({"a": {"kind": "loopback"}}, listen={"port": free_port()})
+    async with proxy(config, tmp_path) as p:
+        await p.app.reload()
+        more = settings(
+            {"a": {"kind": "loopback"}, "b": {"kind": "loopback"}}, limits={"drain": 5}, listen=config["listen"]
+        )
+        p.write(more)
+        await p.app.reload()
+        more["listen"] = {"port": free_port()}
+        p.write(more)
+        await p.app.reload()
+    lines = [json.loads(line) for line in p.log.getvalue().splitlines()]
+    told = [line["changes"] for line in lines if line["event"] == "reloaded"]
+    assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed"]
+    [refused] = [line["mistakes"] for line in lines if line["event"].startswith("reload refused")]
+    assert refused == ["listen.port: cannot be changed by a reload; restart to change it"]
+    [drained] = [line["detail"] for line in lines if line["event"] == "draining"]
+    assert drained == "0 answers, at most 5 s; Ctrl-C again ends now"
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["one process", "workers"])
+async def test_an_address_in_use_is_told_with_the_next_step(tmp_path: Path, workers: list[str]) -> None:
+    """In the same words with and without workers."""
+    async with upstream(each(answers)) as other:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(written(settings({"a": {"kind": "loopback"}}, listen={"port": other.port})))
+        code, output = await run("serve", "--config", str(path), *workers)
+    lines = [line for line in output.splitlines() if line.startswith("listen")]
+    wanted = f"listen: 127.0.0.1:{other.port} is in use by another program: end that, or choose another port (--port); "
+    assert (code, lines) == (78, [wanted + "'manallm-proxy status' tells whether it is a proxy"])
+
+
+async def test_a_variable_that_names_no_file_is_a_mistake(tmp_path: Path) -> None:
+    """Nothing else is served in its place."""
+    for command in ("serve", "check"):
+        code, output = await run(command, environ={"MANALLM_CONFIG": str(tmp_path / "none.yaml")})
+        assert (code, output) == (78, f"MANALLM_CONFIG names {tmp_path}/none.yaml, and there is no such file\n")
+
+
+async def test_a_missing_model_speaks_against_no_provider(tmp_path: Path) -> None:
+    """Where the walk may pass it over, the provider is as healthy as before."""
+    async with upstream(tags("smol")) as box:
+        chain = [{"target": "box/gone", "fallback_on": ["missing_model"]}, "loop/echo"]
+        async with proxy(settings({"box": ollama(box.url), "loop": {"kind": "loopback"}}, chain), tmp_path) as p:
+            for _ in range(3):
+                assert (await p.chat())[0] == 200
+            health = (await p.get("/v1/health"))[1]
+            assert (health["status"], health["providers"]["box"]["status"]) == ("healthy", "healthy")
+            assert health["providers"]["box"]["targets"]["gone"]["status"] == "unhealthy"

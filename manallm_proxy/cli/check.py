@@ -144,6 +144,8 @@ def judged(config: ProviderConfig, answer: ModelList) -> Verdict:
     if answer.status in (401, 403):
         what = "refuses its key" if config.api_key else "wants a key (api_key)"
         return Verdict("wrong", f"{config.base_url} answers, but {what} ({answer.status})")
+    if answer.status == 429:
+        return Verdict("alive", "alive, and too busy to list its models (429)")
     if answer.status != 200:
         return Verdict(
             "wrong", f"{config.base_url} answers {answer.status} instead of a list of models: {_mend(config)}"

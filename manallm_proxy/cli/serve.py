@@ -21,6 +21,7 @@ from manallm_proxy.gateway.generation import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
 from manallm_proxy.process.app import App
+from manallm_proxy.process.listeners import cannot_listen
 
 if TYPE_CHECKING:
     from manallm_proxy.process.worker_link import WorkerLink
@@ -121,8 +122,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
 
 
 def _cannot_listen(config: Config, error: OSError) -> int:
-    where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
-    print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+    print(cannot_listen(config, error), file=sys.stderr)
     # 1: systemd tries again, since a network that is late at boot may still bring the address
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 

@@ -129,6 +129,8 @@ class Reloaded:
     """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
 
     mistakes: tuple[str, ...] = ()
+    changes: str = ""
+    """What is new in it, in words."""
 
 
 @frozen

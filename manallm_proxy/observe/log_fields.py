@@ -55,7 +55,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case Reloaded():
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
-            return "info", "reloaded", {}
+            return "info", "reloaded", {"changes": event.changes or None}
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():

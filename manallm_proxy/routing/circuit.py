@@ -95,6 +95,11 @@ class Circuit:
         """Nothing is known that a new circuit would not say."""
         return not self.failures and self.open_until is None and self.cooling_until is None
 
+    @property
+    def lacks_model(self) -> bool:
+        """The provider does not have the model (its 4xx), which says nothing against the provider."""
+        return self.cooling_until is None and (self.last_error or "").startswith("http_4")
+
     def is_cooling(self, now: float) -> bool:
         return self.cooling_until is not None and now < self.cooling_until
 

@@ -256,7 +256,7 @@ class Health:
         own = self.provider.status(now)
         if own != "healthy":
             return own
-        states = {circuit.status(now) for circuit in self.targets.values()} - {"healthy"}
+        states = {circuit.status(now) for circuit in self.targets.values() if not circuit.lacks_model} - {"healthy"}
         if not states:
             return "healthy"
         return "cooling" if states == {"cooling"} else "degraded"

@@ -96,4 +96,5 @@ class HealthRegistry:
         else:
             told[model] = is_now
         if is_now != was:
-            observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
+            reason = None if is_now == "healthy" else circuit.last_error  # that of a failure is over
+            observe(HealthChanged(provider, model, was, is_now, reason))
