@@ -119,7 +119,7 @@ async def test_an_open_entry_serves_what_is_there(tmp_path: Path) -> None:
             assert (code, attempt["model"], attempt["reason"]) == (503, "box/*", "no_model")
             assert attempt["detail"] == "nothing for chat in its list: nomic-embed-text"
             assert len(box.posts) == 3
-        lines = [json.loads(line) for line in p.log.getvalue().splitlines() if '"model chosen"' in line]
+        lines = [json.loads(line) for line in p.log.getvalue().splitlines() if '"entry"' in line]
         chosen = [(line["entry"], line.get("model"), line.get("was")) for line in lines if "needs" not in line]
         assert chosen == [("box/*", "smol", None), ("box/*", None, "smol")]
         assert [line["model"] for line in lines if line.get("needs") == ["embedding"]] == ["nomic-embed-text"]

@@ -53,6 +53,13 @@ async def test_loopback_says_why_no_model_answered(tmp_path: Path) -> None:
         assert f"nothing answers at http://127.0.0.1:{off} (refused): 'ollama serve' starts it" in text
         assert text.endswith("Not set: NO_KEY.")
         assert "Start Ollama" not in text
+        opened = {
+            **settings(providers, ["ollama/*", "loop/echo"]),
+            "health": {"failure_threshold": 3, "probe_interval": 60},
+        }
+        p.write(opened)
+        await p.app.reload()
+        assert f"nothing answers at http://127.0.0.1:{off} (refused)" in said((await p.chat())[1])
         assert "Start Ollama" in said((await p.chat(model="loop/echo"))[1])
         _, stream, _ = await p.stream()
         assert b"nothing answers at" in stream

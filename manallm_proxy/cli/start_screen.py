@@ -38,7 +38,7 @@ def _providers(generation: Generation) -> Iterator[str]:
         if not provider.configured:
             continue
         if health.provider.failures:
-            what = f"down: {unreached(provider, health.provider.last_error)}"
+            what = f"down: {unreached(provider, health.provider.last_error, health.reach_detail)}"
         else:
             models = listed(generation, name)
             what = health.status(now) + (f": {models}" if models else "")

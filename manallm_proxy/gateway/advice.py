@@ -72,8 +72,11 @@ def _sentence(
     generation: Generation, provider: ProviderConfig, target: Target, entry: Entry | None, record: AttemptRecord
 ) -> str:
     reason, detail = record.reason, record.detail
-    if reason == "unhealthy":
-        reason, detail = _last_error(generation, target), None
+    health = generation.registry.providers[target.provider]
+    down = health.provider.last_error if health.provider.failures else None
+    if reason == "unhealthy" or (reason == NO_MODEL and down in UNREACHED):
+        # a list that is not known is no list without a model
+        reason, detail = _last_error(generation, target), health.reach_detail
     if reason in UNREACHED:
         return f"{provider.name}: {unreached(provider, reason, detail)}."
     if reason == NO_MODEL:

@@ -45,7 +45,8 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case FellBack():
             return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
         case ModelChosen():
-            return "info", "model chosen", {**attrs.asdict(event), "needs": event.needs or None}
+            name = "model chosen" if event.model is not None else "no model to choose"
+            return "info", name, {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
             advice = f"check the api_key of provider '{event.provider}' and reload"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}

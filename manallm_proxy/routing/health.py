@@ -112,6 +112,8 @@ class Health:
     in_flight: int = 0
     answering: int = 0
     """Of those in flight: answers that have begun."""
+    reach_detail: str | None = field(default=None, eq=False)
+    """Why it could last not be reached ("refused"), for people; None if it was, since."""
     heard_at: float | None = field(default=None, eq=False)
     """When the provider last answered a request, or began to."""
     served_at: float = field(default=-math.inf, eq=False)
