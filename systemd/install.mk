@@ -67,7 +67,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	done; \
 	if [ "$$root" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "1. Whom to call: $(ETC)/proxy.yaml, aliases.yaml; keys: a file each, such as $(ETC)/keys/GROQ_API_KEY"
-	@echo "2. Is it right:  $(LAUNCHER) check --config $(ETC)/proxy.yaml"
+	@echo "2. Is it right:  $(LAUNCHER) check --live --config $(ETC)/proxy.yaml --credentials $(ETC)/keys"
 	@echo "3. Start:        systemctl enable --now manallm-proxy"
 
 .PHONY: uninstall
