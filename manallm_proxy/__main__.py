@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             case _:
                 return _ask(arguments)
     except ConfigError as error:
-        for mistake in error.mistakes:
+        for mistake in error.located:
             print(mistake, file=sys.stderr)
         return EX_CONFIG
 

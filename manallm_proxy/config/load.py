@@ -15,6 +15,7 @@ from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.found import Addition
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import AliasesFile, Config, Found, Listen, ProxyFile, is_loopback
+from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
 from manallm_proxy.config.values import suggestion
@@ -72,8 +73,16 @@ def load(
     mistakes = Mistakes()
     config = _load(Path(path), environ, host, port, found, mistakes)
     if mistakes or config is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(mistakes, located(mistakes, _files(Path(path))))
     return config
+
+
+def _files(path: Path) -> list[Path]:
+    """Both files, as far as they can be told while one of them is wrong."""
+    named = read(path, {}, lambda what: None) or {}
+    beside = named.get("aliases_file", ALIASES_FILE)
+    inline = "aliases" in named or not isinstance(beside, str)
+    return [path] if inline else [path, path.parent / str(beside)]
 
 
 def exposure_mistake(config: Config, host: str) -> str | None:
