@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
 
     hash_key = commands.add_parser("hash-key", help="make a client key, and its entry for the configuration")
     hash_key.add_argument("name", nargs="?", default="someone", help="who will have it (%(default)s)")
+
+    completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
     return top
 
 
@@ -121,6 +124,10 @@ def main(argv: list[str] | None = None) -> int:
                 from manallm_proxy.cli.hash_key import hash_key
 
                 return hash_key(arguments.name)
+            case "completion":
+                from manallm_proxy.cli.completion import completion
+
+                return completion(arguments.shell, parser())
             case "init":
                 from manallm_proxy.cli.init import init
 

@@ -160,3 +160,29 @@ async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> 
         finally:
             child.terminate()
             await child.communicate()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_what_a_shell_needs_to_complete(shell: str, tmp_path: Path) -> None:
+    """Every command and its long options; bash itself completes with it."""
+    code, output = await run("completion", shell)
+    assert code == 0
+    for word in ("hash-key", "offline-ok", "discover"):
+        assert word in output
+    if shell == "bash":
+        (tmp_path / "it").write_text(output)
+        words = "COMP_WORDS=(manallm-proxy check --off); COMP_CWORD=2; _manallm_proxy; echo ${COMPREPLY[@]}"
+        child = await asyncio.create_subprocess_exec(
+            *("bash", "-c", f"source {tmp_path}/it; {words}"), stdout=asyncio.subprocess.PIPE
+        )
+        assert (await child.communicate())[0] == b"--offline-ok\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "check", "init", "try", "chat", "models", "status", "hash-key", "completion"]
+)
+async def test_help_fits_one_screen(command: str) -> None:
+    """24 lines of 80 columns."""
+    code, output = await run(command, "--help", environ={"COLUMNS": "80"})
+    lines = output.splitlines()
+    assert (code, len(lines) <= 24, max(map(len, lines)) <= 80) == (0, True, True)
