@@ -17,6 +17,9 @@ from tests.upstreams import Connection, upstream
 
 pytestmark = pytest.mark.built_in
 
+CLOUDS = ["groq/llama-3.1-8b-instant", "openrouter/anthropic/claude-3-haiku"]
+"""Of mana/fast-text: skipped until their keys are set."""
+
 
 def server(name: str, port: int, *models: str) -> Server:
     kind, end = ("ollama", "") if name == "ollama" else ("openai", "/v1")
@@ -40,9 +43,9 @@ def test_each_model_is_where_it_belongs(tmp_path: Path) -> None:
     """Chat models in the chats, the embedding model in mana/embed alone; no vision without a model that sees."""
     config = made(tmp_path, server("ollama", 1, "nomic-embed-text", "smol", 'o"dd: #model'), GROQ_API_KEY="gsk-1")
     found = chains(config)
-    assert found["mana/fast-text"] == ["ollama/smol", "groq/llama-3.1-8b-instant"]
+    assert found["mana/fast-text"] == ["ollama/smol", *CLOUDS]
     assert found["mana/embed"] == ["ollama/nomic-embed-text"]
-    assert found["mana/vision"] == ["groq/meta-llama/llama-4-scout-17b-16e-instruct"]
+    assert all(not target.startswith("ollama/") for target in found["mana/vision"])
     assert [name for name, chain in found.items() if "ollama/nomic-embed-text" in chain] == ["mana/embed"]
     assert config.providers["groq"].configured
     assert config.default_provider == "ollama"
@@ -53,7 +56,7 @@ def test_two_servers_are_two_providers(tmp_path: Path) -> None:
     """With a name each, and both in the chains; vectors come from one only."""
     config = made(tmp_path, server("llamacpp", 8080, "m.gguf", "bge-m3"), server("llamacpp", 9931, "m.gguf", "bge-m3"))
     assert [name for name in config.providers if name.startswith("llama")] == ["llamacpp", "llamacpp-2"]
-    assert chains(config)["mana/fast-text"] == ["llamacpp/m.gguf", "llamacpp-2/m.gguf"]
+    assert chains(config)["mana/fast-text"] == ["llamacpp/m.gguf", "llamacpp-2/m.gguf", *CLOUDS]
     assert chains(config)["mana/embed"] == ["llamacpp/bge-m3"]
     assert config.default_provider == "llamacpp"
     assert config.providers["ollama"].base_url == "http://127.0.0.1:11434"
@@ -64,7 +67,7 @@ def test_whatever_is_found_is_written_soundly(tmp_path: Path, models: list[str])
     """Nothing, nothing that chats, names that YAML or a request could not hold: it loads."""
     config = made(tmp_path, server("ollama", 1, *models))
     assert config.default in config.aliases
-    assert chains(made(tmp_path))["mana/fast-text"] == ["ollama/*"]
+    assert chains(made(tmp_path))["mana/fast-text"] == ["ollama/*", *CLOUDS]
 
 
 async def fake_ollama(connection: Connection) -> None:

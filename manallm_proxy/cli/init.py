@@ -17,7 +17,7 @@ from manallm_proxy.cli.discovery import Server
 from manallm_proxy.cli.look_around import Surroundings, look_around
 from manallm_proxy.config.found import free_name
 from manallm_proxy.config.load import QUICKSTART, load
-from manallm_proxy.config.model import Config
+from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.providers import OLLAMA_URL
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain
 from manallm_proxy.routing.best_model import best, needs_of
@@ -90,7 +90,7 @@ def _check(texts: Mapping[str, str], environ: Mapping[str, str]) -> None:
 
 def written(around: Surroundings, shipped: Config) -> tuple[str, str]:
     """The text of both files. `shipped` is the quickstart: its clouds, descriptions and preferences."""
-    taken: dict[str, object] = {name: None for name, p in shipped.providers.items() if p.api_key_missing or p.api_key}
+    taken: dict[str, object] = {name: None for name, p in shipped.providers.items() if _is_cloud(p)}
     servers: list[Named] = []
     for server in around.servers:
         name = free_name(server.found.name, taken)
@@ -111,7 +111,7 @@ def _proxy(servers: Sequence[Named], around: Surroundings, shipped: Config) -> s
         blocks.append(f"  {each.name}:{' ' * (33 - len(each.name))}# found, {count}\n    kind: {found.kind}\n{url}")
     for name, cloud in shipped.providers.items():
         variable = f"{name.upper()}_API_KEY"
-        if cloud.api_key is None and cloud.api_key_missing is None:
+        if not _is_cloud(cloud):
             continue
         url = f"    base_url: {cloud.base_url}\n" if cloud.base_url else ""
         blocks.append(f"  {name}:\n    kind: {cloud.kind}\n{url}    api_key: ${{{variable}}}\n")
@@ -139,18 +139,22 @@ def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config) -
         # vectors of two models cannot be compared, so a chain for embeddings has one
         if model is not None and not ("embedding" in needs and chain):
             chain.append(f"      - {_yaml(f'{each.name}/{model.id}')}\n")
-    clouds = [entry for entry in shown if shipped.providers[entry.target.provider].api_key]
-    chain += [f"      - {_yaml(str(entry.target))}\n" for entry in clouds]
-    waiting = [e for e in shown if shipped.providers[e.target.provider].api_key_missing]
-    hints = [f"      # - {entry.target}\n" for entry in waiting]
+    clouds = [entry for entry in shown if _is_cloud(shipped.providers[entry.target.provider])]
     if not chain and not needs:
         chain = ["      - ollama/*                    # the best model that it has\n"]
-    head = f"  {name}:\n    description: {_yaml(shown.description)}\n    chain:\n"
+    chain += [f"      - {_yaml(str(entry.target))}\n" for entry in clouds]
+    text = "Vectors; another model would need another index" if "embedding" in needs else shown.description
+    head = f"  {name}:\n    description: {_yaml(text)}\n    chain:\n"
     if chain:
-        return head + "".join(chain) + "".join(hints)
+        return head + "".join(chain)
     wanted = f"{next(iter(prefer), 'a-model')}"
     lines = f"{head}      - ollama/{wanted}            # ollama pull {wanted}\n".splitlines()
     return "".join(f"  # {line[2:]}\n" for line in lines)
+
+
+def _is_cloud(provider: ProviderConfig) -> bool:
+    """Whether it takes a key, which may be missing by now: the entry is skipped until it is there."""
+    return provider.api_key is not None or provider.api_key_missing is not None
 
 
 def _is_usable(id_: str) -> bool:
