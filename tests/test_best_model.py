@@ -85,6 +85,8 @@ def test_a_chain_is_filled_from_the_list_as_it_is_now() -> None:
     catalog.learn("o", listed("a:latest", "b"))
     filled = catalog.filled(chain, NOTHING)
     assert [str(e.target) for e in filled] == ["o/a", "o/b", "o/*"]
+    catalog.learn("o", listed("a:latest", "/models/big/Smol-135M.gguf"))
+    assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/Smol-135M"
     catalog.learn("o", listed("a:latest", "c"))
     assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/c"
     closed = Chain("mana/y", (named,))

@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
-from manallm_proxy.routing.catalog import is_name
+from manallm_proxy.routing.catalog import is_name, short_name
 
 OLLAMA_PORT: Final = 11434
 TITLES: Final = {
@@ -66,7 +66,7 @@ class Server:
         line = f"{TITLES.get(self.found.name, self.found.name)} at {self.found.base_url}: "
         if not self.models:
             return f"{line}no models yet"
-        names = [model.id[:40] for model in self.models]
+        names = [short_name(model.id)[:40] for model in self.models]
         if len(line + ", ".join(names)) <= LINE:
             return line + ", ".join(names)
         shown = 1

@@ -21,6 +21,7 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.providers import OLLAMA_URL
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain
 from manallm_proxy.routing.best_model import best, needs_of
+from manallm_proxy.routing.catalog import short_name
 
 FILES: Final = ("proxy.yaml", "aliases.yaml")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/-]*[A-Za-z0-9._/-])?")
@@ -96,14 +97,18 @@ def written(around: Surroundings, shipped: Config) -> tuple[str, str]:
         name = free_name(server.found.name, taken)
         taken[name] = None
         servers.append(Named(name, server))
-    return _proxy(servers, around, shipped), _aliases(servers, shipped)
+    return _proxy(servers, around, shipped), _aliases(servers, shipped, _has_ollama(servers, around))
 
 
 def _proxy(servers: Sequence[Named], around: Surroundings, shipped: Config) -> str:
     blocks: list[str] = []
     if not any(each.name == "ollama" for each in servers):
         url = around.ollama_url or OLLAMA_URL
-        blocks.append(f"  ollama:                           # did not answer\n    kind: ollama\n{_ollama_url(url)}")
+        lines = f"  ollama:                           # did not answer\n    kind: ollama\n{_ollama_url(url)}"
+        if _has_ollama(servers, around):
+            blocks.append(lines)
+        else:  # or `check --live` would find fault with what we write
+            blocks.append("".join(f"  # {line[2:]}\n" for line in lines.splitlines()))
     for each in servers:
         found, models = each.server.found, each.server.models
         url = _ollama_url(found.base_url) if each.name == "ollama" else f"    base_url: {_yaml(found.base_url)}\n"
@@ -119,16 +124,21 @@ def _proxy(servers: Sequence[Named], around: Surroundings, shipped: Config) -> s
     return PROXY.format(default=default, providers="".join(blocks))
 
 
+def _has_ollama(servers: Sequence[Named], around: Surroundings) -> bool:
+    """Whether the provider is written: it answers, the environment names it, or there is nothing else."""
+    return not servers or around.ollama_url is not None or any(each.name == "ollama" for each in servers)
+
+
 def _ollama_url(url: str) -> str:
     return f"    base_url: ${{OLLAMA_URL:-{url}}}\n"
 
 
-def _aliases(servers: Sequence[Named], shipped: Config) -> str:
-    blocks = [_alias(name, chain, servers, shipped) for name, chain in shipped.aliases.items()]
+def _aliases(servers: Sequence[Named], shipped: Config, with_ollama: bool) -> str:
+    blocks = [_alias(name, chain, servers, shipped, with_ollama) for name, chain in shipped.aliases.items()]
     return ALIASES.format(aliases="".join(blocks), default=shipped.default)
 
 
-def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config) -> str:
+def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config, with_ollama: bool) -> str:
     """One alias; commented out where nothing that is there could serve it."""
     needs = needs_of(name)
     prefer = next((entry.prefer for entry in shown if entry.prefer), ())
@@ -138,9 +148,9 @@ def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config) -
         model = best(usable, needs, prefer)
         # vectors of two models cannot be compared, so a chain for embeddings has one
         if model is not None and not ("embedding" in needs and chain):
-            chain.append(f"      - {_yaml(f'{each.name}/{model.id}')}\n")
+            chain.append(f"      - {_yaml(f'{each.name}/{short_name(model.id)}')}\n")
     clouds = [entry for entry in shown if _is_cloud(shipped.providers[entry.target.provider])]
-    if not chain and not needs:
+    if not chain and not needs and with_ollama:
         chain = ["      - ollama/*                    # the best model that it has\n"]
     chain += [f"      - {_yaml(str(entry.target))}\n" for entry in clouds]
     text = "Vectors; another model would need another index" if "embedding" in needs else shown.description

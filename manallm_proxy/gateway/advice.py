@@ -12,6 +12,7 @@ from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.routing.catalog import short_name
 from manallm_proxy.routing.circuit import NO_MODEL
 
 NAMED_LIMIT: Final = 5
@@ -63,7 +64,7 @@ def wish_of(entry: Entry) -> str | None:
 
 def listed(generation: Generation, provider: str) -> str:
     """The models of a provider, for a sentence."""
-    names = [model.id for model in generation.catalog.models(provider)]
+    names = [short_name(model.id) for model in generation.catalog.models(provider)]
     more = len(names) - NAMED_LIMIT
     return ", ".join(names[:NAMED_LIMIT]) + (f" and {more} more" if more > 0 else "")
 

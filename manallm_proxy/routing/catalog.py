@@ -106,7 +106,7 @@ class Catalog:
             return None, "it has not listed its models"
         chosen = best_model.best(self.models(provider), needs, prefer, taken)
         if chosen is not None:
-            return chosen.id, ""
+            return short_name(chosen.id), ""
         return None, best_model.why_none(self.models(provider), needs, taken)
 
     def keep_only(self, providers: set[str]) -> None:
@@ -118,6 +118,11 @@ class Catalog:
 def is_name(name: str) -> bool:
     """Printable, and no longer than what is asked for."""
     return 0 < len(name) <= MODEL_LIMIT and name.isprintable()
+
+
+def short_name(id_: str) -> str:
+    """The file's name without folder and ``.gguf``, where the id is a path on the server (llama-server's is)."""
+    return [*_file_names(id_)][-1] if id_.startswith(("/", "\\")) and id_.lower().endswith(".gguf") else id_
 
 
 def _file_names(id_: str) -> Iterator[str]:
