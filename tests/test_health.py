@@ -157,7 +157,7 @@ def test_what_speaks_of_one_model_marks_that_target(error: ProviderError) -> Non
     fail(health, error)
     assert (refused(health), refused(health, model="other")) == ("unhealthy", None)
     assert health.provider.failures == 0
-    assert health.status(0.0) == "degraded"
+    assert health.status(0.0) == ("healthy" if isinstance(error, MissingModel) else "degraded")
     permit(health, 60.0).served(60.0)
     assert health.targets == {}
 

@@ -93,11 +93,14 @@ class Aliases:
             return None
         if given.options and (why := refuses_options(provider.kind, provider.api)):
             self.mistakes.add(f"{path}.options", why)
+        if given.prefer and not given.target.is_open:
+            self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
         entry = Entry(
             target=given.target,
             timeouts=given.timeouts.over(provider.timeouts),
             options={**provider.options, **given.options},
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
+            prefer=given.prefer,
         )
         self._places.append((path, entry))
         return entry

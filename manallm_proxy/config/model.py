@@ -49,6 +49,7 @@ Sha256 = Annotated[
 ModelPattern = Annotated[
     str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
+Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
 PerMinute = Annotated[int, whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
@@ -196,6 +197,7 @@ class EntryGiven:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
     fallback_on: tuple[MovesOn, ...] | None = None
+    prefer: tuple[Pattern, ...] = ()
 
 
 @frozen
@@ -239,6 +241,15 @@ class AliasesFile:
 
     aliases: Mapping[str, Any] = field(factory=dict)
     default: str | None = None
+
+
+@frozen
+class Found:
+    """A model server that answered on this machine, or where the environment names one: a provider to add."""
+
+    name: str
+    kind: Kind
+    base_url: str
 
 
 @frozen
@@ -310,6 +321,10 @@ class Config:
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
     responses: Responses = Responses()
+    found: tuple[Found, ...] = ()
+    """What was added to the files, so that a reload adds it again."""
+    notes: tuple[str, ...] = ()
+    """What was understood although it was not written so, for ``check``."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
     """What each model of an Ollama is loaded with, as far as an alias says."""
 

@@ -43,6 +43,20 @@ class FellBack:
 
 
 @frozen
+class ModelChosen:
+    """An open entry (``ollama/*``) of an alias serves another model than before; ``model`` None: nothing fits now."""
+
+    alias: str
+    entry: str
+    model: str | None
+    was: str | None
+    needs: tuple[str, ...] = ()
+    """The capabilities that the request wanted."""
+    reason: str | None = None
+    """Why nothing fits."""
+
+
+@frozen
 class KeyWasRejected:
     """A provider refused our key: an alarm, since nobody but the operator can mend it."""
 
@@ -117,6 +131,8 @@ class Reloaded:
     """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
 
     mistakes: tuple[str, ...] = ()
+    changes: str = ""
+    """What is new in it, in words."""
 
 
 @frozen
@@ -198,6 +214,7 @@ class LoopReported:
 Event = (
     AttemptFailed
     | FellBack
+    | ModelChosen
     | KeyWasRejected
     | HealthChanged
     | RequestEnded

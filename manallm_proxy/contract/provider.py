@@ -69,6 +69,8 @@ class Call:
     request_id: str
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
+    advice: str = ""
+    """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
     effort_is_advice: bool = False
@@ -133,6 +135,8 @@ class ModelInfo:
     """Other names under which the provider serves it."""
     context_length: int = 0
     """Tokens; 0 where it is not known."""
+    size: int = 0
+    """Bytes of its weights; 0 where the list does not say."""
 
 
 @frozen
@@ -141,6 +145,8 @@ class ModelList:
 
     models: tuple[ModelInfo, ...] = ()
     fault: str | None = None
+    status: int = 200
+    """Of the answer. Below 500 the provider is alive, whatever it thinks of the question."""
 
 
 class Provider(Protocol):

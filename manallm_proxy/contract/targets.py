@@ -14,6 +14,8 @@ from attrs import field, frozen
 
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""
+ANY: Final = "*"
+"""In place of a model: the best that the provider lists, see `routing.best_model`."""
 RUNNER_OPTIONS: Final = (
     "num_ctx",
     "num_batch",
@@ -43,6 +45,11 @@ class Target:
 
     provider: str
     model: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is still to be chosen from what the provider lists."""
+        return self.model == ANY
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -78,6 +85,10 @@ class Entry:
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
+    prefer: tuple[str, ...] = ()
+    """Of an open target: patterns of models to choose first, in this order."""
+    unfilled: str | None = None
+    """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
 
 
 @frozen
@@ -89,6 +100,12 @@ class Chain:
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    is_open: bool = field(init=False, repr=False)
+    """Whether an entry's model is still to be chosen."""
+
+    @is_open.default
+    def _has_open_entry(self) -> bool:
+        return any(entry.target.is_open for entry in self.entries)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
@@ -20,6 +21,7 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
@@ -29,6 +31,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
 
@@ -137,7 +140,7 @@ class Exchange:
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del body
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
-        chain = self.generation.resolve(call.summary.model, self.caller)
+        chain = self.generation.chain_for(call.summary, self.caller)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
@@ -152,7 +155,9 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[Answer]:
             name = entry.target.provider
-            return relay.complete(providers[name], catalog, call.at(name), entry)
+            asked = call.at(name)
+            self._advise(asked, walk, entry)
+            return relay.complete(providers[name], catalog, asked, entry)
 
         async with await walk.run(ask, self._asked) as attempt:
             attempt.served()
@@ -177,7 +182,9 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
             name = entry.target.provider
-            return relay.open_stream(providers[name], catalog, call.at(name), entry)
+            asked = call.at(name)
+            self._advise(asked, walk, entry)
+            return relay.open_stream(providers[name], catalog, asked, entry)
 
         walking = walk.run(ask, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
@@ -216,6 +223,15 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
+    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
+        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
+        if (
+            walk.log
+            and self.caller is None
+            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
+        ):
+            call.advice = advice(self.generation, walk.chain, walk.log)
+
     @property
     def _asked(self) -> str:
         """Safe name for the 503's message: an alias or target of ours, never client text."""
@@ -231,6 +247,8 @@ class Exchange:
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
         forget_frames(error)
+        if isinstance(error, NoProvider) and self.walk is not None and self.caller is None:
+            error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has left: no second answer may follow

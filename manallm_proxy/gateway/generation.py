@@ -18,10 +18,10 @@ from attrs import define, evolve, field
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.contract.provider import Endpoint, ModelList, Provider
+from manallm_proxy.contract.events import Crashed, ModelChosen, Observer
+from manallm_proxy.contract.provider import Endpoint, ModelList, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
-from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
@@ -128,6 +128,8 @@ class Generation:
     keyring: Keyring
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
+    _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
+    """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
@@ -215,6 +217,35 @@ class Generation:
         target = self._without_latest(Target(provider, rest))
         entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
+
+    def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
+        """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""
+        chain = self.resolve(summary.model, caller)
+        if not chain.is_open:
+            return chain
+        filled = self.catalog.filled(chain, summary.needs)
+        if chain.alias is not None:
+            self._report_chosen(chain.alias, chain, filled, summary.needs)
+        return filled
+
+    def _report_chosen(self, alias: str, chain: Chain, filled: Chain, needs: frozenset[str]) -> None:
+        """Reports an open entry's model the first time, and whenever it is another one."""
+        for place, (entry, now) in enumerate(zip(chain, filled, strict=True)):
+            if not entry.target.is_open or not self.config.providers[entry.target.provider].configured:
+                continue
+            key, model = (alias, place, needs), now.target.model
+            if self._chosen.get(key) == model:
+                continue
+            was, self._chosen[key] = self._chosen.get(key), model
+            event = ModelChosen(
+                alias,
+                str(entry.target),
+                None if now.target.is_open else model,
+                was if was != ANY else None,
+                tuple(sorted(needs)),
+                now.unfilled,
+            )
+            self.registry.observe(event)
 
     def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
         """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.targets import Chain
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.models import model_object
+from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.health import Health
 
@@ -51,11 +53,20 @@ def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str
     """``GET /v1/aliases``, of those that a `caller` may use."""
     config = generation.config
     rows = [
-        {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
+        _alias(generation, name, chain)
         for name, chain in config.aliases.items()
         if caller is None or caller.may_use(name)
     ]
     return {"default": config.default if config.default in [row["name"] for row in rows] else None, "aliases": rows}
+
+
+def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
+    """``chosen``, where the chain has open entries: place by place the target as of now, null where nothing fits."""
+    row: dict[str, Any] = {"name": name, "description": chain.description, "chain": [str(e.target) for e in chain]}
+    if chain.is_open:
+        filled = generation.catalog.filled(chain, needs_of(name))
+        row["chosen"] = [None if entry.target.is_open else str(entry.target) for entry in filled]
+    return row
 
 
 def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:

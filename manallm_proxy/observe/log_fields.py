@@ -19,6 +19,7 @@ from manallm_proxy.contract.events import (
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelChosen,
     NotVerified,
     Reloaded,
     RequestEnded,
@@ -43,6 +44,9 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "info", "attempt failed", fields
         case FellBack():
             return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
+        case ModelChosen():
+            name = "model chosen" if event.model is not None else "no model to choose"
+            return "info", name, {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
             advice = f"check the api_key of provider '{event.provider}' and reload"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}
@@ -52,7 +56,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case Reloaded():
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
-            return "info", "reloaded", {}
+            return "info", "reloaded", {"changes": event.changes or None}
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():

@@ -28,6 +28,7 @@ from manallm_proxy.contract.events import (
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelChosen,
     NotVerified,
     Reloaded,
     RequestEnded,
@@ -64,7 +65,7 @@ ENDPOINTS: Final = frozenset(
 
 def _error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
-    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "no_healthy_provider")
+    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "no_model", "no_healthy_provider")
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
@@ -117,7 +118,7 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
+            case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log

@@ -34,7 +34,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
-from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
+from manallm_proxy.process.listeners import BACKLOG, drain_note, name_of, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -292,7 +292,7 @@ class App:
         if self.link is not None:
             self.link.leaving()
         self.gateway.serving.draining = True
-        self._life("draining", f"{len(self.gateway.pipeline.exchanges)} answers in flight")
+        self._life("draining", drain_note(len(self.gateway.pipeline.exchanges), "answer", self.config.limits.drain))
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()

@@ -101,7 +101,7 @@ class HttpProvider:
                     raise scrubbed(refusal, *self.address.secrets)
                 if response.status != 200:
                     response.close()
-                    return ModelList()
+                    return ModelList(status=response.status)
                 if not await _gather(response, parts, LIST_LIMIT):
                     return ModelList(fault=TOO_LONG)
         except TimeoutError:

@@ -2,7 +2,7 @@
 
 For each target in order:
 
-1. Not worth trying now (`health` says why): note it, next.
+1. Not worth trying now (`health` says why), or open with no model that fits: note it, next.
 2. Attempt it. An answer: done.
 3. A failure that is the provider's, or one that ``fallback_on`` lists: blame it, note it, next.
 4. Any other failure is the caller's to hear: it ends the walk and blames nobody.
@@ -26,7 +26,7 @@ from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejecte
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.circuit import NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
@@ -110,6 +110,10 @@ class Walk:
             verdict = self.registry.admit(entry.target)
             if isinstance(verdict, Skip):
                 self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail))
+                continue
+            if entry.target.is_open:
+                verdict.released()
+                self._pass(AttemptRecord(str(entry.target), NO_MODEL, detail=entry.unfilled))
                 continue
             # 2
             self._report_fallback(entry)

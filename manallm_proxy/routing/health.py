@@ -112,6 +112,8 @@ class Health:
     in_flight: int = 0
     answering: int = 0
     """Of those in flight: answers that have begun."""
+    reach_detail: str | None = field(default=None, eq=False)
+    """Why it could last not be reached ("refused"), for people; None if it was, since."""
     heard_at: float | None = field(default=None, eq=False)
     """When the provider last answered a request, or began to."""
     served_at: float = field(default=-math.inf, eq=False)
@@ -256,7 +258,7 @@ class Health:
         own = self.provider.status(now)
         if own != "healthy":
             return own
-        states = {circuit.status(now) for circuit in self.targets.values()} - {"healthy"}
+        states = {circuit.status(now) for circuit in self.targets.values() if not circuit.lacks_model} - {"healthy"}
         if not states:
             return "healthy"
         return "cooling" if states == {"cooling"} else "degraded"

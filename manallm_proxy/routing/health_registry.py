@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import define
 
 from manallm_proxy.contract.events import HealthChanged, Observer
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.circuit import Circuit, SharedState, Skip
 from manallm_proxy.routing.health import Health, Permit
@@ -45,10 +45,14 @@ class HealthRegistry:
 
     def failed(self, target: Target, permit: Permit, error: ProviderError) -> None:
         permit.failed(error, self.clock())
+        if error.blame is Blame.REACH:
+            self.providers[target.provider].reach_detail = error.detail
         self.note(target.provider)
 
     def probed(self, provider: str, error: ProviderError | None, sent_at: float | None = None) -> None:
-        self.providers[provider].probed(error, self.clock(), sent_at)
+        health = self.providers[provider]
+        health.probed(error, self.clock(), sent_at)
+        health.reach_detail = error.detail if error is not None and error.blame is Blame.REACH else None
         self.note(provider)
 
     def again_in(self, targets: Iterable[Target]) -> float | None:
@@ -100,4 +104,5 @@ class HealthRegistry:
         else:
             reported[model] = is_now
         if is_now != was:
-            observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
+            reason = None if is_now == "healthy" else circuit.last_error  # that of a failure is over
+            observe(HealthChanged(provider, model, was, is_now, reason))

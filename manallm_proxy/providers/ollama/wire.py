@@ -100,6 +100,7 @@ class _Model(Struct):
     name: str = ""
     model: str = ""
     modified_at: Any = None
+    size: Any = None
     capabilities: Any = None
     details: Any = None
 
@@ -320,7 +321,9 @@ def _listed(row: _Model) -> ModelInfo | None:
     id_ = row.model or row.name
     if not id_:
         return None
-    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), context_length=_context_length(row.details))
+    capabilities = words(row.capabilities)
+    length, size = _context_length(row.details), _count(row.size)
+    return ModelInfo(id_, _unix(row.modified_at), capabilities, context_length=length, size=size)
 
 
 def _context_length(details: object) -> int:

@@ -144,6 +144,7 @@ class _Row(msgspec.Struct):
     max_model_len: Any = None
     context_window: Any = None
     max_context_length: Any = None
+    meta: Any = None
 
     def tokens(self) -> int:
         """Its context length; 0 where the list does not say. A bool is no number."""
@@ -160,7 +161,14 @@ def _listed(row: _Row) -> ModelInfo | None:
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
         row.tokens(),
+        _size(row.meta),
     )
+
+
+def _size(meta: object) -> int:
+    """llama-server lists the bytes of its file as ``meta.size``."""
+    size = meta.get("size") if isinstance(meta, dict) else None
+    return size if type(size) is int and size > 0 else 0
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:
