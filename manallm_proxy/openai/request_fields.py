@@ -12,6 +12,8 @@ from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 Fields = dict[str, Any]
+NO_OBJECT: Final = "sent as {}: tool arguments in the history that are no JSON object"
+"""Remark on a request for a dialect in which a tool call's arguments are an object."""
 """A decoded JSON object."""
 
 _NAMES: Final[dict[type, str]] = {

@@ -40,7 +40,7 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     asked = {**decoded(call.body), **call.ollama}
     match call.endpoint:
         case Endpoint.CHAT:
-            path, fields = "api/chat", _chat(asked)
+            path, fields = "api/chat", _chat(asked, call.remarks)
         case Endpoint.COMPLETIONS:
             path, fields = "api/generate", _generate(asked)
         case Endpoint.EMBEDDINGS:
@@ -61,12 +61,12 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
 # --- the three endpoints --------------------------------------------------------------------------
 
 
-def _chat(asked: Fields) -> Fields:
+def _chat(asked: Fields, remarks: list[str]) -> Fields:
     _refuse_unheard(asked)
     messages = required(asked, "messages", list, "")
     if not messages:
         raise InvalidRequest("'messages' is empty", param="messages")  # Ollama would only load the model
-    fields: Fields = {"messages": ollama_messages.translate(messages)} | _tools(asked) | _format(asked)
+    fields: Fields = {"messages": ollama_messages.translate(messages, remarks)} | _tools(asked) | _format(asked)
     if optional(asked, "logprobs", bool):
         fields["logprobs"] = True
     if (top := optional(asked, "top_logprobs", int)) is not None:
