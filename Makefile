@@ -37,7 +37,9 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	$(FRESH)/bin/python $(PIP) install --editable '.[test]'
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-1 'openai==1.*'
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
-	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6; fi
+	for sdk in anthropic ollama langchain-ollama; do \
+		$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/$$sdk $$sdk || exit 1; done
+	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
@@ -65,11 +67,12 @@ constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in te
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
-	@for sdk in 'openai-1 openai==1.*' 'openai-newest openai'; do set -f -- $$sdk; \
+	@for sdk in 'openai-1 openai==1.*' 'openai-newest openai' 'anthropic anthropic' \
+		'ollama ollama' 'langchain-ollama langchain-ollama'; do set -f -- $$sdk; \
 		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
 	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)
-	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6
+	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest
 	@cp $(SDKS)/package.json tests/clients
 
 .PHONY: audit
@@ -134,11 +137,11 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 	rm -f $(VENV)/wheels/manallm_proxy-*.whl
 	@touch $@
 
-# OpenAI's SDKs, two majors of each language, beside the environment: two versions do not fit into one
+# Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it
 $(SDKS)/.installed: $(VENV)/bin/python $(wildcard tests/clients/*.txt) tests/clients/package.json
-	$(BIN)/python $(PIP) install --upgrade --target $(SDKS)/openai-1 --requirement tests/clients/openai-1.txt
-	$(BIN)/python $(PIP) install --upgrade --target $(SDKS)/openai-newest --requirement tests/clients/openai-newest.txt
+	@for list in tests/clients/*.txt; do \
+		$(BIN)/python $(PIP) install --upgrade --target $(SDKS)/$$(basename $$list .txt) --requirement $$list || exit 1; done
 	@cp tests/clients/package.json $(SDKS)
 	@if command -v npm >/dev/null; then $(NPM) $(SDKS); \
-		else echo "no npm here: the tests of OpenAI's Node SDK will be skipped"; fi
+		else echo "no npm here: the tests of the Node SDKs will be skipped"; fi
 	@touch $@

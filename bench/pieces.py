@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ConnectFailed
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.doors.openai_chat import ChatReply
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.gemini.wire import GeminiWire
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -66,6 +65,16 @@ def ollama_lines(count: int) -> list[bytes]:
 
     words = [line(f"word {number} of the answer") for number in range(count)]
     return [*words, line("", done=True, done_reason="stop", prompt_eval_count=12, eval_count=count)]
+
+
+def gemini_events(count: int) -> list[bytes]:
+    def event(text: str, **more: object) -> bytes:
+        candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0, **more}
+        counted = {"promptTokenCount": 12, "candidatesTokenCount": count, "totalTokenCount": 12 + count}
+        return sse.event(json.dumps({"candidates": [candidate], "usageMetadata": counted}).encode())
+
+    words = [event(f"word {number} of the answer") for number in range(count)]
+    return [*words, event("", finishReason="STOP")]
 
 
 T = TypeVar("T")
@@ -159,28 +168,6 @@ def translation(wire: Wire, reads: list[bytes], content_type: str) -> Piece:
     return once
 
 
-def gemini(count: int) -> Piece:
-    """From the SDK's objects on: its own parsing is not ours to mend."""
-    from google.genai import types
-
-    from manallm_proxy.providers.gemini.reply import Reader
-
-    def chunk(text: str, reason: types.FinishReason | None = None) -> types.GenerateContentResponse:
-        content = types.Content(role="model", parts=[types.Part(text=text)])
-        return types.GenerateContentResponse(candidates=[types.Candidate(content=content, finish_reason=reason)])
-
-    chunks = [chunk(f"word {number} of the answer") for number in range(count)] + [chunk("", types.FinishReason.STOP)]
-    asked = call(body(1000, stream=True))
-
-    def once() -> None:
-        reader, reply = Reader(), ChatReply(asked.summary)
-        reply.start(ENTRY.target)
-        for said in chunks:
-            reply.events(StreamBatch(deltas=tuple(reader.deltas(said))))
-
-    return once
-
-
 def every() -> dict[str, Piece]:
     """By what a person calls them."""
     events, stream = openai_events(100), "text/event-stream"
@@ -199,5 +186,6 @@ def every() -> dict[str, Piece]:
         "openai: a stream of 100 chunks": translation(OpenAIWire(), events, stream),
         "ollama: a request": request(OllamaWire(), 1000),
         "ollama: a stream of 100 lines": translation(OllamaWire(), ollama_lines(100), "application/x-ndjson"),
-        "gemini: a stream of 100 chunks": gemini(100),
+        "gemini: a request": request(GeminiWire(), 1000),
+        "gemini: a stream of 100 chunks": translation(GeminiWire(), gemini_events(100), stream),
     }

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nobody_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An authority that signs nothing takes the place of the machine's.
 
-    To read those takes 50 ms for each process and each Gemini provider; and no test reaches a stranger over TLS.
+    To read those takes 50 ms for each process; and no test reaches a stranger over TLS.
     """
     path = tmp_path_factory.mktemp("tls") / "nobody.pem"
     trustme.CA().cert_pem.write_to_path(str(path))

@@ -105,7 +105,7 @@ def test_shipped_proxy_yaml_shows_every_key() -> None:
     """No setting is left for the reader to guess."""
     written = yaml.safe_load((SHIPPED / "proxy.yaml").read_text().replace("${", "$"))
     config = load(SHIPPED / "proxy.yaml", {})
-    for section in ("limits", "health", "timeouts", "streaming", "metrics", "log", "cors", "auth"):
+    for section in ("limits", "health", "timeouts", "streaming", "responses", "metrics", "log", "cors", "auth"):
         assert set(written[section]) == {f.name for f in attrs.fields(type(getattr(config, section)))}
 
 

@@ -10,6 +10,7 @@ import pytest
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.targets import Target
 
 Load = Callable[[str], Config]
 PROVIDERS = "providers: {ollama: {kind: ollama}}\n"
@@ -135,3 +136,40 @@ def test_mistake_in_a_provider(loaded: Load, given: str, wanted: str) -> None:
 def test_mistake_in_a_chains_timeout(loaded: Load, text: str, wanted: str) -> None:
     """One mistake, one line."""
     assert mistakes(loaded, f"{PROVIDERS}{text}\n") == [wanted]
+
+
+BOXES = """
+providers:
+  box: {kind: ollama, options: {num_ctx: 8192}}
+  too: {kind: ollama}
+  gpu: {kind: openai, base_url: 'http://x/v1'}
+"""
+TWO = """
+aliases:
+  mana/a: {{chain: [{{target: box/m, options: {{{0}}}}}]}}
+  mana/b: {{chain: [{{target: {2}, options: {{{1}}}}}]}}
+"""
+
+
+@pytest.mark.parametrize("name", ["box/m", "box/M:latest", "box/library/m", "too/registry.ollama.ai/library/m:latest"])
+def test_two_windows_for_one_model_are_a_mistake(loaded: Load, name: str) -> None:
+    """However the model is called, and whichever provider leads to its Ollama: both numbers and both places."""
+    (what,) = mistakes(loaded, BOXES + TWO.format("num_ctx: 8192", "num_ctx: 4096", name))
+    assert what.startswith("aliases.mana/b.chain[0].options.num_ctx: is 4096 here and 8192 at aliases.mana/a.chain[0]")
+    (what,) = mistakes(loaded, BOXES + TWO.format("keep_alive: 5m", "keep_alive: 1h", name))
+    assert "keep_alive" in what
+    loaded(BOXES + TWO.format("num_ctx: 8192, top_k: 1", "num_ctx: 8192, top_k: 2", name))
+
+
+def test_other_models_may_have_other_windows(loaded: Load) -> None:
+    loaded(BOXES + TWO.format("num_ctx: 8192", "num_ctx: 4096", "box/m:7b"))
+
+
+def test_an_entry_without_a_window_gets_the_models(loaded: Load) -> None:
+    """So does whoever asks for the target by its own name; else the model's own default would be a second window."""
+    config = loaded(BOXES + TWO.format("num_ctx: 4096, shift: false", "top_k: 2", "too/m"))
+    assert config.aliases["mana/b"].entries[0].options == {"num_ctx": 4096, "shift": False, "top_k": 2}
+    assert config.options_of(Target("too", "m:latest")) == {"num_ctx": 4096, "shift": False}
+    assert config.options_of(Target("box", "m")) == {"num_ctx": 4096, "shift": False}
+    assert config.options_of(Target("box", "other")) == {"num_ctx": 8192}
+    assert config.options_of(Target("gpu", "m")) == {}

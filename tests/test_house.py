@@ -29,9 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Who may import whom, from the ground up: each package only those above its own line."""
 LIBRARIES = {
-    "aiohttp": {"http_client", "http_server", "gateway", "process", "providers"},
+    "aiohttp": {"http_client", "http_server"},
     "aioprometheus": {"observe"},
-    "logging": {"observe", "providers"},  # the Gemini provider quietens its SDK
+    "logging": {"observe"},
     "google": {"providers"},
     "yaml": {"config"},
     "cattrs": {"config"},

@@ -21,8 +21,8 @@ from manallm_proxy.contract.events import (
     UsageRefused,
     WorkerEnded,
 )
-from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.gateway.gateway import DOORS
 from manallm_proxy.observe.metrics import ENDPOINTS, MODELS_LIMIT, TOKENS_LIMIT, Metrics
 from tests.figures import ENDED
 
@@ -195,9 +195,9 @@ def test_words_that_are_on_no_list_are_other() -> None:
     assert value(metrics, "mana_llm_fallback_total", **way, reason="saturated") == 1
 
 
-def test_the_endpoints_are_those_of_the_pipeline() -> None:
-    """A new endpoint must not hide behind ``other``."""
-    assert {endpoint.path for endpoint in Endpoint} == ENDPOINTS
+def test_the_endpoints_are_the_doors() -> None:
+    """A new door must not hide behind ``other``."""
+    assert {door.name for door in DOORS.values()} | {"responses"} == ENDPOINTS
 
 
 @pytest.mark.parametrize("tokens", [-5, 0, TOKENS_LIMIT + 1, 10**400])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +10,15 @@ from jsonschema import Draft202012Validator
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
-from manallm_proxy.gateway.openapi import description
+from tests.described import DOCUMENT, at, conforms, operations
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
-DOCUMENT: dict[str, Any] = json.loads(description())
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-METHODS = {"get", "post"}
-
-
-def at(reference: str) -> Any:
-    """What a ``$ref`` points to."""
-    found: Any = DOCUMENT
-    for step in reference.removeprefix("#/").split("/"):
-        found = found[step.replace("~1", "/").replace("~0", "~")]
-    return found
-
-
-def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    return resolved(at(value["$ref"])) if "$ref" in value else value
-
-
-def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Path, method, operation."""
-    for path, item in DOCUMENT["paths"].items():
-        for method, operation in resolved(item).items():
-            if method in METHODS:
-                yield path, method, operation
-
-
-def matches(schema: dict[str, Any], value: object, what: str) -> None:
-    """Fails with every place at which `value` is not what `schema` says."""
-    validator = Draft202012Validator(
-        {**schema, "components": DOCUMENT["components"]}, format_checker=Draft202012Validator.FORMAT_CHECKER
-    )
-    wrong = [f"{what} {error.json_path}: {error.message}" for error in validator.iter_errors(value)]
-    assert wrong == []
-
-
-def conforms(path: str, method: str, code: int, headers: dict[str, str], body: bytes) -> None:
-    """An answer is one of those that its operation describes: status, type, shape, headers."""
-    responses = next(operation for p, m, operation in operations() if (p, m) == (path, method))["responses"]
-    what = f"{method} {path} {code}"
-    told = resolved(responses.get(str(code)) or responses[f"{code // 100}XX"])
-    content_type = headers["content-type"].partition(";")[0]
-    assert content_type in told["content"], what
-    schema = told["content"][content_type]["schema"]
-    matches(schema, json.loads(body) if content_type == "application/json" else body.decode(), what)
-    for name, header in told.get("headers", {}).items():
-        matches(resolved(header)["schema"], headers[name.lower()], f"{what} {name}")
+MESSAGE: dict[str, Any] = {**HI, "max_tokens": 10}
+VERSION = {"anthropic-version": "2023-06-01"}
 
 
 async def test_routes_are_described_and_served_both(tmp_path: Path) -> None:
@@ -97,13 +54,19 @@ def test_every_status_that_an_error_may_have_is_described() -> None:
         kinds += kind.__subclasses__()
     described = at("#/paths/~1v1~1chat~1completions/post/responses").keys()
     ours = {str(kind.status) for kind in kinds if kind.__module__.startswith("manallm_proxy")}
-    assert ours - {"405"} <= described  # which a POST cannot get
+    assert ours - {"405", "501"} <= described  # which a POST for a model cannot get
     assert {"4XX", "502", "504"} <= described
     assert issubclass(ProviderError, ProxyError)
 
 
 async def sound(connection: Connection, seen: Seen) -> None:
-    """A provider that knows legacy completions too."""
+    """A provider that knows legacy completions, sounds and pictures too."""
+    if "audio/speech" in seen.path:
+        await connection.reply(b"\xff\xf3", content_type="audio/mpeg")
+        return
+    if seen.path.removeprefix("/v1/") in OPAQUE:
+        await connection.reply({"id": "x"})
+        return
     if "prompt" not in seen.json or seen.json.get("stream"):
         await answers(connection, seen)
         return
@@ -112,14 +75,35 @@ async def sound(connection: Connection, seen: Seen) -> None:
     await connection.reply({**head, "choices": [choice]})
 
 
+MODEL: dict[str, Any] = {"model": "mana/test"}
+OPAQUE = [endpoint.path for endpoint in Endpoint if endpoint.is_opaque]
+OLLAMA: list[tuple[str, str, dict[str, Any]]] = [
+    *[("post", "/api/chat", {"json": {**MODEL, **HI, **more}}) for more in ({}, {"stream": False})],
+    *[("post", "/api/generate", {"json": {"prompt": "x", **more}}) for more in ({}, {"stream": False})],
+    *[("post", f"/api/{at}", {"json": MODEL}) for at in ("chat", "generate", "embed", "embeddings", "show")],
+    *[("post", f"/api/{at}", {"data": b"{"}) for at in ("chat", "generate", "embed", "embeddings", "show")],
+    ("post", "/api/embed", {"json": {**MODEL, "input": "x"}}),
+    ("post", "/api/embeddings", {"json": {**MODEL, "prompt": "x"}}),
+    ("post", "/api/chat", {"json": {**HI, "model": "mana/nosuch"}}),
+    ("post", "/api/show", {"json": {"model": "mana/nosuch"}}),
+    *[("get", f"/api/{at}", {}) for at in ("version", "tags", "ps")],
+    *[("post", f"/api/{at}", {"json": MODEL}) for at in ("pull", "push", "create", "copy")],
+    ("delete", "/api/delete", {"json": MODEL}),
+]
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    *OLLAMA,
+    *[("post", f"/v1/{at}", {"json": {**MODEL, "input": "x"}}) for at in OPAQUE],
+    *[("post", f"/{at}", {"data": b"{", "headers": {"Content-Type": "application/json"}}) for at in OPAQUE],
     *[("post", path, {"json": HI}) for path in ("/v1/chat/completions", "/chat/completions")],
     *[("post", path, {"json": {"prompt": "x"}}) for path in ("/v1/completions", "/completions")],
     *[("post", path, {"json": {"input": ["x", "y"]}}) for path in ("/v1/embeddings", "/embeddings")],
+    *[("post", path, {"json": {"input": "x"}}) for path in ("/v1/responses", "/responses")],
+    ("post", "/v1/responses", {"json": {"input": "x", "stream": True}}),
+    ("post", "/v1/responses", {"json": {"input": "x", "previous_response_id": "resp_none"}}),
     ("post", "/v1/embeddings", {"json": {"input": "x", "encoding_format": "base64"}}),
     ("post", "/v1/chat/completions", {"json": {**HI, "stream": True}}),
     ("post", "/v1/completions", {"json": {"prompt": "x", "stream": True}}),
-    *[("post", f"/v1/{at}", {"data": b"{"}) for at in ("chat/completions", "completions", "embeddings")],
+    *[("post", f"/v1/{at}", {"data": b"{"}) for at in ("chat/completions", "completions", "embeddings", "responses")],
     ("post", "/v1/chat/completions", {"json": {**HI, "model": "mana/nosuch"}}),
     ("post", "/v1/chat/completions", {"json": {**HI, "model": 3}}),
     ("post", "/v1/chat/completions", {"data": b"x" * 2000}),
@@ -127,6 +111,17 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"Origin": "http://evil"}}),
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"Expect": "x"}}),
     ("post", "/v1/chat/completions", {"json": HI, "headers": {"X": "y" * 20_000}}),
+    *[("post", path, {"json": MESSAGE}) for path in ("/v1/messages", "/messages")],
+    *[("post", path, {"json": HI}) for path in ("/v1/messages/count_tokens", "/messages/count_tokens")],
+    ("post", "/v1/messages", {"json": {**MESSAGE, "stream": True}}),
+    ("post", "/v1/messages", {"json": {**MESSAGE, "thread": {"type": "create"}}}),
+    ("post", "/v1/messages", {"json": {**MESSAGE, "model": "mana/nosuch"}}),
+    ("post", "/v1/messages", {"json": MESSAGE, "headers": {"Origin": "http://evil"}}),
+    ("post", "/v1/messages", {"json": MESSAGE, "headers": {"Expect": "x"}}),
+    ("post", "/v1/messages", {"data": b"x" * 2000}),
+    ("post", "/v1/messages/count_tokens", {"data": b"{"}),
+    ("post", "/v1/messages/count_tokens", {"data": b"x" * 2000}),
+    ("get", "/v1/models", {"headers": VERSION}),
     *[("get", path, {}) for path in ("/v1/models", "/models", "/v1/aliases", "/aliases", "/v1/health")],
     *[("get", path, {}) for path in ("/health", "/readyz", "/metrics", "/openapi.json", "/")],
 ]
@@ -145,9 +140,12 @@ async def test_answers_are_as_described(tmp_path: Path, kind: str) -> None:
         async with proxy(config, tmp_path) as p:
             codes = [await ask(p, method, path, path, **options) for method, path, options in REQUESTS]
             assert set(codes) >= {400, 403, 404, 413, 415, 417, 431, 503 if kind == "none" else 200}
+            for method in ("get", "post"):
+                assert await ask(p, method, "/api/blobs/{id}", "/api/blobs/sha256:0") == 501
             for path in ("/v1/models/mana/test", f"/models/{kind}/m", "/v1/models/nosuch/m"):
                 prefix = "/v1" if path.startswith("/v1") else ""
                 await ask(p, "get", f"{prefix}/models/{{id}}", path)
+                await ask(p, "get", f"{prefix}/models/{{id}}", path, headers=VERSION)
 
 
 async def ask(p: Proxy, method: str, described: str, path: str, **options: Any) -> int:
@@ -165,6 +163,7 @@ async def test_providers_failures_are_as_described(tmp_path: Path, line: str) ->
     async with upstream(each(status(line, body))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         for stream in (False, True):
             assert await ask(p, "post", *["/v1/chat/completions"] * 2, json={**HI, "stream": stream}) >= 400
+            assert await ask(p, "post", *["/v1/messages"] * 2, json={**MESSAGE, "stream": stream}) >= 400
         await ask(p, "get", "/v1/health", "/v1/health")
 
 

@@ -26,12 +26,12 @@ WHEELS = ROOT / ".venv" / "wheels"
 if WHEELS.exists():
     ENVIRON |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
 
-pytestmark = pytest.mark.timeout(180)  # the first of them waits for the installation
+pytestmark = pytest.mark.timeout(400)  # the first of them waits for the installation
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """A command's result, whatever it is."""
-    return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=390, check=False)
 
 
 def make(target: str, stage: Path) -> str:

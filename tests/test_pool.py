@@ -99,6 +99,18 @@ WHOLE = {
     "a hint before it": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hi"),
     "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
     "no reason phrase": (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+    "identity in another word": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: None\r\nContent-Length: 2\r\n\r\nhi",
+        b"hi",
+    ),
+    "blanks after values": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: identity \t\r\nContent-Length: 2  \r\nX-A: b \r\n\r\nhi",
+        b"hi",
+    ),
+    "a chunked coding with blanks": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        b"hi",
+    ),
     "gzip": (
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
         % (len(packed := gzip.compress(b"hi" * 99)), packed),

@@ -191,6 +191,7 @@ async def test_whatever_can_be_connected_is_alive(get: GET, fault: str | None, m
     async with upstream(served(get)) as gpu:
         provider = HttpProvider(Address("gpu", gpu.url), OpenAIWire())
         listed = await provider.probe(0.3)
+        assert listed is not None
         assert (listed.models, listed.fault) == ((), fault)
         assert len(gpu.seen) == 1
         await provider.close()

@@ -267,6 +267,24 @@ async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> N
     assert "chain[0]" not in output
 
 
+async def test_check_live_asks_google(tmp_path: Path) -> None:
+    """Nobody probes it, so this is where its list of models is read; a model goes by both of its names."""
+
+    async def models(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"models": [{"name": "models/here"}]})
+
+    async with upstream(models) as gemini:
+        path = tmp_path / "proxy.yaml"
+        google = {"kind": "google", "base_url": gemini.url, "api_key": "AIzaNotARealKey"}
+        chain = ["google/here", "google/models/here", "google/gone"]
+        path.write_text(yaml.safe_dump(settings({"google": google}, chain)))
+        code, output = await run("check", "--live", "--config", str(path))
+    assert code == 1
+    assert "aliases.mana/test.chain[2]: google does not list a model 'gone'" in output
+    assert "chain[0]" not in output and "chain[1]" not in output and "providers.google: alive" in output
+
+
 async def test_check_live_compares_the_vectors_of_an_alias(tmp_path: Path) -> None:
     """One embedding each: lengths that differ are the operator's mistake, and only the operator can mend it."""
 

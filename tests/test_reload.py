@@ -290,10 +290,10 @@ def a_worker_takes(flag):
     return True
 import manallm_proxy.gateway.generation as generation
 opens = generation.open_provider
-def open_provider(provider, observe):
+def open_provider(provider, *others):
     if provider.name == "bad" and {condition}:
         raise ValueError("sk-verysecret")
-    return opens(provider, observe)
+    return opens(provider, *others)
 generation.open_provider = open_provider
 """
 

@@ -6,84 +6,16 @@ own, since two versions of one package do not fit into one.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
-
-HERE = Path(__file__).parent
-INSTALLED = Path(os.environ.get("SDKS", HERE.parent / ".venv" / "sdks"))
-
-TOOL_STREAM = (
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"call_1","type":"function",'
-    b'"function":{"name":"add","arguments":""}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"tool_calls":[{"index":0,"function":{"arguments":"{\\"a\\": "}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
-    b'{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]},"finish_reason":null}]}\n\n',
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},'
-    b'"finish_reason":"tool_calls"}]}\n\ndata: [DONE]\n\n',
-)
-
-
-async def cloud(connection: Connection, seen: Seen) -> None:
-    """An OpenAI-compatible server whose model's name says how it behaves."""
-    request = seen.json
-    model = request["model"]
-    if model.isdigit():
-        error = {"message": "as you asked", "type": "some_error", "param": None, "code": None}
-        await connection.reply({"error": error}, f"{model} Refused")
-    elif "input" in request:
-        rows = [{"object": "embedding", "index": i, "embedding": [0.5, -0.25]} for i in range(len(request["input"]))]
-        await connection.reply(
-            {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
-        )
-    elif "prompt" in request:
-        choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
-        await connection.reply(
-            {"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]}
-        )
-    elif model == "tools":
-        await connection.head()
-        for frame in TOOL_STREAM:
-            await connection.chunk(frame)
-        await connection.end()
-    elif model == "broken":
-        await connection.head()
-        await connection.chunk(chunk("one"))
-        connection.writer.close()
-    elif model == "structured":
-        await connection.reply(completion('{"ok": true}'))
-    else:
-        await answers(connection, seen)
-
-
-async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """A client's one line of JSON."""
-    child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(env or {})}
-    )
-    out, err = await asyncio.wait_for(child.communicate(), 50)
-    assert child.returncode == 0, err.decode()
-    saw: dict[str, Any] = json.loads(out)
-    return saw
-
-
-CLIENTS = {
-    "python 1.x": ("python", "openai-1"),
-    "python newest": ("python", "openai-newest"),
-    "npm 6": ("node", "openai-6"),
-    "npm newest": ("node", "openai"),
-}
+from tests.sdks import CLIENTS, HERE, INSTALLED, cloud, run
+from tests.upstreams import each, upstream
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -121,7 +53,7 @@ async def test_an_sdk_sees_openai(tmp_path: Path, client: str) -> None:
         "error 409": ("ConflictError", 409),
         "error 422": ("UnprocessableEntityError", 422),
         "error 401": ("InternalServerError", 502),
-        "error 429": ("InternalServerError", 503),
+        "error 429": ("RateLimitError", 429),
         "error alias": ("NotFoundError", 404),
     }
     assert {name: tuple(saw[name][:2]) for name in expected} == expected

@@ -67,7 +67,7 @@ async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
         async with p.client.get(f"{p.url}/v1/chat/completions") as response:
             assert (response.status, response.headers["Allow"]) == (405, "POST")
             assert (await response.json())["error"]["code"] == "method_not_allowed"
-        code, body, _ = await p.post("/v1/responses", {})
+        code, body, _ = await p.post("/v1/nosuch", {})
         assert (code, "/v1/chat/completions" in body["error"]["message"]) == (404, True)
 
 

@@ -1,4 +1,4 @@
-"""The dialect of the crowd: recorded forms of wire.md C, bytes in and bytes out."""
+"""The dialect of OpenAI-compatible servers: recorded forms, bytes in and bytes out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
-from manallm_proxy.providers.wire import Translator
+from manallm_proxy.providers.wire import Request, Translator
 from tests.through_doors import reply_to
 
 ENTRY = Entry(Target("p", "org/m"))
@@ -105,8 +105,8 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
     wire = OpenAIWire()
     again = wire.reshape(STREAM, ENTRY, 422, b'{"message":"extra: stream_options"}')
     assert again is not None and "stream_options" not in json.loads(again.body)
-    assert wire.took(ENTRY)
-    assert not wire.took(ENTRY)
+    assert wire.took(ENTRY, again)
+    assert not wire.took(ENTRY, again)
     assert wire.request(STREAM, ENTRY) == again
     asked = call(stream=True, stream_options={"include_usage": True})
     assert json.loads(wire.request(asked, ENTRY).body)["stream_options"] == {"include_usage": True}
@@ -116,9 +116,11 @@ def test_one_strict_model_costs_no_other_its_counts() -> None:
     """An aggregator has a hundred models, each behind a server of its own; what is known of them is bounded."""
     wire = OpenAIWire()
     others = [Entry(Target("p", f"m{number}")) for number in range(STRICT_LIMIT + 1)]
-    assert wire.took(ENTRY)
+    without = Request("chat/completions", b"{}", without="stream_options")
+    assert not wire.took(ENTRY, Request("chat/completions", b"{}", without="reasoning_effort"))
+    assert wire.took(ENTRY, without)
     assert "stream_options" in json.loads(wire.request(STREAM, others[0]).body)
-    assert all(wire.took(other) for other in others)
+    assert all(wire.took(other, without) for other in others)
     assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
     assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
     assert len(wire._strict) == STRICT_LIMIT
@@ -670,7 +672,7 @@ def test_what_comes_behind_the_end_is_not_read() -> None:
     [b'{"error":{"message":"slow down","code":429}}\n', b'\n{"error":"slow","code":429}', b"<html>\n\n<p>sign in\n\n"],
 )
 def test_a_body_that_only_calls_itself_an_event_stream_is_none(body: bytes) -> None:
-    """SDKs would end silently (wire.md A.4): not an empty answer, but a failure, before and after the first words."""
+    """SDKs would end silently: not an empty answer, but a failure, before and after the first words."""
     for start in (b"", frame(chunk("a"))):
         _, last, _ = play(start + body)
         assert last.error is not None and last.error.retryable and not last.done
@@ -717,7 +719,7 @@ def test_words_and_an_error_in_one_read() -> None:
 def test_an_endless_event_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held is bounded, in a stream and in a body."""
     monkeypatch.setattr("manallm_proxy.openai.sse.FRAME_LIMIT", 100)
-    monkeypatch.setattr("manallm_proxy.providers.openai.sniffer.BODY_LIMIT", 100)
+    monkeypatch.setattr("manallm_proxy.providers.sniffer.BODY_LIMIT", 100)
     for content_type in ("text/event-stream", "application/json"):
         assert isinstance(play(b"x" * 200, content_type=content_type)[1].error, BadResponse)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
-from manallm_proxy.config.model import AliasGiven, EntryGiven
+from manallm_proxy.config.model import AliasGiven, EntryGiven, ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import Chain, Entry
 
@@ -26,6 +27,8 @@ class Aliases:
     chain_timeout: float
     mistakes: Mistakes
     done: dict[str, Chain] = attrs.field(factory=dict)
+    _places: list[tuple[str, Entry]] = attrs.field(factory=list)
+    """All entries, with their paths."""
 
     def add(self, name: str, raw: object) -> None:
         path = join("aliases", name)
@@ -50,6 +53,21 @@ class Aliases:
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
         )
+
+    def finish(self) -> dict[ModelKey, dict[str, Any]]:
+        """Gives every entry its model's one window; returns what each model is loaded with."""
+        providers = self.providers.done
+        windows = windows_of(self._places, providers, self.mistakes)
+        if not any(windows.values()):
+            return {}
+
+        def loaded(entry: Entry) -> Entry:
+            key = model_key(providers[entry.target.provider], entry.target.model)
+            return attrs.evolve(entry, options={**entry.options, **windows.get(key, {})})
+
+        for name, chain in self.done.items():
+            self.done[name] = attrs.evolve(chain, entries=tuple(map(loaded, chain)))
+        return windows
 
     def _entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
         if not isinstance(raw, dict):
@@ -81,10 +99,12 @@ class Aliases:
             self.mistakes.add(f"{path}.options", why)
         if given.prefer and not given.target.is_open:
             self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
-        return Entry(
+        entry = Entry(
             target=given.target,
             timeouts=given.timeouts.over(provider.timeouts),
             options={**provider.options, **given.options},
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
         )
+        self._places.append((path, entry))
+        return entry

@@ -123,6 +123,7 @@ def _load(
     for name, given in given_aliases.aliases.items():
         addition.beside_open_entries(given)
         aliases.add(name, given)
+    windows = aliases.finish()
     config = Config(
         listen=listen,
         default_provider=_default_provider(file, providers, mistakes),
@@ -131,6 +132,7 @@ def _load(
         health=file.health,
         timeouts=timeouts,
         streaming=file.streaming,
+        responses=file.responses,
         metrics=file.metrics,
         log=file.log,
         cors=file.cors,
@@ -142,6 +144,7 @@ def _load(
         chain_timeout=file.chain_timeout,
         found=tuple(found),
         notes=tuple(providers.notes),
+        windows=windows,
     )
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from manallm_proxy.config import values
 from manallm_proxy.config.values import duration, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Target, Timeouts
+from manallm_proxy.contract.targets import Chain, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
@@ -95,6 +95,14 @@ class Streaming:
 
     heartbeat: SecondsOrZero = 15.0
     early_heartbeat: SecondsOrZero = 0.0
+
+
+@frozen
+class Responses:
+    """What ``/v1/responses`` keeps for clients that refer to earlier answers; ``ttl`` counts from the last use."""
+
+    memory: Size = 64 * 2**20
+    ttl: Seconds = 3600.0
 
 
 @frozen
@@ -209,14 +217,13 @@ class ProxyFile:
     listen: Listen = Listen()
     aliases_file: FileName | None = None
     default_provider: str | None = None
-    alias_prefix: Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")] = (
-        "mana/"
-    )
+    alias_prefix: Prefix = "mana/"
     limits: Limits = Limits()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
     chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
+    responses: Responses = Responses()
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()
@@ -279,6 +286,14 @@ class ProviderConfig:
         return self.api_key_missing is None
 
 
+ModelKey = tuple[str, str]
+"""One model of one Ollama: the server's address, and the name in its one form."""
+
+
+def model_key(provider: ProviderConfig, model: str) -> ModelKey:
+    return provider.base_url or provider.name, ollama_name(model)
+
+
 @frozen
 class Config:
     """Both files, checked and resolved."""
@@ -307,6 +322,16 @@ class Config:
     """What was added to the files, so that a reload adds it again."""
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
+    responses: Responses = Responses()
+    windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
+    """What each model of an Ollama is loaded with, as far as an alias says."""
+
+    def options_of(self, target: Target) -> Mapping[str, Any]:
+        """Options for a target that is asked for by its own name: with the window that the aliases give it."""
+        provider = self.providers[target.provider]
+        if not self.windows or provider.kind != "ollama":
+            return provider.options
+        return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
 
     @property
     def exposed(self) -> bool:

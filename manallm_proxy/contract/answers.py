@@ -62,6 +62,8 @@ class Delta:
     images: tuple[str, ...] = field(default=(), repr=False)
     """Pictures that the model made, as data URIs."""
     refusal: str = field(default="", repr=False)
+    reasoning_key: str = "reasoning_content"
+    """Where the provider takes ``reasoning`` back, as a member of an assistant's message."""
 
     @property
     def has_content(self) -> bool:
@@ -83,6 +85,8 @@ class Answer:
     vectors: Sequence[Sequence[float]] = field(default=(), repr=False)
     dimensions: int | None = None
     """Of embeddings: numbers in the first vector."""
+    content_type: str = "application/json"
+    """Of ``body``."""
 
 
 @frozen
@@ -99,3 +103,5 @@ class StreamBatch:
     """The answer is complete; how a stream ends is for the door to write."""
     error: ProviderError | None = None
     """The provider ended the stream with an error, after ``frames`` and ``deltas``."""
+    content_type: str = ""
+    """Of the whole stream, where ``frames`` are a provider's own bytes of any kind; on the first batch."""

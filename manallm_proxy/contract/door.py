@@ -6,7 +6,7 @@ knows no format: it asks the reply for bytes and puts them on the connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 from attrs import field, frozen
@@ -61,8 +61,11 @@ class Door(Protocol):
     name: str
     """The metrics' label ``endpoint``, and the log's."""
 
-    def read(self, body: bytes, client: Client) -> tuple[Call, Reply]:
-        """Raises InvalidRequest, with ``param``, for what no provider should be bothered with."""
+    def read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
+        """Raises InvalidRequest, with ``param``, for what no provider should be bothered with.
+
+        A door whose requests refer to earlier ones may have to wait for them.
+        """
 
     def error_body(self, error: ProxyError) -> bytes:
         """The body (JSON) of an answer with ``error.status``, before anything else has been sent."""

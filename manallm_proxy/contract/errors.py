@@ -27,6 +27,8 @@ class ProxyError(Exception):
         self.param = param
         self.retry_after = retry_after
         """Seconds after which another try makes sense, where that is known."""
+        self.request_id: str | None = None
+        """Of the request that it answers, noted where it is rendered: some formats have it in the body."""
 
 
 class InternalError(ProxyError):
@@ -114,6 +116,14 @@ class MethodNotAllowed(ProxyError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class NotDoneHere(ProxyError):
+    """A part of another server's API that this one has no use for."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_implemented"
 
 
 class BodyTimeout(ProxyError):

@@ -99,6 +99,8 @@ class RequestEnded:
     """The error's type or reason, never its message."""
     key: str | None = None
     """The name of the client's key in the configuration, where one is asked for."""
+    notes: tuple[str, ...] = ()
+    """See `provider.Call`."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

@@ -6,9 +6,9 @@ attempt and nothing else but a bug; cancelling it closes the provider's connecti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
@@ -38,13 +38,23 @@ class Endpoint(Enum):
     """What is asked of a provider, and the format in which it is asked. ``path`` is below the base URL."""
 
     path: str
+    is_opaque: bool
+    """Nothing of it is translated: a provider that speaks OpenAI's format gets and gives bytes, any other is unable."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_opaque: bool = False) -> None:
         self.path = path  # `value` is a property, and ten times as slow
+        self.is_opaque = is_opaque
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    SPEECH = "audio/speech", True
+    TRANSCRIPTIONS = "audio/transcriptions", True
+    TRANSLATIONS = "audio/translations", True
+    IMAGES = "images/generations", True
+    IMAGE_EDITS = "images/edits", True
+    RERANK = "rerank", True
+    MODERATIONS = "moderations", True
 
 
 @define  # not frozen: as `answers.Usage`
@@ -54,7 +64,8 @@ class Call:
     endpoint: Endpoint
     summary: RequestSummary
     body: bytes = field(repr=False)
-    """A JSON object; the client's own bytes where its door speaks this format. It holds the prompt: never log it."""
+    """A JSON object, or a form where ``content_type`` says so; the client's own bytes where its door speaks this
+    format. It holds the prompt: never log it."""
     request_id: str
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
@@ -62,6 +73,29 @@ class Call:
     """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True
     """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    effort_is_advice: bool = False
+    """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
+    notes: tuple[str, ...] = ()
+    """What the door could not translate and left out: for the log, never client text."""
+    remarks: list[str] = field(factory=list)
+    """The same, of the providers that were tried: shared by all forms of one call."""
+    content_type: str = "application/json"
+    ollama: Mapping[str, Any] = field(factory=dict, repr=False)
+    """Fields that a provider of kind ollama reads over those of ``body``. No other sees them: strict servers refuse
+    what they do not know."""
+    answer: Answer | None = field(default=None, repr=False)
+    """The door's own answer. The model must exist and be the client's to use, but no provider is asked."""
+    own: Callable[[str], Call] | None = field(default=None, repr=False)
+    """Where the client hands back what a provider gave for itself alone: the call as the provider of that name gets it.
+    """
+
+    def at(self, provider: str) -> Call:
+        """The call as `provider` gets it."""
+        if self.own is None:
+            return self
+        call = self.own(provider)
+        call.remarks = self.remarks
+        return call
 
 
 TryWrite = Callable[[StreamBatch], bool]
@@ -99,6 +133,8 @@ class ModelInfo:
     capabilities: frozenset[str] | None = None
     aliases: tuple[str, ...] = ()
     """Other names under which the provider serves it."""
+    context_length: int = 0
+    """Tokens; 0 where it is not known."""
     size: int = 0
     """Bytes of its weights; 0 where the list does not say."""
 

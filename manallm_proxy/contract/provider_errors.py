@@ -88,6 +88,13 @@ class FirstByteTimeout(ProviderError):
     retryable, blame, reason = True, Blame.TARGET, "first_byte_timeout"
 
 
+class ChainTimeout(ProviderError):
+    """The walk has had its ``chain_timeout``. That is the operator's bound: it says nothing about the target."""
+
+    status = 504
+    retryable, reason = True, "chain_timeout"
+
+
 class ReadTimeout(ProviderError):
     """The answer began and then fell silent for ``timeouts.idle``."""
 

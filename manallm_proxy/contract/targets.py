@@ -16,6 +16,27 @@ MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""
 ANY: Final = "*"
 """In place of a model: the best that the provider lists, see `routing.best_model`."""
+RUNNER_OPTIONS: Final = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+    "draft_num_predict",
+)
+LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
+"""A change of one of these makes Ollama load the model anew (server/sched.go needsReload)."""
+_OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
+"""What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
+
+
+def ollama_name(model: str) -> str:
+    """The one form of all names that Ollama takes for the same model."""
+    bare = model.lower().removesuffix(":latest")
+    for prefix in _OLLAMA_PREFIXES:
+        bare = bare.removeprefix(prefix)
+    return bare
 
 
 @frozen

@@ -47,6 +47,7 @@ class ChatReply(OpenAIReply):
             message["images"] = _images(delta)
         if delta.tool_calls:
             message["tool_calls"] = [_whole_call(call) for call in delta.tool_calls]
+        if delta.images or delta.tool_calls:  # where that is the answer, null says so; "" would be an empty text
             message["content"] = delta.content or None
         return {**row, "message": message}
 

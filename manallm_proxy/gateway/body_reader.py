@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMedia
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 
 

@@ -6,7 +6,7 @@ We keep no key, only the SHA-256 of each, and look a caller up by the digest of 
 dictionary look-up, however many keys there are. The look-up need not be constant-time, since what it compares is
 not what the caller sends. Timing may tell how the digest of a guess lies in the dictionary; a guess with a digest
 closer to the right one is no closer to the key, and a key of 256 random bits is not found by guessing. So no
-comparison ever touches the bytes of a key, and what is not known leaves nothing behind: no state, no label.
+comparison ever touches the bytes of a key, and what is not known leaves no trace: no state, no label.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable
 from enum import Enum, auto
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
@@ -28,6 +27,7 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
@@ -76,6 +76,8 @@ class Exchange:
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
+    _notes: tuple[str, ...] = ()
+    _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
@@ -134,11 +136,17 @@ class Exchange:
         body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        call, self._reply = self.door.read(body, client)
+        reading = self.door.read(body, client)
+        call, self._reply = reading if isinstance(reading, tuple) else await reading
         del body
-        self._summary = call.summary
+        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.chain_for(call.summary, self.caller)
+        if call.endpoint.is_opaque:
+            chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
+        if call.answer is not None:
+            whole = self._reply.whole(chain.entries[0].target, call.answer)
+            return await self._send(whole, call.answer.content_type)
         answer = self._stream if call.summary.stream else self._complete
         return await answer(call, self.walk, self._reply)
 
@@ -147,7 +155,8 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[Answer]:
             self._advise(call, walk, entry)
-            return relay.complete(providers[entry.target.provider], catalog, call, entry)
+            name = entry.target.provider
+            return relay.complete(providers[name], catalog, call.at(name), entry)
 
         async with await walk.run(ask, self._asked) as attempt:
             attempt.served()
@@ -155,11 +164,14 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        body = reply.whole(attempt.entry.target, answer)
+        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
+
+    async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
+        """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent = len(body)
         self.state = State.COMMITTED
-        headers = self.renderer.common_headers(self.request) | self.headers()
+        headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
         await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
         return response
@@ -169,7 +181,8 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
             self._advise(call, walk, entry)
-            return relay.open_stream(providers[entry.target.provider], catalog, call, entry)
+            name = entry.target.provider
+            return relay.open_stream(providers[name], catalog, call.at(name), entry)
 
         walking = walk.run(ask, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
@@ -180,6 +193,7 @@ class Exchange:
         async with served as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
             reply.start(attempt.entry.target)
+            reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
             carrier = relay.Relay(attempt)
             writer = self._stream_writer(reply)
@@ -194,7 +208,7 @@ class Exchange:
         return response
 
     async def _early_heartbeat(self) -> None:
-        """200 and a heartbeat while the walk goes on: from now on a failure is told in-band."""
+        """200 and a heartbeat while the walk goes on: from now on a failure is reported in-band."""
         assert self._reply is not None
         await self._stream_writer(self._reply).beat()
 
@@ -288,6 +302,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
+                notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
             )
         )
 

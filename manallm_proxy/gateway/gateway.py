@@ -4,40 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
-from manallm_proxy.doors.ollama_errors import ollama_error_body
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
+from manallm_proxy.doors.messages.tokens import count_tokens
+from manallm_proxy.doors.ollama.chat import OllamaChatDoor
+from manallm_proxy.doors.ollama.embed import OllamaEmbeddingsDoor, OllamaEmbedDoor
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.opaque import OpaqueDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import Bounds, MemoryStore
+from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
+from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.stored_responses import StoredResponses
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {
     "/v1/chat/completions": ChatDoor(),
     "/v1/completions": CompletionsDoor(),
     "/v1/embeddings": EmbeddingsDoor(),
+    "/v1/messages": MessagesDoor(),
+    "/api/chat": OllamaChatDoor(),
+    "/api/generate": OllamaGenerateDoor(),
+    "/api/embed": OllamaEmbedDoor(),
+    "/api/embeddings": OllamaEmbeddingsDoor(),
+    **{f"/v1/{endpoint.path}": OpaqueDoor(endpoint) for endpoint in Endpoint if endpoint.is_opaque},
 }
 """By path. Each takes POST."""
+RESPONSES: Final = "/v1/responses"
+"""The path of the one door that remembers, so that each gateway has its own."""
 NOT_SERVED: Final = (
-    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json"
+    "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
+    "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
+    "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json; "
+    "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
+    "GET /api/version, /api/tags, /api/ps"
 )
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
@@ -47,6 +73,13 @@ class AllWorkers(Protocol):
 
     async def ask(self, topic: Literal["metrics", "health"]) -> str | None:
         """The merged answer of all workers; None if it does not come in time."""
+
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """See `workers_store.OtherWorkers`."""
 
 
 @define(eq=False)
@@ -61,17 +94,40 @@ class Gateway:
     pipeline: Pipeline = field(init=False)
     renderer: Renderer = field(init=False)
     table: RouteTable = field(init=False)
+    responses: MemoryStore = field(init=False)
+    """What this process keeps for ``/v1/responses``."""
 
     def __attrs_post_init__(self) -> None:
         self.renderer = Renderer(self.serving)
         self.pipeline = Pipeline(self.serving, self.renderer)
         self.table = RouteTable()
-        for path, door in DOORS.items():
+        number = self.workers.number if self.workers is not None else 0
+        self.responses = MemoryStore(self._clock, self._bounds, number)
+        store = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
+        for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
+        self.table.add("POST", "/v1/messages/count_tokens", self._count_tokens)
+        stored = StoredResponses(self.serving, self.renderer, store)
+        self.table.add("GET", f"{RESPONSES}/{{id}}", stored.get)
+        self.table.add("DELETE", f"{RESPONSES}/{{id}}", stored.delete)
+        self.table.add("GET", f"{RESPONSES}/{{id}}/input_items", stored.input_items)
+        OllamaAPI(self.serving, self.renderer).add_to(self.table)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
         for path, handler in self._operators().items():
             self.table.add("GET", path, handler, forgiving=False)
+
+    def recall(self, question: str) -> str:
+        """What this process keeps, for another worker."""
+        return answer_question(self.responses, question)
+
+    def _clock(self) -> float:
+        return self.generation.registry.clock()
+
+    def _bounds(self) -> Bounds:
+        """As the configuration of the moment has them."""
+        responses = self.generation.config.responses
+        return Bounds(responses.memory, responses.ttl)
 
     def _lists(self) -> dict[str, Handler]:
         return {"/v1/models": self._models, "/v1/models/{id}": self._model, "/v1/aliases": self._aliases}
@@ -119,9 +175,12 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        return self.renderer.error(request, error, _error_body_for(request.path), {"X-Request-Id": id_})
+        write, headers = _form_for(request, id_, name if match is not None else request.path)
+        return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
+        if "websocket" in request.headers.get("Upgrade", "").lower():  # clients fall back to POST on a 404
+            return self._refuse(request, UnknownRoute("websockets are not served here; send a POST"), Match(route))
         allowed = ", ".join(route.methods)
         if request.method == "OPTIONS" and self.renderer.allowed_origin(request):
             return self.renderer.empty(request, _preflight(request, allowed))
@@ -131,14 +190,23 @@ class Gateway:
 
     async def _models(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        return self.renderer.json(request, {"object": "list", "data": model_list(self.generation, caller)})
+        rows = model_list(self.generation, caller)
+        if _is_anthropic(request):
+            return self.renderer.json(request, anthropic_list(rows))
+        return self.renderer.json(request, {"object": "list", "data": rows})
 
     async def _model(self, request: web.BaseRequest, wanted: str) -> web.Response:
         caller = caller_of(request, self.generation)
         row = find_model(self.generation, wanted, caller)
         if row is None:
             raise UnknownModel("no such model; GET /v1/models lists what is served", param="model")
-        return self.renderer.json(request, row)
+        return self.renderer.json(request, anthropic_model(row) if _is_anthropic(request) else row)
+
+    async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller = caller_of(request, self.generation)
+        model, counted = count_tokens(await read_body(request, self.generation.config.limits))
+        self.generation.resolve(model, caller)
+        return self.renderer.raw(request, counted, "application/json")
 
     async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))
@@ -174,12 +242,23 @@ class Gateway:
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
 
 
-def _error_body_for(path: str) -> ErrorBody:
-    """The format of whoever asks for `path`: its door's, else that of the API below which it lies."""
-    door = DOORS.get(path) or DOORS.get(f"/v1{path}")
+def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:
+    """What writes an error of `route` or of an unknown path, and the headers that go with it.
+
+    A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
+    """
+    path = route if route.startswith("/api/") else "/v1" + route.removeprefix("/v1")
+    door = DOORS.get(path)
+    if door is None and (path.startswith("/v1/messages/") or _is_anthropic(request)):
+        door = DOORS["/v1/messages"]
     if door is not None:
-        return door.error_body
-    return ollama_error_body if path.startswith("/api/") else error_body
+        return door.error_body, door.headers(request_id)
+    return ollama_error_body if path.startswith("/api/") else error_body, {}
+
+
+def _is_anthropic(request: web.BaseRequest) -> bool:
+    """Whether this is a client of Anthropic's API: all of them send this header, and no others do."""
+    return "anthropic-version" in request.headers
 
 
 def _preflight(request: web.BaseRequest, methods: str) -> dict[str, str]:

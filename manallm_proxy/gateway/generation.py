@@ -10,59 +10,77 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, ModelChosen, Observer
-from manallm_proxy.contract.provider import Provider, RequestSummary
+from manallm_proxy.contract.provider import Endpoint, ModelList, Provider, RequestSummary
+from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
-from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+
+LATEST: Final = ":latest"
+"""The tag that an Ollama client means where it gives none."""
 
 
 def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     """The client of one configured provider. It connects to nothing yet."""
     if provider.kind == "loopback":
         return LoopbackProvider(provider.name)
+    wire: Wire
     if provider.kind == "google":
-        from manallm_proxy.providers.gemini.provider import GeminiProvider  # 0.3 s and 24 MB that only its users pay
-
-        return GeminiProvider(
-            provider.name,
-            provider.api_key or "",
-            provider.base_url,
-            provider.headers,
-            Session(provider.verify_tls, provider.proxy),
-            extra_retryable_statuses=provider.extra_retryable_statuses,
-        )
-    wire: OllamaWire | OpenAIWire
-    if provider.kind == "ollama" and provider.api == "native":
-        wire, base_url = OllamaWire(), provider.base_url or ""
+        wire = GeminiWire()
+    elif not _speaks_openai(provider):
+        wire = OllamaWire(provider.client_options)
     else:
-        wire, base_url = OpenAIWire(asks_usage=provider.stream_usage), provider.base_url or ""
-        if provider.kind == "ollama" and not base_url.endswith("/v1"):
-            base_url += "/v1"
-    address = Address(
+        wire = OpenAIWire(asks_usage=provider.stream_usage)
+    return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
+
+
+def _address(provider: ProviderConfig) -> Address:
+    base_url, key_header = provider.base_url or "", None
+    if provider.kind == "google":
+        base_url, key_header = versioned(provider.base_url), KEY_HEADER
+    elif provider.kind == "ollama" and _speaks_openai(provider) and not base_url.endswith("/v1"):
+        base_url += "/v1"
+    return Address(
         provider.name,
         base_url,
         provider.api_key,
         provider.headers,
         provider.verify_tls,
         provider.proxy,
+        key_header,
     )
-    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe)
+
+
+async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
+    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+
+    ProviderError where they cannot be had within `seconds`.
+    """
+    if provider.kind != "google":
+        return None
+    module = "manallm_proxy.providers.gemini.live_models"
+    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
+    listed: ModelList = await live.live_models(_address(provider), seconds)
+    return listed
 
 
 async def try_open(config: Config) -> None:
@@ -71,12 +89,6 @@ async def try_open(config: Config) -> None:
     await _close_all(opened.values(), lambda event: None)
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def preload(config: Config) -> None:
-    """Imports what `open_provider` will need. May run in a thread: the Gemini SDK takes 0.3 s."""
-    if any(provider.kind == "google" and provider.configured for provider in config.providers.values()):
-        import manallm_proxy.providers.gemini.provider  # noqa: F401
 
 
 def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
@@ -98,6 +110,10 @@ def _mistake(provider: ProviderConfig, error: Exception) -> str:
     if isinstance(error, ValueError) and provider.base_url is not None:
         return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
     return f"{path}: no client can be opened for it ({type(error).__name__})"
+
+
+def _speaks_openai(provider: ProviderConfig) -> bool:
+    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
 @define
@@ -181,7 +197,7 @@ class Generation:
             if self.config.default is None:
                 raise UnknownModel("the request names no model and no default alias is configured", param="model")
             return aliases[self.config.default]
-        chain = aliases.get(model)
+        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST))
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
@@ -198,8 +214,8 @@ class Generation:
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
                 param="model",
             )
-        settings = self.config.providers[provider]
-        entry = Entry(Target(provider, rest), settings.timeouts, settings.options)
+        target = self._without_latest(Target(provider, rest))
+        entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
@@ -230,6 +246,31 @@ class Generation:
                 now.unfilled,
             )
             self.registry.observe(event)
+
+    def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
+        """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
+
+        Unsupported where none is left. That one of several cannot is no downgrade, so the rest may serve.
+        """
+        entries = tuple(e for e in chain if _speaks_openai(self.config.providers[e.target.provider]))
+        if not entries:
+            raise Unsupported(
+                f"none of {chain.alias or chain.entries[0].target}'s providers serves /v1/{endpoint.path}: "
+                "it takes one of kind openai",
+                detail=endpoint.path,
+                param="model",
+            )
+        return evolve(chain, entries=entries)
+
+    def _without_latest(self, target: Target) -> Target:
+        """Ollama's clients add ``:latest`` to every name without a tag; only Ollama's models have such a name."""
+        bare = target.model.removesuffix(LATEST)
+        kind = self.config.providers[target.provider].kind
+        if bare == target.model or not bare or kind == "ollama":
+            return target
+        lists_it = self.catalog.lists(target)
+        knows_bare = kind == "google" or self.catalog.lists(Target(target.provider, bare))
+        return Target(target.provider, bare) if knows_bare and not lists_it else target
 
     def hold(self) -> None:
         self._users += 1

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from aiohttp import web
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
@@ -14,13 +13,14 @@ from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey,
 from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.json_object import encode
 
 ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
 EXPOSED: Final = (
-    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, Retry-After, "
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
 )
 """Headers that a web page's script may read."""
@@ -53,6 +53,7 @@ class Renderer:
         self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]
     ) -> web.Response:
         """The answer for `error`; `headers` are what the request has earned so far."""
+        error.request_id = headers.get("X-Request-Id")
         all_headers = {**self.common_headers(request), **headers}
         if error.retry_after is not None:
             seconds = max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST)))

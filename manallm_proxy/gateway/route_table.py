@@ -11,11 +11,12 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
 from attrs import define, field, frozen
 
+from manallm_proxy.http_server import web
+
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
-"""Takes the request and the rest of its path, which is empty but for routes that end in ``{id}``."""
+"""Takes the request and the rest of its path: what stands for ``{id}``, empty where the route has none."""
 
 _SLASHES: Final = re.compile(r"/{2,}")
 _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
@@ -49,10 +50,11 @@ class Match:
 
 @define
 class RouteTable:
-    """Exact paths first, then those that end in ``{id}``, the longest first."""
+    """Exact paths first, then those with an ``{id}``, the longest first."""
 
     _exact: dict[str, Match] = field(factory=dict)
-    _open: dict[str, Route] = field(factory=dict)
+    _open: dict[tuple[str, str], Route] = field(factory=dict)
+    """By what stands before the id and after it."""
 
     def add(self, method: str, path: str, handler: Handler, *, forgiving: bool = True) -> None:
         """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL."""
@@ -60,12 +62,13 @@ class RouteTable:
         for each in paths:
             if each in self._exact and each != path:
                 continue  # /health is liveness, not /v1/health
-            if each.endswith("/{id}"):
-                route = self._open.setdefault(each.removesuffix("{id}"), Route(each, forgiving))
+            before, variable, after = each.partition("{id}")
+            if variable:
+                route = self._open.setdefault((before, after), Route(each, forgiving))
             else:
                 route = self._exact.setdefault(each, Match(Route(each, forgiving))).route
             route.handlers[method] = handler
-        self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[0])))
+        self._open = dict(sorted(self._open.items(), key=lambda item: -len(item[1].name)))
 
     def served(self) -> set[tuple[str, str]]:
         """Path and method of every route."""
@@ -86,9 +89,9 @@ class RouteTable:
         return self._exact.get(path)
 
     def _find_open(self, path: str) -> Match | None:
-        for prefix, route in self._open.items():
-            if path.startswith(prefix) and len(path) > len(prefix):
-                return Match(route, path[len(prefix) :])
+        for (before, after), route in self._open.items():
+            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
+                return Match(route, path[len(before) : len(path) - len(after)])
         return None
 
 

@@ -1,4 +1,4 @@
-"""Connections to one provider through aiohttp's client, for forward proxies and for google-genai."""
+"""Connections to one provider through aiohttp's client, for forward proxies."""
 
 from __future__ import annotations
 
@@ -176,16 +176,20 @@ class SessionConnections:
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> SessionResponse:
         name = self.address.name
+        headers = self.address.headers_for(request_id)
+        if content_type is not None:
+            headers["Content-Type"] = content_type
         try:
             async with asyncio.timeout_at(until) as limit:
                 response = await self._session.request(
                     method,
                     f"{self.address.base_url}/{path}",
-                    headers=self.address.headers_for(request_id),
+                    headers=headers,
                     data=None if body is None else lambda: _payload(body),
                     connect=connect,
                 )

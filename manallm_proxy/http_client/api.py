@@ -83,6 +83,8 @@ class Address:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
+    key_header: str | None = field(default=None, repr=False)
+    """The header that holds the bare key; None: ``Authorization`` holds it, as a bearer's."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -99,7 +101,9 @@ class Address:
                 "Accept-Encoding": "identity",
             }
         )
-        if self.api_key:
+        if self.api_key and self.key_header:
+            headers[self.key_header] = self.api_key
+        elif self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if request_id:
             headers["X-Request-Id"] = request_id
@@ -149,12 +153,15 @@ class Connections(Protocol):
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> Response:
         """Requests `path` below the base URL; returns when status and headers have arrived.
 
-        `connect`: max seconds for look-up, TCP and TLS. Raises TimeoutError at loop time `until`.
+        `connect`: max seconds for look-up, TCP and TLS. `content_type` None: `body` is JSON.
+
+        Raises TimeoutError at loop time `until`.
 
         If a pooled connection turns out to be dead, the request is sent once more over a new one. Never more often:
         a provider that reads a request and then closes has started to work on it. Redirects are not followed, since

@@ -185,6 +185,7 @@ class Connection(asyncio.Protocol):
         response = self._response
         if response is None or response.ended or response.head_in:
             return  # a trailer
+        value = value.strip(b" \t")  # llhttp leaves the blanks after a value, which are no part of it (RFC 9110, 5.5)
         response.lines.append((name, value))
         lowered = name.lower()
         if lowered == b"content-length":

@@ -37,6 +37,8 @@ class Pool:
     _base_path: str = field(init=False, repr=False)
     _fixed_lines: bytes = field(init=False, repr=False)
     """Header lines that every request has, and the blank line after them."""
+    _json: str = field(init=False)
+    """The ``Content-Type`` of a body that is JSON, as our headers have it."""
     _sends_request_id: bool = field(init=False)
     """The configuration does not set ``X-Request-Id`` itself."""
     _tls: ssl.SSLContext | None = field(init=False, repr=False)
@@ -55,6 +57,7 @@ class Pool:
         headers = self.address.headers_for(None)
         headers.setdefault("Host", url.host_port_subcomponent or "")
         self._sends_request_id = "X-Request-Id" not in headers
+        self._json = headers.pop("Content-Type")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
             raise ValueError(f"{self.address.name}: a header holds a line break")
@@ -69,12 +72,13 @@ class Pool:
         *,
         request_id: str | None,
         body: bytes | None = None,
+        content_type: str | None = None,
         connect: float,
         until: float | None = None,
     ) -> Response:
         if self.closed:
             raise self._closed_error()
-        head = self._head(method, path, request_id, body)
+        head = self._head(method, path, request_id, body, content_type)
         pooled = self._most_recent()
         if pooled is not None:
             try:
@@ -114,10 +118,14 @@ class Pool:
         if failures:
             raise ExceptionGroup("closing connections", failures)
 
-    def _head(self, method: str, path: str, request_id: str | None, body: bytes | None) -> bytes:
+    def _head(
+        self, method: str, path: str, request_id: str | None, body: bytes | None, content_type: str | None
+    ) -> bytes:
         request_id_line = f"X-Request-Id: {request_id}\r\n" if request_id and self._sends_request_id else ""
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
-        return f"{method} {self._base_path}/{path} HTTP/1.1\r\n{request_id_line}{length}".encode() + self._fixed_lines
+        kind = f"Content-Type: {content_type or self._json}\r\n"
+        head = f"{method} {self._base_path}/{path} HTTP/1.1\r\n{request_id_line}{length}{kind}"
+        return head.encode() + self._fixed_lines
 
     @staticmethod
     async def _send(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:

@@ -17,6 +17,8 @@ READ_HIGH_WATER: Final = 64 * 1024
 """Read high-water mark in bytes: above it the socket is not read until the body is."""
 INFLATE_LIMIT: Final = 1024 * 1024
 """Max bytes that one `Response.read` returns of a compressed body, so that the reader can count a zip bomb."""
+_IDENTITY: Final = frozenset({b"", b"identity", b"none"})
+"""``none`` is no coding that there is, but a common way to keep others from compressing an event stream."""
 _WINDOW_BITS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": zlib.MAX_WBITS}
 
 
@@ -91,7 +93,7 @@ class Response:
             if self._error is not None:
                 raise self._error
             await self._wait(None, until)
-        if self.encoding and self.encoding != b"identity":
+        if self.encoding not in _IDENTITY:
             bits = _WINDOW_BITS.get(self.encoding)
             if bits is None:
                 raise self._owner.malformed()

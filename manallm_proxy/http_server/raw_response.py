@@ -63,9 +63,10 @@ class RawResponse(web.StreamResponse):
         transport.write(data)
 
     def put_part(self, data: bytes, *, last: bool = False) -> None:
-        """Likewise, a part of a body whose length is not known."""
+        """Likewise, a part of a body whose length is not known. An empty chunk would be the last."""
         if self.chunked_body:
-            data = b"%x\r\n%b\r\n%b" % (len(data), data, LAST_CHUNK if last else b"")
+            end = LAST_CHUNK if last else b""
+            data = b"%x\r\n%b\r\n%b" % (len(data), data, end) if data else end
         self.put(data, last=last)
 
     def break_off(self, data: bytes) -> None:

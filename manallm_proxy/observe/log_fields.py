@@ -125,6 +125,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
         "status": event.status,
         "outcome": event.outcome,
         "error": event.error,
+        "notes": event.notes or None,
         "attempts": event.attempts,
         "stream": event.streaming,
         "bytes": event.bytes_sent,

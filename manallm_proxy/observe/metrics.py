@@ -35,6 +35,7 @@ from manallm_proxy.contract.events import (
     UsageRefused,
     WorkerEnded,
 )
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.aioprometheus_internals import (
@@ -57,7 +58,9 @@ BURST: Final = 0.01
 """Seconds. A stream that takes less came in one piece: its rate says nothing and would distort the mean."""
 TOKENS_LIMIT: Final = 10**9
 """Max tokens of one request. A provider's count above it or below 0 is ignored: one would ruin the sum for ever."""
-ENDPOINTS: Final = frozenset({"chat/completions", "completions", "embeddings"})
+ENDPOINTS: Final = frozenset(
+    {each.path for each in Endpoint} | {"messages", "responses", "api/chat", "api/generate", "api/embed"}
+)
 
 
 def _error_words() -> Iterator[str]:

@@ -69,7 +69,8 @@ def comment(text: bytes) -> bytes:
 def _split(window: bytes) -> tuple[list[bytes], bytes]:
     """The frames that end in `window`, and the rest. A CR at the very end is undecided: an LF may follow."""
     if b"\r" not in window:
-        *ended, rest = window.split(b"\n\n")
+        ended = window.split(b"\n\n")
+        rest = ended.pop()
         return [raw + b"\n\n" for raw in ended], rest
     frames, start = [], 0
     for match in _BLANK_LINE.finditer(window):

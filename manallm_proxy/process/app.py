@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_runner import BaseSite
 from attrs import define, field
 
 from manallm_proxy import __version__
@@ -29,6 +27,7 @@ from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.log import Logs
@@ -182,7 +181,7 @@ class App:
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
-        self.gateway.generation.registry.heard(provider, model, update)
+        self.gateway.generation.registry.merge_update(provider, model, update)
 
     def part(self, topic: Topic) -> str:
         """This worker's share of an answer that speaks for all workers."""
@@ -206,6 +205,10 @@ class App:
     def abandon_prepared(self, number: int) -> None:
         """Closes what was prepared under `number`: another worker refused it."""
         self._reloader.abandon(number)
+
+    def recall(self, question: str) -> str:
+        """What this worker keeps of the responses that `question` names."""
+        return self.gateway.recall(question)
 
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
@@ -265,9 +268,9 @@ class App:
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
-    async def _listen(self, runner: Runner) -> list[BaseSite]:
+    async def _listen(self, runner: Runner) -> list[web.BaseSite]:
         """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""
-        sites: list[BaseSite] = []
+        sites: list[web.BaseSite] = []
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
         if self.link is not None:
@@ -284,7 +287,7 @@ class App:
         self.addresses += [name_of(address) for address in runner.addresses]
         return sites
 
-    async def _drain(self, runner: Runner, sites: list[BaseSite]) -> None:
+    async def _drain(self, runner: Runner, sites: list[web.BaseSite]) -> None:
         systemd.stopping(self.environ)
         if self.link is not None:
             self.link.leaving()

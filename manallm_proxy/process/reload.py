@@ -19,7 +19,7 @@ from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, Reloaded
-from manallm_proxy.gateway.generation import Generation, preload
+from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.process import systemd
 
 READ_TIMEOUT: Final = 30.0
@@ -141,7 +141,6 @@ class Reloader:
             await asyncio.wait([before])
         try:
             new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
-            await in_thread(lambda: preload(new))
             generation = await self.app.generation.prepare(new)
         except ConfigError as error:
             reply(error.mistakes)
@@ -171,14 +170,9 @@ class Reloader:
 
 
 async def _read(read: Callable[[], Config]) -> Config:
-    def work() -> Config:
-        config = read()
-        preload(config)
-        return config
-
     try:
         async with asyncio.timeout(READ_TIMEOUT):
-            return await in_thread(work)
+            return await in_thread(read)
     except TimeoutError:
         raise ConfigError([TOO_SLOW]) from None
 

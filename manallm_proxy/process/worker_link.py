@@ -19,6 +19,7 @@ from manallm_proxy.process.worker_messages import (
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -27,10 +28,12 @@ from manallm_proxy.process.worker_messages import (
     Lines,
     Moved,
     Part,
+    PartOne,
     Prepare,
     Prepared,
     Serving,
     Tell,
+    TellOne,
     Topic,
     to_line,
 )
@@ -59,6 +62,9 @@ class Duties(Protocol):
 
     def abandon_prepared(self, number: int) -> None:
         """Closes the configuration that was prepared under `number`."""
+
+    def recall(self, question: str) -> str:
+        """What this worker alone knows."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -98,9 +104,16 @@ class WorkerLink(asyncio.Protocol):
 
     async def ask(self, topic: Topic) -> str | None:
         """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
+        return await self._answer_to(lambda id_: Ask(id_, topic))
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """The answer of one other worker; None if it is gone or does not reply in time."""
+        return await self._answer_to(lambda id_: AskOne(id_, worker, question))
+
+    async def _answer_to(self, question: Callable[[int], FromWorker]) -> str | None:
         self._last_id = id_ = self._last_id + 1
         answer = self._asked[id_] = asyncio.get_running_loop().create_future()
-        self._send(Ask(id_, topic))
+        self._send(question(id_))
         try:
             async with asyncio.timeout(ASK_TIMEOUT):
                 return await answer or None
@@ -138,6 +151,8 @@ class WorkerLink(asyncio.Protocol):
                 duties.merge_update(message.provider, message.model, message.update)
             case Tell():
                 self._send(Part(message.id, duties.part(message.topic)))
+            case TellOne():
+                self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
                 answer = self._asked.get(message.id)
                 if answer is not None and not answer.done():

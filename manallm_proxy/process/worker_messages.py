@@ -69,6 +69,30 @@ class Part(Message):
     body: str
 
 
+class AskOne(Message):
+    """From a worker, whose client wants something that another worker keeps."""
+
+    id: int
+    worker: int
+    question: str
+
+
+class TellOne(Message):
+    """To that other worker. ``asker``: the process that wants to know; it may be gone before the answer comes."""
+
+    id: int
+    asker: int
+    question: str
+
+
+class PartOne(Message):
+    """From that other worker."""
+
+    id: int
+    asker: int
+    body: str
+
+
 class Beat(Message):
     """To a worker, which sends it back to show that its event loop is not stuck."""
 
@@ -111,8 +135,8 @@ class Drain(Message):
     hurry: bool = False
 
 
-FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | Beat | Prepared
-ToWorker = Moved | Answer | Tell | Beat | Prepare | Adopt | Abandon | Drain
+FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Beat | Prepared
+ToWorker = Moved | Answer | Tell | TellOne | Beat | Prepare | Adopt | Abandon | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

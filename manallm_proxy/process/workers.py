@@ -9,6 +9,7 @@
 4. A health change that one worker reports goes to the others, and is kept for workers that start later.
 5. Counters never fall: when a worker is gone, the counts that it last reported stay.
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
+7. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
 
 Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
@@ -16,18 +17,19 @@ Nothing here waits, and the time is an argument. Messages to be sent are in ``ou
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
-import msgspec
 from attrs import define, field
 
-from manallm_proxy.observe.metrics_merge import Families, Family, add, merged_health, parse, render
+from manallm_proxy.observe.metrics_merge import Families, add, parse
+from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
 from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
     Abandon,
     Adopt,
     Answer,
     Ask,
+    AskOne,
     Beat,
     Drain,
     Farewell,
@@ -35,10 +37,12 @@ from manallm_proxy.process.worker_messages import (
     Leaving,
     Moved,
     Part,
+    PartOne,
     Prepare,
     Prepared,
     Serving,
     Tell,
+    TellOne,
     Topic,
     ToWorker,
 )
@@ -54,30 +58,6 @@ LAST_CHANCE: Final = 2.0
 """Seconds from SIGABRT to SIGKILL."""
 UPDATES_LIMIT: Final = 1000
 """Max health changes kept for workers that start later; the oldest is dropped."""
-
-
-@define(eq=False)
-class Worker:
-    """One running worker."""
-
-    number: int
-    pid: int
-    began: float
-    silent_since: float | None
-    """When the beat was sent that it has not answered; None if it has answered."""
-    joined: bool = False
-    """Whether it has sent anything yet, so that it can be asked."""
-    serving: bool = False
-    leaving: bool = False
-    ended_at: float | None = None
-    """When it was last signalled to end because it was silent."""
-    counted: Families = field(factory=dict)
-    """The metrics that it last reported."""
-
-    @property
-    def state(self) -> str:
-        """One word, for people."""
-        return "leaving" if self.leaving else "serving" if self.serving else "starting"
 
 
 Asker = tuple[Worker, int]
@@ -233,10 +213,25 @@ class WorkerManager:
                 if self._rollout is not None:
                     self._rollout.answered(number, message)
                     self._settle_rollout()
+            case AskOne():
+                self._pass_on(worker, message)
+            case PartOne():
+                asker = next((each for each in self.workers.values() if each.pid == message.asker), None)
+                if asker is not None:
+                    self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Beat():
                 pass
             case _:
                 assert_never(message)
+
+    # 7
+
+    def _pass_on(self, asker: Worker, message: AskOne) -> None:
+        keeper = self.workers.get(message.worker)
+        if keeper is not None and keeper.joined:
+            self.outbox.append((keeper.number, TellOne(message.id, asker.pid, message.question)))
+        else:
+            self.outbox.append((asker.number, Answer(message.id, "")))
 
     # 3
 
@@ -260,40 +255,16 @@ class WorkerManager:
 
     def _answer(self, topic: Topic, now: float) -> None:
         question = self._questions.pop(topic)
-        body = self._metrics(question.parts) if topic == "metrics" else self._health(question.parts)
+        numbers = range(1, self.size + 1)
+        if topic == "metrics":
+            body = all_metrics(self.own(), self._past, self.workers, numbers, question.parts)
+        else:
+            body = all_health(self.workers, numbers, question.parts)
         for worker, id_ in question.askers:
             if self.workers.get(worker.number) is worker:
                 self.outbox.append((worker.number, Answer(id_, body)))
         if queued := self._queued.pop(topic, None):
             self._put(topic, queued, now)
-
-    def _metrics(self, parts: dict[int, str]) -> str:
-        total = parse(self.own())
-        for number, worker in self.workers.items():
-            if number in parts:
-                worker.counted = parse(parts[number])
-            add(total, worker.counted, counted_only=number not in parts)
-        add(total, self._past, counted_only=True)
-        up = {f'mana_llm_worker_up{{worker="{number}"}}': float(number in parts) for number in self._numbers}
-        head = ["# HELP mana_llm_worker_up Whether the worker answers", "# TYPE mana_llm_worker_up gauge"]
-        total["mana_llm_worker_up"] = Family("gauge", head, up)
-        total["mana_llm_worker_restarts_total"].samples.setdefault("mana_llm_worker_restarts_total", 0.0)
-        return render(total)
-
-    def _health(self, parts: dict[int, str]) -> str:
-        report = merged_health(msgspec.json.decode(part) for part in parts.values())
-        report["workers"] = {str(number): self._state(number, number in parts) for number in self._numbers}
-        return msgspec.json.encode(report).decode()
-
-    def _state(self, number: int, answered: bool) -> dict[str, Any]:
-        worker = self.workers.get(number)
-        if worker is None:
-            return {"status": "down", "pid": None}
-        return {"status": worker.state if answered or not worker.joined else "silent", "pid": worker.pid}
-
-    @property
-    def _numbers(self) -> range:
-        return range(1, self.size + 1)
 
     # 4
 

@@ -73,7 +73,7 @@ class HttpProvider:
         if not whole:
             raise self._endless()
         try:
-            return self.wire.answer(call, entry, b"".join(parts))
+            return self.wire.answer(call, entry, b"".join(parts), response.headers.get("Content-Type", ""))
         except ProviderError as error:
             raise scrubbed(error, *self.address.secrets) from None
 
@@ -86,15 +86,16 @@ class HttpProvider:
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
 
-    async def probe(self, seconds: float) -> ModelList:
+    async def probe(self, seconds: float) -> ModelList | None:
         """Anything below 500 is alive; a 200 brings the list of models, and whatever comes instead is no failure."""
+        path = self.wire.probe_path
+        if path is None:
+            return None
         response: Response | None = None
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(seconds):
-                response = await self._connections.request(
-                    "GET", self.wire.probe_path, request_id=None, connect=Timeouts().connect
-                )
+                response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
                 if response.status >= 500:
                     refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
                     raise scrubbed(refusal, *self.address.secrets)
@@ -129,7 +130,7 @@ class HttpProvider:
         if again is not None and again.body != request.body:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
-                if self.wire.took(entry):
+                if self.wire.took(entry, again):
                     self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)
@@ -144,6 +145,7 @@ class HttpProvider:
             request.path,
             request_id=call.request_id,
             body=request.body,
+            content_type=request.content_type,
             connect=entry.timeouts.connect,
             until=until,
         )
@@ -163,9 +165,9 @@ class HttpProvider:
 async def _gather(
     response: Response, parts: list[bytes], most: int, until: float | None = None, idle: float | None = None
 ) -> bool:
-    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
+    """Reads the body into `parts`: the first chunk by loop time `until`, then at most `idle` seconds between chunks.
 
-    False where it goes on behind `most` bytes. TimeoutError.
+    Returns False if it is longer than `most` bytes. Raises TimeoutError.
     """
     size = 0
     try:
@@ -230,14 +232,14 @@ class HttpStream:
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
         self._idle = idle
-        self._guard = asyncio.get_running_loop().call_later(idle, self._look)
+        self._guard = asyncio.get_running_loop().call_later(idle, self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         loop = asyncio.get_running_loop()
         since = self._response.silent_since
         silent = loop.time() - since if since is not None else 0.0
         if silent < self._idle:
-            self._guard = loop.call_later(self._idle - silent, self._look)
+            self._guard = loop.call_later(self._idle - silent, self._check_idle)
         else:
             self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
 

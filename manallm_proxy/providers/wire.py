@@ -18,10 +18,13 @@ from manallm_proxy.contract.targets import Entry
 
 @define  # not frozen: as `events.RequestEnded`
 class Request:
-    """A POST below the provider's base URL. ``body`` is JSON."""
+    """A POST below the provider's base URL. ``content_type`` None: ``body`` is JSON."""
 
     path: str
     body: bytes = field(repr=False)
+    content_type: str | None = None
+    without: str = field(default="", eq=False)
+    """The field that was left out since the provider refused it."""
 
 
 class Translator(Protocol):
@@ -29,7 +32,7 @@ class Translator(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens, once the provider has told them."""
+        """Tokens, once the provider has counted them."""
 
     def feed(self, data: bytes) -> StreamBatch:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
@@ -41,8 +44,9 @@ class Translator(Protocol):
 class Wire(Protocol):
     """One dialect over HTTP."""
 
-    probe_path: str
-    """What a probe GETs below the base URL."""
+    @property
+    def probe_path(self) -> str | None:
+        """What a probe GETs below the base URL; None where it is not probed."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """Raises Unsupported or InvalidRequest for what this dialect cannot say."""
@@ -53,13 +57,13 @@ class Wire(Protocol):
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """The same request in a form that the provider will take, where its refusal tells which; else None."""
 
-    def took(self, entry: Entry) -> bool:
-        """`entry`'s target answered a reshaped request with 200: from now on it is asked that way at once.
+    def took(self, entry: Entry, request: Request) -> bool:
+        """`entry`'s target answered `request`, reshaped, with 200. Where that was its way, it is asked so from now on.
 
         Whether that is news.
         """
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:

@@ -54,6 +54,10 @@ class Catalog:
         """Whether the provider has listed anything at all."""
         return bool(self._models.get(provider))
 
+    def lists(self, target: Target) -> bool:
+        """Whether the provider lists exactly this name, but for case."""
+        return target.model.lower() in self._models.get(target.provider, {})
+
     def find(self, target: Target) -> ModelInfo | None:
         """By id or alias, or by the name of a listed file; without case, as Ollama matches."""
         names = self._names.get(target.provider, {})

@@ -8,7 +8,7 @@ For each target in order:
 4. Any other failure is the caller's to hear: it ends the walk and blames nobody.
 5. Anything else (the client left, a bug) ends the walk too, and the trial's place is free again.
 
-No target left: `NoProvider`, which says entry by entry why.
+No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attrs import define, field
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider_errors import KeyRejected, ProviderError
+from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.routing.circuit import NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
@@ -100,7 +100,12 @@ class Walk:
         `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
         for the error's message.
         """
+        clock = self.registry.clock
+        until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain:
+            if until is not None and clock() >= until:
+                self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
+                continue
             # 1
             verdict = self.registry.admit(entry.target)
             if isinstance(verdict, Skip):
@@ -112,10 +117,10 @@ class Walk:
                 continue
             # 2
             self._report_fallback(entry)
-            started = self.registry.clock()
+            started = clock()
             self.tried += 1
             try:
-                value = await ask(entry)
+                value = await (ask(entry) if until is None else _within(until - started, ask(entry)))
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
                 forget_frames(error)
@@ -155,6 +160,17 @@ class Walk:
         for model, reason, widened in self._passed:
             self.registry.observe(FellBack(self.request_id, model, str(to.target), reason, widened))
         self._passed.clear()
+
+
+async def _within(seconds: float, asking: Awaitable[T]) -> T:
+    """What `asking` returns. Raises ChainTimeout after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await asking
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ChainTimeout("the chain's time is over", detail=f"after {seconds:.3g} s") from None
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:

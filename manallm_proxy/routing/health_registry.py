@@ -31,6 +31,10 @@ class HealthRegistry:
         """See `Health.admit`."""
         return self.providers[target.provider].admit(target.model, self.clock())
 
+    def may_pass(self, target: Target) -> bool:
+        """Whether a request to `target` would be tried now, as far as its health goes."""
+        return self.providers[target.provider].configured and not self._again_in(target, self.clock())
+
     def began(self, target: Target, permit: Permit) -> None:
         permit.began(self.clock())
         self.note(target.provider)
@@ -69,36 +73,36 @@ class HealthRegistry:
         What was reported is kept with the health, which several generations of the configuration share.
         """
         health = self.providers[provider]
-        if health.provider.is_blank and not health.targets and not health.told and not health.found:
+        if health.provider.is_blank and not health.targets and not health.reported and not health.shared:
             return
         now = self.clock()
-        for model in (None, *({*health.targets, *health.told, *health.found} - {None})):
-            self._tell(provider, model, now, self.observe)
+        for model in (None, *({*health.targets, *health.reported, *health.shared} - {None})):
+            self._report(provider, model, now, self.observe)
             if self.broadcast is not None and (update := health.pending_update(model, now)) is not None:
                 self.broadcast(provider, model, update)
 
-    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
+    def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Another worker's state. It has logged that itself, but not what our own targets make of it together."""
         health = self.providers.get(provider)
         if health is None:
             return
         before = health.provider.open_until
-        if health.heard(model, update):
-            self._tell(provider, model, self.clock(), lambda event: None)
+        if health.merge_update(model, update):
+            self._report(provider, model, self.clock(), lambda event: None)
             if model is not None and health.provider.open_until != before:
                 self.note(provider)
 
-    def _tell(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
+    def _report(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
         health = self.providers[provider]
-        told = health.told
+        reported = health.reported
         circuit = health.provider if model is None else health.targets.get(model, Circuit())
         is_now = circuit.status(now)
         is_now = "healthy" if is_now == "degraded" else is_now
-        was = told.get(model, "healthy")
+        was = reported.get(model, "healthy")
         if is_now == "healthy":
-            told.pop(model, None)
+            reported.pop(model, None)
         else:
-            told[model] = is_now
+            reported[model] = is_now
         if is_now != was:
             reason = None if is_now == "healthy" else circuit.last_error  # that of a failure is over
             observe(HealthChanged(provider, model, was, is_now, reason))

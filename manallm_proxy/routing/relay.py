@@ -32,6 +32,11 @@ class Opened:
     stream: Stream
     held: tuple[StreamBatch, ...]
 
+    @property
+    def content_type(self) -> str:
+        """See `StreamBatch.content_type`; empty where the door's own holds."""
+        return next((batch.content_type for batch in self.held if batch.content_type), "")
+
     async def aclose(self) -> None:
         """Ends the provider's work on it."""
         await self.stream.aclose()

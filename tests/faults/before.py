@@ -160,7 +160,6 @@ FAULTS: Final = [
         reason="read_timeout",
         costs=LIMIT,
         asked=WHOLE,
-        but={"google": "first_byte_timeout"},
     ),
     Fault("comments for ever", endless(GONE + b"\r\n", b": wait\n\n", 0.01), asked=STREAM, kinds=OPENAI, **SLOW),
     Fault("a head byte by byte", endless(b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.01), **SLOW),
@@ -185,7 +184,7 @@ FAULTS: Final = [
     # U11: HTTP, but no answer
     body("HTML", b"<html>login</html>", "text/html", **EITHER),
     body("HTML that says JSON", b"<html>login</html>", **EITHER),
-    body("an empty body", b"", asked=WHOLE),  # an empty stream is an answer (contract, section 4)
+    body("an empty body", b"", asked=WHOLE),  # an empty stream is an answer
     body("JSON that is no object", b"null", **EITHER),
     body("JSON cut short", b'{"choices":[{"mess', **EITHER),
     body("an object of something else", b'{"id":1}', **EITHER),

@@ -12,6 +12,8 @@ from typing import Any, Final
 import aiohttp
 from attrs import define, field
 
+from tests.proxy import everything
+
 KEPT: Final = 16
 PATIENCE: Final = aiohttp.ClientTimeout(total=60)
 MESSAGES: Final = [{"role": "user", "content": "hi"}]
@@ -46,7 +48,7 @@ async def one(session: aiohttp.ClientSession, url: str, tally: Tally, **body: An
         payload = {"messages": MESSAGES, **body}
         async with session.post(f"{url}/v1/chat/completions", json=payload, timeout=PATIENCE) as response:
             target = response.headers.get("X-Mana-LLM-Resolved", "")
-            raw = await response.read()
+            raw = await everything(response)
             if response.status != 200:
                 why = f"status {response.status}: {raw[:300]!r}"
             elif body.get("stream") and not raw.endswith(b"data: [DONE]\n\n"):
@@ -106,7 +108,7 @@ class Pulse:
                 started = time.perf_counter()
                 try:
                     async with session.get(f"{self.url}/health", timeout=PATIENCE) as response:
-                        await response.read()
+                        await everything(response)
                     self.samples.append(time.perf_counter() - started)
                 except aiohttp.ClientError:
                     self.failed += 1

@@ -6,8 +6,6 @@ Rules:
 2. What happens below HTTP meets both clients over the kind that is relayed byte by byte, ``openai``.
 3. The third axis (what is asked for, or the client) takes turns, so that every pair of values meets somewhere.
 4. All other cases carry the mark ``product``.
-
-Gemini's SDK brings its own HTTP client, so a case of that kind is the same over both of ours.
 """
 
 from __future__ import annotations

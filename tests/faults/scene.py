@@ -15,7 +15,7 @@ from attrs import define, frozen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.dialects import KEY, Asked, Dialect
-from tests.proxy import Proxy, openai, proxy, settings
+from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Script, Seen, Upstream, answers, chunk, each, upstream
 
 PROMPT = "PROMPT-CANARY"
@@ -64,7 +64,7 @@ async def ask(p: Proxy, asked: Asked, model: str = "mana/test") -> Reply:
     async with p.client.post(
         p.url + path, json=body, headers={"Authorization": f"Bearer {CLIENT_KEY}"}, timeout=LONG
     ) as response:
-        raw = await response.read()
+        raw = await everything(response)
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Reply(response.status, headers, raw, time.perf_counter() - started)
 

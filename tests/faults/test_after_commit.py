@@ -14,6 +14,7 @@ from tests.faults.before import LIMIT
 from tests.faults.dialects import DIALECTS
 from tests.faults.matrix import CONNECTIONS, case
 from tests.faults.scene import LONG, Reply, request, scene
+from tests.proxy import everything
 from tests.upstreams import DONE, Connection, Seen, chunk, each
 from tests.waiting import until
 
@@ -40,7 +41,7 @@ async def test_a_fault_after_the_first_event(tmp_path: Path, broken: Broken, kin
             assert b"one" in first
             at.faulty.go.set()
             started = time.perf_counter()
-            raw = first + await asyncio.wait_for(response.read(), 10)
+            raw = first + await asyncio.wait_for(everything(response), 10)
             took = time.perf_counter() - started
         at.replies.append(Reply(response.status, {}, raw, took))
         assert took <= broken.costs + 1.0

@@ -54,7 +54,7 @@ async def test_a_fault_before_the_first_byte(tmp_path: Path, fault: Fault, kind:
         assert await at.metric("mana_llm_llm_errors_total", provider="bad", error_type=reason) == 1
 
         alone = await at.ask(asked, "bad/m")
-        assert alone.status == 503
+        assert alone.status == (429 if reason == "rate_limited" else 503)
         assert [a["reason"] for a in alone.json["error"]["attempts"]] == [
             "cooling" if fault.blames == "cools" else reason
         ]

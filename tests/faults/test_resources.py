@@ -90,7 +90,7 @@ async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: s
         async with shell(tmp_path, config, line) as (_, url), aiohttp.ClientSession() as session:
             await alive(url)
             started = time.perf_counter()
-            for _ in range(300):
+            for _ in range(300 if "|" in where else 100):  # a pipe holds 64 KiB, which is 200 requests
                 async with session.post(f"{url}/v1/chat/completions", json={"messages": []}) as response:
                     assert response.status == 200
             assert time.perf_counter() - started < 20

@@ -17,7 +17,7 @@ import yaml
 
 from tests.faults.load import PATIENCE, Pulse, pulse
 from tests.faults.raw import LEAVES, client, post
-from tests.proxy import Process, openai, process, resident, settings
+from tests.proxy import Process, everything, openai, process, resident, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 
 pytestmark = pytest.mark.built_in
@@ -81,7 +81,7 @@ class Soak:
         body: dict[str, Any] = {"input": "x"} if kind == "embeddings" else {"messages": [], "stream": kind == "stream"}
         try:
             async with session.post(self.running.url + path, json=body, timeout=PATIENCE) as response:
-                raw = await response.read()
+                raw = await everything(response)
         except (aiohttp.ClientError, TimeoutError) as error:
             self.unexpected[f"{kind}: {type(error).__name__}"] += 1
             return

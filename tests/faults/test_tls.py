@@ -58,7 +58,7 @@ async def says_nothing(connection: Connection) -> None:
 
 
 KINDS = ("openai", "google")
-"""The two that have an implementation of HTTP of their own."""
+"""They share one implementation of TLS; the key travels in another header."""
 
 
 async def test_who_is_not_trusted_gets_nothing(tmp_path: Path) -> None:

@@ -15,9 +15,16 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
+from manallm_proxy.contract.answers import Answer, Delta
+from manallm_proxy.contract.door import Client, Door
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.doors.form import read_form
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.ollama.chat import OllamaChatDoor
+from manallm_proxy.doors.ollama.embed import OllamaEmbedDoor
+from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
 from manallm_proxy.http_server.aiohttp_server import Server
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
@@ -92,6 +99,45 @@ def request(data: bytes) -> None:
     assert (sent["model"], sent["stream_options"]["include_usage"]) == ("p/m", True)
 
 
+def messages(data: bytes) -> None:
+    """A request in Anthropic's form is refused, or becomes a chat request that is read as one."""
+    try:
+        call, reply = MessagesDoor().read(data, Client("req-1"))
+    except InvalidRequest:
+        return
+    assert json.loads(call.body)["messages"]
+    assert json.loads(reply.whole(openai.ENTRY.target, Answer(choices=(Delta("x"),))))["content"]
+
+
+def ollama_door(data: bytes) -> None:
+    """A request of Ollama's API is refused, or becomes a sound one in OpenAI's words."""
+    doors: list[Door] = [OllamaChatDoor(), OllamaGenerateDoor(), OllamaEmbedDoor()]
+    for door in doors:
+        with contextlib.suppress(InvalidRequest):
+            reading = door.read(data, Client("req-1"))
+            assert isinstance(reading, tuple)
+            of, _ = reading
+            assert read_summary(of.body, ("model", str)).model == of.summary.model
+
+
+def form(data: bytes) -> None:
+    """A form is refused, or is the same after its model has been replaced, but for that."""
+    kind = "multipart/form-data; boundary=b"
+    try:
+        before = read_form(data, kind)
+        model = before.text("model")
+    except InvalidRequest:
+        return
+    if model is None:
+        return
+    start, end = before.spans["model"][0]
+    after = read_form(data[:start] + b"p/m" + data[end:], kind)
+    assert after.text("model") == "p/m"
+    assert {name: len(spans) for name, spans in after.spans.items()} == {
+        name: len(spans) for name, spans in before.spans.items()
+    }
+
+
 _LOOP: Final = asyncio.new_event_loop()
 _SOUND: Final = re.compile(rb"HTTP/1\.[01] \d{3} ")
 
@@ -138,5 +184,8 @@ TARGETS: Final[dict[str, Target]] = {
     "ndjson": ndjson,
     "bodies": bodies,
     "request": request,
+    "messages": messages,
+    "ollama_door": ollama_door,
+    "form": form,
     "http": http,
 }

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages as Gemini's contents (google-genai 3.4 types.Content; wire.md D.2).
+"""OpenAI's chat messages as Gemini's contents (ai.google.dev/api/caching, ``Content`` and ``Part``).
 
 There instructions stand beside the conversation, its turns alternate between ``user`` and ``model``, the
 arguments and results of tools are objects, and a result names its function instead of its call.
@@ -10,20 +10,21 @@ import base64
 import binascii
 from typing import Any, Final
 
+import msgspec
 from attrs import define, field
-from google.genai import types
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
-from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
+from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
-"""Where a tool call carries Gemini's signature of the thought behind it, in base64: the place that Google's own
+"""Where a tool call carries Gemini's signature of the thought that led to it, in base64: the place that Google's own
 OpenAI endpoint uses, so clients that hand it back there do so here."""
 
-_ANY_SIGNATURE: Final = b"skip_thought_signature_validator"
-"""What Gemini 3 takes for a signature that was lost on the way; with none it answers 400."""
+_ANY_SIGNATURE: Final = base64.b64encode(b"skip_thought_signature_validator").decode()
+"""What Gemini 3 takes for a signature that was lost on the way; with none it answers 400
+(ai.google.dev/gemini-api/docs/thought-signatures)."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
@@ -33,7 +34,7 @@ class Conversation:
     """``messages``, taken apart. `signed`: the model refuses tool calls in its history without a signature."""
 
     signed: bool
-    contents: list[types.Content] = field(factory=list, repr=False)
+    contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
     """Id of a tool call -> its name. An id that is used again means the later call."""
@@ -53,7 +54,7 @@ class Conversation:
     @property
     def instruction(self) -> str | None:
         """All system and developer messages: Gemini has one place for them, before the conversation."""
-        return "\n\n".join(self._instructions) or None
+        return "\n\n".join(filter(None, self._instructions)) or None
 
     def _add(self, message: Fields, path: str) -> None:
         role = required(message, "role", str, path)
@@ -69,17 +70,19 @@ class Conversation:
             case _:
                 raise wrong(path + "role", " or ".join(repr(known) for known in _ROLES))
 
-    def _say(self, role: str, parts: list[types.Part]) -> None:
-        """One content a turn: Gemini wants roles that alternate, and the results of one turn's tools together."""
-        last = self.contents[-1] if self.contents else None
+    def _say(self, role: str, parts: list[Fields]) -> None:
+        """One content a turn: Gemini wants roles that alternate, and the results of one turn's tools together.
+
+        A turn without parts is left out: Gemini answers 400 to it, and to an empty text.
+        """
         if not parts:
             return
-        if last is not None and last.role == role and last.parts is not None:
-            last.parts.extend(parts)
+        if self.contents and self.contents[-1]["role"] == role:
+            self.contents[-1]["parts"] += parts
         else:
-            self.contents.append(types.Content(role=role, parts=parts))
+            self.contents.append({"role": role, "parts": parts})
 
-    def _said(self, message: Fields, path: str) -> list[types.Part]:
+    def _said(self, message: Fields, path: str) -> list[Fields]:
         content = message.get("content")
         parts = [] if content in (None, "") else _parts(content, path + "content")
         calls = all_of(dict, optional(message, "tool_calls", list, path) or [], path + "tool_calls")
@@ -87,55 +90,64 @@ class Conversation:
             parts.append(self._call(call, f"{path}tool_calls[{n}]", is_first=n == 0))
         return parts
 
-    def _call(self, call: Fields, path: str, *, is_first: bool) -> types.Part:
+    def _call(self, call: Fields, path: str, *, is_first: bool) -> Fields:
         """Of parallel calls Gemini signs the first, and looks for a signature there only."""
         if call.get("type", "function") != "function":
             raise Unsupported(f"Gemini knows tool calls of type 'function' only, {path} is another", param="messages")
         function = required(call, "function", dict, path + ".")
         name = required(function, "name", str, path + ".function.")
         arguments = _arguments(function.get("arguments"), path + ".function.arguments")
-        id_ = optional(call, "id", str, path + ".")
-        if id_ is not None:
+        said: Fields = {"name": name, "args": arguments}
+        if (id_ := optional(call, "id", str, path + ".")) is not None:
             self._called[id_] = name
+            said["id"] = id_
         signature = _signature(call, path)
         if signature is None and is_first and self.signed:
             signature = _ANY_SIGNATURE
-        return types.Part(
-            function_call=types.FunctionCall(id=id_, name=name, args=arguments), thought_signature=signature
-        )
+        part: Fields = {"functionCall": said}
+        return part if signature is None else {**part, "thoughtSignature": signature}
 
-    def _result(self, message: Fields, path: str) -> types.Part:
+    def _result(self, message: Fields, path: str) -> Fields:
         id_ = required(message, "tool_call_id", str, path)
         name = self._called.get(id_) or optional(message, "name", str, path)
         if name is None:
             raise InvalidRequest(f"'{path}tool_call_id' names no tool call before it", param=path + "tool_call_id")
-        response = types.FunctionResponse(id=id_, name=name, response=_output(_text(message, path)))
-        return types.Part(function_response=response)
+        return {"functionResponse": {"id": id_, "name": name, "response": _output(_text(message, path))}}
 
 
-def _output(text: str) -> Fields:
+def _output(text: str) -> object:
     """A tool's result as the object that Gemini wants: a JSON object as it is, anything else under ``output``."""
-    try:
-        value = decode(text.encode())
-    except DecodeErrors:
-        value = None
-    return value if isinstance(value, dict) else {"output": text}
+    raw = _object(text)
+    return {"output": text} if raw is None else raw
 
 
-def _arguments(text: object, path: str) -> Fields:
-    """OpenAI's JSON text as an object. Nothing at all means ``{}``."""
-    if text is None or text == "":
-        return {}
-    try:
-        value = decode(typed(str, text, path).encode())
-    except DecodeErrors:
-        value = None
-    if not isinstance(value, dict):
-        raise wrong(path, "a JSON object in a string")
-    return value
+def _arguments(text: object, path: str) -> object:
+    """OpenAI's JSON text as an object. Nothing at all means ``{}``.
+
+    So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
+    would end the conversation for good.
+    """
+    if text is None or isinstance(text, dict):
+        return text or {}
+    raw = _object(typed(str, text, path))
+    return {} if raw is None else raw
 
 
-def _signature(call: Fields, path: str) -> bytes | None:
+def _object(text: str) -> msgspec.Raw | None:
+    """A JSON object with its bytes as they are, but for half surrogate pairs; None for any other text."""
+    if text.lstrip()[:1] != "{":
+        return None
+    raw = text.encode()
+    for form in (raw, whole_surrogates(raw)):
+        try:
+            decode(form)
+        except DecodeErrors:
+            continue
+        return msgspec.Raw(form)
+    return None
+
+
+def _signature(call: Fields, path: str) -> str | None:
     """The signature that a client hands back (`SIGNATURE_PATH`); None where it, or another provider, has none."""
     holder: Any = call
     for key in SIGNATURE_PATH:
@@ -143,7 +155,7 @@ def _signature(call: Fields, path: str) -> bytes | None:
     if holder is None:
         return None
     path = ".".join((path, *SIGNATURE_PATH))
-    return _from_base64(typed(str, holder, path), path)
+    return _checked_base64(typed(str, holder, path), path)
 
 
 def _content(message: Fields, path: str) -> Any:
@@ -165,19 +177,20 @@ def _text(message: Fields, path: str) -> str:
     return "\n".join(required(part, "text", str, f"{path}[{n}].") for n, part in parts)
 
 
-def _parts(content: object, path: str) -> list[types.Part]:
+def _parts(content: object, path: str) -> list[Fields]:
     if isinstance(content, str):
-        return [types.Part(text=content)]
+        return [{"text": content}] if content else []
     if not isinstance(content, list):
         raise wrong(path, "a string or an array of parts")
-    return [_part(part, f"{path}[{n}].") for n, part in enumerate(all_of(dict, content, path))]
+    parts = [_part(part, f"{path}[{n}].") for n, part in enumerate(all_of(dict, content, path))]
+    return [part for part in parts if part.get("text") != ""]
 
 
-def _part(part: Fields, path: str) -> types.Part:
+def _part(part: Fields, path: str) -> Fields:
     kind = required(part, "type", str, path)
     match kind:
         case "text" | "refusal":
-            return types.Part(text=required(part, kind, str, path))
+            return {"text": required(part, kind, str, path)}
         case "image_url":
             return _inline(*image_url(part, path))
         case "input_audio":
@@ -188,32 +201,34 @@ def _part(part: Fields, path: str) -> types.Part:
     raise wrong(path + "type", known)
 
 
-def _audio(audio: Fields, path: str) -> types.Part:
+def _audio(audio: Fields, path: str) -> Fields:
     spoken = required(audio, "format", str, path)
     if spoken not in _AUDIO:
         raise wrong(path + "format", " or ".join(repr(known) for known in _AUDIO))
-    data = _from_base64(required(audio, "data", str, path), path + "data")
-    return types.Part(inline_data=types.Blob(data=data, mime_type=_AUDIO[spoken]))
+    data = _checked_base64(required(audio, "data", str, path), path + "data")
+    return {"inlineData": {"mimeType": _AUDIO[spoken], "data": data}}
 
 
-def _file(file: Fields, path: str) -> types.Part:
+def _file(file: Fields, path: str) -> Fields:
     if file.get("file_id") is not None:
         raise Unsupported("uploaded files are not served here: send 'file_data' as a base64 data URI", param="messages")
     return _inline(required(file, "file_data", str, path), path + "file_data")
 
 
-def _inline(url: str, path: str) -> types.Part:
-    """The bytes of a base64 data URI. No URL is fetched: neither by us, nor by Gemini on a client's word."""
+def _inline(url: str, path: str) -> Fields:
+    """A base64 data URI. No URL is fetched: neither by us, nor by Gemini on a client's word."""
     media, data = data_uri(url, path, "Gemini")
     if not media:
         raise wrong(path, "a base64 data URI with its type")
-    return types.Part(inline_data=types.Blob(data=_from_base64(data, path), mime_type=media))
+    return {"inlineData": {"mimeType": media, "data": _checked_base64(data, path)}}
 
 
-def _from_base64(text: str, path: str) -> bytes:
-    """Either alphabet, padded or not: the SDK writes signatures in the one for URLs."""
+def _checked_base64(text: str, path: str) -> str:
+    """`text`, given in either alphabet, padded or not, in the plain one and padded."""
     plain = text.replace("-", "+").replace("_", "/")
+    plain += "=" * (-len(plain) % 4)
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+        base64.b64decode(plain, validate=True)
     except (binascii.Error, ValueError):
         raise wrong(path, "valid base64") from None
+    return plain

@@ -1,33 +1,27 @@
-"""What google-genai hands out, in OpenAI's words: steps, finish reasons, usage, errors.
+"""What Gemini answers, in neutral words: deltas, finish reasons, usage, vectors (ai.google.dev/api/generate-content).
 
-Anything may be missing in Gemini's replies: candidates, their content, its parts, the usage.
+Anything may be missing in its replies: candidates, their content, its parts, the usage. What an answer can do without
+is read leniently.
 """
 
 from __future__ import annotations
 
-import base64
 import math
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 from attrs import define, evolve, field
-from google.genai import errors, types
+from msgspec import Struct
 
-from manallm_proxy.contract.answers import Delta, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.provider_errors import (
-    BadResponse,
-    ContentBlocked,
-    KeyRejected,
-    PaymentRequired,
-    ProviderError,
-    RateLimited,
-)
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_call_id
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, whole_surrogates
+from manallm_proxy.openai.request_fields import decoded
 from manallm_proxy.openai.vectors import checked_vectors
-from manallm_proxy.providers.classify import QUOTA_COOLING, ErrorDetails, classify
+from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
-from manallm_proxy.providers.retry_after import duration
 from manallm_proxy.providers.scrub import clean
 
 _FILTERED: Final = frozenset(
@@ -61,16 +55,111 @@ _FAILED: Final = frozenset(
     )
 )
 """No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
-_BAD_KEY: Final = re.compile(r"API key (?:not valid|expired|not found)", re.IGNORECASE)
-_BILLING: Final = re.compile(r"billing|free tier|location is not supported", re.IGNORECASE)
+
+
+class _Blob(Struct, rename="camel"):
+    mime_type: str = ""
+    data: str = ""
+
+
+class _FunctionCall(Struct):
+    name: str | None = None
+    id: str | None = None
+    args: dict[str, Any] | None = None
+
+
+class _Part(Struct, rename="camel"):
+    text: str | None = None
+    thought: Any = None
+    function_call: _FunctionCall | None = None
+    inline_data: _Blob | None = None
+    thought_signature: Any = None
+
+
+class _Content(Struct):
+    parts: list[_Part] | None = None
+
+
+class _Candidate(Struct, rename="camel"):
+    content: _Content | None = None
+    finish_reason: Any = None
+    index: Any = None
+    logprobs_result: Any = None
+
+
+class Reply(Struct, rename="camel"):
+    """A chunk of a stream, or a complete answer."""
+
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: Any = None
+    usage_metadata: Any = None
+    error: Any = None
+
+
+class _Vector(Struct):
+    values: list[float] | None = None
+
+
+class _Embedded(Struct, rename="camel"):
+    embeddings: list[_Vector] | None = None
+    usage_metadata: Any = None
+    error: Any = None
+
+
+class _Token(Struct, rename="camel"):
+    token: str | None = None
+    log_probability: float | None = None
+
+
+class _Tokens(Struct):
+    candidates: list[_Token] | None = None
+
+
+class _Logprobs(Struct, rename="camel"):
+    chosen_candidates: list[_Token] | None = None
+    top_candidates: list[_Tokens] | None = None
+
+
+_T = TypeVar("_T", Reply, _Embedded)
+_REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
+_EMBEDDED: Final[msgspec.json.Decoder[_Embedded | list[_Embedded]]] = msgspec.json.Decoder(_Embedded | list[_Embedded])
+
+
+def read(body: bytes) -> Reply:
+    """A complete answer or one chunk. BadResponse where it is none; the error that it may hold instead."""
+    return _read(_REPLY, body)
+
+
+def _read(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
+    try:
+        reply = _decoded(decoder, body)
+    except DecodeErrors:
+        raise BadResponse("Gemini's answer is not what its API promises", detail="not Gemini's JSON") from None
+    if isinstance(reply, list):  # errors may come as a list of one
+        if len(reply) != 1:
+            raise BadResponse("Gemini's answer is not what its API promises", detail="a list")
+        reply = reply[0]
+    if says_error(reply.error):
+        raise errors.in_band(reply.error)
+    return reply
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+        lenient = whole_surrogates(body.removeprefix(BOM))
+        if lenient == body:
+            raise
+        return decoder.decode(lenient)
 
 
 @define
 class Reader:
     """Reads one answer, whole or chunk by chunk."""
 
-    usage: Usage | None = None
-    """Of the last chunk that had it: each tells the totals so far."""
+    _counted: Any = None
+    """The counters of the last chunk that had some: each tells the totals so far."""
     _finished: set[int] = field(factory=set)
     _begun: set[int] = field(factory=set)
     _said: set[int] = field(factory=set)
@@ -78,102 +167,137 @@ class Reader:
     """Tool calls of each choice so far."""
 
     @property
+    def usage(self) -> Usage | None:
+        """Tokens so far; None if the answer does not count them."""
+        return _usage(self._counted)
+
+    @property
     def is_complete(self) -> bool:
         """Every choice that began has its finish reason, and there is one."""
         return bool(self._finished) and self._begun == self._finished
 
-    def deltas(self, reply: types.GenerateContentResponse) -> list[Delta]:
+    def deltas(self, reply: Reply) -> list[Delta]:
         """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer."""
-        self.usage = _usage(reply.usage_metadata) or self.usage
-        blocked = reply.prompt_feedback and reply.prompt_feedback.block_reason
+        if isinstance(reply.usage_metadata, dict):
+            self._counted = reply.usage_metadata
+        blocked = reply.prompt_feedback.get("blockReason") if isinstance(reply.prompt_feedback, dict) else None
         if blocked and not reply.candidates:
-            raise ContentBlocked(f"Gemini blocked the prompt ({blocked.value})", detail=blocked.value)
+            reason = clean(str(blocked))[:64]
+            raise ContentBlocked(f"Gemini blocked the prompt ({reason})", detail=reason)
         return [self._delta(candidate) for candidate in reply.candidates or ()]
 
-    def whole(self, reply: types.GenerateContentResponse) -> list[Delta]:
-        """The choices of a complete answer, each with its ``finish``: a body that is whole cannot have been cut."""
+    def whole(self, reply: Reply) -> Answer:
+        """A complete answer, each choice with its ``finish``: a body that is whole cannot have been cut."""
         choices = self.deltas(reply)
         if not choices or not all(choice.has_content for choice in choices):
             raise BadResponse("Gemini's answer holds nothing", detail="no content" if choices else "no candidates")
-        return [evolve(choice, finish=choice.finish or "stop") for choice in choices]
+        if all(choice == Delta(finish="stop", index=choice.index) for choice in choices):
+            raise BadResponse("Gemini's answer holds nothing", detail="no content")
+        ended = tuple(evolve(choice, finish=choice.finish or "stop") for choice in choices)
+        return Answer(usage=self.usage, choices=ended)
 
-    def _delta(self, candidate: types.Candidate) -> Delta:
-        index = candidate.index or 0
+    def _delta(self, candidate: _Candidate) -> Delta:
+        index = _count(candidate.index)
         parts = (candidate.content and candidate.content.parts) or []
-        calls = tuple(_tool_calls(parts, self._called.get(index, 0)))
-        texts = [part for part in parts if part.text]
-        content = "".join(part.text or "" for part in texts if not part.thought)
+        calls = _tool_calls(parts, self._called.get(index, 0))
+        content = "".join([part.text for part in parts if part.text and not part.thought])
+        images = tuple([_data_uri(part.inline_data) for part in parts if _is_image(part)])
         self._begun.add(index)
         if calls:
             self._called[index] = self._called.get(index, 0) + len(calls)
-        if content or calls:
+        if content or calls or images:
             self._said.add(index)
         return Delta(
             content=content,
-            reasoning="".join(part.text or "" for part in texts if part.thought),
+            reasoning="".join([part.text for part in parts if part.text and part.thought]),
             tool_calls=calls,
             finish=self._finish(candidate.finish_reason, index),
             index=index,
             logprobs=_logprobs(candidate.logprobs_result),
+            images=images,
         )
 
-    def _finish(self, reason: types.FinishReason | None, index: int) -> str | None:
-        if reason is None:
+    def _finish(self, reason: object, index: int) -> str | None:
+        if not reason or not isinstance(reason, str):
             return None
-        word = reason.value
-        if word in _FAILED and index not in self._said:
-            raise BadResponse(f"Gemini ended without an answer ({word})", detail=word.lower())
+        if reason in _FAILED and index not in self._said:
+            raise BadResponse(f"Gemini ended without an answer ({reason})", detail=reason.lower())
         self._finished.add(index)
-        if word in _FILTERED:
+        if reason in _FILTERED:
             return "content_filter"
-        if word in _CUT:
+        if reason in _CUT:
             return "length"
         return "tool_calls" if index in self._called else "stop"
 
 
-def _tool_calls(parts: list[types.Part], first: int) -> Iterator[ToolCall]:
+def _tool_calls(parts: list[_Part], first: int) -> tuple[ToolCall, ...]:
     """They come whole, a part each; `first` is the place of the first among those of its choice."""
-    called = [part for part in parts if part.function_call is not None]
-    for index, part in enumerate(called, first):
-        call = part.function_call
-        assert call is not None
-        arguments = encode(call.args or {}).decode()
-        yield ToolCall(call.name or "", arguments, call.id or new_call_id(), index, _extra(part.thought_signature))
+    called = [(part.function_call, part.thought_signature) for part in parts if part.function_call is not None]
+    return tuple(
+        [
+            ToolCall(call.name or "", encode(call.args or {}).decode(), call.id or new_call_id(), n, _extra(signature))
+            for n, (call, signature) in enumerate(called, first)
+        ]
+    )
 
 
-def _extra(signature: bytes | None) -> dict[str, Any]:
-    """The signature where `gemini_messages` looks for it."""
-    if not signature:
+def _extra(signature: object) -> dict[str, Any]:
+    """The signature where `messages` looks for it."""
+    if not signature or not isinstance(signature, str):
         return {}
-    extra: Any = base64.b64encode(signature).decode()
+    extra: Any = signature
     for key in reversed(SIGNATURE_PATH):
         extra = {key: extra}
     return dict(extra)
 
 
-def _usage(counted: types.GenerateContentResponseUsageMetadata | None) -> Usage | None:
-    if counted is None:
+def _is_image(part: _Part) -> bool:
+    """Sketches on the way to a picture are marked as thoughts."""
+    blob = part.inline_data
+    return blob is not None and bool(blob.data) and blob.mime_type.startswith("image/") and not part.thought
+
+
+def _data_uri(blob: _Blob | None) -> str:
+    return f"data:{blob.mime_type};base64,{blob.data}" if blob is not None else ""
+
+
+def _usage(counted: object) -> Usage | None:
+    if not isinstance(counted, dict):
         return None
-    thoughts = counted.thoughts_token_count or 0
+    thoughts = _count(counted.get("thoughtsTokenCount"))
     return Usage(
-        prompt=(counted.prompt_token_count or 0) + (counted.tool_use_prompt_token_count or 0),
-        completion=(counted.candidates_token_count or 0) + thoughts,
+        prompt=_count(counted.get("promptTokenCount")) + _count(counted.get("toolUsePromptTokenCount")),
+        completion=_count(counted.get("candidatesTokenCount")) + thoughts,
         reasoning=thoughts,
-        cached=counted.cached_content_token_count or 0,
+        cached=_count(counted.get("cachedContentTokenCount")),
     )
 
 
-def _logprobs(result: types.LogprobsResult | None) -> dict[str, Any] | None:
-    if result is None or not result.chosen_candidates:
+def _count(value: object) -> int:
+    """A counter; 0 for what cannot be one."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return max(0, value) if type(value) is int else 0
+
+
+def _logprobs(result: object) -> dict[str, Any] | None:
+    """None where there are none, or none that can be read."""
+    if not result:
         return None
-    tops = [step.candidates or [] for step in result.top_candidates or ()]
-    tops += [[]] * (len(result.chosen_candidates) - len(tops))
-    rows = zip(result.chosen_candidates, tops, strict=False)
+    try:
+        found = msgspec.convert(result, _Logprobs)
+    except msgspec.ValidationError:
+        return None
+    if not found.chosen_candidates:
+        return None
+    tops = [step.candidates or [] for step in found.top_candidates or ()]
+    tops += [[]] * (len(found.chosen_candidates) - len(tops))
+    rows = zip(found.chosen_candidates, tops, strict=False)
     content = [{**_token(chosen), "top_logprobs": [_token(t) for t in top]} for chosen, top in rows]
     return {"content": content, "refusal": None}
 
 
-def _token(token: types.LogprobsResultCandidate) -> dict[str, Any]:
+def _token(token: _Token) -> dict[str, Any]:
     text = token.token or ""
     return {"token": text, "logprob": token.log_probability or 0.0, "bytes": list(text.encode())}
 
@@ -181,69 +305,18 @@ def _token(token: types.LogprobsResultCandidate) -> dict[str, Any]:
 # --- embeddings -----------------------------------------------------------------------------------
 
 
-def vectors(reply: types.EmbedContentResponse, wanted: int, *, to_unit: bool) -> list[list[float]]:
-    """One vector for each of `wanted` inputs, BadResponse otherwise. `to_unit`: brought to length 1."""
-    found = checked_vectors([e.values or [] for e in reply.embeddings or ()], wanted, "Gemini")
-    return [_unit([*vector]) for vector in found] if to_unit else [[*vector] for vector in found]
+def embeddings(call: Call, model: str, body: bytes) -> Answer:
+    """One vector for each input, BadResponse otherwise. Usage is zero where Gemini does not count it."""
+    reply = _read(_EMBEDDED, body)
+    asked = decoded(call.body)  # `request` has checked it
+    wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
+    vectors = checked_vectors([found.values or [] for found in reply.embeddings or ()], wanted, "Gemini")
+    if asked.get("dimensions") is not None and model.endswith("gemini-embedding-001"):
+        vectors = [_unit(vector) for vector in vectors]  # that model leaves shorter vectors as they are
+    return Answer(usage=_usage(reply.usage_metadata) or Usage(), vectors=vectors, dimensions=len(vectors[0]))
 
 
-def _unit(vector: list[float]) -> list[float]:
+def _unit(vector: Any) -> list[float]:
+    """Brought to length 1."""
     length = math.hypot(*vector)
     return [value / length for value in vector] if length else vector
-
-
-def embedding_usage(reply: types.EmbedContentResponse) -> Usage:
-    """Zero where Gemini does not count them."""
-    counted = reply.usage_metadata
-    return Usage(prompt=(counted.prompt_token_count or 0) if counted else 0)
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def failure(error: errors.APIError, headers: Mapping[str, str]) -> ProviderError:
-    """A refusal, by status or inside a stream. `headers` are the reply's and compare without case."""
-    status = error.code if isinstance(error.code, int) else 502
-    message = error.message if isinstance(error.message, str) else ""
-    word = error.status if isinstance(error.status, str) else ""
-    details = _details(error.details)
-    if status == 400 and (_BAD_KEY.match(message) or any(d.get("reason") == "API_KEY_INVALID" for d in details)):
-        return KeyRejected(
-            "Gemini rejected the proxy's own key; the operator must mend it, a retry will not",
-            detail="API_KEY_INVALID",
-            provider_status=status,
-        )
-    if status == 429:
-        return _rate_limited(details, classify(429, headers, ErrorDetails(message)))
-    if word == "FAILED_PRECONDITION" and _BILLING.search(message):
-        return PaymentRequired(clean(message), provider_status=status, provider_code=word)
-    if status == 503 and word == "UNAVAILABLE":
-        return classify(status, headers, ErrorDetails(message, kind="unavailable_error"))
-    code = word if status != 404 else None  # there OpenAI's own word says more
-    return classify(status, headers, ErrorDetails(message, code=code or None))
-
-
-def _rate_limited(details: list[dict[str, Any]], said: ProviderError) -> RateLimited:
-    violations = (v for detail in details for v in _objects(detail.get("violations")))
-    if any("PerDay" in str(violation.get("quotaId")) for violation in violations):
-        return RateLimited(
-            "Gemini says that our quota for the day is used up",
-            detail="quota",
-            provider_status=429,
-            retry_after=QUOTA_COOLING,
-        )
-    delays = (duration(delay) for detail in details if isinstance(delay := detail.get("retryDelay"), str))
-    after = next((delay for delay in delays if delay is not None), said.retry_after)
-    return RateLimited(said.message, detail=said.detail, provider_status=429, retry_after=after)
-
-
-def _details(body: object) -> list[dict[str, Any]]:
-    """google.rpc's ErrorInfo, QuotaFailure, RetryInfo, ... of an error body, whole or already peeled."""
-    if isinstance(body, list) and body:
-        body = body[0]
-    inner = body.get("error", body) if isinstance(body, dict) else None
-    return _objects(inner.get("details") if isinstance(inner, dict) else None)
-
-
-def _objects(rows: object) -> list[dict[str, Any]]:
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

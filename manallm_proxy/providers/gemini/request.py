@@ -1,4 +1,4 @@
-"""OpenAI's requests in google-genai's words (google-genai 3.4 types.GenerateContentConfig; wire.md D.2, D.5).
+"""OpenAI's requests as Gemini's (ai.google.dev/api/generate-content and /api/embeddings).
 
 What the caller got wrong is refused here with its path in ``param``; what would change the answer and has no
 word in Gemini's API is refused as well. The rest that OpenAI knows and Gemini does not (``user``, ``logit_bias``,
@@ -8,20 +8,14 @@ word in Gemini's API is refused as well. The rest that OpenAI knows and Gemini d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
-
-from attrs import field, frozen
-from google.genai import types
-from pydantic import ValidationError
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.providers.gemini.messages import Conversation
-from manallm_proxy.providers.request_fields import (
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
     decoded,
@@ -31,6 +25,8 @@ from manallm_proxy.providers.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.providers.gemini.messages import Conversation
+from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
 """It becomes part of a path under our key: nothing that would lead that path elsewhere."""
@@ -38,23 +34,23 @@ _GENERATION: Final = re.compile(r"(?:.*/)?gemini-(\d+)(?:\.(\d+))?\b")
 
 _SETTINGS: Final[dict[str, tuple[str, type]]] = {
     "temperature": ("temperature", float),
-    "top_p": ("top_p", float),
-    "top_k": ("top_k", float),
+    "top_p": ("topP", float),
+    "top_k": ("topK", float),
     "seed": ("seed", int),
-    "presence_penalty": ("presence_penalty", float),
-    "frequency_penalty": ("frequency_penalty", float),
-    "n": ("candidate_count", int),
-    "max_tokens": ("max_output_tokens", int),
-    "max_completion_tokens": ("max_output_tokens", int),  # behind max_tokens, which it replaced: the later one wins
+    "presence_penalty": ("presencePenalty", float),
+    "frequency_penalty": ("frequencyPenalty", float),
+    "n": ("candidateCount", int),
+    "max_tokens": ("maxOutputTokens", int),
+    "max_completion_tokens": ("maxOutputTokens", int),  # after max_tokens, which it replaced: the later one wins
 }
 _LEVELS: Final = {
-    "none": types.ThinkingLevel.MINIMAL,  # Gemini 3 cannot be told not to think
-    "minimal": types.ThinkingLevel.MINIMAL,
-    "low": types.ThinkingLevel.LOW,
-    "medium": types.ThinkingLevel.MEDIUM,
-    "high": types.ThinkingLevel.HIGH,
-    "xhigh": types.ThinkingLevel.XHIGH,
-    "max": types.ThinkingLevel.XHIGH,
+    "none": "MINIMAL",  # Gemini 3 cannot be told not to think
+    "minimal": "MINIMAL",
+    "low": "LOW",
+    "medium": "MEDIUM",
+    "high": "HIGH",
+    "xhigh": "XHIGH",
+    "max": "XHIGH",
 }
 _BUDGETS: Final = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
 """Tokens for Gemini 2.5, as Google's own OpenAI endpoint has them; 24576 is the most that all of its models take."""
@@ -62,94 +58,70 @@ _LEAST_PRO_BUDGET: Final = 128
 """Gemini 2.5 Pro cannot be told not to think either, and refuses a budget below this."""
 
 
-@frozen
-class Generation:
-    """What ``generate_content`` is called with."""
-
-    model: str
-    contents: list[types.Content] = field(repr=False)
-    config: types.GenerateContentConfig = field(repr=False)
-
-
-@frozen
-class Embedding:
-    """What ``embed_content`` is called with, and how the vectors leave."""
-
-    model: str
-    contents: list[types.Content] = field(repr=False)
-    config: types.EmbedContentConfig = field(repr=False)
-    is_cut: bool
-    """Shorter vectors than the model's own, of a model that does not bring those to unit length."""
-    as_base64: bool
-
-
-def generation(call: Call, entry: Entry) -> Generation:
-    """InvalidRequest and Unsupported name the offending field in ``param``, and hold none of its values."""
+def build(call: Call, entry: Entry) -> Request:
+    """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``."""
     asked, model = decoded(call.body), _model(entry)
+    match call.endpoint:
+        case Endpoint.CHAT:
+            method, fields = _generates(call), _chat(asked, model)
+        case Endpoint.COMPLETIONS:
+            method, fields = _generates(call), _completion(asked)
+        case Endpoint.EMBEDDINGS:
+            method, fields = "batchEmbedContents", _embedding(asked, model)
+    try:
+        return Request(f"{model}:{method}", encode(fields))
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def _generates(call: Call) -> str:
+    return "streamGenerateContent?alt=sse" if call.summary.stream else "generateContent"
+
+
+def _chat(asked: Fields, model: str) -> Fields:
     _refuse_unsaid(asked)
-    with _checked():
-        if call.endpoint is Endpoint.COMPLETIONS:
-            _refuse_legacy(asked)
-            contents, fields = [_one_text(_prompt(asked.get("prompt")), "user")], _settings(asked)
-        else:
-            talk = Conversation.read(required(asked, "messages", list, ""), signed=_version(model) >= (3, 0))
-            fields = {"system_instruction": talk.instruction, **_settings(asked), **_chat_settings(asked, model)}
-            contents = talk.contents
-        return Generation(model, contents, types.GenerateContentConfig(**_ONE_CALL, **fields))
+    talk = Conversation.read(required(asked, "messages", list, ""), signed=_version(model) >= (3, 0))
+    fields: Fields = {"contents": talk.contents}
+    if talk.instruction is not None:
+        fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}
+    fields |= _tools(asked)
+    return fields | _config(_settings(asked) | _format(asked) | _thinking(asked, model) | _logprobs(asked))
 
 
-_ONE_CALL: Final[Fields] = {
-    "automatic_function_calling": types.AutomaticFunctionCallingConfig(disable=True),
-    "automatic_continuation": False,
-}
-"""One request upstream for one of ours: the SDK would otherwise run functions and follow continuations by itself."""
+def _completion(asked: Fields) -> Fields:
+    _refuse_unsaid(asked)
+    _refuse_legacy(asked)
+    contents = [{"role": "user", "parts": [{"text": _prompt(asked.get("prompt"))}]}]
+    return {"contents": contents} | _config(_settings(asked))
 
 
-def embedding(call: Call, entry: Entry) -> Embedding:
-    """The same for ``/v1/embeddings``."""
-    asked, model = decoded(call.body), _model(entry)
+def _config(settings: Fields) -> Fields:
+    return {"generationConfig": settings} if settings else {}
+
+
+def _embedding(asked: Fields, model: str) -> Fields:
     encoding = optional(asked, "encoding_format", str)
     if encoding not in (None, "float", "base64"):
         raise wrong("encoding_format", "'float' or 'base64'")
     dimensions = optional(asked, "dimensions", int)
     if dimensions is not None and dimensions < 1:
         raise wrong("dimensions", "at least 1")
-    with _checked():
-        # a content for each: the SDK folds a list of strings into one vector for most models (wire.md D.5)
-        contents = [_one_text(text) for text in _inputs(asked.get("input"))]
-        config = types.EmbedContentConfig(output_dimensionality=dimensions)
-    is_cut = dimensions is not None and model.endswith("gemini-embedding-001")
-    return Embedding(model, contents, config, is_cut, as_base64=encoding == "base64")
-
-
-@contextmanager
-def _checked() -> Iterator[None]:
-    """The SDK's own validation, pydantic's, in our words: where, never what."""
-    try:
-        yield
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-    except ValueError as error:
-        found = error.errors() if isinstance(error, ValidationError) else []
-        where = ".".join(str(step) for step in found[0]["loc"])[:80] if found else "the request"
-        raise InvalidRequest(f"Gemini's API cannot be told this: {where} is not valid") from None
+    each: Fields = {"model": model} | ({} if dimensions is None else {"outputDimensionality": dimensions})
+    return {"requests": [{**each, "content": {"parts": [{"text": text}]}} for text in _inputs(asked.get("input"))]}
 
 
 def _model(entry: Entry) -> str:
+    """The model as a path below the API's version: ``models/gemini-2.5-flash``."""
     model = entry.target.model
     if not _MODEL.fullmatch(model) or ".." in model:
         raise InvalidRequest("this is no name of a Gemini model", param="model")
-    return model
+    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
 
 
 def _version(model: str) -> tuple[int, int]:
     """``"gemini-2.5-flash"`` -> (2, 5). (0, 0) for names without a version, such as Gemma's."""
     match = _GENERATION.match(model)
     return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
-
-
-def _one_text(text: str, role: str | None = None) -> types.Content:
-    return types.Content(role=role, parts=[types.Part(text=text)])
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -207,19 +179,19 @@ def _refuse_legacy(asked: Fields) -> None:
 def _settings(asked: Fields) -> Fields:
     given = ((key, *to) for key, to in _SETTINGS.items() if asked.get(key) is not None)
     fields: Fields = {name: typed(kind, asked[key], key) for key, name, kind in given}
-    if fields.get("candidate_count", 1) < 1:
+    if fields.get("candidateCount", 1) < 1:
         raise wrong("n", "at least 1")
     stop = asked.get("stop")
     if stop:
-        fields["stop_sequences"] = [stop] if isinstance(stop, str) else all_of(str, typed(list, stop, "stop"), "stop")
+        fields["stopSequences"] = [stop] if isinstance(stop, str) else all_of(str, typed(list, stop, "stop"), "stop")
     return fields
 
 
-def _chat_settings(asked: Fields, model: str) -> Fields:
-    fields = _tools(asked) | _format(asked) | _thinking(asked, model)
-    if optional(asked, "logprobs", bool):
-        fields |= {"response_logprobs": True, "logprobs": optional(asked, "top_logprobs", int)}
-    return fields
+def _logprobs(asked: Fields) -> Fields:
+    if not optional(asked, "logprobs", bool):
+        return {}
+    top = optional(asked, "top_logprobs", int)
+    return {"responseLogprobs": True} | ({} if top is None else {"logprobs": top})
 
 
 def _thinking(asked: Fields, model: str) -> Fields:
@@ -229,24 +201,23 @@ def _thinking(asked: Fields, model: str) -> Fields:
         return {}
     if effort not in _LEVELS:
         raise wrong("reasoning_effort", " or ".join(repr(known) for known in _LEVELS))
-    config = types.ThinkingConfig(include_thoughts=effort != "none")
+    config: Fields = {"includeThoughts": effort != "none"}
     version = _version(model)
     if version >= (3, 0) or model.endswith("-latest"):
-        config.thinking_level = _LEVELS[effort]
-        if config.thinking_level is types.ThinkingLevel.MINIMAL and "pro" in model:
-            config.thinking_level = types.ThinkingLevel.LOW  # the least that Pro models know
+        level = _LEVELS[effort]
+        config["thinkingLevel"] = "LOW" if level == "MINIMAL" and "pro" in model else level  # the least that Pro knows
     elif version >= (2, 5):
-        config.thinking_budget = max(_BUDGETS[effort], _LEAST_PRO_BUDGET if "pro" in model else 0)
+        config["thinkingBudget"] = max(_BUDGETS[effort], _LEAST_PRO_BUDGET if "pro" in model else 0)
     else:
         return {}
-    return {"thinking_config": config}
+    return {"thinkingConfig": config}
 
 
 def _format(asked: Fields) -> Fields:
     schema = wanted_schema(asked)
     if schema is None:
         return {}
-    return {"response_mime_type": "application/json"} | ({"response_json_schema": schema} if schema else {})
+    return {"responseMimeType": "application/json"} | ({"responseJsonSchema": schema} if schema else {})
 
 
 def _tools(asked: Fields) -> Fields:
@@ -258,28 +229,28 @@ def _tools(asked: Fields) -> Fields:
             raise InvalidRequest("'tool_choice' asks for a tool, and 'tools' has none", param="tool_choice")
         return {}
     if names is not None:
-        declared = [tool for tool in declared if tool.name in names]
+        declared = [tool for tool in declared if tool["name"] in names]
         if not declared:
             raise InvalidRequest("'tool_choice' names no tool that is in 'tools'", param="tool_choice")
-    calling = types.FunctionCallingConfig(mode=types.FunctionCallingConfigMode(mode)) if mode else None
-    if calling is not None and mode == "ANY" and names is not None:
-        calling.allowed_function_names = [str(tool.name) for tool in declared]
-    return {
-        "tools": [types.Tool(function_declarations=declared)],
-        "tool_config": types.ToolConfig(function_calling_config=calling) if calling else None,
-    }
+    fields: Fields = {"tools": [{"functionDeclarations": declared}]}
+    if mode is not None:
+        narrowed = mode == "ANY" and names is not None
+        calling: Fields = {"allowedFunctionNames": [tool["name"] for tool in declared]} if narrowed else {}
+        fields["toolConfig"] = {"functionCallingConfig": {"mode": mode, **calling}}
+    return fields
 
 
-def _declaration(tool: Fields, path: str) -> types.FunctionDeclaration:
+def _declaration(tool: Fields, path: str) -> Fields:
     if tool.get("type", "function") != "function":
         raise Unsupported(f"Gemini knows tools of type 'function' only, {path[:-1]} is another", param="tools")
     function = required(tool, "function", dict, path)
     path += "function."
-    return types.FunctionDeclaration(
-        name=required(function, "name", str, path),
-        description=optional(function, "description", str, path),
-        parameters_json_schema=optional(function, "parameters", dict, path),
-    )
+    declared: Fields = {"name": required(function, "name", str, path)}
+    if (description := optional(function, "description", str, path)) is not None:
+        declared["description"] = description
+    if (schema := optional(function, "parameters", dict, path)) is not None:
+        declared["parametersJsonSchema"] = schema
+    return declared
 
 
 _MODES: Final = {"auto": "AUTO", "none": "NONE", "required": "ANY"}

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages as Ollama wants them (ollama api/types.go Message; wire.md B.2, B.9).
+"""OpenAI's chat messages as Ollama wants them (ollama api/types.go, Message).
 
 There ``content`` is one string, images stand beside it, and the arguments of a tool call are an object.
 """
@@ -13,7 +13,7 @@ import msgspec
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.providers.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 _IMAGE_TYPES: Final = ("", "image/jpeg", "image/jpg", "image/png", "image/webp")
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

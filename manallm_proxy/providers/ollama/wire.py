@@ -1,4 +1,4 @@
-"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33; wire.md B).
+"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33).
 
 Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
 one JSON object a line, read into deltas. What it says of itself is not taken on trust:
@@ -6,7 +6,7 @@ one JSON object a line, read into deltas. What it says of itself is not taken on
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
 * the object with ``done: true`` may still hold content, thinking and tool calls;
-* ``done_reason`` stays ``stop`` behind tool calls, and their numbers are not to be relied on;
+* ``done_reason`` stays ``stop`` after tool calls, and their indices cannot be relied on;
 * numbers that are zero are left out.
 """
 
@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import define, field
+from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
@@ -25,7 +25,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -90,14 +90,19 @@ class _Asked(Struct):
     input: str | list[Any] = ""
 
 
+class _Details(Struct):
+    context_length: int = 0
+
+
 class _Model(Struct):
-    """api/types.go ListModelResponse."""
+    """api/types.go ListModelResponse. ``details.context_length`` and ``capabilities`` since 0.33 or so."""
 
     name: str = ""
     model: str = ""
     modified_at: Any = None
     size: Any = None
     capabilities: Any = None
+    details: Any = None
 
 
 _T = TypeVar("_T", _Reply, _Embedded)
@@ -105,26 +110,31 @@ _REPLY: Final = msgspec.json.Decoder(_Reply)
 _EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
 
 
+@define
 class OllamaWire:
-    """The dialect. It holds no state: one serves every provider of its kind."""
+    """The dialect. ``client_options``: whether clients may set what concerns everybody, see `settings`."""
 
+    client_options: bool = False
     probe_path: str = "api/tags"
 
     def request(self, call: Call, entry: Entry) -> Request:
-        return ollama_request.build(call, entry)
+        return ollama_request.build(call, entry, client_options=self.client_options)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """There is one form only: what Ollama refuses, it refuses."""
-        return None
+        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
+        if status != 400 or not call.effort_is_advice or b"think" not in body:
+            return None
+        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        return self.request(evolve(call, body=encode(fields)), entry)
 
-    def took(self, entry: Entry) -> bool:
+    def took(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
         return False
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return _embeddings(call, body)
         reply = _read(_REPLY, body)
@@ -309,8 +319,15 @@ def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
 
 def _listed(row: _Model) -> ModelInfo | None:
     id_ = row.model or row.name
-    size = _count(row.size)
-    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), size=size) if id_ else None
+    if not id_:
+        return None
+    capabilities, length = words(row.capabilities), _context_length(row.details)
+    return ModelInfo(id_, _unix(row.modified_at), capabilities, context_length=length, size=_count(row.size))
+
+
+def _context_length(details: object) -> int:
+    length = details.get("context_length") if isinstance(details, dict) else None
+    return length if type(length) is int and length > 0 else 0  # a bool is no number
 
 
 def _unix(modified_at: object) -> int:

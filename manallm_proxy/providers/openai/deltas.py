@@ -30,6 +30,7 @@ def _at(delta: Delta, index: int) -> Delta:
         delta.logprobs,
         delta.images,
         delta.refusal,
+        delta.reasoning_key,
     )
 
 
@@ -39,9 +40,12 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
     calls = calls if isinstance(calls, list) else []
     rows = [call for call in calls if isinstance(call, dict) and isinstance(call.get("function", {}), dict)]
     finish = choice.get("finish_reason")
+    key = "reasoning_content" if _words(said.get("reasoning_content")) else "reasoning"
+    reasoning = _words(said.get(key))
     return Delta(
         content=_words(said.get("content")) or _words(choice.get("text")),
-        reasoning=_words(said.get("reasoning_content")) or _words(said.get("reasoning")),
+        reasoning=reasoning,
+        reasoning_key=key if reasoning else "reasoning_content",
         tool_calls=tuple(_tool_call(row, n, whole=whole) for n, row in enumerate(rows)),
         finish=str(finish) if finish else "stop" if whole else None,
         index=index_of(choice),

@@ -135,7 +135,7 @@ class EventRelay(EventStream):
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
-            new = self._look(frame, data)
+            new = self._read_chunk(frame, data)
             if new is None:
                 return
         else:
@@ -151,8 +151,8 @@ class EventRelay(EventStream):
         else:
             out.append(frame.raw[:at] + new + frame.raw[at + len(data) :])
 
-    def _look(self, frame: sse.Frame, data: bytes) -> bytes | None:
-        """Notes what a chunk says; its data as it leaves, None if it is not for the client."""
+    def _read_chunk(self, frame: sse.Frame, data: bytes) -> bytes | None:
+        """Reads a chunk, and returns its data as the client gets it; None if it is not for the client."""
         try:
             chunk = chunks.read_chunk(frame)
         except ValueError:

@@ -16,21 +16,22 @@ from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import BOM, encode
+from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
+from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
 from manallm_proxy.providers.openai.reply import (
     checked_choices,
     decoded,
     reply_object,
     set_model,
 )
-from manallm_proxy.providers.openai.sniffer import Sniffer
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
+from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
@@ -47,56 +48,91 @@ class OpenAIWire:
     """Models that refused it, the oldest first: another of the same aggregator may know it."""
 
     def request(self, call: Call, entry: Entry) -> Request:
+        if call.endpoint.is_opaque:
+            return opaque_request(call, entry)
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
-        may_ask = self.asks_usage and entry.target.model not in self._strict
-        ask = may_ask and streams and not call.summary.wants_usage
+        ask = self._may_ask(entry) and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
+
+    def _may_ask(self, entry: Entry) -> bool:
+        return self.asks_usage and entry.target.model not in self._strict
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target."""
-        if (
-            status not in (400, 422)
-            or b"stream_options" not in body
-            or call.summary.wants_usage
-            or not call.summary.stream
-        ):
-            return None
-        return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model))
+        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
 
-    def took(self, entry: Entry) -> bool:
+        A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
+        say by default): then the field is left out.
+        """
+        if status not in (400, 422) or call.endpoint.is_opaque:
+            return None
+        if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
+            return self._without_effort(call, entry)
+        if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
+            return None
+        body = rewrite(call.summary, call.body, entry.target.model)
+        return Request(call.endpoint.path, body, without="stream_options")
+
+    def took(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
-        if model in self._strict:
+        if model in self._strict or request.without != "stream_options":
             return False
         if len(self._strict) >= STRICT_LIMIT:
             del self._strict[next(iter(self._strict))]
         self._strict[model] = None
         return True
 
-    def answer(self, call: Call, entry: Entry, body: bytes) -> Answer:
+    def _without_effort(self, call: Call, entry: Entry) -> Request:
+        fields = {**decode(call.body), "model": entry.target.model}
+        del fields["reasoning_effort"]
+        if self._may_ask(entry) and call.summary.stream:
+            fields["stream_options"] = {"include_usage": True}
+        return Request(call.endpoint.path, encode(fields), without="reasoning_effort")
+
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
+        if call.endpoint.is_opaque:
+            return opaque_answer(body, content_type)
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
-        values, spans = reply_object(body, "model" if call.relays else None)
-        rows = checked_choices(values, decode_always=not call.relays)
-        usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         if not call.relays:
-            return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
+            return _whole(body)
+        values, spans = reply_object(body, "model")
+        checked_choices(values, decode_always=False)
+        usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
         )
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+        if call.endpoint.is_opaque:
+            return ByteRelay(content_type)
         events = (EventRelay if call.relays else EventReader)(call, entry.target)
-        return events if "event-stream" in content_type else Sniffer(events)
+        return events if "event-stream" in content_type else Sniffer(events, _whole)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
 
 
+def _says_no_effort(call: Call) -> bool:
+    span = call.summary.spans.get("reasoning_effort")
+    return span is not None and call.body[slice(*span)] == b'"none"'
+
+
+def _whole(body: bytes) -> Answer:
+    """A complete answer, read into choices."""
+    values, _ = reply_object(body)
+    rows = checked_choices(values)
+    usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
+    return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
+
+
 class _Row(msgspec.Struct):
-    """One model of a list, as far as anybody says more than its id."""
+    """One model of a list, as far as anybody says more than its id.
+
+    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio call it, in this order.
+    """
 
     id: str = ""
     created: Any = None
@@ -105,6 +141,15 @@ class _Row(msgspec.Struct):
     architecture: Any = None
     status: Any = None
     meta: Any = None
+    context_length: Any = None
+    max_model_len: Any = None
+    context_window: Any = None
+    max_context_length: Any = None
+
+    def tokens(self) -> int:
+        """Its context length; 0 where the list does not say. A bool is no number."""
+        lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
+        return next((length for length in lengths if type(length) is int and length > 0), 0)
 
 
 def _listed(row: _Row) -> ModelInfo | None:
@@ -115,6 +160,7 @@ def _listed(row: _Row) -> ModelInfo | None:
         row.created if type(row.created) is int else 0,
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
+        row.tokens(),
         _size(row.meta),
     )
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.usage import usage_from_openai
-from manallm_proxy.providers.openai.deltas import whole_deltas
-from manallm_proxy.providers.openai.reply import checked_choices, decoded, reply_object
-from manallm_proxy.providers.openai.stream import EventStream
+from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
 _SNIFFED: Final = 64
@@ -21,9 +19,10 @@ _SNIFFED: Final = 64
 
 @define
 class Sniffer:
-    """See `wire.Translator`."""
+    """See `wire.Translator`. `events` reads an event stream, `whole` a complete answer into ``choices``."""
 
-    _events: EventStream
+    _events: Translator
+    _whole: Callable[[bytes], Answer]
     _held: list[bytes] = field(factory=list, repr=False)
     _size: int = 0
     _start: bytes = field(default=b"", repr=False)
@@ -57,9 +56,8 @@ class Sniffer:
         if not body.strip():
             return StreamBatch(done=True)
         try:
-            values, _ = reply_object(body)
-            rows = checked_choices(values)
-            self._usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
+            answer = self._whole(body)
         except ProviderError as error:
             return StreamBatch(error=error)
-        return StreamBatch(deltas=tuple(whole_deltas(rows)), has_content=True, done=True)
+        self._usage = answer.usage
+        return StreamBatch(deltas=answer.choices, has_content=True, done=True)

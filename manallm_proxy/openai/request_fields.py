@@ -1,4 +1,4 @@
-"""Reading what a client sent, for wires that translate it: InvalidRequest with the exact path in ``param``.
+"""Reading what a client sent, for what translates it: InvalidRequest with the exact path in ``param``.
 
 A path is OpenAI's way to say where: ``messages[2].tool_calls[0].function.arguments``.
 """

@@ -1,0 +1,104 @@
+"""``multipart/form-data`` (RFC 7578), read only as far as routing needs: where each field's value lies.
+
+Read strictly: whatever two servers could read in two ways is refused, since the provider reads it again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from attrs import field, frozen
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Span
+
+_TYPE: Final = re.compile(r"multipart/form-data\s*;\s*(.*)", re.IGNORECASE | re.DOTALL)
+_PARAMETER: Final = re.compile(
+    r"""\s*;\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\\r\n]|\\[^\r\n])*)"|([^\s;"]*))""", re.ASCII
+)
+_BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", re.ASCII)
+_TOKEN: Final = re.compile(r"[0-9A-Za-z'+_.-]+", re.ASCII)
+
+
+@frozen
+class Form:
+    """``spans``: of each field its values, in their order."""
+
+    content_type: str
+    body: bytes = field(repr=False)
+    spans: dict[str, list[Span]]
+
+    def text(self, name: str) -> str | None:
+        """The one value of a field; None where it is missing. Raises InvalidRequest where it is given twice."""
+        spans = self.spans.get(name, [])
+        if len(spans) > 1:
+            raise InvalidRequest(f"the form has '{name}' more than once", param=name)
+        try:
+            return self.body[slice(*spans[0])].decode() if spans else None
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"'{name}' is not valid UTF-8", param=name) from None
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a body of this type is to be read by `read_form`."""
+    return content_type.lstrip().lower().startswith("multipart/form-data")
+
+
+def read_form(body: bytes, content_type: str) -> Form:
+    """Raises InvalidRequest where the boundary is missing or another than in the body, or a part has no name."""
+    boundary = _boundary(content_type)
+    delimiter = b"--" + boundary.encode()
+    body_at = 2 if body.startswith(b"\r\n") else 0
+    if not body.startswith(delimiter, body_at):
+        raise InvalidRequest("the form does not begin with the boundary that Content-Type names")
+    spans: dict[str, list[Span]] = {}
+    at = body_at + len(delimiter)
+    while not body.startswith(b"--", at):
+        head = body.find(b"\r\n\r\n", at)
+        end = body.find(b"\r\n" + delimiter, head + 4)
+        if not body.startswith(b"\r\n", at) or head < 0 or end < 0:
+            raise InvalidRequest("the form is broken: a part does not end with the boundary that Content-Type names")
+        spans.setdefault(_name(body[at + 2 : head]), []).append((head + 4, end))
+        at = end + 2 + len(delimiter)
+    if body[at + 2 :].strip():
+        raise InvalidRequest("the form goes on after its last boundary")
+    value = boundary if _TOKEN.fullmatch(boundary) else f'"{boundary}"'
+    return Form(f"multipart/form-data; boundary={value}", body, spans)
+
+
+def _boundary(content_type: str) -> str:
+    match = _TYPE.fullmatch(content_type.strip())
+    found = _parameters(";" + match[1]) if match else {}
+    boundary = found.get("boundary", "")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise InvalidRequest("Content-Type names no boundary of the form")
+    return boundary
+
+
+def _name(head: bytes) -> str:
+    """The field's name in a part's headers."""
+    lines = head.decode(errors="replace").split("\r\n")
+    values = [value for line in lines for name, _, value in [line.partition(":")] if name.lower() == _DISPOSITION]
+    kind, _, rest = values[0].partition(";") if len(values) == 1 else ("", "", "")
+    name = _parameters(";" + rest).get("name") if kind.strip().lower() == "form-data" else None
+    if name is None:
+        raise InvalidRequest("a part of the form has no name, or more than one")
+    return name
+
+
+_DISPOSITION: Final = "content-disposition"
+
+
+def _parameters(text: str) -> dict[str, str]:
+    """``; a=b; c="d"``. InvalidRequest for one that is given twice, and for anything else."""
+    found: dict[str, str] = {}
+    at = 0
+    while text[at:].strip(" ;\t"):
+        match = _PARAMETER.match(text, at)
+        key = match[1].lower() if match else ""
+        if match is None or key in found or key == "name*":
+            raise InvalidRequest("the form has a header that could be read in two ways")
+        found[key] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+        at = match.end()
+    return found

@@ -1,0 +1,88 @@
+"""One content block of an answer: text, a thought, or a tool call."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from attrs import define, field
+
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+
+
+class Kind(Enum):
+    """The type of a block. Its value is Anthropic's word for it."""
+
+    TEXT = "text"
+    THINKING = "thinking"
+    TOOL_USE = "tool_use"
+
+
+@define(eq=False)
+class Block:
+    """One content block, as far as it has come. ``id`` and ``name``: of a tool call."""
+
+    kind: Kind
+    id: str = ""
+    name: str = ""
+    pieces: list[str] = field(factory=list, repr=False)
+    """Text, or the JSON text of a tool's input."""
+    signature: str = field(default="", repr=False)
+    sent: int = 0
+    """How many of a tool call's ``pieces`` have left: only those are kept, to see where its input is complete."""
+    index: int | None = None
+    """Its place in the answer, once it has begun to leave."""
+
+    def unsent(self) -> str:
+        """What has been added since this was last asked."""
+        new = "".join(self.pieces[self.sent :])
+        if self.kind is Kind.TOOL_USE:
+            self.sent = len(self.pieces)
+        else:
+            self.pieces.clear()
+        return new
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what waits may follow: a tool call ends where its input is a whole object, the others anywhere."""
+        return self.kind is not Kind.TOOL_USE or is_object(self.pieces)
+
+    def empty(self) -> dict[str, Any]:
+        """The block as a stream begins it."""
+        match self.kind:
+            case Kind.TEXT:
+                return {"type": "text", "text": ""}
+            case Kind.THINKING:
+                return {"type": "thinking", "thinking": "", "signature": ""}
+        return {"type": "tool_use", "id": self.id, "name": self.name, "input": {}}
+
+    def whole(self) -> dict[str, Any]:
+        """The block of a complete answer."""
+        text = "".join(self.pieces)
+        match self.kind:
+            case Kind.TEXT:
+                return {**self.empty(), "text": text}
+            case Kind.THINKING:
+                return {**self.empty(), "thinking": text, "signature": self.signature}
+        return {**self.empty(), "input": _input(text)}
+
+
+def is_object(pieces: list[str]) -> bool:
+    """Whether the pieces of a JSON text make a whole object."""
+    if not pieces or not pieces[-1].rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(decode("".join(pieces).encode()), dict)
+    except DecodeErrors:
+        return False
+
+
+def _input(text: str) -> dict[str, Any]:
+    """The object that a tool's input has to be. What is none is kept under a name that no schema has."""
+    try:
+        value = decode(text.encode()) if text.strip() else {}
+    except DecodeErrors:
+        value = text
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {"unreadable_input": text}

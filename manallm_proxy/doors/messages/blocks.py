@@ -1,0 +1,102 @@
+"""A provider's steps as content blocks that follow one another.
+
+Parts of several tool calls may arrive interleaved, and text may come between them. A block has to be closed before the
+next begins, so what comes before its turn waits in the queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Delta, ToolCall
+from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.messages.block import Block, Kind, is_object
+from manallm_proxy.doors.messages.request import Thinking
+
+_STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
+"""By OpenAI's finish reason; the others say that the model was done."""
+
+
+@define
+class Blocks:
+    """The queue. The first block is the one that leaves."""
+
+    thinking: Thinking
+    _queue: deque[Block] = field(factory=deque, repr=False)
+    _calls: dict[int, Block] = field(factory=dict, repr=False)
+    """Tool calls by their place in the provider's answer, the last of each."""
+    _finish: str | None = None
+    _refused: bool = False
+
+    def add(self, delta: Delta) -> None:
+        """One step. Only one choice was asked for."""
+        if delta.index:
+            return
+        if delta.reasoning and self.thinking.shown:
+            self._append(Kind.THINKING, delta.reasoning)
+        if text := delta.content + delta.refusal:
+            self._append(Kind.TEXT, text)
+        for url in delta.images:  # there is no block for a picture that a model made
+            self._append(Kind.TEXT, f"![image]({url})")
+        for part in delta.tool_calls:
+            self._add_call(part)
+        self._finish = delta.finish or self._finish
+        self._refused = self._refused or bool(delta.refusal)
+
+    def ready(self, *, all_of_them: bool = False) -> Iterator[tuple[Block, bool]]:
+        """What may leave now, in order: each block, and whether that is its end."""
+        while self._queue:
+            block = self._queue[0]
+            ends = all_of_them or (len(self._queue) > 1 and block.may_end)
+            if ends:
+                self._queue.popleft()
+            yield block, ends
+            if not ends:
+                return
+
+    @property
+    def stop_reason(self) -> str:
+        if self._refused:
+            return "refusal"
+        done = "tool_use" if self._calls else "end_turn"
+        return _STOP_REASONS.get(self._finish or "", done)
+
+    def _append(self, kind: Kind, text: str) -> Block:
+        if not self._queue or self._queue[-1].kind is not kind:
+            self._queue.append(Block(kind))
+        self._queue[-1].pieces.append(text)
+        return self._queue[-1]
+
+    def _add_call(self, part: ToolCall) -> None:
+        block = self._calls.get(part.index)
+        if block is None and not part.name:
+            return  # the rest of a call that never began: there is nothing to call
+        if block is None or _begins_another(part, block):
+            if part.extra:
+                self._carry(part.id, part.extra)
+            block = self._calls[part.index] = Block(Kind.TOOL_USE, part.id, part.name)
+            self._queue.append(block)
+        elif part.extra:
+            self._carry(block.id, part.extra)
+        if part.arguments:
+            block.pieces.append(part.arguments)
+
+    def _carry(self, call_id: str, extra: dict[str, Any]) -> None:
+        """Signs the thought before a call, an empty one if need be, with what the client has to bring back."""
+        if not self.thinking.signed:
+            return
+        last = self._queue[-1] if self._queue else None
+        thought = last if last is not None and last.kind is Kind.THINKING and not last.signature else None
+        if thought is None:
+            thought = Block(Kind.THINKING)
+            self._queue.append(thought)
+        thought.signature = signature.write(call_id, extra)
+
+
+def _begins_another(part: ToolCall, block: Block) -> bool:
+    """Some servers number all calls 0: a name under a new id, after a whole input, is another call."""
+    return bool(part.name) and part.id != block.id and is_object(block.pieces)

@@ -1,0 +1,125 @@
+"""Content blocks of Anthropic's messages as parts of OpenAI's: text, images, documents, search results."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+
+TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
+READABLE: Final = (TEXT, IMAGE, DOCUMENT, SEARCH_RESULT)
+_NAME_LIMIT: Final = 64
+"""Characters of a client's word that an error repeats."""
+
+
+def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
+    """Each block with its type and its path. A string is one text block."""
+    if isinstance(content, str):
+        return [({"type": TEXT, "text": content}, TEXT, path)]
+    if not isinstance(content, list):
+        raise wrong(path, "a string or an array of blocks")
+    rows = enumerate(all_of(dict, content, path))
+    return [(block, required(block, "type", str, f"{path}[{n}]."), f"{path}[{n}]") for n, block in rows]
+
+
+def unknown_block(kind: str, path: str, known: tuple[str, ...]) -> InvalidRequest:
+    """The error for a block that cannot stand at `path`, or is not served at all."""
+    listed = ", ".join(f"'{each}'" for each in known)
+    return InvalidRequest(f"'{path}' is of type '{cut(kind)}'; served here: {listed}", param=path)
+
+
+def cut(word: str) -> str:
+    """A client's word, short enough for a message."""
+    return word[:_NAME_LIMIT]
+
+
+def parts_of(block: Fields, kind: str, path: str, known: tuple[str, ...] = READABLE) -> list[Fields]:
+    """The parts that one readable block becomes. `known`: what may stand there."""
+    if kind not in known:
+        raise unknown_block(kind, path, known)
+    match kind:
+        case "image":
+            return [_image(block, path + ".source")]
+        case "document":
+            return _document(block, path)
+        case "search_result":
+            return [_search_result(block, path)]
+    return [text_part(required(block, "text", str, path + "."))]
+
+
+def text_part(text: str) -> Fields:
+    """A part that is text."""
+    return {"type": "text", "text": text}
+
+
+def text_of(content: object, path: str) -> str:
+    """Content that can only be text; its blocks on a line each."""
+    blocks = blocks_of(content, path)
+    parts = [part for block, kind, at in blocks for part in parts_of(block, kind, at, (TEXT,))]
+    return "\n".join(part["text"] for part in parts)
+
+
+def content_of(parts: list[Fields]) -> Any:
+    """Parts as a message's ``content``: one string where all of them are text, which every server takes."""
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _source(holder: Fields, path: str) -> tuple[Fields, str]:
+    """The source of an image or a document, which stands at `path`, and its type."""
+    source: Fields = required(holder, "source", dict, path.removesuffix("source"))
+    kind = required(source, "type", str, path + ".")
+    if kind == "file":
+        raise InvalidRequest(f"'{path}' names an uploaded file, and none are kept here: send its data", param=path)
+    return source, kind
+
+
+def _data_uri(source: Fields, path: str) -> str:
+    media = required(source, "media_type", str, path + ".")
+    data = required(source, "data", str, path + ".")
+    if not data:
+        raise wrong(path + ".data", "base64 data")
+    return f"data:{media};base64,{data}"
+
+
+def _image(block: Fields, path: str) -> Fields:
+    """A URL passes as it is; a provider that fetches no URLs refuses it."""
+    source, kind = _source(block, path)
+    match kind:
+        case "base64":
+            url = _data_uri(source, path)
+        case "url":
+            url = required(source, "url", str, path + ".")
+        case _:
+            raise wrong(path + ".type", "'base64' or 'url'")
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _document(block: Fields, path: str) -> list[Fields]:
+    title = optional(block, "title", str, path + ".")
+    context = optional(block, "context", str, path + ".")
+    about = [text_part(context)] if context else []
+    head = [text_part(title), *about] if title else about
+    path += ".source"
+    source, kind = _source(block, path)
+    match kind:
+        case "base64":
+            file = {"filename": title or "document.pdf", "file_data": _data_uri(source, path)}
+            return [*about, {"type": "file", "file": file}]
+        case "text":
+            return [*head, text_part(required(source, "data", str, path + "."))]
+        case "content":
+            inner = blocks_of(source.get("content"), path + ".content")
+            return [*head, *(part for each, name, at in inner for part in parts_of(each, name, at, (TEXT, IMAGE)))]
+        case "url":
+            raise InvalidRequest(f"'{path}' is a URL, and none are fetched here: send the document's data", param=path)
+    raise wrong(path + ".type", "'base64', 'text' or 'content'")
+
+
+def _search_result(block: Fields, path: str) -> Fields:
+    """Title, source and texts, on a line each."""
+    path += "."
+    title, source = required(block, "title", str, path), required(block, "source", str, path)
+    return text_part("\n".join((title, source, text_of(block.get("content"), path + "content"))))

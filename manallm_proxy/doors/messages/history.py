@@ -1,0 +1,130 @@
+"""The conversation: Anthropic's messages as OpenAI's.
+
+There a turn's blocks stand in one list. Here each tool result is a message of its own, before the rest of its turn,
+and the calls stand beside the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.messages.content import (
+    READABLE,
+    blocks_of,
+    content_of,
+    cut,
+    parts_of,
+    text_of,
+    text_part,
+    unknown_block,
+)
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+
+_IN_USER: Final = (*READABLE, "tool_result")
+_IN_ASSISTANT: Final = ("text", "thinking", "redacted_thinking", "tool_use")
+_SEE_BELOW: Final = "(The result is in the next message.)"
+
+
+@define
+class History:
+    """OpenAI's messages, as far as they are read."""
+
+    messages: list[Fields] = field(factory=list, repr=False)
+    _called: set[str] = field(factory=set, repr=False)
+    """Ids of all tool calls so far."""
+
+    @classmethod
+    def read(cls, asked: Fields) -> History:
+        """``system`` and ``messages`` of a request. Raises InvalidRequest with the place in ``param``."""
+        history = cls()
+        if (system := asked.get("system")) is not None:
+            history._system(system, "system")
+        turns = required(asked, "messages", list, "")
+        for n, message in enumerate(all_of(dict, turns, "messages")):
+            history._turn(message, f"messages[{n}]")
+        if all(message["role"] == "system" for message in history.messages):
+            raise InvalidRequest("'messages' holds nothing to answer: add a user message", param="messages")
+        return history
+
+    def _turn(self, message: Fields, path: str) -> None:
+        role = required(message, "role", str, path + ".")
+        content = message.get("content")
+        path += ".content"
+        if content is None:
+            raise InvalidRequest(f"'{path}' is missing", param=path)
+        match role:
+            case "user":
+                self._user(content, path)
+            case "assistant":
+                self._assistant(content, path)
+            case "system":
+                self._system(content, path)
+            case _:
+                raise wrong(path.removesuffix("content") + "role", "'user', 'assistant' or 'system'")
+
+    def _system(self, content: object, path: str) -> None:
+        if text := text_of(content, path):
+            self.messages.append({"role": "system", "content": text})
+
+    def _user(self, content: object, path: str) -> None:
+        parts: list[Fields] = []
+        shown: list[Fields] = []
+        for block, kind, at in blocks_of(content, path):
+            if kind == "tool_result":
+                shown += self._result(block, at)
+            else:
+                parts += parts_of(block, kind, at, _IN_USER)
+        if parts or shown:
+            self.messages.append({"role": "user", "content": content_of(shown + parts)})
+
+    def _result(self, block: Fields, path: str) -> list[Fields]:
+        """Adds the result's message. Returns what a tool's message cannot hold, images, for the user's."""
+        id_ = required(block, "tool_use_id", str, path + ".")
+        if id_ not in self._called:
+            raise InvalidRequest(
+                f"'{path}.tool_use_id' is '{cut(id_)}', and no tool_use before it has that id", param=path
+            )
+        content = block.get("content")
+        blocks = [] if content is None else blocks_of(content, path + ".content")
+        parts = [part for each, kind, at in blocks for part in parts_of(each, kind, at)]
+        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        others = [part for part in parts if part["type"] != "text"]
+        if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
+            text = f"Error: {text}" if text else "Error"
+        self.messages.append({"role": "tool", "tool_call_id": id_, "content": text or (_SEE_BELOW if others else "")})
+        return [text_part(f"From the result of tool call {id_}:"), *others] if others else []
+
+    def _assistant(self, content: object, path: str) -> None:
+        texts: list[str] = []
+        calls: list[Fields] = []
+        carried: dict[str, Fields] = {}
+        for block, kind, at in blocks_of(content, path):
+            match kind:
+                case "text":
+                    texts.append(required(block, "text", str, at + "."))
+                case "tool_use":
+                    calls.append(self._call(block, at + "."))
+                case "thinking":
+                    carried |= signature.read(block.get("signature"))
+                case "redacted_thinking":
+                    pass  # only the system that wrote it can read it
+                case _:
+                    raise unknown_block(kind, at, _IN_ASSISTANT)
+        text = "\n".join(texts)
+        if calls:
+            rows = [{**carried.get(call["id"], {}), **call} for call in calls]
+            self.messages.append({"role": "assistant", "content": text or None, "tool_calls": rows})
+        elif texts:
+            self.messages.append({"role": "assistant", "content": text})
+
+    def _call(self, block: Fields, path: str) -> Fields:
+        id_ = required(block, "id", str, path)
+        self._called.add(id_)
+        arguments: Any = optional(block, "input", dict, path) or {}
+        function = {"name": required(block, "name", str, path), "arguments": encode(arguments).decode()}
+        return {"id": id_, "type": "function", "function": function}

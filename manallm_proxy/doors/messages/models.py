@@ -1,0 +1,29 @@
+"""Anthropic's list of models, made of OpenAI's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+def anthropic_list(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``GET /v1/models``: all of them on one page."""
+    data = [anthropic_model(row) for row in rows]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"data": data, "has_more": False, "first_id": first, "last_id": last}
+
+
+def anthropic_model(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``GET /v1/models/{id}``. A time that is not known is the epoch, as Anthropic has it."""
+    try:
+        created = datetime.fromtimestamp(row["created"], UTC)
+    except (ValueError, OverflowError, OSError):  # a provider's number
+        created = datetime.fromtimestamp(0, UTC)
+    return {
+        "type": "model",
+        "id": row["id"],
+        "display_name": row["id"],
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+    }

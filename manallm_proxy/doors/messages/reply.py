@@ -1,0 +1,139 @@
+"""Anthropic's answers: a message, whole or as events.
+
+The rules that clients rely on (seen with anthropic 2.14 for Python and 1.14 for Node, and @ai-sdk/anthropic 4): every
+event has its ``event:`` line, ``message_start`` comes first and has ``usage`` and an empty ``content``, a block's start
+has its empty text, blocks do not interleave, ``message_delta`` has ``usage``. Python's SDK takes a stream that just
+ends for a short answer, so a broken one says so in an ``error`` event.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.messages.block import Block, Kind
+from manallm_proxy.doors.messages.blocks import Blocks
+from manallm_proxy.doors.messages.errors import in_band
+from manallm_proxy.openai.json_object import encode
+
+_DELTAS: Final = {
+    Kind.TEXT: ("text_delta", "text"),
+    Kind.THINKING: ("thinking_delta", "thinking"),
+    Kind.TOOL_USE: ("input_json_delta", "partial_json"),
+}
+"""The type of a block's deltas, and the name of what they add."""
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """One event. The SDKs drop those without an ``event:`` line."""
+    return f"event: {body['type']}".encode() + b"\ndata: " + encode(body) + b"\n\n"
+
+
+PING: Final = event({"type": "ping"})
+
+
+@define
+class MessagesReply:
+    """See `door.Reply`."""
+
+    request_id: str
+    blocks: Blocks
+    content_type: str = "text/event-stream"
+    _model: str = ""
+    _started: bool = False
+    _next_index: int = 0
+    _id: str = field(factory=lambda: f"msg_{secrets.token_hex(12)}")
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        self._model = str(target)
+        for choice in answer.choices:
+            self.blocks.add(choice)
+        content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
+        usage = usage_to_json(answer.usage or Usage())
+        return encode(self._message(content, self.blocks.stop_reason, usage))
+
+    def start(self, target: Target) -> None:
+        self._model = str(target)
+
+    def events(self, batch: StreamBatch) -> bytes:
+        for delta in batch.deltas:
+            self.blocks.add(delta)
+        return self._begin() + self._advance()
+
+    def end(self, usage: Usage | None) -> bytes:
+        delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": None}
+        return b"".join(
+            (
+                self._begin(),
+                self._advance(all_of_them=True),
+                event({"type": "message_delta", "delta": delta, "usage": usage_to_json(usage or Usage())}),
+                event({"type": "message_stop"}),
+            )
+        )
+
+    def error(self, error: ProxyError) -> bytes:
+        return event(in_band(error, self.request_id, committed=bool(self._model)))
+
+    def heartbeat(self) -> bytes:
+        return PING
+
+    def _begin(self) -> bytes:
+        """``message_start``, once. The tokens of the prompt are not known before the end."""
+        if self._started:
+            return b""
+        self._started = True
+        return event({"type": "message_start", "message": self._message([], None, usage_to_json(Usage()))})
+
+    def _message(self, content: list[dict[str, Any]], stop_reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": stop_reason,
+            "stop_sequence": None,
+            "usage": usage,
+        }
+
+    def _advance(self, *, all_of_them: bool = False) -> bytes:
+        """The events of what may leave."""
+        out: list[bytes] = []
+        for block, ends in self.blocks.ready(all_of_them=all_of_them):
+            self._write(block, out)
+            if ends:
+                if block.signature:
+                    out.append(_delta(block, {"type": "signature_delta", "signature": block.signature}))
+                out.append(event({"type": "content_block_stop", "index": block.index}))
+        return b"".join(out)
+
+    def _write(self, block: Block, out: list[bytes]) -> None:
+        if block.index is None:
+            block.index = self._next_index
+            self._next_index += 1
+            out.append(event({"type": "content_block_start", "index": block.index, "content_block": block.empty()}))
+        if text := block.unsent():
+            type_, name = _DELTAS[block.kind]
+            out.append(_delta(block, {"type": type_, name: text}))
+
+
+def _delta(block: Block, delta: dict[str, Any]) -> bytes:
+    return event({"type": "content_block_delta", "index": block.index, "delta": delta})
+
+
+def usage_to_json(usage: Usage) -> dict[str, Any]:
+    """Anthropic counts what it read from a cache beside ``input_tokens``, not in them."""
+    counted: dict[str, Any] = {
+        "input_tokens": max(0, usage.prompt - usage.cached),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached,
+        "output_tokens": usage.completion,
+    }
+    if usage.reasoning:
+        counted["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return counted

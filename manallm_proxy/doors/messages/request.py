@@ -1,0 +1,123 @@
+"""A request to ``POST /v1/messages`` as a chat completion.
+
+What Anthropic's API knows and chat completions do not (``metadata``, ``cache_control``, ``container``,
+``service_tier``, ...) is left out, unless the answer would be another one without it: that is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.messages.history import History
+from manallm_proxy.doors.messages.tools import tool_fields
+from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
+
+_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+_MEDIUM_FROM, _HIGH_FROM = 4096, 16384
+"""Thinking tokens from which a budget is more than a low effort, and more than a medium one."""
+
+
+class ThreadsUnsupported(InvalidRequest):
+    """A request that continues a thread: it holds new messages only, and nothing of it is kept here.
+
+    The SDKs' tool runners send ``thread`` by themselves. At exactly this refusal they send the whole history instead.
+    """
+
+    code = "thread_unsupported_request"
+
+    def __init__(self) -> None:
+        super().__init__("'thread' is not served here: send all messages, without it", param="thread")
+
+
+@frozen
+class Thinking:
+    """What the client wants to see of the model's thoughts."""
+
+    shown: bool = True
+    """Whether their text is in the answer."""
+    signed: bool = True
+    """Whether there may be thinking blocks at all: they carry what a tool call has to bring back."""
+
+
+def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thinking]:
+    """The body of the chat request, and what of its answer is shown. `counts_only`: ``max_tokens`` may be missing.
+
+    Raises InvalidRequest with the place in ``param``.
+    """
+    split_object(body)  # a key that is given twice would be read as its last value
+    asked = decoded(body)
+    if asked.get("thread") is not None:
+        raise ThreadsUnsupported
+    _refuse_servers(asked)
+    thinking, effort = _thinking(asked)
+    fields: Fields = {"model": optional(asked, "model", str), "messages": History.read(asked).messages}
+    fields |= {"stream": optional(asked, "stream", bool), "max_tokens": _max_tokens(asked, required=not counts_only)}
+    fields |= {key: optional(asked, key, float) for key in ("temperature", "top_p")}
+    fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
+    fields |= tool_fields(asked) | _output(asked, effort)
+    try:
+        return encode({key: value for key, value in fields.items() if value is not None}), thinking
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def _refuse_servers(asked: Fields) -> None:
+    if optional(asked, "mcp_servers", list):
+        raise InvalidRequest("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
+
+
+def _max_tokens(asked: Fields, *, required: bool) -> int | None:
+    most: int | None = optional(asked, "max_tokens", int)
+    if most is None and required:
+        raise InvalidRequest("'max_tokens' is missing", param="max_tokens")
+    if most is not None and most < 1:
+        raise wrong("max_tokens", "at least 1")
+    return most
+
+
+def _stop(asked: Fields) -> list[str] | None:
+    return all_of(str, optional(asked, "stop_sequences", list) or [], "stop_sequences") or None
+
+
+def _thinking(asked: Fields) -> tuple[Thinking, str | None]:
+    """``thinking``, and the effort that it stands for; None where it leaves that to the model."""
+    wanted = optional(asked, "thinking", dict)
+    if wanted is None:
+        return Thinking(), None
+    shown = optional(wanted, "display", str, "thinking.") != "omitted"
+    match required(wanted, "type", str, "thinking."):
+        case "disabled":
+            return Thinking(shown=False, signed=False), "none"
+        case "enabled":
+            budget = required(wanted, "budget_tokens", int, "thinking.")
+            return Thinking(shown), "low" if budget < _MEDIUM_FROM else "medium" if budget < _HIGH_FROM else "high"
+        case "adaptive" | "between_tools":
+            return Thinking(shown), None
+    raise wrong("thinking.type", "'enabled', 'disabled', 'adaptive' or 'between_tools'")
+
+
+def _output(asked: Fields, effort: str | None) -> Fields:
+    """``output_config``: an effort that is named there means more than a budget of thoughts."""
+    config = optional(asked, "output_config", dict) or {}
+    path = "output_config."
+    named = optional(config, "effort", str, path)
+    if named is not None and named not in _EFFORTS:
+        raise wrong(path + "effort", " or ".join(repr(each) for each in _EFFORTS))
+    fields: Fields = {"reasoning_effort": effort if effort == "none" else named or effort}
+    wanted, path = optional(config, "format", dict, path), path + "format."
+    if wanted is None:  # before output_config there was a field of its own
+        wanted, path = optional(asked, "output_format", dict), "output_format."
+    if wanted is not None:
+        fields["response_format"] = _format(wanted, path)
+    return fields
+
+
+def _format(wanted: Fields, path: str) -> Any:
+    if required(wanted, "type", str, path) != "json_schema":
+        raise wrong(path + "type", "'json_schema'")
+    schema = required(wanted, "schema", dict, path)
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}

@@ -1,0 +1,63 @@
+"""Tools and ``tool_choice``, as OpenAI has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.messages.content import cut
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+
+
+def tool_fields(asked: Fields) -> Fields:
+    """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of a chat request; nothing where there are no tools."""
+    rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
+    tools = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(rows)]
+    choice = optional(asked, "tool_choice", dict)
+    fields = {} if choice is None else _choice(choice, [tool["function"]["name"] for tool in tools])
+    return {"tools": tools, **fields} if tools else {}
+
+
+def _tool(tool: Fields, path: str) -> Fields:
+    kind = optional(tool, "type", str, path + ".")
+    if kind not in (None, "custom"):
+        raise InvalidRequest(
+            f"'{path}' is of type '{cut(kind)}', a tool that Anthropic's servers run; "
+            "only tools that the client runs are served here (type 'custom', with an input_schema)",
+            param=path,
+        )
+    path += "."
+    function: Fields = {"name": required(tool, "name", str, path)}
+    if (description := optional(tool, "description", str, path)) is not None:
+        function["description"] = description
+    function["parameters"] = required(tool, "input_schema", dict, path)
+    if (strict := optional(tool, "strict", bool, path)) is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: Fields, names: list[str]) -> Fields:
+    fields: Fields = {"tool_choice": _wanted(choice, names)}
+    if (single := optional(choice, "disable_parallel_tool_use", bool, "tool_choice.")) is not None:
+        fields["parallel_tool_calls"] = not single
+    return fields
+
+
+def _wanted(choice: Fields, names: list[str]) -> Any:
+    match required(choice, "type", str, "tool_choice."):
+        case "auto":
+            return "auto"
+        case "none":
+            return "none"
+        case "any":
+            if not names:
+                raise InvalidRequest("'tool_choice' asks for a tool, and 'tools' has none", param="tool_choice")
+            return "required"
+        case "tool":
+            name = required(choice, "name", str, "tool_choice.")
+            if name not in names:
+                raise InvalidRequest(
+                    f"'tool_choice' names '{cut(name)}', which is not in 'tools'", param="tool_choice.name"
+                )
+            return {"type": "function", "function": {"name": name}}
+    raise wrong("tool_choice.type", "'auto', 'any', 'tool' or 'none'")

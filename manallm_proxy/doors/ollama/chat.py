@@ -1,0 +1,48 @@
+"""``POST /api/chat``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.answers import Answer, Delta
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.messages import Conversation
+from manallm_proxy.doors.ollama.reply import ChatReply
+from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.settings import read_settings, tools_of
+from manallm_proxy.openai.request_fields import Fields, optional
+
+
+class OllamaChatDoor:
+    """See `door.Door`."""
+
+    name = "api/chat"
+    error_body = staticmethod(ollama_error_body)
+    headers = staticmethod(no_headers)
+
+    def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
+        asked = read_object(body)
+        model = optional(asked, "model", str) or ""
+        messages = optional(asked, "messages", list) or []
+        settings = read_settings(asked)
+        fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
+        call = door_call(Endpoint.CHAT, asked, fields, settings.ollama | _thoughts(fields), client)
+        if not messages:
+            call.answer, call.summary.stream = loaded(asked), False
+        return call, ChatReply(model)
+
+
+def loaded(asked: Fields) -> Answer:
+    """The answer to a request without a prompt, by which clients load a model, or free its memory."""
+    return Answer(choices=(Delta(finish="unload" if asked.get("keep_alive") in (0, "0", "0s") else "load"),))
+
+
+def _thoughts(fields: dict[str, Any]) -> Fields:
+    """Takes what the model thought in earlier turns out of `fields`, for Ollama alone: Groq and Mistral refuse it."""
+    messages = fields["messages"]
+    if not any("reasoning_content" in message for message in messages):
+        return {}
+    fields["messages"] = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
+    return {"messages": messages}

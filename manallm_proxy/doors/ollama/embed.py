@@ -1,0 +1,106 @@
+"""``POST /api/embed``, and ``POST /api/embeddings``, its older form with one vector."""
+
+from __future__ import annotations
+
+import time
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InternalError, ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.lines import one_line
+from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.settings import read_settings
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
+
+
+class OllamaEmbedDoor:
+    """See `door.Door`."""
+
+    name = "api/embed"
+    error_body = staticmethod(ollama_error_body)
+    headers = staticmethod(no_headers)
+
+    def read(self, body: bytes, client: Client) -> tuple[Call, EmbedReply]:
+        asked = read_object(body)
+        dimensions = optional(asked, "dimensions", int) or None
+        if dimensions is not None and dimensions < 0:
+            raise wrong("dimensions", "at least 1")
+        fields = {"input": _inputs(asked)} | ({"dimensions": dimensions} if dimensions else {})
+        return _call(asked, fields, client), EmbedReply(optional(asked, "model", str) or "")
+
+
+class OllamaEmbeddingsDoor:
+    """See `door.Door`. It counts with ``api/embed``."""
+
+    name = "api/embed"
+    error_body = staticmethod(ollama_error_body)
+    headers = staticmethod(no_headers)
+
+    def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
+        asked = read_object(body)
+        prompt = optional(asked, "prompt", str)
+        fields = {"input": [prompt] if prompt else []}
+        return _call(asked, fields, client), EmbeddingsReply(optional(asked, "model", str) or "")
+
+
+def _inputs(asked: Fields) -> list[str]:
+    given = asked.get("input")
+    if given is None or given == "":
+        return []
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise wrong("input", "a string or an array of strings")
+    return all_of(str, given, "input")
+
+
+def _call(asked: Fields, fields: Fields, client: Client) -> Call:
+    """Without an input Ollama loads the model, and so answers without a vector."""
+    call = door_call(Endpoint.EMBEDDINGS, asked, fields, read_settings(asked).ollama, client)
+    if not fields["input"]:
+        call.answer = Answer()
+    return call
+
+
+@define
+class EmbedReply:
+    """A whole answer, always. See `door.Reply`."""
+
+    model: str
+    content_type: str = "application/json"
+    _began: int = field(factory=time.monotonic_ns)
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        self.start(target)
+        prompt = (answer.usage or Usage()).prompt
+        total = time.monotonic_ns() - self._began
+        counted = {"total_duration": total, "load_duration": 0, "prompt_eval_count": prompt}
+        return one_line({"model": self.model, "embeddings": answer.vectors, **counted})
+
+    def start(self, target: Target) -> None:
+        self.model = str(target)
+
+    def events(self, batch: StreamBatch) -> bytes:
+        raise InternalError("embeddings are not streamed")
+
+    def end(self, usage: Usage | None) -> bytes:
+        raise InternalError("embeddings are not streamed")
+
+    def error(self, error: ProxyError) -> bytes:
+        return ollama_error_body(error)
+
+    def heartbeat(self) -> bytes:
+        return b""
+
+
+@define
+class EmbeddingsReply(EmbedReply):
+    """The one vector, alone."""
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        return one_line({"embedding": answer.vectors[0] if answer.vectors else []})

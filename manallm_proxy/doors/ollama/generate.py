@@ -1,0 +1,70 @@
+"""``POST /api/generate``: a prompt as a chat of one turn, or as it is (``raw``, ``suffix``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.ollama.chat import loaded
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.messages import content_of
+from manallm_proxy.doors.ollama.reply import GenerateReply
+from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.settings import Settings, read_settings
+from manallm_proxy.openai.request_fields import Fields, optional
+
+
+class OllamaGenerateDoor:
+    """See `door.Door`."""
+
+    name = "api/generate"
+    error_body = staticmethod(ollama_error_body)
+    headers = staticmethod(no_headers)
+
+    def read(self, body: bytes, client: Client) -> tuple[Call, GenerateReply]:
+        asked = read_object(body)
+        _refuse_unheard(asked)
+        model = optional(asked, "model", str) or ""
+        prompt, suffix = optional(asked, "prompt", str) or "", optional(asked, "suffix", str) or ""
+        settings = read_settings(asked)
+        if optional(asked, "raw", bool) or suffix:
+            call = _completion(asked, prompt, suffix, settings, client)
+        else:
+            fields = {"messages": _messages(asked, prompt), **settings.fields}
+            call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client)
+        if not prompt and not suffix:
+            call.answer, call.summary.stream = loaded(asked), False
+        return call, GenerateReply(model)
+
+
+def _messages(asked: Fields, prompt: str) -> list[Fields]:
+    system = optional(asked, "system", str)
+    content = content_of(prompt, optional(asked, "images", list), "")
+    turn = {"role": "user", "content": content}
+    return [{"role": "system", "content": system}, turn] if system else [turn]
+
+
+def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, client: Client) -> Call:
+    """No template, no turns: what the model gets is the prompt, or the text around the gap that it is to fill."""
+    raw = bool(optional(asked, "raw", bool))
+    if raw and optional(asked, "system", str):
+        raise InvalidRequest("raw mode does not support 'system': put it into the prompt", param="system")
+    if optional(asked, "images", list):
+        raise InvalidRequest("'images' go with a prompt of its own: leave 'raw' and 'suffix' out", param="images")
+    fields: dict[str, Any] = {"prompt": prompt, **settings.fields}
+    if suffix:
+        fields["suffix"] = suffix
+    if fields.pop("logprobs", False):
+        fields["logprobs"] = fields.pop("top_logprobs", 0)  # a number here
+    fields.pop("reasoning_effort", None)
+    return door_call(Endpoint.COMPLETIONS, asked, fields, settings.ollama | ({"raw": True} if raw else {}), client)
+
+
+def _refuse_unheard(asked: Fields) -> None:
+    """What the answer depends on, and no provider but one Ollama could be told."""
+    if optional(asked, "template", str):
+        raise InvalidRequest("a model's template cannot be changed through this proxy: leave it out", param="template")
+    if optional(asked, "context", list):
+        raise InvalidRequest("'context' is not kept here: send the conversation to /api/chat", param="context")

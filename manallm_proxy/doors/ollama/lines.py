@@ -1,0 +1,34 @@
+"""JSON as Ollama's clients read it: one object a line, whatever their library takes for the end of one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from manallm_proxy.openai.json_object import encode
+
+_LINE_ENDS: Final = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
+"""What ``str.splitlines``, and so httpx below ollama-python, ends a line at, and JSON allows as it is in a string."""
+
+
+def one_line(value: dict[str, Any]) -> bytes:
+    """`value` in JSON, without a line end in it or after it."""
+    text = encode(value)
+    if not text.isascii():
+        for raw, escape in _LINE_ENDS:
+            text = text.replace(raw, escape)
+    return text
+
+
+def now() -> str:
+    """``created_at``: RFC 3339 in UTC."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch, likewise."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

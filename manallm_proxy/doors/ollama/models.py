@@ -1,0 +1,77 @@
+"""Ollama's lists of models: what ``/api/tags`` and ``/api/show`` say of one of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.doors.ollama.lines import rfc3339
+
+VERSION: Final = "0.33.0"
+"""Of the API that is served here. VS Code's Copilot wants 0.6.4 at least, in numbers with dots."""
+FAMILY: Final = "manallm"
+"""What stands for the architecture, which only a model's file could tell."""
+_UNTOLD: Final = ("completion", "tools")
+"""Capabilities of a model whose provider does not tell them: what is unknown is tried, and without ``tools`` a client
+would not try."""
+
+
+@frozen
+class ModelRow:
+    """What we know of a model. ``name``: as a request may name it, with a tag; ``modified``: since the epoch."""
+
+    name: str
+    modified: float
+    capabilities: Iterable[str] | None = None
+    context_length: int = 0
+
+    def listed(self) -> dict[str, Any]:
+        """Its row in ``/api/tags``. The digest stands for the name, and so changes with it alone."""
+        digest = hashlib.sha256(self.name.encode()).hexdigest()
+        return {
+            "name": self.name,
+            "model": self.name,
+            "modified_at": rfc3339(self.modified),
+            "size": 0,
+            "digest": digest,
+            "details": self._details(),
+            "capabilities": self._capabilities(),
+        }
+
+    def shown(self) -> dict[str, Any]:
+        """The answer to ``/api/show``."""
+        info: dict[str, Any] = {"general.architecture": FAMILY, "general.basename": self.name.removesuffix(":latest")}
+        if self.context_length:
+            info[f"{FAMILY}.context_length"] = self.context_length
+        return {
+            "license": "",
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+            "details": self._details(),
+            "model_info": info,
+            "capabilities": self._capabilities(),
+            "modified_at": rfc3339(self.modified),
+        }
+
+    def _capabilities(self) -> list[str]:
+        return sorted(self.capabilities) if self.capabilities is not None else list(_UNTOLD)
+
+    def _details(self) -> dict[str, Any]:
+        details: dict[str, Any] = {
+            "parent_model": "",
+            "format": "",
+            "family": FAMILY,
+            "families": [FAMILY],
+            "parameter_size": "",
+            "quantization_level": "",
+        }
+        return details | ({"context_length": self.context_length} if self.context_length else {})
+
+
+def tagged(name: str) -> str:
+    """`name` as Ollama lists it: with a tag, since clients add one and look the name up in the list."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"

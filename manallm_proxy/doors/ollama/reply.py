@@ -1,0 +1,207 @@
+"""Answers to ``/api/chat`` and ``/api/generate``: a JSON object a line, the last with ``done``.
+
+The rules that clients rely on (seen with ollama-python 0.6, ollama-js 0.6, Go's api, langchain-ollama 1.1, litellm): no
+blank line, ``model``, ``message.role`` and ``done`` in every object, tool calls whole, and an error in mid stream as a
+line, since three of four take a connection that ends for the end of a short answer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.doors.ollama.errors import ollama_error_body
+from manallm_proxy.doors.ollama.lines import now, one_line
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.request_fields import Fields
+
+LOADED: Final = frozenset({"load", "unload"})
+"""``done_reason`` of an answer to a request without a prompt: it has no counters."""
+
+
+@define
+class _Clock:
+    """When things happened, by ``time.monotonic_ns``; ``first``: the first word, None before it."""
+
+    began: int = field(factory=time.monotonic_ns)
+    first: int | None = None
+
+    def durations(self) -> tuple[int, int, int]:
+        """Nanoseconds: in all, until the first word, and since then (at least 1: clients divide by it)."""
+        end = time.monotonic_ns()
+        first = self.first if self.first is not None else self.began
+        return end - self.began, first - self.began, max(end - first, 1)
+
+
+@define
+class LinesReply:
+    """What chat and generate have in common. ``model``: the name asked for, until a target answers."""
+
+    model: str
+    content_type: str = "application/x-ndjson"
+    _clock: _Clock = field(factory=_Clock)
+    _calls: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
+    """Parts of tool calls, by the call's place."""
+    _finish: str | None = None
+    _wrote: bool = False
+
+    def whole(self, target: Target, answer: Answer) -> bytes:
+        """Raises BadResponse if a tool call's arguments are no object."""
+        delta = next((choice for choice in answer.choices if choice.index == 0), Delta())
+        if delta.finish in LOADED:
+            return one_line({**self._shell(), **self.said(), "done": True, "done_reason": delta.finish})
+        self.start(target)
+        self._note(delta)
+        try:
+            said = self._said(delta, self._whole_calls())
+        except BadResponse as error:
+            error.target = str(target)
+            raise
+        return one_line({**self._shell(), **said, **self._ending(answer.usage)})
+
+    def start(self, target: Target) -> None:
+        self.model = str(target)
+
+    def events(self, batch: StreamBatch) -> bytes:
+        lines: list[bytes] = []
+        if self._clock.first is None and batch.has_content:
+            self._clock.first = time.monotonic_ns()
+        for delta in batch.deltas:
+            if delta.index:
+                continue  # one choice is all that was asked for
+            self._note(delta)
+            if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
+                lines.append(self._line(self._said(delta)))
+        if not lines and not self._wrote and batch.has_content:
+            lines.append(self._line(self.said()))  # the head leaves at the commit, and heartbeats begin
+        self._wrote = self._wrote or bool(lines)
+        return b"".join(lines)
+
+    def end(self, usage: Usage | None) -> bytes:
+        try:
+            calls = self._whole_calls()
+        except BadResponse as error:
+            return self.error(error)
+        before = self._line(self.said(calls=calls)) if calls else b""
+        return before + one_line({**self._shell(), **self.said(), **self._ending(usage)}) + b"\n"
+
+    def error(self, error: ProxyError) -> bytes:
+        return ollama_error_body(error) + b"\n"
+
+    def heartbeat(self) -> bytes:
+        """A chunk without content: a blank line would end ollama-python."""
+        return self._line(self.said())
+
+    def said(
+        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
+    ) -> Fields:
+        """The part of an object that holds what the model says."""
+        raise NotImplementedError  # chat and generate differ here
+
+    def logprobs(self, logprobs: Any) -> list[Any]:
+        """OpenAI's form as Ollama's."""
+        rows = logprobs.get("content") if isinstance(logprobs, dict) else None
+        return rows if isinstance(rows, list) else []
+
+    def _note(self, delta: Delta) -> None:
+        for part in delta.tool_calls:
+            self._calls.setdefault(part.index, []).append(part)
+        self._finish = delta.finish or self._finish
+
+    def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
+        images = [url.partition(",")[2] or url for url in delta.images]
+        said = self.said(delta.content + delta.refusal, delta.reasoning, calls, images)
+        rows = self.logprobs(delta.logprobs) if delta.logprobs else []
+        return said | ({"logprobs": rows} if rows else {})
+
+    def _whole_calls(self) -> list[Fields]:
+        """Arguments that the token limit has cut are no object, and so no call."""
+        calls = []
+        for n, (_, parts) in enumerate(sorted(self._calls.items())):
+            arguments = _object("".join(part.arguments for part in parts))
+            if arguments is None and self._finish == "length":
+                continue
+            name = next((part.name for part in parts if part.name), "")
+            if arguments is None or not name:
+                raise BadResponse("the model called a tool with arguments that are no JSON object", detail="tool call")
+            id_ = next((part.id for part in parts if part.id), "")
+            function = {"index": n, "name": name, "arguments": arguments}
+            calls.append({"id": id_, "function": function} if id_ else {"function": function})
+        return calls
+
+    def _shell(self) -> Fields:
+        return {"model": self.model, "created_at": now()}
+
+    def _line(self, said: Fields) -> bytes:
+        return one_line({**self._shell(), **said, "done": False}) + b"\n"
+
+    def _ending(self, usage: Usage | None) -> Fields:
+        """Counters and times as far as we know them: a provider's load is part of its first word's time."""
+        usage = usage or Usage()
+        total, prompt, words = self._clock.durations()
+        return {
+            "done": True,
+            "done_reason": "length" if self._finish == "length" else "stop",
+            "total_duration": total,
+            "load_duration": 0,
+            "prompt_eval_count": usage.prompt,
+            "prompt_eval_duration": prompt,
+            "eval_count": usage.completion,
+            "eval_duration": words,
+        }
+
+
+@define
+class ChatReply(LinesReply):
+    """``message`` holds the words."""
+
+    def said(
+        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
+    ) -> Fields:
+        message: Fields = {"role": "assistant", "content": content}
+        if thinking:
+            message["thinking"] = thinking
+        if images:
+            message["images"] = images
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+
+@define
+class GenerateReply(LinesReply):
+    """``response`` is the text. No tools are asked for here, so none are called."""
+
+    def said(
+        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
+    ) -> Fields:
+        said: Fields = {"response": content}
+        if thinking:
+            said["thinking"] = thinking
+        return said | ({"tool_calls": calls} if calls else {})
+
+    def logprobs(self, logprobs: Any) -> list[Any]:
+        """Of a raw prompt they come in the form of legacy completions."""
+        if not isinstance(logprobs, dict) or not isinstance(logprobs.get("tokens"), list):
+            return super().logprobs(logprobs)
+        rows = [{"token": token} for token in logprobs["tokens"]]
+        for row, number in zip(rows, logprobs.get("token_logprobs") or (), strict=False):
+            row["logprob"] = number
+        return rows
+
+
+def _object(text: str) -> Fields | None:
+    """A call's arguments; none at all are an empty object. None for what is no object."""
+    if not text.strip():
+        return {}
+    try:
+        value = decode(text.encode())
+    except (*DecodeErrors, UnicodeEncodeError):
+        return None
+    return value if isinstance(value, dict) else None

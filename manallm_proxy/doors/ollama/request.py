@@ -1,0 +1,38 @@
+"""What the requests of all of Ollama's endpoints have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.request import EMBEDDING, read_summary
+from manallm_proxy.openai.request_fields import Fields, decoded, optional
+
+
+def no_headers(request_id: str) -> dict[str, str]:
+    """Ollama's answers carry nothing that ours do not."""
+    return {}
+
+
+def read_object(body: bytes) -> Fields:
+    """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
+    split_object(body)
+    return decoded(body)
+
+
+def door_call(endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client) -> Call:
+    """The call for `fields` in OpenAI's words, streamed unless `asked` says otherwise."""
+    fields = {"model": optional(asked, "model", str) or "", **fields}
+    if endpoint is not Endpoint.EMBEDDINGS:
+        fields["stream"] = optional(asked, "stream", bool) is not False
+    try:
+        body = encode(fields)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    key = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}[endpoint]
+    need = EMBEDDING if endpoint is Endpoint.EMBEDDINGS else None
+    summary = read_summary(body, (key, (str, list)), need)
+    return Call(endpoint, summary, body, client.request_id, relays=False, ollama=ollama)

@@ -1,0 +1,102 @@
+"""Ollama's settings in OpenAI's words, and what only another Ollama can be told."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import frozen
+
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+
+_OPTIONS: Final[dict[str, tuple[str, type]]] = {
+    "num_predict": ("max_tokens", int),
+    "temperature": ("temperature", float),
+    "top_p": ("top_p", float),
+    "top_k": ("top_k", int),
+    "seed": ("seed", int),
+    "presence_penalty": ("presence_penalty", float),
+    "frequency_penalty": ("frequency_penalty", float),
+}
+"""``options`` that other providers know: their name there, and their type."""
+_EFFORTS: Final = ("low", "medium", "high", "max")
+
+
+@frozen
+class Settings:
+    """``fields`` of an OpenAI body, and ``ollama`` for providers of that kind (see `provider.Call`)."""
+
+    fields: Fields
+    ollama: Fields
+
+
+def read_settings(asked: Fields) -> Settings:
+    """Raises InvalidRequest, with ``param``, for a wrong type."""
+    fields: Fields = {}
+    ollama: Fields = {}
+    rest: Fields = {}
+    for name, value in (optional(asked, "options", dict) or {}).items():
+        known = _OPTIONS.get(name)
+        if value is None:
+            continue
+        if name == "stop":
+            if stops := _stops(value):
+                fields["stop"] = stops
+        elif known is None:
+            rest[name] = value
+        else:
+            number = optional({name: value}, name, known[1], "options.")
+            if name == "num_predict" and number <= 0:
+                rest |= {name: number} if number else {}  # without end, which others do not have to be told
+            else:
+                fields[known[0]] = number
+    if rest:
+        ollama["options"] = rest
+    ollama |= {key: value for key in ("truncate", "shift") if (value := optional(asked, key, bool)) is not None}
+    if (alive := asked.get("keep_alive")) is not None:
+        ollama["keep_alive"] = alive if isinstance(alive, str) else optional(asked, "keep_alive", float)
+    return Settings(fields | _format(asked) | _logprobs(asked) | _thinking(asked, ollama), ollama)
+
+
+def tools_of(asked: Fields) -> Fields:
+    """``tools`` as they are: they have OpenAI's form. An empty list, which ollama-python always sends, is none."""
+    rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
+    for n, tool in enumerate(rows):
+        required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
+    return {"tools": [{"type": "function", **tool} for tool in rows]} if rows else {}
+
+
+def _format(asked: Fields) -> Fields:
+    """``"json"`` or a schema; one without a name gets one, since OpenAI wants it."""
+    wanted = asked.get("format")
+    if wanted in (None, "", {}):
+        return {}
+    if wanted == "json":
+        return {"response_format": {"type": "json_object"}}
+    if not isinstance(wanted, dict):
+        raise wrong("format", "'json' or a JSON schema")
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}}
+
+
+def _thinking(asked: Fields, ollama: Fields) -> Fields:
+    """``think``: another Ollama gets it as it is, and refuses it where the model does not think."""
+    think = asked.get("think")
+    if think is None or think == "":
+        return {}
+    if not isinstance(think, bool) and think not in _EFFORTS:
+        raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
+    ollama["think"] = think
+    return {"reasoning_effort": "medium" if think is True else think or "none"}
+
+
+def _logprobs(asked: Fields) -> Fields:
+    fields: Fields = {"logprobs": True} if optional(asked, "logprobs", bool) else {}
+    top = optional(asked, "top_logprobs", int)
+    return fields | ({"top_logprobs": top} if fields and top is not None else {})
+
+
+def _stops(value: Any) -> list[str]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        raise wrong("options.stop", "a string or an array of strings")
+    return [stop for stop in all_of(str, value, "options.stop") if stop]

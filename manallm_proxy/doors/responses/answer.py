@@ -1,0 +1,196 @@
+"""One answer: a provider's deltas in, output items and their events out, in the order in which they came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.doors.responses.carried import EXTRA
+from manallm_proxy.doors.responses.output import (
+    COMPLETED,
+    INCOMPLETE,
+    CallItem,
+    Event,
+    ImageItem,
+    Item,
+    MessageItem,
+    ReasoningItem,
+)
+from manallm_proxy.doors.responses.tool_names import ToolNames
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+
+_CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Finish reasons of an answer that is not complete, and this API's words for them."""
+
+
+@define
+class AnswerItems:
+    """One item of text or reasoning is open at a time. Calls stay open until the end: their parts may interleave."""
+
+    _new_id: Callable[[str], str]
+    _names: ToolNames
+    _packs: bool = False
+    """The client asked for ``encrypted_content``."""
+    provider: str = ""
+    """Who answers."""
+    items: list[Item] = field(factory=list)
+    finish: str | None = None
+    _text: MessageItem | None = None
+    _thought: ReasoningItem | None = None
+    _calls: dict[int, CallItem] = field(factory=dict)
+    """The latest of each index."""
+    _last: Item | None = None
+    """Where the last word went: it is the one that was cut, if any was."""
+
+    @property
+    def incomplete(self) -> str | None:
+        """Why the answer is incomplete, if it is."""
+        return _CUT.get(self.finish or "")
+
+    @property
+    def failed(self) -> bool:
+        """The provider gave up in mid answer."""
+        return self.finish == "error"
+
+    def take(self, delta: Delta) -> Iterator[Event]:
+        """One step of the answer."""
+        if delta.reasoning:
+            yield from self._think(delta.reasoning, delta.reasoning_key)
+        logprobs = _logprobs(delta.logprobs) if delta.logprobs is not None else []
+        if delta.content or logprobs:
+            yield from self._say("output_text", delta.content, logprobs)
+        if delta.refusal:
+            yield from self._say("refusal", delta.refusal, [])
+        for url in delta.images:
+            yield from self._show(url)
+        for part in delta.tool_calls:
+            yield from self._call(part)
+        self.finish = delta.finish or self.finish
+
+    def end(self) -> Iterator[Event]:
+        """Closes what is open. An answer without a word is an empty message."""
+        if not self.items:
+            yield from self._say("output_text", "", [])
+        for item in self.items:
+            if item.status == "in_progress":
+                cut = self.incomplete is not None and item is self._last
+                yield from item.close(INCOMPLETE if cut else COMPLETED)
+        self._text = self._thought = None
+
+    def break_off(self) -> None:
+        """The answer is cut: what is open is incomplete, and no event says that it was done."""
+        for item in self.items:
+            if item.status == "in_progress":
+                item.status = INCOMPLETE
+
+    def views(self) -> list[dict[str, Any]]:
+        """``output``, for the client."""
+        return [item.view() for item in self.items]
+
+    def _add(self, item: Item) -> Event:
+        self.items.append(item)
+        return item.open()
+
+    def _close_text(self) -> Iterator[Event]:
+        text, self._text = self._text, None
+        if text is not None:
+            yield from text.close(COMPLETED)
+
+    def _close_thought(self) -> Iterator[Event]:
+        thought, self._thought = self._thought, None
+        if thought is not None:
+            yield from thought.close(COMPLETED)
+
+    def _think(self, words: str, key: str) -> Iterator[Event]:
+        yield from self._close_text()
+        yield from self._open_thought()
+        assert self._thought is not None
+        self._last, self._thought.key = self._thought, key
+        yield from self._thought.think(words)
+
+    def _open_thought(self) -> Iterator[Event]:
+        if self._thought is None:
+            new = self._new_id("rs")
+            self._thought = ReasoningItem(new, len(self.items), packs=self._packs, provider=self.provider)
+            yield self._add(self._thought)
+
+    def _say(self, kind: str, words: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
+        yield from self._close_thought()
+        if self._text is None:
+            self._text = MessageItem(self._new_id("msg"), len(self.items))
+            yield self._add(self._text)
+        self._last = self._text
+        yield from self._text.say(kind, words, logprobs)
+
+    def _show(self, url: str) -> Iterator[Event]:
+        yield from self._close_thought()
+        yield from self._close_text()
+        picture = ImageItem(id=self._new_id("ig"), index=len(self.items), url=url)
+        yield self._add(picture)
+        yield from picture.close(COMPLETED)
+
+    def _call(self, part: ToolCall) -> Iterator[Event]:
+        id_ = self._begins(part)
+        if id_ is not None:
+            extra = part.extra.get(EXTRA)
+            yield from self._carry(id_, extra)
+            yield from self._close_thought()
+            yield from self._close_text()
+            tool = self._names.tool(part.name)
+            new = self._new_id("ctc" if tool.kind == "custom" else "fc")
+            begun = CallItem(id=new, index=len(self.items), call_id=id_, tool=tool, provider=self.provider, extra=extra)
+            self._calls[part.index] = begun
+            yield self._add(begun)
+        call = self._last = self._calls[part.index]
+        yield from call.call(part.arguments)
+
+    def _begins(self, part: ToolCall) -> str | None:
+        """The id of a new call that `part` begins; None where it goes on with one.
+
+        A part with a name under a known index is another call only if what came before it is complete: some servers
+        repeat the name with each part, others number all calls 0.
+        """
+        known = self._calls.get(part.index)
+        if known is not None and not (part.name and part.id != known.call_id and _is_object(known.arguments)):
+            return None
+        used = {item.call_id for item in self.items if isinstance(item, CallItem)}
+        return part.id if part.id and part.id not in used else new_call_id()
+
+    def _carry(self, id_: str, extra: dict[str, Any] | None) -> Iterator[Event]:
+        """What goes back with a call stands in the reasoning before it."""
+        if not (self._packs and extra):
+            return
+        yield from self._close_text()
+        yield from self._open_thought()
+        assert self._thought is not None
+        self._thought.extras[id_] = extra
+
+
+def _is_object(arguments: str) -> bool:
+    try:
+        return isinstance(decode(arguments.encode()), dict)
+    except DecodeErrors:
+        return False
+
+
+def _logprobs(told: Any) -> list[dict[str, Any]]:
+    """A chat's ``logprobs``; the types of this API want the bytes of each token, known or not."""
+    rows = told.get("content") if isinstance(told, dict) else None
+    tokens = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [
+        {**_token(row), "top_logprobs": [_token(top) for top in row.get("top_logprobs") or () if isinstance(top, dict)]}
+        for row in tokens
+    ]
+
+
+def _token(row: dict[str, Any]) -> dict[str, Any]:
+    token = str(row.get("token") or "")
+    known = row.get("bytes")
+    return {
+        "token": token,
+        "logprob": row.get("logprob") or 0.0,
+        "bytes": known if isinstance(known, list) else list(token.encode()),
+    }

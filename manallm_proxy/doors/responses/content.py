@@ -1,0 +1,75 @@
+"""The content of one message or tool result, as a chat's: a plain string where there is only text."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
+
+_TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+"""Types of parts that are text, and where it stands."""
+Content = str | list[Fields]
+
+
+def read_content(content: object, path: str) -> Content:
+    """A string, or a chat's parts. Raises InvalidRequest with the path of the part that cannot be read."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(path, "a string or an array of parts")
+    parts = [_part(part, f"{path}[{n}]") for n, part in enumerate(all_of(dict, content, path))]
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def text_and_rest(content: Content) -> tuple[str, list[Fields]]:
+    """`content` where only text may stand, and the parts that are none."""
+    if isinstance(content, str):
+        return content, []
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return "\n".join(texts), [part for part in content if part["type"] != "text"]
+
+
+def _part(part: Fields, path: str) -> Fields:
+    kind = required(part, "type", str, path + ".")
+    if kind in _TEXTS:
+        return {"type": "text", "text": required(part, _TEXTS[kind], str, path + ".")}
+    if kind == "input_image":
+        return _image(part, path)
+    if kind == "input_file":
+        return _file(part, path)
+    if kind == "input_audio":
+        return {"type": kind, kind: required(part, kind, dict, path + ".")}
+    known = "input_text, input_image, input_file, input_audio, output_text and refusal"
+    raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {known}", param=path)
+
+
+def _image(part: Fields, path: str) -> Fields:
+    if part.get("image_url") is None and part.get("file_id") is not None:
+        raise _uploaded(path, "image_url")
+    url, _ = image_url(part, path + ".")
+    image: dict[str, Any] = {"url": url}
+    if detail := optional(part, "detail", str, path + "."):
+        image["detail"] = detail
+    return {"type": "image_url", "image_url": image}
+
+
+def _file(part: Fields, path: str) -> Fields:
+    if part.get("file_data") is None:
+        if part.get("file_url") is not None:
+            raise InvalidRequest(f"{path}.file_url: URLs are not fetched, send file_data", param=path + ".file_url")
+        if part.get("file_id") is not None:
+            raise _uploaded(path, "file_data")
+    file: Fields = {"file_data": required(part, "file_data", str, path + ".")}
+    if (name := optional(part, "filename", str, path + ".")) is not None:
+        file["filename"] = name
+    return {"type": "file", "file": file}
+
+
+def _uploaded(path: str, instead: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{path}.file_id: uploaded files are not served here, send {instead} as a base64 data URI",
+        param=path + ".file_id",
+    )

@@ -1,0 +1,115 @@
+"""``POST /v1/responses``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define, evolve
+
+from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.openai_reply import no_headers
+from manallm_proxy.doors.responses.answer import AnswerItems
+from manallm_proxy.doors.responses.items import REFERENCE, Conversation, input_items
+from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.output import Item
+from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
+from manallm_proxy.doors.responses.request import SEALED, Asked, read_request
+from manallm_proxy.doors.responses.shell import Shell
+from manallm_proxy.doors.responses.store import Owner, Store, Stored
+from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request_fields import Fields, required
+
+
+@define(eq=False)
+class ResponsesDoor:
+    """See `door.Door`. Every request becomes a whole conversation: no provider knows of an earlier one."""
+
+    store: Store
+    name: str = "responses"
+    error_body = staticmethod(error_body)
+    headers = staticmethod(no_headers)
+
+    async def read(self, body: bytes, client: Client) -> tuple[Call, ResponsesReply]:
+        """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others."""
+        asked = read_request(body)
+        history = await self._history(asked.previous, client.key)
+        items = await self._resolved(input_items(asked.fields["input"]), client.key)
+        try:
+            call = _call(asked, _conversation(asked, history, items), client.request_id)
+            kept = (*history, *map(encode, items)) if asked.stores else ()
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply") from None
+        repeated = {key: value for key, value in asked.fields.items() if key != "input"}
+        shell = Shell(self.store.new_id("resp"), repeated, call.summary.model)
+        answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
+        keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
+        return call, ResponsesReply(shell, answer, keep)
+
+    async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
+        """All items of the response that this one continues, and of those before it."""
+        if previous is None:
+            return ()
+        stored = await self.store.response(owner, previous)
+        if stored is None:
+            raise PreviousResponseNotFound(previous)
+        return (*stored.input, *stored.output)
+
+    async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields]:
+        """`items` with the item in place of each reference to it."""
+        wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
+        if not wanted:
+            return items
+        found = await self.store.items(owner, wanted.values())
+        for n, id_ in wanted.items():
+            if id_ not in found:
+                raise ItemNotFound(id_, f"input[{n}]")
+        return [decode(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
+
+    def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
+        def keep(response: dict[str, Any], items: list[Item]) -> None:
+            output = tuple(encode(item.stored()) for item in items)
+            self.store.keep(owner, Stored(id_, encode(response), input_, output, tuple(item.id for item in items)))
+
+        return keep
+
+
+def _is_reference(item: Fields) -> bool:
+    """Some clients leave the type out (openai's types allow it)."""
+    return item.get("type") == REFERENCE or (set(item) <= {"id", "type"} and item.get("type") is None and "id" in item)
+
+
+def _reference(item: Fields, place: int) -> str:
+    return str(required(item, "id", str, f"input[{place}]."))
+
+
+def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
+    """The call as every provider gets it, and as one that finds something of its own in it."""
+    notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
+
+    def at(provider: str) -> Call:
+        messages = talk.messages(provider)
+        if not messages:
+            raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
+        chat = encode({**asked.chat, "messages": messages})
+        summary = read_summary(chat, ("messages", list))
+        return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes)
+
+    call = at("")
+    return evolve(call, own=at) if talk.carries else call
+
+
+def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> Conversation:
+    """Instructions (of this request alone), what was said before, what is new."""
+    talk = Conversation(asked.tools.names)
+    if instructions := asked.fields.get("instructions"):
+        talk.say("system", instructions)
+    for data in history:
+        talk.add(decode(data), "previous_response_id")
+    for n, item in enumerate(items):
+        talk.add(item, f"input[{n}]")
+    return talk

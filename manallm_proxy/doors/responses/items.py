@@ -1,0 +1,194 @@
+"""Input items as a chat's messages.
+
+A chat knows turns: what an assistant said and called, then the results of those calls, then what comes next. Items
+are looser: calls and texts of a turn are items of their own, and a result may come after the next text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.carried import EXTRA, Carried, unpack
+from manallm_proxy.doors.responses.content import read_content, text_and_rest
+from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+
+REFERENCE: Final = "item_reference"
+_ROLES: Final = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
+_KNOWN: Final = (
+    "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
+    "image_generation_call and item_reference"
+)
+
+
+@define
+class _Turn:
+    """What an assistant said and called, and the results."""
+
+    texts: list[str] = field(factory=list, repr=False)
+    reasoning: list[Carried] = field(factory=list, repr=False)
+    calls: list[Fields] = field(factory=list, repr=False)
+    images: list[Fields] = field(factory=list, repr=False)
+    results: list[Fields] = field(factory=list, repr=False)
+    extras: dict[str, Carried] = field(factory=dict, repr=False)
+    """See `Conversation`, which fills it."""
+    shown: list[Fields] = field(factory=list, repr=False)
+    """Pictures and files among the results, which a chat's tool message cannot hold."""
+
+    def messages(self, provider: str) -> Iterable[Fields]:
+        """As `provider` gets them."""
+        said: Fields = {"role": "assistant", "content": "\n".join(self.texts) if self.texts else None}
+        for thought in self.reasoning:
+            if thought.provider == provider:
+                said[thought.key] = "\n".join(filter(None, (said.get(thought.key), thought.reasoning)))
+        if self.images:
+            said["images"] = self.images
+        if self.calls:
+            said["tool_calls"] = [self._call(call, provider) for call in self.calls]
+        elif said["content"] is None:
+            said["content"] = ""
+        if self.texts or self.calls or self.images:  # reasoning alone is nothing that a chat can hold
+            yield said
+        yield from self.results
+        if self.shown:
+            yield {"role": "user", "content": self.shown}
+
+    def _call(self, call: Fields, provider: str) -> Fields:
+        carried = self.extras.get(call["id"])
+        extra = carried.extras[call["id"]] if carried is not None and carried.provider == provider else None
+        return call if extra is None else {**call, EXTRA: extra}
+
+
+@define
+class Conversation:
+    """Items in, one by one; a chat's messages out."""
+
+    _names: ToolNames
+    _rows: list[Fields | _Turn] = field(factory=list, repr=False)
+    _open: _Turn | None = None
+    """The turn that goes on while the assistant's items follow each other."""
+    _called: dict[str, _Turn] = field(factory=dict)
+    """By the id of a call. An id that is used again means the later call."""
+    _extras: dict[str, Carried] = field(factory=dict, repr=False)
+    """By the id of a call: what carries something that goes back with it."""
+    carries: bool = False
+    """Something is for one provider alone."""
+
+    def say(self, role: str, content: Any) -> None:
+        """A message that is no assistant's."""
+        self._open = None
+        self._rows.append({"role": role, "content": content})
+
+    def add(self, item: Fields, path: str) -> None:
+        """Raises InvalidRequest that names the item's place, and its type where it is not known."""
+        kind = optional(item, "type", str, path + ".") or ("message" if "role" in item else None)
+        match kind:
+            case "message":
+                self._message(item, path)
+            case "function_call":
+                self._call(item, path, required(item, "arguments", str, path + ".") or "{}")
+            case "custom_tool_call":
+                self._call(item, path, input_to_arguments(required(item, "input", str, path + ".")))
+            case "function_call_output" | "custom_tool_call_output":
+                self._result(item, path)
+            case "reasoning":
+                self._reasoning(item)
+            case "image_generation_call":
+                self._image(item, path)
+            case None:
+                raise InvalidRequest(f"{path} has neither 'type' nor 'role'", param=path)
+            case _:
+                raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
+
+    def messages(self, provider: str = "") -> list[Fields]:
+        """All of it, as `provider` gets it."""
+        written: list[Fields] = []
+        for row in self._rows:
+            if isinstance(row, _Turn):
+                written += row.messages(provider)
+            else:
+                written.append(row)
+        return written
+
+    def _message(self, item: Fields, path: str) -> None:
+        role = _ROLES.get(required(item, "role", str, path + "."))
+        if role is None:
+            raise wrong(path + ".role", "'user', 'assistant', 'system' or 'developer'")
+        if item.get("content") is None:
+            raise InvalidRequest(f"'{path}.content' is missing", param=path + ".content")
+        content = read_content(item["content"], path + ".content")
+        if role == "user":
+            self.say(role, content)
+            return
+        text, rest = text_and_rest(content)
+        if rest:
+            raise wrong(path + ".content", f"text: the role is '{item['role']}'")
+        if role == "assistant":
+            self._turn().texts.append(text)
+        else:
+            self.say(role, text)
+
+    def _turn(self) -> _Turn:
+        """The turn that an assistant's next item belongs to: a new one once results have come."""
+        if self._open is None or self._open.results:
+            self._open = _Turn(extras=self._extras)
+            self._rows.append(self._open)
+        return self._open
+
+    def _call(self, item: Fields, path: str, arguments: str) -> None:
+        id_ = required(item, "call_id", str, path + ".")
+        name = required(item, "name", str, path + ".")
+        flat = self._names.flat(name, optional(item, "namespace", str, path + "."))
+        call: Fields = {"id": id_, "type": "function", "function": {"name": flat, "arguments": arguments}}
+        self._carry(item)
+        turn = self._turn()
+        turn.calls.append(call)
+        self._called[id_] = turn
+
+    def _result(self, item: Fields, path: str) -> None:
+        id_ = required(item, "call_id", str, path + ".")
+        turn = self._called.get(id_)
+        if turn is None:
+            raise InvalidRequest(
+                f"No tool call found for call_id '{id_[:64]}' ({path}): the call has to come before its output",
+                param=path + ".call_id",
+            )
+        if item.get("output") is None:
+            raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
+        text, rest = text_and_rest(read_content(item["output"], path + ".output"))
+        turn.results.append({"role": "tool", "tool_call_id": id_, "content": text or _note(rest)})
+        if rest:
+            turn.shown += [{"type": "text", "text": f"Output of the tool call {id_}:"}, *rest]
+
+    def _reasoning(self, item: Fields) -> None:
+        """Only what we packed goes back: a summary is for people, and most providers refuse to be given one."""
+        carried = self._carry(item)
+        if carried.reasoning:
+            self._turn().reasoning.append(carried)
+
+    def _carry(self, item: Fields) -> Carried:
+        carried = unpack(item.get("encrypted_content"))
+        self._extras |= dict.fromkeys(carried.extras, carried)
+        self.carries = self.carries or bool(carried.provider)
+        return carried
+
+    def _image(self, item: Fields, path: str) -> None:
+        """A picture that a model made, where OpenRouter puts them."""
+        data = required(item, "result", str, path + ".")
+        url = f"data:image/{optional(item, 'output_format', str, path + '.') or 'png'};base64,{data}"
+        self._turn().images.append({"type": "image_url", "image_url": {"url": url}})
+
+
+def _note(rest: list[Fields]) -> str:
+    return "(its output follows in the next message)" if rest else ""
+
+
+def input_items(given: object) -> list[Fields]:
+    """``input`` as items: a string is a user's message."""
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
+    return all_of(dict, given if isinstance(given, list) else [], "input")

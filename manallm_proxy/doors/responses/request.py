@@ -1,0 +1,157 @@
+"""A request of the Responses API: checked, and as a chat's body.
+
+What only this API knows (``store``, ``include``, ``metadata``, ``truncation``, cache keys, ...) never goes to a
+provider: many refuse a field that they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.tools import Tools
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
+
+SEALED: Final = "reasoning.encrypted_content"
+LOGPROBS: Final = "message.output_text.logprobs"
+_PASSED: Final[dict[str, type]] = {
+    "temperature": float,
+    "top_p": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
+    "seed": int,
+    "service_tier": str,
+    "user": str,
+}
+"""What a chat has under the same name."""
+_CHECKED: Final[dict[str, type]] = {
+    "instructions": str,
+    "max_tool_calls": int,
+    "metadata": dict,
+    "previous_response_id": str,
+    "prompt_cache_key": str,
+    "safety_identifier": str,
+    "store": bool,
+    "truncation": str,
+}
+"""What is only read here, or only repeated in the response."""
+_REFUSED: Final = {
+    "background": "answers are not made in the background: leave it out, and stream",
+    "conversation": "conversations are not kept here: send the items, or previous_response_id",
+    "prompt": "prompt templates are not kept here: send instructions and input",
+}
+_SCHEMA_NAME: Final = "response"
+"""Of a schema without a name, which a chat's must have."""
+
+
+@frozen
+class Asked:
+    """``fields``: the whole request, decoded. ``chat``: the chat's body as far as no messages are concerned."""
+
+    fields: Fields = field(repr=False)
+    chat: Fields = field(repr=False)
+    tools: Tools = field(repr=False)
+    include: frozenset[str]
+
+    @property
+    def stores(self) -> bool:
+        """Whether the response is to be kept. By default it is."""
+        return self.fields.get("store") is not False
+
+    @property
+    def previous(self) -> str | None:
+        """The response that this one continues."""
+        return self.fields.get("previous_response_id") or None
+
+
+def read_request(body: bytes) -> Asked:
+    """Raises InvalidRequest, with ``param``, for what cannot be understood or is not served here."""
+    summary = read_summary(body, ("input", (str, list)))
+    fields = decoded(body)
+    for key, why in _REFUSED.items():
+        if fields.get(key) not in (None, False):
+            raise InvalidRequest(f"'{key}' is not served: {why}", param=key)
+    for key, kind in _CHECKED.items():
+        optional(fields, key, kind)
+    include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
+    tools = Tools.read(fields)
+    chat: Fields = {"model": summary.model} if summary.model else {}
+    chat |= {"messages": [], "stream": summary.stream}
+    chat |= {key: value for key, kind in _PASSED.items() if (value := optional(fields, key, kind)) is not None}
+    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, include) | _tools(fields, tools)
+    return Asked(fields, chat, tools, include)
+
+
+def _length(fields: Fields) -> Fields:
+    """Newer models of OpenAI know one name only, many other servers the older one; effort tells the former."""
+    most = optional(fields, "max_output_tokens", int)
+    if most is None:
+        return {}
+    if most < 1:
+        raise wrong("max_output_tokens", "at least 1")
+    thinks = isinstance(fields.get("reasoning"), dict) and fields["reasoning"].get("effort") is not None
+    return {"max_completion_tokens" if thinks else "max_tokens": most}
+
+
+def _reasoning(fields: Fields) -> Fields:
+    """``summary`` says how much of it to show: all that a provider shows is passed on anyway."""
+    reasoning = optional(fields, "reasoning", dict) or {}
+    effort = optional(reasoning, "effort", str, "reasoning.")
+    return {} if effort is None else {"reasoning_effort": effort}
+
+
+def _text(fields: Fields) -> Fields:
+    text = optional(fields, "text", dict) or {}
+    chat: Fields = {}
+    if (verbosity := optional(text, "verbosity", str, "text.")) is not None:
+        chat["verbosity"] = verbosity
+    shape = optional(text, "format", dict, "text.")
+    if shape is None:
+        return chat
+    path = "text.format."
+    match required(shape, "type", str, path):
+        case "text":
+            return chat
+        case "json_object":
+            return chat | {"response_format": {"type": "json_object"}}
+        case "json_schema":
+            return chat | {"response_format": {"type": "json_schema", "json_schema": _schema(shape, path)}}
+    raise wrong("text.format.type", "'text', 'json_object' or 'json_schema'")
+
+
+def _schema(shape: Fields, path: str) -> Fields:
+    """Flat here, nested in a chat."""
+    named: Fields = {
+        "name": optional(shape, "name", str, path) or _SCHEMA_NAME,
+        "schema": required(shape, "schema", dict, path),
+    }
+    if (description := optional(shape, "description", str, path)) is not None:
+        named["description"] = description
+    if (strict := optional(shape, "strict", bool, path)) is not None:
+        named["strict"] = strict
+    return named
+
+
+def _logprobs(fields: Fields, include: frozenset[str]) -> Fields:
+    top = optional(fields, "top_logprobs", int)
+    if top is not None and not 0 <= top <= 20:
+        raise wrong("top_logprobs", "a whole number from 0 to 20")
+    if not top and LOGPROBS not in include:
+        return {}
+    return {"logprobs": True} | ({"top_logprobs": top} if top else {})
+
+
+def _tools(fields: Fields, tools: Tools) -> Fields:
+    """Nothing of tools where there are none: servers refuse a choice among nothing."""
+    parallel = optional(fields, "parallel_tool_calls", bool)
+    if not tools.rows:
+        return {}
+    chat: dict[str, Any] = {"tools": tools.rows}
+    if tools.choice is not None:
+        chat["tool_choice"] = tools.choice
+    if parallel is not None:
+        chat["parallel_tool_calls"] = parallel
+    return chat

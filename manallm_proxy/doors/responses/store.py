@@ -1,0 +1,208 @@
+"""Responses that clients may refer to: by ``previous_response_id``, ``item_reference`` or ``GET``.
+
+The proxy always sends a whole history on, so a response is kept with all items that led to it. A conversation's
+turns share most of their items: each distinct item is kept once, and counted once.
+
+1. A response belongs to the client key that made it. For everyone else it does not exist.
+2. What is used (read, continued, referred to) is the last to go; what has not been used for ``ttl`` is gone.
+3. The bytes of all that is kept, its overhead included, stay at most ``memory``; the least recently used goes first.
+
+`MemoryStore` is synchronous and takes the time from its clock; `Store` is what the door needs of any store.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+
+Owner = str | None
+"""The name of a client key; None where no key is asked for: then all clients are one."""
+
+RECORD_COST: Final = 1200
+"""Bytes that a response costs beside its texts: objects, and its places in dictionaries."""
+ITEM_COST: Final = 300
+"""The same for each distinct item."""
+NAME_COST: Final = 500
+"""The same for each id of an output item."""
+REFERENCE_COST: Final = 8
+"""The same for each item of each response, shared or not."""
+LONGEST_ID: Final = 64
+"""Characters of an id that may be ours."""
+
+
+@frozen
+class Stored:
+    """One response. All texts are JSON."""
+
+    id: str
+    shell: bytes = field(repr=False)
+    """The response object with an empty ``output``."""
+    input: tuple[bytes, ...] = field(repr=False)
+    """All items that led to it, oldest first: the history that it continued, then its own input."""
+    output: tuple[bytes, ...] = field(repr=False)
+    output_ids: tuple[str, ...] = ()
+    """Of the items in ``output``, one each."""
+
+
+@frozen
+class Bounds:
+    """Bytes, and seconds since the last use."""
+
+    memory: int = 64 * 2**20
+    ttl: float = 3600.0
+
+
+class Store(Protocol):
+    """Keeps responses. What is unknown, gone, or somebody else's is not told apart."""
+
+    def new_id(self, prefix: str) -> str:
+        """A new id, such as ``resp_...``; nobody can guess it."""
+
+    def keep(self, owner: Owner, stored: Stored) -> None:
+        """Keeps `stored`, unless it is larger than all that may be kept."""
+
+    async def response(self, owner: Owner, id_: str) -> Stored | None:
+        """One response."""
+
+    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+        """Output items by id, as JSON; those that are not known are missing."""
+
+    async def drop(self, owner: Owner, id_: str) -> bool:
+        """Forgets a response. Whether there was one."""
+
+
+@define(eq=False)
+class _Item:
+    data: bytes = field(repr=False)
+    uses: int = 0
+
+
+@define(eq=False)
+class _Record:
+    owner: Owner
+    stored: Stored
+    used_at: float
+
+
+@define(eq=False)
+class MemoryStore:
+    """In this process. ``clock`` gives monotonic seconds; ``bounds`` may change with each reload."""
+
+    clock: Callable[[], float]
+    bounds: Callable[[], Bounds] = Bounds
+    worker: int = 0
+    """Which of several processes this is: its ids say so."""
+    size: int = 0
+    """Bytes kept, as counted."""
+    _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
+    """The least recently used first. A plain dict finds its first key slowly after many have been taken out there."""
+    _items: dict[bytes, _Item] = field(factory=dict, repr=False)
+    _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict, repr=False)
+    """By owner and id of an output item: the item, and the response that it came with."""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}_{self.worker:04x}{secrets.token_hex(22)}"
+
+    def keep(self, owner: Owner, stored: Stored) -> None:
+        if _alone(stored) > self.bounds().memory:
+            return
+        self.forget(owner, stored.id)
+        shared = Stored(
+            stored.id,
+            stored.shell,
+            tuple([self._share(data) for data in stored.input]),
+            tuple([self._share(data) for data in stored.output]),
+            stored.output_ids,
+        )
+        self._records[owner, shared.id] = _Record(owner, shared, self.clock())
+        self.size += _own(shared)
+        for name, data in zip(shared.output_ids, shared.output, strict=True):
+            self._names[owner, name] = (data, shared.id)
+        self.trim()
+
+    def find(self, owner: Owner, id_: str) -> Stored | None:
+        """See `Store.response`."""
+        self.trim()
+        record = self._records.get((owner, id_))
+        if record is None:
+            return None
+        record.used_at = self.clock()
+        self._records.move_to_end((owner, id_))
+        return record.stored
+
+    def find_items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+        """See `Store.items`."""
+        self.trim()
+        found = {id_: self._names[owner, id_] for id_ in ids if (owner, id_) in self._names}
+        for response in dict.fromkeys(response for _, response in found.values()):
+            self.find(owner, response)
+        return {id_: data for id_, (data, _) in found.items()}
+
+    def forget(self, owner: Owner, id_: str) -> bool:
+        """See `Store.drop`."""
+        self._expire()
+        record = self._records.pop((owner, id_), None)
+        if record is None:
+            return False
+        self._release(record)
+        return True
+
+    def trim(self) -> None:
+        """Lets go of what is too old, and of what no longer fits."""
+        self._expire()
+        while self._records and self.size > self.bounds().memory:
+            self._release(self._records.popitem(last=False)[1])
+
+    async def response(self, owner: Owner, id_: str) -> Stored | None:
+        return self.find(owner, id_)
+
+    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+        return self.find_items(owner, ids)
+
+    async def drop(self, owner: Owner, id_: str) -> bool:
+        return self.forget(owner, id_)
+
+    def _expire(self) -> None:
+        oldest = self.clock() - self.bounds().ttl
+        while self._records:
+            if next(iter(self._records.values())).used_at > oldest:
+                return
+            self._release(self._records.popitem(last=False)[1])
+
+    def _share(self, data: bytes) -> bytes:
+        """`data`, or the equal bytes that are kept already; one more use of them."""
+        item = self._items.get(data)
+        if item is None:
+            item = self._items[data] = _Item(data)
+            self.size += len(data) + ITEM_COST
+        item.uses += 1
+        return item.data
+
+    def _release(self, record: _Record) -> None:
+        self.size -= _own(record.stored)
+        for name in record.stored.output_ids:
+            self._names.pop((record.owner, name), None)
+        for data in (*record.stored.input, *record.stored.output):
+            item = self._items[data]
+            item.uses -= 1
+            if not item.uses:
+                del self._items[data]
+                self.size -= len(data) + ITEM_COST
+
+
+def _own(stored: Stored) -> int:
+    """What a response costs beside its items."""
+    references = REFERENCE_COST * (len(stored.input) + len(stored.output))
+    return len(stored.shell) + RECORD_COST + NAME_COST * len(stored.output_ids) + references
+
+
+def _alone(stored: Stored) -> int:
+    """What a response would cost if it shared nothing."""
+    return _own(stored) + sum(len(data) + ITEM_COST for data in {*stored.input, *stored.output})

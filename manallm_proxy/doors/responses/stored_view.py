@@ -1,0 +1,96 @@
+"""A stored response, and its input items, as a client gets to see them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+
+from manallm_proxy.doors.responses.store import Stored
+from manallm_proxy.openai.json_object import decode
+from manallm_proxy.openai.request_fields import wrong
+
+_MOST: Final = 100
+_PREFIXES: Final = {"function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs", "message": "msg"}
+
+
+@frozen
+class Page:
+    """What of a list is asked for."""
+
+    limit: int = 20
+    ascending: bool = False
+    after: str | None = None
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> Page:
+        """InvalidRequest with ``param`` for ``limit`` and ``order`` that are none."""
+        limit, order = query.get("limit", "20"), query.get("order", "desc")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _MOST):
+            raise wrong("limit", f"a whole number from 1 to {_MOST}")
+        if order not in ("asc", "desc"):
+            raise wrong("order", "'asc' or 'desc'")
+        return cls(int(limit), order == "asc", query.get("after"))
+
+
+def response_view(stored: Stored) -> dict[str, Any]:
+    """The response object, as it was answered."""
+    shell: dict[str, Any] = msgspec.json.decode(stored.shell)
+    return {**shell, "output": [_shown(decode(data)) for data in stored.output]}
+
+
+def input_view(stored: Stored, page: Page) -> dict[str, Any]:
+    """A page of the items that led to it, the newest first unless asked otherwise. Each has an id of its own.
+
+    InvalidRequest where ``after`` names none of them.
+    """
+    by_id: dict[str, dict[str, Any]] = {}
+    for n, data in enumerate(stored.input):
+        row = _listed(decode(data), f"{stored.id}/{n}", by_id.keys())
+        by_id[row["id"]] = row
+    rows = list(by_id.values())
+    if not page.ascending:
+        rows.reverse()
+    if page.after is not None and page.after not in by_id:
+        raise wrong("after", "the id of an item of this response")
+    start = 0 if page.after is None else 1 + rows.index(by_id[page.after])
+    shown = rows[start : start + page.limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": start + len(shown) < len(rows),
+    }
+
+
+def _listed(item: dict[str, Any], place: str, taken: Collection[str]) -> dict[str, Any]:
+    """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call.
+
+    An item that was sent twice has its id once.
+    """
+    kind = item.get("type") or "message"
+    row = {**_shown(item), "type": kind}
+    if not isinstance(row.get("id"), str) or row["id"] in taken:
+        row["id"] = f"{_PREFIXES.get(kind, 'item')}_{hashlib.sha256(place.encode()).hexdigest()[:48]}"
+    if kind == "message":
+        row.setdefault("status", "completed")
+        if isinstance(row.get("content"), str):
+            row["content"] = [_text_part(row["role"], row["content"])]
+    return row
+
+
+def _text_part(role: str, text: str) -> dict[str, Any]:
+    if role == "assistant":
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "input_text", "text": text}
+
+
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    """Without what is beside a call for its provider alone (see `output.CallItem.stored`)."""
+    if item.get("type") == "reasoning":
+        return item
+    return {key: value for key, value in item.items() if key != "encrypted_content"}

@@ -1,0 +1,97 @@
+"""The names of tools towards a provider, and back.
+
+Chat completions know functions in one flat list. A tool inside a namespace gets a name of its own there; a custom
+tool becomes a function with the one property ``input``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any, Final, Literal
+
+from attrs import define, field, frozen
+
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+
+LONGEST_NAME: Final = 64
+_JOINT: Final = "__"
+_ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
+INPUT: Final = "input"
+"""The one property of a function that stands for a custom tool."""
+
+
+@frozen
+class Tool:
+    """A tool as the client knows it."""
+
+    name: str
+    kind: Literal["function", "custom"] = "function"
+    namespace: str | None = None
+
+
+@define
+class ToolNames:
+    """Every name that one request uses, in both directions."""
+
+    _flat: dict[tuple[str | None, str], str] = field(factory=dict)
+    _tools: dict[str, Tool] = field(factory=dict)
+
+    def add(self, tool: Tool) -> str:
+        """Its name towards the provider. Those without a namespace come first: they keep their own."""
+        flat = tool.name if tool.namespace is None else self._unused(tool.namespace, tool.name)
+        self._flat[tool.namespace, tool.name] = flat
+        self._tools[flat] = tool
+        return flat
+
+    def flat(self, name: str, namespace: str | None) -> str:
+        """The same for a call in the history, whose tool may not be offered any more."""
+        return self._flat.get((namespace, name)) or (name if namespace is None else self._unused(namespace, name))
+
+    def find(self, name: str, namespace: str | None = None) -> Tool | None:
+        """A tool that is offered."""
+        return self._tools.get(self._flat.get((namespace, name), ""))
+
+    def tool(self, flat: str) -> Tool:
+        """Whom a model calls by `flat`. A name that nobody has is handed on: clients tell the model so."""
+        known = self._tools.get(flat)
+        if known is not None:
+            return known
+        inside = [tool for tool in self._tools.values() if tool.namespace is not None and tool.name == flat]
+        return inside[0] if len(inside) == 1 else Tool(flat)  # small models drop the prefix
+
+    def _unused(self, namespace: str, name: str) -> str:
+        flat = flat_name(namespace, name)
+        return flat if flat not in self._tools else flat_name(namespace, name, unique=True)
+
+
+def flat_name(namespace: str, name: str, *, unique: bool = False) -> str:
+    """``("multi_agent", "spawn")`` -> ``"multi_agent__spawn"``: contains `name`, differs from it, at most 64 long.
+
+    The namespace gives way where that is too long, or a part of its hash stands in for it (`unique`).
+    """
+    inner, outer = _ODD.sub("_", name), _ODD.sub("_", namespace) or "ns"
+    if unique or len(outer) + len(_JOINT) + len(inner) > LONGEST_NAME:
+        digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:8]
+        room = LONGEST_NAME - len(_JOINT) - len(inner) - len(digest) - 1
+        outer = f"{outer[:room]}_{digest}" if room > 0 else digest[: max(1, room + 1 + len(digest))]
+    if len(inner) >= LONGEST_NAME:  # no room for anything beside it
+        inner = inner[: LONGEST_NAME - len(outer) - len(_JOINT)]
+    joint = _JOINT[: max(0, LONGEST_NAME - len(outer) - len(inner))]
+    return f"{outer}{joint}{inner}"
+
+
+def input_to_arguments(text: str) -> str:
+    """A custom tool's input as a function's arguments."""
+    return encode({INPUT: text}).decode()
+
+
+def arguments_to_input(arguments: str) -> str:
+    """The way back. A model that does not keep to the one property is taken at its word."""
+    try:
+        given: Any = decode(arguments.encode())
+    except DecodeErrors:
+        return arguments
+    if isinstance(given, dict) and (INPUT in given or len(given) == 1):
+        given = given[INPUT] if INPUT in given else next(iter(given.values()))
+    return given if isinstance(given, str) else encode(given).decode()

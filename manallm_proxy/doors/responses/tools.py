@@ -1,0 +1,171 @@
+"""``tools`` and ``tool_choice``: functions, namespaces of them and custom tools, as a chat's functions.
+
+Hosted tools run at OpenAI, not here. ``web_search`` is dropped, and the log says so: codex offers it without being
+asked. ``file_search`` is dropped as long as nobody insists on it. Everything else would be missed: 400.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.tool_names import INPUT, Tool, ToolNames
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
+
+_WEB_SEARCH: Final = "web_search"
+"""Also as ``web_search_preview``, and with a date at its end."""
+_FILE_SEARCH: Final = "file_search"
+
+
+class UnsupportedTool(InvalidRequest):
+    """A tool that no provider behind this door has."""
+
+    code = "unsupported_tool"
+
+
+@define
+class Tools:
+    """What a request offers. ``rows`` is the chat's ``tools``, ``choice`` its ``tool_choice`` (None: left out)."""
+
+    names: ToolNames = field(factory=ToolNames)
+    rows: list[Fields] = field(factory=list, repr=False)
+    choice: Any = field(default=None, repr=False)
+    dropped: list[str] = field(factory=list)
+    """Types of tools that are not sent on, in words of ours."""
+
+    @classmethod
+    def read(cls, asked: Fields) -> Tools:
+        """Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
+        tools = cls()
+        given = all_of(dict, optional(asked, "tools", list) or [], "tools")
+        choice = asked.get("tool_choice")
+        tools._offer(given, choice)
+        tools._choose(choice)
+        return tools
+
+    def _offer(self, given: list[Fields], choice: object) -> None:
+        inside: list[tuple[str, Fields, str]] = []
+        for n, tool in enumerate(given):
+            path = f"tools[{n}]."
+            kind = required(tool, "type", str, path)
+            if kind in ("function", "custom"):
+                self._add(tool, path, None)
+            elif kind == "namespace":
+                inside.append((required(tool, "name", str, path), tool, path))
+            else:
+                self._drop(kind, path, choice)
+        for namespace, tool, path in inside:
+            rows = all_of(dict, required(tool, "tools", list, path), f"{path}tools")
+            for n, row in enumerate(rows):
+                self._add(row, f"{path}tools[{n}].", namespace)
+
+    def _add(self, tool: Fields, path: str, namespace: str | None) -> None:
+        kind = required(tool, "type", str, path)
+        name = required(tool, "name", str, path)
+        if not name:
+            raise wrong(path + "name", "a name")
+        if kind == "custom":
+            flat = self.names.add(Tool(name, "custom", namespace))
+            self.rows.append(_row(flat, _custom_description(tool, path), _INPUT_SCHEMA))
+        elif kind == "function":
+            flat = self.names.add(Tool(name, "function", namespace))
+            description = optional(tool, "description", str, path)
+            parameters = optional(tool, "parameters", dict, path)
+            self.rows.append(_row(flat, description, parameters, strict=optional(tool, "strict", bool, path)))
+        else:
+            raise _unsupported(kind, path[:-1])
+
+    def _drop(self, kind: str, path: str, choice: object) -> None:
+        needed = choice == "required" and not kind.startswith(_WEB_SEARCH)
+        known = kind == _FILE_SEARCH or kind.startswith(_WEB_SEARCH)
+        if needed or not (known or choice == "none"):
+            raise _unsupported(kind, path[:-1])
+        self.dropped.append(_WEB_SEARCH if kind.startswith(_WEB_SEARCH) else kind if known else "of OpenAI's own")
+
+    def _choose(self, choice: object) -> None:
+        if isinstance(choice, dict):
+            self._choose_named(choice)
+        elif choice in ("auto", "none", "required"):
+            if choice == "required" and not self.rows and not self.dropped:
+                raise InvalidRequest("'tool_choice' asks for a tool, and 'tools' has none", param="tool_choice")
+            self.choice = choice
+        elif choice is not None:
+            raise wrong("tool_choice", "'auto', 'none', 'required' or an object")
+        if not self.rows:
+            self.choice = None  # servers refuse a choice among nothing
+
+    def _choose_named(self, choice: Fields) -> None:
+        kind = required(choice, "type", str, "tool_choice.")
+        if kind in ("function", "custom"):
+            self.choice = {"type": "function", "function": {"name": self._named(choice, "tool_choice.")}}
+        elif kind == "allowed_tools":
+            self._allow(choice)
+        else:
+            raise _unsupported(kind, "tool_choice")
+
+    def _allow(self, choice: Fields) -> None:
+        """Only these are sent: not every server knows ``allowed_tools``, and the model can call no other so."""
+        mode = required(choice, "mode", str, "tool_choice.")
+        if mode not in ("auto", "required"):
+            raise wrong("tool_choice.mode", "'auto' or 'required'")
+        path = "tool_choice.tools"
+        allowed: set[str] = set()
+        for n, row in enumerate(all_of(dict, required(choice, "tools", list, "tool_choice."), path)):
+            at = f"{path}[{n}]"
+            kind = required(row, "type", str, at + ".")
+            if kind.startswith(_WEB_SEARCH):
+                self.dropped.append(_WEB_SEARCH)
+            elif kind in ("function", "custom"):
+                allowed.add(self._named(row, at + "."))
+            else:
+                raise _unsupported(kind, at)
+        self.rows = [row for row in self.rows if row["function"]["name"] in allowed]
+        self.choice = mode
+
+    def _named(self, holder: Fields, path: str) -> str:
+        name, namespace = required(holder, "name", str, path), optional(holder, "namespace", str, path)
+        if self.names.find(name, namespace) is None:
+            raise InvalidRequest(f"'{path}name' names no tool that is in 'tools'", param=path + "name")
+        return self.names.flat(name, namespace)
+
+
+_INPUT_SCHEMA: Final[Fields] = {
+    "type": "object",
+    "properties": {INPUT: {"type": "string"}},
+    "required": [INPUT],
+    "additionalProperties": False,
+}
+
+
+def _row(name: str, description: str | None, parameters: Fields | None, *, strict: bool | None = None) -> Fields:
+    function: Fields = {"name": name}
+    if description is not None:
+        function["description"] = description
+    if parameters is not None:
+        function["parameters"] = parameters
+    if strict:  # false is what everybody does without it, and not everybody knows the word
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _custom_description(tool: Fields, path: str) -> str | None:
+    """With the grammar that its input has to keep to, which a function cannot be given otherwise."""
+    description: str | None = optional(tool, "description", str, path)
+    shape = optional(tool, "format", dict, path)
+    if shape is None or shape.get("type") != "grammar":
+        return description
+    at = path + "format."
+    syntax = typed(str, shape.get("syntax", "lark"), at + "syntax")
+    definition = required(shape, "definition", str, at)
+    rule = f"The input must match this grammar ({syntax}):\n{definition}"
+    return f"{description}\n\n{rule}" if description else rule
+
+
+def _unsupported(kind: str, path: str) -> UnsupportedTool:
+    return UnsupportedTool(
+        f"{path} is of type '{kind[:64]}', which is not served here: "
+        "offer tools of type 'function', 'custom' or 'namespace'",
+        param=path,
+    )

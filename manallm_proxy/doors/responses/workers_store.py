@@ -1,0 +1,106 @@
+"""One store over several workers: each keeps what it answered, and an id says who keeps it.
+
+So nothing travels when a response is kept, and a client that comes back at once, over a connection to another worker,
+still finds it. What a worker kept ends with it: then a reference is refused, as one that has become too old.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, Protocol
+
+import msgspec
+from attrs import define, field, frozen
+
+from manallm_proxy.doors.responses.store import LONGEST_ID, MemoryStore, Owner, Stored
+
+_ID: Final = re.compile(r"[a-z]{1,8}_([0-9a-f]{4})[0-9a-f]{44}")
+
+
+@frozen
+class Question:
+    """What one worker asks another."""
+
+    what: Literal["response", "items", "drop"]
+    owner: Owner
+    ids: tuple[str, ...]
+
+
+@frozen
+class Found:
+    """The answer. ``items`` by id; both are empty where nothing is known."""
+
+    response: Stored | None = None
+    items: dict[str, bytes] = field(factory=dict, repr=False)
+    dropped: bool = False
+
+
+_QUESTION: Final = msgspec.json.Decoder(Question)
+_FOUND: Final = msgspec.json.Decoder(Found)
+
+
+class OtherWorkers(Protocol):
+    """The way to another worker."""
+
+    async def ask_one(self, worker: int, question: str) -> str | None:
+        """Its answer; None if it is gone, or silent."""
+
+
+def answer_question(memory: MemoryStore, question: str) -> str:
+    """What this worker has to say."""
+    asked = _QUESTION.decode(question)
+    match asked.what:
+        case "response":
+            found = Found(response=memory.find(asked.owner, asked.ids[0]))
+        case "items":
+            found = Found(items=memory.find_items(asked.owner, asked.ids))
+        case "drop":
+            found = Found(dropped=memory.forget(asked.owner, asked.ids[0]))
+    return msgspec.json.encode(found).decode()
+
+
+@define(eq=False)
+class WorkersStore:
+    """See `store.Store`. ``memory`` is this worker's own."""
+
+    memory: MemoryStore
+    others: OtherWorkers
+
+    def new_id(self, prefix: str) -> str:
+        return self.memory.new_id(prefix)
+
+    def keep(self, owner: Owner, stored: Stored) -> None:
+        self.memory.keep(owner, stored)
+
+    async def response(self, owner: Owner, id_: str) -> Stored | None:
+        worker = self._keeper(id_)
+        if worker is None:
+            return self.memory.find(owner, id_)
+        return (await self._ask(worker, Question("response", owner, (id_,)))).response
+
+    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+        by_worker: dict[int | None, list[str]] = {}
+        for id_ in ids:
+            by_worker.setdefault(self._keeper(id_), []).append(id_)
+        found = self.memory.find_items(owner, by_worker.pop(None, ()))
+        for worker, theirs in by_worker.items():
+            assert worker is not None
+            found |= (await self._ask(worker, Question("items", owner, tuple(theirs)))).items
+        return found
+
+    async def drop(self, owner: Owner, id_: str) -> bool:
+        worker = self._keeper(id_)
+        if worker is None:
+            return self.memory.forget(owner, id_)
+        return (await self._ask(worker, Question("drop", owner, (id_,)))).dropped
+
+    def _keeper(self, id_: str) -> int | None:
+        """The worker to ask; None where that is this one, or the id is none of ours."""
+        match = _ID.fullmatch(id_) if len(id_) <= LONGEST_ID else None
+        worker = int(match[1], 16) if match is not None else self.memory.worker
+        return None if worker == self.memory.worker else worker
+
+    async def _ask(self, worker: int, question: Question) -> Found:
+        answer = await self.others.ask_one(worker, msgspec.json.encode(question).decode())
+        return Found() if answer is None else _FOUND.decode(answer)

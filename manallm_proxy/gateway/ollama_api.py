@@ -1,0 +1,117 @@
+"""Ollama's own API beside its completions: the lists that its clients begin with, and what is not done here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import NotDoneHere, UnknownModel
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.doors.ollama.models import VERSION, ModelRow, tagged
+from manallm_proxy.doors.ollama.request import read_object
+from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.credentials import caller_of
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.reports import find_model, model_list
+from manallm_proxy.gateway.route_table import RouteTable
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
+from manallm_proxy.openai.request_fields import optional
+
+MANAGEMENT: Final = (
+    ("POST", "/api/pull"),
+    ("POST", "/api/push"),
+    ("POST", "/api/create"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("GET", "/api/blobs/{id}"),
+    ("POST", "/api/blobs/{id}"),
+)
+"""Routes that change what a server has: this one has no models of its own."""
+
+
+@define
+class OllamaAPI:
+    """Answers from what probes have brought, and waits for nobody."""
+
+    serving: Serving
+    renderer: Renderer
+    _since: float = field(factory=time.time)
+    """When a model was modified of which nothing is known."""
+
+    def add_to(self, table: RouteTable) -> None:
+        table.add("GET", "/api/version", self._version)
+        table.add("GET", "/api/tags", self._tags)
+        table.add("GET", "/api/ps", self._running)
+        table.add("POST", "/api/show", self._show)
+        for method, path in MANAGEMENT:
+            table.add(method, path, self._not_done)
+
+    @property
+    def _generation(self) -> Generation:
+        return self.serving.generation
+
+    async def _version(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller_of(request, self._generation)
+        return self.renderer.json(request, {"version": VERSION})
+
+    async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        generation = self._generation
+        rows = model_list(generation, caller_of(request, generation))
+        models = [self._listed(generation, row["id"], row["created"]).listed() for row in rows]
+        return self.renderer.json(request, {"models": models})
+
+    async def _running(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        """Which models are loaded is their servers' to say."""
+        caller_of(request, self._generation)
+        return self.renderer.json(request, {"models": []})
+
+    async def _show(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        generation = self._generation
+        caller = caller_of(request, generation)
+        asked = read_object(await read_body(request, generation.config.limits))
+        name = optional(asked, "model", str) or optional(asked, "name", str) or ""
+        chain = generation.resolve(name, caller)
+        row = find_model(generation, name or chain.alias or "", caller)
+        if row is None:
+            raise UnknownModel("no provider of it lists it; GET /api/tags lists what is served", param="model")
+        shown = self._row(generation, chain.alias or name, chain.entries, row["created"]).shown()
+        return self.renderer.json(request, shown)
+
+    async def _not_done(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        caller_of(request, self._generation)
+        raise NotDoneHere("this proxy has no models of its own: manage them where they run; GET /api/tags lists them")
+
+    def _listed(self, generation: Generation, name: str, created: int) -> ModelRow:
+        """A row for a name that a list holds: an alias, or a target in full."""
+        chain = generation.config.aliases.get(name)
+        if chain is not None:
+            return self._row(generation, name, chain.entries, created)
+        target = Target.parse(name)
+        options = generation.config.providers[target.provider].options
+        return self._row(generation, name, (Entry(target, options=options),), created)
+
+    def _row(self, generation: Generation, name: str, entries: Sequence[Entry], created: int) -> ModelRow:
+        """`name` as the first usable target of `entries` has it."""
+        may_pass = generation.registry.may_pass
+        entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
+        listed = generation.catalog.find(entry.target)
+        capabilities = listed.capabilities if listed is not None else None
+        if capabilities is not None and "completion" in capabilities:
+            capabilities -= {"embedding"}  # of a chat model that only does not deny it
+        return ModelRow(
+            tagged(name),
+            created or self._since,
+            capabilities,
+            _window(entry) or (listed.context_length if listed is not None else 0),
+        )
+
+
+def _window(entry: Entry) -> int:
+    """What the operator has the server use."""
+    window: Any = entry.options.get("num_ctx")
+    return window if isinstance(window, int) else 0

@@ -1,0 +1,50 @@
+"""``GET`` and ``DELETE /v1/responses/{id}``, ``GET /v1/responses/{id}/input_items``: what the door has kept."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.not_found import ResponseNotFound
+from manallm_proxy.doors.responses.store import Store, Stored
+from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view
+from manallm_proxy.gateway.credentials import caller_of
+from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
+
+
+@define(eq=False)
+class StoredResponses:
+    """Each key sees its own."""
+
+    serving: Serving
+    renderer: Renderer
+    store: Store
+
+    async def get(self, request: web.BaseRequest, id_: str) -> web.Response:
+        """The response. It cannot be streamed once more: that is refused, not passed over."""
+        if request.query.get("stream", "false") != "false":
+            raise InvalidRequest("a response that is over is not streamed again: leave 'stream' out", param="stream")
+        return self.renderer.json(request, response_view(await self._find(request, id_)))
+
+    async def input_items(self, request: web.BaseRequest, id_: str) -> web.Response:
+        """A page of what led to it."""
+        page = Page.read(request.query)
+        return self.renderer.json(request, input_view(await self._find(request, id_), page))
+
+    async def delete(self, request: web.BaseRequest, id_: str) -> web.Response:
+        """Forgets it."""
+        if not await self.store.drop(self._owner(request), id_):
+            raise ResponseNotFound(id_)
+        return self.renderer.json(request, {"id": id_, "object": "response", "deleted": True})
+
+    async def _find(self, request: web.BaseRequest, id_: str) -> Stored:
+        stored = await self.store.response(self._owner(request), id_)
+        if stored is None:
+            raise ResponseNotFound(id_)
+        return stored
+
+    def _owner(self, request: web.BaseRequest) -> str | None:
+        caller = caller_of(request, self.serving.generation)
+        return caller.key.name if caller is not None else None

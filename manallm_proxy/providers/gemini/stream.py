@@ -1,0 +1,99 @@
+"""A streamed answer of Gemini: server-sent events, each a `Reply`. The end of the body ends it, there is no mark."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.providers.gemini.reply import Reader, read
+
+_DONE: Final = b"[DONE]"
+"""What proxies in between add, as OpenAI has it."""
+
+
+@define
+class GeminiTranslator:
+    """See `wire.Translator`."""
+
+    _reader: Reader = field(factory=Reader)
+    _decoder: sse.Decoder = field(factory=sse.Decoder)
+    _begun: bool = False
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._reader.usage
+
+    def feed(self, data: bytes) -> StreamBatch:
+        try:
+            frames = self._decoder.feed(data)
+        except sse.FrameTooLong:
+            return StreamBatch(error=BadResponse("Gemini sent an event without an end", detail="endless event"))
+        return self._batch(frames)
+
+    def close(self) -> StreamBatch:
+        """A clean end proves nothing: it takes a finish reason. No chunk at all is an empty answer."""
+        deltas: tuple[Delta, ...] = ()
+        if rest := self._decoder.close():
+            frame = sse.parse(rest + b"\n\n")
+            if not _is_whole(frame):
+                self._begun = True
+            else:
+                batch = self._batch([frame])
+                if batch.done or batch.error:
+                    return batch
+                deltas = batch.deltas
+        return self._ended(deltas)
+
+    def _batch(self, frames: list[sse.Frame]) -> StreamBatch:
+        deltas: list[Delta] = []
+        for frame in frames:
+            data = _said(frame)
+            if data == _DONE:
+                return self._ended(tuple(deltas))
+            if data is None:
+                continue
+            try:
+                chunk = read(data)
+                self._begun = True
+                deltas += [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]
+            except ProviderError as error:
+                return _batch_of(tuple(deltas), error=error)
+        return _batch_of(tuple(deltas))
+
+    def _ended(self, deltas: tuple[Delta, ...]) -> StreamBatch:
+        if self._begun and not self._reader.is_complete:
+            return _batch_of(deltas, error=Disconnected("Gemini stopped in mid answer", detail="no finish reason"))
+        return _batch_of(deltas, done=True)
+
+
+def _batch_of(deltas: tuple[Delta, ...], *, done: bool = False, error: ProviderError | None = None) -> StreamBatch:
+    return StreamBatch(deltas=deltas, has_content=any(d.has_content for d in deltas), done=done, error=error)
+
+
+def _said(frame: sse.Frame) -> bytes | None:
+    """The data of `frame`; None for what only keeps a connection alive. An error may come as JSON without a field."""
+    data = frame.data
+    if data is None:
+        return frame.raw if any(name[:1] in (b"{", b"<") for name in frame.fields) else None
+    data = data.strip()
+    if data in (b"", b"{}", b"[]"):
+        return None
+    return data if data[:1] in b"{[" or not _is_json(data) else None
+
+
+def _is_whole(frame: sse.Frame) -> bool:
+    """Whether the end of the body left a last event with all of its data."""
+    return frame.data is None or frame.data.strip() in (b"", _DONE) or _is_json(frame.data)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        decode_leniently(data)
+    except DecodeErrors:
+        return False
+    return True

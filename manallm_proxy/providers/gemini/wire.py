@@ -1,0 +1,72 @@
+"""Gemini's REST API (ai.google.dev/api): chat and legacy completions go to ``generateContent``, embeddings to
+``batchEmbedContents``.
+
+Google's own library, google-genai, is not on this way: it builds a checked object for each message and part, on the
+event loop, and breaks a finished answer over a counter that it did not expect. The tests compare with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.providers.gemini import errors, reply
+from manallm_proxy.providers.gemini import request as gemini_request
+from manallm_proxy.providers.gemini.stream import GeminiTranslator
+from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.wire import Request, Translator
+
+KEY_HEADER: Final = "x-goog-api-key"
+_BASE_URL: Final = "https://generativelanguage.googleapis.com"
+_VERSION: Final = "v1beta"
+"""The one that serves preview models, too (ai.google.dev/gemini-api/docs/api-versions)."""
+_VERSIONED: Final = re.compile(r"\w+://[^/]+/(?:.*/)?v\d+\w*", re.ASCII)
+
+
+def versioned(base_url: str | None) -> str:
+    """`base_url`, or Google's own, with the API's version, which it may have at its end already."""
+    url = (base_url or _BASE_URL).rstrip("/")
+    return url if _VERSIONED.fullmatch(url) else f"{url}/{_VERSION}"
+
+
+class GeminiWire:
+    """The dialect. It holds no state: one serves every provider of its kind."""
+
+    probe_path: str | None = None
+    """Google is not probed: each listing counts toward our limits."""
+
+    def request(self, call: Call, entry: Entry) -> Request:
+        return gemini_request.build(call, entry)
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return errors.failure(status, headers, body)
+
+    def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
+        """There is one form only."""
+        return None
+
+    def took(self, entry: Entry, request: Request) -> bool:
+        """Nothing to learn."""
+        return False
+
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
+        if call.endpoint is Endpoint.EMBEDDINGS:
+            return reply.embeddings(call, entry.target.model, body)
+        return _whole(body)
+
+    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+        """Whatever `content_type` says: an error may come as plain JSON where a stream is promised."""
+        return Sniffer(GeminiTranslator(), _whole)
+
+    def listed(self, body: bytes) -> ModelList:
+        """Never asked for."""
+        return ModelList()
+
+
+def _whole(body: bytes) -> Answer:
+    return reply.Reader().whole(reply.read(body))

@@ -1,0 +1,117 @@
+"""What goes through as bytes: audio, images, reranking, moderations. The target's model is all that is replaced.
+
+An answer is looked at only as far as it takes to tell one from a failure under status 200.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.request import rewrite
+from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object
+from manallm_proxy.providers.wire import Request
+
+HELD_LIMIT: Final = 256 * 1024 * 1024
+"""Bytes of a whole answer to a request for a stream."""
+TAIL: Final = 4096
+"""Bytes at a stream's end in which it may count its tokens."""
+_PAGE: Final = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
+_USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+def opaque_request(call: Call, entry: Entry) -> Request:
+    """The client's own bytes but for the model, in JSON or in a form."""
+    model = entry.target.model
+    if call.content_type == "application/json":
+        return Request(call.endpoint.path, rewrite(call.summary, call.body, model))
+    start, end = call.summary.spans["model"]
+    return Request(call.endpoint.path, call.body[:start] + model.encode() + call.body[end:], call.content_type)
+
+
+def opaque_answer(body: bytes, content_type: str) -> Answer:
+    """Raises BadResponse for a page, for broken JSON and for nothing at all, and the error inside of a 200."""
+    kind = _kind(content_type)
+    if kind == "text/html" or _PAGE.match(body):
+        raise BadResponse("its answer is a web page", detail="html")
+    usage = None
+    if _is_json(kind):
+        if body.lstrip()[:1] != b"[":
+            values, _ = reply_object(body)
+            refuse_error(values)
+            usage = _usage(decoded(values["usage"])) if "usage" in values else None
+    elif not body and not kind.startswith("text/"):  # silence in a recording is an empty text
+        raise BadResponse("its answer is empty", detail="empty body")
+    return Answer(body=body, usage=usage, content_type=content_type or "application/octet-stream")
+
+
+@define
+class ByteRelay:
+    """See `wire.Translator`. Bytes as they come, and the first of them commits; JSON and pages are held and checked."""
+
+    _content_type: str
+    usage: Usage | None = None
+    _begun: bool = False
+    _held: list[bytes] = field(factory=list, repr=False)
+    _size: int = 0
+    _tail: bytes = field(default=b"", repr=False)
+
+    @property
+    def _holds(self) -> bool:
+        kind = _kind(self._content_type)
+        return _is_json(kind) or kind == "text/html"
+
+    def feed(self, data: bytes) -> StreamBatch:
+        if self._holds:
+            self._held.append(data)
+            self._size += len(data)
+            if self._size > HELD_LIMIT:
+                return StreamBatch(error=BadResponse("its answer does not end", detail="too long"))
+            return StreamBatch()
+        self._tail = (self._tail + data)[-TAIL:]
+        if self._begun:
+            return StreamBatch(data)
+        self._begun = True
+        return StreamBatch(data, has_content=True, content_type=self._content_type or "application/octet-stream")
+
+    def close(self) -> StreamBatch:
+        """The end of the provider's body: a connection that is cut raises before it."""
+        if self._begun:
+            counted = _USAGE.findall(self._tail)
+            try:
+                self.usage = _usage(decode(counted[-1])) if counted else None
+            except DecodeErrors:
+                self.usage = None
+            return StreamBatch(done=True)
+        try:
+            answer = opaque_answer(b"".join(self._held), self._content_type)
+        except ProviderError as error:
+            return StreamBatch(error=error)
+        self.usage = answer.usage
+        return StreamBatch(answer.body or b"", has_content=True, done=True, content_type=answer.content_type)
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _is_json(kind: str) -> bool:
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def _usage(usage: Any) -> Usage | None:
+    """Tokens under either of OpenAI's names; other units (seconds, searches) are not counted."""
+    if not isinstance(usage, dict):
+        return None
+
+    def number(key: str, other: str) -> int:
+        return next((value for value in (usage.get(key), usage.get(other)) if type(value) is int and value > 0), 0)
+
+    return Usage(number("prompt_tokens", "input_tokens"), number("completion_tokens", "output_tokens"))
