@@ -76,6 +76,35 @@ def test_aliases_in_the_first_file_have_their_lines_there(tmp_path: Path) -> Non
     assert mistake.endswith("/proxy.yaml:8)")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("    kind:", "\tkind:", "line 4: a tab"),
+        ("kind: ollama", "kind:ollama", "line 5: a ':' where there can be no key: the line before lacks a blank"),
+        ("  gpu:", "  gpu", "line 4: a ':' where there can be no key"),
+        ("url: http", "url:http", "line 6: a key without ':' and a blank after it"),
+        ("    base_url", "   base_url", "line 5: the indentation of this line fits none"),
+        ("kind: ollama", "kind: 'ollama", "line 6: a quote is opened and not closed"),
+        ("{port: 3025}", "{port: 3025", "line 2: a ',' or the closing '}' is missing"),
+        ("http://box:11434", "@box", "line 5: text that begins with '@' needs quotes"),
+    ],
+)
+def test_the_commonest_slips_in_our_words(tmp_path: Path, old: str, new: str, wanted: str) -> None:
+    """PyYAML's own words are for those who know its grammar."""
+    [mistake] = told(tmp_path, PROXY.replace(old, new))
+    assert mistake.startswith(f"{tmp_path}/proxy.yaml: {wanted}"), mistake
+
+
+def test_what_is_odd_is_remarked(tmp_path: Path) -> None:
+    """A variable without braces as a key, an entry twice: no mistakes, and hardly meant."""
+    (tmp_path / "proxy.yaml").write_text(f"{PROXY}    api_key: $GPU_KEY\n")
+    (tmp_path / "aliases.yaml").write_text(ALIASES.replace("- gpu/m", "- gpu/m\n      - gpu/m"))
+    assert [note.partition(": ")[0] for note in load(tmp_path / "proxy.yaml", {}).notes] == [
+        "providers.gpu.api_key",
+        "aliases.mana/a.chain[1]",
+    ]
+
+
 async def test_check_prints_them(tmp_path: Path) -> None:
     """All of both files, and 78."""
     (tmp_path / "proxy.yaml").write_text(PROXY.replace("ollama", "olama"))

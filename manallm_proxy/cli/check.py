@@ -144,17 +144,16 @@ async def _ask(generation: Generation, name: str) -> Verdict:
 
 def judged(config: ProviderConfig, answer: ModelList) -> Verdict:
     """Whether what answers speaks the protocol, and how to mend it if not. Any web server answers something."""
+    where = config.base_url or f"kind {config.kind}"
     if answer.status in (401, 403):
         what = "refuses its key" if config.api_key else "wants a key (api_key)"
-        return Verdict("wrong", f"{config.base_url} answers, but {what} ({answer.status})")
+        return Verdict("wrong", f"{where} answers, but {what} ({answer.status})")
     if answer.status == 429:
         return Verdict("alive", "alive, and too busy to list its models (429)")
     if answer.status != 200:
-        return Verdict(
-            "wrong", f"{config.base_url} answers {answer.status} instead of a list of models: {_mend(config)}"
-        )
+        return Verdict("wrong", f"{where} answers {answer.status} instead of a list of models: {_mend(config)}")
     if answer.fault is not None and not answer.models:
-        return Verdict("wrong", f"{config.base_url} answers, but {answer.fault}: {_mend(config)}")
+        return Verdict("wrong", f"{where} answers, but {answer.fault}: {_mend(config)}")
     return Verdict("alive", f"alive, but of its list: {answer.fault}" if answer.fault else "alive")
 
 

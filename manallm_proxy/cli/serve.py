@@ -47,6 +47,8 @@ def serve(
     if discover:
         environ, found = _discover(environ)
     config = load(path, environ, host, port, found)
+    for note in config.notes:
+        _say(environ, note)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
     leave_no_core()

@@ -43,6 +43,10 @@ class Aliases:
         if not given.chain:
             self.mistakes.add(f"{path}.chain", "needs at least one target")
         entries = [self._entry(each, given, join(path, "chain", n)) for n, each in enumerate(given.chain)]
+        for number, entry in enumerate(entries):
+            if entry is not None and entry in entries[:number] and not entry.target.is_open:
+                again = join(path, "chain", number)
+                self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
         self.done[name] = Chain(
             alias=name,
             entries=tuple(entry for entry in entries if entry is not None),

@@ -217,9 +217,7 @@ class ProxyFile:
     listen: Listen = Listen()
     aliases_file: FileName | None = None
     default_provider: str | None = None
-    alias_prefix: Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")] = (
-        "mana/"
-    )
+    alias_prefix: Prefix = "mana/"
     limits: Limits = Limits()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
@@ -320,11 +318,11 @@ class Config:
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
-    responses: Responses = Responses()
     found: tuple[Found, ...] = ()
     """What was added to the files, so that a reload adds it again."""
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
+    responses: Responses = Responses()
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
     """What each model of an Ollama is loaded with, as far as an alias says."""
 

@@ -21,6 +21,7 @@ OLLAMA_ENDS: Final = ("/v1", "/api")
 """Paths of Ollama's two APIs, which people copy into its address."""
 OPENAI_HOST: Final = "api.openai.com"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
@@ -103,6 +104,8 @@ class Providers:
             return self._key_of_file(self.folder / given.api_key_file, f"{path}.api_key_file"), None
         if isinstance(given.api_key, Unset):
             return None, str(given.api_key)
+        if given.api_key is not None and _VARIABLE.fullmatch(str(given.api_key)):
+            self.notes.append(f"{path}.api_key: begins with '$' and is taken as it is; a variable is written ${{NAME}}")
         if given.api_key is None and given.kind == "google":
             return None, "no api_key is given"
         return given.api_key, None
