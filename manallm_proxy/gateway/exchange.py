@@ -21,7 +21,7 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
@@ -129,12 +129,12 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        reading = self.door.read(body, client)
+        limits = self.generation.config.limits
+        reading = await read_request(self.request, limits, lambda body: self.door.read(body, client))
         call, self._reply = reading if isinstance(reading, tuple) else await reading
-        del body
+        del reading
         self._summary, self._notes = call.summary, call.notes
         chain = self.generation.resolve(call.summary.model, self.caller)
         if call.endpoint.is_opaque:
