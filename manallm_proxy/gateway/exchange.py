@@ -29,6 +29,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.openai.large import aside
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
 
@@ -159,7 +160,8 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
+        whole = await aside(answer.is_large and answer.body is None, reply.whole, attempt.entry.target, answer)
+        return await self._send(whole, answer.content_type)
 
     async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""

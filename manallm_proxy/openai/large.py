@@ -15,18 +15,20 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 LARGE_BYTES: Final = 256 * 1024
-LARGE_ELEMENTS: Final = 1000
-"""Objects, lists and commas from which a body costs milliseconds where it is translated, however few its bytes are."""
+REQUEST_ELEMENTS: Final = 3000
+"""Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
+ANSWER_ELEMENTS: Final = 8000
+"""The same for an answer: five vectors of 1536 numbers are none of these."""
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large")
 """They start with the first use."""
 
 
-def is_large(body: bytes) -> bool:
+def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
     """By bytes, or by what may be in them; commas in a text count, so that nothing has to be parsed."""
     size = len(body)
     if size > LARGE_BYTES:
         return True
-    return size > 2 * LARGE_ELEMENTS and body.count(b",") + body.count(b"{") + body.count(b"[") > LARGE_ELEMENTS
+    return size > elements and body.count(b",") + body.count(b"{") + body.count(b"[") > elements
 
 
 async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
