@@ -73,6 +73,15 @@ class Limits:
 
     body: Size = 32 * 2**20
     header: Size = 16 * 2**10
+    keys: Count = 1000
+    """At the top of one request."""
+    messages: Count = 20_000
+    """Or tools: objects in the lists at the top."""
+    parts: Count = 100_000
+    """Objects and lists in all."""
+    elements: Count = 400_000
+    """Values in all."""
+    depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
     write_timeout: Seconds = 60.0

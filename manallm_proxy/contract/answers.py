@@ -87,6 +87,8 @@ class Answer:
     """Of embeddings: numbers in the first vector."""
     content_type: str = "application/json"
     """Of ``body``."""
+    is_large: bool = False
+    """To write it takes so long that others would feel it."""
 
 
 @frozen

@@ -13,6 +13,8 @@ from attrs import field, frozen
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
 
+FIELDS_LIMIT: Final = 1000
+"""Parts of one form, so that its bytes are not the only bound on the work that it is."""
 _TYPE: Final = re.compile(r"multipart/form-data\s*;\s*(.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER: Final = re.compile(
     r"""\s*;\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\\r\n]|\\[^\r\n])*)"|([^\s;"]*))""", re.ASCII
@@ -54,13 +56,17 @@ def read_form(body: bytes, content_type: str) -> Form:
         raise InvalidRequest("the form does not begin with the boundary that Content-Type names")
     spans: dict[str, list[Span]] = {}
     at = body_at + len(delimiter)
-    while not body.startswith(b"--", at):
+    for _ in range(FIELDS_LIMIT + 1):
+        if body.startswith(b"--", at):
+            break
         head = body.find(b"\r\n\r\n", at)
         end = body.find(b"\r\n" + delimiter, head + 4)
         if not body.startswith(b"\r\n", at) or head < 0 or end < 0:
             raise InvalidRequest("the form is broken: a part does not end with the boundary that Content-Type names")
         spans.setdefault(_name(body[at + 2 : head]), []).append((head + 4, end))
         at = end + 2 + len(delimiter)
+    else:
+        raise InvalidRequest(f"the form has more than {FIELDS_LIMIT} parts")
     if body[at + 2 :].strip():
         raise InvalidRequest("the form goes on after its last boundary")
     value = boundary if _TOKEN.fullmatch(boundary) else f'"{boundary}"'

@@ -22,7 +22,7 @@ from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.gateway.advice import advice
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
@@ -31,6 +31,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.openai.large import aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
@@ -133,12 +134,12 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        reading = self.door.read(body, client)
+        limits = self.generation.config.limits
+        reading = await read_request(self.request, limits, lambda body: self.door.read(body, client))
         call, self._reply = reading if isinstance(reading, tuple) else await reading
-        del body
+        del reading
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.chain_for(call.summary, self.caller)
         if call.endpoint.is_opaque:
@@ -165,7 +166,8 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
+        whole = await aside(answer.is_large and answer.body is None, reply.whole, attempt.entry.target, answer)
+        return await self._send(whole, answer.content_type)
 
     async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""

@@ -29,7 +29,7 @@ from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.ollama_api import OllamaAPI
@@ -204,7 +204,7 @@ class Gateway:
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        model, counted = count_tokens(await read_body(request, self.generation.config.limits))
+        model, counted = await read_request(request, self.generation.config.limits, count_tokens)
         self.generation.resolve(model, caller)
         return self.renderer.raw(request, counted, "application/json")
 

@@ -15,7 +15,7 @@ from manallm_proxy.http_client.api import OnChunk
 
 READ_HIGH_WATER: Final = 64 * 1024
 """Read high-water mark in bytes: above it the socket is not read until the body is."""
-INFLATE_LIMIT: Final = 1024 * 1024
+INFLATE_LIMIT: Final = 256 * 1024
 """Max bytes that one `Response.read` returns of a compressed body, so that the reader can count a zip bomb."""
 _IDENTITY: Final = frozenset({b"", b"identity", b"none"})
 """``none`` is no coding that there is, but a common way to keep others from compressing an event stream."""
@@ -105,6 +105,8 @@ class Response:
                 data, self._refused = self._refused, None
                 return data
             if self._chunks:
+                if self._inflater is not None:  # a bomb is as many reads as it has pieces
+                    await asyncio.sleep(0)
                 data = self._next()
                 if data or self._inflater is None:
                     return data

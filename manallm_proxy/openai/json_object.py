@@ -5,6 +5,7 @@ So a relay can replace one value and keep every other byte as it came.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ decode: Final = msgspec.json.decode
 DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises on bad input."""
 
+_SLICE: Final = 64 * 1024
 BOM: Final = b"\xef\xbb\xbf"
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
@@ -83,7 +85,7 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        body.isascii() or body.decode()
+        _check_utf8(body)
         return _OBJECT.decode(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -97,8 +99,19 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
+def _check_utf8(body: bytes) -> None:
+    """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(body), _SLICE):
+        decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))
+
+
 def _given_twice(body: bytes) -> InvalidRequest:
-    """Names the key. The stdlib's reader is slow, but shows every pair; of the objects inside it keeps nothing."""
+    """Names the key, unless it would take long to find. The stdlib's reader is slow, but shows every pair."""
+    if len(body) > _SLICE:
+        return InvalidRequest("a key is given twice")
     try:
         keys = json.loads(body, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
     except (ValueError, RecursionError):  # what msgspec takes and it does not

@@ -8,6 +8,7 @@ themselves stay bytes, so that an OpenAI-compatible provider gets the client's o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,11 @@ from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's listing may deny."""
 
+_ROUTED: Final = frozenset(
+    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "n", "encoding_format")
+)
+"""Keys that decide where a request goes and what of its answer is read."""
+_LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 
@@ -43,6 +49,7 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     ``model``, ``stream`` or the required key.
     """
     values, spans = split_object(body)
+    refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
     stream = _typed(values, "stream", bool) or False
     key, kinds = required
@@ -57,6 +64,17 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def refuse_look_alikes(keys: Iterable[str]) -> None:
+    """Raises InvalidRequest for a key that is one we route by but for its case.
+
+    Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this
+    one where we read the other, and so serve a model that the client's key may not use.
+    """
+    for key in keys:
+        if len(key) in _LENGTHS and key not in _ROUTED and (meant := key.casefold()) in _ROUTED:
+            raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 
 
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:

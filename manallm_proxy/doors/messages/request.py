@@ -14,6 +14,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.request import refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
@@ -48,7 +49,7 @@ def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thin
 
     Raises InvalidRequest with the place in ``param``.
     """
-    split_object(body)  # a key that is given twice would be read as its last value
+    refuse_look_alikes(split_object(body)[0])  # a key that is given twice would be read as its last value
     asked = decoded(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported

@@ -8,7 +8,7 @@ from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import encode, split_object
-from manallm_proxy.openai.request import EMBEDDING, read_summary
+from manallm_proxy.openai.request import EMBEDDING, read_summary, refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
@@ -19,7 +19,7 @@ def no_headers(request_id: str) -> dict[str, str]:
 
 def read_object(body: bytes) -> Fields:
     """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
-    split_object(body)
+    refuse_look_alikes(split_object(body)[0])
     return decoded(body)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.large import aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
 
@@ -36,12 +39,12 @@ class ResponsesDoor:
 
     async def read(self, body: bytes, client: Client) -> tuple[Call, ResponsesReply]:
         """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others."""
-        asked = read_request(body)
+        large = is_large(body)
+        asked = await aside(large, read_request, body)
         history = await self._history(asked.previous, client.key)
         items = await self._resolved(input_items(asked.fields["input"]), client.key)
         try:
-            call = _call(asked, _conversation(asked, history, items), client.request_id)
-            kept = (*history, *map(encode, items)) if asked.stores else ()
+            call, kept = await aside(large, _translated, asked, history, items, client.request_id)
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply") from None
         repeated = {key: value for key, value in asked.fields.items() if key != "input"}
@@ -71,9 +74,15 @@ class ResponsesDoor:
         return [decode(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+
         def keep(response: dict[str, Any], items: list[Item]) -> None:
             output = tuple(encode(item.stored()) for item in items)
-            self.store.keep(owner, Stored(id_, encode(response), input_, output, tuple(item.id for item in items)))
+            stored = Stored(id_, encode(response), input_, output, tuple(item.id for item in items))
+            if threading.get_ident() == here:
+                self.store.keep(owner, stored)
+            else:  # a large answer is written in a thread, and the store belongs to the loop's
+                loop.call_soon_threadsafe(self.store.keep, owner, stored)
 
         return keep
 
@@ -85,6 +94,14 @@ def _is_reference(item: Fields) -> bool:
 
 def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
+
+
+def _translated(
+    asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str
+) -> tuple[Call, tuple[bytes, ...]]:
+    """The call, and the items that are kept with its answer."""
+    call = _call(asked, _conversation(asked, history, items), request_id)
+    return call, (*history, *map(encode, items)) if asked.stores else ()
 
 
 def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
