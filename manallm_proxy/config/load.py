@@ -101,6 +101,7 @@ def _load(
         aliases=aliases.done,
         default=given_aliases.default,
         path=path,
+        status_page=file.status_page,
         chain_timeout=file.chain_timeout,
     )
     if config.default is not None and config.default not in given_aliases.aliases:

@@ -228,6 +228,7 @@ class ProxyFile:
     log: Log = Log()
     cors: Cors = Cors()
     auth: Auth = Auth()
+    status_page: bool = False
     providers: Mapping[str, Any] = field(factory=dict)
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
@@ -302,6 +303,8 @@ class Config:
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
     responses: Responses = Responses()
+    status_page: bool = False
+    """Without client keys: whether operators' pages are shown where others reach the proxy."""
 
     @property
     def exposed(self) -> bool:

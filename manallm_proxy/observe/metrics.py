@@ -30,6 +30,8 @@ from manallm_proxy.contract.events import (
     LoopReported,
     NotVerified,
     Reloaded,
+    RequestBegun,
+    RequestCommitted,
     RequestEnded,
     UsageRefused,
     WorkerEnded,
@@ -121,6 +123,8 @@ class Metrics:
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
+            case RequestBegun() | RequestCommitted():
+                pass  # counted when it ends
             case _:
                 assert_never(event)
 
