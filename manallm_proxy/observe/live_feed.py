@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -20,7 +21,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestCommitted, RequestEnded
-from manallm_proxy.observe.request_log import is_for_a_model, legible, target_of
+from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 
 Kind = Literal["request", "health", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
@@ -49,9 +50,7 @@ def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
             target = str(event.target)
             return "request", _phase("committed", event.request_id, event.requested, event.alias, target)
         case RequestEnded() if is_for_a_model(event):
-            fields = _phase("ended", event.request_id, event.requested, event.alias, target_of(event))
-            fields |= {"outcome": event.outcome, "status": event.status, "ms": round(event.duration * 1000, 1)}
-            return "request", fields
+            return "request", {"phase": "ended", **summary(time.time(), event)}
         case HealthChanged():
             was_now = {"was": event.was, "now": event.now, "reason": event.reason}
             return "health", {"provider": event.provider, "model": event.model, **was_now}

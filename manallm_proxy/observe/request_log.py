@@ -36,7 +36,7 @@ class RequestLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """All that is kept, the latest first, each with its attempts."""
-        return [_row(ended_at, event) for ended_at, event in reversed(self._kept)]
+        return [{**summary(at, event), "attempts": _attempts(event)} for at, event in reversed(self._kept)]
 
 
 def is_for_a_model(event: RequestEnded) -> bool:
@@ -54,7 +54,8 @@ def target_of(event: RequestEnded) -> str | None:
     return f"{event.provider}/{event.model}" if event.provider is not None else None
 
 
-def _row(ended_at: float, event: RequestEnded) -> dict[str, Any]:
+def summary(ended_at: float, event: RequestEnded) -> dict[str, Any]:
+    """One request, without its attempts. ``passed``: targets that were skipped or failed before the last one."""
     began = datetime.fromtimestamp(ended_at - event.duration, UTC)
     return {
         "id": event.request_id,
@@ -71,7 +72,7 @@ def _row(ended_at: float, event: RequestEnded) -> dict[str, Any]:
         "ms": _ms(event.duration),
         "first_byte_ms": _ms(event.to_first_byte),
         "tokens": {"prompt": event.prompt_tokens, "completion": event.completion_tokens},
-        "attempts": _attempts(event),
+        "passed": len(event.log),
     }
 
 
