@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from manallm_proxy.contract.errors import UnknownRoute
@@ -176,3 +177,29 @@ async def test_other_origins_may_not_look(tmp_path: Path) -> None:
         for origin, wanted in (("https://evil.example", 403), ("http://localhost:5173", 200)):
             async with p.client.get(f"{p.url}/v1/requests", headers={"Origin": origin}) as response:
                 assert response.status == wanted
+
+
+async def test_a_public_name_that_leads_here_is_no_way_in(tmp_path: Path) -> None:
+    """A stranger's page may let its own name point to 127.0.0.1: then it is of the same origin as the answer."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        for host, wanted in (
+            ("evil.example", 403),
+            ("evil.example:3025", 403),
+            ("127.0.0.1.evil.example", 403),
+            ("localhost:3025", 200),
+            ("x.localhost", 200),
+            ("box", 200),
+            ("[::1]:3025", 200),
+            ("127.0.0.1", 200),
+        ):
+            async with p.client.get(f"{p.url}/v1/requests", headers={"Host": host}) as response:
+                assert response.status == wanted, host
+
+
+async def test_over_a_unix_socket(tmp_path: Path) -> None:
+    """Whoever may open it may look."""
+    path = tmp_path / "proxy.sock"
+    async with proxy(settings(LOOP, listen={"unix": str(path)}), tmp_path):
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client:
+            async with client.get("http://proxy.example/v1/requests") as response:
+                assert response.status == 200

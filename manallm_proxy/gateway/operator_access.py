@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from aiohttp import web
@@ -13,8 +14,10 @@ from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving
 
+_PORT: Final = re.compile(r":[0-9]*$")
 ELSEWHERE: Final = (
-    "without client keys this is shown on loopback and unix sockets only: give out keys (auth.keys, one of them with "
+    "without client keys this is shown on this machine only (127.0.0.1, localhost, a unix socket): "
+    "give out keys (auth.keys, one of them with "
     "'admin: true'), or say 'status_page: true' if everyone who reaches this address may see it"
 )
 
@@ -45,4 +48,14 @@ class OperatorAccess:
 def _is_near(request: web.BaseRequest) -> bool:
     """Whether it came by a unix socket or over loopback: the address on our side cannot be forged from afar."""
     name = request.transport.get_extra_info("sockname") if request.transport is not None else None
-    return is_loopback(str(name[0])) if isinstance(name, tuple) else name is not None
+    if not isinstance(name, tuple):
+        return name is not None
+    return is_loopback(str(name[0])) and not _has_public_name(request.headers.get("Host", ""))
+
+
+def _has_public_name(host: str) -> bool:
+    """Whether a name in the DNS led here: a stranger's page may let its own name point to this machine, and read."""
+    name = host.lower().rpartition(":")[0] if _PORT.search(host) else host.lower()
+    if "." not in name or name.startswith("[") or name.endswith(".localhost"):
+        return False
+    return not is_loopback(name)
