@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 from aiohttp import web
@@ -44,6 +44,7 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.observe.live_feed import LiveFeed
+from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {
@@ -93,8 +94,7 @@ class Gateway:
     serving: Serving
     observe: Observer
     render_metrics: Callable[[], tuple[bytes, str]]
-    requests: Callable[[], list[dict[str, Any]]]
-    """What the request log keeps, see `RequestLog.rows`."""
+    requests: RequestLog
     feed: LiveFeed
     workers: AllWorkers | None = None
     """Where this is one of several workers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -20,6 +19,7 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import StatusPage
 from manallm_proxy.http_server.event_stream import Frames, send_events
 from manallm_proxy.observe.live_feed import LiveFeed, Reader
+from manallm_proxy.observe.request_log import RequestLog
 
 READERS_LIMIT: Final = 100
 """Readers of the live feed, in each worker."""
@@ -34,12 +34,12 @@ class AskAll(Protocol):
 
 @define(eq=False)
 class Operators:
-    """``rows``: the requests that this process keeps, see `RequestLog.rows`."""
+    """``log`` and ``feed`` are this process's own."""
 
     serving: Serving
     renderer: Renderer
     feed: LiveFeed
-    rows: Callable[[], list[dict[str, Any]]]
+    log: RequestLog
     workers: AskAll | None = None
     access: OperatorAccess = field(init=False)
     page: StatusPage = field(init=False)
@@ -63,7 +63,7 @@ class Operators:
 
     async def _request(self, request: web.BaseRequest, id_: str) -> web.Response:
         self.access.check(request)
-        row = next((row for row in await self._all() if row["id"] == id_), None)
+        row = self.log.find(id_) or next((row for row in await self._all() if row["id"] == id_), None)
         if row is None:
             raise UnknownRequest("no such request among the last ones; GET /v1/requests lists those that are kept")
         return self._json(request, row)
@@ -71,7 +71,7 @@ class Operators:
     async def _all(self) -> list[dict[str, Any]]:
         """The latest first, of all workers."""
         if self.workers is None or (parts := await self.workers.ask("requests")) is None:
-            return self.rows()
+            return self.log.rows()
         rows = [row for part in msgspec.json.decode(parts) for row in part]
         rows.sort(key=lambda row: str(row["time"]), reverse=True)
         return rows[: request_filters.MOST]

@@ -30,13 +30,17 @@ class RequestLog:
 
     def __call__(self, event: Event) -> None:
         if type(event) is RequestEnded and is_for_a_model(event):
-            if len(event.requested) > MODEL_LIMIT:
+            if len(event.requested) > MODEL_LIMIT:  # a name may be as long as a body
                 event = evolve(event, requested=event.requested[:MODEL_LIMIT])
             self._kept.append((self.clock(), event))
 
     def rows(self) -> list[dict[str, Any]]:
         """All that is kept, the latest first, each with its attempts."""
-        return [{**summary(at, event), "attempts": _attempts(event)} for at, event in reversed(self._kept)]
+        return [_whole(at, event) for at, event in reversed(self._kept)]
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The latest of this id, which a client may have given twice."""
+        return next((_whole(at, event) for at, event in reversed(self._kept) if event.request_id == request_id), None)
 
 
 def is_for_a_model(event: RequestEnded) -> bool:
@@ -52,6 +56,10 @@ def legible(text: str) -> str:
 def target_of(event: RequestEnded) -> str | None:
     """The target that answered, or whose failure the client was told."""
     return f"{event.provider}/{event.model}" if event.provider is not None else None
+
+
+def _whole(ended_at: float, event: RequestEnded) -> dict[str, Any]:
+    return {**summary(ended_at, event), "attempts": _attempts(event)}
 
 
 def summary(ended_at: float, event: RequestEnded) -> dict[str, Any]:

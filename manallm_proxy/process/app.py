@@ -94,7 +94,7 @@ class App:
         broadcast = self.link.moved if self.link is not None else None
         generation = Generation.build(self.config, clock, self.observe, broadcast=broadcast)
         self.gateway = Gateway(
-            Serving(generation), self.observe, self.metrics.render, self.requests.rows, self.feed, self.link
+            Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
         )
         self._reloader = Reloader(self)
         self._take_over(generation)
