@@ -123,6 +123,8 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/v1/messages/count_tokens", {"data": b"x" * 2000}),
     ("get", "/v1/models", {"headers": VERSION}),
     *[("get", path, {}) for path in ("/v1/models", "/models", "/v1/aliases", "/aliases", "/v1/health")],
+    *[("get", path, {}) for path in ("/v1/requests", "/v1/explain")],
+    ("get", "/", {"headers": {"Accept": "text/html"}}),
     *[("get", path, {}) for path in ("/health", "/readyz", "/metrics", "/openapi.json", "/")],
 ]
 
@@ -142,6 +144,9 @@ async def test_answers_are_as_described(tmp_path: Path, kind: str) -> None:
             assert set(codes) >= {400, 403, 404, 413, 415, 417, 431, 503 if kind == "none" else 200}
             for method in ("get", "post"):
                 assert await ask(p, method, "/api/blobs/{id}", "/api/blobs/sha256:0") == 501
+            last = (await p.get("/v1/requests?limit=1"))[1]["requests"][0]["id"]
+            assert await ask(p, "get", "/v1/requests/{id}", f"/v1/requests/{last}") == 200
+            assert await ask(p, "get", "/page/{id}", "/page/page.css") == 200
             for path in ("/v1/models/mana/test", f"/models/{kind}/m", "/v1/models/nosuch/m"):
                 prefix = "/v1" if path.startswith("/v1") else ""
                 await ask(p, "get", f"{prefix}/models/{{id}}", path)

@@ -163,6 +163,7 @@ def test_what_is_where(stage: Path) -> None:
     assert mode("etc/manallm/aliases.yaml") == 0o640
     assert not (stage / "usr/lib/manallm-proxy/stale").exists()
     assert list(stage.rglob("manallm_proxy/gateway/openapi.yaml"))
+    assert list(stage.rglob("manallm_proxy/gateway/page/index.html"))
     assert "u manallm " in (stage / "usr/lib/sysusers.d/manallm-proxy.conf").read_text()
     assert sorted(path.name for path in (stage / "usr/lib").iterdir()) == ["manallm-proxy", "systemd", "sysusers.d"]
 

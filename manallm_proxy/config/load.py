@@ -141,6 +141,7 @@ def _load(
         aliases=aliases.done,
         default=given_aliases.default,
         path=path,
+        status_page=file.status_page,
         chain_timeout=file.chain_timeout,
         windows=windows,
         found=tuple(found),

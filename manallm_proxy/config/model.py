@@ -237,6 +237,7 @@ class ProxyFile:
     log: Log = Log()
     cors: Cors = Cors()
     auth: Auth = Auth()
+    status_page: bool = False
     providers: Mapping[str, Any] = field(factory=dict)
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
@@ -332,6 +333,8 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    status_page: bool = False
+    """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
     """What each model of an Ollama is loaded with, as far as an alias says."""
 

@@ -17,13 +17,14 @@ WORTH_A_RETRY: Final = 5.0
 
 @frozen
 class AttemptRecord:
-    """One line of the attempt log. ``duration`` in seconds, None for a target that was skipped."""
+    """One line of the attempt log. ``duration`` in seconds, None for a target that was skipped; ``at`` is monotonic."""
 
     model: str
     reason: str
     status: int | None = None
     detail: str | None = None
     duration: float | None = None
+    at: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         line: dict[str, Any] = {"model": self.model, "reason": self.reason}

@@ -102,6 +102,14 @@ class UnknownModel(ProxyError):
     code = "model_not_found"
 
 
+class UnknownRequest(ProxyError):
+    """An id that is not among the last requests."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "request_not_found"
+
+
 class UnknownRoute(ProxyError):
     """A path that is not served."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from attrs import define, frozen
 
+from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.targets import Target
 
 UNROUTED: Final = "other"
 """The endpoint of what reached no route."""
@@ -75,6 +77,26 @@ class HealthChanged:
     reason: str | None
 
 
+@frozen
+class RequestBegun:
+    """A request has found its chain. Reported only while somebody follows requests live."""
+
+    request_id: str
+    requested: str
+    """As `RequestEnded.requested`."""
+    alias: str | None
+
+
+@frozen
+class RequestCommitted:
+    """A target answers the request. Reported only while somebody follows requests live."""
+
+    request_id: str
+    requested: str
+    alias: str | None
+    target: Target
+
+
 @define  # not frozen, which takes twice as long to make: 60 ns a field, and there is one a request
 class RequestEnded:
     """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
@@ -101,6 +123,13 @@ class RequestEnded:
     """The name of the client's key in the configuration, where one is asked for."""
     notes: tuple[str, ...] = ()
     """See `provider.Call`."""
+    started: float = 0.0
+    """Monotonic, as the times of ``log``."""
+    log: Sequence[AttemptRecord] = ()
+    """Targets that were skipped or failed before the last one was asked."""
+    last: Target | None = None
+    """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
+    last_at: float | None = None
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:
@@ -217,6 +246,8 @@ Event = (
     | ModelChosen
     | KeyWasRejected
     | HealthChanged
+    | RequestBegun
+    | RequestCommitted
     | RequestEnded
     | Reloaded
     | NotVerified

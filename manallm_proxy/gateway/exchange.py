@@ -16,7 +16,14 @@ from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
-from manallm_proxy.contract.events import Crashed, DimensionsDiffer, Outcome, RequestEnded
+from manallm_proxy.contract.events import (
+    Crashed,
+    DimensionsDiffer,
+    Outcome,
+    RequestBegun,
+    RequestCommitted,
+    RequestEnded,
+)
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
@@ -145,6 +152,8 @@ class Exchange:
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)
+        if self.renderer.serving.followed:
+            self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
             whole = self._reply.whole(chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)
@@ -163,6 +172,7 @@ class Exchange:
         async with await walk.run(ask, self._asked) as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
+            self._committed(attempt.entry)
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
@@ -196,6 +206,7 @@ class Exchange:
             served = await walking
         async with served as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
+            self._committed(attempt.entry)
             reply.start(attempt.entry.target)
             reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
@@ -210,6 +221,12 @@ class Exchange:
         response = writer.response
         assert response is not None
         return response
+
+    def _committed(self, entry: Entry) -> None:
+        """For those who look on; nobody else needs to hear of it before the end."""
+        if self.renderer.serving.followed and self.walk is not None and self._summary is not None:
+            asked, alias = self._summary.model, self.walk.chain.alias
+            self.generation.registry.observe(RequestCommitted(self.request_id, asked, alias, entry.target))
 
     async def _early_heartbeat(self) -> None:
         """200 and a heartbeat while the walk goes on: from now on a failure is reported in-band."""
@@ -287,18 +304,19 @@ class Exchange:
         target = self.resolved.target if self.resolved is not None else None
         summary = self._summary
         first = self.first_byte_at
+        walk = self.walk
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
                 endpoint=self.door.name,
                 requested=summary.model if summary is not None else "",
-                alias=self.walk.chain.alias if self.walk is not None else None,
+                alias=walk.chain.alias if walk is not None else None,
                 provider=target.provider if target is not None else None,
                 model=target.model if target is not None else None,
                 streaming=summary is not None and summary.stream,
                 status=self.status,
                 outcome=self.outcome,
-                attempts=self.walk.tried if self.walk is not None else 0,
+                attempts=walk.tried if walk is not None else 0,
                 bytes_sent=self.bytes_sent,
                 duration=now - self.started,
                 to_first_byte=first - self.started if first is not None else None,
@@ -307,6 +325,10 @@ class Exchange:
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
                 notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
+                started=self.started,
+                log=walk.log if walk is not None else (),
+                last=walk.trying if walk is not None else None,
+                last_at=walk.trying_at if walk is not None else None,
             )
         )
 

@@ -34,13 +34,17 @@ from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id,
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
+from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.http_server import web
+from manallm_proxy.observe.live_feed import LiveFeed
+from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.openai.errors import error_body
 
 DOORS: Final[dict[str, Door]] = {
@@ -61,7 +65,8 @@ NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
     "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
     "/v1/audio/..., /v1/images/..., /v1/rerank, /v1/moderations; "
-    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json; "
+    "GET /v1/models, /v1/models/{id}, /v1/aliases, /v1/health, /health, /readyz, /metrics, /openapi.json, "
+    "/v1/requests, /v1/requests/{id}, /v1/explain, /v1/events; "
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
@@ -71,7 +76,7 @@ HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64})
 class AllWorkers(Protocol):
     """The way to what several workers know together."""
 
-    async def ask(self, topic: Literal["metrics", "health"]) -> str | None:
+    async def ask(self, topic: Literal["metrics", "health", "requests"]) -> str | None:
         """The merged answer of all workers; None if it does not come in time."""
 
     @property
@@ -89,11 +94,14 @@ class Gateway:
     serving: Serving
     observe: Observer
     render_metrics: Callable[[], tuple[bytes, str]]
+    requests: RequestLog
+    feed: LiveFeed
     workers: AllWorkers | None = None
     """Where this is one of several workers."""
     pipeline: Pipeline = field(init=False)
     renderer: Renderer = field(init=False)
     table: RouteTable = field(init=False)
+    operators: Operators = field(init=False)
     responses: MemoryStore = field(init=False)
     """What this process keeps for ``/v1/responses``."""
 
@@ -111,6 +119,8 @@ class Gateway:
         self.table.add("GET", f"{RESPONSES}/{{id}}", stored.get)
         self.table.add("DELETE", f"{RESPONSES}/{{id}}", stored.delete)
         self.table.add("GET", f"{RESPONSES}/{{id}}/input_items", stored.input_items)
+        self.operators = Operators(self.serving, self.renderer, self.feed, self.requests, self.workers)
+        self.operators.add_to(self.table)
         OllamaAPI(self.serving, self.renderer).add_to(self.table)
         for path, handler in self._lists().items():
             self.table.add("GET", path, handler)
@@ -239,6 +249,8 @@ class Gateway:
         return self.renderer.raw(request, await asyncio.to_thread(description), "application/json")
 
     async def _root(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        if wants_html(request):
+            return self.operators.page.answer(request)
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
 
 

@@ -54,7 +54,7 @@ class Renderer:
     ) -> web.Response:
         """The answer for `error`; `headers` are what the request has earned so far."""
         error.request_id = headers.get("X-Request-Id")
-        all_headers = {**self.common_headers(request), **headers}
+        all_headers = {**self.common_headers(request), "X-Content-Type-Options": "nosniff", **headers}
         if error.retry_after is not None:
             seconds = max(1, math.ceil(min(error.retry_after, RETRY_AFTER_LONGEST)))
             all_headers["Retry-After"] = str(seconds)

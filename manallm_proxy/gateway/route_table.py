@@ -57,8 +57,11 @@ class RouteTable:
     """By what stands before the id and after it."""
 
     def add(self, method: str, path: str, handler: Handler, *, forgiving: bool = True) -> None:
-        """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL."""
-        paths = [path, path.removeprefix("/v1")] if path.startswith("/v1/") else [path]
+        """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL.
+
+        Not where it is not `forgiving`: an operator's route has one name.
+        """
+        paths = [path, path.removeprefix("/v1")] if forgiving and path.startswith("/v1/") else [path]
         for each in paths:
             if each in self._exact and each != path:
                 continue  # /health is liveness, not /v1/health

@@ -13,3 +13,5 @@ class Serving:
 
     generation: Generation
     draining: bool = False
+    followed: bool = False
+    """Whether somebody follows requests live, so that their beginnings are reported too."""

@@ -22,6 +22,8 @@ from manallm_proxy.contract.events import (
     ModelChosen,
     NotVerified,
     Reloaded,
+    RequestBegun,
+    RequestCommitted,
     RequestEnded,
     UsageRefused,
     WorkerEnded,
@@ -77,6 +79,10 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "error", "internal error", fields
         case LoopReported():
             return "error", "event loop report", {"message": event.message, "sources": event.sources or None}
+        case RequestBegun():
+            return "debug", "request begun", attrs.asdict(event)
+        case RequestCommitted():
+            return "debug", "request committed", {**attrs.asdict(event, recurse=False), "target": str(event.target)}
         case _:
             assert_never(event)
 

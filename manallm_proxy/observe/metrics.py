@@ -31,6 +31,8 @@ from manallm_proxy.contract.events import (
     ModelChosen,
     NotVerified,
     Reloaded,
+    RequestBegun,
+    RequestCommitted,
     RequestEnded,
     UsageRefused,
     WorkerEnded,
@@ -122,6 +124,8 @@ class Metrics:
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
+            case RequestBegun() | RequestCommitted():
+                pass  # counted when it ends
             case _:
                 assert_never(event)
 

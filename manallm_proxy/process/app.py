@@ -30,9 +30,11 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
+from manallm_proxy.observe.live_feed import LiveFeed
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
+from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import systemd
 from manallm_proxy.process.listeners import BACKLOG, drain_note, name_of, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
@@ -67,6 +69,8 @@ class App:
     addresses: list[str] = field(factory=list)
     """Addresses it listens on, as URLs or ``unix:/path``."""
     metrics: Metrics = field(init=False)
+    requests: RequestLog = field(init=False)
+    feed: LiveFeed = field(init=False)
     gateway: Gateway = field(init=False)
     observe: FanOut = field(init=False)
     """Takes all events."""
@@ -81,10 +85,16 @@ class App:
 
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
-        self.observe = FanOut([self.metrics, self.logs], self.logs)
+        clock = asyncio.get_running_loop().time
+        self.requests, self.feed = RequestLog(), LiveFeed(clock, self._follow)
+        if self.link is not None:
+            self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
+        self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
         broadcast = self.link.moved if self.link is not None else None
-        generation = Generation.build(self.config, asyncio.get_running_loop().time, self.observe, broadcast=broadcast)
-        self.gateway = Gateway(Serving(generation), self.observe, self.metrics.render, self.link)
+        generation = Generation.build(self.config, clock, self.observe, broadcast=broadcast)
+        self.gateway = Gateway(
+            Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
+        )
         self._reloader = Reloader(self)
         self._take_over(generation)
 
@@ -190,6 +200,8 @@ class App:
                 return self.metrics.render()[0].decode()
             case "health":
                 return msgspec.json.encode(health_report(self.gateway.generation)[1]).decode()
+            case "requests":
+                return msgspec.json.encode(self.requests.rows()).decode()
             case _:
                 assert_never(topic)
 
@@ -209,6 +221,17 @@ class App:
     def recall(self, question: str) -> str:
         """What this worker keeps of the responses that `question` names."""
         return self.gateway.recall(question)
+
+    def hear(self, kind: str, data: str) -> None:
+        """Tells the readers here what happened in another worker."""
+        self.feed.hear(kind, data)
+
+    def watch(self, on: bool) -> None:
+        """Whether another worker has readers of the live feed."""
+        self.feed.watch_elsewhere(on)
+
+    def _follow(self, on: bool) -> None:
+        self.gateway.serving.followed = on
 
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
@@ -292,6 +315,7 @@ class App:
         if self.link is not None:
             self.link.leaving()
         self.gateway.serving.draining = True
+        self.feed.close()
         self._life("draining", drain_note(len(self.gateway.pipeline.exchanges), "answer", self.config.limits.drain))
         await self._pause(LAME_DUCK)
         for site in sites:

@@ -19,13 +19,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
+import msgspec
 from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.events import Crashed, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
 from manallm_proxy.observe.fan_out import FanOut
+from manallm_proxy.observe.live_feed import shaped
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
@@ -33,7 +35,7 @@ from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.worker_line import WorkerLine
 from manallm_proxy.process.worker_link import WorkerLink
-from manallm_proxy.process.worker_messages import FROM_WORKER, to_line
+from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
 from manallm_proxy.process.workers import WorkerManager
 
 STALL_TIMEOUT: Final = 20.0
@@ -84,10 +86,15 @@ class Supervisor:
         """Raises ConfigError, or OSError if it cannot listen on an address."""
         self._listeners = Listeners.open(self.config, self.environ)
         self.metrics = Metrics(__version__, tuple, tuple)
-        self.observe = FanOut([self.metrics, self.logs], self.logs)
+        self.observe = FanOut([self.metrics, self._tell, self.logs], self.logs)
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
         stall = STALL_TIMEOUT if self._watchdog is None else min(STALL_TIMEOUT, self._watchdog / 2)
         self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
+
+    def _tell(self, event: Event) -> None:
+        """Readers of the live feed hear of reloads from here: no worker knows whether all have adopted one."""
+        if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
+            self._workers.tell(Happened(found[0], msgspec.json.encode(found[1]).decode()))
 
     def run(self) -> WorkerLink | int:
         """Returns the exit code after all workers have ended; in a new worker, its link to the supervisor."""

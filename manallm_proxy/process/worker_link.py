@@ -24,6 +24,7 @@ from manallm_proxy.process.worker_messages import (
     Drain,
     Farewell,
     FromWorker,
+    Happened,
     Leaving,
     Lines,
     Moved,
@@ -35,6 +36,8 @@ from manallm_proxy.process.worker_messages import (
     Tell,
     TellOne,
     Topic,
+    Watch,
+    Watching,
     to_line,
 )
 from manallm_proxy.routing.circuit import SharedState
@@ -65,6 +68,12 @@ class Duties(Protocol):
 
     def recall(self, question: str) -> str:
         """What this worker alone knows."""
+
+    def hear(self, kind: str, data: str) -> None:
+        """Tells the readers of the live feed here what happened in another worker."""
+
+    def watch(self, on: bool) -> None:
+        """Whether another worker has such readers."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -101,6 +110,14 @@ class WorkerLink(asyncio.Protocol):
     def moved(self, provider: str, model: str | None, update: SharedState) -> None:
         """Reports a health change to the other workers."""
         self._send(Moved(provider, model, update))
+
+    def watching(self, on: bool) -> None:
+        """Reports whether there are readers of the live feed here."""
+        self._send(Watching(on))
+
+    def happened(self, kind: str, data: str) -> None:
+        """Passes an event of the live feed to the readers of the other workers."""
+        self._send(Happened(kind, data))
 
     async def ask(self, topic: Topic) -> str | None:
         """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
@@ -157,6 +174,10 @@ class WorkerLink(asyncio.Protocol):
                 answer = self._asked.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message.body)
+            case Watch():
+                duties.watch(message.on)
+            case Happened():
+                duties.hear(message.kind, message.data)
             case Beat():
                 self._send(message)
             case Prepare():

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from manallm_proxy.routing.circuit import SharedState
 
-Topic = Literal["metrics", "health"]
+Topic = Literal["metrics", "health", "requests"]
 
 
 class Message(msgspec.Struct, tag=str.lower):
@@ -93,6 +93,25 @@ class PartOne(Message):
     body: str
 
 
+class Watching(Message):
+    """From a worker: whether it has readers of the live feed."""
+
+    on: bool
+
+
+class Watch(Message):
+    """To a worker: whether another one has readers, so that it passes on what happens."""
+
+    on: bool
+
+
+class Happened(Message):
+    """In both directions, to workers with readers only: one event of the live feed."""
+
+    kind: str
+    data: str
+
+
 class Beat(Message):
     """To a worker, which sends it back to show that its event loop is not stuck."""
 
@@ -135,8 +154,10 @@ class Drain(Message):
     hurry: bool = False
 
 
-FromWorker = Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Beat | Prepared
-ToWorker = Moved | Answer | Tell | TellOne | Beat | Prepare | Adopt | Abandon | Drain
+FromWorker = (
+    Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Watching | Happened | Beat | Prepared
+)
+ToWorker = Moved | Answer | Tell | TellOne | Watch | Happened | Beat | Prepare | Adopt | Abandon | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

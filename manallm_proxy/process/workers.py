@@ -23,6 +23,7 @@ from attrs import define, field
 
 from manallm_proxy.observe.metrics_merge import Families, add, parse
 from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
+from manallm_proxy.process.audience import Audience
 from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
     Abandon,
@@ -34,6 +35,7 @@ from manallm_proxy.process.worker_messages import (
     Drain,
     Farewell,
     FromWorker,
+    Happened,
     Leaving,
     Moved,
     Part,
@@ -45,6 +47,7 @@ from manallm_proxy.process.worker_messages import (
     TellOne,
     Topic,
     ToWorker,
+    Watching,
 )
 from manallm_proxy.routing.circuit import SharedState
 
@@ -94,6 +97,7 @@ class WorkerManager:
     _past: Families = field(factory=dict)
     _questions: dict[Topic, _Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
+    _audience: Audience = field(factory=Audience)
     _last_id: int = 0
     _rollout: Rollout | None = None
     _outcome: tuple[str, ...] | None = None
@@ -126,6 +130,7 @@ class WorkerManager:
     def started(self, number: int, pid: int, now: float) -> None:
         del self._start_at[number]
         self.workers[number] = Worker(number, pid, now, silent_since=now)
+        self.outbox += self._audience.started(number)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
         if self._rollout is not None:
@@ -136,6 +141,7 @@ class WorkerManager:
         """Records that a worker has ended, or could not be started. Returns the restart delay; None during a drain."""
         worker = self.workers.pop(number, None)
         self._start_at.pop(number, None)
+        self.outbox += self._audience.set(number, False, self.workers)
         if worker is not None:
             add(self._past, worker.counted, counted_only=True)
             for topic in list(self._questions):
@@ -219,10 +225,18 @@ class WorkerManager:
                 asker = next((each for each in self.workers.values() if each.pid == message.asker), None)
                 if asker is not None:
                     self.outbox.append((asker.number, Answer(message.id, message.body)))
+            case Watching():
+                self.outbox += self._audience.set(number, message.on, self.workers)
+            case Happened():
+                self.tell(message, but=number)
             case Beat():
                 pass
             case _:
                 assert_never(message)
+
+    def tell(self, happened: Happened, but: int | None = None) -> None:
+        """One event of the live feed, to those that have readers."""
+        self.outbox += [(number, happened) for number in self._audience.watching if number != but]
 
     # 7
 
@@ -255,16 +269,24 @@ class WorkerManager:
 
     def _answer(self, topic: Topic, now: float) -> None:
         question = self._questions.pop(topic)
-        numbers = range(1, self.size + 1)
-        if topic == "metrics":
-            body = all_metrics(self.own(), self._past, self.workers, numbers, question.parts)
-        else:
-            body = all_health(self.workers, numbers, question.parts)
+        body = self._merged(topic, question.parts)
         for worker, id_ in question.askers:
             if self.workers.get(worker.number) is worker:
                 self.outbox.append((worker.number, Answer(id_, body)))
         if queued := self._queued.pop(topic, None):
             self._put(topic, queued, now)
+
+    def _merged(self, topic: Topic, parts: dict[int, str]) -> str:
+        numbers = range(1, self.size + 1)
+        match topic:
+            case "metrics":
+                return all_metrics(self.own(), self._past, self.workers, numbers, parts)
+            case "health":
+                return all_health(self.workers, numbers, parts)
+            case "requests":
+                return f"[{','.join(parts.values())}]"  # whoever asked merges them, so that nobody else waits
+            case _:
+                assert_never(topic)
 
     # 4
 

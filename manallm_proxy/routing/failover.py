@@ -25,7 +25,7 @@ from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
-from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.circuit import NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -86,6 +86,9 @@ class Walk:
     request_id: str
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
+    trying: Target | None = None
+    """The last target that was asked, until the walk moves on from it."""
+    trying_at: float | None = None
     _passed: list[tuple[str, str, bool]] = field(factory=list)
     """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` let us pass."""
 
@@ -109,7 +112,8 @@ class Walk:
             # 1
             verdict = self.registry.admit(entry.target)
             if isinstance(verdict, Skip):
-                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail))
+                at = self.registry.clock()
+                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=at))
                 continue
             if entry.target.is_open:
                 verdict.released()
@@ -119,6 +123,7 @@ class Walk:
             self._report_fallback(entry)
             started = clock()
             self.tried += 1
+            self.trying, self.trying_at = entry.target, started
             try:
                 value = await (ask(entry) if until is None else _within(until - started, ask(entry)))
             except ProviderError as error:
@@ -149,7 +154,8 @@ class Walk:
             raise error
         # 3
         self.registry.failed(target, permit, error)
-        line = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration)
+        self.trying = None
+        line = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
         self._pass(line, widened=widened)
 
     def _pass(self, line: AttemptRecord, *, widened: bool = False) -> None:

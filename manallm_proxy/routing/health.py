@@ -129,20 +129,27 @@ class Health:
     """When the last of them became clear."""
 
     def admit(self, model: str, now: float) -> Permit | Skip:
-        """Leave to try `model` now, or the reason against it (rules 1 to 4)."""
+        """Leave to try `model` now, or the reason against it."""
+        refusal = self.refusal(model, now)
+        if refusal is not None:
+            return refusal
+        self.in_flight += 1
+        circuits = self.provider, self.targets.get(model)
+        return Permit(self, model, tuple(c for c in circuits if c is not None and c.take_trial()))
+
+    def refusal(self, model: str, now: float) -> Skip | None:
+        """What speaks against trying `model` now (rules 1 to 4); None where nothing does. Changes nothing."""
         # 1
         if not self.configured:
             return Skip("unconfigured")
         # 2, 3
-        circuits = self.provider, self.targets.get(model)
-        for circuit in circuits:
+        for circuit in (self.provider, self.targets.get(model)):
             if circuit is not None and (refusal := circuit.refusal(now)) is not None:
                 return refusal
         # 4
         if self.max_concurrent is not None and self.in_flight >= self.max_concurrent:
             return Skip("saturated")
-        self.in_flight += 1
-        return Permit(self, model, tuple(c for c in circuits if c is not None and c.take_trial()))
+        return None
 
     def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
         """A probe's outcome (rules 10 to 12); `error` None where the provider is alive, `sent_at` when it was asked."""

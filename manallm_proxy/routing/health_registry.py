@@ -31,6 +31,10 @@ class HealthRegistry:
         """See `Health.admit`."""
         return self.providers[target.provider].admit(target.model, self.clock())
 
+    def refusal(self, target: Target) -> Skip | None:
+        """What `admit` would say against `target` now, without taking a place."""
+        return self.providers[target.provider].refusal(target.model, self.clock())
+
     def may_pass(self, target: Target) -> bool:
         """Whether a request to `target` would be tried now, as far as its health goes."""
         return self.providers[target.provider].configured and not self._again_in(target, self.clock())

@@ -1,0 +1,33 @@
+"""``explain``: what would become of a request for a model now, gate by gate, without a call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from manallm_proxy.cli.operator_client import OperatorClient, clean, told
+
+
+def explain(url: str, model: str, as_json: bool, environ: Mapping[str, str]) -> int:
+    """Returns 1 if no proxy answers at `url`, or none of its names is `model`."""
+
+    def work() -> None:
+        found = OperatorClient(url, environ).get("/v1/explain", {"model": model})
+        print(json.dumps(found) if as_json else "\n".join(lines(found)))
+
+    return told(work)
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """For people: what serves, then each target with what speaks against it."""
+    name = clean(found["alias"] or found["model"])
+    head = f"{name}: {clean(found['serves'])} would serve" if found["serves"] else f"{name}: nobody can serve now"
+    width = max(len(row["target"]) for row in found["chain"])
+    rows = []
+    for row in found["chain"]:
+        mark = ">" if row["target"] == found["serves"] else " "
+        fate = "ready" if row["usable"] else row["reason"]
+        detail = f"  {row['detail']}" if row["detail"] else ""
+        rows.append(f"{mark} {clean(row['target']):<{width}}  {clean(fate)}{clean(detail)}")
+    return [head, *rows]

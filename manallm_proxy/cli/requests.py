@@ -1,0 +1,60 @@
+"""``requests``: the last requests of a running proxy, one line each; one of them with its attempts; those that come."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from manallm_proxy.cli.operator_client import OperatorClient, clean, seconds, told
+
+
+def requests(
+    url: str, id_: str | None, filters: Mapping[str, str], follows: bool, as_json: bool, environ: Mapping[str, str]
+) -> int:
+    """Returns 1 if no proxy answers at `url`, or it refuses."""
+    client = OperatorClient(url, environ)
+
+    def work() -> None:
+        if id_ is not None:
+            row = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='')}")
+            print(json.dumps(row) if as_json else "\n".join([line(row), *attempts(row)]))
+        elif follows:
+            _follow(client, filters, as_json)
+        else:
+            found = client.get("/v1/requests", filters)
+            print(json.dumps(found) if as_json else "\n".join(line(row) for row in reversed(found["requests"])))
+
+    return told(work)
+
+
+def _follow(client: OperatorClient, filters: Mapping[str, str], as_json: bool) -> None:
+    """One line for each that ends, JSON lines for programs. The feed is not filtered by the proxy."""
+    client.get("/v1/requests", filters)  # which names a wrong filter
+    wanted = {name: value for name, value in filters.items() if name != "limit"}
+    for kind, data in client.follow():
+        if kind == "skipped":
+            print(json.dumps(data) if as_json else f"... {data['requests']} more within a second", flush=True)
+        elif kind == "request" and data["phase"] == "ended" and all(data[name] == wanted[name] for name in wanted):
+            print(json.dumps(data) if as_json else line(data), flush=True)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One request, for people."""
+    asked = clean(row["model"] or "(default)")
+    outcome = "ok" if row["outcome"] == "ok" else f"{row['outcome']} {row['status']} {row['error'] or ''}".rstrip()
+    passed = f", {row['passed']} passed" if row["passed"] else ""
+    target = clean(row["target"] or "nobody")
+    return f"{row['time'][:19]}  {asked} -> {target}  {outcome}  {seconds(row['ms'])}{passed}  {clean(row['id'])}"
+
+
+def attempts(row: Mapping[str, Any]) -> list[str]:
+    """Of one request: when each began, how long it took, and how it ended."""
+    rows = []
+    for each in row["attempts"]:
+        fate = "served" if each["reason"] is None else clean(each["reason"])
+        took = "skipped" if each["ms"] is None else seconds(each["ms"])
+        detail = f"  {clean(each['detail'])}" if each["detail"] else ""
+        rows.append(f"  at {seconds(each['at_ms']):>8}  {took:>8}  {clean(each['model'])}  {fate}{detail}")
+    return rows

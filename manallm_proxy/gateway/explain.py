@@ -1,0 +1,46 @@
+"""``GET /v1/explain``: what would become of a request for a model now, gate by gate, without a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.routing.circuit import Skip
+
+
+def explain(generation: Generation, model: str) -> dict[str, Any]:
+    """Raises UnknownModel. The gates are asked themselves, so this can say nothing else than a walk would find."""
+    chain = generation.resolve(model)
+    rows = [_row(generation, entry.target) for entry in chain]
+    serves = next((row["target"] for row in rows if row["usable"]), None)
+    return {"model": model, "alias": chain.alias, "serves": serves, "chain": rows}
+
+
+def _row(generation: Generation, target: Target) -> dict[str, Any]:
+    skip = generation.registry.refusal(target)
+    detail = _on_trial(generation, target) if skip is None else _why(generation, target, skip)
+    reason = skip.reason if skip is not None else None
+    again_in = skip.again_in if skip is not None else None
+    again = round(again_in, 1) if again_in is not None else None
+    return {"target": str(target), "usable": skip is None, "reason": reason, "detail": detail, "again_in": again}
+
+
+def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
+    """In words, for people."""
+    health = generation.registry.providers[target.provider]
+    if skip.reason == "unconfigured":
+        return generation.config.providers[target.provider].api_key_missing
+    if skip.reason == "saturated":
+        return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
+    known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
+    cause = skip.detail or next((c.last_error for c in known if c.is_open and c.last_error), None)
+    when = f"again in {skip.again_in:.0f} s" if skip.again_in is not None else "another request is trying it now"
+    return f"{cause}; {when}" if cause else when
+
+
+def _on_trial(generation: Generation, target: Target) -> str | None:
+    health = generation.registry.providers[target.provider]
+    circuits = (health.provider, health.targets.get(target.model))
+    half_open = any(circuit is not None and circuit.is_open for circuit in circuits)
+    return "its rest is over: the next request is its trial" if half_open else None

@@ -1,0 +1,113 @@
+"""The routes for operators: the last requests, what a walk would do now, the live feed, the status page."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+from attrs import define, field
+
+from manallm_proxy.contract.errors import Overloaded, ProxyError, ShuttingDown, UnknownRequest
+from manallm_proxy.gateway import request_filters
+from manallm_proxy.gateway.explain import explain
+from manallm_proxy.gateway.operator_access import OperatorAccess
+from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.route_table import RouteTable
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.status_page import StatusPage
+from manallm_proxy.http_server import web
+from manallm_proxy.http_server.event_stream import Frames, send_events
+from manallm_proxy.observe.live_feed import LiveFeed, Reader
+from manallm_proxy.observe.request_log import RequestLog
+
+READERS_LIMIT: Final = 100
+"""Readers of the live feed, in each worker."""
+
+
+class AskAll(Protocol):
+    """The way to all workers."""
+
+    async def ask(self, topic: Literal["requests"]) -> str | None:
+        """What each of them keeps, as a JSON array of their arrays; None if it does not come in time."""
+
+
+@define(eq=False)
+class Operators:
+    """``log`` and ``feed`` are this process's own."""
+
+    serving: Serving
+    renderer: Renderer
+    feed: LiveFeed
+    log: RequestLog
+    workers: AskAll | None = None
+    access: OperatorAccess = field(init=False)
+    page: StatusPage = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.access = OperatorAccess(self.serving, self.renderer)
+        self.page = StatusPage(self.renderer, self.access)
+
+    def add_to(self, table: RouteTable) -> None:
+        """Their exact paths only: whoever hides one behind nginx hides it so."""
+        table.add("GET", "/v1/requests", self._requests, forgiving=False)
+        table.add("GET", "/v1/requests/{id}", self._request, forgiving=False)
+        table.add("GET", "/v1/explain", self._explain, forgiving=False)
+        table.add("GET", "/v1/events", self._events, forgiving=False)
+        self.page.add_to(table)
+
+    async def _requests(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        self.access.check(request)
+        request_filters.check(request.query, self.serving.generation.config)
+        return self._json(request, {"requests": request_filters.select(request.query, await self._all())})
+
+    async def _request(self, request: web.BaseRequest, id_: str) -> web.Response:
+        self.access.check(request)
+        row = self.log.find(id_) or next((row for row in await self._all() if row["id"] == id_), None)
+        if row is None:
+            raise UnknownRequest("no such request among the last ones; GET /v1/requests lists those that are kept")
+        return self._json(request, row)
+
+    async def _all(self) -> list[dict[str, Any]]:
+        """The latest first, of all workers."""
+        if self.workers is None or (parts := await self.workers.ask("requests")) is None:
+            return self.log.rows()
+        rows = [row for part in msgspec.json.decode(parts) for row in part]
+        rows.sort(key=lambda row: str(row["time"]), reverse=True)
+        return rows[: request_filters.MOST]
+
+    async def _explain(self, request: web.BaseRequest, _rest: str) -> web.Response:
+        self.access.check(request)
+        request_filters.only(request.query, ("model",))
+        return self._json(request, explain(self.serving.generation, request.query.get("model", "")))
+
+    def _json(self, request: web.BaseRequest, value: object) -> web.Response:
+        response = self.renderer.json(request, value)
+        response.headers.update({"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"})
+        return response
+
+    async def _events(self, request: web.BaseRequest, _rest: str) -> web.StreamResponse:
+        self.access.check(request)
+        headers = {**self.renderer.common_headers(request), "X-Content-Type-Options": "nosniff"}
+        if request.method == "HEAD":
+            return self.renderer.raw(request, b"", "text/event-stream")
+        if self.serving.draining:
+            raise ShuttingDown("the proxy is shutting down", retry_after=1.0)
+        if len(self.feed.readers) >= READERS_LIMIT:
+            raise Overloaded(f"{READERS_LIMIT} look on already, as many as may", retry_after=5.0)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left")
+        reader = self.feed.subscribe(request.headers.get("Last-Event-ID"), transport.abort)
+        try:
+            return await send_events(request, headers, lambda: self._read(request, reader))
+        finally:
+            self.feed.leave(reader)
+
+    async def _read(self, request: web.BaseRequest, reader: Reader) -> Frames | None:
+        """Ends too where a reload has taken away what let this reader in."""
+        told = await reader.next()
+        with contextlib.suppress(ProxyError):
+            self.access.check(request)
+            return None if told is None else [(each.id, each.kind, each.data) for each in told]
+        return None

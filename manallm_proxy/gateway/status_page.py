@@ -1,0 +1,80 @@
+"""The status page: static files of the folder ``page``. What they show they ask for themselves, with the admin's key.
+
+They hold nothing of the configuration, so with client keys they need none. Nothing is loaded from elsewhere, no
+script stands in the page, and nobody may frame it: a click on it is meant for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import UnknownRoute
+from manallm_proxy.gateway.operator_access import OperatorAccess
+from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.route_table import RouteTable
+from manallm_proxy.http_server import web
+
+FOLDER: Final = Path(__file__).with_name("page")
+HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+TYPES: Final[Mapping[str, str]] = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+NAMES: Final = (
+    "index.html",
+    "page.css",
+    "main.js",
+    "feed.js",
+    "draw.js",
+    "requests.js",
+    "charts.js",
+    "tryout.js",
+    "icon.svg",
+)
+
+
+def wants_html(request: web.BaseRequest) -> bool:
+    """Whether a browser asks: only those name HTML."""
+    return "text/html" in request.headers.get("Accept", "").lower()
+
+
+@define(eq=False)
+class StatusPage:
+    """``/`` for a browser is answered by the gateway, with `index`."""
+
+    renderer: Renderer
+    access: OperatorAccess
+    _held: dict[str, bytes] = field(factory=dict, repr=False)
+
+    def add_to(self, table: RouteTable) -> None:
+        """The files that the page loads."""
+        table.add("GET", "/page/{id}", self._file, forgiving=False)
+
+    async def _file(self, request: web.BaseRequest, name: str) -> web.Response:
+        if name not in NAMES or name == "index.html":
+            raise UnknownRoute("the status page has no such file")
+        return self.answer(request, name)
+
+    def answer(self, request: web.BaseRequest, name: str = "index.html") -> web.Response:
+        """One file. AdminOnly where the page is not shown."""
+        self.access.check_place(request)
+        if name not in self._held:
+            self._held[name] = (FOLDER / name).read_bytes()
+        response = self.renderer.raw(request, self._held[name], TYPES[name.rpartition(".")[2]])
+        response.headers.update(HEADERS)
+        return response

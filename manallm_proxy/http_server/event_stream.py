@@ -1,0 +1,42 @@
+"""Server-sent events that are ours alone, by aiohttp-sse. A model's stream has a writer of its own, for its speed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+PING: Final = 15.0
+SEND_TIMEOUT: Final = 20.0
+"""Seconds without progress after which a client is cut."""
+PAUSE: Final = 0.05
+"""Seconds between two writes, so that a burst of events costs one."""
+
+Frames = Sequence[tuple[str, str, str]]
+"""Id, type and data of each event; none of them has a line break."""
+
+
+async def send_events(
+    request: web.BaseRequest, headers: Mapping[str, str], read: Callable[[], Awaitable[Frames | None]]
+) -> web.StreamResponse:
+    """Sends what `read` brings until it brings None. A client that does not read in time is cut."""
+    response = EventSourceResponse(headers=headers, ping_interval=PING, send_timeout=SEND_TIMEOUT)
+    await response.prepare(request)
+    async with response:
+        await _send(response, ": here\n\n")  # the head leaves now, not with the first event
+        while (frames := await read()) is not None:
+            # in one write, not event by event as `send` does it
+            await _send(response, "".join(f"id: {id_}\nevent: {kind}\ndata: {data}\n\n" for id_, kind, data in frames))
+            await asyncio.sleep(PAUSE)
+    return response
+
+
+async def _send(response: EventSourceResponse, text: str) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await response.write(text.encode())
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None

@@ -1,0 +1,227 @@
+"""What happens, told to those who look on while it happens.
+
+1. While nobody looks on, nothing is done: no event is even shaped.
+2. A reader gets its events by a bounded queue. One that does not keep up is dropped, never waited for.
+3. What was told lately is kept, so that a reader that comes back goes on where it was. That memory is given up
+   `LINGER` seconds after the last reader has left; an id from before is then as unknown as another process's.
+4. At most `RATE` requests a second are told of; the others are only counted, since nobody can read faster.
+5. Several workers: what one tells its readers, it passes to the others if they have any (``share``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+from attrs import define, field, frozen
+
+from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestCommitted, RequestEnded
+from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
+
+Kind = Literal["request", "health", "reload", "reset", "skipped"]
+LINGER: Final = 60.0
+RATE: Final = 100
+KEPT: Final = 500
+"""Events that a reader who comes back may have missed."""
+QUEUE: Final = 1000
+"""Events that may wait for one reader."""
+
+
+@frozen
+class Told:
+    """One event of the feed. ``data`` is a JSON object."""
+
+    id: str
+    kind: str
+    data: str
+
+
+def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
+    """What the feed says of `event`; None where it says nothing."""
+    match event:
+        case RequestBegun():
+            return "request", _phase("begun", event.request_id, event.requested, event.alias, None)
+        case RequestCommitted():
+            target = str(event.target)
+            return "request", _phase("committed", event.request_id, event.requested, event.alias, target)
+        case RequestEnded() if is_for_a_model(event):
+            return "request", {"phase": "ended", **summary(time.time(), event)}
+        case HealthChanged():
+            was_now = {"was": event.was, "now": event.now, "reason": event.reason}
+            return "health", {"provider": event.provider, "model": event.model, **was_now}
+        case Reloaded():
+            return "reload", {"result": "refused" if event.mistakes else "ok"}
+    return None
+
+
+def _phase(phase: str, id_: str, requested: str, alias: str | None, target: str | None) -> dict[str, Any]:
+    named = {"model": legible(requested), "alias": alias, "target": target, "outcome": None}
+    return {"phase": phase, "id": id_, **named}
+
+
+@define(eq=False)
+class Reader:
+    """One who looks on. ``drop`` ends its connection at once."""
+
+    drop: Callable[[], None]
+    _waiting: deque[Told] = field(factory=deque, repr=False)
+    _wake: asyncio.Event = field(factory=asyncio.Event)
+    _over: bool = False
+
+    def give(self, told: Told) -> None:
+        """Never waits: with QUEUE events before it the reader is too slow."""
+        if self._over:
+            return
+        if len(self._waiting) >= QUEUE:
+            self._waiting.clear()
+            self.end()
+            self.drop()
+            return
+        self._waiting.append(told)
+        self._wake.set()
+
+    def end(self) -> None:
+        """After what waits there is no more."""
+        self._over = True
+        self._wake.set()
+
+    async def next(self) -> list[Told] | None:
+        """All that waits, at least one; None at the end."""
+        while not self._waiting:
+            if self._over:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        told = list(self._waiting)
+        self._waiting.clear()
+        return told
+
+
+@define(eq=False)
+class LiveFeed:
+    """An observer. ``follow`` learns whether anybody looks on, here or elsewhere; ``clock`` is monotonic."""
+
+    clock: Callable[[], float]
+    follow: Callable[[bool], None] = lambda on: None
+    share: Callable[[str, str], None] | None = None
+    """Passes kind and data to the other workers."""
+    call_out: Callable[[bool], None] | None = None
+    """Tells them whether somebody looks on here."""
+    elsewhere: bool = False
+    """Whether somebody looks on at another worker."""
+    readers: set[Reader] = field(factory=set)
+    _listening: bool = False
+    """There are readers, or there were a moment ago."""
+    _token: str = field(factory=lambda: secrets.token_hex(6))
+    _number: int = 0
+    _kept: deque[Told] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
+    _rest: asyncio.TimerHandle | None = None
+    _second: int = 0
+    _told: int = 0
+    _skipped: int = 0
+
+    def __call__(self, event: Event) -> None:
+        if not (self._listening or self.elsewhere):
+            return
+        found = shaped(event) if self._within_rate(event) else None
+        if found is not None:
+            self.tell(found[0], msgspec.json.encode(found[1]).decode())
+
+    def tell(self, kind: str, data: str) -> None:
+        """To the readers of all workers."""
+        self.hear(kind, data)
+        if self.elsewhere and self.share is not None:
+            self.share(kind, data)
+
+    def hear(self, kind: str, data: str) -> None:
+        """To the readers here."""
+        if self._listening:
+            self._number += 1
+            told = Told(self._id(self._number), kind, data)
+            self._kept.append(told)
+            for reader in list(self.readers):
+                reader.give(told)
+
+    def watch_elsewhere(self, on: bool) -> None:
+        """Whether another worker has readers."""
+        self.elsewhere = on
+        self._note()
+
+    def subscribe(self, last_id: str | None, drop: Callable[[], None]) -> Reader:
+        """A reader that goes on after `last_id`; where that is unknown it begins anew, and is told so."""
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        reader = Reader(drop)
+        if last_id:
+            for told in self._since(last_id):
+                reader.give(told)
+        self.readers.add(reader)
+        if not self._listening:
+            self._listening = True
+            self._note()
+            if self.call_out is not None:
+                self.call_out(True)
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """It looks on no more."""
+        self.readers.discard(reader)
+        if not self.readers and self._listening and self._rest is None:
+            self._rest = asyncio.get_running_loop().call_later(LINGER, self._stop)
+
+    def close(self) -> None:
+        """The process drains: every reader comes to its end."""
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        for reader in self.readers:
+            reader.end()
+
+    def _stop(self) -> None:
+        """Nobody has come back: what happens from now on is not told, so ids from before are void."""
+        self._rest, self._listening = None, False
+        self._kept.clear()
+        self._token, self._number = secrets.token_hex(6), 0
+        self._note()
+        if self.call_out is not None:
+            self.call_out(False)
+
+    def _note(self) -> None:
+        self.follow(self._listening or self.elsewhere)
+
+    def _id(self, number: int) -> str:
+        return f"{self._token}-{number}"
+
+    def _since(self, last_id: str) -> list[Told]:
+        token, _, number = last_id.rpartition("-")
+        known = number.isascii() and number.isdecimal() and len(number) < 16
+        behind = self._number - int(number) if token == self._token and known else -1
+        if 0 <= behind <= len(self._kept):
+            return list(self._kept)[len(self._kept) - behind :]
+        why = {"reason": "this id is of another process, or too old: the feed begins anew"}
+        return [Told(self._id(self._number), "reset", msgspec.json.encode(why).decode())]
+
+    def _within_rate(self, event: Event) -> bool:
+        """Whether `event` is to be told. Above the rate the beginnings of requests are not even reported."""
+        if not isinstance(event, RequestBegun | RequestCommitted | RequestEnded):
+            return True
+        second = int(self.clock())
+        if second != self._second:
+            skipped, self._second, self._told, self._skipped = self._skipped, second, 0, 0
+            if skipped:
+                self._note()
+                self.tell("skipped", msgspec.json.encode({"requests": skipped}).decode())
+        if isinstance(event, RequestEnded):
+            self._told += 1
+        if self._told <= RATE:
+            return True
+        if not self._skipped:
+            self.follow(False)
+        self._skipped += isinstance(event, RequestEnded)
+        return False

@@ -1,0 +1,32 @@
+"""Which workers have readers of the live feed. What happens travels between workers only while there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from attrs import define, field
+
+from manallm_proxy.process.worker_messages import Watch
+
+
+@define(eq=False)
+class Audience:
+    """In the supervisor. Its methods return what is to be sent, and to whom."""
+
+    watching: set[int] = field(factory=set)
+    """Numbers of workers."""
+
+    def set(self, number: int, on: bool, workers: Collection[int]) -> list[tuple[int, Watch]]:
+        """Worker `number` has its first reader, or none any more. The others of `workers` learn what follows."""
+        if on == (number in self.watching):
+            return []
+        before = {each: self._for(each) for each in workers}
+        (self.watching.add if on else self.watching.discard)(number)
+        return [(each, Watch(self._for(each))) for each in workers if self._for(each) != before[each]]
+
+    def started(self, number: int) -> list[tuple[int, Watch]]:
+        """Worker `number` is new."""
+        return [(number, Watch(True))] if self._for(number) else []
+
+    def _for(self, number: int) -> bool:
+        return bool(self.watching - {number})

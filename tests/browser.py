@@ -1,0 +1,118 @@
+"""A real Chromium without a window, driven over its own debugging protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from attrs import define, field
+
+from tests.needs import require
+
+
+@define(eq=False)
+class Page:
+    """One tab. ``problems``: what the console said of errors, and every address outside that was asked for."""
+
+    socket: aiohttp.ClientWebSocketResponse
+    problems: list[str] = field(factory=list)
+    asked: list[str] = field(factory=list)
+    _number: int = 0
+    _answers: dict[int, asyncio.Future[Any]] = field(factory=dict)
+
+    async def listen(self) -> None:
+        async for message in self.socket:
+            told = message.json()
+            if "id" in told:
+                self._answers.pop(told["id"]).set_result(told)
+            elif told["method"] == "Runtime.exceptionThrown":
+                self.problems.append(str(told["params"]["exceptionDetails"]))
+            elif told["method"] == "Log.entryAdded" and told["params"]["entry"]["source"] == "security":
+                self.problems.append(told["params"]["entry"]["text"])
+            elif told["method"] == "Network.requestWillBeSent":
+                self.asked.append(told["params"]["request"]["url"])
+
+    async def send(self, method: str, **params: Any) -> Any:
+        self._number += 1
+        answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
+        await self.socket.send_json({"id": self._number, "method": method, "params": params})
+        told = await asyncio.wait_for(answer, 10)
+        assert "error" not in told, told
+        return told["result"]
+
+    async def open(self, url: str) -> None:
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            await self.send(f"{domain}.enable")
+        await self.send("Page.navigate", url=url)
+
+    async def value(self, script: str) -> Any:
+        """Of an expression, which may be a promise."""
+        told = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    async def until(self, script: str, seconds: float = 10.0) -> None:
+        """Returns once the expression is true."""
+        async with asyncio.timeout(seconds):
+            while not await self.value(script):
+                await asyncio.sleep(0.03)
+
+    async def text(self) -> str:
+        return str(await self.value("document.body.innerText"))
+
+    async def key(self, name: str, code: int) -> None:
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if name == "Enter" and kind == "keyDown" else {}
+            await self.send(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **text
+            )
+
+    async def looks(self, width: int, *, dark: bool = False, height: int = 900) -> None:
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        await self.send("Emulation.setEmulatedMedia", features=scheme)
+
+    async def picture(self, path: Path) -> None:
+        shot = await self.send("Page.captureScreenshot")
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
+
+
+@asynccontextmanager
+async def chromium(folder: Path) -> AsyncIterator[Page]:
+    """With a profile of its own; gone at the end."""
+    program = require("chromium", "Debian: apt-get install chromium")
+    child = await asyncio.create_subprocess_exec(
+        program,
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+        *("--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0"),
+        f"--user-data-dir={folder / 'profile'}",
+        "about:blank",
+        env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert child.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while not (match := re.search(r"ws://([^/]+)/", (await child.stderr.readline()).decode())):
+                pass
+        async with aiohttp.ClientSession() as client:
+            async with client.get(f"http://{match[1]}/json/list") as response:
+                tabs = await response.json()
+            url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+            async with client.ws_connect(url, max_msg_size=0) as socket:
+                page = Page(socket)
+                listening = asyncio.ensure_future(page.listen())
+                yield page
+                listening.cancel()
+    finally:
+        child.kill()
+        await child.communicate()

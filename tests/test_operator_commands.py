@@ -1,0 +1,87 @@
+"""``explain`` and ``requests``: what they print of a running proxy, and what they say when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from tests.proxy import ROOT, openai, process, proxy, run, settings
+
+LOOP = {"loop": {"kind": "loopback"}}
+
+
+async def test_explain(tmp_path: Path) -> None:
+    """The one that would serve is marked; JSON is the route's own."""
+    providers = {"keyless": openai("http://127.0.0.1:9", api_key="${NOSUCH}"), **LOOP}
+    async with proxy(settings(providers), tmp_path) as p:
+        code, output = await run("explain", "mana/test", "--url", p.url)
+        assert (code, output.splitlines()) == (
+            0,
+            [
+                "mana/test: loop/m would serve",
+                "  keyless/m  unconfigured  NOSUCH is not set",
+                "> loop/m     ready",
+            ],
+        )
+        code, output = await run("explain", "--json", "--url", p.url)
+        assert (code, json.loads(output)["serves"]) == (0, "loop/m")
+        code, output = await run("explain", "mana/tset", "--url", p.url)
+        assert (code, "Did you mean mana/test?" in output) == (1, True)
+
+
+async def test_requests(tmp_path: Path) -> None:
+    """The latest last, as a log; what a client sent cannot move a terminal's cursor."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        await p.chat()
+        await p.chat(model="mana/\x1b[2Jx")
+        code, output = await run("requests", "--url", p.url)
+        first, second = output.splitlines()
+        assert code == 0 and "loop/m  ok" in first and "mana/?[2Jx -> nobody  error 404 model_not_found" in second
+        id_ = first.split()[-1]
+        code, output = await run("requests", id_, "--url", p.url)
+        assert code == 0 and "loop/m  served" in output.splitlines()[1]
+        code, output = await run("requests", "--json", "--outcome", "ok", "--url", p.url)
+        assert (code, [row["id"] for row in json.loads(output)["requests"]]) == (0, [id_])
+        code, output = await run("requests", "--outcome", "bad", "--url", p.url)
+        assert code == 1 and "client_gone" in output
+
+
+async def test_requests_follow(tmp_path: Path) -> None:
+    """A line as each ends; the end of the proxy is the end of the command, in words."""
+    async with process(settings(LOOP), tmp_path) as running:
+        command = [sys.executable, "-m", "manallm_proxy", "requests", "--follow", "--url", running.url]
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd=ROOT)
+        assert child.stdout is not None
+        reading = asyncio.ensure_future(child.stdout.readline())
+        async with asyncio.timeout(20):
+            while not reading.done():  # until it looks on nobody tells it anything
+                await asyncio.sleep(0.1)
+                await _chat(running.url)
+        assert b"loop/m  ok" in reading.result()
+        running.child.terminate()
+        assert await asyncio.wait_for(child.wait(), 10) == 1
+        assert child.stderr is not None
+        assert b"has ended the connection" in await child.stderr.read()
+
+
+async def _chat(url: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(b'POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}')
+    await reader.read()
+    writer.close()
+
+
+async def test_what_they_say_when_it_is_not_to_be_had(tmp_path: Path) -> None:
+    """No proxy: its address. A key wanted: where it goes."""
+    code, output = await run("explain", "--url", "http://127.0.0.1:9")
+    assert code == 1 and "no proxy answers at http://127.0.0.1:9" in output
+    keys = [{"name": "root", "sha256": hashlib.sha256(b"root").hexdigest(), "admin": True}]
+    async with proxy(settings(LOOP, auth={"keys": keys}), tmp_path) as p:
+        code, output = await run("requests", "--url", p.url)
+        assert code == 1 and "MANALLM_API_KEY" in output
+        code, output = await run("requests", "--url", p.url, environ={"MANALLM_API_KEY": "root"})
+        assert code == 0

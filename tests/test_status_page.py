@@ -1,0 +1,145 @@
+"""The status page: who gets it, what it may load, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.gateway.status_page import FOLDER, NAMES
+from tests.browser import chromium
+from tests.proxy import openai, proxy, settings
+from tests.upstreams import answers, each, status, upstream
+
+LOOP = {"loop": {"kind": "loopback"}}
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+SCRIPTS = sorted(FOLDER.glob("*.js"))
+PICTURES = os.environ.get("STATUS_PAGE_PICTURES")
+"""A folder for what the browser saw."""
+
+
+def test_it_is_small_and_whole() -> None:
+    """Under 80 KiB; what is there is served, and what is served is there."""
+    assert {path.name for path in FOLDER.iterdir()} == set(NAMES)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 80 * 1024
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_make_no_markup_of_text(path: Path) -> None:
+    """Names come from clients and providers: there is no way by which one could become an element."""
+    text = path.read_text()
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
+        assert word not in text
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == []
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    """Nor does any script or style stand in the page."""
+    page = (FOLDER / "index.html").read_text()
+    assert all(each.startswith(("/page/", "#")) for each in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert re.findall(r"<script[^>]*>[^<]|<style|\son\w+=|\sstyle=", page) == []
+    assert '<html lang="en">' in page and 'name="viewport"' in page
+    assert "url(" not in (FOLDER / "page.css").read_text()
+
+
+async def test_a_browser_gets_the_page_and_others_what_they_got(tmp_path: Path) -> None:
+    """By what they accept; under a strict policy."""
+    async with proxy(settings(LOOP), tmp_path) as p:
+        for accept in ("*/*", "application/json", ""):
+            async with p.client.get(p.url, headers={"Accept": accept}) as response:
+                assert (await response.json())["name"] == "manallm-proxy"
+        for path in ("/", *(f"/page/{name}" for name in NAMES if name != "index.html")):
+            async with p.client.get(p.url + path, headers={"Accept": BROWSER}) as response:
+                assert response.status == 200, path
+                policy = response.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+                assert not any(word in policy for word in ("unsafe", "*", "http:", "https:", "data:"))
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+        for name in ("index.html", "nosuch.js", "../gateway.py", "..%2fgateway.py"):
+            async with p.client.get(f"{p.url}/page/{name}") as response:
+                assert response.status == 404
+
+
+async def test_it_is_not_shown_to_others_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without keys, from another machine: the files neither. JSON is what it was."""
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_near", lambda request: False)
+    async with proxy(settings(LOOP), tmp_path) as p:
+        for path in ("/", "/page/main.js"):
+            async with p.client.get(p.url + path, headers={"Accept": BROWSER}) as response:
+                assert response.status == 403
+        assert (await p.get("/"))[0] == 200
+
+
+@pytest.mark.built_in
+async def test_in_a_browser(tmp_path: Path) -> None:
+    """Live: names that are markup stay text, a request appears and opens, a provider dies, a chat is tried."""
+    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(answers)) as good:
+        providers = {"bad": openai(bad.url), "good": openai(good.url), **LOOP}
+        config = settings(providers, ["bad/m", "good/m", "loop/m"])
+        hostile = "mana/<script>document.title='HACKED'"
+        config["aliases"][hostile] = {"chain": ["loop/<img src=x onerror=alert(1)>".replace(" ", "/")]}
+        async with proxy(config, tmp_path) as p, chromium(tmp_path) as page:
+            await page.looks(1100)
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#aliases > li').length == 2")
+            assert await page.value("document.querySelector('.target.serves b').textContent") == "bad/m"
+            await p.chat(model=hostile)
+            await p.chat(model="good/<img/src=x/onerror=alert(1)>")
+            await page.until("document.querySelectorAll('#requests > li').length == 2")
+            for _ in range(2):
+                await p.chat(model="mana/test")
+            await page.until("document.querySelector('.target.serves b').textContent == 'good/m'", 2)
+            await page.value("document.querySelector('#requests summary').click()")
+            await page.until("document.querySelectorAll('#requests .line-of').length == 2")
+            assert "served" in await page.value("document.querySelector('#requests .open').innerText")
+            assert await page.value("document.title") == "manallm-proxy"
+            assert await page.value("document.querySelectorAll('img, main script, iframe').length") == 0
+            assert "<script>" in await page.text()
+            await page.value("document.getElementById('send').click()")
+            await page.until("document.getElementById('walk').innerText.includes('good/m ·')")
+            assert "Hello" in await page.value("document.getElementById('answer').textContent")
+            for width, dark in ((1100, False), (1100, True), (360, False), (360, True)):
+                await page.looks(width, dark=dark)
+                assert await page.value("document.documentElement.scrollWidth") <= width
+                if PICTURES:
+                    await page.picture(Path(PICTURES) / f"{width}-{'dark' if dark else 'light'}.png")
+            assert page.problems == []
+            assert {each.startswith(p.url) for each in page.asked} == {True}
+
+
+@pytest.mark.built_in
+async def test_a_lost_connection_mends_itself(tmp_path: Path) -> None:
+    """It is said clearly, and over when the proxy is back."""
+    config = settings(LOOP)
+    async with chromium(tmp_path) as page:
+        async with proxy(config, tmp_path) as p:
+            config["listen"] = {"port": p.port}
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#aliases > li').length == 1")
+            assert "Connection lost" not in await page.text()
+        await page.until("document.body.innerText.includes('Connection lost')", 3)
+        async with proxy(config, tmp_path) as p:
+            await page.until("!document.body.innerText.includes('Connection lost')", 6)
+            await p.chat()
+            await page.until("document.querySelectorAll('#requests > li').length == 1")
+
+
+@pytest.mark.built_in
+async def test_the_key_stays_in_the_tab(tmp_path: Path) -> None:
+    """It is asked for, by keyboard alone; a wrong one is refused in words."""
+    keys = [{"name": "root", "sha256": hashlib.sha256(b"root").hexdigest(), "admin": True}]
+    async with proxy(settings(LOOP, auth={"keys": keys}), tmp_path) as p, chromium(tmp_path) as page:
+        await page.open(p.url)
+        await page.until("document.activeElement?.id == 'key'")
+        await page.send("Input.insertText", text="wrong")
+        await page.key("Enter", 13)
+        await page.until("document.getElementById('why')?.textContent.includes('not known')")
+        await page.until("document.activeElement?.id == 'key'")
+        await page.send("Input.insertText", text="root")
+        await page.key("Enter", 13)
+        await page.until("document.querySelectorAll('#aliases > li').length == 1")
+        assert await page.value("localStorage.length + document.cookie.length") == 0
+        assert "root" not in await page.value("location.href")
