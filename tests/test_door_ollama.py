@@ -608,7 +608,7 @@ async def test_lists(tmp_path: Path) -> None:
         while await connection.request() is not None:
             await connection.reply({"models": rows})
 
-    async with upstream(box) as server, upstream(each(answers), ["m", "k:free"]) as cloud:
+    async with upstream(box) as server, upstream(each(answers), ["m", "k:free", "Org/M"]) as cloud:
         providers = {
             "nokey": openai("http://127.0.0.1:9", api_key="${NOT_SET}"),
             "box": {"kind": "ollama", "base_url": server.url},
@@ -626,15 +626,16 @@ async def test_lists(tmp_path: Path) -> None:
                 "box/e:latest",
                 "cloud/m:latest",
                 "cloud/k:free",
+                "cloud/Org/M:latest",
             ]
             for row in tags["models"]:
                 assert row["model"] == row["name"]
                 assert len(row["digest"]) == 64 and row["modified_at"].endswith("Z") and row["size"] == 0
                 code, shown, _ = await p.post("/api/show", {"model": row["name"]})
                 assert (code, shown["capabilities"]) == (200, row["capabilities"])
-            for name in ("cloud/m:latest", "cloud/m"):
+            for name in ("cloud/m:latest", "cloud/m", "cloud/Org/M:latest"):
                 assert (await p.chat(model=name))[0] == 200
-                assert cloud.posts[-1].json["model"] == "m"
+                assert cloud.posts[-1].json["model"] == name.removeprefix("cloud/").removesuffix(":latest")
             for name in ("mana/test", "mana/test:latest"):
                 _, shown, _ = await p.post("/api/show", {"model": name})
                 arch = shown["model_info"]["general.architecture"]
