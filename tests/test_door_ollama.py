@@ -653,6 +653,24 @@ async def test_lists(tmp_path: Path) -> None:
             assert rows["id"] == "mana/test"
 
 
+async def test_a_time_that_is_none(tmp_path: Path) -> None:
+    """Some list milliseconds. Of one odd row a list does not fail."""
+
+    async def lists(connection: Connection) -> None:
+        rows = [{"id": f"m{n}", "created": created} for n, created in enumerate((10**12, 10**18, -(10**15), 86400))]
+        while await connection.request() is not None:
+            await connection.reply({"object": "list", "data": rows})
+
+    async with upstream(lists) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, tags = await p.get("/api/tags")
+        assert code == 200
+        assert [row["modified_at"] for row in tags["models"][1:]] == [
+            *("1970-01-01T00:00:00Z",) * 3,
+            "1970-01-02T00:00:00Z",
+        ]
+        assert (await p.post("/api/show", {"model": "gpu/m0"}))[0] == 200
+
+
 async def test_keys(tmp_path: Path) -> None:
     """A key sees and uses its own models, by either name; without one the API is closed."""
     async with upstream(each(answers), ["m"]) as gpu:
