@@ -225,6 +225,28 @@ async def test_tool_calls(stream: bool, tmp_path: Path) -> None:
         )
 
 
+async def test_calls_that_are_all_numbered_0_stay_apart(tmp_path: Path) -> None:
+    """As some servers stream parallel calls; one that repeats the name with each part makes one call."""
+    parts = [("c1", '{"city":'), ("c1", '"Rome"}'), ("c2", '{"city":"Oslo"}'), ("c3", "")]
+
+    async def calls(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        for id_, text in parts:
+            row = {"index": 0, "id": id_, "function": {"name": "weather", "arguments": text}}
+            await connection.chunk(tool_chunk([row]))
+        await connection.chunk(tool_chunk(None, "tool_calls") + DONE)
+        await connection.end()
+
+    async with upstream(each(calls)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        _, body, _ = await ask(p, "/api/chat", messages=HI, tools=[WEATHER])
+        found = [call for row in lines_of(body) for call in row["message"].get("tool_calls", ())]
+        assert [(call["id"], call["function"]["index"], call["function"]["arguments"]) for call in found] == [
+            ("c1", 0, {"city": "Rome"}),
+            ("c2", 1, {"city": "Oslo"}),
+            ("c3", 2, {}),
+        ]
+
+
 @pytest.mark.parametrize("kind", ["ollama", "google"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_tool_calls_of_other_kinds(kind: str, stream: bool, tmp_path: Path) -> None:
