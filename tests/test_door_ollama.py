@@ -149,6 +149,36 @@ async def test_a_first_that_dies_after_it(tmp_path: Path) -> None:
                 assert [*rows[-1]] == ["error"] and isinstance(rows[-1]["error"], str)
 
 
+async def test_a_first_that_gives_up(tmp_path: Path) -> None:
+    """By its finish reason, which no word of Ollama's or Anthropic's stands for: what was said is no whole answer."""
+
+    async def gives_up(connection: Connection, seen: Seen) -> None:
+        if seen.json["stream"]:
+            await connection.head()
+            await connection.chunk(chunk("One"))
+            await connection.chunk(chunk(finish="error") + DONE)
+            await connection.end()
+        else:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "One"}, "finish_reason": "error"}
+            await connection.reply({"choices": [choice]})
+
+    async with upstream(each(gives_up)) as dead, upstream(each(answers)) as well:
+        async with proxy(settings({"dead": openai(dead.url), "well": openai(well.url)}), tmp_path) as p:
+            doors: dict[str, dict[str, Any]] = {
+                "/api/chat": {},
+                "/v1/messages": {"max_tokens": 9},
+                "/v1/responses": {"input": "x"},
+            }
+            for path, more in doors.items():
+                _, body, headers = await ask(p, path, messages=HI, stream=True, **more)
+                assert headers["x-mana-llm-resolved"] == "dead/m"
+                assert b"One" in body and b"finish_reason error" in body.splitlines()[-1 if "api" in path else -2]
+                assert not any(end in body for end in (b'"done":true', b"message_stop", b"response.completed"))
+                _, body, headers = await ask(p, path, messages=HI, stream=False, **more)
+                assert headers["x-mana-llm-resolved"] == "well/m"
+                p.app.generation.registry.providers["dead"].targets.clear()
+
+
 async def test_nobody_left(tmp_path: Path) -> None:
     """A 503 whose one string names every target with its reason."""
     async with upstream(each(status("502 Bad Gateway"))) as dead:
