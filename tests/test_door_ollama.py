@@ -670,7 +670,7 @@ async def test_lists(tmp_path: Path) -> None:
         config["aliases"]["mana/own"] = {"chain": [{"target": "box/e", "options": {"num_ctx": 256}}]}
         async with proxy(config, tmp_path) as p:
             code, tags = await p.get("/api/tags")
-            assert code == 200
+            assert code == 200, tags
             assert [row["name"] for row in tags["models"]] == [
                 "mana/test:latest",
                 "mana/own:latest",
@@ -744,3 +744,25 @@ async def test_keys(tmp_path: Path) -> None:
                 ("/api/show", "gpu/m:latest", 403),
             ):
                 assert (await p.post(path, {"model": model, **chat}, headers=headers))[0] == wanted
+
+
+async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
+    """An Ollama's model without a tag is its ``:latest``: a key for the one name sees and uses both, and no more."""
+    models = ["a:latest", "b:latest", "c:7b", "c:latest"]
+    async with upstream(each(ollama), models) as box, upstream(each(answers), ["m", "m:latest"]) as gpu:
+        providers = {"box": {"kind": "ollama", "base_url": box.url}, "gpu": openai(gpu.url)}
+        keys = [{"name": "t", "sha256": SHA, "models": ["box/a", "box/b:latest", "box/c:7b", "gpu/m"]}]
+        async with proxy(settings(providers, auth={"keys": keys}, default_provider="box"), tmp_path) as p:
+            headers = {"Authorization": "Bearer test"}
+            async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
+                rows = [row["name"] for row in (await response.json())["models"]]
+            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m:latest"]
+            for names, wanted in (
+                (("box/a", "box/a:latest", "a", "a:latest", "box/b", "b:latest", "box/c:7b", "gpu/m"), (200, 200, 200)),
+                (("box/c", "c:latest", "gpu/m:latest", "gpu/a"), (403, 403, 404)),
+            ):
+                for model in names:
+                    chat = {"model": model, "messages": HI, "stream": False}
+                    codes = [(await p.post(path, chat, headers=headers))[0] for path in ("/api/chat", "/api/show")]
+                    async with p.client.get(f"{p.url}/v1/models/{model}", headers=headers) as response:
+                        assert (*codes, response.status) == wanted, model
