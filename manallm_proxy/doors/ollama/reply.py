@@ -197,7 +197,8 @@ class GenerateReply(LinesReply):
         if not isinstance(logprobs, dict) or not isinstance(logprobs.get("tokens"), list):
             return super().logprobs(logprobs)
         rows = [{"token": token} for token in logprobs["tokens"]]
-        for row, number in zip(rows, logprobs.get("token_logprobs") or (), strict=False):
+        numbers = logprobs.get("token_logprobs")
+        for row, number in zip(rows, numbers if isinstance(numbers, list) else (), strict=False):
             row["logprob"] = number
         return rows
 
