@@ -135,6 +135,7 @@ def test_names_in_a_catalog() -> None:
     assert [catalog.find(Target("p", name)) for name in ("a", "b", "NICK", "a:latest", "x" * 300)] == [
         *(first, second, first, first, None)
     ]
+    assert [catalog.lists(Target("p", name)) for name in ("A", "a", "nick", "A:latest")] == [True, True, False, False]
     catalog.learn("p", ())
     assert (catalog.knows("p"), catalog.find(Target("p", "nick"))) == (False, None)
 

@@ -121,9 +121,9 @@ class Caller:
         """Whether an alias, or a target (``provider/model``), is among the key's own."""
         return self._allowed.fullmatch(name) is not None
 
-    def require(self, name: str) -> None:
-        """ModelNotAllowed where `name` is not the key's to use."""
-        if not self.may_use(name):
+    def require(self, *names: str) -> None:
+        """ModelNotAllowed where none of the `names` that one model has is the key's to use."""
+        if not any(map(self.may_use, names)):
             raise ModelNotAllowed(
                 f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
                 "GET /v1/models lists them, and whoever runs this proxy can allow more",

@@ -200,7 +200,7 @@ class Exchange:
 
         walking = walk.run(ask, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
-        if patience > 0:
+        if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             served = await in_background(walking, patience, self._early_heartbeat)
         else:
             served = await walking

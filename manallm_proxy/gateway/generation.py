@@ -188,8 +188,20 @@ class Generation:
         """
         chain = self._named(model, caller)
         if caller is not None:
-            caller.require(chain.alias or str(chain.entries[0].target))
+            caller.require(*self._names_of(chain.alias or str(chain.entries[0].target)))
         return chain
+
+    def may_use(self, caller: Caller, name: str) -> bool:
+        """Whether an alias, or a target in full, is among the key's own, by any of its names."""
+        return any(map(caller.may_use, self._names_of(name)))
+
+    def _names_of(self, name: str) -> tuple[str, ...]:
+        """A model of an Ollama without a tag is the one with ``:latest``, and is listed so. Nobody else's is."""
+        settings = self.config.providers.get(name.partition("/")[0])
+        bare = name.removesuffix(LATEST)
+        if name in self.config.aliases or settings is None or settings.kind != "ollama" or ":" in bare:
+            return (name,)
+        return bare, bare + LATEST
 
     def _named(self, model: str, caller: Caller | None) -> Chain:
         aliases = self.config.aliases

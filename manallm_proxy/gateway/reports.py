@@ -27,7 +27,7 @@ def model_list(generation: Generation, caller: Caller | None = None) -> list[dic
         if health.is_usable(now):
             listed = generation.catalog.models(provider)
             rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
-    return rows if caller is None else [row for row in rows if caller.may_use(row["id"])]
+    return rows if caller is None else [row for row in rows if generation.may_use(caller, row["id"])]
 
 
 def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:

@@ -56,7 +56,9 @@ class Catalog:
 
     def lists(self, target: Target) -> bool:
         """Whether the provider lists exactly this name, but for case."""
-        return target.model.lower() in self._models.get(target.provider, {})
+        name = target.model.lower()
+        model = self._names.get(target.provider, {}).get(name)
+        return model is not None and model.id.lower() == name  # not by an alias
 
     def find(self, target: Target) -> ModelInfo | None:
         """By id or alias, or by the name of a listed file; without case, as Ollama matches."""

@@ -30,5 +30,9 @@ def now() -> str:
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch, likewise."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    """Seconds since the epoch, likewise; the epoch where they are no time: they are a provider's number."""
+    try:
+        time = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        time = datetime.fromtimestamp(0, UTC)
+    return time.isoformat().replace("+00:00", "Z")

@@ -46,8 +46,10 @@ class LinesReply:
     model: str
     content_type: str = "application/x-ndjson"
     _clock: _Clock = field(factory=_Clock)
-    _calls: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
-    """Parts of tool calls, by the call's place."""
+    _calls: list[list[ToolCall]] = field(factory=list, repr=False)
+    """Tool calls in parts."""
+    _latest: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
+    """The last of them at each place."""
     _finish: str | None = None
     _wrote: bool = False
 
@@ -111,7 +113,11 @@ class LinesReply:
 
     def _note(self, delta: Delta) -> None:
         for part in delta.tool_calls:
-            self._calls.setdefault(part.index, []).append(part)
+            parts = self._latest.get(part.index)
+            if parts is None or _begins_another(part, parts):
+                parts = self._latest[part.index] = []
+                self._calls.append(parts)
+            parts.append(part)
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
@@ -123,8 +129,8 @@ class LinesReply:
     def _whole_calls(self) -> list[Fields]:
         """Arguments that the token limit has cut are no object, and so no call."""
         calls = []
-        for n, (_, parts) in enumerate(sorted(self._calls.items())):
-            arguments = _object("".join(part.arguments for part in parts))
+        for n, parts in enumerate(sorted(self._calls, key=lambda parts: parts[0].index)):
+            arguments = _object(_text(parts))
             if arguments is None and self._finish == "length":
                 continue
             name = next((part.name for part in parts if part.name), "")
@@ -191,9 +197,20 @@ class GenerateReply(LinesReply):
         if not isinstance(logprobs, dict) or not isinstance(logprobs.get("tokens"), list):
             return super().logprobs(logprobs)
         rows = [{"token": token} for token in logprobs["tokens"]]
-        for row, number in zip(rows, logprobs.get("token_logprobs") or (), strict=False):
+        numbers = logprobs.get("token_logprobs")
+        for row, number in zip(rows, numbers if isinstance(numbers, list) else (), strict=False):
             row["logprob"] = number
         return rows
+
+
+def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
+    """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
+    text = _text(parts)
+    return bool(part.name) and part.id != parts[0].id and bool(text.strip()) and _object(text) is not None
+
+
+def _text(parts: list[ToolCall]) -> str:
+    return "".join([part.arguments for part in parts])
 
 
 def _object(text: str) -> Fields | None:

@@ -178,19 +178,21 @@ def _is_object(arguments: str) -> bool:
 
 def _logprobs(told: Any) -> list[dict[str, Any]]:
     """A chat's ``logprobs``; the types of this API want the bytes of each token, known or not."""
-    rows = told.get("content") if isinstance(told, dict) else None
-    tokens = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return [
-        {**_token(row), "top_logprobs": [_token(top) for top in row.get("top_logprobs") or () if isinstance(top, dict)]}
-        for row in tokens
+        {**_token(row), "top_logprobs": [_token(top) for top in _rows(row.get("top_logprobs"))]}
+        for row in _rows(told.get("content") if isinstance(told, dict) else None)
     ]
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _token(row: dict[str, Any]) -> dict[str, Any]:
     token = str(row.get("token") or "")
-    known = row.get("bytes")
+    known, number = row.get("bytes"), row.get("logprob")
     return {
         "token": token,
-        "logprob": row.get("logprob") or 0.0,
+        "logprob": number if isinstance(number, int | float) else 0.0,
         "bytes": known if isinstance(known, list) else list(token.encode()),
     }

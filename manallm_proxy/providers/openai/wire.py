@@ -14,13 +14,14 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.model_list import read_list, words
+from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
 from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
@@ -124,6 +125,8 @@ def _whole(body: bytes) -> Answer:
     """A complete answer, read into choices."""
     values, _ = reply_object(body)
     rows = checked_choices(values)
+    if any(gives_up(row) for row in rows):
+        raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
     return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
 
