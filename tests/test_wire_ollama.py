@@ -239,7 +239,7 @@ def test_what_stands_beside_the_options(asked: dict[str, Any], fields: dict[str,
 
 def test_the_operators_options_are_defaults() -> None:
     """Some are Ollama's options, some stand beside them; the client's explicit values win where they harm nobody."""
-    operator = {"num_ctx": 8192, "temperature": 0.2, "keep_alive": "1h", "think": False, "top_k": None}
+    operator: dict[str, Any] = {"num_ctx": 8192, "temperature": 0.2, "keep_alive": "1h", "think": False, "top_k": None}
     plain = sent({"messages": HI}, **operator)
     assert plain["options"] == {"num_ctx": 8192, "temperature": 0.2}
     assert (plain["keep_alive"], plain["think"]) == ("1h", False)

@@ -11,8 +11,8 @@ from manallm_proxy.config.model import AliasGiven, EntryGiven, ModelKey, model_k
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import suggestion
-from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.config.windows import windows_of
+from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import Chain, Entry
 
 _SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
@@ -48,6 +48,7 @@ class Aliases:
             entries=tuple(entry for entry in entries if entry is not None),
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
+            local_only=given.locality == "local",
         )
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:

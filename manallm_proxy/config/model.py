@@ -20,6 +20,7 @@ from manallm_proxy.contract.targets import Chain, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
+Locality = Literal["local"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
@@ -139,6 +140,8 @@ class ClientKey:
     concurrent_requests: Count | None = None
     admin: bool = False
     """Whether it may read what is for operators: metrics, and the health of providers."""
+    locality: Locality | None = None
+    """``local``: its requests stay on the operator's own hardware."""
 
 
 @frozen
@@ -205,6 +208,7 @@ class AliasGiven:
     chain: tuple[Any, ...]
     description: str = ""
     fallback_on: tuple[MovesOn, ...] = ()
+    locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
 
 

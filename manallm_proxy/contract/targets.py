@@ -89,6 +89,8 @@ class Chain:
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    local_only: bool = False
+    """Only targets on the operator's own hardware may serve."""
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -25,6 +25,7 @@ from manallm_proxy.gateway.body_reader import read_body
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -138,6 +139,8 @@ class Exchange:
         del body
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.resolve(call.summary.model, self.caller)
+        if is_pinned(chain, self.caller, self.request.headers):
+            chain = at_home(chain, self.generation.config.providers)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
         self.walk = Walk(chain, self.generation.registry, self.request_id)

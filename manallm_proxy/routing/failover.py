@@ -122,7 +122,8 @@ class Walk:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
         again_in = self.registry.again_in(entry.target for entry in self.chain)
-        raise exhausted(asked, self.log, again_in, names_target=self.chain.alias is None)
+        names_target = self.chain.alias is None
+        raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
