@@ -98,6 +98,8 @@ class Aliases:
             target=given.target,
             timeouts=given.timeouts.over(provider.timeouts),
             options={**provider.options, **given.options},
+            cold=given.cold,
+            load_timeout=given.load_timeout,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
         )
         self._places.append((path, entry))

@@ -6,7 +6,6 @@ all sizes in bytes. Classes named ``...Given`` and ``...File`` are what a file h
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +13,9 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import values
-from manallm_proxy.config.values import duration, matching, whole
+from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Target, Timeouts, ollama_name
+from manallm_proxy.contract.targets import Chain, Cold, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
@@ -198,6 +197,8 @@ class EntryGiven:
     target: ModelOfProvider
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
+    cold: Cold = "wait"
+    load_timeout: Seconds = 300.0
     fallback_on: tuple[MovesOn, ...] | None = None
 
 
@@ -235,6 +236,7 @@ class ProxyFile:
     providers: Mapping[str, Any] = field(factory=dict)
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
+    warm: tuple[ModelOfProvider, ...] = ()
 
 
 @frozen
@@ -280,6 +282,11 @@ class ProviderConfig:
         """Whether it may be called at all."""
         return self.api_key_missing is None
 
+    @property
+    def loads_models(self) -> bool:
+        """Whether it is an Ollama of the operator's own, whose loads are watched."""
+        return self.local and self.kind == "ollama" and self.api == "native"
+
 
 ModelKey = tuple[str, str]
 """One model of one Ollama: the server's address, and the name in its one form."""
@@ -317,6 +324,9 @@ class Config:
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
     """What each model of an Ollama is loaded with, as far as an alias says."""
 
+    warm: tuple[Entry, ...] = ()
+    """Models that are kept loaded, as their requests will ask for them."""
+
     def options_of(self, target: Target) -> Mapping[str, Any]:
         """Options for a target that is asked for by its own name: with the window that the aliases give it."""
         provider = self.providers[target.provider]
@@ -328,13 +338,3 @@ class Config:
     def exposed(self) -> bool:
         """Whether other machines can reach it."""
         return self.listen.unix is None and not is_loopback(self.listen.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

@@ -8,7 +8,7 @@ target with the settings that apply when it is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
@@ -68,6 +68,9 @@ class Timeouts:
     """Between two chunks once committed."""
 
 
+Cold = Literal["wait", "next"]
+
+
 @frozen
 class Entry:
     """One place in a chain: a target, and how it is tried there."""
@@ -76,6 +79,10 @@ class Entry:
     timeouts: Timeouts = Timeouts()
     options: Mapping[str, Any] = field(factory=dict)
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
+    cold: Cold = "wait"
+    """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
+    load_timeout: float = 300.0
+    """Seconds that it waits for a model that is not loaded."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
 

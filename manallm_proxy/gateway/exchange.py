@@ -143,7 +143,8 @@ class Exchange:
             chain = at_home(chain, self.generation.config.providers)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
-        self.walk = Walk(chain, self.generation.registry, self.request_id)
+        boxes = self.generation.boxes
+        self.walk = Walk(boxes.slow_last(chain), self.generation.registry, self.request_id, boxes.gate)
         if call.answer is not None:
             whole = self._reply.whole(chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)
@@ -157,7 +158,8 @@ class Exchange:
             name = entry.target.provider
             return relay.complete(providers[name], catalog, call.at(name), entry)
 
-        async with await walk.run(ask, self._asked) as attempt:
+        asking = walk.run(self.generation.boxes.once_loaded(ask), self._asked)
+        async with await asking as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
         self.usage = answer.usage
@@ -182,7 +184,8 @@ class Exchange:
             name = entry.target.provider
             return relay.open_stream(providers[name], catalog, call.at(name), entry)
 
-        walking = walk.run(ask, self._asked, relay.Opened.aclose)
+        once_loaded = self.generation.boxes.once_loaded(ask)
+        walking = walk.run(once_loaded, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
         if patience > 0:
             served = await in_background(walking, patience, self._early_heartbeat)

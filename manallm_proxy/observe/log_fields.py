@@ -14,14 +14,17 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
+    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelLoad,
     NotVerified,
     Reloaded,
     RequestEnded,
+    ResidentsUnreadable,
     UsageRefused,
     WorkerEnded,
 )
@@ -53,6 +56,13 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
             return "info", "reloaded", {}
+        case ModelLoad():
+            return _load_level(event), f"model load {event.event}", _load(event)
+        case HalfOnCpu():
+            todo = "close what else uses the GPU, or give num_ctx or the model a size that fits"
+            return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
+        case ResidentsUnreadable():
+            return "warning", "loaded models are not told", attrs.asdict(event)
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
@@ -102,6 +112,14 @@ def _causes(error: BaseException) -> Iterator[str]:
             if other is not None and len(seen) <= 8 and not any(other is one for one in seen):
                 seen.append(other)
                 yield " at ".join((kind(other), *frames(other)[-1:]))
+
+
+def _load_level(event: ModelLoad) -> Level:
+    return "warning" if event.event == "failed" and not event.again else "debug" if event.again else "info"
+
+
+def _load(event: ModelLoad) -> dict[str, Any]:
+    return {"provider": event.provider, "model": event.model, "detail": event.detail, "ms": _ms(event.duration)}
 
 
 def _request_level(event: RequestEnded) -> Level:

@@ -11,7 +11,7 @@ from attrs import define, frozen
 
 from manallm_proxy.contract.events import Status
 
-SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
+SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading"]
 
 
 @frozen

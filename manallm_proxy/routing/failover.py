@@ -84,6 +84,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
+    gate: Callable[[Entry], Skip | None] = lambda entry: None
+    """What beside health says that a target is not worth trying now."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     _passed: list[tuple[str, str, bool]] = field(factory=list)
@@ -103,6 +105,9 @@ class Walk:
         for entry in self.chain:
             # 1
             verdict = self.registry.admit(entry.target)
+            if not isinstance(verdict, Skip) and (skip := self.gate(entry)) is not None:
+                verdict.released()
+                verdict = skip
             if isinstance(verdict, Skip):
                 self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail))
                 continue
