@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ollama_box import Box, box
+from tests.ollama_box import GIB, Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Upstream, answers, each, upstream
 from tests.waiting import until
@@ -243,3 +243,53 @@ async def test_the_log_says_why_it_did_not_stay(tmp_path: Path) -> None:
         (fell,) = [row for row in rows if row["event"] == "fell back"]
         assert (fell["from_target"], fell["to_target"], fell["reason"]) == ("gpu/m", "cloud/m", "loading")
         assert [row["model"] for row in rows if row["event"] == "model load begun"] == ["m"]
+
+
+async def test_what_is_loaded_is_shown(tmp_path: Path) -> None:
+    """Of each local target, also without failures, and of what else is loaded there; of no other provider."""
+    async with house(tmp_path, {"options": {"num_ctx": 8192}, "load_timeout": 0.1}) as (p, gpu, _):
+        row = (await health_of(p))["targets"]["m"]
+        assert (row["loaded"], row["loading"], row["context_length"], row["size"]) == (False, False, None, None)
+        await p.chat()
+        assert (await health_of(p))["targets"]["m"]["loading"] is True
+        gpu.finish("m")
+        gpu.put("other", 2048)
+        await until(lambda: gpu.finished == ["m"])
+        await p.app.generation.boxes.look(1.0)
+        health = await health_of(p)
+        row, other = health["targets"]["m"], health["targets"]["other"]
+        assert (row["loaded"], row["loading"], row["context_length"], row["size_vram"]) == (True, False, 8192, 8 * GIB)
+        assert (health["status"], row["status"], other["context_length"]) == ("healthy", "healthy", 2048)
+        assert "targets" not in (await p.get("/v1/health"))[1]["providers"]["cloud"]
+
+
+async def test_half_on_the_cpu_is_not_healthy(tmp_path: Path) -> None:
+    """Named with both figures, once, and used when no other can serve."""
+    async with house(tmp_path) as (p, gpu, cloud):
+        gpu.slow, gpu.vram = set(), 0.25
+        gpu.put("m")
+        for _ in range(2):
+            await p.app.generation.boxes.look(1.0)
+        health = (await p.get("/v1/health"))[1]
+        assert (health["status"], health["providers"]["gpu"]["status"]) == ("degraded", "degraded")
+        assert health["providers"]["gpu"]["targets"]["m"]["status"] == "degraded_cpu"
+        page = p.app.metrics.render()[0].decode()
+        assert 'mana_llm_model_vram_ratio{model="m",provider="gpu"} 0.25' in page
+        rows = [json.loads(line) for line in p.log.getvalue().splitlines()]
+        (warning,) = [row for row in rows if row["event"] == "model is half on the CPU"]
+        assert (warning["level"], warning["size"], warning["size_vram"]) == ("warning", 8 * GIB, 2 * GIB)
+        assert (await p.chat())[2][RESOLVED] == "cloud/m"
+        p.app.logs.flush()
+        assert '"notes":["degraded_cpu: tried last"]' in p.log.getvalue()
+        await cloud.stop()
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+
+
+async def test_half_on_the_cpu_may_be_good_enough(tmp_path: Path) -> None:
+    """The operator may say so."""
+    async with box() as gpu, upstream(each(answers)) as cloud:
+        gpu.vram = 0.25
+        gpu.put("m")
+        providers = {"gpu": gpu.provider(degraded_cpu="use"), "cloud": openai(cloud.url)}
+        async with proxy(settings(providers), tmp_path) as p:
+            assert (await p.chat())[2][RESOLVED] == "gpu/m"

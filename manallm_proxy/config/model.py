@@ -20,6 +20,7 @@ from manallm_proxy.contract.targets import Chain, Cold, Entry, Target, Timeouts,
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
 Locality = Literal["local"]
+OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
@@ -183,6 +184,7 @@ class ProviderGiven:
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
     client_options: bool = False
+    degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
     verify_tls: bool = True
     proxy: ProxyUrl | None = field(default=None, repr=False)
@@ -269,6 +271,8 @@ class ProviderConfig:
     """Whether it runs on the operator's own hardware."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
+    degraded_cpu: OnCpu = "last"
+    """Where a model is half on the CPU: tried behind all others of its chain, or in its place."""
     extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)

@@ -144,7 +144,9 @@ class Exchange:
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
         boxes = self.generation.boxes
-        self.walk = Walk(boxes.slow_last(chain), self.generation.registry, self.request_id, boxes.gate)
+        if (ordered := boxes.slow_last(chain)) is not chain:
+            self._remarks.append("degraded_cpu: tried last")
+        self.walk = Walk(ordered, self.generation.registry, self.request_id, boxes.gate)
         if call.answer is not None:
             whole = self._reply.whole(chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)

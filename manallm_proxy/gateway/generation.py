@@ -323,7 +323,8 @@ def _loads(config: Config, name: str) -> bool:
 
 
 def _new_box(config: Config, name: str, clock: Clock, observe: Observer) -> Box:
-    return Box(name, OllamaHost(_address(config.providers[name])), clock, observe)
+    provider = config.providers[name]
+    return Box(name, OllamaHost(_address(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")
 
 
 async def _close_all(providers: Iterable[Closes], observe: Observer) -> None:

@@ -37,6 +37,8 @@ class Box:
     clock: Clock
     observe: Observer
     warm: tuple[Entry, ...] = ()
+    slow_last: bool = True
+    """Whether a model that is half on the CPU is tried behind all others."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
@@ -193,14 +195,14 @@ class Boxes:
         """`chain` with the targets behind all others that are half on the CPU: used when no other can serve."""
         if not self.boxes or len(chain) < 2:
             return chain
-        slow = [entry for entry in chain if self.on_cpu(entry)]
+        slow = [entry for entry in chain if self._goes_last(entry)]
         if not slow:
             return chain
         return evolve(chain, entries=(*(entry for entry in chain if entry not in slow), *slow))
 
-    def on_cpu(self, entry: Entry) -> bool:
+    def _goes_last(self, entry: Entry) -> bool:
         box = self.boxes.get(entry.target.provider)
-        return box is not None and box.residency.on_cpu(entry.target.model) is not None
+        return box is not None and box.slow_last and box.residency.on_cpu(entry.target.model) is not None
 
     async def look(self, seconds: float) -> None:
         """One look at each, for a start; what goes wrong, `Box.start` will meet again."""
