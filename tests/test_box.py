@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_aborts_no_load(tmp_path: Path) -> None:
 
 
 async def test_cold_next_does_not_wait(tmp_path: Path) -> None:
-    """The load begins, the request goes on at once; alone in its chain it says why, and when to come back."""
+    """The load begins, the request goes on at once; where nobody comes next, it waits all the same."""
     async with house(tmp_path, {"cold": "next"}) as (p, gpu, _):
         _, _, headers = await p.chat()
         assert (headers[RESOLVED], headers["x-mana-llm-attempts"]) == ("cloud/m", "1")
@@ -137,8 +137,26 @@ async def test_what_is_not_installed_is_still_said_so(tmp_path: Path) -> None:
     async with upstream(script) as gpu:
         config = settings({"gpu": {"kind": "ollama", "base_url": gpu.url, "local": True}})
         async with proxy(config, tmp_path) as p:
-            status, answer, _ = await p.chat()
-            assert (status, answer["error"]["code"]) == (404, "model_not_found")
+            for _ in range(3):
+                status, answer, _ = await p.chat()
+                assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_last_entry_waits_rather_than_fail(tmp_path: Path) -> None:
+    """``cold: next`` too; and two models that take turns on one GPU are slow, not unavailable."""
+    async with box("m", "n") as gpu:
+        gpu.slow = {"m"}
+        chain = [{"target": "gpu/m", "cold": "next"}]
+        async with proxy(settings({"gpu": gpu.provider()}, chain), tmp_path) as p:
+            asking = asyncio.ensure_future(p.chat())
+            await until(lambda: gpu.begun == ["m"])
+            gpu.finish("m")
+            assert (await asking)[0] == 200
+            for model in ("n", "m", "n", "m"):
+                gpu.loaded.clear()
+                await p.app.generation.boxes.look(1.0)
+                assert (await p.chat(model=f"gpu/{model}"))[0] == 200
+            assert gpu.aborted == []
 
 
 async def test_another_window_is_cold(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
-from manallm_proxy.routing.residency import FAULTS_LIMIT, POLL_BUSY, POLL_IDLE, POLL_REFUSED, REST_LONGEST, Residency
+from manallm_proxy.routing.residency import (
+    FAULTS_LIMIT,
+    PAST_LIMIT,
+    POLL_BUSY,
+    POLL_IDLE,
+    POLL_REFUSED,
+    REST_LONGEST,
+    Outcome,
+    Residency,
+)
 
 M = Entry(Target("gpu", "m"))
 WIDE = Entry(Target("gpu", "m"), options={"num_ctx": 8192})
@@ -22,9 +31,9 @@ def seen(*residents: Resident, at: float = 100.0) -> Residency:
     return made
 
 
-def load(residency: Residency, entry: Entry, begun: float, ended: float, *, well: bool = True) -> int:
+def load(residency: Residency, entry: Entry, begun: float, ended: float, outcome: Outcome = "well") -> int:
     residency.load_begun(entry, begun)
-    return residency.load_ended(entry, ended, well=well)
+    return residency.load_ended(entry, ended, outcome)
 
 
 def test_nothing_is_known_at_first() -> None:
@@ -107,13 +116,27 @@ def test_loads_that_fail_rest_longer_each_time() -> None:
     rests = []
     for n in range(12):
         begun = 1000.0 * n
-        assert load(residency, M, begun, begun + 2, well=False) == n + 1
+        assert load(residency, M, begun, begun + 2, "failed") == n + 1
         rests.append(residency.rest("M:latest", begun + 2))
     assert rests[:3] == [5.0, 10.0, 20.0]
     assert rests[-1] == REST_LONGEST
     residency = seen()
     assert [load(residency, M, at, at + 5) for at in (0.0, 10.0, 20.0, 1000.0)] == [0, 1, 2, 0]
     assert [load(residency, M, at, at + 0.1) for at in (2000.0, 2001.0, 2002.0)] == [0, 0, 0]
+
+
+def test_whom_a_rest_concerns() -> None:
+    """A refusal keeps only what is to stay loaded from being tried again; the oldest of too many names is forgotten."""
+    residency = seen()
+    load(residency, M, 101.0, 101.1, "refused")
+    assert (residency.rest("m", 102.0, ("failed", "flap")), residency.rest("m", 102.0) > 0) == (0.0, True)
+    for n in range(PAST_LIMIT):
+        load(residency, Entry(Target("gpu", f"m{n}")), 103.0, 103.1, "refused")
+    assert (residency.rest("m", 104.0), residency.rest("m1", 104.0) > 0) == (0.0, True)
+
+
+def test_what_ollama_hands_on_is_loaded_by_nobody_here() -> None:
+    assert seen().is_loaded(Entry(Target("gpu", "big:120b-cloud")), 101.0) is None
 
 
 def test_how_often_it_is_asked() -> None:
@@ -145,7 +168,7 @@ def test_half_on_the_cpu(size: int, vram: int, other: int, slow: bool) -> None:
 steps = st.one_of(
     st.tuples(st.just("observed"), st.lists(st.sampled_from(["m", "n", "m:latest"]), max_size=3)),
     st.tuples(st.just("failed"), st.booleans()),
-    st.tuples(st.just("load"), st.booleans()),
+    st.tuples(st.just("load"), st.sampled_from(["well", "failed", "refused"])),
     st.tuples(st.just("used"), st.none()),
 )
 
@@ -163,7 +186,7 @@ def test_any_order_of_things(plan: list[tuple[tuple[str, Any], float]]) -> None:
         elif what == "used":
             residency.used(M, now)
         else:
-            load(residency, M, now, now + wait, well=value)
+            load(residency, M, now, now + wait, value)
             now += wait
         assert residency.is_loaded(M, now) in (True, False, None)
         assert 0.0 <= residency.observe_in(now) <= POLL_REFUSED

@@ -37,6 +37,12 @@ def ollama_name(model: str) -> str:
     return bare
 
 
+def is_ollama_cloud(model: str) -> bool:
+    """Whether an Ollama hands this model on to ollama.com, wherever it runs itself."""
+    tag = model.rpartition(":")[2].lower()
+    return ":" in model and (tag == "cloud" or tag.endswith("-cloud"))
+
+
 @frozen
 class Target:
     """One model of one provider."""

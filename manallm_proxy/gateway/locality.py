@@ -11,7 +11,7 @@ from multidict import CIMultiDictProxy
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.attempts import AttemptRecord, LocalUnavailable
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.targets import Chain, Target
+from manallm_proxy.contract.targets import Chain, Target, is_ollama_cloud
 from manallm_proxy.gateway.client_keys import Caller
 
 HEADER: Final = "X-Mana-Locality"
@@ -38,6 +38,5 @@ def at_home(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
 
 
 def is_local(provider: ProviderConfig, target: Target) -> bool:
-    """An Ollama hands its ``:cloud`` models on to ollama.com, wherever it runs itself."""
-    tag = target.model.rpartition(":")[2].lower()
-    return provider.local and not (provider.kind == "ollama" and (tag == "cloud" or tag.endswith("-cloud")))
+    """On the operator's own hardware, and does not leave it from there."""
+    return provider.local and not (provider.kind == "ollama" and is_ollama_cloud(target.model))

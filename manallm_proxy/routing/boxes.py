@@ -19,7 +19,7 @@ from manallm_proxy.contract.residents import ModelHost, Resident
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health_registry import Clock
-from manallm_proxy.routing.residency import POLL_BUSY, Residency
+from manallm_proxy.routing.residency import POLL_BUSY, Outcome, Residency
 
 T = TypeVar("T")
 ANSWER_TIMEOUT: Final = 3.0
@@ -46,15 +46,16 @@ class Box:
     _wake: asyncio.Event = field(factory=asyncio.Event)
     _watching: asyncio.Task[None] | None = None
 
-    def gate(self, entry: Entry) -> Skip | None:
-        """Why `entry` is not to be tried now; None where it may be, after `loaded`."""
+    def gate(self, entry: Entry, last: bool) -> Skip | None:
+        """Why `entry` is not to be tried now; None where it may be, after `loaded`. `last`: nobody comes after it."""
         now = self.clock()
         if self._is_ready(entry, now):
             return None
         model = entry.target.model
-        if ollama_name(model) not in self._loading and (rest := self.residency.rest(model, now)):
-            return Skip("loading", rest, "its last load failed")
-        if entry.cold == "next":
+        rest = self.residency.rest(model, now, ("failed",) if last else ("failed", "flap"))
+        if rest and ollama_name(model) not in self._loading:
+            return Skip("loading", rest, "its last load failed, or did not last")
+        if entry.cold == "next" and not last:
             self._load(entry)
             return Skip("loading", detail="not loaded yet")
         return None
@@ -109,7 +110,9 @@ class Box:
 
     def _ended(self, entry: Entry, began: float, event: LoadEvent, error: ProviderError | None = None) -> None:
         now = self.clock()
-        failures = self.residency.load_ended(entry, now, well=event == "finished")
+        kept_out = error is not None and error.blame not in _LOADS_FAIL
+        outcome: Outcome = "well" if event == "finished" else "refused" if kept_out or error is None else "failed"
+        failures = self.residency.load_ended(entry, now, outcome)
         detail = None if error is None else error.detail or error.error_type
         again = event == "failed" and failures > 1
         self.observe(ModelLoad(self.provider, entry.target.model, event, now - began, detail, again))
@@ -174,10 +177,10 @@ class Boxes:
 
     boxes: Mapping[str, Box] = field(factory=dict)
 
-    def gate(self, entry: Entry) -> Skip | None:
+    def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Box.gate`."""
         box = self.boxes.get(entry.target.provider)
-        return box.gate(entry) if box is not None else None
+        return box.gate(entry, last) if box is not None else None
 
     def once_loaded(self, ask: Callable[[Entry], Awaitable[T]]) -> Callable[[Entry], Awaitable[T]]:
         """`ask`, for models that are loaded: its time begins when they are."""

@@ -84,8 +84,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
-    gate: Callable[[Entry], Skip | None] = lambda entry: None
-    """What beside health says that a target is not worth trying now."""
+    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
+    """What beside health says that a target is not worth trying now; it is told whether it is the chain's last."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     _passed: list[tuple[str, str, bool]] = field(factory=list)
@@ -102,10 +102,11 @@ class Walk:
         `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
         for the error's message.
         """
+        last = self.chain.entries[-1]
         for entry in self.chain:
             # 1
             verdict = self.registry.admit(entry.target)
-            if not isinstance(verdict, Skip) and (skip := self.gate(entry)) is not None:
+            if not isinstance(verdict, Skip) and (skip := self.gate(entry, entry is last)) is not None:
                 verdict.released()
                 verdict = skip
             if isinstance(verdict, Skip):

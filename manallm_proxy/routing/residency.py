@@ -9,7 +9,9 @@ Rules, of the last observation and of what we did ourselves since:
    server cuts a window down to what the model can.
 3. *Cold* is every other. Taken for cold by mistake costs a round trip, since a load of what is loaded ends at once;
    taken for loaded by mistake would count the time of a load against the model.
-4. A load that fails, or that has to be begun again soon after it ended, rests: twice as long each time.
+4. A load that *failed*, or that has to be begun again soon after it ended (a *flap*), rests: twice as long each time.
+   The last entry of a chain flaps rather than fail. A load that was *refused* (no such model) keeps no request from
+   hearing so itself; only what is to be kept loaded is not tried again at once.
 5. It is asked again every few seconds while there is traffic or a load, seldom while idle; hardly ever if it cannot
    answer.
 
@@ -19,13 +21,13 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Container, Iterable
+from typing import Final, Literal
 
 from attrs import define, evolve, field, frozen
 
 from manallm_proxy.contract.residents import Resident
-from manallm_proxy.contract.targets import Entry, ollama_name
+from manallm_proxy.contract.targets import Entry, is_ollama_cloud, ollama_name
 
 POLL_BUSY: Final = 3.0
 POLL_IDLE: Final = 60.0
@@ -39,6 +41,8 @@ REST_FIRST: Final = 5.0
 REST_LONGEST: Final = 900.0
 FLAP: Final = 30.0
 """Seconds after a load's end within which another one of the same model is a flap."""
+PAST_LIMIT: Final = 100
+"""Models whose loads are remembered; a client chooses their names, so the oldest makes room."""
 UNLISTED_LIMIT: Final = 2
 """Loads after which a list without the model is not gone by."""
 QUICK: Final = 1.0
@@ -53,13 +57,17 @@ class _Load:
     window: int | None
 
 
+Outcome = Literal["well", "flap", "failed", "refused"]
+
+
 @define
 class _Past:
     """How the loads of one model went."""
 
     ended_at: float = -math.inf
+    outcome: Outcome = "well"
     failures: int = 0
-    """In a row, flaps included."""
+    """In a row, flaps and refusals included."""
     rests_until: float = -math.inf
     used_at: float = -math.inf
     window: int | None = None
@@ -124,7 +132,7 @@ class Residency:
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
         """Rules 1 to 3; None where it is not known."""
-        if self.residents is None:
+        if self.residents is None or is_ollama_cloud(entry.target.model):
             return None
         name = ollama_name(entry.target.model)
         resident = self.residents.get(name)
@@ -148,25 +156,32 @@ class Residency:
         if past is not None:
             past.used_at = now
 
-    def rest(self, model: str, now: float) -> float:
-        """Seconds that `model` is not to be loaded (rule 4)."""
+    def rest(self, model: str, now: float, kinds: Container[Outcome] = ("flap", "failed", "refused")) -> float:
+        """Seconds that `model` is not to be loaded, after an outcome of these `kinds` (rule 4)."""
         past = self._past.get(ollama_name(model))
-        return max(0.0, past.rests_until - now) if past is not None else 0.0
+        return max(0.0, past.rests_until - now) if past is not None and past.outcome in kinds else 0.0
 
     def load_begun(self, entry: Entry, now: float) -> None:
         self.used_at = now
         self.loads[ollama_name(entry.target.model)] = _Load(now, _window(entry))
 
-    def load_ended(self, entry: Entry, now: float, *, well: bool) -> int:
+    def load_ended(self, entry: Entry, now: float, outcome: Outcome = "well") -> int:
         """Failures in a row, this one included; 0 where it went well."""
         name = ollama_name(entry.target.model)
         load = self.loads.pop(name)
-        past = self._past.setdefault(name, _Past())
-        flapped = load.began_at - past.ended_at < FLAP and now - load.began_at >= QUICK
-        past.failures = past.failures + 1 if flapped or not well else 0
+        past = self._past.pop(name, None) or _Past()
+        if len(self._past) >= PAST_LIMIT:
+            oldest = next(iter(self._past))
+            del self._past[oldest]
+            self._windows = {key: window for key, window in self._windows.items() if key[0] != oldest}
+        self._past[name] = past
+        went_well = outcome == "well"
+        if went_well and load.began_at - past.ended_at < FLAP and now - load.began_at >= QUICK:
+            outcome = "flap"
+        past.outcome, past.failures = outcome, 0 if outcome == "well" else past.failures + 1
         if past.failures:
-            past.rests_until = now + min(REST_FIRST * 2.0 ** (past.failures - 1), REST_LONGEST)
-        if well:
+            past.rests_until = now + min(REST_FIRST * 2.0 ** min(past.failures - 1, 10), REST_LONGEST)
+        if went_well:
             past.ended_at, past.window, past.unseen = now, load.window, True
             if self.residents is not None:
                 resident = self.residents.get(name, Resident(entry.target.model))
