@@ -13,11 +13,13 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.generation import Generation, list_live, try_open
+from manallm_proxy.gateway.live_windows import windows_of_one_blob
 from manallm_proxy.openai.request import read_summary
 
 
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
-    """Returns 0 if all is well, 1 if ``--live`` finds a missing model or vectors of different length.
+    """Returns 0 if all is well, 1 if ``--live`` finds a missing model, vectors of different length, or two windows
+    for the same weights.
 
     Raises ConfigError.
     """
@@ -39,20 +41,27 @@ async def _live(config: Config) -> int:
     differing = [
         line for alias, chain in config.aliases.items() if (line := await _dimensions(generation, alias, chain))
     ]
-    for line in [*missing, *differing]:
+    windows = await windows_of_one_blob(config, config.health.probe_timeout)
+    for line in [*missing, *differing, *windows]:
         print(line)
     for provider, why in silent.items():
         print(f"providers.{provider}: {why or 'alive'}")
     await generation.close()
-    return 1 if missing or differing else 0
+    return 1 if missing or differing or windows else 0
 
 
 def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]:
-    """A line for each chain entry whose provider answers but does not list the model."""
-    return [
-        f"aliases.{alias}.chain[{place}]: {entry.target.provider} does not list a model '{entry.target.model}'"
-        for alias, chain in generation.config.aliases.items()
+    """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it."""
+    config = generation.config
+    places = [
+        (f"aliases.{alias}.chain[{place}]", entry)
+        for alias, chain in config.aliases.items()
         for place, entry in enumerate(chain)
+    ]
+    places += [(f"warm[{n}]", entry) for n, entry in enumerate(config.warm)]
+    return [
+        f"{path}: {entry.target.provider} does not list a model '{entry.target.model}'"
+        for path, entry in places
         if not silent[entry.target.provider]
         and generation.catalog.knows(entry.target.provider)
         and generation.catalog.find(entry.target) is None

@@ -52,10 +52,11 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         wire = OllamaWire(provider.client_options)
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
-    return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
+    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
 
 
-def _address(provider: ProviderConfig) -> Address:
+def address_of(provider: ProviderConfig) -> Address:
+    """Where it is, and what goes with every request to it."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
         base_url, key_header = versioned(provider.base_url), KEY_HEADER
@@ -81,7 +82,7 @@ async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | Non
         return None
     module = "manallm_proxy.providers.gemini.live_models"
     live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
-    listed: ModelList = await live.live_models(_address(provider), seconds)
+    listed: ModelList = await live.live_models(address_of(provider), seconds)
     return listed
 
 
@@ -324,7 +325,7 @@ def _loads(config: Config, name: str) -> bool:
 
 def _new_box(config: Config, name: str, clock: Clock, observe: Observer) -> Box:
     provider = config.providers[name]
-    return Box(name, OllamaHost(_address(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")
+    return Box(name, OllamaHost(address_of(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")
 
 
 async def _close_all(providers: Iterable[Closes], observe: Observer) -> None:

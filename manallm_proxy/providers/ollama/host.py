@@ -6,6 +6,8 @@ It has connections of its own: a load keeps one open for minutes, and Ollama abo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -43,6 +45,12 @@ class _Rows(Struct):
     models: list[_Row] | None
 
 
+class _Shown(Struct):
+    modelfile: str = ""
+
+
+_SHOWN: Final = msgspec.json.Decoder(_Shown)
+_FROM: Final = re.compile(r"^FROM\s+\S*sha256[-:]([0-9A-Fa-f]{8,64})\b", re.MULTILINE)
 _ROWS: Final = msgspec.json.Decoder(_Rows)
 
 
@@ -76,6 +84,14 @@ class OllamaHost:
         except Unsupported:
             wanted.pop("shift", None)
             await self._ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
+
+    async def blob(self, model: str, seconds: float) -> str | None:
+        """The digest of the weights behind a name (``FROM`` of its Modelfile); None where they have none."""
+        body = await self._ask("POST", "api/show", encode({"model": model}), seconds)
+        with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
+            found = _FROM.search(_SHOWN.decode(body).modelfile)
+            return found[1].lower() if found is not None else None
+        return None
 
     async def close(self) -> None:
         await self._connections.close()
