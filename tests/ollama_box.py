@@ -34,6 +34,8 @@ class Box:
     ps: bytes | None = None
     """What ``/api/ps`` answers instead of the truth."""
     ps_asked: int = 0
+    hangs: bool = False
+    """``/api/ps`` never answers."""
     mute: bool = False
     """Loaded, and says nothing."""
     _loads: dict[str, asyncio.Future[bool]] = field(factory=dict)
@@ -65,6 +67,9 @@ class Box:
         while (seen := await connection.request()) is not None:
             if seen.path == "/api/ps":
                 self.ps_asked += 1
+                if self.hangs:
+                    await connection.gone()
+                    return
                 rows = {"models": list(self.loaded.values())}
                 await connection.reply(rows if self.ps is None else self.ps)
             elif seen.method == "GET":

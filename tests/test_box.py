@@ -311,3 +311,37 @@ async def test_half_on_the_cpu_may_be_good_enough(tmp_path: Path) -> None:
         providers = {"gpu": gpu.provider(degraded_cpu="use"), "cloud": openai(cloud.url)}
         async with proxy(settings(providers), tmp_path) as p:
             assert (await p.chat())[2][RESOLVED] == "gpu/m"
+
+
+async def test_a_list_that_hangs_makes_no_request_slower(tmp_path: Path) -> None:
+    """Asked a few times, each with an end, and named once."""
+    async with house(tmp_path) as (p, gpu, _):
+        gpu.slow, gpu.hangs = set(), True
+        for _ in range(4):
+            await p.app.generation.boxes.look(0.05)
+        began = asyncio.get_running_loop().time()
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        assert asyncio.get_running_loop().time() - began < 2.0
+        assert p.log.getvalue().count("loaded models are not told") == 1
+        assert (await health_of(p))["targets"]["m"]["loaded"] is None
+
+
+async def test_a_box_that_was_started_again_is_cold(tmp_path: Path) -> None:
+    """While it is away its models are not known; once it is back they are loaded, not counted against it."""
+    async with house(tmp_path, {"timeouts": {"first_byte": 0.2}}, health={"backoff": 0.1}) as (p, gpu, _):
+        gpu.slow.clear()
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+        await gpu.server.stop()
+        await p.app.generation.boxes.look(1.0)
+        assert (await p.chat())[2][RESOLVED] == "cloud/m"
+        gpu.loaded.clear()
+        gpu.slow = {"m"}
+        await gpu.server.start()
+        await p.app.generation.boxes.look(1.0)
+        await asyncio.sleep(0.1)  # the backoff
+        asking = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.begun == ["m", "m"])
+        await asyncio.sleep(0.3)  # longer than first_byte
+        gpu.finish("m")
+        assert (await asking)[2][RESOLVED] == "gpu/m"
+        assert gpu.aborted == []

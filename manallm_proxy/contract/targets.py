@@ -8,6 +8,7 @@ target with the settings that apply when it is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from attrs import field, frozen
@@ -29,6 +30,7 @@ _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
 
 
+@lru_cache(maxsize=1024)
 def ollama_name(model: str) -> str:
     """The one form of all names that Ollama takes for the same model."""
     bare = model.lower().removesuffix(":latest")
@@ -37,6 +39,7 @@ def ollama_name(model: str) -> str:
     return bare
 
 
+@lru_cache(maxsize=1024)
 def is_ollama_cloud(model: str) -> bool:
     """Whether an Ollama hands this model on to ollama.com, wherever it runs itself."""
     tag = model.rpartition(":")[2].lower()
