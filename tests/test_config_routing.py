@@ -173,3 +173,34 @@ def test_an_entry_without_a_window_gets_the_models(loaded: Load) -> None:
     assert config.options_of(Target("box", "m")) == {"num_ctx": 4096, "shift": False}
     assert config.options_of(Target("box", "other")) == {"num_ctx": 8192}
     assert config.options_of(Target("gpu", "m")) == {}
+
+
+BOX = "providers: {box: {kind: ollama, local: true}, far: {kind: ollama}}\n"
+
+
+def test_what_a_cold_model_means_to_an_entry(loaded: Load) -> None:
+    """It waits for five minutes unless the entry says otherwise."""
+    entries = "[box/m, {target: box/n, cold: next, load_timeout: 20s}]"
+    first, second = loaded(BOX + f"aliases: {{mana/a: {{chain: {entries}}}}}").aliases["mana/a"]
+    assert (first.cold, first.load_timeout, second.cold, second.load_timeout) == ("wait", 300.0, "next", 20.0)
+    (what,) = mistakes(loaded, BOX + "aliases: {mana/a: {chain: [{target: box/m, cold: never}]}}")
+    assert what.startswith("aliases.mana/a.chain[0].cold: ")
+
+
+def test_what_is_kept_loaded(loaded: Load) -> None:
+    """As its entry asks for it; only a local Ollama can be told to keep anything."""
+    alias = "aliases: {mana/a: {chain: [{target: box/m, options: {num_ctx: 4096}}]}}\n"
+    config = loaded(BOX + alias + "warm: [box/m, box/n, 'box/M:latest']")
+    assert [dict(entry.options) for entry in config.warm] == [{"num_ctx": 4096}, {}, {"num_ctx": 4096}]
+    assert mistakes(loaded, BOX + "aliases: {}\nwarm: [far/m, bux/m]") == [
+        "warm[0]: far is no provider of kind ollama with 'local: true'",
+        "warm[1]: no provider 'bux' (did you mean 'box'?)",
+    ]
+
+
+def test_what_stays_in_the_house(loaded: Load) -> None:
+    """An alias may be bound to it; there is no other place to be bound to."""
+    config = loaded(BOX + "aliases: {mana/a: {chain: [box/m], locality: local}, mana/b: {chain: [box/m]}}")
+    assert (config.aliases["mana/a"].local_only, config.aliases["mana/b"].local_only) == (True, False)
+    (what,) = mistakes(loaded, BOX + "aliases: {mana/a: {chain: [box/m], locality: eu}}")
+    assert what.startswith("aliases.mana/a.locality: ")

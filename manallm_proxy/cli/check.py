@@ -20,6 +20,7 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.advice import UNREACHED, listed, unreached
 from manallm_proxy.gateway.generation import Generation, list_live, try_open
+from manallm_proxy.gateway.live_windows import windows_of_one_blob
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.best_model import needs_of
 
@@ -71,29 +72,35 @@ async def _live(config: Config, offline_ok: bool) -> int:
     differing = [
         line for alias, chain in config.aliases.items() if (line := await _dimensions(generation, alias, chain))
     ]
-    for line in [*missing, *differing]:
+    windows = await windows_of_one_blob(config, config.health.probe_timeout)
+    for line in [*missing, *differing, *windows]:
         print(line)
     for provider, verdict in verdicts.items():
         print(f"providers.{provider}: {verdict.text}")
     await generation.close()
     wrong = any(verdict.state == "wrong" or (verdict.state == "away" and not offline_ok) for verdict in found)
-    return 1 if missing or differing or wrong else 0
+    return 1 if missing or differing or windows or wrong else 0
 
 
 def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[str]:
-    """A line for each chain entry whose provider answers but does not list the model, or lists none that fits."""
+    """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it."""
+    config = generation.config
+    places = [
+        (f"aliases.{alias}.chain[{place}]", entry)
+        for alias, chain in config.aliases.items()
+        for place, entry in enumerate(generation.catalog.filled(chain, needs_of(alias)))
+    ]
+    places += [(f"warm[{n}]", entry) for n, entry in enumerate(config.warm)]
     lines = []
-    for alias, chain in generation.config.aliases.items():
-        for place, entry in enumerate(generation.catalog.filled(chain, needs_of(alias))):
-            provider = entry.target.provider
-            if verdicts[provider].state != "alive":
-                continue
-            where = f"aliases.{alias}.chain[{place}]: {provider}"
-            if entry.target.is_open:
-                lines.append(f"{where} has no model for this entry: {entry.unfilled}")
-            elif generation.catalog.knows(provider) and generation.catalog.find(entry.target) is None:
-                has = listed(generation, provider)
-                lines.append(f"{where} does not list a model '{entry.target.model}'; it has {has}")
+    for path, entry in places:
+        provider = entry.target.provider
+        if verdicts[provider].state != "alive":
+            continue
+        if entry.target.is_open:
+            lines.append(f"{path}: {provider} has no model for this entry: {entry.unfilled}")
+        elif generation.catalog.knows(provider) and generation.catalog.find(entry.target) is None:
+            has = listed(generation, provider)
+            lines.append(f"{path}: {provider} does not list a model '{entry.target.model}'; it has {has}")
     return lines
 
 

@@ -52,6 +52,7 @@ class Aliases:
             entries=tuple(entry for entry in entries if entry is not None),
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
+            local_only=given.locality == "local",
         )
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:
@@ -103,6 +104,8 @@ class Aliases:
             target=given.target,
             timeouts=given.timeouts.over(provider.timeouts),
             options={**provider.options, **given.options},
+            cold=given.cold,
+            load_timeout=given.load_timeout,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
         )

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from attrs import define, field
 
-from manallm_proxy.config.model import Found, is_loopback
+from manallm_proxy.config.model import Found
+from manallm_proxy.config.values import is_loopback
 
 
 @define

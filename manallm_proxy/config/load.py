@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.found import Addition
 from manallm_proxy.config.key_checks import mistakes_of
-from manallm_proxy.config.model import AliasesFile, Config, Found, Listen, ProxyFile, is_loopback
+from manallm_proxy.config.model import AliasesFile, Config, Found, Listen, ProxyFile
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
-from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.values import is_loopback, suggestion
 from manallm_proxy.config.yaml_file import read, shown
-from manallm_proxy.contract.targets import Timeouts
+from manallm_proxy.contract.targets import Entry, Timeouts
 
 PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 """Where to look for a configuration if none is named."""
@@ -147,6 +149,7 @@ def _load(
         found=tuple(found),
         notes=tuple(providers.notes),
     )
+    config = attrs.evolve(config, warm=_warm(file, config, mistakes))
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(
             "default", f"no alias '{shown(config.default)}'{suggestion(config.default, given_aliases.aliases)}"
@@ -156,6 +159,22 @@ def _load(
     for place, what in mistakes_of(file.auth, given_aliases.aliases, providers.kinds, file.alias_prefix):
         mistakes.add(place, what)
     return config
+
+
+def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
+    """Each as its chain entry asks for it, or the first request would load it anew."""
+    entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
+    found: list[Entry] = []
+    for n, target in enumerate(file.warm):
+        provider = config.providers.get(target.provider)
+        if target.provider not in file.providers:
+            hint = suggestion(target.provider, file.providers)
+            mistakes.add(f"warm[{n}]", f"no provider '{shown(target.provider)}'{hint}")
+        elif provider is not None and not provider.loads_models:
+            mistakes.add(f"warm[{n}]", f"{target.provider} is no provider of kind ollama with 'local: true'")
+        elif provider is not None:
+            found.append(entries.get(target) or Entry(target, options=config.options_of(target)))
+    return tuple(found)
 
 
 def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes) -> str | None:

@@ -6,7 +6,6 @@ all sizes in bytes. Classes named ``...Given`` and ``...File`` are what a file h
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,12 +13,14 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import values
-from manallm_proxy.config.values import duration, matching, whole
+from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Target, Timeouts, ollama_name
+from manallm_proxy.contract.targets import Chain, Cold, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
+Locality = Literal["local"]
+OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
@@ -149,6 +150,8 @@ class ClientKey:
     concurrent_requests: Count | None = None
     admin: bool = False
     """Whether it may read what is for operators: metrics, and the health of providers."""
+    locality: Locality | None = None
+    """``local``: its requests stay on the operator's own hardware."""
 
 
 @frozen
@@ -191,6 +194,7 @@ class ProviderGiven:
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
     client_options: bool = False
+    degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
     verify_tls: bool = True
     proxy: ProxyUrl | None = field(default=None, repr=False)
@@ -205,6 +209,8 @@ class EntryGiven:
     target: ModelOfProvider
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
+    cold: Cold = "wait"
+    load_timeout: Seconds = 300.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
 
@@ -216,6 +222,7 @@ class AliasGiven:
     chain: tuple[Any, ...]
     description: str = ""
     fallback_on: tuple[MovesOn, ...] = ()
+    locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
 
 
@@ -241,6 +248,7 @@ class ProxyFile:
     providers: Mapping[str, Any] = field(factory=dict)
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
+    warm: tuple[ModelOfProvider, ...] = ()
 
 
 @frozen
@@ -282,6 +290,8 @@ class ProviderConfig:
     """Whether it runs on the operator's own hardware."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
+    degraded_cpu: OnCpu = "last"
+    """Where a model is half on the CPU: tried behind all others of its chain, or in its place."""
     extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
@@ -294,6 +304,11 @@ class ProviderConfig:
     def configured(self) -> bool:
         """Whether it may be called at all."""
         return self.api_key_missing is None
+
+    @property
+    def loads_models(self) -> bool:
+        """Whether it is an Ollama of the operator's own, whose loads are watched."""
+        return self.local and self.kind == "ollama" and self.api == "native"
 
 
 ModelKey = tuple[str, str]
@@ -338,6 +353,9 @@ class Config:
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
     """What each model of an Ollama is loaded with, as far as an alias says."""
 
+    warm: tuple[Entry, ...] = ()
+    """Models that are kept loaded, as their requests will ask for them."""
+
     def options_of(self, target: Target) -> Mapping[str, Any]:
         """Options for a target that is asked for by its own name: with the window that the aliases give it."""
         provider = self.providers[target.provider]
@@ -349,13 +367,3 @@ class Config:
     def exposed(self) -> bool:
         """Whether other machines can reach it."""
         return self.listen.unix is None and not is_loopback(self.listen.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

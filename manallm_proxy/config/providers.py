@@ -70,6 +70,7 @@ class Providers:
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,
             client_options=given.client_options,
+            degraded_cpu=given.degraded_cpu,
             extra_retryable_statuses=frozenset(given.extra_retryable_statuses),
             verify_tls=given.verify_tls,
             proxy=given.proxy,

@@ -65,9 +65,22 @@ class TargetRateLimited(NoProvider):
     code = "rate_limited"
 
 
+class LocalUnavailable(NoProvider):
+    """The request must stay on the operator's own hardware, and nothing there could serve it."""
+
+    code = "local_unavailable"
+
+
 def exhausted(
-    asked: str, attempts: Sequence[AttemptRecord], again_in: float | None, *, names_target: bool
+    asked: str,
+    attempts: Sequence[AttemptRecord],
+    again_in: float | None,
+    *,
+    names_target: bool,
+    local_only: bool = False,
 ) -> NoProvider:
     """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
+    if local_only:
+        return LocalUnavailable(asked, attempts, again_in)
     limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)
     return (TargetRateLimited if limited else NoProvider)(asked, attempts, again_in)

@@ -155,6 +155,42 @@ class RequestEnded:
         )
 
 
+LoadEvent = Literal["begun", "finished", "failed", "aborted"]
+
+
+@frozen
+class ModelLoad:
+    """A model that was not loaded is being loaded for us, or no more. ``duration`` in seconds, once it has ended.
+
+    ``again``: it had failed before, so this is no news.
+    """
+
+    provider: str
+    model: str
+    event: LoadEvent
+    duration: float | None = None
+    detail: str | None = None
+    again: bool = False
+
+
+@frozen
+class HalfOnCpu:
+    """A good part of a loaded model is not on the GPU, and so all of it is slow. Sizes in bytes."""
+
+    provider: str
+    model: str
+    size: int
+    size_vram: int
+
+
+@frozen
+class ResidentsUnreadable:
+    """A local server does not tell which models it has loaded: it is treated like any other provider."""
+
+    provider: str
+    detail: str | None
+
+
 @frozen
 class Reloaded:
     """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
@@ -249,6 +285,9 @@ Event = (
     | RequestBegun
     | RequestCommitted
     | RequestEnded
+    | ModelLoad
+    | HalfOnCpu
+    | ResidentsUnreadable
     | Reloaded
     | NotVerified
     | ListUnreadable

@@ -102,6 +102,20 @@ class ReadTimeout(ProviderError):
     retryable, blame, reason = True, Blame.TARGET, "read_timeout"
 
 
+class StillLoading(ProviderError):
+    """The model was not loaded, and is not yet after ``load_timeout``: the load goes on without this request."""
+
+    status = 504
+    retryable, blame, reason = True, Blame.NOBODY, "loading"
+
+
+class LoadFailed(ProviderError):
+    """The server could not load the model. It rests by the rules of loads, and blames nothing else."""
+
+    status = 502
+    retryable, blame, reason = True, Blame.NOBODY, "load_failed"
+
+
 class Disconnected(ProviderError):
     """The provider closed or reset the connection before its answer was complete."""
 

@@ -8,7 +8,8 @@ target with the settings that apply when it is tried.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
@@ -31,12 +32,20 @@ _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
 
 
+@lru_cache(maxsize=1024)
 def ollama_name(model: str) -> str:
     """The one form of all names that Ollama takes for the same model."""
     bare = model.lower().removesuffix(":latest")
     for prefix in _OLLAMA_PREFIXES:
         bare = bare.removeprefix(prefix)
     return bare
+
+
+@lru_cache(maxsize=1024)
+def is_ollama_cloud(model: str) -> bool:
+    """Whether an Ollama hands this model on to ollama.com, wherever it runs itself."""
+    tag = model.rpartition(":")[2].lower()
+    return ":" in model and (tag == "cloud" or tag.endswith("-cloud"))
 
 
 @frozen
@@ -75,6 +84,9 @@ class Timeouts:
     """Between two chunks once committed."""
 
 
+Cold = Literal["wait", "next"]
+
+
 @frozen
 class Entry:
     """One place in a chain: a target, and how it is tried there."""
@@ -83,6 +95,10 @@ class Entry:
     timeouts: Timeouts = Timeouts()
     options: Mapping[str, Any] = field(factory=dict)
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
+    cold: Cold = "wait"
+    """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
+    load_timeout: float = 300.0
+    """Seconds that it waits for a model that is not loaded."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
     prefer: tuple[str, ...] = ()
@@ -100,6 +116,8 @@ class Chain:
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    local_only: bool = False
+    """Only targets on the operator's own hardware may serve."""
     is_open: bool = field(init=False, repr=False)
     """Whether an entry's model is still to be chosen."""
 

@@ -33,6 +33,7 @@ from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
@@ -149,9 +150,14 @@ class Exchange:
         del reading
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.chain_for(call.summary, self.caller)
+        if is_pinned(chain, self.caller, self.request.headers):
+            chain = at_home(chain, self.generation.config.providers)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
-        self.walk = Walk(chain, self.generation.registry, self.request_id)
+        boxes = self.generation.boxes
+        if (ordered := boxes.slow_last(chain)) is not chain:
+            self._remarks.append("degraded_cpu: tried last")
+        self.walk = Walk(ordered, self.generation.registry, self.request_id, boxes.gate)
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
@@ -169,7 +175,8 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.complete(providers[name], catalog, asked, entry)
 
-        async with await walk.run(ask, self._asked) as attempt:
+        asking = walk.run(self.generation.boxes.once_loaded(ask), self._asked)
+        async with await asking as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
             self._committed(attempt.entry)
@@ -198,7 +205,8 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.open_stream(providers[name], catalog, asked, entry)
 
-        walking = walk.run(ask, self._asked, relay.Opened.aclose)
+        once_loaded = self.generation.boxes.once_loaded(ask)
+        walking = walk.run(once_loaded, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
         if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             served = await in_background(walking, patience, self._early_heartbeat)

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import define
 
-from manallm_proxy.config.model import is_loopback
+from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.errors import AdminOnly, OriginNotAllowed
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer

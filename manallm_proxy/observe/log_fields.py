@@ -14,17 +14,20 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
+    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
     ListUnreadable,
     LoopReported,
     ModelChosen,
+    ModelLoad,
     NotVerified,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
+    ResidentsUnreadable,
     UsageRefused,
     WorkerEnded,
 )
@@ -59,6 +62,13 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
             return "info", "reloaded", {"changes": event.changes or None}
+        case ModelLoad():
+            return _load_level(event), f"model load {event.event}", _load(event)
+        case HalfOnCpu():
+            todo = "close what else uses the GPU, or give num_ctx or the model a size that fits"
+            return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
+        case ResidentsUnreadable():
+            return "warning", "loaded models are not told", attrs.asdict(event)
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
@@ -112,6 +122,14 @@ def _causes(error: BaseException) -> Iterator[str]:
             if other is not None and len(seen) <= 8 and not any(other is one for one in seen):
                 seen.append(other)
                 yield " at ".join((kind(other), *frames(other)[-1:]))
+
+
+def _load_level(event: ModelLoad) -> Level:
+    return "warning" if event.event == "failed" and not event.again else "debug" if event.again else "info"
+
+
+def _load(event: ModelLoad) -> dict[str, Any]:
+    return {"provider": event.provider, "model": event.model, "detail": event.detail, "ms": _ms(event.duration)}
 
 
 def _request_level(event: RequestEnded) -> Level:

@@ -23,17 +23,20 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
+    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
     ListUnreadable,
     LoopReported,
     ModelChosen,
+    ModelLoad,
     NotVerified,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
+    ResidentsUnreadable,
     UsageRefused,
     WorkerEnded,
 )
@@ -67,7 +70,7 @@ ENDPOINTS: Final = frozenset(
 
 def _error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
-    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "no_model", "no_healthy_provider")
+    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "no_healthy_provider")
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
@@ -84,6 +87,9 @@ class Metrics:
     """Called at each scrape: name, usable, requests in flight of each configured provider."""
     keys: Callable[[], Iterable[tuple[str, int]]] = tuple
     """Called at each scrape: name, requests in flight of each client key."""
+    models: Callable[[], Iterable[tuple[str, str, float]]] = tuple
+    """Called at each scrape: provider, model, and its share on the GPU, of each model that a local server has loaded.
+    """
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
     _reloaded_at: float = field(factory=time.time)
@@ -120,6 +126,10 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
+            case ModelLoad():
+                self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
+            case HalfOnCpu() | ResidentsUnreadable():
+                pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
@@ -203,6 +213,8 @@ class Metrics:
         gauge("requests_in_flight", "Requests in flight at the provider", ("provider",), in_flight)
         keys = [((name,), number) for name, number in self.keys()]
         gauge("key_requests_in_flight", "Requests in flight by the client's key", ("key",), keys)
+        shares: list[tuple[Labels, float]] = [((p, self._model(p, m)), share) for p, m, share in self.models()]
+        gauge("model_vram_ratio", "How much of a loaded model is on the GPU", ("provider", "model"), shares)
         gauge("build_info", "Always 1", ("version",), [((self.version,), 1)])
         doc = "When the configuration that serves was loaded, seconds since the epoch"
         gauge("config_last_reload_timestamp_seconds", doc, (), [((), self._reloaded_at)])
@@ -215,6 +227,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("llm_errors_total", "Failed attempts and broken streams", "provider", "model", "error_type"),
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
+    ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),

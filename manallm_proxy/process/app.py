@@ -84,7 +84,7 @@ class App:
     _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges, self._model_gauges)
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock, self._follow)
         if self.link is not None:
@@ -123,6 +123,7 @@ class App:
             await self._first_round()
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
+                self.gateway.generation.boxes.start()
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
@@ -268,12 +269,14 @@ class App:
         probed = None
         while probed is not self._prober and not self._stop.is_set():
             probed = self._prober
-            probing = asyncio.ensure_future(probed.once())
+            looks = probed.once(), self.gateway.generation.boxes.look(self.config.health.probe_timeout)
+            probing = asyncio.ensure_future(asyncio.gather(*looks))
             await asyncio.wait((probing, stopped), return_when=asyncio.FIRST_COMPLETED)
             probing.cancel()
         stopped.cancel()
 
     async def _probe_anew(self) -> None:
+        self.gateway.generation.boxes.start()
         await self._prober.once()
         await self._prober.run()
 
@@ -284,6 +287,12 @@ class App:
 
     def _key_gauges(self) -> Iterable[tuple[str, int]]:
         return ((caller.key.name, caller.in_flight) for caller in self.gateway.generation.keyring)
+
+    def _model_gauges(self) -> Iterable[tuple[str, str, float]]:
+        for name, box in self.gateway.generation.boxes.boxes.items():
+            for resident in (box.residency.residents or {}).values():
+                if resident.size:
+                    yield name, resident.name, resident.size_vram / resident.size
 
     def summary(self) -> str:
         """One line of status."""

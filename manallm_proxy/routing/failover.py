@@ -84,6 +84,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
+    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
+    """What beside health says that a target is not worth trying now; it is told whether it is the chain's last."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -103,21 +105,17 @@ class Walk:
         `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
         for the error's message.
         """
-        clock = self.registry.clock
+        clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain:
             if until is not None and clock() >= until:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
             # 1
-            verdict = self.registry.admit(entry.target)
+            verdict = self._verdict(entry, is_last=entry is last)
             if isinstance(verdict, Skip):
-                at = self.registry.clock()
-                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=at))
-                continue
-            if entry.target.is_open:
-                verdict.released()
-                self._pass(AttemptRecord(str(entry.target), NO_MODEL, detail=entry.unfilled))
+                line = AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock())
+                self._pass(line)
                 continue
             # 2
             self._report_fallback(entry)
@@ -136,7 +134,18 @@ class Walk:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
         again_in = self.registry.again_in(entry.target for entry in self.chain)
-        raise exhausted(asked, self.log, again_in, names_target=self.chain.alias is None)
+        names_target = self.chain.alias is None
+        raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
+
+    def _verdict(self, entry: Entry, *, is_last: bool) -> Permit | Skip:
+        verdict = self.registry.admit(entry.target)
+        if isinstance(verdict, Skip):
+            return verdict
+        skip = Skip(NO_MODEL, detail=entry.unfilled) if entry.target.is_open else self.gate(entry, is_last)
+        if skip is None:
+            return verdict
+        verdict.released()
+        return skip
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
