@@ -87,7 +87,7 @@ class AdminOnly(ProxyError):
 
 
 class KeyLimited(ProxyError):
-    """The key has reached a limit: requests or tokens per minute, or concurrent requests."""
+    """The key has reached its limit of requests per minute or of concurrent requests."""
 
     status = 429
     type = "rate_limit_error"
