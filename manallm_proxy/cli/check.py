@@ -1,4 +1,4 @@
-"""``check``: reports all mistakes of the configuration at once; ``--live`` asks the providers as well."""
+"""``check``: reports all mistakes of the configuration at once; ``--live`` queries the providers as well."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manallm_proxy.openai.request import read_summary
 def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
     """Returns 0 if all is well, 1 if ``--live`` finds a missing model or vectors of different length.
 
-    Raises ConfigError.
+    Raises ConfigError if the configuration is invalid.
     """
     config = load(find(environ, config_file), environ)
     asyncio.run(try_open(config))
@@ -60,7 +60,7 @@ def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]
 
 
 async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:
-    """Asks each target of an alias for one embedding, if the alias is for embeddings. A line if lengths differ."""
+    """Requests one embedding from each target of an alias for embeddings. Returns a line if their lengths differ."""
     if len(chain) < 2 or not ("embed" in alias or any(_embeds(generation, entry) for entry in chain)):
         return None
     body = b'{"input":["dimensions"]}'
@@ -84,7 +84,7 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
 
 
 async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
-    """The provider's name, and why it could not be asked; None if it answered."""
+    """Probes a provider. Returns its name, and why it could not be reached; None if it answered."""
     provider = generation.providers.get(name)
     if provider is None:
         return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 KEY: Final = "MANALLM_API_KEY"
-"""The environment variable with the client key, if the proxy asks for one."""
+"""The environment variable with the client key, if the proxy requires one."""
 
 
 def models(url: str, environ: Mapping[str, str]) -> int:
-    """Returns 1 if no proxy answers at `url`, 2 if `url` is none."""
+    """Prints the models. Returns 1 if the proxy at `url` does not list them, 2 if `url` is not an HTTP URL."""
     if not url.startswith(("http://", "https://")):
         print(f"'{url}' is no address of a proxy (http://host:port)", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""``serve``: run the proxy until a signal stops it."""
+"""``serve``: runs the proxy until a signal stops it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def serve(
     config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str], workers: int = 1
 ) -> int:
-    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened."""
+    """Returns the exit code: see `_cannot_listen`, and the README. Raises ConfigError before anything is opened."""
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
@@ -43,7 +43,7 @@ def serve(
 def _serve_many(
     config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None, workers: int
 ) -> int:
-    """Starts the workers. Returns in every process: in a worker at its own end, in the supervisor after all others."""
+    """Starts the workers. Returns in every process: in a worker when it ends, in the supervisor after all workers."""
     if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
         print("--workers: this system cannot share a port among processes", file=sys.stderr)
         return 2
@@ -89,17 +89,18 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
 
 
 def _cannot_listen(config: Config, error: OSError) -> int:
+    """Reports `error`; returns the exit code."""
     where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
     print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
-    # 1: systemd tries again, since a network that is late at boot may still bring the address
+    # 1, so that systemd tries again: at boot the address may not be assigned yet
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
 def settle() -> None:
-    """Excludes the objects of the start from garbage collection, and collects less often from now on.
+    """Excludes all objects created at startup from garbage collection, and makes it less frequent.
 
-    With the default thresholds a collection every 700 new objects took a seventh of each request's time. There are few
-    cycles here (the traceback of a failed attempt), and they can wait.
+    With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
+    reference cycles here (the traceback of a failed attempt), and they can wait.
     """
     gc.collect()
     gc.freeze()
@@ -107,7 +108,7 @@ def settle() -> None:
 
 
 def take_descriptors() -> None:
-    """Raises the limit of file descriptors as far as allowed: a stream takes two, and a shell gives 1024."""
+    """Raises the limit of file descriptors to the hard limit: a stream takes two, and a shell's default is 1024."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -119,14 +120,14 @@ def leave_no_core() -> None:
     The limit is 1, not 0: the kernel pipes a core to a handler (``|...``) whatever the limit is, except at 1 (core(5),
     fs/coredump.c).
     """
-    for limit in (1, 0):  # 1 is out of reach where the operator's hard limit is 0
+    for limit in (1, 0):  # 1 fails if the hard limit is 0
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
             return
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, if it is installed; None means asyncio's."""
+    """uvloop's loop factory, if it is installed; None for asyncio's default."""
     try:
         import uvloop
     except ImportError:
@@ -135,7 +136,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def banner(app: App) -> str:
-    """What `make run` prints for a new user: providers, aliases, and a command to try."""
+    """What ``serve`` prints for people at startup: providers, aliases, and a command to try."""
     generation = app.gateway.generation
     now = generation.registry.clock()
     lines = ["manallm-proxy is ready.", "", "Providers:"]
