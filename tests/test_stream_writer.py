@@ -36,11 +36,11 @@ async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:
     writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60), lambda: b": keep-alive\n")
     await writer.write(b"data: 1\n\n")
     await asyncio.sleep(0)  # the timer is due: it fires after us in this turn, and makes the heartbeat's task
-    assert writer._beat is None
+    assert writer._heartbeat_task is None
     await asyncio.sleep(0)
-    assert writer._beat is not None and not writer._beat.done()
+    assert writer._heartbeat_task is not None and not writer._heartbeat_task.done()
     await writer.finish(b"data: [DONE]\n\n")
-    await writer._beat
+    await writer._heartbeat_task
     writer.close()
     assert pipe.written.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert b"keep-alive" not in pipe.written.partition(b"\r\n\r\n")[2]

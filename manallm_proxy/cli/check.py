@@ -1,4 +1,4 @@
-"""``check``: reports all mistakes of the configuration at once; ``--live`` asks the providers as well."""
+"""``check``: reports all mistakes of the configuration at once; ``--live`` queries the providers as well."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[st
 
 
 async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:
-    """Asks each target of an alias for one embedding, if the alias is for embeddings. A line if lengths differ."""
+    """Requests one embedding from each target of an alias for embeddings. Returns a line if their lengths differ."""
     if len(chain) < 2 or not ("embed" in alias or any(_embeds(generation, entry) for entry in chain)):
         return None
     body = b'{"input":["dimensions"]}'

@@ -1,4 +1,4 @@
-"""``serve``: run the proxy until a signal stops it."""
+"""``serve``: runs the proxy until a signal stops it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _say(environ: Mapping[str, str], line: str) -> None:
 def _serve_many(
     config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None, workers: int
 ) -> int:
-    """Starts the workers. Returns in every process: in a worker at its own end, in the supervisor after all others."""
+    """Starts the workers. Returns in every process: in a worker when it ends, in the supervisor after all workers."""
     if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
         print("--workers: this system cannot share a port among processes", file=sys.stderr)
         return 2
@@ -130,10 +130,10 @@ def _cannot_listen(config: Config, error: OSError) -> int:
 
 
 def settle() -> None:
-    """Excludes the objects of the start from garbage collection, and collects less often from now on.
+    """Excludes all objects created at startup from garbage collection, and makes it less frequent.
 
-    With the default thresholds a collection every 700 new objects took a seventh of each request's time. There are few
-    cycles here (the traceback of a failed attempt), and they can wait.
+    With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
+    reference cycles here (the traceback of a failed attempt), and they can wait.
     """
     gc.collect()
     gc.freeze()
@@ -141,7 +141,7 @@ def settle() -> None:
 
 
 def take_descriptors() -> None:
-    """Raises the limit of file descriptors as far as allowed: a stream takes two, and a shell gives 1024."""
+    """Raises the limit of file descriptors to the hard limit: a stream takes two, and a shell's default is 1024."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -153,14 +153,14 @@ def leave_no_core() -> None:
     The limit is 1, not 0: the kernel pipes a core to a handler (``|...``) whatever the limit is, except at 1 (core(5),
     fs/coredump.c).
     """
-    for limit in (1, 0):  # 1 is out of reach where the operator's hard limit is 0
+    for limit in (1, 0):  # 1 fails if the hard limit is 0
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
             return
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, if it is installed; None means asyncio's."""
+    """uvloop's loop factory, if it is installed; None for asyncio's default."""
     try:
         import uvloop
     except ImportError:

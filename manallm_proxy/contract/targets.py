@@ -1,8 +1,8 @@
 """Targets, and the chains that an alias names.
 
-A *target* is ``provider/model``; everything after the first slash is the model, which may hold more
-of them (``openrouter/anthropic/claude-3-haiku``). A *chain* is an ordered list of entries, each a
-target with the settings that apply when it is tried.
+A *target* is ``provider/model``; everything after the first slash is the model, which may contain more slashes
+(``openrouter/anthropic/claude-3-haiku``). A *chain* is an ordered list of entries, each a target with the settings
+that apply when it is tried.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """``"groq/llama-3.1-8b-instant"`` -> Target. ValueError where provider or model is missing."""
+        """``"groq/llama-3.1-8b-instant"`` -> Target. Raises ValueError if provider or model is missing."""
         provider, slash, model = text.partition("/")
         if not (provider and slash and model):
             raise ValueError(f"'{text}' is not of the form provider/model")
@@ -77,11 +77,11 @@ class Timeouts:
     """Bounds on one attempt, in seconds. There is no total: a healthy stream may run for hours."""
 
     connect: float = 3.0
-    """Name look-up, TCP and TLS."""
+    """DNS lookup, TCP and TLS."""
     first_byte: float = 120.0
-    """From the start of the attempt to the first event that says something."""
+    """From the start of the attempt to the first event with content."""
     idle: float = 60.0
-    """Between two chunks once committed."""
+    """Between two chunks after the commit."""
 
 
 Cold = Literal["wait", "next"]
@@ -89,7 +89,7 @@ Cold = Literal["wait", "next"]
 
 @frozen
 class Entry:
-    """One place in a chain: a target, and how it is tried there."""
+    """One entry of a chain: a target, and how it is tried."""
 
     target: Target
     timeouts: Timeouts = Timeouts()
@@ -109,7 +109,7 @@ class Entry:
 
 @frozen
 class Chain:
-    """What to try, in order. ``alias`` is the name it was asked by, None for a plain ``provider/model``."""
+    """What to try, in order. ``alias`` is the name that the client used, None for a plain ``provider/model``."""
 
     alias: str | None
     entries: tuple[Entry, ...]

@@ -1,4 +1,4 @@
-"""What the rest of the house takes from aiohttp's server: its requests, answers and sites, and nothing beside them."""
+"""All that other packages use of aiohttp's server: its requests, responses and sites."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from manallm_proxy.contract.events import (
 Level = Literal["debug", "info", "warning", "error"]
 FRAMES_LIMIT: Final = 40
 REQUEST: Final = "request"
-"""The name of the line that each request has."""
+"""The ``event`` of the line that each request gets."""
 
 
 def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Counts events for Prometheus.
 
-Label values come from closed sets: the configuration, the error words, and models that a provider has served. So
-clients cannot create series. A value outside these sets becomes ``other``.
+Label values come from closed sets: the configuration, error reasons, and models that a provider has served, so clients
+cannot create series. A value outside these sets becomes ``other``.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from manallm_proxy.observe.aioprometheus_internals import (
 
 PREFIX: Final = "mana_llm_"
 MODELS_LIMIT: Final = 500
-"""Max targets with labels of their own; above it, only the configuration adds more."""
+"""Number of targets with labels of their own above which only the configuration adds more."""
 OTHER: Final = "other"
 SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 RATES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 500.0)
 BURST: Final = 0.01
-"""Seconds. A stream that takes less came in one piece: its rate says nothing and would distort the mean."""
+"""Min seconds of a stream whose rate is recorded: a shorter one came in one piece and would distort the mean."""
 TOKENS_LIMIT: Final = 10**9
-"""Max tokens of one request. A provider's count above it or below 0 is ignored: one would ruin the sum for ever."""
+"""Max tokens of one request. A provider's count above it, or a negative one, is ignored: it would ruin the sum."""
 ENDPOINTS: Final = frozenset(
     {each.path for each in Endpoint} | {"messages", "responses", "api/chat", "api/generate", "api/embed"}
 )
@@ -108,7 +108,7 @@ class Metrics:
             self._add("reloads_total", result, amount=0)
 
     def know(self, targets: Iterable[Target]) -> None:
-        """Gives each of the configuration's `targets` labels of its own, however many models were served."""
+        """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
         self._known.update((target.provider, target.model) for target in targets)
 
     def __call__(self, event: Event) -> None:
@@ -152,7 +152,7 @@ class Metrics:
             self._add("client_disconnects_total")
         if event.provider is None or event.model is None:
             return
-        if event.outcome == "ok":  # not "broken": after an early heartbeat, a 404 for an unknown model ends like that
+        if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
         pair = (event.provider, self._model(event.provider, event.model))
         if event.outcome not in ("ok", "broken"):  # nothing was served; AttemptFailed has counted the failures
@@ -272,7 +272,7 @@ def _stat() -> list[str]:
 
 
 def _process_start() -> float | None:
-    """Seconds since the epoch. Read once: ``/proc/stat`` is slow on machines with many cores."""
+    """Start time in seconds since the epoch; None if unknown. ``/proc/stat`` is slow on machines with many cores."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(_stat()[19])
         with open("/proc/stat", encoding="ascii", errors="replace") as file:

@@ -13,7 +13,7 @@ from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
 def no_headers(request_id: str) -> dict[str, str]:
-    """Ollama's answers carry nothing that ours do not."""
+    """No headers in addition to those of all answers."""
     return {}
 
 
@@ -24,7 +24,7 @@ def read_object(body: bytes) -> Fields:
 
 
 def door_call(endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client) -> Call:
-    """The call for `fields` in OpenAI's words, streamed unless `asked` says otherwise."""
+    """The call for `fields` in OpenAI's format, streamed unless `asked` says otherwise. `ollama`: see ``Call``."""
     fields = {"model": optional(asked, "model", str) or "", **fields}
     if endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = optional(asked, "stream", bool) is not False

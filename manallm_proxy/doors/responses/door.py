@@ -30,7 +30,7 @@ from manallm_proxy.openai.request_fields import Fields, required
 
 @define(eq=False)
 class ResponsesDoor:
-    """See `door.Door`. Every request becomes a whole conversation: no provider knows of an earlier one."""
+    """See `door.Door`. Every call has the whole conversation, since providers keep nothing of earlier requests."""
 
     store: Store
     name: str = "responses"
@@ -54,7 +54,10 @@ class ResponsesDoor:
         return call, ResponsesReply(shell, answer, keep)
 
     async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
-        """All items of the response that this one continues, and of those before it."""
+        """All items of the previous response and of those that it continued.
+
+        Raises PreviousResponseNotFound.
+        """
         if previous is None:
             return ()
         stored = await self.store.response(owner, previous)
@@ -63,7 +66,7 @@ class ResponsesDoor:
         return (*stored.input, *stored.output)
 
     async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields]:
-        """`items` with the item in place of each reference to it."""
+        """`items` with each reference replaced by its item. Raises ItemNotFound."""
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
         if not wanted:
             return items
@@ -88,7 +91,7 @@ class ResponsesDoor:
 
 
 def _is_reference(item: Fields) -> bool:
-    """Some clients leave the type out (openai's types allow it)."""
+    """Whether `item` is a reference. Some clients leave the type out, as OpenAI's types allow."""
     return item.get("type") == REFERENCE or (set(item) <= {"id", "type"} and item.get("type") is None and "id" in item)
 
 
@@ -109,7 +112,7 @@ def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
 
     def at(provider: str) -> Call:
-        messages = talk.messages(provider)
+        messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
         chat = encode({**asked.chat, "messages": messages})
@@ -117,16 +120,16 @@ def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
         return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes)
 
     call = at("")
-    return evolve(call, own=at) if talk.carries else call
+    return evolve(call, own=at) if conversation.carries else call
 
 
 def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> Conversation:
-    """Instructions (of this request alone), what was said before, what is new."""
-    talk = Conversation(asked.tools.names)
+    """This request's instructions, then the history, then the new items."""
+    conversation = Conversation(asked.tools.names)
     if instructions := asked.fields.get("instructions"):
-        talk.say("system", instructions)
+        conversation.say("system", instructions)
     for data in history:
-        talk.add(decode(data), "previous_response_id")
+        conversation.add(decode(data), "previous_response_id")
     for n, item in enumerate(items):
-        talk.add(item, f"input[{n}]")
-    return talk
+        conversation.add(item, f"input[{n}]")
+    return conversation
