@@ -108,8 +108,8 @@ def _check_utf8(body: bytes) -> None:
         decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))
 
 
-def _given_twice(body: bytes) -> InvalidRequest:
-    """Names the key, unless it would take long to find. The stdlib's reader is slow, but shows every pair."""
+def _duplicate_key(body: bytes) -> InvalidRequest:
+    """The error. It names the key unless that takes long: the standard library's parser is slow, but reports all pairs."""
     if len(body) > _SLICE:
         return InvalidRequest("a key is given twice")
     try:

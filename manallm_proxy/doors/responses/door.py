@@ -107,7 +107,7 @@ def _translated(
     return call, (*history, *map(encode, items)) if asked.stores else ()
 
 
-def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
+def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
     """The call as every provider gets it, and as one that finds something of its own in it."""
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
 
