@@ -19,8 +19,9 @@ import yaml
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.provider import Provider
-from manallm_proxy.gateway import generation
+from manallm_proxy.gateway import opening
 from manallm_proxy.gateway.client_keys import digest_of
+from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.http_client.aiohttp_session import Session
 from manallm_proxy.process import app as process_app
 from manallm_proxy.process import reload
@@ -36,14 +37,14 @@ KEY = "sk-mana-0123456789"
 
 def refuses(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
     """Opening the provider `name` fails, as it would if a reader had missed something."""
-    opens = generation.open_provider
+    opens = opening.open_provider
 
     def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         if provider.name == name:
             raise error
         return opens(provider, observe)
 
-    monkeypatch.setattr(generation, "open_provider", open_provider)
+    monkeypatch.setattr(opening, "open_provider", open_provider)
 
 
 # In one process
@@ -170,9 +171,9 @@ async def test_a_stop_while_the_next_generation_is_opened(tmp_path: Path, monkey
     async with proxy(settings(LOOP), tmp_path) as p:
         before = p.app.generation
         prepare = type(before).prepare
-        prepared: list[generation.Generation] = []
+        prepared: list[Generation] = []
 
-        async def stops(self: generation.Generation, config: Config) -> generation.Generation:
+        async def stops(self: Generation, config: Config) -> Generation:
             prepared.append(await prepare(self, config))
             p.app.stop()
             return prepared[0]
@@ -288,13 +289,13 @@ def a_worker_takes(flag):
     except FileExistsError:
         return False
     return True
-import manallm_proxy.gateway.generation as generation
-opens = generation.open_provider
+import manallm_proxy.gateway.opening as opening
+opens = opening.open_provider
 def open_provider(provider, *others):
     if provider.name == "bad" and {condition}:
         raise ValueError("sk-verysecret")
     return opens(provider, *others)
-generation.open_provider = open_provider
+opening.open_provider = open_provider
 """
 
 

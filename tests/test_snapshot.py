@@ -13,7 +13,7 @@ import yaml
 from manallm_proxy.config.load import load
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Event
-from manallm_proxy.gateway.generation import _close_all
+from manallm_proxy.gateway.opening import close_all
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
 from manallm_proxy.providers.http_provider import HttpProvider
@@ -215,6 +215,6 @@ async def test_one_failing_close_keeps_no_other_open() -> None:
     events: list[Event] = []
     first, second = ValueError("one"), OSError("two")
     providers: list[Any] = [Closing(first), Closing(), Closing(second, waits=True), Closing(waits=True)]
-    await _close_all(providers, events.append)
+    await close_all(providers, events.append)
     assert [provider.closed for provider in providers] == [False, True, False, True]
     assert events == [Crashed("closing a provider", first), Crashed("closing a provider", second)]

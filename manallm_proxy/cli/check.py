@@ -19,8 +19,9 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.advice import UNREACHED, listed, unreached
-from manallm_proxy.gateway.generation import Generation, list_live, try_open
+from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.live_windows import windows_of_one_blob
+from manallm_proxy.gateway.opening import list_live, try_open
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.best_model import needs_of
 

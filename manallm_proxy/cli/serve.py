@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from manallm_proxy.cli.start_screen import start_screen
 from manallm_proxy.config.load import QUICKSTART, find_any, load
 from manallm_proxy.config.model import Config, Found
-from manallm_proxy.gateway.generation import try_open
+from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
 from manallm_proxy.process.app import App

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import attrs
 
-from manallm_proxy.config.model import AliasGiven, EntryGiven, ModelKey, model_key
+from manallm_proxy.config.file_model import AliasGiven, EntryGiven
+from manallm_proxy.config.model import ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import suggestion

@@ -14,9 +14,10 @@ from typing import Final
 import attrs
 
 from manallm_proxy.config.aliases import Aliases
+from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found import Addition
 from manallm_proxy.config.key_checks import mistakes_of
-from manallm_proxy.config.model import AliasesFile, Config, Found, Listen, ProxyFile
+from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure

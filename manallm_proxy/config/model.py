@@ -1,7 +1,7 @@
 """The configuration: frozen classes, every default, and what each value may be.
 
 Two read the annotations: mypy, and `structure`, which finds a value's reader in them. All durations are in seconds,
-all sizes in bytes. Classes named ``...Given`` and ``...File`` are what a file holds, before anything is resolved.
+all sizes in bytes. What the files themselves hold, before anything is resolved, is in `file_model`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attrs import field, frozen
 from manallm_proxy.config import values
 from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Cold, Entry, Target, Timeouts, ollama_name
+from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
@@ -160,103 +160,6 @@ class Auth:
 
     open: bool = False
     keys: tuple[ClientKey, ...] = ()
-
-
-@frozen
-class TimeoutsGiven:
-    """``timeouts`` of a file, a provider or an entry; what is missing comes from the level above."""
-
-    connect: Seconds | None = None
-    first_byte: Seconds | None = None
-    idle: Seconds | None = None
-
-    def over(self, base: Timeouts) -> Timeouts:
-        """`base`, overridden by what is given here."""
-        return Timeouts(
-            connect=base.connect if self.connect is None else self.connect,
-            first_byte=base.first_byte if self.first_byte is None else self.first_byte,
-            idle=base.idle if self.idle is None else self.idle,
-        )
-
-
-@frozen
-class ProviderGiven:
-    """One provider."""
-
-    kind: Kind
-    base_url: BaseUrl | None = None
-    api_key: ApiKey | None = field(default=None, repr=False)
-    api_key_file: FileName | None = None
-    headers: Headers = field(factory=dict, repr=False)
-    timeouts: TimeoutsGiven = TimeoutsGiven()
-    max_concurrent: Count | None = None
-    api: Api | None = None
-    speaks: tuple[Dialect, ...] | None = None
-    local: bool = False
-    client_options: bool = False
-    degraded_cpu: OnCpu = "last"
-    extra_retryable_statuses: tuple[Status, ...] = (408, 498)
-    verify_tls: bool = True
-    proxy: ProxyUrl | None = field(default=None, repr=False)
-    options: Options = field(factory=dict)
-    stream_usage: bool = True
-
-
-@frozen
-class EntryGiven:
-    """One entry of a chain."""
-
-    target: ModelOfProvider
-    timeouts: TimeoutsGiven = TimeoutsGiven()
-    options: Options = field(factory=dict)
-    cold: Cold = "wait"
-    load_timeout: Seconds = 300.0
-    fallback_on: tuple[MovesOn, ...] | None = None
-    prefer: tuple[Pattern, ...] = ()
-
-
-@frozen
-class AliasGiven:
-    """One alias. Its entries are read one by one, by `aliases`."""
-
-    chain: tuple[Any, ...]
-    description: str = ""
-    fallback_on: tuple[MovesOn, ...] = ()
-    locality: Locality | None = None
-    chain_timeout: SecondsOrZero | None = None
-
-
-@frozen
-class ProxyFile:
-    """``proxy.yaml``. Providers and aliases are read one by one, by `providers` and `aliases`."""
-
-    listen: Listen = Listen()
-    aliases_file: FileName | None = None
-    default_provider: str | None = None
-    alias_prefix: Prefix = "mana/"
-    limits: Limits = Limits()
-    health: HealthSettings = HealthSettings()
-    timeouts: TimeoutsGiven = TimeoutsGiven()
-    chain_timeout: SecondsOrZero = 0.0
-    streaming: Streaming = Streaming()
-    responses: Responses = Responses()
-    metrics: Metrics = Metrics()
-    log: Log = Log()
-    cors: Cors = Cors()
-    auth: Auth = Auth()
-    status_page: bool = False
-    providers: Mapping[str, Any] = field(factory=dict)
-    aliases: Mapping[str, Any] | None = None
-    default: str | None = None
-    warm: tuple[ModelOfProvider, ...] = ()
-
-
-@frozen
-class AliasesFile:
-    """``aliases.yaml``."""
-
-    aliases: Mapping[str, Any] = field(factory=dict)
-    default: str | None = None
 
 
 @frozen

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from manallm_proxy.config.model import Dialect, Kind, ProviderConfig, ProviderGiven
+from manallm_proxy.config.file_model import ProviderGiven
+from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import Wrong, api_key
 from manallm_proxy.config.yaml_file import Unset, without_newline

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Iterable
-from importlib import import_module
-from typing import Final, Protocol
+from typing import Final
 
 from attrs import define, evolve, field
 
-from manallm_proxy.config.model import Config, ProviderConfig
-from manallm_proxy.config.structure import ConfigError, join
+from manallm_proxy.config.model import Config
+from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Crashed, ModelChosen, Observer
-from manallm_proxy.contract.provider import Endpoint, ModelList, Provider, RequestSummary
+from manallm_proxy.contract.events import ModelChosen, Observer
+from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
-from manallm_proxy.http_client.api import Address
-from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
-from manallm_proxy.providers.http_provider import HttpProvider
-from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.gateway.opening import Closes, address_of, close_all, open_all, speaks_openai
 from manallm_proxy.providers.ollama.host import OllamaHost
-from manallm_proxy.providers.ollama.wire import OllamaWire
-from manallm_proxy.providers.openai.wire import OpenAIWire
-from manallm_proxy.providers.wire import Wire
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
@@ -39,91 +31,6 @@ from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
-
-
-def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
-    """The client of one configured provider. It connects to nothing yet."""
-    if provider.kind == "loopback":
-        return LoopbackProvider(provider.name)
-    wire: Wire
-    if provider.kind == "google":
-        wire = GeminiWire()
-    elif not _speaks_openai(provider):
-        wire = OllamaWire(provider.client_options)
-    else:
-        wire = OpenAIWire(asks_usage=provider.stream_usage)
-    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
-
-
-def address_of(provider: ProviderConfig) -> Address:
-    """Where it is, and what goes with every request to it."""
-    base_url, key_header = provider.base_url or "", None
-    if provider.kind == "google":
-        base_url, key_header = versioned(provider.base_url), KEY_HEADER
-    elif provider.kind == "ollama" and _speaks_openai(provider) and not base_url.endswith("/v1"):
-        base_url += "/v1"
-    return Address(
-        provider.name,
-        base_url,
-        provider.api_key,
-        provider.headers,
-        provider.verify_tls,
-        provider.proxy,
-        key_header,
-    )
-
-
-async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
-    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
-
-    ProviderError where they cannot be had within `seconds`.
-    """
-    if provider.kind != "google":
-        return None
-    module = "manallm_proxy.providers.gemini.live_models"
-    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
-    listed: ModelList = await live.live_models(address_of(provider), seconds)
-    return listed
-
-
-async def try_open(config: Config) -> None:
-    """Opens all providers of `config` and closes them again. Raises ConfigError if one cannot be opened."""
-    opened, mistakes = _open_all(config.providers.values(), lambda event: None)
-    await _close_all(opened.values(), lambda event: None)
-    if mistakes:
-        raise ConfigError(mistakes)
-
-
-def _open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
-    """The clients of all `providers` that have their key, and a mistake for each that could not be opened."""
-    opened: dict[str, Provider] = {}
-    mistakes: list[str] = []
-    for provider in providers:
-        if provider.configured:
-            try:
-                opened[provider.name] = open_provider(provider, observe)
-            except Exception as error:  # the readers check all we know of; what they miss must not get past here
-                mistakes.append(_mistake(provider, error))
-    return opened, mistakes
-
-
-def _mistake(provider: ProviderConfig, error: Exception) -> str:
-    """Names the setting, and not its value, which may hold a secret."""
-    path = join("providers", provider.name)
-    if isinstance(error, ValueError) and provider.base_url is not None:
-        return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
-    return f"{path}: no client can be opened for it ({type(error).__name__})"
-
-
-def _speaks_openai(provider: ProviderConfig) -> bool:
-    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
-
-
-class Closes(Protocol):
-    """A provider, or what watches it."""
-
-    async def close(self) -> None:
-        """Closes its connections."""
 
 
 @define
@@ -152,7 +59,7 @@ class Generation:
     @classmethod
     def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
-        opened, mistakes = _open_all(config.providers.values(), observe)
+        opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
             raise ConfigError(mistakes)
         healths = {name: _new_health(config, name) for name in config.providers}
@@ -170,11 +77,11 @@ class Generation:
         `discard` on the result, and prepare no other meanwhile.
         """
         kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
-        opened, mistakes = _open_all(
+        opened, mistakes = open_all(
             [provider for name, provider in config.providers.items() if name not in kept], self.registry.observe
         )
         if mistakes:
-            await _close_all(opened.values(), self.registry.observe)
+            await close_all(opened.values(), self.registry.observe)
             raise ConfigError(mistakes)
         held = self.registry.providers
         healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
@@ -207,7 +114,7 @@ class Generation:
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
-        await _close_all(self._opened.values(), self.registry.observe)
+        await close_all(self._opened.values(), self.registry.observe)
 
     def resolve(self, model: str, caller: Caller | None = None) -> Chain:
         """The chain for `model`: an alias, ``provider/model``, or a bare name, which the default provider serves.
@@ -293,7 +200,7 @@ class Generation:
 
         Unsupported where none is left. That one of several cannot is no downgrade, so the rest may serve.
         """
-        entries = tuple(e for e in chain if _speaks_openai(self.config.providers[e.target.provider]))
+        entries = tuple(e for e in chain if speaks_openai(self.config.providers[e.target.provider]))
         if not entries:
             raise Unsupported(
                 f"none of {chain.alias or chain.entries[0].target}'s providers serves /v1/{endpoint.path}: "
@@ -340,12 +247,12 @@ class Generation:
         orphans, self._orphans = self._orphans, []
         successor, self._successor = self._successor, None
         if orphans:
-            self._closing = asyncio.get_running_loop().create_task(_close_all(orphans, self.registry.observe))
+            self._closing = asyncio.get_running_loop().create_task(close_all(orphans, self.registry.observe))
         successor.release()
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
-        await _close_all([*self.providers.values(), *self.boxes.boxes.values(), *self._orphans], self.registry.observe)
+        await close_all([*self.providers.values(), *self.boxes.boxes.values(), *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
@@ -369,10 +276,3 @@ def _loads(config: Config, name: str) -> bool:
 def _new_box(config: Config, name: str, clock: Clock, observe: Observer) -> Box:
     provider = config.providers[name]
     return Box(name, OllamaHost(address_of(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")
-
-
-async def _close_all(providers: Iterable[Closes], observe: Observer) -> None:
-    """Closes all, however many of them fail, and reports each failure."""
-    for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            observe(Crashed("closing a provider", outcome))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import LOADED_WITH, Entry, Target, ollama_name
-from manallm_proxy.gateway.generation import address_of
+from manallm_proxy.gateway.opening import address_of
 from manallm_proxy.providers.ollama.host import OllamaHost
 
 

@@ -109,7 +109,7 @@ def _check_utf8(body: bytes) -> None:
 
 
 def _duplicate_key(body: bytes) -> InvalidRequest:
-    """The error. It names the key unless that takes long: the standard library's parser is slow, but reports all pairs."""
+    """The error, with the key unless it takes long to find: the standard library reports all pairs, but is slow."""
     if len(body) > _SLICE:
         return InvalidRequest("a key is given twice")
     try:

@@ -13,7 +13,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
@@ -35,7 +35,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
-from manallm_proxy.process import systemd
+from manallm_proxy.process import gauges, systemd
 from manallm_proxy.process.listeners import BACKLOG, drain_note, name_of, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.circuit import SharedState
@@ -84,7 +84,12 @@ class App:
     _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges, self._model_gauges)
+        self.metrics = Metrics(
+            __version__,
+            lambda: gauges.providers(self.gateway.generation),
+            lambda: gauges.keys(self.gateway.generation),
+            lambda: gauges.models(self.gateway.generation),
+        )
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock, self._follow)
         if self.link is not None:
@@ -280,25 +285,9 @@ class App:
         await self._prober.once()
         await self._prober.run()
 
-    def _provider_gauges(self) -> Iterable[tuple[str, bool, int]]:
-        now = self.gateway.generation.registry.clock()
-        for name, health in self.gateway.generation.registry.providers.items():
-            yield name, health.is_usable(now), health.in_flight
-
-    def _key_gauges(self) -> Iterable[tuple[str, int]]:
-        return ((caller.key.name, caller.in_flight) for caller in self.gateway.generation.keyring)
-
-    def _model_gauges(self) -> Iterable[tuple[str, str, float]]:
-        for name, box in self.gateway.generation.boxes.boxes.items():
-            for resident in (box.residency.residents or {}).values():
-                if resident.size:
-                    yield name, resident.name, resident.size_vram / resident.size
-
     def summary(self) -> str:
         """One line of status."""
-        providers = self.gateway.generation.registry.providers
-        usable = sum(usable for _, usable, _ in self._provider_gauges())
-        return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
+        return gauges.summary(self.gateway.generation)
 
     async def _listen(self, runner: Runner) -> list[web.BaseSite]:
         """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""

@@ -19,7 +19,7 @@ from attrs import define, field
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.gateway.generation import try_open
+from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.process.reload import OUR_ERROR, READ_TIMEOUT, TOO_SLOW
 
 _CHUNK: Final = 2**18

@@ -1,0 +1,137 @@
+"""What ``proxy.yaml`` and ``aliases.yaml`` hold, before anything is resolved: see `model` for what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from manallm_proxy.config.model import (
+    Api,
+    ApiKey,
+    Auth,
+    BaseUrl,
+    Cors,
+    Count,
+    Dialect,
+    FileName,
+    Headers,
+    HealthSettings,
+    Kind,
+    Limits,
+    Listen,
+    Locality,
+    Log,
+    Metrics,
+    ModelOfProvider,
+    MovesOn,
+    OnCpu,
+    Options,
+    Pattern,
+    Prefix,
+    ProxyUrl,
+    Responses,
+    Seconds,
+    SecondsOrZero,
+    Status,
+    Streaming,
+)
+from manallm_proxy.contract.targets import Cold, Timeouts
+
+
+@frozen
+class TimeoutsGiven:
+    """``timeouts`` of a file, a provider or an entry; what is missing comes from the level above."""
+
+    connect: Seconds | None = None
+    first_byte: Seconds | None = None
+    idle: Seconds | None = None
+
+    def over(self, base: Timeouts) -> Timeouts:
+        """`base`, overridden by what is given here."""
+        return Timeouts(
+            connect=base.connect if self.connect is None else self.connect,
+            first_byte=base.first_byte if self.first_byte is None else self.first_byte,
+            idle=base.idle if self.idle is None else self.idle,
+        )
+
+
+@frozen
+class ProviderGiven:
+    """One provider."""
+
+    kind: Kind
+    base_url: BaseUrl | None = None
+    api_key: ApiKey | None = field(default=None, repr=False)
+    api_key_file: FileName | None = None
+    headers: Headers = field(factory=dict, repr=False)
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    max_concurrent: Count | None = None
+    api: Api | None = None
+    speaks: tuple[Dialect, ...] | None = None
+    local: bool = False
+    client_options: bool = False
+    degraded_cpu: OnCpu = "last"
+    extra_retryable_statuses: tuple[Status, ...] = (408, 498)
+    verify_tls: bool = True
+    proxy: ProxyUrl | None = field(default=None, repr=False)
+    options: Options = field(factory=dict)
+    stream_usage: bool = True
+
+
+@frozen
+class EntryGiven:
+    """One entry of a chain."""
+
+    target: ModelOfProvider
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    options: Options = field(factory=dict)
+    cold: Cold = "wait"
+    load_timeout: Seconds = 300.0
+    fallback_on: tuple[MovesOn, ...] | None = None
+    prefer: tuple[Pattern, ...] = ()
+
+
+@frozen
+class AliasGiven:
+    """One alias. Its entries are read one by one, by `aliases`."""
+
+    chain: tuple[Any, ...]
+    description: str = ""
+    fallback_on: tuple[MovesOn, ...] = ()
+    locality: Locality | None = None
+    chain_timeout: SecondsOrZero | None = None
+
+
+@frozen
+class ProxyFile:
+    """``proxy.yaml``. Providers and aliases are read one by one, by `providers` and `aliases`."""
+
+    listen: Listen = Listen()
+    aliases_file: FileName | None = None
+    default_provider: str | None = None
+    alias_prefix: Prefix = "mana/"
+    limits: Limits = Limits()
+    health: HealthSettings = HealthSettings()
+    timeouts: TimeoutsGiven = TimeoutsGiven()
+    chain_timeout: SecondsOrZero = 0.0
+    streaming: Streaming = Streaming()
+    responses: Responses = Responses()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+    cors: Cors = Cors()
+    auth: Auth = Auth()
+    status_page: bool = False
+    providers: Mapping[str, Any] = field(factory=dict)
+    aliases: Mapping[str, Any] | None = None
+    default: str | None = None
+    warm: tuple[ModelOfProvider, ...] = ()
+
+
+@frozen
+class AliasesFile:
+    """``aliases.yaml``."""
+
+    aliases: Mapping[str, Any] = field(factory=dict)
+    default: str | None = None

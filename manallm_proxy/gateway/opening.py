@@ -1,0 +1,112 @@
+"""From one provider's configuration to the client that speaks its dialect; opened together, closed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Protocol
+
+from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.config.structure import ConfigError, join
+from manallm_proxy.contract.events import Crashed, Observer
+from manallm_proxy.contract.provider import ModelList, Provider
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
+from manallm_proxy.providers.http_provider import HttpProvider
+from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
+
+
+def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
+    """The client of one configured provider. It connects to nothing yet."""
+    if provider.kind == "loopback":
+        return LoopbackProvider(provider.name)
+    wire: Wire
+    if provider.kind == "google":
+        wire = GeminiWire()
+    elif not speaks_openai(provider):
+        wire = OllamaWire(provider.client_options)
+    else:
+        wire = OpenAIWire(asks_usage=provider.stream_usage)
+    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
+
+
+def address_of(provider: ProviderConfig) -> Address:
+    """Where it is, and what goes with every request to it."""
+    base_url, key_header = provider.base_url or "", None
+    if provider.kind == "google":
+        base_url, key_header = versioned(provider.base_url), KEY_HEADER
+    elif provider.kind == "ollama" and speaks_openai(provider) and not base_url.endswith("/v1"):
+        base_url += "/v1"
+    return Address(
+        provider.name,
+        base_url,
+        provider.api_key,
+        provider.headers,
+        provider.verify_tls,
+        provider.proxy,
+        key_header,
+    )
+
+
+async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
+    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+
+    ProviderError where they cannot be had within `seconds`.
+    """
+    if provider.kind != "google":
+        return None
+    module = "manallm_proxy.providers.gemini.live_models"
+    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
+    listed: ModelList = await live.live_models(address_of(provider), seconds)
+    return listed
+
+
+async def try_open(config: Config) -> None:
+    """Opens all providers of `config` and closes them again. Raises ConfigError if one cannot be opened."""
+    opened, mistakes = open_all(config.providers.values(), lambda event: None)
+    await close_all(opened.values(), lambda event: None)
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:
+    """The clients of all `providers` that have their key, and a mistake for each that could not be opened."""
+    opened: dict[str, Provider] = {}
+    mistakes: list[str] = []
+    for provider in providers:
+        if provider.configured:
+            try:
+                opened[provider.name] = open_provider(provider, observe)
+            except Exception as error:  # the readers check all we know of; what they miss must not get past here
+                mistakes.append(_mistake(provider, error))
+    return opened, mistakes
+
+
+def _mistake(provider: ProviderConfig, error: Exception) -> str:
+    """Names the setting, and not its value, which may hold a secret."""
+    path = join("providers", provider.name)
+    if isinstance(error, ValueError) and provider.base_url is not None:
+        return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
+    return f"{path}: no client can be opened for it ({type(error).__name__})"
+
+
+def speaks_openai(provider: ProviderConfig) -> bool:
+    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
+
+
+class Closes(Protocol):
+    """A provider, or what watches it."""
+
+    async def close(self) -> None:
+        """Closes its connections."""
+
+
+async def close_all(providers: Iterable[Closes], observe: Observer) -> None:
+    """Closes all, however many of them fail, and reports each failure."""
+    for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            observe(Crashed("closing a provider", outcome))

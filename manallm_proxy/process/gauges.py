@@ -1,0 +1,34 @@
+"""What the metrics read of a generation when they are scraped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from manallm_proxy.gateway.generation import Generation
+
+
+def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
+    """Name, whether it is usable, requests in flight."""
+    now = generation.registry.clock()
+    for name, health in generation.registry.providers.items():
+        yield name, health.is_usable(now), health.in_flight
+
+
+def keys(generation: Generation) -> Iterable[tuple[str, int]]:
+    """Name of a client key, requests in flight."""
+    return ((caller.key.name, caller.in_flight) for caller in generation.keyring)
+
+
+def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
+    """Provider, loaded model, share of it that is in the GPU's memory."""
+    for name, box in generation.boxes.boxes.items():
+        for resident in (box.residency.residents or {}).values():
+            if resident.size:
+                yield name, resident.name, resident.size_vram / resident.size
+
+
+def summary(generation: Generation) -> str:
+    """One line of status."""
+    usable = sum(usable for _, usable, _ in providers(generation))
+    aliases, known = len(generation.config.aliases), len(generation.registry.providers)
+    return f"serving {aliases} aliases, {usable} of {known} providers usable"
