@@ -93,6 +93,7 @@ class Box:
             waits: list[asyncio.Future[Any]] = [load, gone]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
             if load.done() and own:
                 del self._loads[model]
                 if not load.result():

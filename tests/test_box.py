@@ -209,10 +209,11 @@ async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
 
 
 async def test_a_reload_aborts_no_load(tmp_path: Path) -> None:
-    """What is known of an unchanged provider goes on, and so does what it loads."""
+    """What is known of a server that is asked as before goes on, and so does what it loads."""
     async with house(tmp_path, {"load_timeout": 0.1}) as (p, gpu, cloud):
         await p.chat()
-        config = settings({"gpu": gpu.provider(), "cloud": openai(cloud.url)}, warm=["gpu/m"])
+        changed = gpu.provider(timeouts={"idle": 3}, max_concurrent=9)
+        config = settings({"gpu": changed, "cloud": openai(cloud.url)}, warm=["gpu/m"])
         p.write(config)
         await p.app.reload()
         gpu.finish("m")

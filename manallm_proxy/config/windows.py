@@ -41,7 +41,4 @@ def windows_of(
 
 def _two_values(entry: Entry, name: str, value: object, place: str, first: object) -> str:
     effect = "would stay for one time or the other" if name == "keep_alive" else "would be loaded anew in turns"
-    return (
-        f"is {value} here and {first} at {place}, and the model {effect}: give {name} one value for {entry.target}, "
-        "or make a second model of it ('ollama create')"
-    )
+    return f"is {value} here and {first} at {place}, and the model {effect}: give {name} one value for {entry.target}"

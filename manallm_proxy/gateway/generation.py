@@ -89,18 +89,21 @@ class Generation:
         providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
-        return Generation(
-            config, providers, registry, self.catalog, keyring, self._boxes_for(config, kept), opened=opened
-        )
+        return Generation(config, providers, registry, self.catalog, keyring, self._boxes_for(config), opened=opened)
 
-    def _boxes_for(self, config: Config, kept: set[str]) -> Boxes:
-        """A provider that is kept keeps what is known of its models, and what it loads."""
+    def _boxes_for(self, config: Config) -> Boxes:
+        """A server that is still asked in the same way keeps what is known of its models, and what it loads."""
         held, clock, observe = self.boxes.boxes, self.registry.clock, self.registry.observe
-        loading = [name for name in config.providers if _loads(config, name)]
-        return Boxes({n: held[n] if n in kept else _new_box(config, n, clock, observe) for n in loading})
+        boxes: dict[str, Box] = {}
+        for name, provider in config.providers.items():
+            if _loads(config, name):
+                same = name in held and address_of(self.config.providers[name]) == address_of(provider)
+                boxes[name] = held[name] if same else _new_box(config, name, clock, observe)
+        return Boxes(boxes)
 
     def _warm(self) -> None:
         for name, box in self.boxes.boxes.items():
+            box.slow_last = self.config.providers[name].degraded_cpu == "last"
             box.warm = tuple(entry for entry in self.config.warm if entry.target.provider == name)
 
     def adopt(self) -> None:
