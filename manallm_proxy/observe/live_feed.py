@@ -25,7 +25,7 @@ from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 
 Kind = Literal["request", "health", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
-RATE: Final = 100
+RATE: Final = 50
 KEPT: Final = 500
 """Events that a reader who comes back may have missed."""
 QUEUE: Final = 1000
