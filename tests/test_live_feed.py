@@ -221,6 +221,12 @@ async def test_several_workers_are_one_feed(tmp_path: Path) -> None:
             os.kill(running.pid, signal.SIGHUP)
             await live.until(lambda: live.of("reload"))
             assert live.of("reload") == [{"result": "ok"}]
+            first = live.events[0][0]
+            for _ in range(6):  # at whichever worker it comes back
+                async with feed(running.url, first) as again:
+                    await again.until(lambda: again.of("reload"))
+                    assert again.of("reset") == []
+                    assert {id_ for id_, _, _ in again.events} == {id_ for id_, _, _ in live.events[1:]}
             for _ in range(4):
                 listed = await get(f"{running.url}/v1/requests")
                 assert {row["id"] for row in listed["requests"]} == over()
