@@ -87,7 +87,7 @@ class App:
     def __attrs_post_init__(self) -> None:
         self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
         clock = asyncio.get_running_loop().time
-        self.requests, self.feed = RequestLog(), LiveFeed(clock, self._follow)
+        self.requests, self.feed = RequestLog(), LiveFeed(clock)
         if self.link is not None:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
@@ -230,9 +230,6 @@ class App:
     def watch(self, on: bool) -> None:
         """Whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
-
-    def _follow(self, on: bool) -> None:
-        self.gateway.serving.followed = on
 
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
