@@ -28,14 +28,25 @@ def parser() -> argparse.ArgumentParser:
     _config(serve)
     serve.add_argument("--host", help="listen on this address instead of the configured one")
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
+    serve.add_argument("--discover", action="store_true", help="add the model servers that answer on this machine")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
 
     check = commands.add_parser("check", help="report all mistakes of the configuration")
     _config(check)
     check.add_argument("--live", action="store_true", help="ask every provider whether it has the models of the chains")
+    check.add_argument("--offline-ok", action="store_true", help="with --live: accept providers that cannot be reached")
+    check.add_argument(
+        "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
+    )
 
-    models = commands.add_parser("models", help="list what a running proxy serves")
-    models.add_argument("--url", default="http://127.0.0.1:3025", help="the proxy's address (%(default)s)")
+    init = commands.add_parser("init", help="write a configuration from the model servers and keys that are there")
+    init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
+    init.add_argument("--force", action="store_true", help="replace files that are there, and keep a copy of them")
+
+    _chat(commands.add_parser("try", help="one chat through a running proxy: does it work?"), "Hello")
+    _chat(commands.add_parser("chat", help="one chat through a running proxy"), None)
+    _client(commands.add_parser("models", help="list what a running proxy serves"))
+    _client(commands.add_parser("status", help="show the health of a running proxy's providers"))
 
     explain = commands.add_parser("explain", help="what would become of a request now, gate by gate, without a call")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
@@ -51,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
 
     hash_key = commands.add_parser("hash-key", help="make a client key, and its entry for the configuration")
     hash_key.add_argument("name", nargs="?", default="someone", help="who will have it (%(default)s)")
+
+    completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
     return top
 
 
@@ -65,6 +79,22 @@ def _config(command: argparse.ArgumentParser) -> None:
         metavar="F",
         help="proxy.yaml; else $MANALLM_CONFIG, ./config/proxy.yaml, /etc/manallm/proxy.yaml, the first that exists",
     )
+
+
+def _client(command: argparse.ArgumentParser) -> None:
+    """Options of the commands that ask a running proxy; its key is in ``$MANALLM_API_KEY``."""
+    command.add_argument(
+        "--url", help="the proxy's address, http://host:port or unix:/path (else that of the configuration)"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON value")
+    command.epilog = "Its client key, if it wants one, is read from $MANALLM_API_KEY."
+
+
+def _chat(command: argparse.ArgumentParser, text: str | None) -> None:
+    what = "standard input where it is - or left out" if text is None else f"'{text}' where it is left out"
+    command.add_argument("text", nargs="?", default=text, metavar="TEXT", help=f"what to say; {what}")
+    command.add_argument("-m", "--model", help="an alias or provider/model (else the default alias)")
+    _client(command)
 
 
 def _port(text: str) -> int:
@@ -89,11 +119,24 @@ def main(argv: list[str] | None = None) -> int:
             case "serve":
                 from manallm_proxy.cli.serve import serve
 
-                return serve(arguments.config, arguments.host, arguments.port, os.environ, arguments.workers)
+                return serve(
+                    arguments.config,
+                    arguments.host,
+                    arguments.port,
+                    os.environ,
+                    arguments.workers,
+                    arguments.discover,
+                )
             case "check":
                 from manallm_proxy.cli.check import check
 
-                return check(arguments.config, arguments.live, os.environ)
+                return check(
+                    arguments.config,
+                    arguments.live,
+                    os.environ,
+                    offline_ok=arguments.offline_ok,
+                    credentials=arguments.credentials,
+                )
             case "explain":
                 from manallm_proxy.cli.explain import explain
 
@@ -109,14 +152,46 @@ def main(argv: list[str] | None = None) -> int:
                 from manallm_proxy.cli.hash_key import hash_key
 
                 return hash_key(arguments.name)
-            case _:
-                from manallm_proxy.cli.models import models
+            case "completion":
+                from manallm_proxy.cli.completion import completion
 
-                return models(arguments.url, os.environ)
+                return completion(arguments.shell, parser())
+            case "init":
+                from manallm_proxy.cli.init import init
+
+                return init(arguments.folder, arguments.force, os.environ)
+            case _:
+                return _ask(arguments)
     except ConfigError as error:
-        for mistake in error.mistakes:
+        for mistake in error.located:
             print(mistake, file=sys.stderr)
         return EX_CONFIG
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    """The commands that ask a running proxy."""
+    from manallm_proxy.cli.client import Failed
+
+    try:
+        match arguments.command:
+            case "models":
+                from manallm_proxy.cli.models import models
+
+                return models(arguments.url, arguments.json, os.environ)
+            case "status":
+                from manallm_proxy.cli.status import status
+
+                return status(arguments.url, arguments.json, os.environ)
+            case _:
+                from manallm_proxy.cli.chat import chat
+
+                return chat(arguments.url, arguments.model, arguments.text, arguments.json, os.environ)
+    except Failed as failed:
+        print(failed, file=sys.stderr)
+        return failed.code
+    except BrokenPipeError:  # whoever reads our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ LAUNCHER := $(PREFIX)/bin/manallm-proxy
 UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
 SOCKET := $(PREFIX)/lib/systemd/system/manallm-proxy.socket
 SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
+MAN := $(PREFIX)/share/man/man1/manallm-proxy.1
 ETC := $(SYSCONFDIR)/manallm
-SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy
+SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy config systemd
 
 .PHONY: install
 install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTDIR, SYSCONFDIR, PYTHON)
@@ -53,6 +54,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	@sed -e 's|/usr/local/bin/manallm-proxy|$(LAUNCHER)|g' -e 's|/etc/manallm|$(ETC)|g' \
 		systemd/manallm-proxy.service >'$(DESTDIR)$(UNIT)'
 	@chmod 0644 '$(DESTDIR)$(UNIT)'
+	@install -d '$(DESTDIR)$(dir $(MAN))' && install -m 0644 systemd/manallm-proxy.1 '$(DESTDIR)$(MAN)'
 	@install -m 0644 systemd/manallm-proxy.socket '$(DESTDIR)$(SOCKET)'
 	@install -m 0644 systemd/manallm-proxy.sysusers '$(DESTDIR)$(SYSUSERS)'
 	@set -eu; root=; if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then root=yes; fi; \
@@ -67,7 +69,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	done; \
 	if [ "$$root" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "1. Whom to call: $(ETC)/proxy.yaml, aliases.yaml; keys: a file each, such as $(ETC)/keys/GROQ_API_KEY"
-	@echo "2. Is it right:  $(LAUNCHER) check --config $(ETC)/proxy.yaml"
+	@echo "2. Is it right:  $(LAUNCHER) check --live --config $(ETC)/proxy.yaml --credentials $(ETC)/keys"
 	@echo "3. Start:        systemctl enable --now manallm-proxy"
 
 .PHONY: uninstall
@@ -75,6 +77,6 @@ uninstall:  ## remove what install brought, except /etc/manallm
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] && [ -e '$(UNIT)' ]; then \
 		systemctl disable --now manallm-proxy.socket manallm-proxy || exit 1; fi
 	@rm -rf '$(DESTDIR)$(APP)' '$(DESTDIR)$(APP).new' '$(DESTDIR)$(APP).old'
-	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SOCKET)' '$(DESTDIR)$(SYSUSERS)'
+	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SOCKET)' '$(DESTDIR)$(SYSUSERS)' '$(DESTDIR)$(MAN)'
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Removed. Kept: $(DESTDIR)$(ETC) with configuration and keys, and the user manallm."

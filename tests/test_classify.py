@@ -1,4 +1,4 @@
-"""What a provider's refusal means, row by row (wire.md E.2)."""
+"""What a provider's refusal means, row by row."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ SHAPES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_message_is_found_in_every_shape(shape: str) -> None:
-    """The crowd's error bodies (wire.md C.2)."""
+    """Error bodies of OpenAI-compatible servers."""
     body, message = SHAPES[shape]
     assert envelope(body).message == message
 

@@ -10,6 +10,7 @@ import pytest
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.targets import Target
 
 Load = Callable[[str], Config]
 PROVIDERS = "providers: {ollama: {kind: ollama}}\n"
@@ -135,3 +136,71 @@ def test_mistake_in_a_provider(loaded: Load, given: str, wanted: str) -> None:
 def test_mistake_in_a_chains_timeout(loaded: Load, text: str, wanted: str) -> None:
     """One mistake, one line."""
     assert mistakes(loaded, f"{PROVIDERS}{text}\n") == [wanted]
+
+
+BOXES = """
+providers:
+  box: {kind: ollama, options: {num_ctx: 8192}}
+  too: {kind: ollama}
+  gpu: {kind: openai, base_url: 'http://x/v1'}
+"""
+TWO = """
+aliases:
+  mana/a: {{chain: [{{target: box/m, options: {{{0}}}}}]}}
+  mana/b: {{chain: [{{target: {2}, options: {{{1}}}}}]}}
+"""
+
+
+@pytest.mark.parametrize("name", ["box/m", "box/M:latest", "box/library/m", "too/registry.ollama.ai/library/m:latest"])
+def test_two_windows_for_one_model_are_a_mistake(loaded: Load, name: str) -> None:
+    """However the model is called, and whichever provider leads to its Ollama: both numbers and both places."""
+    (what,) = mistakes(loaded, BOXES + TWO.format("num_ctx: 8192", "num_ctx: 4096", name))
+    assert what.startswith("aliases.mana/b.chain[0].options.num_ctx: is 4096 here and 8192 at aliases.mana/a.chain[0]")
+    (what,) = mistakes(loaded, BOXES + TWO.format("keep_alive: 5m", "keep_alive: 1h", name))
+    assert "keep_alive" in what
+    loaded(BOXES + TWO.format("num_ctx: 8192, top_k: 1", "num_ctx: 8192, top_k: 2", name))
+
+
+def test_other_models_may_have_other_windows(loaded: Load) -> None:
+    loaded(BOXES + TWO.format("num_ctx: 8192", "num_ctx: 4096", "box/m:7b"))
+
+
+def test_an_entry_without_a_window_gets_the_models(loaded: Load) -> None:
+    """So does whoever asks for the target by its own name; else the model's own default would be a second window."""
+    config = loaded(BOXES + TWO.format("num_ctx: 4096, shift: false", "top_k: 2", "too/m"))
+    assert config.aliases["mana/b"].entries[0].options == {"num_ctx": 4096, "shift": False, "top_k": 2}
+    assert config.options_of(Target("too", "m:latest")) == {"num_ctx": 4096, "shift": False}
+    assert config.options_of(Target("box", "m")) == {"num_ctx": 4096, "shift": False}
+    assert config.options_of(Target("box", "other")) == {"num_ctx": 8192}
+    assert config.options_of(Target("gpu", "m")) == {}
+
+
+BOX = "providers: {box: {kind: ollama, local: true}, far: {kind: ollama}}\n"
+
+
+def test_what_a_cold_model_means_to_an_entry(loaded: Load) -> None:
+    """It waits for five minutes unless the entry says otherwise."""
+    entries = "[box/m, {target: box/n, cold: next, load_timeout: 20s}]"
+    first, second = loaded(BOX + f"aliases: {{mana/a: {{chain: {entries}}}}}").aliases["mana/a"]
+    assert (first.cold, first.load_timeout, second.cold, second.load_timeout) == ("wait", 300.0, "next", 20.0)
+    (what,) = mistakes(loaded, BOX + "aliases: {mana/a: {chain: [{target: box/m, cold: never}]}}")
+    assert what.startswith("aliases.mana/a.chain[0].cold: ")
+
+
+def test_what_is_kept_loaded(loaded: Load) -> None:
+    """As its entry asks for it; only a local Ollama can be told to keep anything."""
+    alias = "aliases: {mana/a: {chain: [{target: box/m, options: {num_ctx: 4096}}]}}\n"
+    config = loaded(BOX + alias + "warm: [box/m, box/n, 'box/M:latest']")
+    assert [dict(entry.options) for entry in config.warm] == [{"num_ctx": 4096}, {}, {"num_ctx": 4096}]
+    assert mistakes(loaded, BOX + "aliases: {}\nwarm: [far/m, bux/m]") == [
+        "warm[0]: far is no provider of kind ollama with 'local: true'",
+        "warm[1]: no provider 'bux' (did you mean 'box'?)",
+    ]
+
+
+def test_what_stays_in_the_house(loaded: Load) -> None:
+    """An alias may be bound to it; there is no other place to be bound to."""
+    config = loaded(BOX + "aliases: {mana/a: {chain: [box/m], locality: local}, mana/b: {chain: [box/m]}}")
+    assert (config.aliases["mana/a"].local_only, config.aliases["mana/b"].local_only) == (True, False)
+    (what,) = mistakes(loaded, BOX + "aliases: {mana/a: {chain: [box/m], locality: eu}}")
+    assert what.startswith("aliases.mana/a.locality: ")

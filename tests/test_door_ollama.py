@@ -149,6 +149,36 @@ async def test_a_first_that_dies_after_it(tmp_path: Path) -> None:
                 assert [*rows[-1]] == ["error"] and isinstance(rows[-1]["error"], str)
 
 
+async def test_a_first_that_gives_up(tmp_path: Path) -> None:
+    """By its finish reason, which no word of Ollama's or Anthropic's stands for: what was said is no whole answer."""
+
+    async def gives_up(connection: Connection, seen: Seen) -> None:
+        if seen.json["stream"]:
+            await connection.head()
+            await connection.chunk(chunk("One"))
+            await connection.chunk(chunk(finish="error") + DONE)
+            await connection.end()
+        else:
+            choice = {"index": 0, "message": {"role": "assistant", "content": "One"}, "finish_reason": "error"}
+            await connection.reply({"choices": [choice]})
+
+    async with upstream(each(gives_up)) as dead, upstream(each(answers)) as well:
+        async with proxy(settings({"dead": openai(dead.url), "well": openai(well.url)}), tmp_path) as p:
+            doors: dict[str, dict[str, Any]] = {
+                "/api/chat": {},
+                "/v1/messages": {"max_tokens": 9},
+                "/v1/responses": {"input": "x"},
+            }
+            for path, more in doors.items():
+                _, body, headers = await ask(p, path, messages=HI, stream=True, **more)
+                assert headers["x-mana-llm-resolved"] == "dead/m"
+                assert b"One" in body and b"finish_reason error" in body.splitlines()[-1 if "api" in path else -2]
+                assert not any(end in body for end in (b'"done":true', b"message_stop", b"response.completed"))
+                _, body, headers = await ask(p, path, messages=HI, stream=False, **more)
+                assert headers["x-mana-llm-resolved"] == "well/m"
+                p.app.generation.registry.providers["dead"].targets.clear()
+
+
 async def test_nobody_left(tmp_path: Path) -> None:
     """A 503 whose one string names every target with its reason."""
     async with upstream(each(status("502 Bad Gateway"))) as dead:
@@ -223,6 +253,28 @@ async def test_tool_calls(stream: bool, tmp_path: Path) -> None:
         assert [(m["tool_call_id"], m["content"]) for m in sent["messages"][2:]] == list(
             zip(ids, ["hot", "cold"], strict=True)
         )
+
+
+async def test_calls_that_are_all_numbered_0_stay_apart(tmp_path: Path) -> None:
+    """As some servers stream parallel calls; one that repeats the name with each part makes one call."""
+    parts = [("c1", '{"city":'), ("c1", '"Rome"}'), ("c2", '{"city":"Oslo"}'), ("c3", "")]
+
+    async def calls(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        for id_, text in parts:
+            row = {"index": 0, "id": id_, "function": {"name": "weather", "arguments": text}}
+            await connection.chunk(tool_chunk([row]))
+        await connection.chunk(tool_chunk(None, "tool_calls") + DONE)
+        await connection.end()
+
+    async with upstream(each(calls)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        _, body, _ = await ask(p, "/api/chat", messages=HI, tools=[WEATHER])
+        found = [call for row in lines_of(body) for call in row["message"].get("tool_calls", ())]
+        assert [(call["id"], call["function"]["index"], call["function"]["arguments"]) for call in found] == [
+            ("c1", 0, {"city": "Rome"}),
+            ("c2", 1, {"city": "Oslo"}),
+            ("c3", 2, {}),
+        ]
 
 
 @pytest.mark.parametrize("kind", ["ollama", "google"])
@@ -307,8 +359,8 @@ async def test_what_a_provider_gets(tmp_path: Path) -> None:
         "stream": False,
     }
     async with upstream(each(answers)) as cloud, upstream(each(ollama)) as box:
-        providers = {"cloud": openai(cloud.url), "box": {"kind": "ollama", "base_url": box.url}}
-        async with proxy(settings(providers), tmp_path) as p:
+        own = {"kind": "ollama", "base_url": box.url, "client_options": True}
+        async with proxy(settings({"cloud": openai(cloud.url), "box": own}), tmp_path) as p:
             assert (await ask(p, "/api/chat", **{**given, "model": "cloud/m"}))[0] == 200
             assert cloud.posts[-1].json == {
                 "model": "m",
@@ -378,7 +430,7 @@ async def test_generate(tmp_path: Path) -> None:
         async with proxy(settings(providers), tmp_path) as p:
             empty = {"system": "", "suffix": "", "template": "", "images": [], "raw": False, "stream": False}
             assert (await ask(p, "/api/generate", prompt="hi", **empty))[0] == 200
-            assert box.posts[-1].json == {"model": "m", "messages": HI, "stream": False}
+            assert box.posts[-1].json == {"model": "m", "messages": HI, "stream": False, "truncate": False}
             assert (await ask(p, "/api/generate", **{**empty, "prompt": "hi", "system": "s", "images": [PNG]}))[
                 0
             ] == 200
@@ -388,7 +440,8 @@ async def test_generate(tmp_path: Path) -> None:
             ]
             _, body, _ = await ask(p, "/api/generate", prompt="a =", raw=True)
             assert box.posts[-1].path == "/api/generate"
-            assert box.posts[-1].json == {"model": "m", "prompt": "a =", "raw": True, "stream": True}
+            asked = {"model": "m", "prompt": "a =", "raw": True, "stream": True, "truncate": False}
+            assert box.posts[-1].json == asked
             assert "".join(row["response"] for row in lines_of(body, "response")) == "Hello"
             await ask(p, "/api/generate", model="cloud/m", prompt="a =", suffix="b", options={"num_predict": -1})
             assert cloud.posts[-1].path == "/v1/completions"
@@ -608,7 +661,7 @@ async def test_lists(tmp_path: Path) -> None:
         while await connection.request() is not None:
             await connection.reply({"models": rows})
 
-    async with upstream(box) as server, upstream(each(answers), ["m", "k:free"]) as cloud:
+    async with upstream(box) as server, upstream(each(answers), ["m", "k:free", "Org/M"]) as cloud:
         providers = {
             "nokey": openai("http://127.0.0.1:9", api_key="${NOT_SET}"),
             "box": {"kind": "ollama", "base_url": server.url},
@@ -618,7 +671,7 @@ async def test_lists(tmp_path: Path) -> None:
         config["aliases"]["mana/own"] = {"chain": [{"target": "box/e", "options": {"num_ctx": 256}}]}
         async with proxy(config, tmp_path) as p:
             code, tags = await p.get("/api/tags")
-            assert code == 200
+            assert code == 200, tags
             assert [row["name"] for row in tags["models"]] == [
                 "mana/test:latest",
                 "mana/own:latest",
@@ -626,15 +679,16 @@ async def test_lists(tmp_path: Path) -> None:
                 "box/e:latest",
                 "cloud/m:latest",
                 "cloud/k:free",
+                "cloud/Org/M:latest",
             ]
             for row in tags["models"]:
                 assert row["model"] == row["name"]
                 assert len(row["digest"]) == 64 and row["modified_at"].endswith("Z") and row["size"] == 0
                 code, shown, _ = await p.post("/api/show", {"model": row["name"]})
                 assert (code, shown["capabilities"]) == (200, row["capabilities"])
-            for name in ("cloud/m:latest", "cloud/m"):
+            for name in ("cloud/m:latest", "cloud/m", "cloud/Org/M:latest"):
                 assert (await p.chat(model=name))[0] == 200
-                assert cloud.posts[-1].json["model"] == "m"
+                assert cloud.posts[-1].json["model"] == name.removeprefix("cloud/").removesuffix(":latest")
             for name in ("mana/test", "mana/test:latest"):
                 _, shown, _ = await p.post("/api/show", {"model": name})
                 arch = shown["model_info"]["general.architecture"]
@@ -650,6 +704,24 @@ async def test_lists(tmp_path: Path) -> None:
             assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4)
             _, rows = await p.get("/v1/models/mana/test:latest")
             assert rows["id"] == "mana/test"
+
+
+async def test_a_time_that_is_none(tmp_path: Path) -> None:
+    """Some list milliseconds. Of one odd row a list does not fail."""
+
+    async def lists(connection: Connection) -> None:
+        rows = [{"id": f"m{n}", "created": created} for n, created in enumerate((10**12, 10**18, -(10**15), 86400))]
+        while await connection.request() is not None:
+            await connection.reply({"object": "list", "data": rows})
+
+    async with upstream(lists) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, tags = await p.get("/api/tags")
+        assert code == 200
+        assert [row["modified_at"] for row in tags["models"][1:]] == [
+            *("1970-01-01T00:00:00Z",) * 3,
+            "1970-01-02T00:00:00Z",
+        ]
+        assert (await p.post("/api/show", {"model": "gpu/m0"}))[0] == 200
 
 
 async def test_keys(tmp_path: Path) -> None:
@@ -673,3 +745,25 @@ async def test_keys(tmp_path: Path) -> None:
                 ("/api/show", "gpu/m:latest", 403),
             ):
                 assert (await p.post(path, {"model": model, **chat}, headers=headers))[0] == wanted
+
+
+async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
+    """An Ollama's model without a tag is its ``:latest``: a key for the one name sees and uses both, and no more."""
+    models = ["a:latest", "b:latest", "c:7b", "c:latest"]
+    async with upstream(each(ollama), models) as box, upstream(each(answers), ["m", "m:latest"]) as gpu:
+        providers = {"box": {"kind": "ollama", "base_url": box.url}, "gpu": openai(gpu.url)}
+        keys = [{"name": "t", "sha256": SHA, "models": ["box/a", "box/b:latest", "box/c:7b", "gpu/m"]}]
+        async with proxy(settings(providers, auth={"keys": keys}, default_provider="box"), tmp_path) as p:
+            headers = {"Authorization": "Bearer test"}
+            async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
+                rows = [row["name"] for row in (await response.json())["models"]]
+            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m:latest"]
+            for names, wanted in (
+                (("box/a", "box/a:latest", "a", "a:latest", "box/b", "b:latest", "box/c:7b", "gpu/m"), (200, 200, 200)),
+                (("box/c", "c:latest", "gpu/m:latest", "gpu/a"), (403, 403, 404)),
+            ):
+                for model in names:
+                    chat = {"model": model, "messages": HI, "stream": False}
+                    codes = [(await p.post(path, chat, headers=headers))[0] for path in ("/api/chat", "/api/show")]
+                    async with p.client.get(f"{p.url}/v1/models/{model}", headers=headers) as response:
+                        assert (*codes, response.status) == wanted, model

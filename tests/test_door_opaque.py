@@ -174,6 +174,27 @@ async def test_a_stream_is_relayed_as_it_comes(tmp_path: Path) -> None:
         assert tokens == [8, 8, 8]
 
 
+async def test_no_early_heartbeat(tmp_path: Path) -> None:
+    """It would have to name a type before anybody knows it, and a failure could only be told by silence."""
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        if seen.json["input"] == "no":
+            connection.reset()
+        else:
+            await media(connection, seen)
+
+    streaming = {"early_heartbeat": 0.02, "heartbeat": 0.02}
+    async with upstream(each(slow)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, streaming=streaming), tmp_path) as p:
+            for said, wanted in (("hi", (200, "audio/mpeg")), ("no", (503, "application/json"))):
+                gpu.go.clear()
+                asyncio.get_running_loop().call_later(0.2, gpu.go.set)
+                async with p.client.post(f"{p.url}/v1/audio/speech", json={"model": "gpu/m", "input": said}) as answer:
+                    body = await everything(answer)
+                    assert (answer.status, answer.content_type) == wanted, body
+
+
 @pytest.mark.parametrize("kind", ["text/event-stream", "audio/mpeg"])
 async def test_a_stream_that_breaks(kind: str, tmp_path: Path) -> None:
     """An error event among events; of sounds the connection is cut, so that nobody takes them for whole."""

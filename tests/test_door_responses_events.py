@@ -245,6 +245,20 @@ async def test_logprobs() -> None:
     assert output(events)[0]["content"][0]["logprobs"] == events[4]["logprobs"] == [{**told, "top_logprobs": [told]}]
 
 
+@pytest.mark.parametrize("told", [5, [5], {"content": 5}, {"content": [5, {}, {"token": 5, "top_logprobs": 5}]}])
+async def test_odd_logprobs_break_nothing(told: Any) -> None:
+    """What a provider writes there is never worth an answer."""
+    for [item] in await both(Delta(content="Hi", logprobs=told, finish="stop")):
+        assert item["content"][0]["text"] == "Hi"
+
+
+async def test_a_logprob_that_is_no_number() -> None:
+    row = {"token": "Hi", "logprob": "x", "bytes": 5, "top_logprobs": [{"token": "Hi", "logprob": None}, 5]}
+    for [item] in await both(Delta(content="Hi", logprobs={"content": [row]}, finish="stop")):
+        [token] = item["content"][0]["logprobs"]
+        assert [each["logprob"] for each in (token, *token["top_logprobs"])] == [0.0, 0.0]
+
+
 async def test_a_picture_that_the_model_made() -> None:
     """It is an item of its own, and goes back as what the assistant showed."""
     for items in await both(Delta(images=("data:image/webp;base64,aGk=",), finish="stop")):

@@ -116,6 +116,31 @@ async def test_when_nobody_can_answer_the_503_says_why(tmp_path: Path) -> None:
             assert 1 <= int(headers["retry-after"]) <= 60
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_chain_that_has_had_its_time_is_a_503(tmp_path: Path, streaming: bool) -> None:
+    """The provider under way is left and not blamed, the next one is not asked."""
+
+    async def silent(connection: Connection, _seen: Seen) -> None:
+        await connection.gone()
+        left.set()
+
+    left = asyncio.Event()
+    async with upstream(each(silent)) as gpu, upstream(each(answers)) as cloud:
+        config = settings({"gpu": openai(gpu.url), "cloud": openai(cloud.url)})
+        config["aliases"]["mana/test"]["chain_timeout"] = "200ms"
+        async with proxy(config, tmp_path) as p:
+            code, body, headers = await p.chat(stream=streaming)
+            assert (code, headers["x-mana-llm-attempts"]) == (503, "1")
+            assert [(a["model"], a["reason"]) for a in body["error"]["attempts"]] == [
+                ("gpu/m", "chain_timeout"),
+                ("cloud/m", "chain_timeout"),
+            ]
+            await asyncio.wait_for(left.wait(), 2)
+            _, health = await p.get("/v1/health")
+            assert health["providers"]["gpu"]["consecutive_failures"] == 0
+    assert cloud.posts == []
+
+
 async def test_an_error_in_place_of_the_first_event_is_a_failed_attempt(tmp_path: Path) -> None:
     """200, role, empty content, then an error: held, dropped, and the next provider speaks alone."""
 

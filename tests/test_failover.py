@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 
@@ -34,9 +35,10 @@ from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.providers.classify import ErrorDetails, classify
 from manallm_proxy.providers.classify import widened as retried_elsewhere
-from manallm_proxy.routing.failover import Attempt, Walk
+from manallm_proxy.routing.failover import Attempt, Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
+from tests.waiting import until
 
 Step = BaseException | str
 
@@ -258,6 +260,37 @@ async def test_anything_else_ends_the_walk_and_blames_nobody(leaves: BaseExcepti
     assert story.healths["p0"] == Health()
 
 
+async def test_a_chain_has_its_time() -> None:
+    """It ends the attempt under way, blames nobody, and what is left is not tried, in words."""
+    story = Story(["hello"] * 3)
+
+    async def hangs(entry: Entry) -> str:
+        story.asked.append(entry.target.provider)
+        await asyncio.get_running_loop().create_future()
+        return ""
+
+    walk = Walk(Chain("mana/test", story.entries, timeout=0.01), story.registry, "id-1")
+    moves = asyncio.get_running_loop().call_later(0.005, setattr, story, "now", 0.02)
+    with pytest.raises(NoProvider):
+        await walk.run(hangs, "mana/test")
+    moves.cancel()
+    assert story.asked == ["p0"]
+    assert [(line.reason, line.detail) for line in walk.log] == [
+        ("chain_timeout", "after 0.01 s"),
+        ("chain_timeout", "not tried"),
+        ("chain_timeout", "not tried"),
+    ]
+    assert all(health == Health() for health in story.healths.values())
+
+
+async def test_an_attempts_own_timeout_is_not_the_chains() -> None:
+    """A TimeoutError of the attempt, with time left: a bug of ours, and no word of the chain's."""
+    story = Story([TimeoutError("a bug")])
+    walk = Walk(Chain("mana/test", story.entries, timeout=60), story.registry, "id-1")
+    with pytest.raises(TimeoutError, match="a bug"):
+        await walk.run(story.attempt, "mana/test")
+
+
 OUTCOMES = st.sampled_from(["hello", "skip", *RETRYABLE, *PROPAGATED])
 
 
@@ -422,3 +455,32 @@ async def test_the_duration_is_the_attempts_own() -> None:
     with pytest.raises(NoProvider) as told:
         await story.run()
     assert [line.to_json()["duration_ms"] for line in told.value.attempts] == [10, 10]
+
+
+async def test_a_walk_that_serves_nobody_any_more_is_closed() -> None:
+    """The client leaves in the turn in which it succeeds, and is cancelled once more while that is cleaned up."""
+    story = Story(["hello"])
+    closed = asyncio.Event()
+
+    async def aclose() -> None:
+        await asyncio.sleep(0)  # a turn in which a second cancel could hit it
+        closed.set()
+
+    async def walking() -> Attempt[str]:
+        served = await story.run()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        return evolve(served, aclose=aclose)
+
+    async def signal() -> None:
+        raise AssertionError("not reached")
+
+    task = asyncio.ensure_future(in_background(walking(), 60, signal))
+    await until(lambda: story.asked)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(closed.wait(), 5)
+    await until(lambda: story.healths["p0"].in_flight == 0)

@@ -274,3 +274,10 @@ def test_a_whole_answer_to_a_streamed_request() -> None:
     assert last.done and deltas[0].content == "a" and usage == Usage(prompt=1)
     assert isinstance(streamed(b"<html></html>", content_type="text/html")[1].error, BadResponse)
     assert streamed()[1] == StreamBatch(done=True)
+
+
+def test_a_picture_alone_is_no_empty_text() -> None:
+    """Content "" beside it would be read as an empty answer; with words both are there."""
+    message = answered(reply(PNG))["choices"][0]["message"]
+    assert (message["content"], len(message["images"])) == (None, 1)
+    assert answered(reply({"text": "see"}, PNG))["choices"][0]["message"]["content"] == "see"

@@ -157,7 +157,7 @@ def test_what_speaks_of_one_model_marks_that_target(error: ProviderError) -> Non
     fail(health, error)
     assert (refused(health), refused(health, model="other")) == ("unhealthy", None)
     assert health.provider.failures == 0
-    assert health.status(0.0) == "degraded"
+    assert health.status(0.0) == ("healthy" if isinstance(error, MissingModel) else "degraded")
     permit(health, 60.0).served(60.0)
     assert health.targets == {}
 
@@ -350,7 +350,7 @@ def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
         assert isinstance(got, Permit)
         registry.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
     assert len(registry.providers["gpu"].targets) == TARGETS_LIMIT
-    assert len(registry.providers["gpu"].told) <= TARGETS_LIMIT
+    assert len(registry.providers["gpu"].reported) <= TARGETS_LIMIT
 
 
 def test_unconfigured_and_saturated() -> None:
@@ -607,7 +607,7 @@ def test_nothing_is_told_of_what_is_well() -> None:
     registry = HealthRegistry({"gpu": health}, lambda: 0.0, told.append)
     for error in (None, REFUSED, None):
         registry.probed("gpu", error)
-    assert (told, health.told) == ([], {})
+    assert (told, health.reported) == ([], {})
 
 
 ACCUSING = (BROKEN, CRASHED)

@@ -89,7 +89,7 @@ class Workers:
 
     def hear(self, me: int) -> None:
         while self.lines[me]:
-            self.boards[me].heard(*self.lines[me].popleft())
+            self.boards[me].merge_update(*self.lines[me].popleft())
 
     def all_hear(self) -> None:
         for me in range(self.number):
@@ -123,7 +123,7 @@ def test_one_finds_it_well_for_all() -> None:
     workers.all_hear()
     assert [workers.health(me).status(workers.now) for me in range(3)] == ["healthy"] * 3
     assert [(e.was, e.now) for e in workers.told] == [("healthy", "unhealthy"), ("unhealthy", "healthy")]
-    assert [each.found for each in map(workers.health, range(3))] == [{}, {}, {}]
+    assert [each.shared for each in map(workers.health, range(3))] == [{}, {}, {}]
 
 
 def test_a_failed_trial_is_everybodys() -> None:
@@ -260,16 +260,16 @@ def test_the_later_finding_counts() -> None:
 def test_an_unknown_provider_is_nobodys() -> None:
     """Another worker has reloaded already."""
     workers = Workers()
-    workers.boards[0].heard("new", None, SharedState(1.0, 61.0))
-    assert workers.health(0).found == {}
+    workers.boards[0].merge_update("new", None, SharedState(1.0, 61.0))
+    assert workers.health(0).shared == {}
 
 
 def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
     """What is kept of others' findings is bounded too."""
     health = Health()
     for number in range(3 * TARGETS_LIMIT):
-        assert health.heard(f"m{number}", SharedState(float(number), cooling_until=1e9))
-    assert (len(health.targets), len(health.found)) == (TARGETS_LIMIT, TARGETS_LIMIT)
+        assert health.merge_update(f"m{number}", SharedState(float(number), cooling_until=1e9))
+    assert (len(health.targets), len(health.shared)) == (TARGETS_LIMIT, TARGETS_LIMIT)
 
 
 def test_alone_nothing_is_noted() -> None:
@@ -277,7 +277,7 @@ def test_alone_nothing_is_noted() -> None:
     health = Health(Policy(1))
     registry = HealthRegistry({"gpu": health}, lambda: 0.0, lambda event: None)
     registry.probed("gpu", REFUSED)
-    assert health.found == {}
+    assert health.shared == {}
 
 
 class AnyOrder(RuleBasedStateMachine):

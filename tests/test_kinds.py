@@ -219,3 +219,23 @@ async def test_an_unreadable_answer_falls_back(tmp_path: Path) -> None:
                 code, answer, headers = await p.chat()
                 assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
                 assert answer["choices"][0]["message"]["content"] == completion()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("kind", ["ollama", "google"])
+async def test_broken_arguments_in_a_history_are_in_the_log(kind: str, tmp_path: Path) -> None:
+    """What a model once wrote does not end the conversation; that it went as ``{}`` is said, without its words."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "not-json secret-words"}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "done"},
+    ]
+    async with (
+        upstream(each(SERVERS[kind][0])) as server,
+        proxy(settings({"p": configured(kind, server)}), tmp_path) as p,
+    ):
+        assert (await p.chat(messages=messages))[0] == 200
+        rows = [json.loads(row) for row in p.log.getvalue().splitlines()]
+        note = "sent as {}: tool arguments in the history that are no JSON object"
+        assert [row["notes"] for row in rows if "notes" in row] == [[note]]
+        assert "secret-words" not in p.log.getvalue()

@@ -135,6 +135,7 @@ def test_names_in_a_catalog() -> None:
     assert [catalog.find(Target("p", name)) for name in ("a", "b", "NICK", "a:latest", "x" * 300)] == [
         *(first, second, first, first, None)
     ]
+    assert [catalog.lists(Target("p", name)) for name in ("A", "a", "nick", "A:latest")] == [True, True, False, False]
     catalog.learn("p", ())
     assert (catalog.knows("p"), catalog.find(Target("p", "nick"))) == (False, None)
 
@@ -190,7 +191,9 @@ async def test_whatever_can_be_connected_is_alive(get: GET, fault: str | None, m
     monkeypatch.setattr("manallm_proxy.providers.http_provider.LIST_LIMIT", 1 << 20)
     async with upstream(served(get)) as gpu:
         provider = HttpProvider(Address("gpu", gpu.url), OpenAIWire())
-        assert await provider.probe(0.3) == ModelList(fault=fault)
+        listed = await provider.probe(0.3)
+        assert listed is not None
+        assert (listed.models, listed.fault) == ((), fault)
         assert len(gpu.seen) == 1
         await provider.close()
 

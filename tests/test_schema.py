@@ -363,3 +363,15 @@ def test_the_envelope_holds_what_is_added() -> None:
     assert told["attempts"] == [{"model": "a/b", "reason": "cooling"}]
     told = json.loads(error_body(KeyRejected("x")))["error"]
     assert "target" not in told and "provider" not in told and "attempts" not in told
+
+
+@pytest.mark.parametrize("key", ["Model", "MODEL", "\u017ftream", "Stream_Options", "Me\u017f\u017fages", "too\u212as"])
+def test_a_key_that_go_would_read_as_ours_is_refused(key: str) -> None:
+    """Servers in Go match keys without case: they would read this one where we route by the other."""
+    body = json.dumps({"model": "m", "messages": [], key: 1}).encode()
+    if key == "too\u212as":  # k is in none of them
+        read_summary(body, ("messages", list))
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        read_summary(body, ("messages", list))
+    assert caught.value.param == key

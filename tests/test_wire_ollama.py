@@ -41,6 +41,8 @@ from manallm_proxy.providers.wire import Translator, Wire
 from tests.through_doors import events, whole
 
 WIRE: Wire = OllamaWire()
+OPEN: Wire = OllamaWire(client_options=True)
+"""Of a provider whose clients may set what concerns everybody."""
 TARGET = Target("ollama", "qwen2.5:7b")
 HI = [{"role": "user", "content": "hi"}]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
@@ -60,9 +62,9 @@ def call_of(asked: object, endpoint: Endpoint = Endpoint.CHAT) -> Call:
     return Call(endpoint, head, body, "req-1")
 
 
-def sent(asked: Any, endpoint: Endpoint = Endpoint.CHAT, /, **options: Any) -> dict[str, Any]:
+def sent(asked: Any, endpoint: Endpoint = Endpoint.CHAT, /, wire: Wire = OPEN, **options: Any) -> dict[str, Any]:
     """The body that goes to Ollama for what a client asked, under the operator's options."""
-    request = WIRE.request(call_of(asked, endpoint), Entry(TARGET, options=options))
+    request = wire.request(call_of(asked, endpoint), Entry(TARGET, options=options))
     body = json.loads(request.body)
     assert isinstance(body, dict)
     return body
@@ -161,8 +163,8 @@ def test_stream_is_always_said(asked: bool | None) -> None:
 
 
 def test_a_plain_chat_says_nothing_that_the_client_did_not_say() -> None:
-    """No options, so that the Modelfile's own temperature and context hold."""
-    assert chat() == {"model": "qwen2.5:7b", "messages": HI, "stream": False}
+    """No options, so that the Modelfile's own temperature and context hold; and nothing is cut in silence."""
+    assert chat() == {"model": "qwen2.5:7b", "messages": HI, "stream": False, "truncate": False}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_null_is_silence(key: str) -> None:
         ({"think": "low", "reasoning_effort": "high"}, {"think": "low"}),
         ({"keep_alive": "10m"}, {"keep_alive": "10m"}),
         ({"keep_alive": -1}, {"keep_alive": -1}),
-        ({"truncate": False, "shift": False}, {"truncate": False, "shift": False}),
+        ({"truncate": True, "shift": False}, {"truncate": True, "shift": False}),
         ({"response_format": {"type": "text"}}, {}),
         ({"response_format": {"type": "json_object"}}, {"format": "json"}),
         (
@@ -236,14 +238,14 @@ def test_what_stands_beside_the_options(asked: dict[str, Any], fields: dict[str,
 
 
 def test_the_operators_options_are_defaults() -> None:
-    """Some are Ollama's options, some stand beside them; the client's explicit values win over both."""
-    operator = {"num_ctx": 8192, "temperature": 0.2, "keep_alive": "1h", "think": False, "top_k": None}
+    """Some are Ollama's options, some stand beside them; the client's explicit values win where they harm nobody."""
+    operator: dict[str, Any] = {"num_ctx": 8192, "temperature": 0.2, "keep_alive": "1h", "think": False, "top_k": None}
     plain = sent({"messages": HI}, **operator)
     assert plain["options"] == {"num_ctx": 8192, "temperature": 0.2}
     assert (plain["keep_alive"], plain["think"]) == ("1h", False)
     asked = sent({"messages": HI, "temperature": 1, "keep_alive": 0, "reasoning_effort": "high"}, **operator)
     assert asked["options"] == {"num_ctx": 8192, "temperature": 1}
-    assert (asked["keep_alive"], asked["think"]) == (0, "high")
+    assert (asked["keep_alive"], asked["think"]) == ("1h", "high")
 
 
 @pytest.mark.parametrize(
@@ -258,15 +260,39 @@ def test_the_operators_options_are_defaults() -> None:
     ],
 )
 def test_a_client_cannot_force_a_reload(name: str, operator: Any, client: Any) -> None:
-    """Runner options that the operator set stand; those that nobody set are the client's."""
-    asked = {"messages": HI, "options": {name: client}}
-    assert sent(asked, **{name: operator})["options"] == {name: operator}
-    assert sent(asked)["options"] == {name: client}
+    """Runner options are the operator's; those that nobody set are the client's only where the provider allows it."""
+    asked = {"messages": HI, "options": {name: client, "top_k": 3}}
+    for wire in (WIRE, OPEN):
+        assert sent(asked, wire=wire, **{name: operator})["options"] == {name: operator, "top_k": 3}
+    assert sent(asked)["options"] == {name: client, "top_k": 3}
+    assert sent(asked, wire=WIRE)["options"] == {"top_k": 3}
+
+
+@pytest.mark.parametrize("endpoint", list(ENDPOINTS.values()), ids=list(ENDPOINTS))
+def test_what_was_ignored_is_noted(endpoint: Endpoint) -> None:
+    """By name alone, once each, for the request's line in the log; what the operator set anyway is nothing to note."""
+    options = {"num_ctx": 512, "num_gpu": 0, "low_vram": True, "num_batch": 64, "seed": 1}
+    asked = {"messages": HI, "prompt": "a", "input": "a", "options": options, "keep_alive": 0, "shift": False}
+    call = call_of(asked, endpoint)
+    body = json.loads(WIRE.request(call, Entry(TARGET, options={"num_batch": 64})).body)
+    assert body["options"] == {"num_batch": 64, "seed": 1}
+    assert not {"keep_alive", "shift"} & body.keys()
+    names = ("num_ctx", "num_gpu", "low_vram", "shift", "keep_alive")
+    assert sorted(call.remarks) == sorted(f"ignored: {name}" for name in names)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "options.num_predict"])
+def test_no_tokens_is_no_request(field: str) -> None:
+    """Ollama leaves a zero out on its way to the runner, where it then means: without end."""
+    value = {"options": {"num_predict": 0}} if "." in field else {field: 0}
+    error = refused({"messages": HI, **value})
+    assert (error.status, error.param) == (400, field)
 
 
 def test_shift_is_the_operators_where_it_is_set() -> None:
     """It reloads the model like a runner option, but stands beside the options."""
     assert sent({"messages": HI, "shift": False}, shift=True)["shift"] is True
+    assert "shift" not in sent({"messages": HI, "shift": False}, wire=WIRE)
     assert sent({"messages": HI, "truncate": True}, truncate=False)["truncate"] is True
 
 
@@ -278,6 +304,7 @@ def test_embeddings_take_no_sampling() -> None:
         "input": ["a", "b"],
         "dimensions": 64,
         "keep_alive": "1h",
+        "truncate": False,
         "options": {"num_ctx": 2048},
     }
 
@@ -292,6 +319,7 @@ def test_a_legacy_completion() -> None:
         "logprobs": True,
         "top_logprobs": 2,
         "stream": True,
+        "truncate": False,
         "options": {"num_predict": 9},
     }
     assert sent({"prompt": ["one"]}, Endpoint.COMPLETIONS)["prompt"] == "one"
@@ -640,6 +668,10 @@ NESTED = json.dumps({"error": {"code": 400, "message": "request (5000 tokens) ex
         (400, "the prompt is longer than the context length currently available to the model", ContextTooLong, 400),
         (400, "the input length exceeds the context length", ContextTooLong, 400),
         (400, NESTED, ContextTooLong, 400),
+        (500, "the prompt is longer than the context length currently available to the model", ContextTooLong, 400),
+        (500, "the input length exceeds the context length", ContextTooLong, 400),
+        (500, NESTED, ContextTooLong, 400),
+        (500, json.dumps({"error": {"message": "too many", "type": "exceed_context_size_error"}}), ContextTooLong, 400),
         (400, json.dumps({"error": NESTED}), ContextTooLong, 400),
         (404, "model 'x' not found", MissingModel, 404),
         (404, 'model "x" not found, try pulling it first', MissingModel, 404),
@@ -1131,7 +1163,7 @@ def test_the_models_that_it_lists() -> None:
     ).encode()
     assert WIRE.listed(body) == ModelList(
         (
-            ModelInfo("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"})),
+            ModelInfo("qwen2.5:7b", 1746889608, frozenset({"completion", "tools"}), size=4683087332),
             ModelInfo("old"),
             ModelInfo("odd"),
         ),

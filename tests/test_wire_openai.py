@@ -1,4 +1,4 @@
-"""The dialect of the crowd: recorded forms of wire.md C, bytes in and bytes out."""
+"""The dialect of OpenAI-compatible servers: recorded forms, bytes in and bytes out."""
 
 from __future__ import annotations
 
@@ -672,7 +672,7 @@ def test_what_comes_behind_the_end_is_not_read() -> None:
     [b'{"error":{"message":"slow down","code":429}}\n', b'\n{"error":"slow","code":429}', b"<html>\n\n<p>sign in\n\n"],
 )
 def test_a_body_that_only_calls_itself_an_event_stream_is_none(body: bytes) -> None:
-    """SDKs would end silently (wire.md A.4): not an empty answer, but a failure, before and after the first words."""
+    """SDKs would end silently: not an empty answer, but a failure, before and after the first words."""
     for start in (b"", frame(chunk("a"))):
         _, last, _ = play(start + body)
         assert last.error is not None and last.error.retryable and not last.done

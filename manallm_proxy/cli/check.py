@@ -1,30 +1,62 @@
-"""``check``: reports all mistakes of the configuration at once; ``--live`` asks the providers as well."""
+"""``check``: reports all mistakes of the configuration at once; ``--live`` queries the providers as well."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from attrs import frozen
 
 from manallm_proxy.config.load import find, load
-from manallm_proxy.config.model import Config
+from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.gateway.advice import UNREACHED, listed, unreached
 from manallm_proxy.gateway.generation import Generation, list_live, try_open
+from manallm_proxy.gateway.live_windows import windows_of_one_blob
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.routing.best_model import needs_of
+
+State = Literal["alive", "unasked", "away", "wrong"]
 
 
-def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> int:
-    """Returns 0 if all is well, 1 if ``--live`` finds a missing model or vectors of different length.
+@frozen
+class Verdict:
+    """Of one provider. ``away``: it cannot be reached; ``wrong``: what answers is not what is configured."""
 
-    Raises ConfigError.
+    state: State
+    text: str
+
+
+def check(
+    config_file: str | None,
+    live: bool,
+    environ: Mapping[str, str],
+    *,
+    offline_ok: bool = False,
+    credentials: str | None = None,
+) -> int:
+    """Returns 0 if all is well, 1 if ``--live`` finds what would not work. Raises ConfigError.
+
+    `offline_ok`: a provider that cannot be reached is accepted. `credentials`: a folder with keys, as systemd has it.
     """
+    if credentials is not None:
+        if not Path(credentials).is_dir():
+            raise ConfigError([f"--credentials: {credentials} is no folder"])
+        environ = {**environ, "CREDENTIALS_DIRECTORY": credentials}
     config = load(find(environ, config_file), environ)
     asyncio.run(try_open(config))
+    for note in config.notes:
+        print(note)
     if live:
-        return asyncio.run(_live(config))
+        return asyncio.run(_live(config, offline_ok))
     for provider in config.providers.values():
         if not provider.verify_tls:
             print(f"providers.{provider.name}: its certificate is not verified (verify_tls: false)")
@@ -32,35 +64,48 @@ def check(config_file: str | None, live: bool, environ: Mapping[str, str]) -> in
     return 0
 
 
-async def _live(config: Config) -> int:
+async def _live(config: Config, offline_ok: bool) -> int:
     generation = Generation.build(config, asyncio.get_running_loop().time, lambda event: None)
-    silent = dict(await asyncio.gather(*(_ask(generation, name) for name in config.providers)))
-    missing = _missing(generation, silent)
+    found = await asyncio.gather(*(_ask(generation, name) for name in config.providers))
+    verdicts = dict(zip(config.providers, found, strict=True))
+    missing = _missing(generation, verdicts)
     differing = [
         line for alias, chain in config.aliases.items() if (line := await _dimensions(generation, alias, chain))
     ]
-    for line in [*missing, *differing]:
+    windows = await windows_of_one_blob(config, config.health.probe_timeout)
+    for line in [*missing, *differing, *windows]:
         print(line)
-    for provider, why in silent.items():
-        print(f"providers.{provider}: {why or 'alive'}")
+    for provider, verdict in verdicts.items():
+        print(f"providers.{provider}: {verdict.text}")
     await generation.close()
-    return 1 if missing or differing else 0
+    wrong = any(verdict.state == "wrong" or (verdict.state == "away" and not offline_ok) for verdict in found)
+    return 1 if missing or differing or windows or wrong else 0
 
 
-def _missing(generation: Generation, silent: dict[str, str | None]) -> list[str]:
-    """A line for each chain entry whose provider answers but does not list the model."""
-    return [
-        f"aliases.{alias}.chain[{place}]: {entry.target.provider} does not list a model '{entry.target.model}'"
-        for alias, chain in generation.config.aliases.items()
-        for place, entry in enumerate(chain)
-        if not silent[entry.target.provider]
-        and generation.catalog.knows(entry.target.provider)
-        and generation.catalog.find(entry.target) is None
+def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[str]:
+    """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it."""
+    config = generation.config
+    places = [
+        (f"aliases.{alias}.chain[{place}]", entry)
+        for alias, chain in config.aliases.items()
+        for place, entry in enumerate(generation.catalog.filled(chain, needs_of(alias)))
     ]
+    places += [(f"warm[{n}]", entry) for n, entry in enumerate(config.warm)]
+    lines = []
+    for path, entry in places:
+        provider = entry.target.provider
+        if verdicts[provider].state != "alive":
+            continue
+        if entry.target.is_open:
+            lines.append(f"{path}: {provider} has no model for this entry: {entry.unfilled}")
+        elif generation.catalog.knows(provider) and generation.catalog.find(entry.target) is None:
+            has = listed(generation, provider)
+            lines.append(f"{path}: {provider} does not list a model '{entry.target.model}'; it has {has}")
+    return lines
 
 
 async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:
-    """Asks each target of an alias for one embedding, if the alias is for embeddings. A line if lengths differ."""
+    """Requests one embedding from each target of an alias for embeddings. Returns a line if their lengths differ."""
     if len(chain) < 2 or not ("embed" in alias or any(_embeds(generation, entry) for entry in chain)):
         return None
     body = b'{"input":["dimensions"]}'
@@ -83,19 +128,48 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
     return listed is not None and "completion" not in (listed.capabilities or {"completion"})
 
 
-async def _ask(generation: Generation, name: str) -> tuple[str, str | None]:
-    """The provider's name, and why it could not be asked; None if it answered."""
+async def _ask(generation: Generation, name: str) -> Verdict:
+    """What is to be said of one provider."""
+    config = generation.config.providers[name]
     provider = generation.providers.get(name)
     if provider is None:
-        return name, f"unconfigured: {generation.config.providers[name].api_key_missing}"
+        return Verdict("unasked", f"unconfigured: {config.api_key_missing}")
     seconds = generation.config.health.probe_timeout
     try:
-        listed = await provider.probe(seconds)
-        if listed is None:
-            listed = await list_live(generation.config.providers[name], seconds)
+        answer = await provider.probe(seconds)
+        if answer is None:
+            answer = await list_live(config, seconds)
     except ProviderError as error:
-        return name, error.message
-    if listed is None:
-        return name, "not probed"
-    generation.catalog.learn(name, listed.models)
-    return name, None
+        if error.error_type in UNREACHED:
+            return Verdict("away", unreached(config, error.error_type, error.detail))
+        return Verdict("away", error.message.removeprefix(f"{name}: "))
+    if answer is None:
+        return Verdict("unasked", "not probed")
+    generation.catalog.learn(name, answer.models)
+    return judged(config, answer)
+
+
+def judged(config: ProviderConfig, answer: ModelList) -> Verdict:
+    """Whether what answers speaks the protocol, and how to mend it if not. Any web server answers something."""
+    where = config.base_url or f"kind {config.kind}"
+    if answer.status in (401, 403):
+        what = "refuses its key" if config.api_key else "wants a key (api_key)"
+        return Verdict("wrong", f"{where} answers, but {what} ({answer.status})")
+    if answer.status == 429:
+        return Verdict("alive", "alive, and too busy to list its models (429)")
+    if answer.status != 200:
+        return Verdict("wrong", f"{where} answers {answer.status} instead of a list of models: {_mend(config)}")
+    if answer.fault is not None and not answer.models:
+        return Verdict("wrong", f"{where} answers, but {answer.fault}: {_mend(config)}")
+    return Verdict("alive", f"alive, but of its list: {answer.fault}" if answer.fault else "alive")
+
+
+def _mend(config: ProviderConfig) -> str:
+    """What is most likely wrong with the address."""
+    url = config.base_url or ""
+    if config.kind == "ollama" and config.api == "native":
+        return "is that Ollama? For an OpenAI-compatible server it is kind: openai"
+    path = urlsplit(url).path
+    if not path:
+        return f"base_url should most likely be {url}/v1"
+    return "is that an OpenAI-compatible server? base_url is what stands before /chat/completions and /models"

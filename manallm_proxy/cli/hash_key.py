@@ -11,11 +11,11 @@ from manallm_proxy.config.model import KEY_NAME
 from manallm_proxy.gateway.client_keys import digest_of
 
 PREFIX: Final = "sk-mana-"
-"""Lets people, and scanners for leaked secrets, recognise a key."""
+"""Prefix by which people and secret scanners recognise a key."""
 
 
 def hash_key(name: str) -> int:
-    """Prints both; the key is stored nowhere. Returns 2 if no key may have that name."""
+    """Prints a new key and its entry; the key is stored nowhere. Returns 2 if `name` is not a valid name."""
     if re.fullmatch(KEY_NAME, name) is None:
         print("a key's name is letters, digits, '.', '_' and '-', at most 64 of them", file=sys.stderr)
         return 2

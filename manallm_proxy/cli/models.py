@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from typing import Final
 
-KEY: Final = "MANALLM_API_KEY"
-"""The environment variable with the client key, if the proxy asks for one."""
+from manallm_proxy.cli.client import Client, Failed, printable
 
 
-def models(url: str, environ: Mapping[str, str]) -> int:
-    """Returns 1 if no proxy answers at `url`, 2 if `url` is none."""
-    if not url.startswith(("http://", "https://")):
-        print(f"'{url}' is no address of a proxy (http://host:port)", file=sys.stderr)
-        return 2
-    request = urllib.request.Request(f"{url.rstrip('/')}/v1/models")  # noqa: S310 # http only
-    if key := environ.get(KEY, "").strip():
-        request.add_unredirected_header("x-api-key", key)
+def models(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
+    """Raises Failed."""
+    client = Client.find(url, environ)
+    answer = client.get("/v1/models", "list its models")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 # http only
-            rows = json.load(answer)["data"]
-    except urllib.error.HTTPError as error:
-        why = f"it wants a key that it knows: set {KEY}" if error.code == 401 else f"status {error.code}"
-        print(f"the proxy at {url} refuses to list its models: {why}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, "reason", None) or type(error).__name__
-        print(f"no proxy answers at {url}: {why}", file=sys.stderr)
-        return 1
-    for row in rows:
-        print(row["id"])
+        names = [str(row["id"]) for row in answer["data"]]
+    except (KeyError, TypeError):
+        raise Failed(f"no proxy answers at {client.place}: what answers there is something else") from None
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    for name in names:
+        print(printable(name))
     return 0

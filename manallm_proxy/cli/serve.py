@@ -1,4 +1,4 @@
-"""``serve``: run the proxy until a signal stops it."""
+"""``serve``: runs the proxy until a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,41 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from manallm_proxy.config.load import find, load
-from manallm_proxy.config.model import Config
+from manallm_proxy.cli.start_screen import start_screen
+from manallm_proxy.config.load import QUICKSTART, find_any, load
+from manallm_proxy.config.model import Config, Found
 from manallm_proxy.gateway.generation import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import systemd
 from manallm_proxy.process.app import App
+from manallm_proxy.process.listeners import cannot_listen
 
 if TYPE_CHECKING:
     from manallm_proxy.process.worker_link import WorkerLink
 
 
 def serve(
-    config_file: str | None, host: str | None, port: int | None, environ: Mapping[str, str], workers: int = 1
+    config_file: str | None,
+    host: str | None,
+    port: int | None,
+    environ: Mapping[str, str],
+    workers: int = 1,
+    discover: bool = False,
 ) -> int:
-    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened."""
-    config = load(find(environ, config_file), environ, host, port)
+    """Returns the exit code; 78 also if the address is taken. Raises ConfigError before anything is opened.
+
+    `discover`: model servers that answer on this machine are added to the configuration.
+    """
+    found: tuple[Found, ...] = ()
+    path = find_any(environ, config_file)
+    if path is None:
+        path, discover = QUICKSTART, True
+        _say(environ, "no configuration found: this is the built-in quickstart ('manallm-proxy init' writes your own)")
+    if discover:
+        environ, found = _discover(environ)
+    config = load(path, environ, host, port, found)
+    for note in config.notes:
+        _say(environ, note)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
     leave_no_core()
@@ -40,10 +59,26 @@ def serve(
         return runner.run(_serve(config, environ, logs, host, port))
 
 
+def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Found, ...]]:
+    """The environment that names Ollama where it was looked for, and the servers that were found."""
+    from manallm_proxy.cli.look_around import look_around
+
+    around = asyncio.run(look_around(environ))
+    for line in around.lines():
+        _say(environ, line)
+    return around.environ(environ), around.found
+
+
+def _say(environ: Mapping[str, str], line: str) -> None:
+    """For a person; the journal has the log."""
+    if "JOURNAL_STREAM" not in environ:
+        print(line, flush=True)
+
+
 def _serve_many(
     config: Config, environ: Mapping[str, str], logs: Logs, host: str | None, port: int | None, workers: int
 ) -> int:
-    """Starts the workers. Returns in every process: in a worker at its own end, in the supervisor after all others."""
+    """Starts the workers. Returns in every process: in a worker when it ends, in the supervisor after all workers."""
     if not hasattr(os, "fork") or not hasattr(socket, "SO_REUSEPORT"):
         print("--workers: this system cannot share a port among processes", file=sys.stderr)
         return 2
@@ -65,7 +100,7 @@ def _serve_many(
 
 
 async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, on_terminal: bool) -> int:
-    app = App(config, environ, logs, link=link, banner=banner if on_terminal else None)
+    app = App(config, environ, logs, link=link, banner=start_screen if on_terminal else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     settle()
@@ -81,7 +116,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         await app.ready(running)
         settle()
         if "JOURNAL_STREAM" not in environ and not running.done():
-            print(banner(app), flush=True)
+            print(start_screen(app), flush=True)
         await running
     except OSError as error:
         return _cannot_listen(config, error)
@@ -89,17 +124,16 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
 
 
 def _cannot_listen(config: Config, error: OSError) -> int:
-    where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
-    print(f"listen: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+    print(cannot_listen(config, error), file=sys.stderr)
     # 1: systemd tries again, since a network that is late at boot may still bring the address
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
 def settle() -> None:
-    """Excludes the objects of the start from garbage collection, and collects less often from now on.
+    """Excludes all objects created at startup from garbage collection, and makes it less frequent.
 
-    With the default thresholds a collection every 700 new objects took a seventh of each request's time. There are few
-    cycles here (the traceback of a failed attempt), and they can wait.
+    With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
+    reference cycles here (the traceback of a failed attempt), and they can wait.
     """
     gc.collect()
     gc.freeze()
@@ -107,7 +141,7 @@ def settle() -> None:
 
 
 def take_descriptors() -> None:
-    """Raises the limit of file descriptors as far as allowed: a stream takes two, and a shell gives 1024."""
+    """Raises the limit of file descriptors to the hard limit: a stream takes two, and a shell's default is 1024."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -119,42 +153,16 @@ def leave_no_core() -> None:
     The limit is 1, not 0: the kernel pipes a core to a handler (``|...``) whatever the limit is, except at 1 (core(5),
     fs/coredump.c).
     """
-    for limit in (1, 0):  # 1 is out of reach where the operator's hard limit is 0
+    for limit in (1, 0):  # 1 fails if the hard limit is 0
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
             return
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, if it is installed; None means asyncio's."""
+    """uvloop's loop factory, if it is installed; None for asyncio's default."""
     try:
         import uvloop
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def banner(app: App) -> str:
-    """What `make run` prints for a new user: providers, aliases, and a command to try."""
-    generation = app.gateway.generation
-    now = generation.registry.clock()
-    lines = ["manallm-proxy is ready.", "", "Providers:"]
-    for name, health in generation.registry.providers.items():
-        why = generation.config.providers[name].api_key_missing or health.provider.last_error or ""
-        lines.append(
-            f"  {name:<14} {health.status(now) if not health.provider.failures else 'down'}{f' ({why})' if why else ''}"
-        )
-    lines += ["", "Aliases:"]
-    for name, chain in generation.config.aliases.items():
-        lines.append(f"  {name:<18} {' -> '.join(str(entry.target) for entry in chain)}")
-    address = app.addresses[0]
-    unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {address[5:]} ", "http://localhost")
-    model = generation.config.default or "ollama/llama3.2"
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    lines += [
-        "",
-        "Try:",
-        f"  curl {unix}{base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        "",
-    ]
-    return "\n".join(lines)

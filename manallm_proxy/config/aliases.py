@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
-from manallm_proxy.config.model import AliasGiven, EntryGiven
+from manallm_proxy.config.model import AliasGiven, EntryGiven, ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import Chain, Entry
 
@@ -26,6 +27,8 @@ class Aliases:
     chain_timeout: float
     mistakes: Mistakes
     done: dict[str, Chain] = attrs.field(factory=dict)
+    _places: list[tuple[str, Entry]] = attrs.field(factory=list)
+    """All entries, with their paths."""
 
     def add(self, name: str, raw: object) -> None:
         path = join("aliases", name)
@@ -40,12 +43,32 @@ class Aliases:
         if not given.chain:
             self.mistakes.add(f"{path}.chain", "needs at least one target")
         entries = [self._entry(each, given, join(path, "chain", n)) for n, each in enumerate(given.chain)]
+        for number, entry in enumerate(entries):
+            if entry is not None and entry in entries[:number] and not entry.target.is_open:
+                again = join(path, "chain", number)
+                self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
         self.done[name] = Chain(
             alias=name,
             entries=tuple(entry for entry in entries if entry is not None),
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
+            local_only=given.locality == "local",
         )
+
+    def finish(self) -> dict[ModelKey, dict[str, Any]]:
+        """Gives every entry its model's one window; returns what each model is loaded with."""
+        providers = self.providers.done
+        windows = windows_of(self._places, providers, self.mistakes)
+        if not any(windows.values()):
+            return {}
+
+        def loaded(entry: Entry) -> Entry:
+            key = model_key(providers[entry.target.provider], entry.target.model)
+            return attrs.evolve(entry, options={**entry.options, **windows.get(key, {})})
+
+        for name, chain in self.done.items():
+            self.done[name] = attrs.evolve(chain, entries=tuple(map(loaded, chain)))
+        return windows
 
     def _entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
         if not isinstance(raw, dict):
@@ -75,9 +98,16 @@ class Aliases:
             return None
         if given.options and (why := refuses_options(provider.kind, provider.api)):
             self.mistakes.add(f"{path}.options", why)
-        return Entry(
+        if given.prefer and not given.target.is_open:
+            self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
+        entry = Entry(
             target=given.target,
             timeouts=given.timeouts.over(provider.timeouts),
             options={**provider.options, **given.options},
+            cold=given.cold,
+            load_timeout=given.load_timeout,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
+            prefer=given.prefer,
         )
+        self._places.append((path, entry))
+        return entry

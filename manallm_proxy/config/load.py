@@ -7,50 +7,84 @@ none in another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from manallm_proxy.config.aliases import Aliases
+from manallm_proxy.config.found import Addition
 from manallm_proxy.config.key_checks import mistakes_of
-from manallm_proxy.config.model import AliasesFile, Config, Listen, ProxyFile, is_loopback
+from manallm_proxy.config.model import AliasesFile, Config, Found, Listen, ProxyFile
+from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
-from manallm_proxy.config.values import suggestion
+from manallm_proxy.config.values import is_loopback, suggestion
 from manallm_proxy.config.yaml_file import read, shown
-from manallm_proxy.contract.targets import Timeouts
+from manallm_proxy.contract.targets import Entry, Timeouts
 
 PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 """Where to look for a configuration if none is named."""
+QUICKSTART: Final = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
+"""Built in: what is served where there is no configuration at all."""
 ALIASES_FILE: Final = "aliases.yaml"
 
 
 def find(environ: Mapping[str, str], explicit: str | None = None) -> Path:
-    """The file to load: `explicit`, else the first of ``$MANALLM_CONFIG`` and `PLACES` that exists.
+    """The file to load: `explicit`, else ``$MANALLM_CONFIG``, else the first of `PLACES` that exists.
 
-    Raises ConfigError if none of them does. Whether `explicit` exists is left to `load`.
+    Raises ConfigError if none of them does, or if ``$MANALLM_CONFIG`` names no file. Whether `explicit` exists is left
+    to `load`.
     """
+    place = find_any(environ, explicit)
+    if place is None:
+        looked = ", ".join(PLACES)
+        raise ConfigError(
+            [
+                f"no configuration found (looked for {looked}); name one with --config or MANALLM_CONFIG, "
+                "or let 'manallm-proxy init' write one"
+            ]
+        )
+    return place
+
+
+def find_any(environ: Mapping[str, str], explicit: str | None = None) -> Path | None:
+    """As `find`, but None where there is no configuration at all."""
     if explicit is not None:
         return Path(explicit)
-    named = environ.get("MANALLM_CONFIG")
-    places = [Path(place) for place in (named, *PLACES) if place]
-    for place in places:
-        if place.exists():
-            return place
-    looked = ", ".join(str(place) for place in places)
-    raise ConfigError([f"no configuration found (looked for {looked}); name one with --config or MANALLM_CONFIG"])
+    if named := environ.get("MANALLM_CONFIG"):
+        if not Path(named).exists():
+            raise ConfigError([f"MANALLM_CONFIG names {named}, and there is no such file"])
+        return Path(named)
+    return next((Path(place) for place in PLACES if Path(place).exists()), None)
 
 
-def load(path: Path, environ: Mapping[str, str], host: str | None = None, port: int | None = None) -> Config:
+def load(
+    path: Path,
+    environ: Mapping[str, str],
+    host: str | None = None,
+    port: int | None = None,
+    found: Sequence[Found] = (),
+) -> Config:
     """The configuration at `path`. Raises ConfigError with every mistake of both files.
 
-    `host` and `port` are the command line's; they win over ``listen``, its ``unix`` included.
+    `host` and `port` are the command line's; they win over ``listen``, its ``unix`` included. `found` are added as
+    providers, and beside the open entries of the chains.
     """
     mistakes = Mistakes()
-    config = _load(Path(path), environ, host, port, mistakes)
+    config = _load(Path(path), environ, host, port, found, mistakes)
     if mistakes or config is None:
-        raise ConfigError(mistakes)
+        raise ConfigError(mistakes, located(mistakes, _files(Path(path))))
     return config
+
+
+def _files(path: Path) -> list[Path]:
+    """Both files, as far as they can be told while one of them is wrong."""
+    named = read(path, {}, lambda what: None) or {}
+    beside = named.get("aliases_file", ALIASES_FILE)
+    inline = "aliases" in named or not isinstance(beside, str)
+    return [path] if inline else [path, path.parent / str(beside)]
 
 
 def exposure_mistake(config: Config, host: str) -> str | None:
@@ -65,11 +99,17 @@ def exposure_mistake(config: Config, host: str) -> str | None:
 
 
 def _load(
-    path: Path, environ: Mapping[str, str], host: str | None, port: int | None, mistakes: Mistakes
+    path: Path,
+    environ: Mapping[str, str],
+    host: str | None,
+    port: int | None,
+    found: Sequence[Found],
+    mistakes: Mistakes,
 ) -> Config | None:
     raw = read(path, environ, lambda what: mistakes.note(f"{path}: {what}"))
     if raw is None:
         return None
+    addition = Addition.to(raw, found)
     file = structure(ProxyFile, raw, "", mistakes)
     if file is None:
         return None
@@ -83,7 +123,9 @@ def _load(
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
     given_aliases = _aliases_of(file, path, environ, mistakes)
     for name, given in given_aliases.aliases.items():
+        addition.beside_open_entries(given)
         aliases.add(name, given)
+    windows = aliases.finish()
     config = Config(
         listen=listen,
         default_provider=_default_provider(file, providers, mistakes),
@@ -103,7 +145,11 @@ def _load(
         path=path,
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
+        windows=windows,
+        found=tuple(found),
+        notes=tuple(providers.notes),
     )
+    config = attrs.evolve(config, warm=_warm(file, config, mistakes))
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(
             "default", f"no alias '{shown(config.default)}'{suggestion(config.default, given_aliases.aliases)}"
@@ -113,6 +159,22 @@ def _load(
     for place, what in mistakes_of(file.auth, given_aliases.aliases, providers.kinds, file.alias_prefix):
         mistakes.add(place, what)
     return config
+
+
+def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
+    """Each as its chain entry asks for it, or the first request would load it anew."""
+    entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
+    found: list[Entry] = []
+    for n, target in enumerate(file.warm):
+        provider = config.providers.get(target.provider)
+        if target.provider not in file.providers:
+            hint = suggestion(target.provider, file.providers)
+            mistakes.add(f"warm[{n}]", f"no provider '{shown(target.provider)}'{hint}")
+        elif provider is not None and not provider.loads_models:
+            mistakes.add(f"warm[{n}]", f"{target.provider} is no provider of kind ollama with 'local: true'")
+        elif provider is not None:
+            found.append(entries.get(target) or Entry(target, options=config.options_of(target)))
+    return tuple(found)
 
 
 def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes) -> str | None:

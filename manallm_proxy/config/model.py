@@ -6,7 +6,6 @@ all sizes in bytes. Classes named ``...Given`` and ``...File`` are what a file h
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,12 +13,14 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import values
-from manallm_proxy.config.values import duration, matching, whole
+from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
-from manallm_proxy.contract.targets import Chain, Target, Timeouts
+from manallm_proxy.contract.targets import Chain, Cold, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
+Locality = Literal["local"]
+OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
@@ -49,6 +50,7 @@ Sha256 = Annotated[
 ModelPattern = Annotated[
     str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
+Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
 PerMinute = Annotated[int, whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
@@ -72,6 +74,15 @@ class Limits:
 
     body: Size = 32 * 2**20
     header: Size = 16 * 2**10
+    keys: Count = 1000
+    """At the top of one request."""
+    messages: Count = 20_000
+    """Or tools: objects in the lists at the top."""
+    parts: Count = 100_000
+    """Objects and lists in all."""
+    elements: Count = 400_000
+    """Values in all."""
+    depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
     write_timeout: Seconds = 60.0
@@ -139,6 +150,8 @@ class ClientKey:
     concurrent_requests: Count | None = None
     admin: bool = False
     """Whether it may read what is for operators: metrics, and the health of providers."""
+    locality: Locality | None = None
+    """``local``: its requests stay on the operator's own hardware."""
 
 
 @frozen
@@ -181,6 +194,7 @@ class ProviderGiven:
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
     client_options: bool = False
+    degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
     verify_tls: bool = True
     proxy: ProxyUrl | None = field(default=None, repr=False)
@@ -195,7 +209,10 @@ class EntryGiven:
     target: ModelOfProvider
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
+    cold: Cold = "wait"
+    load_timeout: Seconds = 300.0
     fallback_on: tuple[MovesOn, ...] | None = None
+    prefer: tuple[Pattern, ...] = ()
 
 
 @frozen
@@ -205,6 +222,7 @@ class AliasGiven:
     chain: tuple[Any, ...]
     description: str = ""
     fallback_on: tuple[MovesOn, ...] = ()
+    locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
 
 
@@ -215,9 +233,7 @@ class ProxyFile:
     listen: Listen = Listen()
     aliases_file: FileName | None = None
     default_provider: str | None = None
-    alias_prefix: Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")] = (
-        "mana/"
-    )
+    alias_prefix: Prefix = "mana/"
     limits: Limits = Limits()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
@@ -232,6 +248,7 @@ class ProxyFile:
     providers: Mapping[str, Any] = field(factory=dict)
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
+    warm: tuple[ModelOfProvider, ...] = ()
 
 
 @frozen
@@ -240,6 +257,15 @@ class AliasesFile:
 
     aliases: Mapping[str, Any] = field(factory=dict)
     default: str | None = None
+
+
+@frozen
+class Found:
+    """A model server that answered on this machine, or where the environment names one: a provider to add."""
+
+    name: str
+    kind: Kind
+    base_url: str
 
 
 @frozen
@@ -264,6 +290,8 @@ class ProviderConfig:
     """Whether it runs on the operator's own hardware."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
+    degraded_cpu: OnCpu = "last"
+    """Where a model is half on the CPU: tried behind all others of its chain, or in its place."""
     extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
@@ -276,6 +304,19 @@ class ProviderConfig:
     def configured(self) -> bool:
         """Whether it may be called at all."""
         return self.api_key_missing is None
+
+    @property
+    def loads_models(self) -> bool:
+        """Whether it is an Ollama of the operator's own, whose loads are watched."""
+        return self.local and self.kind == "ollama" and self.api == "native"
+
+
+ModelKey = tuple[str, str]
+"""One model of one Ollama: the server's address, and the name in its one form."""
+
+
+def model_key(provider: ProviderConfig, model: str) -> ModelKey:
+    return provider.base_url or provider.name, ollama_name(model)
 
 
 @frozen
@@ -302,21 +343,27 @@ class Config:
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
+    found: tuple[Found, ...] = ()
+    """What was added to the files, so that a reload adds it again."""
+    notes: tuple[str, ...] = ()
+    """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
+    windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
+    """What each model of an Ollama is loaded with, as far as an alias says."""
+
+    warm: tuple[Entry, ...] = ()
+    """Models that are kept loaded, as their requests will ask for them."""
+
+    def options_of(self, target: Target) -> Mapping[str, Any]:
+        """Options for a target that is asked for by its own name: with the window that the aliases give it."""
+        provider = self.providers[target.provider]
+        if not self.windows or provider.kind != "ollama":
+            return provider.options
+        return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
 
     @property
     def exposed(self) -> bool:
         """Whether other machines can reach it."""
         return self.listen.unix is None and not is_loopback(self.listen.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

@@ -17,8 +17,11 @@ from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.targets import Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
+OLLAMA_ENDS: Final = ("/v1", "/api")
+"""Paths of Ollama's two APIs, which people copy into its address."""
 OPENAI_HOST: Final = "api.openai.com"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
@@ -33,6 +36,8 @@ class Providers:
     mistakes: Mistakes
     done: dict[str, ProviderConfig] = attrs.field(factory=dict)
     kinds: dict[str, Kind | None] = attrs.field(factory=dict)
+    notes: list[str] = attrs.field(factory=list)
+    """What was understood although it was not written so."""
 
     def add(self, name: str, raw: object) -> None:
         path = join("providers", name)
@@ -44,12 +49,18 @@ class Providers:
         self.kinds[name] = given.kind if given else None
         if given is None:
             return
+        base_url = given.base_url or (OLLAMA_URL if given.kind == "ollama" else None)
+        if given.kind == "ollama" and base_url is not None:
+            for end in OLLAMA_ENDS:
+                if base_url.endswith(end):
+                    base_url = base_url.removesuffix(end)
+                    self.notes.append(f"{path}.base_url: '{end}' at its end is left out: kind ollama adds it itself")
         self._check_kind(given, raw if isinstance(raw, dict) else {}, path)
         key, missing = self._key(given, path)
         self.done[name] = ProviderConfig(
             name=name,
             kind=given.kind,
-            base_url=given.base_url or (OLLAMA_URL if given.kind == "ollama" else None),
+            base_url=base_url,
             api_key=key,
             api_key_missing=missing,
             headers=given.headers,
@@ -59,6 +70,7 @@ class Providers:
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,
             client_options=given.client_options,
+            degraded_cpu=given.degraded_cpu,
             extra_retryable_statuses=frozenset(given.extra_retryable_statuses),
             verify_tls=given.verify_tls,
             proxy=given.proxy,
@@ -93,6 +105,8 @@ class Providers:
             return self._key_of_file(self.folder / given.api_key_file, f"{path}.api_key_file"), None
         if isinstance(given.api_key, Unset):
             return None, str(given.api_key)
+        if given.api_key is not None and _VARIABLE.fullmatch(str(given.api_key)):
+            self.notes.append(f"{path}.api_key: begins with '$' and is taken as it is; a variable is written ${{NAME}}")
         if given.api_key is None and given.kind == "google":
             return None, "no api_key is given"
         return given.api_key, None

@@ -31,10 +31,14 @@ _MISTAKEN: Final = (Wrong, cattrs.BaseValidationError)
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be served. ``mistakes`` holds all of them, each with its path."""
+    """A configuration that cannot be served. ``mistakes`` holds all of them, each with its path.
 
-    def __init__(self, mistakes: Iterable[str]) -> None:
+    ``located``: the same with file and line, where they are known.
+    """
+
+    def __init__(self, mistakes: Iterable[str], located: Iterable[str] | None = None) -> None:
         self.mistakes = tuple(mistakes)
+        self.located = self.mistakes if located is None else tuple(located)
         super().__init__("\n".join(self.mistakes))
 
 

@@ -177,6 +177,21 @@ _Loader.add_constructor(TAG + "str", _Loader.construct_text)
 _Loader.add_constructor(None, _Loader.construct_other)
 
 
+_IN_OUR_WORDS: Final = (
+    (r"found character '\\t'", "a tab: YAML indents with blanks only"),
+    (r"found character ('.+') that cannot start any token", r"text that begins with \1 needs quotes"),
+    (
+        "mapping values are not allowed here",
+        "a ':' where there can be no key: the line before lacks a blank after its ':', or the indentation is off",
+    ),
+    ("could not find expected ':'", "a key without ':' and a blank after it, here or in the line before"),
+    ("expected <block end>, but found", "the indentation of this line fits none of the lines above it"),
+    (r"found unexpected end of stream", "a quote is opened and not closed"),
+    (r"expected ',' or '(.)', but got", r"a ',' or the closing '\1' is missing"),
+)
+"""What PyYAML says of the commonest slips, for people who do not know its grammar."""
+
+
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
     """A YAML error with its line, without any text of the file: an unquoted key may look like an anchor or a tag."""
     if isinstance(error, yaml.reader.ReaderError):
@@ -186,6 +201,10 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
     what = getattr(error, "problem", None) or "not valid YAML"
     if isinstance(error, yaml.composer.ComposerError):
         what = "an alias without its anchor, or a second document (text that begins with * or & needs quotes)"
+    for pattern, words in _IN_OUR_WORDS:
+        if (match := re.match(pattern, what)) is not None:
+            what = match.expand(words)
+            break
     what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) <= 2 or m[1].startswith("<") else "this", what)
     return f"line {mark.line + 1}: {what}" if mark else what
 

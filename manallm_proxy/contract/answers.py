@@ -1,7 +1,7 @@
-"""What a provider answers, in no client's format: the neutral words between the dialects and the doors.
+"""What a provider answers, in no client's format: the neutral types between the dialects and the doors.
 
-A provider that speaks the format which the client's door speaks may hand on its own bytes instead (``body``,
-``frames``); everything else is made of `Delta`s, which the door writes in its own format.
+A provider that speaks the door's format may pass on its own bytes instead (``body``, ``frames``); everything else is
+made of `Delta`s, which the door writes in its own format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def new_call_id() -> str:
 
 @frozen
 class ToolCall:
-    """A tool call, or one part of it: the parts of one call share ``index`` and their ``arguments`` join.
+    """A tool call, or one part of it: the parts of one call share ``index``, and their ``arguments`` concatenate.
 
     ``id`` and ``name`` come with the first part, and are empty in the others.
     """
@@ -42,14 +42,14 @@ class ToolCall:
     """JSON text."""
     id: str = ""
     index: int = 0
-    """Its place among the calls of its choice."""
+    """Its position among the calls of its choice."""
     extra: dict[str, Any] = field(factory=dict, repr=False)
-    """What else the client should hand back with the call (Gemini's thought signature)."""
+    """Other members that the client should send back with the call (Gemini's thought signature)."""
 
 
 @frozen
 class Delta:
-    """What one step adds to one choice. ``finish`` (OpenAI's word for it) is on the last step only."""
+    """What one step adds to one choice. ``finish`` (OpenAI's ``finish_reason``) is on the last step only."""
 
     content: str = field(default="", repr=False)
     reasoning: str = field(default="", repr=False)
@@ -58,12 +58,12 @@ class Delta:
     index: int = 0
     """The choice."""
     logprobs: Any = field(default=None, repr=False)
-    """As OpenAI's ``logprobs`` of a choice."""
+    """OpenAI's ``logprobs`` of a choice."""
     images: tuple[str, ...] = field(default=(), repr=False)
-    """Pictures that the model made, as data URIs."""
+    """Images that the model generated, as data URIs."""
     refusal: str = field(default="", repr=False)
     reasoning_key: str = "reasoning_content"
-    """Where the provider takes ``reasoning`` back, as a member of an assistant's message."""
+    """The member of an assistant message in which the provider expects ``reasoning`` back."""
 
     @property
     def has_content(self) -> bool:
@@ -75,8 +75,8 @@ class Delta:
 class Answer:
     """One complete, checked answer.
 
-    Either ``body`` (in the format of the call's endpoint, its ``model`` already the target), or ``choices``
-    (one Delta each, with its ``finish``), or ``vectors`` (one for each input).
+    Either ``body`` (in the format of the call's endpoint, with the target as its ``model``), or ``choices`` (one Delta
+    each, with its ``finish``), or ``vectors`` (one for each input).
     """
 
     body: bytes | None = field(default=None, repr=False)
@@ -84,24 +84,26 @@ class Answer:
     choices: tuple[Delta, ...] = ()
     vectors: Sequence[Sequence[float]] = field(default=(), repr=False)
     dimensions: int | None = None
-    """Of embeddings: numbers in the first vector."""
+    """Length of the first vector, of an answer to an embeddings request."""
     content_type: str = "application/json"
     """Of ``body``."""
+    is_large: bool = False
+    """To write it takes so long that others would feel it."""
 
 
 @frozen
 class StreamBatch:
-    """What one read from the provider turned into: whole events only, in the order in which they came."""
+    """What one read from the provider became: whole events only, in order of arrival."""
 
     frames: bytes = field(default=b"", repr=False)
-    """Complete events in the format of the call's endpoint, as they leave for the client."""
+    """Complete events in the format of the call's endpoint, to be sent to the client as they are."""
     deltas: tuple[Delta, ...] = ()
-    """Where the door does not relay: what was said."""
+    """What the events add to the answer, if they are not relayed."""
     has_content: bool = False
-    """Something in here commits: content, a tool call, a finish reason; not a role or an empty delta."""
+    """Whether this commits the stream: by content, a tool call or a finish reason, not a role or an empty delta."""
     done: bool = False
-    """The answer is complete; how a stream ends is for the door to write."""
+    """The answer is complete; the door writes the end of the stream."""
     error: ProviderError | None = None
     """The provider ended the stream with an error, after ``frames`` and ``deltas``."""
     content_type: str = ""
-    """Of the whole stream, where ``frames`` are a provider's own bytes of any kind; on the first batch."""
+    """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""

@@ -1,4 +1,4 @@
-"""The attempt log of one request, and the error that holds it where every target was skipped or failed."""
+"""The attempt log of one request, and the error that holds it if every target was skipped or failed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from attrs import frozen
 from manallm_proxy.contract.errors import ProxyError
 
 RETRY_AFTER_LONGEST: Final = 60.0
-"""Seconds that a client is asked to wait at most: openai-node 6 sleeps for as long as it is told."""
+"""Max seconds in ``Retry-After``: openai-node 6 sleeps for as long as that says."""
 WORTH_A_RETRY: Final = 5.0
-"""Seconds above which SDKs are told not to retry: they would sleep for that long without a word to their user."""
+"""Max seconds until a retry for SDKs to be asked to make one: they sleep without reporting it to their user."""
 
 
 @frozen
@@ -49,7 +49,7 @@ class NoProvider(ProxyError):
     code = "no_healthy_provider"
 
     def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
-        """`again_in`: seconds until the first target may be tried again; None: never, as configured."""
+        """`again_in`: seconds until some target may be tried again; None: never with this configuration."""
         why = ", ".join(map(str, attempts))
         wait = RETRY_AFTER_LONGEST if again_in is None else min(max(again_in, 1.0), RETRY_AFTER_LONGEST)
         super().__init__(f"no provider could serve {asked}: {why}", param="model", retry_after=wait)
@@ -58,16 +58,29 @@ class NoProvider(ProxyError):
 
 
 class TargetRateLimited(NoProvider):
-    """The one target that the request names is rate limited by its provider: the caller's own SDK knows this case."""
+    """The one target that the request names is rate limited by its provider: 429, which SDKs handle."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limited"
 
 
+class LocalUnavailable(NoProvider):
+    """The request must stay on the operator's own hardware, and nothing there could serve it."""
+
+    code = "local_unavailable"
+
+
 def exhausted(
-    asked: str, attempts: Sequence[AttemptRecord], again_in: float | None, *, names_target: bool
+    asked: str,
+    attempts: Sequence[AttemptRecord],
+    again_in: float | None,
+    *,
+    names_target: bool,
+    local_only: bool = False,
 ) -> NoProvider:
     """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
+    if local_only:
+        return LocalUnavailable(asked, attempts, again_in)
     limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)
     return (TargetRateLimited if limited else NoProvider)(asked, attempts, again_in)

@@ -1,7 +1,7 @@
-"""What the gateway needs of a door: one client's format, read and written.
+"""What the gateway needs of a door: reading and writing one client API's format.
 
-A `Door` reads a request into a `Call` and gives a `Reply`, which writes that client's one answer. The gateway
-knows no format: it asks the reply for bytes and puts them on the connection.
+A `Door` reads a request into a `Call` and makes a `Reply`, which writes the answer to that request. The gateway
+knows no format: it gets bytes from the reply and writes them to the connection.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from manallm_proxy.contract.targets import Target
 
 @frozen
 class Client:
-    """Who asks. ``key``: the name of the client's key in the configuration; None where no key is asked for."""
+    """Who sent a request. ``key``: the name of the client's key in the configuration; None if none is required."""
 
     request_id: str
     key: str | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    """The request's; names compare without case."""
+    """The request's headers; names are case-insensitive."""
 
 
 class Reply(Protocol):
     """Writes one answer. Its methods return the bytes to send.
 
-    Either `whole` once, or `start`, then `events` for each batch, then `end` or `error`.
+    Call either `whole` once, or `start`, then `events` for each batch, then `end` or `error`.
     """
 
     content_type: str
-    """Of a stream."""
+    """Media type of a stream."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
-        """The body (JSON) of a complete answer that `target` gave."""
+        """The body of `target`'s complete answer; JSON unless the endpoint is opaque."""
 
     def start(self, target: Target) -> None:
         """The commit: from now on `target` answers."""
@@ -46,29 +46,29 @@ class Reply(Protocol):
         """The events that `batch` becomes; may be empty."""
 
     def end(self, usage: Usage | None) -> bytes:
-        """What ends a stream that is complete."""
+        """The end of a complete stream."""
 
     def error(self, error: ProxyError) -> bytes:
-        """What ends a stream that broke, or one that could not be started once its status had left."""
+        """The end of a stream that broke, or of one in which no answer began after its status was sent."""
 
     def heartbeat(self) -> bytes:
-        """A sign of life in a silence, between two events; it must mean nothing to the client."""
+        """Bytes that clients ignore, to be sent between two events during a silence; empty if the format has none."""
 
 
 class Door(Protocol):
     """One client API."""
 
     name: str
-    """The metrics' label ``endpoint``, and the log's."""
+    """The value of ``endpoint`` in metrics and log."""
 
     def read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
-        """Raises InvalidRequest, with ``param``, for what no provider should be bothered with.
+        """Reads a request. Raises InvalidRequest, with ``param`` if one is at fault, before any provider is asked.
 
-        A door whose requests refer to earlier ones may have to wait for them.
+        Awaitable if requests of this door refer to earlier ones, which may have to be fetched.
         """
 
     def error_body(self, error: ProxyError) -> bytes:
-        """The body (JSON) of an answer with ``error.status``, before anything else has been sent."""
+        """The JSON body of an error response with ``error.status``, when nothing else has been sent."""
 
     def headers(self, request_id: str) -> Mapping[str, str]:
-        """What this door's answers carry beside the headers of all answers."""
+        """Headers of this door's answers in addition to those of all answers."""

@@ -1,11 +1,11 @@
-"""What can go wrong on our side of the proxy: an answer other than the one that was asked for.
+"""What can go wrong on our side of the proxy.
 
-An error knows its policy, so that code that catches one need not ask what kind it is: what the caller reads
-(``status``, ``type``, ``code``, ``param``: OpenAI's envelope) and when another try makes sense. `provider_errors`
-has the other family: one failed attempt at one target.
+An error knows its policy, so that code that catches one need not check its class: what the caller reads (``status``,
+``type``, ``code``, ``param``: OpenAI's envelope) and when to retry. `provider_errors` has the other family: one
+failed attempt at one target.
 
-Messages are for the person who reads them: what happened, to whom, what to do next. They never hold a key, a
-prompt, a traceback or a provider's HTML.
+Messages are for people: what happened, to whom, what to do next. They never hold a key, a prompt, a traceback or a
+provider's HTML.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 
 
 class ProxyError(Exception):
-    """An answer other than the one that was asked for. ``str(error)`` is the message for the caller."""
+    """Any error that a caller gets instead of an answer. ``str(error)`` is the message for the caller."""
 
     status: int = 500
     type: str = "internal_error"
@@ -26,13 +26,13 @@ class ProxyError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
-        """Seconds after which another try makes sense, where that is known."""
+        """Seconds until a retry makes sense, if that is known."""
         self.request_id: str | None = None
-        """Of the request that it answers, noted where it is rendered: some formats have it in the body."""
+        """Of the request that failed; set before the error is rendered, since some formats have it in the body."""
 
 
 class InternalError(ProxyError):
-    """A bug of ours. The traceback is in the log, never in the answer."""
+    """A bug in the proxy. The traceback is in the log, never in the answer."""
 
 
 class InvalidRequest(ProxyError):
@@ -44,7 +44,7 @@ class InvalidRequest(ProxyError):
 
 
 class OriginNotAllowed(ProxyError):
-    """A web page that ``cors.origins`` does not name, where no client key would keep it out."""
+    """A web page that ``cors.origins`` does not name sent the request, and no client keys are configured."""
 
     status = 403
     type = "invalid_request_error"
@@ -52,7 +52,7 @@ class OriginNotAllowed(ProxyError):
 
 
 class InvalidKey(ProxyError):
-    """No key, one that cannot be read, or one that is not known."""
+    """The key is missing, malformed or unknown."""
 
     status = 401
     type = "invalid_request_error"
@@ -60,7 +60,7 @@ class InvalidKey(ProxyError):
 
 
 class KeyRevoked(ProxyError):
-    """The key was taken out of the configuration while its request was in flight."""
+    """The key was removed from the configuration while its request was in flight."""
 
     status = 401
     type = "invalid_request_error"
@@ -71,7 +71,7 @@ class KeyRevoked(ProxyError):
 
 
 class ModelNotAllowed(ProxyError):
-    """The key is known, and the model is not among its own."""
+    """The key is known, but may not use this model."""
 
     status = 403
     type = "permission_error"
@@ -79,7 +79,7 @@ class ModelNotAllowed(ProxyError):
 
 
 class AdminOnly(ProxyError):
-    """The key is known, and is none for operators."""
+    """The key is known, but is not an operator's."""
 
     status = 403
     type = "permission_error"
@@ -87,7 +87,7 @@ class AdminOnly(ProxyError):
 
 
 class KeyLimited(ProxyError):
-    """The key has used up what it may: in a minute, or at once."""
+    """The key has reached its limit of requests per minute or of concurrent requests."""
 
     status = 429
     type = "rate_limit_error"
@@ -95,7 +95,7 @@ class KeyLimited(ProxyError):
 
 
 class UnknownModel(ProxyError):
-    """A name that is neither an alias, nor ``provider/model`` of a known provider, nor a bare model."""
+    """The model is neither an alias, nor ``provider/model`` of a known provider, nor a bare model's name."""
 
     status = 404
     type = "invalid_request_error"
@@ -111,7 +111,7 @@ class UnknownRequest(ProxyError):
 
 
 class UnknownRoute(ProxyError):
-    """A path that is not served."""
+    """The path is not served."""
 
     status = 404
     type = "invalid_request_error"
@@ -119,7 +119,7 @@ class UnknownRoute(ProxyError):
 
 
 class MethodNotAllowed(ProxyError):
-    """A path that is served, with a method that is not."""
+    """The path is served, but not with this method."""
 
     status = 405
     type = "invalid_request_error"
@@ -127,7 +127,7 @@ class MethodNotAllowed(ProxyError):
 
 
 class NotDoneHere(ProxyError):
-    """A part of another server's API that this one has no use for."""
+    """A part of another server's API that does not apply to this proxy."""
 
     status = 501
     type = "invalid_request_error"
@@ -135,7 +135,7 @@ class NotDoneHere(ProxyError):
 
 
 class BodyTimeout(ProxyError):
-    """The request's body stalled."""
+    """The request's head or body did not arrive in time."""
 
     status = 408
     type = "invalid_request_error"
@@ -151,7 +151,7 @@ class BodyTooLarge(ProxyError):
 
 
 class HeadTooLarge(ProxyError):
-    """The request's line and headers are over ``limits.header``, or too many."""
+    """The request line or the headers exceed what ``limits.header`` allows, or there are too many headers."""
 
     status = 431
     type = "invalid_request_error"
@@ -167,7 +167,7 @@ class ExpectationFailed(ProxyError):
 
 
 class UnsupportedMedia(ProxyError):
-    """The request's body is encoded in a way that is not read here."""
+    """The request's body has an unsupported ``Content-Encoding``."""
 
     status = 415
     type = "invalid_request_error"
@@ -175,7 +175,7 @@ class UnsupportedMedia(ProxyError):
 
 
 class Overloaded(ProxyError):
-    """The proxy itself has ``limits.concurrent_requests`` in hand."""
+    """The proxy itself already has ``limits.concurrent_requests`` in flight."""
 
     status = 503
     type = "overloaded_error"
@@ -183,7 +183,7 @@ class Overloaded(ProxyError):
 
 
 class ShuttingDown(ProxyError):
-    """The drain is over before the answer was."""
+    """The drain ended before the answer did."""
 
     status = 503
     type = "overloaded_error"
@@ -191,4 +191,4 @@ class ShuttingDown(ProxyError):
 
 
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
-"""The codes of all refusals that a key, or none, can earn."""
+"""Codes of the errors that are due to a client's key or the lack of one."""

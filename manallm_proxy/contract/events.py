@@ -1,4 +1,4 @@
-"""Facts that the core reports. It knows nobody who listens: `metrics` and `logs` do."""
+"""Events that the core reports. It does not know its observers (`metrics`, `log`)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
 
 UNROUTED: Final = "other"
-"""The endpoint of what reached no route."""
+"""The ``endpoint`` of requests that match no route."""
 Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
-"""Of a provider or a target."""
+"""Health of a provider or a target."""
 Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 
 @frozen
 class AttemptFailed:
-    """One attempt at one target failed. ``reason`` is a word of the errors' closed list."""
+    """One attempt at one target failed. ``reason``: see `provider_errors.ProviderError`; ``duration`` in seconds."""
 
     request_id: str
     provider: str
@@ -34,7 +34,7 @@ class AttemptFailed:
 class FellBack:
     """The walk moved on from one target to the next that it tries.
 
-    ``widened``: only ``fallback_on`` allowed it, which an operator wants to hear about each time.
+    ``widened``: only ``fallback_on`` allowed it, which an operator wants to see each time.
     """
 
     request_id: str
@@ -45,8 +45,22 @@ class FellBack:
 
 
 @frozen
+class ModelChosen:
+    """An open entry (``ollama/*``) of an alias serves another model than before; ``model`` None: nothing fits now."""
+
+    alias: str
+    entry: str
+    model: str | None
+    was: str | None
+    needs: tuple[str, ...] = ()
+    """The capabilities that the request wanted."""
+    reason: str | None = None
+    """Why nothing fits."""
+
+
+@frozen
 class KeyWasRejected:
-    """A provider refused our key: an alarm, since nobody but the operator can mend it."""
+    """A provider rejected our key: an alarm, since only the operator can fix it."""
 
     provider: str
     status: int | None
@@ -54,7 +68,7 @@ class KeyWasRejected:
 
 @frozen
 class HealthChanged:
-    """A provider (``model`` None) or one of its targets changed its status."""
+    """The health of a provider (``model`` None) or of one of its targets changed from ``was`` to ``now``."""
 
     provider: str
     model: str | None
@@ -85,12 +99,12 @@ class RequestCommitted:
 
 @define  # not frozen, which takes twice as long to make: 60 ns a field, and there is one a request
 class RequestEnded:
-    """One request of the pipeline is over. Times in seconds; ``target`` None where nobody answered."""
+    """One request is over. Times in seconds; ``provider`` and ``model`` None if none answered."""
 
     request_id: str
     endpoint: str
     requested: str
-    """The model's name as the client sent it: untrusted, to be cut and escaped."""
+    """The model's name as the client sent it: untrusted, to be truncated and escaped."""
     alias: str | None
     provider: str | None
     model: str | None
@@ -106,7 +120,7 @@ class RequestEnded:
     error: str | None = None
     """The error's type or reason, never its message."""
     key: str | None = None
-    """The name of the client's key in the configuration, where one is asked for."""
+    """The name of the client's key in the configuration, if one is required."""
     notes: tuple[str, ...] = ()
     """See `provider.Call`."""
     started: float = 0.0
@@ -119,7 +133,7 @@ class RequestEnded:
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:
-        """A request that did not come as far as the pipeline. ``route`` as we wrote it, not the client."""
+        """A request that did not reach the pipeline. `route`: ours, never the client's spelling of it."""
         return cls(
             request_id=request_id,
             endpoint=route,
@@ -141,23 +155,61 @@ class RequestEnded:
         )
 
 
+LoadEvent = Literal["begun", "finished", "failed", "aborted"]
+
+
+@frozen
+class ModelLoad:
+    """A model that was not loaded is being loaded for us, or no more. ``duration`` in seconds, once it has ended.
+
+    ``again``: it had failed before, so this is no news.
+    """
+
+    provider: str
+    model: str
+    event: LoadEvent
+    duration: float | None = None
+    detail: str | None = None
+    again: bool = False
+
+
+@frozen
+class HalfOnCpu:
+    """A good part of a loaded model is not on the GPU, and so all of it is slow. Sizes in bytes."""
+
+    provider: str
+    model: str
+    size: int
+    size_vram: int
+
+
+@frozen
+class ResidentsUnreadable:
+    """A local server does not tell which models it has loaded: it is treated like any other provider."""
+
+    provider: str
+    detail: str | None
+
+
 @frozen
 class Reloaded:
-    """SIGHUP was answered. ``mistakes`` empty: the new configuration serves."""
+    """A reload (SIGHUP) has ended. ``mistakes`` empty: the new configuration is in use."""
 
     mistakes: tuple[str, ...] = ()
+    changes: str = ""
+    """What is new in it, in words."""
 
 
 @frozen
 class NotVerified:
-    """A provider's TLS certificate is not looked at (``verify_tls: false``): whoever is on the way can read along."""
+    """A provider's TLS certificate is not verified (``verify_tls: false``): traffic can be intercepted."""
 
     provider: str
 
 
 @frozen
 class ListUnreadable:
-    """A provider's model list cannot be read, or not wholly: what it does not say cannot be denied beforehand."""
+    """A provider's model list cannot be read, or only in part: no request can be refused by what it lacks."""
 
     provider: str
     detail: str
@@ -165,7 +217,7 @@ class ListUnreadable:
 
 @frozen
 class UsageRefused:
-    """A target refuses ``stream_options``: the tokens of its streams are counted only where it tells them unasked."""
+    """A target refuses ``stream_options``: the tokens of its streams are counted only if it reports them unasked."""
 
     provider: str
     model: str
@@ -184,7 +236,7 @@ class DimensionsDiffer:
 
 @frozen
 class LifeChanged:
-    """The process itself: ``started``, ``draining``, ``stopped``. ``worker``: which of several it is."""
+    """The process started, is draining or stopped. ``worker``: its number, if there are several."""
 
     what: Literal["started", "draining", "stopped"]
     detail: str = ""
@@ -193,9 +245,9 @@ class LifeChanged:
 
 @frozen
 class WorkerEnded:
-    """One of several workers is gone, though nobody asked for it.
+    """One of several workers ended unexpectedly.
 
-    ``again_in``: seconds until another takes its place; None where all are to end.
+    ``again_in``: seconds until another replaces it; None if all are to stop.
     """
 
     worker: int
@@ -206,7 +258,7 @@ class WorkerEnded:
 
 @frozen
 class Crashed:
-    """A bug of ours, in answering one request or in the background. The traceback belongs in the log only."""
+    """A bug in the proxy, in handling one request or in the background. The traceback belongs in the log only."""
 
     where: str
     error: BaseException
@@ -215,9 +267,9 @@ class Crashed:
 
 @frozen
 class LoopReported:
-    """The event loop reported a problem without an exception, such as a task that was destroyed while it was pending.
+    """The event loop reported a problem without an exception, such as a task destroyed while it was pending.
 
-    ``message``: only if it is a constant of a library, else None. ``sources``: the kinds of objects it concerns.
+    ``message``: only if it is a constant of a library, else None. ``sources``: the types of the objects concerned.
     """
 
     message: str | None
@@ -227,11 +279,15 @@ class LoopReported:
 Event = (
     AttemptFailed
     | FellBack
+    | ModelChosen
     | KeyWasRejected
     | HealthChanged
     | RequestBegun
     | RequestCommitted
     | RequestEnded
+    | ModelLoad
+    | HalfOnCpu
+    | ResidentsUnreadable
     | Reloaded
     | NotVerified
     | ListUnreadable

@@ -1,13 +1,13 @@
-"""Errors without the frames in which they were raised."""
+"""Releases what a handled exception keeps alive through its traceback."""
 
 from __future__ import annotations
 
 
 def forget_frames(error: BaseException) -> None:
-    """Lets go of the frames of `error` and of what led to it, and so of all that those frames hold: a prompt, twice.
+    """Drops the tracebacks of `error` and of its causes, whose frames keep a request's prompt alive.
 
-    Error, traceback, frame and the frame's own variable for the error are a cycle. Only the collector would end it,
-    which runs rarely here. Call it where an error has been dealt with.
+    Error, traceback, frame and the frame's own variable for the error form a reference cycle, and the garbage
+    collector runs rarely here. Call this once the error has been handled.
     """
     seen: set[int] = set()
     links: list[BaseException | None] = [error]

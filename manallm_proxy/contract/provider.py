@@ -1,7 +1,7 @@
-"""What the core needs of a provider: the seam between the walk and the dialects.
+"""What the core needs of a provider: the interface between the walk and the dialects.
 
 A `Provider` either completes a `Call` or opens a `Stream`. Each method raises a `ProviderError` for a failed
-attempt and nothing else but a bug; cancelling it closes the provider's connection.
+attempt; any other exception is a bug. Cancelling it closes the provider's connection.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
 Span = tuple[int, int]
-"""Where a value lies in a body: the index of its first byte, and of the first byte after it."""
+"""Position of a value in a body: the index of its first byte, and of the first byte after it."""
 
 
 @define  # not frozen: as `answers.Usage`
 class RequestSummary:
-    """What routing needs to know of a request. ``spans`` tell where the top-level values lie in the body."""
+    """What routing needs to know about a request. ``spans``: positions of the top-level values in the body."""
 
     model: str
     """Empty: the default alias."""
@@ -30,19 +30,19 @@ class RequestSummary:
     wants_usage: bool
     """``stream_options.include_usage``: the client expects the extra usage chunk."""
     needs: frozenset[str]
-    """Capabilities: ``tools``, ``vision``, ``embedding``."""
+    """Required capabilities: ``tools``, ``vision``, ``embedding``."""
     spans: dict[str, Span]
 
 
 class Endpoint(Enum):
-    """What is asked of a provider, and the format in which it is asked. ``path`` is below the base URL."""
+    """An endpoint of OpenAI's API, and so the format of a call. ``path`` is below the provider's base URL."""
 
     path: str
     is_opaque: bool
-    """Nothing of it is translated: a provider that speaks OpenAI's format gets and gives bytes, any other is unable."""
+    """Bodies are relayed and never translated, so only a provider that speaks OpenAI's format can serve it."""
 
     def __init__(self, path: str, is_opaque: bool = False) -> None:
-        self.path = path  # `value` is a property, and ten times as slow
+        self.path = path  # `value` is a property, which is ten times as slow
         self.is_opaque = is_opaque
 
     CHAT = "chat/completions"
@@ -59,35 +59,42 @@ class Endpoint(Enum):
 
 @define  # not frozen: as `answers.Usage`
 class Call:
-    """One client's request in the format of ``endpoint``, as every target of its chain gets it."""
+    """One client request in the format of ``endpoint``, as every target of its chain gets it."""
 
     endpoint: Endpoint
     summary: RequestSummary
     body: bytes = field(repr=False)
-    """A JSON object, or a form where ``content_type`` says so; the client's own bytes where its door speaks this
-    format. It holds the prompt: never log it."""
+    """A JSON object, or a form if ``content_type`` says so; the client's own bytes if its door speaks this format. It
+    holds the prompt: never log it."""
     request_id: str
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
+    advice: str = ""
+    """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True
-    """Whether the door hands on a provider's own bytes in this format; else the provider reads them into deltas."""
+    """Whether the door relays a provider's own bytes in this format; if not, the provider reads them into deltas."""
     effort_is_advice: bool = False
-    """Whether a model that does not think may be asked without ``reasoning_effort``, instead of refusing the caller."""
+    """Whether ``reasoning_effort`` may be dropped for a model that does not think, instead of refusing the request."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
+    remarks: list[str] = field(factory=list)
+    """The same, of the providers that were tried: shared by all forms of one call."""
     content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
-    """Fields that a provider of kind ollama reads over those of ``body``. No other sees them: strict servers refuse
-    what they do not know."""
+    """Fields that override those of ``body`` for a provider of kind ollama. No other gets them: strict servers refuse
+    unknown fields."""
     answer: Answer | None = field(default=None, repr=False)
-    """The door's own answer. The model must exist and be the client's to use, but no provider is asked."""
+    """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
-    """Where the client hands back what a provider gave for itself alone: the call as the provider of that name gets it.
-    """
+    """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
 
     def at(self, provider: str) -> Call:
         """The call as `provider` gets it."""
-        return self if self.own is None else self.own(provider)
+        if self.own is None:
+            return self
+        call = self.own(provider)
+        call.remarks = self.remarks
+        return call
 
 
 TryWrite = Callable[[StreamBatch], bool]
@@ -99,42 +106,46 @@ class Stream(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens, once the provider has reported them."""
+        """Token counts; None until the provider has reported them."""
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
-        """The next batch. One with ``done`` or ``error`` is the last; raises ProviderError if the stream breaks.
+        """The next batch; one with ``done`` or ``error`` is the last. Raises ProviderError if the stream breaks.
 
-        A stream that receives a batch outside of this call's task may `try_write` it there first. Then it returns
-        only what was not accepted, and the last batch: so no task is woken for each chunk.
+        A stream that receives a batch in an event loop callback may offer it to `try_write` there. It then returns
+        only batches that were not accepted, and the last one, so that no task is woken for each chunk.
         """
 
     def commit(self, idle: float) -> None:
         """From now on a silence of `idle` seconds breaks the stream."""
 
     async def aclose(self) -> None:
-        """Ends the provider's work on it, within a second, at any point. Harmless when repeated."""
+        """Stops the provider's work on the answer, within a second, at any point. Harmless when repeated."""
 
 
 @frozen
 class ModelInfo:
-    """A model that a provider lists. ``capabilities`` None: the list does not say."""
+    """A model that a provider lists. ``capabilities`` None: unknown."""
 
     id: str
     created: int = 0
-    """Seconds since the epoch; 0 where it is not known."""
+    """Seconds since the epoch; 0 if unknown."""
     capabilities: frozenset[str] | None = None
     aliases: tuple[str, ...] = ()
     """Other names under which the provider serves it."""
     context_length: int = 0
     """Tokens; 0 where it is not known."""
+    size: int = 0
+    """Bytes of its weights; 0 where the list does not say."""
 
 
 @frozen
 class ModelList:
-    """What a provider lists. ``fault``: why that is not all of it, or nothing, in words for the operator."""
+    """The models that a provider lists. ``fault``: why the list is missing or incomplete, for the operator."""
 
     models: tuple[ModelInfo, ...] = ()
     fault: str | None = None
+    status: int = 200
+    """Of the answer. Below 500 the provider is alive, whatever it thinks of the question."""
 
 
 class Provider(Protocol):
@@ -144,16 +155,16 @@ class Provider(Protocol):
         """The whole answer of `entry`'s target."""
 
     async def stream(self, call: Call, entry: Entry) -> Stream:
-        """An answer of `entry`'s target that has begun: status and headers are in."""
+        """Opens a stream from `entry`'s target; returns when status and headers have arrived."""
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         """The failure of a stream that has no content within `seconds`: it may blame the provider or the model."""
 
     async def probe(self, seconds: float) -> ModelList | None:
-        """The provider's models, within `seconds`; None where it is not asked (Google).
+        """The provider's models, within `seconds`; None if this kind of provider is not probed (Google).
 
-        ProviderError where it is not alive: no answer began in time, or it failed. A list that cannot be read is
-        one that nobody knows.
+        Raises ProviderError if it is not alive: no response began in time, or it failed. A model list that cannot be
+        read is no error: see ``ModelList.fault``.
         """
 
     async def close(self) -> None:

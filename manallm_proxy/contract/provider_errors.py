@@ -1,10 +1,10 @@
 """What can go wrong in one attempt at one target, and what follows from it.
 
-Beside what the caller reads, each error knows
+In addition to what the caller reads, each error knows
 
 * whether the next target of the chain may be tried: ``retryable``, or ``widened_by`` for operators who list that
   class under ``fallback_on``;
-* whom it blames: ``blame``, read by `health`.
+* what it blames: ``blame``, read by `health`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from manallm_proxy.contract.errors import ProxyError
 
 
 class Blame(Enum):
-    """Whom a failed attempt speaks against."""
+    """What a failed attempt counts against. `health` has the rules."""
 
     NOBODY = "nobody"
-    """The caller's mistake, or ours to mend: health is left alone."""
+    """The caller's mistake, or ours to fix: health does not change."""
     REACH = "reach"
-    """The provider, in a way that a probe can see as well: it could not be connected to."""
+    """The provider: connecting to it failed, which a probe detects as well."""
     TARGET = "target"
-    """This one model, in a way that only a request shows: 5xx, timeouts, broken answers. Two accuse the provider."""
+    """The target, in a way that only requests detect: 5xx, timeouts, broken answers. Two such targets open the
+    provider's circuit."""
     MODEL = "model"
-    """This one model, and nothing else of the provider: it does not have it."""
+    """The target alone: the provider does not have this model."""
     LOAD = "load"
-    """Busy or rate limited: it cools for a while, which is no failure."""
+    """Busy or rate limited: the target cools for a while, which does not count as a failure."""
 
 
 class ProviderError(ProxyError):
     """One failed attempt at one target.
 
-    ``reason`` is a word of the closed list in the attempt log and in the metrics; ``detail`` a few words
-    more, safe to show; ``provider_status`` the HTTP status where the provider gave one.
+    ``reason`` is one of a closed list of words; ``detail`` says more, and is safe to show; ``provider_status`` is the
+    HTTP status, if the provider sent one.
     """
 
     source = "provider"
@@ -60,32 +61,39 @@ class ProviderError(ProxyError):
         self.detail = detail
         self.provider_status = provider_status
         self.target: str | None = None
-        """``provider/model``, noted by the walk."""
+        """``provider/model``, set by the walk."""
 
     @property
     def error_type(self) -> str:
-        """The word for metrics and the attempt log: closed, whatever a provider sends."""
+        """The reason as metrics and attempt log show it: one of a bounded set, whatever a provider sends."""
         return self.reason
 
 
 class ConnectFailed(ProviderError):
-    """Refused, unreachable, unknown name, TLS."""
+    """Connection refused, host unreachable, unknown host name, or TLS failure."""
 
     retryable, blame, reason = True, Blame.REACH, "connect_error"
 
 
 class ConnectTimeout(ProviderError):
-    """No connection within ``timeouts.connect``: the box is off, or a firewall drops packets."""
+    """No connection within ``timeouts.connect``: the host is down, or a firewall drops packets."""
 
     status = 504
     retryable, blame, reason = True, Blame.REACH, "connect_timeout"
 
 
 class FirstByteTimeout(ProviderError):
-    """Connected, and then nothing that says something within ``timeouts.first_byte``."""
+    """Connected, but no event with content within ``timeouts.first_byte``."""
 
     status = 504
     retryable, blame, reason = True, Blame.TARGET, "first_byte_timeout"
+
+
+class ChainTimeout(ProviderError):
+    """The walk ran out of its ``chain_timeout``. That is the operator's bound: it says nothing about the target."""
+
+    status = 504
+    retryable, reason = True, "chain_timeout"
 
 
 class ReadTimeout(ProviderError):
@@ -95,6 +103,20 @@ class ReadTimeout(ProviderError):
     retryable, blame, reason = True, Blame.TARGET, "read_timeout"
 
 
+class StillLoading(ProviderError):
+    """The model was not loaded, and is not yet after ``load_timeout``: the load goes on without this request."""
+
+    status = 504
+    retryable, blame, reason = True, Blame.NOBODY, "loading"
+
+
+class LoadFailed(ProviderError):
+    """The server could not load the model. It rests by the rules of loads, and blames nothing else."""
+
+    status = 502
+    retryable, blame, reason = True, Blame.NOBODY, "load_failed"
+
+
 class Disconnected(ProviderError):
     """The provider closed or reset the connection before its answer was complete."""
 
@@ -102,30 +124,30 @@ class Disconnected(ProviderError):
 
 
 class BadResponse(ProviderError):
-    """Something came that is not an answer: malformed HTTP, HTML, broken JSON, a redirect."""
+    """The response is not an answer: malformed HTTP, HTML, broken JSON, a redirect."""
 
     retryable, blame, reason = True, Blame.TARGET, "bad_response"
 
 
 class ServerFailed(ProviderError):
-    """5xx other than 500: a gateway without its server, or a server that fails."""
+    """5xx: a gateway whose server is down, or a server that fails. 500 is `ModelFailed`."""
 
     retryable, blame, reason = True, Blame.TARGET, "http_5xx"
 
 
 class ModelFailed(ServerFailed):
-    """500: most often one model's trouble (its runner crashed, it called a tool that nobody declared)."""
+    """500: mostly a failure of one model (its runner crashed, it called an undeclared tool)."""
 
 
 class ServerBusy(ProviderError):
-    """5xx that says "busy" or "loading": it cools."""
+    """5xx that says "busy" or "loading": the target cools."""
 
     status = 503
     retryable, blame, reason = True, Blame.LOAD, "http_5xx"
 
 
 class RateLimited(ProviderError):
-    """429. ``retry_after`` as the provider says it, in whichever of its dialects."""
+    """429. ``retry_after`` is what the provider reported, in whichever form."""
 
     status = 429
     type = "rate_limit_error"
@@ -134,7 +156,7 @@ class RateLimited(ProviderError):
 
 
 class RetryableStatus(ProviderError):
-    """A status of ``extra_retryable_statuses`` (408 and 498 unless configured): try elsewhere."""
+    """A status listed in ``extra_retryable_statuses`` (default: 408 and 498): the next target is tried."""
 
     status = 503
     retryable, blame = True, Blame.LOAD
@@ -146,9 +168,9 @@ class RetryableStatus(ProviderError):
 
 
 class UpstreamSaid(ProviderError):
-    """The caller's mistake: the provider's own message, type, code and status.
+    """The caller's mistake, with the provider's own message, type, code and status.
 
-    `status`: what the caller reads where the provider's own would mislead: a local server's 500 for a bad schema.
+    `status`: replaces a status of the provider's that would mislead, such as a local server's 500 for a bad schema.
     """
 
     type = "invalid_request_error"
@@ -186,7 +208,7 @@ class ContextTooLong(UpstreamSaid):
 
 
 class MissingModel(UpstreamSaid):
-    """The provider does not have this model. Handed back; it blames the target only where the walk moves on."""
+    """The provider does not have this model. Returned to the caller; blames the target only if the walk moves on."""
 
     code = "model_not_found"
     blame = Blame.MODEL
@@ -202,7 +224,7 @@ class PaymentRequired(UpstreamSaid):
 
 
 class Unsupported(ProviderError):
-    """The target lacks what the request needs, as its listing or its refusal says."""
+    """The target lacks a capability that the request needs, according to its model list or its refusal."""
 
     status = 400
     type = "invalid_request_error"
@@ -221,7 +243,7 @@ class ContentBlocked(ProviderError):
 
 
 class KeyRejected(ProviderError):
-    """Our key, not the client's: 502, so that no client asks its user for a new one."""
+    """The provider rejected our key, not the client's: 502, so that no client asks its user for a new one."""
 
     status = 502
     type = "provider_auth_error"
@@ -231,14 +253,14 @@ class KeyRejected(ProviderError):
 
 
 class EmptyAnswer(ProviderError):
-    """A stream that ended without a word: an answer, unless ``empty`` is listed under ``fallback_on``."""
+    """A stream ended without content: that is an answer, unless ``empty`` is listed under ``fallback_on``."""
 
     reason = "empty_answer"
     widened_by = "empty"
 
 
 class StreamInterrupted(ProviderError):
-    """A committed stream broke. Told in-band; never retried, never spliced."""
+    """A committed stream broke. Reported in-band; never retried or continued by another target."""
 
     code = "stream_interrupted"
     reason = "disconnected"

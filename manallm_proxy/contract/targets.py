@@ -1,19 +1,51 @@
 """Targets, and the chains that an alias names.
 
-A *target* is ``provider/model``; everything after the first slash is the model, which may hold more
-of them (``openrouter/anthropic/claude-3-haiku``). A *chain* is an ordered list of entries, each a
-target with the settings that apply when it is tried.
+A *target* is ``provider/model``; everything after the first slash is the model, which may contain more slashes
+(``openrouter/anthropic/claude-3-haiku``). A *chain* is an ordered list of entries, each a target with the settings
+that apply when it is tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""
+ANY: Final = "*"
+"""In place of a model: the best that the provider lists, see `routing.best_model`."""
+RUNNER_OPTIONS: Final = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+    "draft_num_predict",
+)
+LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
+"""A change of one of these makes Ollama load the model anew (server/sched.go needsReload)."""
+_OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
+"""What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
+
+
+@lru_cache(maxsize=1024)
+def ollama_name(model: str) -> str:
+    """The one form of all names that Ollama takes for the same model."""
+    bare = model.lower().removesuffix(":latest")
+    for prefix in _OLLAMA_PREFIXES:
+        bare = bare.removeprefix(prefix)
+    return bare
+
+
+@lru_cache(maxsize=1024)
+def is_ollama_cloud(model: str) -> bool:
+    """Whether an Ollama hands this model on to ollama.com, wherever it runs itself."""
+    tag = model.rpartition(":")[2].lower()
+    return ":" in model and (tag == "cloud" or tag.endswith("-cloud"))
 
 
 @frozen
@@ -23,9 +55,14 @@ class Target:
     provider: str
     model: str
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is still to be chosen from what the provider lists."""
+        return self.model == ANY
+
     @classmethod
     def parse(cls, text: str) -> Target:
-        """``"groq/llama-3.1-8b-instant"`` -> Target. ValueError where provider or model is missing."""
+        """``"groq/llama-3.1-8b-instant"`` -> Target. Raises ValueError if provider or model is missing."""
         provider, slash, model = text.partition("/")
         if not (provider and slash and model):
             raise ValueError(f"'{text}' is not of the form provider/model")
@@ -40,34 +77,53 @@ class Timeouts:
     """Bounds on one attempt, in seconds. There is no total: a healthy stream may run for hours."""
 
     connect: float = 3.0
-    """Name look-up, TCP and TLS."""
+    """DNS lookup, TCP and TLS."""
     first_byte: float = 120.0
-    """From the start of the attempt to the first event that says something."""
+    """From the start of the attempt to the first event with content."""
     idle: float = 60.0
-    """Between two chunks once committed."""
+    """Between two chunks after the commit."""
+
+
+Cold = Literal["wait", "next"]
 
 
 @frozen
 class Entry:
-    """One place in a chain: a target, and how it is tried there."""
+    """One entry of a chain: a target, and how it is tried."""
 
     target: Target
     timeouts: Timeouts = Timeouts()
     options: Mapping[str, Any] = field(factory=dict)
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
+    cold: Cold = "wait"
+    """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
+    load_timeout: float = 300.0
+    """Seconds that it waits for a model that is not loaded."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
+    prefer: tuple[str, ...] = ()
+    """Of an open target: patterns of models to choose first, in this order."""
+    unfilled: str | None = None
+    """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
 
 
 @frozen
 class Chain:
-    """What to try, in order. ``alias`` is the name it was asked by, None for a plain ``provider/model``."""
+    """What to try, in order. ``alias`` is the name that the client used, None for a plain ``provider/model``."""
 
     alias: str | None
     entries: tuple[Entry, ...]
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    local_only: bool = False
+    """Only targets on the operator's own hardware may serve."""
+    is_open: bool = field(init=False, repr=False)
+    """Whether an entry's model is still to be chosen."""
+
+    @is_open.default
+    def _has_open_entry(self) -> bool:
+        return any(entry.target.is_open for entry in self.entries)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -1,6 +1,6 @@
-"""``multipart/form-data`` (RFC 7578), read only as far as routing needs: where each field's value lies.
+"""``multipart/form-data`` (RFC 7578), parsed only as far as routing needs: the position of each field's value.
 
-Read strictly: whatever two servers could read in two ways is refused, since the provider reads it again.
+Parsing is strict: whatever the provider's parser could read differently is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from attrs import field, frozen
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
 
+FIELDS_LIMIT: Final = 1000
+"""Parts of one form, so that its bytes are not the only bound on the work that it is."""
 _TYPE: Final = re.compile(r"multipart/form-data\s*;\s*(.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER: Final = re.compile(
     r"""\s*;\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\\r\n]|\\[^\r\n])*)"|([^\s;"]*))""", re.ASCII
@@ -23,14 +25,14 @@ _TOKEN: Final = re.compile(r"[0-9A-Za-z'+_.-]+", re.ASCII)
 
 @frozen
 class Form:
-    """``spans``: of each field its values, in their order."""
+    """A parsed form. ``spans``: by field name, the positions of its values in ``body``, in order."""
 
     content_type: str
     body: bytes = field(repr=False)
     spans: dict[str, list[Span]]
 
     def text(self, name: str) -> str | None:
-        """The one value of a field; None where it is missing. Raises InvalidRequest where it is given twice."""
+        """The value of a field; None if it is missing. Raises InvalidRequest if it is repeated or not UTF-8."""
         spans = self.spans.get(name, [])
         if len(spans) > 1:
             raise InvalidRequest(f"the form has '{name}' more than once", param=name)
@@ -41,12 +43,12 @@ class Form:
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a body of this type is to be read by `read_form`."""
+    """Whether `read_form` can read a body of this type."""
     return content_type.lstrip().lower().startswith("multipart/form-data")
 
 
 def read_form(body: bytes, content_type: str) -> Form:
-    """Raises InvalidRequest where the boundary is missing or another than in the body, or a part has no name."""
+    """Raises InvalidRequest if the boundary is missing or is not the body's, or a part has no name."""
     boundary = _boundary(content_type)
     delimiter = b"--" + boundary.encode()
     body_at = 2 if body.startswith(b"\r\n") else 0
@@ -54,13 +56,17 @@ def read_form(body: bytes, content_type: str) -> Form:
         raise InvalidRequest("the form does not begin with the boundary that Content-Type names")
     spans: dict[str, list[Span]] = {}
     at = body_at + len(delimiter)
-    while not body.startswith(b"--", at):
+    for _ in range(FIELDS_LIMIT + 1):
+        if body.startswith(b"--", at):
+            break
         head = body.find(b"\r\n\r\n", at)
         end = body.find(b"\r\n" + delimiter, head + 4)
         if not body.startswith(b"\r\n", at) or head < 0 or end < 0:
             raise InvalidRequest("the form is broken: a part does not end with the boundary that Content-Type names")
         spans.setdefault(_name(body[at + 2 : head]), []).append((head + 4, end))
         at = end + 2 + len(delimiter)
+    else:
+        raise InvalidRequest(f"the form has more than {FIELDS_LIMIT} parts")
     if body[at + 2 :].strip():
         raise InvalidRequest("the form goes on after its last boundary")
     value = boundary if _TOKEN.fullmatch(boundary) else f'"{boundary}"'
@@ -77,7 +83,7 @@ def _boundary(content_type: str) -> str:
 
 
 def _name(head: bytes) -> str:
-    """The field's name in a part's headers."""
+    """The field's name from the headers of a part."""
     lines = head.decode(errors="replace").split("\r\n")
     values = [value for line in lines for name, _, value in [line.partition(":")] if name.lower() == _DISPOSITION]
     kind, _, rest = values[0].partition(";") if len(values) == 1 else ("", "", "")
@@ -91,7 +97,7 @@ _DISPOSITION: Final = "content-disposition"
 
 
 def _parameters(text: str) -> dict[str, str]:
-    """``; a=b; c="d"``. InvalidRequest for one that is given twice, and for anything else."""
+    """Parses ``; a=b; c="d"``. Raises InvalidRequest for a duplicate parameter and for anything malformed."""
     found: dict[str, str] = {}
     at = 0
     while text[at:].strip(" ;\t"):

@@ -1,4 +1,4 @@
-"""Audio, images, reranking and moderations in OpenAI's format: the walk of every door, and bytes that pass through."""
+"""Audio, images, reranking and moderations in OpenAI's format: routed like all requests, their bytes relayed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from manallm_proxy.doors.form import is_form, read_form
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request import read_summary, refuse_look_alikes
 
 FORMS: Final = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS, Endpoint.IMAGE_EDITS})
-"""Endpoints that bring a file, and so a form; some providers take JSON as well."""
+"""Endpoints that upload a file, and so take a form; some providers take JSON as well."""
 
 
 @define
 class OpaqueDoor:
-    """See `door.Door`. The model must be named: the default alias is one for words."""
+    """See `door.Door`. The model must be named: the default alias is for text."""
 
     endpoint: Endpoint
     name: str = field(init=False)
@@ -38,6 +38,7 @@ class OpaqueDoor:
         content_type = client.headers.get("Content-Type", "")
         if is_form(content_type):
             form = read_form(body, content_type)
+            refuse_look_alikes(form.spans)
             stream = (form.text("stream") or "").lower() in ("true", "1")
             spans = {"model": form.spans["model"][0]} if form.text("model") is not None else {}
             summary = RequestSummary(form.text("model") or "", stream, False, frozenset(), spans)
@@ -49,14 +50,14 @@ class OpaqueDoor:
         if not summary.model:
             raise InvalidRequest("'model' is missing", param="model")
         if self.endpoint is Endpoint.SPEECH:
-            summary = evolve(summary, stream=True)  # it is played while it comes, whether or not as events
+            summary = evolve(summary, stream=True)  # it is played while it arrives, as events or not
         call = Call(self.endpoint, summary, body, client.request_id, content_type=content_type)
         return call, OpaqueReply()
 
 
 @define
 class OpaqueReply:
-    """The provider's bytes, under its own content type."""
+    """Relays the provider's bytes, with its own content type."""
 
     content_type: str = "application/octet-stream"
     _tail: bytes = field(default=b"\n\n", repr=False)
@@ -65,7 +66,7 @@ class OpaqueReply:
         return answer.body or b""
 
     def start(self, target: Target) -> None:
-        """Its name is in a header; the bytes are not ours to change."""
+        """Nothing: a header names the target, and the body is not changed."""
 
     def events(self, batch: StreamBatch) -> bytes:
         self._tail = (self._tail + batch.frames[-2:])[-2:]
@@ -75,11 +76,11 @@ class OpaqueReply:
         return b""
 
     def error(self, error: ProxyError) -> bytes:
-        """An event among events, at the end of the one that was cut. Nothing among sounds: the cut says it."""
+        """An event, after ending one that was cut short. Nothing in audio, where the broken connection shows it."""
         if not self.content_type.startswith("text/event-stream"):
             return b""
         return (b"" if self._tail == b"\n\n" else b"\n\n") + sse.event(error_body(error))
 
     def heartbeat(self) -> bytes:
-        """There is no byte that means nothing."""
+        """Empty: in binary data no byte is meaningless."""
         return b""

@@ -28,7 +28,7 @@ class ChatDoor:
 
 @define
 class ChatReply(OpenAIReply):
-    """The role comes first; tool calls are numbered."""
+    """The first chunk of each choice has the role; tool calls in chunks have an index."""
 
     id_prefix: ClassVar[str] = "chatcmpl"
     whole_object: ClassVar[str] = "chat.completion"
@@ -47,6 +47,7 @@ class ChatReply(OpenAIReply):
             message["images"] = _images(delta)
         if delta.tool_calls:
             message["tool_calls"] = [_whole_call(call) for call in delta.tool_calls]
+        if delta.images or delta.tool_calls:  # if these are the whole answer, null: "" would be an empty text
             message["content"] = delta.content or None
         return {**row, "message": message}
 
@@ -85,6 +86,6 @@ def _call_part(call: ToolCall) -> dict[str, Any]:
 
 
 def _images(delta: Delta) -> list[dict[str, Any]]:
-    """As OpenRouter has them; OpenAI's chat format has no place for a picture."""
+    """In OpenRouter's form, since OpenAI's chat format has no field for a generated image."""
     rows = enumerate(delta.images)
     return [{"index": n, "type": "image_url", "image_url": {"url": url}} for n, url in rows]

@@ -22,14 +22,14 @@ class CompletionsDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
-        """A prompt of null is the beginning of a text."""
+        """``prompt`` may be null: the model begins a text from nothing."""
         summary = read_summary(body, ("prompt", (str, list, type(None))))
         return Call(Endpoint.COMPLETIONS, summary, body, client.request_id), CompletionsReply(summary)
 
 
 @define
 class CompletionsReply(OpenAIReply):
-    """The same object for chunks and whole answers."""
+    """Chunks and whole answers have the same ``object``."""
 
     id_prefix: ClassVar[str] = "cmpl"
     whole_object: ClassVar[str] = "text_completion"

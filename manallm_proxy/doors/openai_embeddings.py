@@ -1,4 +1,4 @@
-"""``POST /v1/embeddings``: a whole answer, always."""
+"""``POST /v1/embeddings``, which is never streamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EmbeddingsDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
-        """``stream`` means nothing here, and is passed on."""
+        """``stream`` is passed on, but has no effect here."""
         summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING), stream=False)
         span = summary.spans.get("encoding_format")
         as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
@@ -34,7 +34,7 @@ class EmbeddingsDoor:
 
 @define
 class EmbeddingsReply(OpenAIReply):
-    """base64 exactly when it was asked for: openai-node 6 reads a list of floats as bytes then."""
+    """base64 exactly if it was requested: openai-node 6 would then read a list of floats as bytes."""
 
     as_base64: bool = False
 

@@ -2,7 +2,7 @@
 
 The rules that clients rely on (seen with openai-python 1 to 3 and openai-node 6 and 7): every chunk has ``id``,
 ``created`` and ``choices``, each choice ``index`` and ``delta`` (or ``text``); a usage chunk has empty ``choices``
-and comes only where it was asked for; the last event is ``[DONE]``.
+and is sent only if requested; the last event is ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_to_openai
 
 HEARTBEAT: Final = b": keep-alive\n"
-"""A comment without a blank line after it: openai-go before 3.43 takes a blank line for the end of an empty event,
-and ends the stream there."""
+"""A comment without a blank line: openai-go before 3.43 takes a blank line after it for the end of an empty event, and
+ends the stream there."""
 
 
 def no_headers(request_id: str) -> dict[str, str]:
-    """OpenAI's answers carry nothing that ours do not."""
+    """No headers in addition to those of all answers."""
     return {}
 
 
 @define
 class OpenAIReply:
-    """Relays what speaks OpenAI's format already, and composes the rest. See `door.Reply`."""
+    """Relays what is in OpenAI's format already, and writes the rest. See `door.Reply`."""
 
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -45,7 +45,8 @@ class OpenAIReply:
     created: int = field(factory=lambda: int(time.time()))
     _id: str = field(factory=lambda: secrets.token_hex(12))
     _model: str = ""
-    _composes: bool = False
+    _wrote_chunks: bool = False
+    """Whether chunks were written from deltas rather than relayed."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
@@ -53,7 +54,7 @@ class OpenAIReply:
         self.start(target)
         rows = [self.choice(delta) for delta in answer.choices]
         usage = usage_to_openai(answer.usage or Usage())
-        return encode({**self._shell(self.whole_object), "choices": rows, "usage": usage})
+        return encode({**self._common_fields(self.whole_object), "choices": rows, "usage": usage})
 
     def start(self, target: Target) -> None:
         self._model = str(target)
@@ -61,11 +62,11 @@ class OpenAIReply:
     def events(self, batch: StreamBatch) -> bytes:
         if not batch.deltas:
             return batch.frames
-        self._composes = True
+        self._wrote_chunks = True
         return batch.frames + b"".join([self._event([self.chunk_choice(delta)]) for delta in batch.deltas])
 
     def end(self, usage: Usage | None) -> bytes:
-        if self._composes and usage is not None and self.summary.wants_usage:
+        if self._wrote_chunks and usage is not None and self.summary.wants_usage:
             return self._event([], usage=usage_to_openai(usage)) + sse.DONE
         return sse.DONE
 
@@ -84,7 +85,7 @@ class OpenAIReply:
         raise NotImplementedError  # each format has its own
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return sse.event(encode({**self._shell(self.chunk_object), "choices": choices, **more}))
+        return sse.event(encode({**self._common_fields(self.chunk_object), "choices": choices, **more}))
 
-    def _shell(self, kind: str) -> dict[str, Any]:
+    def _common_fields(self, kind: str) -> dict[str, Any]:
         return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self.created, "model": self._model}

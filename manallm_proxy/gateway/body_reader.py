@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-
-from aiohttp import web
+from collections.abc import Callable
+from typing import TypeVar
 
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMedia
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
+from manallm_proxy.openai.bounds import check_structure
+from manallm_proxy.openai.large import LARGE_BYTES, aside, is_large
+
+T = TypeVar("T")
+
+
+async def read_request(request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T]) -> T:
+    """What `read` makes of the body, within all limits; in a thread where the body is large.
+
+    Raises what `read` raises, and InvalidRequest for JSON that has more of something than the limits allow.
+    """
+    body = await read_body(request, limits)
+    is_form = request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/")
+
+    def checked(body: bytes) -> T:
+        if not is_form:
+            check_structure(body, limits)
+        return read(body)
+
+    return await aside(is_large(body), checked, body)
 
 
 async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
@@ -39,7 +60,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
         raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s") from None
     except web.RequestPayloadError:
         raise InvalidRequest("the body's transfer encoding is broken") from None
-    return b"".join(parts)
+    return await aside(size > LARGE_BYTES, b"".join, parts)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

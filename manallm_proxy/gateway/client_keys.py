@@ -6,7 +6,7 @@ We keep no key, only the SHA-256 of each, and look a caller up by the digest of 
 dictionary look-up, however many keys there are. The look-up need not be constant-time, since what it compares is
 not what the caller sends. Timing may tell how the digest of a guess lies in the dictionary; a guess with a digest
 closer to the right one is no closer to the key, and a key of 256 random bits is not found by guessing. So no
-comparison ever touches the bytes of a key, and what is not known leaves nothing behind: no state, no label.
+comparison ever touches the bytes of a key, and what is not known leaves no trace: no state, no label.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class Caller:
         """Whether an alias, or a target (``provider/model``), is among the key's own."""
         return self._allowed.fullmatch(name) is not None
 
-    def require(self, name: str) -> None:
-        """ModelNotAllowed where `name` is not the key's to use."""
-        if not self.may_use(name):
+    def require(self, *names: str) -> None:
+        """ModelNotAllowed where none of the `names` that one model has is the key's to use."""
+        if not any(map(self.may_use, names)):
             raise ModelNotAllowed(
                 f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
                 "GET /v1/models lists them, and whoever runs this proxy can allow more",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from aiohttp import web
-
 from manallm_proxy.gateway.client_keys import Caller, presented
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.http_server import web
 
 REQUEST_ID_LIMIT: Final = 128
 CALLER: Final = web.RequestKey("caller", str)

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable
 from enum import Enum, auto
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import (
@@ -28,14 +28,19 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.advice import advice
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.openai.large import aside
+from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
 
@@ -81,6 +86,7 @@ class Exchange:
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
     _notes: tuple[str, ...] = ()
+    _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
@@ -136,17 +142,22 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        body = await read_body(self.request, self.generation.config.limits)
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
-        reading = self.door.read(body, client)
+        limits = self.generation.config.limits
+        reading = await read_request(self.request, limits, lambda body: self.door.read(body, client))
         call, self._reply = reading if isinstance(reading, tuple) else await reading
-        del body
-        self._summary, self._notes = call.summary, call.notes
-        chain = self.generation.resolve(call.summary.model, self.caller)
+        del reading
+        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
+        chain = self.generation.chain_for(call.summary, self.caller)
+        if is_pinned(chain, self.caller, self.request.headers):
+            chain = at_home(chain, self.generation.config.providers)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
-        self.walk = Walk(chain, self.generation.registry, self.request_id)
+        boxes = self.generation.boxes
+        if (ordered := boxes.slow_last(chain)) is not chain:
+            self._remarks.append("degraded_cpu: tried last")
+        self.walk = Walk(ordered, self.generation.registry, self.request_id, boxes.gate)
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
@@ -160,16 +171,20 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[Answer]:
             name = entry.target.provider
-            return relay.complete(providers[name], catalog, call.at(name), entry)
+            asked = call.at(name)
+            self._advise(asked, walk, entry)
+            return relay.complete(providers[name], catalog, asked, entry)
 
-        async with await walk.run(ask, self._asked) as attempt:
+        asking = walk.run(self.generation.boxes.once_loaded(ask), self._asked)
+        async with await asking as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
             self._committed(attempt.entry)
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        return await self._send(reply.whole(attempt.entry.target, answer), answer.content_type)
+        whole = await aside(answer.is_large and answer.body is None, reply.whole, attempt.entry.target, answer)
+        return await self._send(whole, answer.content_type)
 
     async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""
@@ -186,11 +201,14 @@ class Exchange:
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
             name = entry.target.provider
-            return relay.open_stream(providers[name], catalog, call.at(name), entry)
+            asked = call.at(name)
+            self._advise(asked, walk, entry)
+            return relay.open_stream(providers[name], catalog, asked, entry)
 
-        walking = walk.run(ask, self._asked, relay.Opened.aclose)
+        once_loaded = self.generation.boxes.once_loaded(ask)
+        walking = walk.run(once_loaded, self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
-        if patience > 0:
+        if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             served = await in_background(walking, patience, self._early_heartbeat)
         else:
             served = await walking
@@ -219,7 +237,7 @@ class Exchange:
             self.generation.registry.observe(RequestCommitted(self.request_id, asked, alias, entry.target))
 
     async def _early_heartbeat(self) -> None:
-        """200 and a heartbeat while the walk goes on: from now on a failure is told in-band."""
+        """200 and a heartbeat while the walk goes on: from now on a failure is reported in-band."""
         assert self._reply is not None
         await self._stream_writer(self._reply).beat()
 
@@ -231,6 +249,15 @@ class Exchange:
             pace = Pace(config.streaming.heartbeat, config.limits.write_timeout)
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
+
+    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
+        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
+        if (
+            walk.log
+            and self.caller is None
+            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
+        ):
+            call.advice = advice(self.generation, walk.chain, walk.log)
 
     @property
     def _asked(self) -> str:
@@ -247,6 +274,8 @@ class Exchange:
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
         forget_frames(error)
+        if isinstance(error, NoProvider) and self.walk is not None and self.caller is None:
+            error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has left: no second answer may follow
@@ -303,7 +332,7 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
-                notes=self._notes,
+                notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
                 started=self.started,
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,

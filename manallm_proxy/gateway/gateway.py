@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy import __version__
@@ -30,7 +29,7 @@ from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.ollama_api import OllamaAPI
@@ -43,6 +42,7 @@ from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
+from manallm_proxy.http_server import web
 from manallm_proxy.observe.live_feed import LiveFeed
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.openai.errors import error_body
@@ -214,7 +214,7 @@ class Gateway:
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        model, counted = count_tokens(await read_body(request, self.generation.config.limits))
+        model, counted = await read_request(request, self.generation.config.limits, count_tokens)
         self.generation.resolve(model, caller)
         return self.renderer.raw(request, counted, "application/json")
 

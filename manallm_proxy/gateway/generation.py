@@ -11,25 +11,27 @@ import asyncio
 import difflib
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, evolve, field
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError, join
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Crashed, Observer
-from manallm_proxy.contract.provider import Endpoint, ModelList, Provider
+from manallm_proxy.contract.events import Crashed, ModelChosen, Observer
+from manallm_proxy.contract.provider import Endpoint, ModelList, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
-from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.ollama.host import OllamaHost
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
+from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
@@ -47,13 +49,14 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     if provider.kind == "google":
         wire = GeminiWire()
     elif not _speaks_openai(provider):
-        wire = OllamaWire()
+        wire = OllamaWire(provider.client_options)
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
-    return HttpProvider(_address(provider), wire, provider.extra_retryable_statuses, observe)
+    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
 
 
-def _address(provider: ProviderConfig) -> Address:
+def address_of(provider: ProviderConfig) -> Address:
+    """Where it is, and what goes with every request to it."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
         base_url, key_header = versioned(provider.base_url), KEY_HEADER
@@ -79,7 +82,7 @@ async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | Non
         return None
     module = "manallm_proxy.providers.gemini.live_models"
     live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
-    listed: ModelList = await live.live_models(_address(provider), seconds)
+    listed: ModelList = await live.live_models(address_of(provider), seconds)
     return listed
 
 
@@ -116,6 +119,13 @@ def _speaks_openai(provider: ProviderConfig) -> bool:
     return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
+class Closes(Protocol):
+    """A provider, or what watches it."""
+
+    async def close(self) -> None:
+        """Closes its connections."""
+
+
 @define
 class Generation:
     """One generation of the configuration. Every request holds the one it began with."""
@@ -126,12 +136,16 @@ class Generation:
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
+    boxes: Boxes = field(factory=Boxes)
+    """Of the providers, those whose loads are watched."""
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
+    _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
+    """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
-    _orphans: list[Provider] = field(factory=list)
+    _orphans: list[Closes] = field(factory=list)
     _successor: Generation | None = None
     _closing: asyncio.Task[None] | None = None
 
@@ -143,7 +157,11 @@ class Generation:
             raise ConfigError(mistakes)
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
-        return cls(config, opened, registry, Catalog(), Keyring.build(config.auth.keys), opened=opened)
+        boxes = Boxes({name: _new_box(config, name, clock, observe) for name in opened if _loads(config, name)})
+        keyring = Keyring.build(config.auth.keys)
+        made = cls(config, opened, registry, Catalog(), keyring, boxes, opened=opened)
+        made._warm()
+        return made
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -164,7 +182,19 @@ class Generation:
         providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
-        return Generation(config, providers, registry, self.catalog, keyring, opened=opened)
+        return Generation(
+            config, providers, registry, self.catalog, keyring, self._boxes_for(config, kept), opened=opened
+        )
+
+    def _boxes_for(self, config: Config, kept: set[str]) -> Boxes:
+        """A provider that is kept keeps what is known of its models, and what it loads."""
+        held, clock, observe = self.boxes.boxes, self.registry.clock, self.registry.observe
+        loading = [name for name in config.providers if _loads(config, name)]
+        return Boxes({n: held[n] if n in kept else _new_box(config, n, clock, observe) for n in loading})
+
+    def _warm(self) -> None:
+        for name, box in self.boxes.boxes.items():
+            box.warm = tuple(entry for entry in self.config.warm if entry.target.provider == name)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -173,6 +203,7 @@ class Generation:
             health.policy = policy
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
+        self._warm()
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -186,8 +217,20 @@ class Generation:
         """
         chain = self._named(model, caller)
         if caller is not None:
-            caller.require(chain.alias or str(chain.entries[0].target))
+            caller.require(*self._names_of(chain.alias or str(chain.entries[0].target)))
         return chain
+
+    def may_use(self, caller: Caller, name: str) -> bool:
+        """Whether an alias, or a target in full, is among the key's own, by any of its names."""
+        return any(map(caller.may_use, self._names_of(name)))
+
+    def _names_of(self, name: str) -> tuple[str, ...]:
+        """A model of an Ollama without a tag is the one with ``:latest``, and is listed so. Nobody else's is."""
+        settings = self.config.providers.get(name.partition("/")[0])
+        bare = name.removesuffix(LATEST)
+        if name in self.config.aliases or settings is None or settings.kind != "ollama" or ":" in bare:
+            return (name,)
+        return bare, bare + LATEST
 
     def _named(self, model: str, caller: Caller | None) -> Chain:
         aliases = self.config.aliases
@@ -212,9 +255,38 @@ class Generation:
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
                 param="model",
             )
-        settings = self.config.providers[provider]
-        entry = Entry(self._without_latest(Target(provider, rest)), settings.timeouts, settings.options)
+        target = self._without_latest(Target(provider, rest))
+        entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
+
+    def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
+        """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""
+        chain = self.resolve(summary.model, caller)
+        if not chain.is_open:
+            return chain
+        filled = self.catalog.filled(chain, summary.needs)
+        if chain.alias is not None:
+            self._report_chosen(chain.alias, chain, filled, summary.needs)
+        return filled
+
+    def _report_chosen(self, alias: str, chain: Chain, filled: Chain, needs: frozenset[str]) -> None:
+        """Reports an open entry's model the first time, and whenever it is another one."""
+        for place, (entry, now) in enumerate(zip(chain, filled, strict=True)):
+            if not entry.target.is_open or not self.config.providers[entry.target.provider].configured:
+                continue
+            key, model = (alias, place, needs), now.target.model
+            if self._chosen.get(key) == model:
+                continue
+            was, self._chosen[key] = self._chosen.get(key), model
+            event = ModelChosen(
+                alias,
+                str(entry.target),
+                None if now.target.is_open else model,
+                was if was != ANY else None,
+                tuple(sorted(needs)),
+                now.unfilled,
+            )
+            self.registry.observe(event)
 
     def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
         """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
@@ -255,7 +327,9 @@ class Generation:
         holds the next one, and they end in order.
         """
         kept = set(map(id, successor.providers.values()))
-        self._orphans = [u for u in self.providers.values() if id(u) not in kept]
+        kept |= set(map(id, successor.boxes.boxes.values()))
+        held: list[Closes] = [*self.providers.values(), *self.boxes.boxes.values()]
+        self._orphans = [each for each in held if id(each) not in kept]
         self._successor = successor
         successor.hold()
         self._settle()
@@ -271,7 +345,7 @@ class Generation:
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
-        await _close_all([*self.providers.values(), *self._orphans], self.registry.observe)
+        await _close_all([*self.providers.values(), *self.boxes.boxes.values(), *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
@@ -288,7 +362,16 @@ def _new_health(config: Config, name: str) -> Health:
     return Health(_policy(config), provider.configured, provider.max_concurrent)
 
 
-async def _close_all(providers: Iterable[Provider], observe: Observer) -> None:
+def _loads(config: Config, name: str) -> bool:
+    return config.providers[name].loads_models and config.providers[name].configured
+
+
+def _new_box(config: Config, name: str, clock: Clock, observe: Observer) -> Box:
+    provider = config.providers[name]
+    return Box(name, OllamaHost(address_of(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")
+
+
+async def _close_all(providers: Iterable[Closes], observe: Observer) -> None:
     """Closes all, however many of them fail, and reports each failure."""
     for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
         if isinstance(outcome, BaseException):

@@ -6,20 +6,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.errors import NotDoneHere, UnknownModel
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.ollama.models import VERSION, ModelRow, tagged
 from manallm_proxy.doors.ollama.request import read_object
-from manallm_proxy.gateway.body_reader import read_body
+from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.reports import find_model, model_list
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.request_fields import optional
 
 MANAGEMENT: Final = (
@@ -73,7 +73,7 @@ class OllamaAPI:
     async def _show(self, request: web.BaseRequest, _rest: str) -> web.Response:
         generation = self._generation
         caller = caller_of(request, generation)
-        asked = read_object(await read_body(request, generation.config.limits))
+        asked = await read_request(request, generation.config.limits, read_object)
         name = optional(asked, "model", str) or optional(asked, "name", str) or ""
         chain = generation.resolve(name, caller)
         row = find_model(generation, name or chain.alias or "", caller)

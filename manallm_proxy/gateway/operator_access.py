@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from aiohttp import web
 from attrs import define
 
-from manallm_proxy.config.model import is_loopback
+from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.errors import AdminOnly, OriginNotAllowed
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 
 _PORT: Final = re.compile(r":[0-9]*$")
 ELSEWHERE: Final = (

@@ -6,7 +6,6 @@ import contextlib
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.errors import Overloaded, ProxyError, ShuttingDown, UnknownRequest
@@ -17,6 +16,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import StatusPage
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.event_stream import Frames, send_events
 from manallm_proxy.observe.live_feed import LiveFeed, Reader
 from manallm_proxy.observe.request_log import RequestLog

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.door import Door
@@ -14,6 +13,7 @@ from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 
 
 @define(eq=False)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from aiohttp import web
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
@@ -14,6 +13,7 @@ from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey,
 from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.openai.json_object import encode
 
 ErrorBody = Callable[[ProxyError], bytes]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.openai.models import model_object
+from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.residency import Residency
+
+SLOW: Final = "degraded_cpu"
+"""The status of a model that is half on the CPU."""
 
 
 def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:
@@ -25,7 +32,7 @@ def model_list(generation: Generation, caller: Caller | None = None) -> list[dic
         if health.is_usable(now):
             listed = generation.catalog.models(provider)
             rows += [model_object(f"{provider}/{model.id}", model.created, provider) for model in listed]
-    return rows if caller is None else [row for row in rows if caller.may_use(row["id"])]
+    return rows if caller is None else [row for row in rows if generation.may_use(caller, row["id"])]
 
 
 def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:
@@ -51,11 +58,20 @@ def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str
     """``GET /v1/aliases``, of those that a `caller` may use."""
     config = generation.config
     rows = [
-        {"name": name, "description": chain.description, "chain": [str(entry.target) for entry in chain]}
+        _alias(generation, name, chain)
         for name, chain in config.aliases.items()
         if caller is None or caller.may_use(name)
     ]
     return {"default": config.default if config.default in [row["name"] for row in rows] else None, "aliases": rows}
+
+
+def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
+    """``chosen``, where the chain has open entries: place by place the target as of now, null where nothing fits."""
+    row: dict[str, Any] = {"name": name, "description": chain.description, "chain": [str(e.target) for e in chain]}
+    if chain.is_open:
+        filled = generation.catalog.filled(chain, needs_of(name))
+        row["chosen"] = [None if entry.target.is_open else str(entry.target) for entry in filled]
+    return row
 
 
 def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:
@@ -63,9 +79,9 @@ def health_report(generation: Generation) -> tuple[bool, dict[str, Any]]:
     now = generation.registry.clock()
     providers = generation.registry.providers
     usable = [health.is_usable(now) for health in providers.values() if health.configured]
-    words = {health.status(now) for health in providers.values() if health.configured}
-    status = "unhealthy" if not any(usable) else "healthy" if words == {"healthy"} else "degraded"
     rows = {name: _provider(generation, name, health, now) for name, health in providers.items()}
+    words = {rows[name]["status"] for name, health in providers.items() if health.configured}
+    status = "unhealthy" if not any(usable) else "healthy" if words == {"healthy"} else "degraded"
     return any(usable), {"status": status, "providers": rows}
 
 
@@ -75,9 +91,39 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
     targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
+    if (box := generation.boxes.boxes.get(name)) is not None:
+        _add_residents(targets, _entries(generation, name), box.residency, now)
+        if row["status"] == "healthy" and any(target["status"] == SLOW for target in targets.values()):
+            row["status"] = "degraded"
     if targets:
         row["targets"] = targets
     return row
+
+
+def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
+    """By model: how each target of `provider` is asked for."""
+    config = generation.config
+    entries = (*itertools.chain.from_iterable(each.entries for each in config.aliases.values()), *config.warm)
+    return {entry.target.model: entry for entry in entries if entry.target.provider == provider}
+
+
+def _add_residents(
+    rows: dict[str, dict[str, Any]], entries: dict[str, Entry], residency: Residency, now: float
+) -> None:
+    """What is loaded of a server that loads on demand: its targets, and what else is there."""
+    residents = residency.residents or {}
+    known = set(map(ollama_name, entries))
+    others = [each.name for name, each in residents.items() if name not in known]
+    for model in (*entries, *others):
+        row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
+        resident = residents.get(ollama_name(model))
+        entry = entries.get(model)
+        row["loaded"] = residency.is_loaded(entry, now) if entry is not None else True
+        row["loading"] = ollama_name(model) in residency.loads
+        for name in ("context_length", "size", "size_vram"):
+            row[name] = getattr(resident, name, None) if resident is not None and resident.size else None
+        if residency.on_cpu(model) is not None and row["status"] in ("healthy", "degraded"):
+            row["status"] = SLOW
 
 
 def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:

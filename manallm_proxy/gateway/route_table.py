@@ -11,8 +11,9 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
 from attrs import define, field, frozen
+
+from manallm_proxy.http_server import web
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 """Takes the request and the rest of its path: what stands for ``{id}``, empty where the route has none."""

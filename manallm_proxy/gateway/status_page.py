@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
 from attrs import define, field
 
 from manallm_proxy.contract.errors import UnknownRoute
 from manallm_proxy.gateway.operator_access import OperatorAccess
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import RouteTable
+from manallm_proxy.http_server import web
 
 FOLDER: Final = Path(__file__).with_name("page")
 HEADERS: Final = {

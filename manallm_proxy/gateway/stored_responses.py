@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aiohttp import web
 from attrs import define
 
 from manallm_proxy.contract.errors import InvalidRequest
@@ -12,6 +11,7 @@ from manallm_proxy.doors.responses.stored_view import Page, input_view, response
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 
 
 @define(eq=False)

@@ -1,9 +1,9 @@
-"""All names of aiohttp's client that are private or undocumented, checked at import. Written for aiohttp 3.14.
+"""The private or undocumented names of aiohttp's client that we use, checked at import. Written for aiohttp 3.14.
 
-1. ``BaseConnector._get`` hands out a pooled connection although an answer to no request waits in it: aiohttp 3.14.5
-   asks ``ResponseHandler.should_close`` when a connection returns to the pool (``_release``), not when it leaves, and
-   then takes those bytes for the answer to the next request, which is another client's. `Connector` asks again.
-2. ``StreamReader.set_exception`` wakes a reader. Nothing else does after a broken chunk: the parser forgets its
+1. ``BaseConnector._get`` hands out a pooled connection even if an unsolicited response waits in it: aiohttp 3.14.5
+   checks ``ResponseHandler.should_close`` when a connection returns to the pool (``_release``), not when it leaves,
+   and takes those bytes for the response to the next request, which is another client's. `Connector` checks again.
+2. ``StreamReader.set_exception`` wakes a reader. Nothing else does after a broken chunk: the parser drops its
    payload and ``sock_read`` is cancelled (client_proto.py: ResponseHandler.data_received).
 3. ``http_exceptions.HttpProcessingError`` is what the pure Python parser raises; it is not a ``ClientError``.
 """
@@ -37,7 +37,7 @@ def fail_reader(response: aiohttp.ClientResponse, error: Exception) -> None:
 
 
 def check() -> None:
-    """Raises ImportError if aiohttp lacks one of these names, or calls it differently."""
+    """Raises ImportError if aiohttp lacks one of these names, or its parameters differ."""
     for owner, name, parameters in (
         (aiohttp.BaseConnector, "_get", ["self", "key", "traces"]),
         (aiohttp.BaseConnector, "_release", None),

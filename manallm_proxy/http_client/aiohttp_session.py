@@ -56,7 +56,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
 
 @define(eq=False)
 class Session:
-    """A pool, and new connections for requests whose pooled connection was dead."""
+    """A connection pool, and an unpooled session for requests whose pooled connection was dead."""
 
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
@@ -73,8 +73,8 @@ class Session:
     ) -> aiohttp.ClientResponse:
         """Returns when status and headers have arrived. Raises aiohttp's own errors.
 
-        `connect`: max seconds for look-up, TCP and TLS. `data`: a callable if the body can only be read once, since
-        it may be sent twice; see `api.Connections.request`.
+        `connect`: max seconds for DNS lookup, TCP and TLS. `data`: the body, or a callable that makes it if it can
+        only be read once, since it may be sent twice; see `api.Connections.request`.
         """
         reuse = _Reuse()
         arguments: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Session:
         return await self._fresh.request(method, url, data=body(), **arguments)
 
     async def close(self) -> None:
-        """Closes all connections, also those in use. Raises an ExceptionGroup of what failed, once all was tried."""
+        """Closes all connections, including those in use. Raises ExceptionGroup of failures after trying them all."""
         self.closed = True
         sessions = [session for session in (self._pool, self._fresh) if session is not None]
         outcomes = await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
@@ -106,7 +106,7 @@ class Session:
 
 @define(eq=False)
 class SessionResponse:
-    """See `api.Response`. `on_chunk` is never called: aiohttp has woken the task by then anyway."""
+    """See `api.Response`. `on_chunk` is never called: aiohttp wakes the reading task for each chunk anyway."""
 
     _name: str
     _response: aiohttp.ClientResponse = field(repr=False)
@@ -204,5 +204,5 @@ class SessionConnections:
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:
-    """A file above 1 MiB: aiohttp writes it in parts and lets other tasks run in between. It warns of large bytes."""
+    """A file object above 1 MiB: aiohttp writes it in parts, yielding in between; for large bytes it warns."""
     return body if len(body) <= 2**20 else io.BytesIO(body)

@@ -19,30 +19,30 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.provider_errors import ProviderError
 
 KEEP_ALIVE_TIMEOUT: Final = 4.0
-"""Seconds that an idle connection is kept. uvicorn (vLLM, SGLang) closes after 5 (its ``timeout_keep_alive``)."""
+"""Seconds an idle connection is kept: below the 5 of uvicorn's ``timeout_keep_alive`` (vLLM, SGLang)."""
 TAIL_TIMEOUT: Final = 1.0
-"""Seconds for a provider to end its body after ``[DONE]``, so that the connection can be used again."""
+"""Seconds for a provider to end its body after ``[DONE]``, so that the connection can be reused."""
 HEAD_LIMIT: Final = 64 * 1024
-"""Bytes of one header line, and of a whole head where it is ours to count."""
+"""Max bytes of one header line, and of a whole head where we parse it ourselves."""
 SECRET_MIN_LENGTH: Final = 8
-"""Characters from which a key or a header's value is taken for a secret; shorter ones are flags, versions, words."""
+"""Min characters of a key or header value that counts as a secret; shorter ones are flags, versions, words."""
 PLACEHOLDERS: Final = frozenset(
     {"lm-studio", "no-key-required", "not-needed", "not-required", "placeholder", "sk-no-key-required", "your-api-key"}
 )
-"""Longer ones, in lower case, that people give to servers which want none (``ollama``, ``EMPTY``: shorter anyway)."""
+"""Lower-case dummy keys, for servers that need none, that reach this length (``ollama`` and ``EMPTY`` do not)."""
 PASSWORD_MIN_LENGTH: Final = 4
-"""The same of a password, which is certain to be one."""
+"""Min characters of a password; it is lower because a password is certainly secret."""
 _HOLDS_SECRETS: Final = re.compile(r"auth|key|token|secret|cookie|password|credential", re.IGNORECASE)
-"""Headers whose parts are secrets too; in any other, such as ``X-Title``, a part is a plain word."""
+"""Names of headers whose parts are secrets too; in any other, such as ``X-Title``, a part is a plain word."""
 
 OnChunk = Callable[[bytes], bool]
 """Called with each body chunk in the reader callback; returns True if it consumed the chunk."""
 
 
 def secrets_of(api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What to cut out of a provider's words before anyone reads them: the key, and our own headers, whole and by parts.
+    """What to redact from a provider's messages: the key, and the values of configured headers, whole and in parts.
 
-    Not what is no secret: cutting ``ollama`` or ``1`` out would spoil messages and hide nothing.
+    Non-secrets are left out: redacting ``ollama`` or ``1`` would garble messages and hide nothing.
     """
     held = {api_key} if api_key and _is_secret(api_key) else set()
     for name, value in headers.items():
@@ -58,7 +58,7 @@ def _is_secret(value: str) -> bool:
 
 
 def _parts(value: str) -> Iterator[str]:
-    """The token of ``Bearer T``, the values of ``a=T; b=T``, user and password of Basic."""
+    """The token of ``Bearer T``, the values of ``a=T; b=T``, the user and password of ``Basic``."""
     for word in re.split(r"[\s,;]+", value):
         for part in (word, word.partition("=")[2].strip('"')):
             if len(part) >= SECRET_MIN_LENGTH:
@@ -75,7 +75,7 @@ def _parts(value: str) -> Iterator[str]:
 
 @frozen
 class Address:
-    """Where a provider is, and how to reach it. Fields that may contain a key stay out of ``repr``."""
+    """A provider's base URL and how to reach it. Fields that may contain a key stay out of ``repr``."""
 
     name: str
     base_url: str
@@ -84,7 +84,7 @@ class Address:
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
     key_header: str | None = field(default=None, repr=False)
-    """The header that holds the bare key; None: ``Authorization`` holds it, as a bearer's."""
+    """The header that holds the bare key; None: ``Authorization: Bearer``."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ class Address:
         return secrets_of(self.api_key, self.headers)
 
     def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
-        """The headers of each request. Nothing of the client's passes but the request id; configured headers win."""
+        """The headers of each request. Of the client's, only the request id passes; configured headers win."""
         headers = CIMultiDict(
             {
                 "User-Agent": f"manallm-proxy/{__version__}",
@@ -112,7 +112,7 @@ class Address:
 
 
 class Response(Protocol):
-    """One answer, of which status and headers have arrived. Waiting methods raise ProviderError if the peer fails."""
+    """One response whose status and headers have arrived. Waiting methods raise ProviderError if the peer fails."""
 
     @property
     def status(self) -> int:
@@ -124,7 +124,7 @@ class Response(Protocol):
 
     @property
     def silent_since(self) -> float | None:
-        """Loop time of the last byte, or of the beginning of the wait for it; None if no read is waiting."""
+        """Loop time since when a pending read has received nothing; None if no read is pending."""
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
         """The next chunk not consumed by `on_chunk`; ``b""`` at EOF. Raises TimeoutError at loop time `until`."""
@@ -133,10 +133,10 @@ class Response(Protocol):
         """Makes the pending or next read raise `error`."""
 
     def release(self) -> None:
-        """Drops the rest of the body. The connection can be used again if the body ends within TAIL_TIMEOUT."""
+        """Drops the rest of the body. The connection can be reused if the body ends within TAIL_TIMEOUT."""
 
     def close(self) -> None:
-        """Closes the connection, unless the body has ended. May be repeated, and called after `release`."""
+        """Closes the connection, unless it has gone back to the pool. May be repeated, and called after `release`."""
 
 
 class Connections(Protocol):
@@ -159,21 +159,21 @@ class Connections(Protocol):
     ) -> Response:
         """Requests `path` below the base URL; returns when status and headers have arrived.
 
-        `connect`: max seconds for look-up, TCP and TLS. `content_type` None: `body` is JSON.
+        `connect`: max seconds for DNS lookup, TCP and TLS. `content_type` None: `body` is JSON.
 
-        Raises TimeoutError at loop time `until`.
+        Raises TimeoutError at loop time `until`, ProviderError if the attempt fails.
 
-        If a pooled connection turns out to be dead, the request is sent once more over a new one. Never more often:
-        a provider that reads a request and then closes has started to work on it. Redirects are not followed, since
-        they would send key and prompt to another host.
+        If a pooled connection turns out to be dead, the request is sent once more over a new one. There is no other
+        retry: a provider that reads a request and then closes may have started to work on it. Redirects are not
+        followed, since they would send key and prompt to another host.
         """
 
     async def close(self) -> None:
-        """Closes all connections, also those in use. Raises an ExceptionGroup of failures, after all were tried."""
+        """Closes all connections, including those in use. Raises ExceptionGroup of failures after trying them all."""
 
 
 def new_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket that notices within 30 s if a peer loses power in mid-stream (tcp(7))."""
+    """A socket that notices within 30 s if the peer loses power mid-stream (tcp(7))."""
     family, kind, proto = address[:3]
     new = socket.socket(family, kind, proto)
     new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

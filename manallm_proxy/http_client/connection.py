@@ -1,8 +1,8 @@
-"""One HTTP/1.1 connection to a provider: one request and its answer at a time.
+"""One HTTP/1.1 connection to a provider: one request and its response at a time.
 
-httptools (llhttp, in C) parses strictly; what it refuses is the provider's failure. Body bytes are pushed: `on_chunk`
-gets them in the very call in which they arrive, and the reading task is woken only if it does not consume them.
-Above `READ_HIGH_WATER` unread bytes the socket is not read.
+httptools (llhttp, in C) parses strictly; what it rejects is the provider's failure. Body bytes are pushed: `on_chunk`
+gets them in the callback in which they arrive, and the reading task is woken only if it does not consume them.
+Above `READ_HIGH_WATER` unread bytes, reading from the socket pauses.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
 from manallm_proxy.http_client.response import Response
 
 COALESCE_LIMIT: Final = 16 * 1024
-"""Bytes of a request body up to which head and body leave in one write; copying more costs more than a second write."""
+"""Max bytes of a request body that is sent in one write with the head; copying more costs more than a second write."""
 
 
 class Keeper(Protocol):
     """The pool, as its connections see it."""
 
     def keep(self, connection: Connection) -> None:
-        """It is free for another request."""
+        """`connection` is free for another request."""
 
     def lost(self, connection: Connection) -> None:
-        """It is closed."""
+        """`connection` is closed."""
 
     def watch(self, deadline: float) -> None:
-        """`Connection.expire` is to be called at loop time `deadline`."""
+        """Schedules a call of `Connection.expire` at loop time `deadline`."""
 
 
 class Connection(asyncio.Protocol):
@@ -40,7 +40,7 @@ class Connection(asyncio.Protocol):
         self.name = name
         self.loop = loop
         self.has_answer = False
-        """Bytes of the answer to the current request have arrived."""
+        """Bytes of the response to the current request have arrived."""
         self.paused = False
         self.open = True
         self._keeper = keeper
@@ -48,19 +48,19 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._framed = False
-        """The head says where the body ends."""
+        """The head has ``Content-Length`` or ``Transfer-Encoding``; otherwise the body ends with the connection."""
         self._refused = False
-        """The answer breaks one of our rules."""
+        """The response breaks one of our rules."""
         self._reusable = False
         self._surplus = False
-        """A second answer has begun."""
+        """A second response has begun."""
         self._overhead = 0
-        """Bytes since the last body byte: of a head, a trailer or chunk extensions."""
+        """Bytes received since the last body byte: of a head, a trailer or chunk extensions."""
         self._head_size = 0
         self._drain_timer: asyncio.TimerHandle | None = None
 
     def send(self, head: bytes, body: bytes) -> Response:
-        """Sends a request. The previous answer must be complete."""
+        """Sends a request. The previous response must be complete."""
         assert self._transport is not None
         assert self._response is None
         self._response = Response(self)
@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
         self._keeper.watch(deadline)
 
     def drain_later(self) -> None:
-        """Closes the connection unless the answer ends within TAIL_TIMEOUT."""
+        """Closes the connection unless the response ends within TAIL_TIMEOUT."""
         self._drain_timer = self.loop.call_later(TAIL_TIMEOUT, self.abort)
 
     def expire(self, now: float) -> float | None:
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         response = self._response
-        if response is None or self._parser is None:  # there is no request
+        if response is None or self._parser is None:  # unsolicited bytes
             self.abort()
             return
         self.has_answer = True
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break(response)
             return
-        if self._refused or self._overhead > HEAD_LIMIT:  # of a head, a trailer or chunk extensions
+        if self._refused or self._overhead > HEAD_LIMIT:
             self._break(response)
             return
         if self._response is response:
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
 
     def _break(self, response: Response) -> None:
         if response.ended:
-            self._reusable = False  # a complete answer, then garbage
+            self._reusable = False  # a complete response, then garbage
             response.deliver(self.loop.time())
         else:
             response.fail(self.malformed())
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._response is None or self._response.ended:
-            self._surplus, self._reusable = True, False  # an answer without a request
+            self._surplus, self._reusable = True, False  # a response without a request
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         response = self._response
         if response is None or response.ended or response.head_in:
             return  # a trailer
-        value = value.strip(b" \t")  # llhttp leaves the blanks after a value, which are no part of it (RFC 9110, 5.5)
+        value = value.strip(b" \t")  # llhttp keeps trailing blanks, which are not part of the value (RFC 9110, 5.5)
         response.lines.append((name, value))
         lowered = name.lower()
         if lowered == b"content-length":

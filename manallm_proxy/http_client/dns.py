@@ -1,8 +1,8 @@
 """Looks up host names, each in a thread of its own.
 
 ``loop.getaddrinfo`` uses the default executor, which has ``min(32, cpus + 4)`` threads (CPython,
-concurrent/futures/thread.py): a few names whose DNS server does not answer would block the look-ups of all other
-providers. The threads are daemons, so that a pending look-up does not delay the end of the process.
+concurrent/futures/thread.py): a few names whose DNS server does not answer would block the lookups of all other
+providers. The threads are daemons, so that a pending lookup does not delay process exit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 
 async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Sequence[AddrInfo]:
-    """The result of ``getaddrinfo``. Raises OSError if there is none. The thread ends with the system's resolver."""
+    """The result of ``getaddrinfo``. Raises OSError if it fails. Cancelling does not stop the thread."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
 
@@ -46,7 +46,7 @@ async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Seque
 
 
 class Resolver(AbstractResolver):
-    """`look_up` behind aiohttp's interface."""
+    """`look_up` as aiohttp's resolver."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -1,7 +1,7 @@
 """Maps what the transport raises to our errors, here and nowhere else.
 
-aiohttp's classes were observed with 3.14.5, one raw socket server per fault; tests/test_client.py and
-tests/faults/test_connect.py have them.
+Which class aiohttp raises for which fault was observed with 3.14.5 and one raw socket server per fault; see
+tests/test_client.py and tests/faults/test_connect.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from manallm_proxy.http_client.aiohttp_internals import HttpProcessingError
 ERRORS = (aiohttp.ClientError, TimeoutError, OSError, HttpProcessingError)
 """All that a request through aiohttp raises if the network or the peer fails."""
 
-_WORDS = {
+_ERRNO_DETAILS = {
     errno.ECONNREFUSED: "refused",
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
@@ -34,7 +34,7 @@ _WORDS = {
 
 
 def transport_error(error: BaseException, name: str) -> ProviderError | None:
-    """Our error for `error` of an attempt at provider `name`, or None if it is not one of the transport's.
+    """Our error for `error`, raised by an attempt at provider `name`; None if it is not one of the transport's.
 
     Only the class counts: texts may contain raw response headers, and ``ClientResponseError.status`` is 400 for
     malformed answers, which is not the provider's status.
@@ -67,7 +67,7 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
 
 
 def connect_error(error: BaseException, name: str) -> ConnectFailed:
-    """Our error for `error` of connecting to provider `name`."""
+    """Our error for `error`, raised by connecting to provider `name`."""
     match error:
         case socket.gaierror():
             return ConnectFailed(f"{name}: its host name cannot be looked up", detail="dns")
@@ -77,14 +77,14 @@ def connect_error(error: BaseException, name: str) -> ConnectFailed:
         case ssl.SSLError():
             return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
         case _:
-            detail = _WORDS.get(getattr(error, "errno", None) or 0, "failed")
+            detail = _ERRNO_DETAILS.get(getattr(error, "errno", None) or 0, "failed")
             return ConnectFailed(f"{name}: connection {detail}", detail=detail)
 
 
 def was_stale(error: BaseException) -> bool:
-    """Whether `error` means that a pooled connection was dead before the first byte of an answer."""
+    """Whether `error` means that a pooled connection was dead before the first byte of a response."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return isinstance(error.message, str)  # otherwise it is the beginning of a raw head
+        return isinstance(error.message, str)  # otherwise it is a partly parsed response head
     return isinstance(error, OSError) and not isinstance(error, aiohttp.ClientConnectorError | TimeoutError)
 
 

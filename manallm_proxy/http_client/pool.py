@@ -22,7 +22,7 @@ from manallm_proxy.http_client.errors import connect_error
 from manallm_proxy.http_client.response import Response
 
 DNS_TTL: Final = 60.0
-"""Seconds that addresses of a look-up are used for new connections, unless a connection fails."""
+"""Seconds that looked-up addresses are used for new connections, unless connecting fails."""
 HAPPY_EYEBALLS_DELAY: Final = 0.25
 """Seconds until the host's next address is tried in parallel (RFC 8305, section 5)."""
 
@@ -38,16 +38,16 @@ class Pool:
     _fixed_lines: bytes = field(init=False, repr=False)
     """Header lines that every request has, and the blank line after them."""
     _json: str = field(init=False)
-    """The ``Content-Type`` of a body that is JSON, as our headers have it."""
+    """The ``Content-Type`` of a JSON body; configured headers may replace it."""
     _sends_request_id: bool = field(init=False)
     """The configuration does not set ``X-Request-Id`` itself."""
     _tls: ssl.SSLContext | None = field(init=False, repr=False)
     _free: dict[Connection, float] = field(factory=dict, repr=False)
-    """Idle connections with the loop time since when, the longest idle first."""
+    """Idle connections with the loop time at which each became idle, the longest idle first."""
     _open: set[Connection] = field(factory=set, repr=False)
     """All connections, idle or not."""
     _resolved: tuple[float, Sequence[AddrInfo]] | None = field(default=None, repr=False)
-    """Loop time of the last look-up, and its addresses."""
+    """Loop time of the last lookup, and its addresses."""
     _lookup: asyncio.Task[Sequence[AddrInfo]] | None = field(default=None, repr=False)
     _sweep_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     _deadline_timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -138,7 +138,7 @@ class Pool:
         return response
 
     def _most_recent(self) -> Connection | None:
-        """The connection that was used last, which is the most likely to be alive."""
+        """The most recently used connection, which is the most likely to be alive; None if none is usable."""
         while self._free:
             connection, since = self._free.popitem()
             if connection.open and connection.loop.time() - since < KEEP_ALIVE_TIMEOUT:
@@ -213,7 +213,7 @@ class Pool:
         return connection
 
     async def _addresses(self, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfo]:
-        """The host's addresses. Concurrent callers share one look-up."""
+        """The host's addresses. Concurrent callers share one lookup. Raises OSError if it fails."""
         if self._resolved is not None and loop.time() - self._resolved[0] < DNS_TTL:
             return self._resolved[1]
         host, port = self._url.raw_host or "", self._url.port or 80

@@ -1,4 +1,4 @@
-"""The answer to one request over a connection: its head, and its body as it arrives."""
+"""The response to one request over a connection: its head, and its body as it arrives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from manallm_proxy.http_client.api import OnChunk
 
 READ_HIGH_WATER: Final = 64 * 1024
 """Read high-water mark in bytes: above it the socket is not read until the body is."""
-INFLATE_LIMIT: Final = 1024 * 1024
+INFLATE_LIMIT: Final = 256 * 1024
 """Max bytes that one `Response.read` returns of a compressed body, so that the reader can count a zip bomb."""
 _IDENTITY: Final = frozenset({b"", b"identity", b"none"})
-"""``none`` is no coding that there is, but a common way to keep others from compressing an event stream."""
+"""``none`` is not a registered coding, but servers send it to keep others from compressing an event stream."""
 _WINDOW_BITS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": zlib.MAX_WBITS}
 
 
@@ -30,20 +30,20 @@ class Owner(Protocol):
 
     @property
     def paused(self) -> bool:
-        """Whether the socket is not read."""
+        """Whether reading from the socket is paused."""
 
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
 
     def watch(self, deadline: float) -> None:
-        """`Response.expire` is to be called at loop time `deadline`."""
+        """Schedules a call of `Response.expire` at loop time `deadline`."""
 
     def complete(self, response: Response) -> None:
-        """`response` has ended and was released."""
+        """`response` has ended and is no longer wanted."""
 
     def abandon(self, response: Response) -> None:
-        """`response` was closed before its end."""
+        """`response` was closed."""
 
     def drain_later(self) -> None:
         """The response was released before its end."""
@@ -66,14 +66,14 @@ class Response:
     """The value of ``Content-Encoding``."""
     _headers: CIMultiDict[str] | None = field(default=None, repr=False)
     _chunks: list[bytes] = field(factory=list, repr=False)
-    """Body bytes that were not read yet."""
+    """Body bytes that have not been read yet, as they arrived."""
     _size: int = 0
     """Bytes in ``_chunks``."""
     _error: BaseException | None = None
     _waiter: asyncio.Future[None] | None = None
     _on_chunk: OnChunk | None = None
     _refused: bytes | None = field(default=None, repr=False)
-    """The chunk that `on_chunk` did not consume. The next read returns it alone."""
+    """The chunk that `on_chunk` did not consume. `read` returns it on its own."""
     _deadline: float | None = None
     _wanted: bool = True
     """False after `release` and `close`: the rest of the body is dropped."""
@@ -88,7 +88,10 @@ class Response:
         return self._headers
 
     async def head(self, until: float | None) -> None:
-        """Waits for status and headers. Raises TimeoutError at loop time `until`."""
+        """Waits for status and headers.
+
+        Raises TimeoutError at loop time `until`, BadResponse if the content coding is unknown.
+        """
         while not self.head_in:
             if self._error is not None:
                 raise self._error
@@ -105,6 +108,8 @@ class Response:
                 data, self._refused = self._refused, None
                 return data
             if self._chunks:
+                if self._inflater is not None:  # a bomb is as many reads as it has pieces
+                    await asyncio.sleep(0)
                 data = self._next()
                 if data or self._inflater is None:
                     return data
@@ -120,7 +125,7 @@ class Response:
             await self._wait(on_chunk if self._inflater is None else None, until)
 
     def expire(self, now: float) -> float | None:
-        """Ends the pending wait with TimeoutError if its deadline is over. Returns the deadline if it is not."""
+        """Fails the pending wait with TimeoutError if its deadline has passed, else returns that deadline."""
         if self._waiter is None or self._deadline is None or self._waiter.done():
             return None
         if self._deadline > now:
@@ -155,14 +160,14 @@ class Response:
             self._size += len(chunk)
 
     def deliver(self, now: float) -> None:
-        """Passes what has arrived to `on_chunk`, or wakes the reader."""
+        """Passes what has arrived to `on_chunk`, or wakes the reader. `now`: loop time."""
         if not self.head_in and self._error is None:
             return
         if self._on_chunk is not None and self._chunks:
             data = self._next()
             try:
                 consumed = self._on_chunk(data)
-            except BaseException as error:  # a bug of the caller's: it must reach the reader, not the event loop
+            except BaseException as error:  # a bug in the callback: it must reach the reader, not the event loop
                 self._error = error
             else:
                 self._refused = None if consumed else data

@@ -1,7 +1,7 @@
-"""The private names of aiohttp's server that we touch, all of them, each checked when this is imported.
+"""The private names of aiohttp's server that we use, each checked at import.
 
-aiohttp may rename any of them in any release. Then the import fails with the name and the version, instead of a
-request failing in the night; ``tests/test_aiohttp_internals.py`` shows that each still has its effect.
+aiohttp may rename any of them in any release. Then the import fails with the name and the version, rather than a
+request in production; ``tests/test_server_internals.py`` shows that each still has its effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
-"""The message of the BadHttpMessage that aiohttp's parsers raise for it: there is no class for this."""
+"""The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
 
 
 def _check() -> None:
@@ -32,7 +32,7 @@ def _check() -> None:
 
 
 def _has_name(owner: type, name: str) -> bool:
-    """A method, a class attribute, a slot, or an attribute that ``__init__`` sets."""
+    """Whether `name` is a method, a class attribute, a slot, or an attribute that ``__init__`` sets."""
     code = getattr(vars(owner).get("__init__"), "__code__", None)
     return hasattr(owner, name) or (code is not None and name in code.co_names)
 
@@ -41,12 +41,12 @@ _check()
 
 
 def version_of(request: web.BaseRequest) -> HttpVersion:
-    """``request.version``, without its being kept: `speak_http11` may still change it."""
+    """``request.version``, without caching it as that property does: `speak_http11` may still change it."""
     return request._version
 
 
 def speak_http11(request: web.BaseRequest) -> None:
-    """The answer is written as HTTP/1.1, whatever the request said: aiohttp would answer HTTP/0.9 in its own way."""
+    """Makes the answer HTTP/1.1, whatever the request said: aiohttp would answer HTTP/0.9 in its own way."""
     request._version = HttpVersion11
 
 
@@ -56,36 +56,36 @@ def is_answered(request: web.BaseRequest) -> bool:
 
 
 def mark_answered(request: web.BaseRequest, size: int) -> None:
-    """Notes `size` bytes of an answer that was written past aiohttp's writer: no other answer may follow."""
+    """Counts `size` bytes of an answer that bypassed aiohttp's writer, so that aiohttp sends no other."""
     request.writer.output_size += size
 
 
 def mark_sent(response: web.StreamResponse, keep_alive: bool) -> None:
-    """aiohttp finds `response` sent when the handler returns it, and keeps the connection or not."""
+    """Marks `response` as sent, so that aiohttp writes nothing more for it; `keep_alive`: the connection stays open."""
     response._eof_sent = True
     response._keep_alive = keep_alive
 
 
 def requests_begun(connection: RequestHandler) -> int:
-    """Requests whose head has come over `connection`."""
+    """The number of requests whose head has arrived over `connection`."""
     return connection._request_count
 
 
 def is_handling(connection: RequestHandler) -> bool:
-    """Whether a request of `connection` is being handled, or waits for it."""
+    """Whether a request of `connection` is being handled or is queued."""
     return connection._current_request is not None or bool(connection._messages)
 
 
 def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:
-    """The body of the last request that has come and is not being handled yet."""
+    """The body of the last queued request; None if none is queued."""
     return connection._messages[-1][1] if connection._messages else None
 
 
 def is_too_long(error: BaseException | None) -> bool:
-    """Whether a request was refused for the length of its line or of a header."""
+    """Whether a request was refused because its request line or a header is too long."""
     return isinstance(error, LineTooLong)
 
 
 def has_too_many_headers(error: BaseException | None) -> bool:
-    """Whether a request was refused for the number of its headers."""
+    """Whether a request was refused because it has too many headers."""
     return isinstance(error, BadHttpMessage) and error.message == TOO_MANY_HEADERS

@@ -1,9 +1,9 @@
 """aiohttp's low-level server as a proxy needs it.
 
-Parser errors never reach a handler: aiohttp answers and logs them itself, with the offending line in both, be it
-``Authorization: Bearer ...`` (aiohttp 3.14, ``RequestHandler.handle_error``). And its parser accepts what two
-servers may read in two ways: HTTP/0.9, and transfer codings that are not plainly ``chunked``. So both are refused
-here, in the words of the caller's choice and without repeating what was sent.
+Parser errors never reach a handler: aiohttp answers and logs them itself, with the offending line in both, even if
+it is ``Authorization: Bearer ...`` (aiohttp 3.14, ``RequestHandler.handle_error``). And its parser accepts what two
+servers may parse differently: HTTP/0.9, and transfer codings other than plain ``chunked``. Here both get the error
+body that `Refusal` makes, and nothing that was sent is repeated.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from manallm_proxy.contract.errors import (
 from manallm_proxy.http_server import aiohttp_internals as internals
 
 KEEP_ALIVE: Final = 75.0
-"""Seconds an idle connection stays open, above nginx's 60 s: nginx does not repeat a POST that it has sent."""
+"""Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
 HEADER_LIMIT: Final = 100
-"""Header lines that a request may have."""
+"""Max header lines of a request."""
 HEAD_FACTOR: Final = 4
-"""A whole head may have so many times the bytes that one of its lines may have."""
+"""Max bytes of a whole head, as a multiple of the max bytes of one line."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -39,7 +39,7 @@ Refusal = Callable[[ProxyError], tuple[str, bytes]]
 
 
 def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
-    """The error for a request that two parsers could read differently, or that is not for us; else None."""
+    """The error for a request that two parsers could read differently, or that is not supported; else None."""
     version, headers = internals.version_of(request), request.headers
     if version != HttpVersion11 and version != HttpVersion10:
         return InvalidRequest("speak HTTP/1.1")
@@ -55,13 +55,13 @@ def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
 
 
 def ask_for_body(request: web.BaseRequest) -> None:
-    """Answers ``Expect: 100-continue``: the client may send its body now."""
+    """Sends ``100 Continue`` if the client waits for it before sending its body."""
     if "Expect" in request.headers and request.transport is not None and not internals.is_answered(request):
         request.transport.write(CONTINUE)
 
 
 class _Connection(RequestHandler):
-    """One connection. A request's head has limits of time and size: a slow client must not hold a place."""
+    """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
     __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_payload", "_refusal", "_timer")
 
@@ -71,7 +71,7 @@ class _Connection(RequestHandler):
         self._head_limit = HEAD_FACTOR * self.max_line_size
         self._timer: asyncio.TimerHandle | None = None
         self._head_size = 0
-        """Bytes of a head that has begun."""
+        """Bytes received of a head that is not complete."""
         self._payload: StreamReader = EMPTY_PAYLOAD
         """The body of the last request whose head was complete."""
 
@@ -107,7 +107,7 @@ class _Connection(RequestHandler):
             self._timer = None
 
     def _refuse_long_head(self, data: bytes) -> bool:
-        """Whether `data` brings a head over its limit; then the connection ends."""
+        """Whether `data` makes the head exceed its limit; then the connection is closed."""
         end = data.find(b"\r\n\r\n")
         if self._head_size + (len(data) if end < 0 else end) <= self._head_limit:
             return False
@@ -125,7 +125,7 @@ class _Connection(RequestHandler):
             self.force_close()
 
     def _end_with(self, error: ProxyError) -> None:
-        """Writes an error and closes, when no handler is active; only closes while an answer is on its way."""
+        """Closes the connection, after writing `error` unless a handler is active, whose answer it would corrupt."""
         transport = self.transport
         if transport is not None and not internals.is_handling(self):
             id_, body = self._refusal(error)
@@ -137,7 +137,7 @@ class _Connection(RequestHandler):
         self.force_close()
 
     def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.Response:
-        """The connection's last answer."""
+        """The answer for `error`, after which the connection is closed."""
         id_, body = self._refusal(error)
         headers = {"Server": "manallm-proxy", "X-Request-Id": id_}
         response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
@@ -152,7 +152,10 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What is sent where no handler could answer; always the connection's last answer."""
+        """The answer where no handler could give one; the connection is closed after it.
+
+        Raises ConnectionError if an answer has begun already.
+        """
         if internals.is_answered(request):
             raise ConnectionError("an answer has begun already")
         if status >= 500:
@@ -165,9 +168,9 @@ class _Connection(RequestHandler):
 
 
 class Server(web.Server):
-    """Makes a `_Connection` for each client. It must be made while its event loop runs.
+    """Makes a `_Connection` for each client. Must be constructed in a running event loop.
 
-    `header`: bytes that one header line may have. `head_timeout`: seconds that a head may take, asked for each.
+    `header`: max bytes of one header line. `head_timeout`: returns the max seconds for a head; called for each.
     """
 
     def __init__(self, handler: Handler, *, header: int, head_timeout: Callable[[], float], refusal: Refusal) -> None:
@@ -179,11 +182,11 @@ class Server(web.Server):
             "max_field_size": header,
             "max_headers": HEADER_LIMIT,
             "auto_decompress": False,
-            "lingering_time": 1.0,  # for the rest of a body that nobody will read
+            "lingering_time": 1.0,  # seconds to drain a request body that was not read
         }
         super().__init__(
             _unambiguous(handler),
-            handler_cancellation=True,  # a client that leaves cancels its handler, which ends the upstream request
+            handler_cancellation=True,  # a client that disconnects thereby ends the upstream request too
         )
 
     def __call__(self) -> RequestHandler:
@@ -191,7 +194,7 @@ class Server(web.Server):
 
 
 def _unambiguous(handler: Handler) -> Handler:
-    """`handler`, but not for what `reject_ambiguous` refuses."""
+    """Wraps `handler`: what `reject_ambiguous` refuses does not reach it."""
 
     async def refuse(request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
         connection = request.protocol
@@ -206,13 +209,13 @@ def _unambiguous(handler: Handler) -> Handler:
 
 
 class Runner(web.ServerRunner):
-    """Holds the listening sockets of one `Server`, and ends its connections in `cleanup`."""
+    """Holds the listening sockets of one `Server`, and closes its connections in `cleanup`."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server, shutdown_timeout=1.0)
 
     def awaits_first_requests(self) -> bool:
-        """Whether a client has connected and sent no request yet."""
+        """Whether any open connection has not sent a request yet."""
         return self.server is not None and any(
             internals.requests_begun(connection) == 0 for connection in self.server.connections
         )

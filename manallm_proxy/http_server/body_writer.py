@@ -1,4 +1,4 @@
-"""A complete answer on its way to the client: in one write where that is sure to succeed, else watched."""
+"""Writes a complete answer to the client: at once if it fits the buffer, else with a write timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manallm_proxy.http_server.stream_writer import WRITE_HIGH_WATER, Progress
 
 @define
 class _Guard:
-    """From `watch` on, cuts a client that takes nothing for ``write_timeout`` seconds."""
+    """After `watch`, aborts the connection of a client that reads nothing for ``write_timeout`` seconds."""
 
     transport: asyncio.Transport
     write_timeout: float
@@ -39,10 +39,9 @@ def json_response(request: web.BaseRequest, size: int, headers: Mapping[str, str
 
 
 async def write_json(request: web.BaseRequest, response: RawResponse, body: bytes, write_timeout: float) -> None:
-    """Sends `body`. Returns when it has left our buffer, since the answer is not over before.
+    """Sends `body`. A large one returns only once it has left our buffer, since the answer is not over before.
 
-    A client that takes nothing for `write_timeout` seconds is cut, which ends this as its leaving would, by
-    ConnectionResetError.
+    Raises ConnectionResetError if the client left, or was cut off for reading nothing for `write_timeout` seconds.
     """
     transport = request.transport
     if transport is None:

@@ -1,7 +1,7 @@
-"""Answers that we write ourselves, past aiohttp's `Response` and its writer.
+"""Answers that we write ourselves, bypassing aiohttp's `Response` and its writer.
 
-aiohttp's `Response` takes 18 µs for a head and a body, a tenth of a request, because it is general. The two shapes
-here, a whole answer and a stream, are fixed. Whether the connection goes on is still aiohttp's decision.
+aiohttp's general-purpose `Response` takes 18 µs for a head and a body, a tenth of a request. The two shapes here, a
+whole answer and a stream, are fixed. Whether the connection is kept alive is still aiohttp's decision.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class RawResponse(web.StreamResponse):
-    """A 200 whose head leaves with its first bytes. ``ended``: nothing may follow.
+    """A 200 whose head is sent with its first body bytes. ``ended``: nothing may follow.
 
-    `length`: bytes of the body; None where it is not known yet. Raises ValueError if a header holds a line break.
-    ``Connection`` among the headers is ``close``.
+    `length`: bytes of the body; None if it is not known yet. If `headers` has ``Connection``, it must be ``close``.
+    Raises ValueError if a header holds a line break.
     """
 
     def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], length: int | None) -> None:
@@ -47,9 +47,9 @@ class RawResponse(web.StreamResponse):
         mark_sent(self, keep)
 
     def put(self, data: bytes, *, last: bool = True) -> None:
-        """Writes `data`, after the head the first time. Raises ConnectionResetError if the client left.
+        """Writes `data`, preceded by the head the first time. Raises ConnectionResetError if the client left.
 
-        Raises RuntimeError after the end: what is written then would be read as the next answer.
+        Raises RuntimeError after the end, when the client would read `data` as the next answer.
         """
         if self.ended:
             raise RuntimeError("this answer has ended: nothing may follow it")
@@ -63,22 +63,22 @@ class RawResponse(web.StreamResponse):
         transport.write(data)
 
     def put_part(self, data: bytes, *, last: bool = False) -> None:
-        """Likewise, a part of a body whose length is not known. An empty chunk would be the last."""
+        """As `put`, for a part of a body of unknown length. Empty `data` writes no chunk: it would end the body."""
         if self.chunked_body:
             end = LAST_CHUNK if last else b""
             data = b"%x\r\n%b\r\n%b" % (len(data), data, end) if data else end
         self.put(data, last=last)
 
     def break_off(self, data: bytes) -> None:
-        """Writes `data` as the last part, and ends the connection after it by FIN, without the last chunk.
+        """Writes `data` as the last part, and closes the connection (FIN) without the terminating chunk.
 
-        Some clients (langchain4j 1.19) take a chunked body that ends cleanly for a complete answer, whatever its
-        last event says.
+        Some clients (langchain4j 1.19) take a cleanly ended chunked body for a complete answer, whatever its last
+        event says.
         """
         self.put_part(data)
         self.ended = True
         mark_sent(self, keep_alive=False)
 
     async def drain(self) -> None:
-        """Returns once the client has taken enough of it. Raises ConnectionResetError if it left."""
+        """Waits until the transport's buffer is low. Raises ConnectionResetError if the client left."""
         await self._request.writer.drain()

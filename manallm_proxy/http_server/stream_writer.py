@@ -1,6 +1,6 @@
-"""The client's end of a stream: status, headers and the first event leave together, then event by event.
+"""The client's end of a stream: status, headers and the first event are sent together, then event by event.
 
-A client that stops reading is cut. In a long silence a heartbeat is sent, between events only. One timer serves
+A client that stops reading is cut off. In a long silence a heartbeat is sent, between events only. One timer serves
 both, however many events there are.
 """
 
@@ -17,14 +17,14 @@ from attrs import define
 from manallm_proxy.http_server.raw_response import RawResponse
 
 NEVER: Final = 10.0 * 365 * 24 * 3600
-"""Seconds until a timer that nobody asked for."""
+"""Delay in seconds of a timer that is not wanted."""
 WRITE_HIGH_WATER: Final = 64 * 1024
-"""Bytes in the transport's buffer above which a write waits until the client has read."""
+"""Write high-water mark of the transport's buffer in bytes; a write above it waits for the client."""
 
 
 @define  # not frozen: there is one for each request
 class Pace:
-    """Seconds: between heartbeats on a silent stream (0: none), and for a client that does not read."""
+    """In seconds: between heartbeats on a silent stream (0: none), and until a client that does not read is cut off."""
 
     heartbeat: float
     write_timeout: float
@@ -32,13 +32,13 @@ class Pace:
 
 @define
 class Progress:
-    """Whether a client takes what is written to it. ``since``: loop time of the last sign that it does."""
+    """Whether a client reads what is written to it. ``since``: loop time of the last sign that it does."""
 
     since: float
     _backlog: int = 0
 
     def stalled_for(self, transport: asyncio.Transport, now: float) -> float:
-        """Seconds since our buffer has last become smaller."""
+        """Seconds since the transport's buffer was last seen to shrink. `now`: loop time."""
         backlog = transport.get_write_buffer_size()
         if backlog < self._backlog:
             self.since = now
@@ -48,7 +48,7 @@ class Progress:
 
 @define(eq=False)
 class StreamWriter:
-    """Writes one streamed answer. ``heartbeat`` gives the bytes of a sign of life."""
+    """Writes one streamed answer. ``heartbeat`` returns the bytes of a heartbeat; empty: none is sent."""
 
     request: web.BaseRequest
     headers: dict[str, str]
@@ -56,21 +56,21 @@ class StreamWriter:
     heartbeat: Callable[[], bytes]
     bytes_sent: int = 0
     first_at: float | None = None
-    """Loop time at which the first event left."""
+    """Loop time at which the first event was sent."""
     _response: RawResponse | None = None
     _last_write: float = 0.0
     _writing: Progress | None = None
     _timer: asyncio.TimerHandle | None = None
-    _beat: asyncio.Task[None] | None = None
+    _heartbeat_task: asyncio.Task[None] | None = None
 
     @property
     def response(self) -> RawResponse | None:
-        """None until something has left."""
+        """None until something has been sent."""
         return self._response
 
     @property
     def is_writable(self) -> bool:
-        """Whether `write_now` may be called: the first event has left, no write is pending, the buffer is low."""
+        """Whether `write_now` may be called: the first event was sent, no write is pending, the buffer is low."""
         transport = self.request.transport
         return (
             self.first_at is not None
@@ -93,7 +93,7 @@ class StreamWriter:
             await self._put(data)
 
     async def beat(self) -> None:
-        """Sends a sign of life; also the first bytes of an answer whose provider is not known yet."""
+        """Sends a heartbeat; it may be the first thing sent, before a provider has answered."""
         if data := self.heartbeat():
             await self._put(data, counts=False)
 
@@ -102,7 +102,7 @@ class StreamWriter:
         await self._put(data, last=True)
 
     async def break_off(self, data: bytes) -> None:
-        """Writes the last event of a broken answer, and ends the connection so that nobody takes it for complete."""
+        """Writes the last event of a broken answer; closes the connection, so that it is not taken for complete."""
         response = self._response or self._begin()
         self._note_write(data)
         response.break_off(data)
@@ -112,11 +112,11 @@ class StreamWriter:
         """Stops the timer. Harmless when repeated."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._heartbeat_task is not None:
+            self._heartbeat_task.cancel()
 
     def _begin(self) -> RawResponse:
-        """Status and headers; they leave with what is written next."""
+        """Prepares status and headers, which are sent with the next write."""
         self._response = RawResponse(self.request, self.headers, None)
         loop = asyncio.get_running_loop()
         self._last_write = loop.time()
@@ -146,7 +146,7 @@ class StreamWriter:
         return min(self.pace.heartbeat or NEVER, self.pace.write_timeout)
 
     def _check(self) -> None:
-        """Cuts a client that does not read; sends a heartbeat in a silence; comes back when the next is due."""
+        """Cuts off a client that does not read; sends a heartbeat in a silence; reschedules itself."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         transport = self.request.transport
@@ -161,13 +161,13 @@ class StreamWriter:
             due = self.pace.write_timeout - stalled
         elif self.pace.heartbeat:
             if now - self._last_write >= self.pace.heartbeat:
-                self._beat = loop.create_task(self._heartbeat())
+                self._heartbeat_task = loop.create_task(self._send_heartbeat())
                 self._last_write = now
             due = max(self._last_write + self.pace.heartbeat - now, self.pace.heartbeat / 4)
         self._timer = loop.call_later(min(due, self._interval), self._check)
 
-    async def _heartbeat(self) -> None:
-        """It runs a turn later than it was due: by then the answer may have ended, or another write be pending."""
+    async def _send_heartbeat(self) -> None:
+        """Runs one loop iteration after it was due: the answer may have ended, or another write be pending."""
         if self._response is None or self._response.ended or self._writing is not None:
             return
         with contextlib.suppress(ConnectionResetError):  # the relay will notice too

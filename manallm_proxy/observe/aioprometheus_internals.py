@@ -1,12 +1,12 @@
-"""What is left of aioprometheus, and all of its names that are private. Written for aioprometheus 23.12.0.
+"""All that we use of aioprometheus, including its private names. Written for aioprometheus 23.12.0.
 
-The library keeps each series in a dictionary whose keys are its labels as JSON, made anew at every ``inc``: 26 µs for
-what one request counts, where the plain dictionaries here take 5. It writes label values without escaping them. So
-values, labels, buckets and escaping are ours; the library's part is the registry, the check of metric names, the
-``# HELP`` and ``# TYPE`` lines, and their order.
+The library keys each series by its labels as JSON, which it encodes at every ``inc``: the counts of one request take
+26 µs, with the plain dictionaries here 5. It writes label values without escaping them. So values, labels, buckets and
+escaping are ours; the library provides the registry, the check of metric names, the ``# HELP`` and ``# TYPE`` lines,
+and their order.
 
-For that, the library must ask our collectors for their series (`get_all`), and our formatter for each line
-(`_format_line`, `_format_histogram`). `check` tries it at import.
+For that, the library must call our collectors for their series (`get_all`), and our formatter for each line
+(`_format_line`, `_format_histogram`). `check` tests this at import.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Labels = tuple[str, ...]
 
 
 class CounterFamily(Counter):
-    """A counter: its label names, and its numbers by label values."""
+    """A counter: its label names, and its values by label values."""
 
     def __init__(self, name: str, doc: str, labels: Labels, registry: Registry) -> None:
         super().__init__(name, doc, registry=registry)
@@ -40,7 +40,7 @@ class CounterFamily(Counter):
 
 
 class GaugeFamily(Gauge):
-    """A gauge: its label names, and its numbers by label values."""
+    """A gauge: its label names, and its values by label values."""
 
     def __init__(
         self, name: str, doc: str, labels: Labels, numbers: Iterable[tuple[Labels, float]], registry: Registry
@@ -88,7 +88,7 @@ class _Formatter(TextFormatter):
 
     def _format_histogram(self, series: Any, name: str, const_labels: Any) -> list[str]:
         labels, buckets, total = series
-        bucket = f'{name}_bucket{{{labels}{"," if labels else ""}le="'  # once a series: a scrape blocks the loop
+        bucket = f'{name}_bucket{{{labels}{"," if labels else ""}le="'  # once per series: a scrape blocks the loop
         lines = [f'{bucket}{bound}"}} {count}' for bound, count in buckets]
         lines.append(self._format_line(f"{name}_count", labels, buckets[-1][1], None))
         lines.append(self._format_line(f"{name}_sum", labels, total, None))
@@ -100,7 +100,7 @@ def _label_text(names: Labels, values: Labels) -> str:
 
 
 def _escape(text: str) -> str:
-    """As the text format asks; a lone surrogate, which no UTF-8 can hold, is written as ``\\ud800``."""
+    """Escapes as the text format requires; a lone surrogate, which UTF-8 cannot encode, becomes ``\\ud800``."""
     text = text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
@@ -128,7 +128,7 @@ h_sum{a="y"} 3.0
 
 
 def check() -> None:
-    """Raises ImportError if the library does not call what is overridden here, or writes its own lines differently."""
+    """Raises ImportError if the library does not call what is overridden here, or its own lines have changed."""
     try:
         registry = Registry()
         CounterFamily("c_total", "Counter", ("b", "a"), registry).numbers["x", '"'] = 1

@@ -1,4 +1,4 @@
-"""Gives each event to all listeners. A listener that fails hurts neither the code that reports nor the others."""
+"""Passes each event to all listeners. A failing listener affects neither the reporting code nor other listeners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import define, field
 from manallm_proxy.contract.events import Crashed, Event, Observer
 
 DEEPEST: Final = 8
-"""Events within events."""
+"""Max depth of events that are reported while another is being handled."""
 
 
 @define(eq=False)
@@ -19,8 +19,8 @@ class FanOut:
 
     1. An exception of a listener is caught and counted in ``failures``.
     2. The first of each type per listener is reported to ``log``, and only to it, as `Crashed`.
-    3. A failure of ``log`` itself is only counted, so that no failure is reported in a circle.
-    4. Events that a listener reports while it handles one (a destructor may run there) are delivered to a depth of
+    3. A failure of ``log`` itself is only counted, to avoid endless recursion.
+    4. Events that a listener reports while it handles one (a destructor may run then) are delivered to a depth of
        `DEEPEST`; beyond it they are dropped and counted as failures.
     """
 
@@ -57,5 +57,5 @@ class FanOut:
 
 
 def _name(listener: Any) -> str:
-    """Of the function or class: what a listener's ``repr`` shows is unknown."""
+    """The name of the function or class; never its ``repr``, whose content is unknown."""
     return str(getattr(listener, "__qualname__", type(listener).__qualname__))

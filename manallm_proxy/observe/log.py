@@ -1,7 +1,7 @@
 """Writes events as log lines: one per request, one per change. No level shows keys or prompts.
 
-Nothing here waits or raises. A full disk, a closed stream, a stopped terminal or a pipe that nobody reads cost lines;
-these are counted, and the count is logged once there is room again. `output` writes without waiting; `logging` would
+Nothing here waits or raises. With a full disk, a closed stream, a stopped terminal or an unread pipe, lines are lost;
+they are counted, and the count is logged once there is room again. `output` writes without waiting; `logging` would
 wait for the reader, and takes 15 µs for a line that takes 10 here. Only third-party libraries log through it, and their
 messages are not trusted: aiohttp's parser errors quote the offending line of a request, for example
 ``Authorization: Bearer ...`` (aiohttp 3.14.5, http_exceptions.BadHttpMessage).
@@ -35,7 +35,7 @@ LIBRARY_LINES_PER_SECOND: Final = 5
 REFUSALS_PER_SECOND: Final = 20
 """Max lines about requests that reached no route (invalid HTTP, unknown path). Metrics count all of them."""
 RETRY: Final = 1.0
-"""Seconds after a loss until the output is tried again, if no other line is written before."""
+"""Seconds from a loss to the next attempt to write, if no other line is written before."""
 
 _CLIENTS: Final = frozenset({"request_id", "requested"})
 """Fields whose text a client sent."""
@@ -46,9 +46,9 @@ _encode: Final = msgspec.json.encode
 
 
 def clean(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Cuts and escapes `text`, so that nothing in it can begin a line, colour a terminal or break a parser.
+    """Truncates and escapes `text`, so that nothing in it can begin a line, colour a terminal or break a parser.
 
-    Backslashes are doubled: a text that contains an escape sequence cannot pass for one that we escaped.
+    Backslashes are doubled, so that an escape sequence in `text` cannot be mistaken for one of ours.
     """
     text = text if len(text) <= limit else text[:limit] + "…"
     if text.isprintable() and "\\" not in text:
@@ -66,7 +66,7 @@ def _quoted(value: Any) -> str:
 
 @define
 class _Rate:
-    """Admits at most `per_second` lines a second, and counts the others."""
+    """Admits at most `per_second` lines per second, and counts the others."""
 
     per_second: int
     _suppressed: int = 0
@@ -82,25 +82,25 @@ class _Rate:
         return self._lines <= self.per_second
 
     def suppressed(self) -> int | None:
-        """Lines suppressed since the last call."""
+        """Lines suppressed since the last call; None if there are none."""
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed or None
 
 
 @define
 class Logs:
-    """Writes to ``stream`` every event of at least ``level``. Without a stream (closed at the start) lines are lost."""
+    """Writes to ``stream`` every event of at least ``level``. Without a stream (closed at startup) lines are lost."""
 
     level: Level
     json: bool
     colour: bool
     stream: TextIO | None
     dropped: int = 0
-    """Lines lost since the start."""
+    """Lines lost since startup."""
     soon: Callable[[Callable[[], None]], object] | None = None
-    """The event loop's ``call_soon``: lines of requests that end in one turn of the loop leave in one write."""
+    """The event loop's ``call_soon``, to write the lines of all requests that end in one loop iteration at once."""
     _reported: int = 0
-    """Lost lines that a line has reported."""
+    """How many of the lost lines the log has reported."""
     _waiting: list[bytes] = field(factory=list, repr=False)
     _clock: tuple[int, str] = (0, "")
     _floor: int = field(init=False)
@@ -114,7 +114,7 @@ class Logs:
     def __attrs_post_init__(self) -> None:
         self._floor = LEVELS.index(self.level)
         self._output = None
-        with contextlib.suppress(OSError, ValueError):  # io.UnsupportedOperation is both: a stream in memory
+        with contextlib.suppress(OSError, ValueError):  # io.UnsupportedOperation, of a stream in memory, is both
             if self.stream is not None:
                 self._output = open_output(self.stream.fileno())
 
@@ -141,7 +141,7 @@ class Logs:
             self.dropped += 1
 
     def write(self, level: Level, name: str, fields: Mapping[str, Any]) -> None:
-        """Writes one line: time, level, event and its fields without those that are None."""
+        """Writes one line: time, level, event and those of its fields that are not None."""
         if LEVELS.index(level) < self._floor:
             return
         line = self._line(level, name, fields)
@@ -155,14 +155,14 @@ class Logs:
         self._write(line, 1)
 
     def flush(self) -> None:
-        """Writes the lines that wait for the end of this turn."""
+        """Writes the lines that wait for the end of this loop iteration."""
         with self._lock:
             lines, self._waiting = self._waiting, []
         if lines:
             self._write(b"".join(lines), len(lines))
 
     def _write(self, lines: bytes, number: int) -> None:
-        # Libraries log from threads of their own, and from destructors, which may run inside this very call.
+        # libraries log from threads of their own, and from destructors, which may run inside this very call
         with self._lock:
             if self._busy:
                 self.dropped += number
@@ -219,7 +219,7 @@ class Logs:
         return line.encode() + b"\n"
 
     def _now(self) -> str:
-        """RFC 3339 in UTC with milliseconds. Date and time are formatted once a second."""
+        """The time in RFC 3339, UTC, with milliseconds. All but these are formatted once per second."""
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         if self._clock[0] != seconds:
             self._clock = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
@@ -248,7 +248,7 @@ def _shown(key: str, value: Any) -> Any:
 class LibraryHandler(logging.Handler):
     """Writes third-party log records as lines of ours: logger, level and exception type, never the message.
 
-    At most LIBRARY_LINES_PER_SECOND a second, so that a flood of bad requests does not become a flood of lines.
+    At most LIBRARY_LINES_PER_SECOND, so that a flood of bad requests does not become a flood of lines.
     """
 
     def __init__(self, logs: Logs) -> None:
@@ -257,7 +257,7 @@ class LibraryHandler(logging.Handler):
         self._rate = _Rate(LIBRARY_LINES_PER_SECOND)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes `record`, or counts it for the next line if the rate is exceeded."""
+        """Writes `record`; above the rate limit, only counts it for the next line."""
         if not self._rate.admits():
             return
         error = record.exc_info[1] if record.exc_info else None

@@ -14,16 +14,20 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
+    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelChosen,
+    ModelLoad,
     NotVerified,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
+    ResidentsUnreadable,
     UsageRefused,
     WorkerEnded,
 )
@@ -31,7 +35,7 @@ from manallm_proxy.contract.events import (
 Level = Literal["debug", "info", "warning", "error"]
 FRAMES_LIMIT: Final = 40
 REQUEST: Final = "request"
-"""The name of the line that each request has."""
+"""The ``event`` of the line that each request gets."""
 
 
 def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
@@ -45,6 +49,9 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "info", "attempt failed", fields
         case FellBack():
             return "warning" if event.widened else "debug", "fell back", attrs.asdict(event)
+        case ModelChosen():
+            name = "model chosen" if event.model is not None else "no model to choose"
+            return "info", name, {**attrs.asdict(event), "needs": event.needs or None}
         case KeyWasRejected():
             advice = f"check the api_key of provider '{event.provider}' and reload"
             return "error", "provider key rejected", {**attrs.asdict(event), "todo": advice}
@@ -54,7 +61,14 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case Reloaded():
             if event.mistakes:
                 return "error", "reload refused, the old configuration serves on", {"mistakes": event.mistakes}
-            return "info", "reloaded", {}
+            return "info", "reloaded", {"changes": event.changes or None}
+        case ModelLoad():
+            return _load_level(event), f"model load {event.event}", _load(event)
+        case HalfOnCpu():
+            todo = "close what else uses the GPU, or give num_ctx or the model a size that fits"
+            return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
+        case ResidentsUnreadable():
+            return "warning", "loaded models are not told", attrs.asdict(event)
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
@@ -108,6 +122,14 @@ def _causes(error: BaseException) -> Iterator[str]:
             if other is not None and len(seen) <= 8 and not any(other is one for one in seen):
                 seen.append(other)
                 yield " at ".join((kind(other), *frames(other)[-1:]))
+
+
+def _load_level(event: ModelLoad) -> Level:
+    return "warning" if event.event == "failed" and not event.again else "debug" if event.again else "info"
+
+
+def _load(event: ModelLoad) -> dict[str, Any]:
+    return {"provider": event.provider, "model": event.model, "detail": event.detail, "ms": _ms(event.duration)}
 
 
 def _request_level(event: RequestEnded) -> Level:

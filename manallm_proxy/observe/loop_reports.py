@@ -1,4 +1,4 @@
-"""What asyncio gives to the loop's exception handler becomes an event, without the values in its context."""
+"""Turns what asyncio passes to the loop's exception handler into an event, without the values in its context."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loop_report(context: Mapping[str, object]) -> Crashed | LoopReported:
 
 
 def _kind(value: object) -> str:
-    """Its type; for a task also the name of its coroutine function, which finds the bug."""
+    """The type of `value`; for a task also the name of its coroutine function, which helps to find the bug."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     coroutine = value.get_coro() if isinstance(value, Task) else None
     return f"{kind} of {getattr(coroutine, '__qualname__', 'unknown')}" if coroutine is not None else kind

@@ -1,7 +1,7 @@
 """Counts events for Prometheus.
 
-Label values come from closed sets: the configuration, the error words, and models that a provider has served. So
-clients cannot create series. A value outside these sets becomes ``other``.
+Label values come from closed sets: the configuration, error reasons, and models that a provider has served, so clients
+cannot create series. A value outside these sets becomes ``other``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
+    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
     LifeChanged,
     ListUnreadable,
     LoopReported,
+    ModelChosen,
+    ModelLoad,
     NotVerified,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
+    ResidentsUnreadable,
     UsageRefused,
     WorkerEnded,
 )
@@ -51,14 +55,14 @@ from manallm_proxy.observe.aioprometheus_internals import (
 
 PREFIX: Final = "mana_llm_"
 MODELS_LIMIT: Final = 500
-"""Max targets with labels of their own; above it, only the configuration adds more."""
+"""Number of targets with labels of their own above which only the configuration adds more."""
 OTHER: Final = "other"
 SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 RATES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 500.0)
 BURST: Final = 0.01
-"""Seconds. A stream that takes less came in one piece: its rate says nothing and would distort the mean."""
+"""Min seconds of a stream whose rate is recorded: a shorter one came in one piece and would distort the mean."""
 TOKENS_LIMIT: Final = 10**9
-"""Max tokens of one request. A provider's count above it or below 0 is ignored: one would ruin the sum for ever."""
+"""Max tokens of one request. A provider's count above it, or a negative one, is ignored: it would ruin the sum."""
 ENDPOINTS: Final = frozenset(
     {each.path for each in Endpoint} | {"messages", "responses", "api/chat", "api/generate", "api/embed"}
 )
@@ -66,7 +70,7 @@ ENDPOINTS: Final = frozenset(
 
 def _error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
-    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "no_healthy_provider")
+    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "no_healthy_provider")
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
@@ -83,6 +87,9 @@ class Metrics:
     """Called at each scrape: name, usable, requests in flight of each configured provider."""
     keys: Callable[[], Iterable[tuple[str, int]]] = tuple
     """Called at each scrape: name, requests in flight of each client key."""
+    models: Callable[[], Iterable[tuple[str, str, float]]] = tuple
+    """Called at each scrape: provider, model, and its share on the GPU, of each model that a local server has loaded.
+    """
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
     _reloaded_at: float = field(factory=time.time)
@@ -101,7 +108,7 @@ class Metrics:
             self._add("reloads_total", result, amount=0)
 
     def know(self, targets: Iterable[Target]) -> None:
-        """Gives each of the configuration's `targets` labels of its own, however many models were served."""
+        """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
         self._known.update((target.provider, target.model) for target in targets)
 
     def __call__(self, event: Event) -> None:
@@ -119,7 +126,11 @@ class Metrics:
                 self._reloaded_at = self._reloaded_at if event.mistakes else time.time()
             case WorkerEnded():
                 self._add("worker_restarts_total", amount=event.again_in is not None)
-            case KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
+            case ModelLoad():
+                self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
+            case HalfOnCpu() | ResidentsUnreadable():
+                pass  # shown as a gauge; for the operator, in the log
+            case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
@@ -141,7 +152,7 @@ class Metrics:
             self._add("client_disconnects_total")
         if event.provider is None or event.model is None:
             return
-        if event.outcome == "ok":  # not "broken": after an early heartbeat, a 404 for an unknown model ends like that
+        if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
         pair = (event.provider, self._model(event.provider, event.model))
         if event.outcome not in ("ok", "broken"):  # nothing was served; AttemptFailed has counted the failures
@@ -202,6 +213,8 @@ class Metrics:
         gauge("requests_in_flight", "Requests in flight at the provider", ("provider",), in_flight)
         keys = [((name,), number) for name, number in self.keys()]
         gauge("key_requests_in_flight", "Requests in flight by the client's key", ("key",), keys)
+        shares: list[tuple[Labels, float]] = [((p, self._model(p, m)), share) for p, m, share in self.models()]
+        gauge("model_vram_ratio", "How much of a loaded model is on the GPU", ("provider", "model"), shares)
         gauge("build_info", "Always 1", ("version",), [((self.version,), 1)])
         doc = "When the configuration that serves was loaded, seconds since the epoch"
         gauge("config_last_reload_timestamp_seconds", doc, (), [((), self._reloaded_at)])
@@ -214,6 +227,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("llm_errors_total", "Failed attempts and broken streams", "provider", "model", "error_type"),
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
+    ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),
@@ -258,7 +272,7 @@ def _stat() -> list[str]:
 
 
 def _process_start() -> float | None:
-    """Seconds since the epoch. Read once: ``/proc/stat`` is slow on machines with many cores."""
+    """Start time in seconds since the epoch; None if unknown. ``/proc/stat`` is slow on machines with many cores."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(_stat()[19])
         with open("/proc/stat", encoding="ascii", errors="replace") as file:

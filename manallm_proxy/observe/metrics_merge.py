@@ -1,7 +1,7 @@
 """Merges the metrics and the health reports of all workers. Pure functions.
 
 Metrics are merged as text, so that counters need not know about workers. Counters and histograms are summed. `GAUGES`
-says how each gauge is merged; of one that is not listed, the maximum counts.
+defines how each gauge is merged; for those not listed, the maximum is taken.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GAUGES: Final[Mapping[str, Merge]] = {
     "process_resident_memory_bytes": _sum,  # an upper bound: shared pages are counted once per process
     "process_virtual_memory_bytes": _sum,
     "process_start_time_seconds": _first,
-    "process_max_fds": min,  # with `process_open_fds`: how close the closest worker is to its limit
+    "process_max_fds": min,  # with `process_open_fds`: the worker closest to its limit
     "process_open_fds": max,
 }
 SUMMED: Final = frozenset({"counter", "histogram"})

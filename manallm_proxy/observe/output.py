@@ -1,4 +1,4 @@
-"""Whole lines to a file, pipe, socket or terminal, without ever waiting for the reader.
+"""Writes whole lines to a file, pipe, socket or terminal, without ever waiting for the reader.
 
 Asking `poll` first is not enough. A terminal with room for some bytes is writable, and then `write` waits for the rest
 (Linux, drivers/tty/n_tty.c: n_tty_write); a pipe that several processes write to may fill up between the two calls.
@@ -27,11 +27,11 @@ from typing import Final, Protocol
 from attrs import define, field
 
 PIPE_BUF: Final = 4096
-"""Bytes that a pipe takes whole or not at all (Linux, pipe(7)): lines of several processes do not mix below it."""
+"""Max bytes of an atomic write to a pipe (Linux, pipe(7)): lines of several processes do not mix up to it."""
 QUEUE_LIMIT: Final = 1000
-"""Writes that wait for the thread; more are lost."""
+"""Max writes that wait for the thread; more are lost."""
 LAST_LINES: Final = 0.5
-"""Max seconds that the end of the process waits for the thread."""
+"""Max seconds that process exit waits for the thread."""
 _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -42,11 +42,11 @@ class Output(Protocol):
         """Writes whole lines. False: none of them was or will be written. Never waits, never raises."""
 
     def close(self) -> None:
-        """Closes what this has opened. May wait for up to LAST_LINES."""
+        """Closes what this opened. May wait for up to LAST_LINES."""
 
 
 def open_output(fd: int) -> Output:
-    """An output to what `fd` stands for. Raises OSError if `fd` is closed."""
+    """An output to the file, pipe, socket or terminal behind descriptor `fd`. Raises OSError if it is closed."""
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind):
         return _Direct(_File(fd))
@@ -78,7 +78,7 @@ class _File:
         return os.write(self.fd, data)
 
     def close(self) -> None:
-        """The descriptor is somebody else's."""
+        """Nothing: the caller owns the descriptor."""
 
 
 @define(eq=False)
@@ -123,12 +123,12 @@ class _Reopened:
 class _Direct:
     """Writes in the caller's thread.
 
-    It bypasses Python's buffered streams: what they hold after a failure, they write twice or in the middle of a line.
+    It bypasses Python's buffered streams, which after a failure write what they hold twice or in the middle of a line.
     """
 
     _sink: _Sink
     _rest: bytes = field(default=b"", repr=False)
-    """The end of a line whose beginning is written. It goes first, so that no line is torn."""
+    """The rest of a partly written line. It is written first, so that no line is torn."""
 
     def write(self, lines: bytes) -> bool:
         self._rest = self._push(self._rest)
@@ -141,7 +141,7 @@ class _Direct:
         return True
 
     def _push(self, data: bytes) -> bytes:
-        """What could not be written of `data`."""
+        """Writes `data`; returns the part that could not be written."""
         with contextlib.suppress(OSError):  # full disk, full pipe, no reader
             while data:
                 end = data.rfind(b"\n", 0, PIPE_BUF) + 1 or PIPE_BUF  # whole lines: other workers write between calls
@@ -160,11 +160,11 @@ class _Queue:
     """Writes in a thread of its own, which may wait for the reader."""
 
     fd: int
-    """Ours alone; the thread closes it."""
+    """A descriptor that nothing else uses; the thread closes it."""
     _queue: SimpleQueue[bytes | None] = field(factory=SimpleQueue, repr=False)
     _thread: threading.Thread | None = None
     _pid: int = 0
-    """The process whose thread it is: a fork copies no threads."""
+    """The process that the thread belongs to: a fork copies no threads."""
     _failed: bool = False
 
     def write(self, lines: bytes) -> bool:

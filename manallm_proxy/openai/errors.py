@@ -1,4 +1,4 @@
-"""OpenAI's error envelope: written with ours beside it, and recognised in what others send."""
+"""OpenAI's error envelope: written with members of our own, and recognised in what others send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manallm_proxy.openai.json_object import encode
 
 
 def error_body(error: ProxyError) -> bytes:
-    """``{"error": {...}}``: message, type, param and code; source, provider and target; the attempts."""
+    """``{"error": {...}}``: OpenAI's message, type, param, code; our source, provider, target and attempts."""
     inner: dict[str, Any] = {
         "message": error.message,
         "type": error.type,
@@ -27,7 +27,7 @@ def error_body(error: ProxyError) -> bytes:
 
 
 def says_error(error: object) -> bool:
-    """Whether the value of an ``error`` key tells of one: some servers send it empty with every good answer."""
+    """Whether the value of an ``error`` key reports one: some servers send it empty with every good answer."""
     if isinstance(error, dict):
         return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
     return bool(error)

@@ -1,10 +1,11 @@
-"""One JSON object, read only as far as we need it: its top-level values stay bytes, with the place of each.
+"""One JSON object, parsed only as far as we need: its top-level values stay bytes, with the position of each.
 
-So a relay can replace one value and keep every other byte as it came.
+So a relay can replace one value and leave every other byte as it was.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -20,18 +21,19 @@ decode: Final = msgspec.json.decode
 DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises on bad input."""
 
+_SLICE: Final = 64 * 1024
 BOM: Final = b"\xef\xbb\xbf"
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""An escape in a string: a surrogate pair, half of one (the group), or any other."""
+"""An escape in a string: a surrogate pair, a lone surrogate (the group), or any other."""
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _END: Final = re.compile(rb"\s*\}")
 
 
 def decode_leniently(body: bytes) -> Any:
-    """`body` decoded, with U+FFFD for each half of a surrogate pair, and without a byte order mark.
+    """`body` decoded, with U+FFFD for each lone surrogate, and without a byte order mark.
 
     Both are legal JSON (RFC 8259, sections 8.1 and 8.2) that msgspec refuses. Raises one of DecodeErrors.
     """
@@ -42,17 +44,17 @@ def decode_leniently(body: bytes) -> Any:
 
 
 def whole_surrogates(body: bytes) -> bytes:
-    """`body` with the escape of U+FFFD for each half of a surrogate pair; every other byte keeps its place."""
+    """`body` with the escape of U+FFFD for each lone surrogate; every other byte keeps its position."""
     return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
 
 
 def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The top-level values of a JSON object, and where each lies in `body`; or only up to the key `last`.
+    """The top-level values of a JSON object, and their positions in `body`; positions only up to the key `last`.
 
-    msgspec walks the nesting; we only step from value to value, so the cost is one comparison a top-level key,
-    however large the prompt. Half of a surrogate pair is U+FFFD in the values, and a byte order mark is white space;
-    the places are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object with no
-    key given twice: a provider would read the other value than we routed by.
+    msgspec walks the nesting; we only step from value to value, so the cost is one comparison per top-level key,
+    however large the prompt. A lone surrogate is U+FFFD in the values, and a byte order mark is white space; positions
+    are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object without duplicate
+    keys: a provider might read the other of two values than we routed by.
     """
     try:
         values = _values(body)
@@ -64,26 +66,26 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
         values = _values(body)
     spans: dict[str, Span] = {}
     at = body.index(b"{") + 1
-    # in the order of the text; a key given twice has its last value at its first place
+    # in text order, except that a duplicate key has its last value at its first position
     for key, value in values.items():
         match = _KEY.match(body, at)
         text = bytes(value)
-        if match is None or (match[1] != key.encode() and not _spells(match[1], key)):
-            raise _given_twice(body)
+        if match is None or (match[1] != key.encode() and not _decodes_to(match[1], key)):
+            raise _duplicate_key(body)
         start = match.end()
         if not body.startswith(text, start):
-            raise _given_twice(body)
+            raise _duplicate_key(body)
         spans[key] = (start, at := start + len(text))
         if key == last:
             return values, spans
     if _END.match(body, at) is None:
-        raise _given_twice(body)
+        raise _duplicate_key(body)
     return values, spans
 
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        body.isascii() or body.decode()
+        _check_utf8(body)
         return _OBJECT.decode(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -97,16 +99,27 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
-def _given_twice(body: bytes) -> InvalidRequest:
-    """Names the key. The stdlib's reader is slow, but shows every pair; of the objects inside it keeps nothing."""
+def _check_utf8(body: bytes) -> None:
+    """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(body), _SLICE):
+        decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))
+
+
+def _duplicate_key(body: bytes) -> InvalidRequest:
+    """The error. It names the key unless that takes long: the standard library's parser is slow, but reports all pairs."""
+    if len(body) > _SLICE:
+        return InvalidRequest("a key is given twice")
     try:
         keys = json.loads(body, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
-    except (ValueError, RecursionError):  # what msgspec takes and it does not
+    except (ValueError, RecursionError):  # msgspec accepts some input that it does not
         keys = []
     twice = [key for key, times in Counter(keys).items() if times > 1]
     return InvalidRequest("a key is given twice", param=twice[0][:64] if twice else None)
 
 
-def _spells(text: bytes, key: str) -> bool:
-    """Whether `text` is `key` in a JSON string, with escapes."""
+def _decodes_to(text: bytes, key: str) -> bool:
+    """Whether `text`, the inside of a JSON string, has escapes and decodes to `key`."""
     return b"\\" in text and key == decode(b'"%b"' % text, type=str)

@@ -1,13 +1,14 @@
 """A request in OpenAI's format: what routing needs of it, and the same request for one target.
 
-It is read once: msgspec checks the syntax of the whole body and tells where each top-level value lies; the values
-themselves stay bytes, so that an OpenAI-compatible provider gets the client's own body with nothing but ``model``
-(and ``stream_options``) replaced.
+It is parsed once: msgspec checks the syntax of the whole body; the top-level values stay bytes with known positions,
+so that an OpenAI-compatible provider gets the client's own body with nothing but ``model`` (and ``stream_options``)
+replaced.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -17,13 +18,18 @@ from manallm_proxy.contract.provider import RequestSummary, Span
 from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, split_object
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
-"""Capabilities that a request may need and a provider's listing may deny."""
+"""Capabilities that a request may need and a provider's model list may deny."""
 
+_ROUTED: Final = frozenset(
+    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "n", "encoding_format")
+)
+"""Keys that decide where a request goes and what of its answer is read."""
+_LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
-"""By a JSON value's first byte; any other begins a number."""
+"""Type by the first byte of a JSON value; any other byte begins a number."""
 _TYPE_NAMES: Final[dict[type, str]] = {
     str: "a string",
     bool: "true or false",
@@ -37,12 +43,13 @@ _TYPE_NAMES: Final[dict[type, str]] = {
 def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], need: str | None = None) -> RequestSummary:
     """Reads what routing needs from a request body, in one pass.
 
-    `required` is the key that the endpoint cannot do without, and the types it may have; `need` a capability
-    that the endpoint itself needs. Raises InvalidRequest, with ``param``, for what no provider should be
-    bothered with: not JSON, not an object, nested too deeply, a top-level key given twice, a wrong type of
-    ``model``, ``stream`` or the required key.
+    `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
+    itself needs. Raises InvalidRequest, with ``param`` if one is at fault, if the body is not a JSON object, nested too
+    deeply, or has a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has
+    the wrong type.
     """
     values, spans = split_object(body)
+    refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
     stream = _typed(values, "stream", bool) or False
     key, kinds = required
@@ -57,6 +64,17 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def refuse_look_alikes(keys: Iterable[str]) -> None:
+    """Raises InvalidRequest for a key that is one we route by but for its case.
+
+    Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this
+    one where we read the other, and so serve a model that the client's key may not use.
+    """
+    for key in keys:
+        if len(key) in _LENGTHS and key not in _ROUTED and (meant := key.casefold()) in _ROUTED:
+            raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 
 
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
@@ -84,9 +102,9 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
-    """The value of `key`, or None where it is missing or null; InvalidRequest where its type is another.
+    """The value of `key`; None if it is missing or null. Raises InvalidRequest if it is of another type.
 
-    Not `deep`: only the type is looked at, by the first byte, since the value may be megabytes.
+    Not `deep`: returns None, and checks only the type, by the first byte, since the value may be megabytes.
     """
     raw = values.get(key)
     if raw is None:

@@ -1,6 +1,6 @@
-"""Reading what a client sent, for what translates it: InvalidRequest with the exact path in ``param``.
+"""Typed access to a client's request, for translation: InvalidRequest with the exact path in ``param``.
 
-A path is OpenAI's way to say where: ``messages[2].tool_calls[0].function.arguments``.
+A path has OpenAI's notation: ``messages[2].tool_calls[0].function.arguments``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 Fields = dict[str, Any]
+NO_OBJECT: Final = "sent as {}: tool arguments in the history that are no JSON object"
+"""Remark on a request for a dialect in which a tool call's arguments are an object."""
 """A decoded JSON object."""
 
 _NAMES: Final[dict[type, str]] = {
@@ -25,7 +27,7 @@ _NAMES: Final[dict[type, str]] = {
 
 
 def decoded(body: bytes) -> Fields:
-    """The whole body as objects."""
+    """The decoded body. Raises InvalidRequest if it is not a JSON object, or nested too deeply."""
     try:
         asked = decode_leniently(body)
     except RecursionError:
@@ -38,12 +40,12 @@ def decoded(body: bytes) -> Fields:
 
 
 def wrong(path: str, wanted: str) -> InvalidRequest:
-    """The error for a value of the wrong kind; `wanted` completes "must be"."""
+    """The error for an invalid value; `wanted` completes "must be"."""
     return InvalidRequest(f"'{path}' must be {wanted}", param=path)
 
 
 def typed(kind: type, value: object, path: str) -> Any:
-    """`value` if it is of `kind`, InvalidRequest otherwise. A truth value is no number, 3.0 is a whole one."""
+    """`value` if it is of `kind`; raises InvalidRequest if not. A bool is not a number; 3.0 is an int."""
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
@@ -55,13 +57,16 @@ def typed(kind: type, value: object, path: str) -> Any:
 
 
 def optional(of: Fields, key: str, kind: type, path: str = "") -> Any:
-    """The member `key`, of `kind`; None where it is missing or null. `path` leads to `of`, with its dot."""
+    """The member `key`, of `kind`; None if it is missing or null. `path` is that of `of`, with a trailing dot.
+
+    Raises InvalidRequest if it has another type.
+    """
     value = of.get(key)
     return None if value is None else typed(kind, value, path + key)
 
 
 def required(of: Fields, key: str, kind: type, path: str) -> Any:
-    """The same for a member that cannot be missing."""
+    """As `optional`, but raises InvalidRequest if the member is missing or null."""
     value = optional(of, key, kind, path)
     if value is None:
         raise InvalidRequest(f"'{path}{key}' is missing", param=path + key)
@@ -69,12 +74,12 @@ def required(of: Fields, key: str, kind: type, path: str) -> Any:
 
 
 def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
-    """`values`, each of `kind`."""
+    """`values`, if each is of `kind`; raises InvalidRequest if not."""
     return [typed(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
 
 
 def wanted_schema(asked: Fields) -> Fields | None:
-    """``response_format`` as a JSON schema: empty where any JSON will do, None where any text will."""
+    """``response_format`` as a JSON schema: empty for any JSON, None for any text."""
     wanted = optional(asked, "response_format", dict)
     if wanted is None:
         return None
@@ -91,7 +96,7 @@ def wanted_schema(asked: Fields) -> Fields | None:
 
 
 def image_url(part: Fields, path: str) -> tuple[str, str]:
-    """The URL of an image part and its path. Some clients send it bare instead of in an object."""
+    """The URL of an image part, and its path. Some clients send a bare string instead of an object."""
     holder = part.get("image_url")
     if isinstance(holder, str):
         return holder, path + "image_url"
@@ -100,7 +105,10 @@ def image_url(part: Fields, path: str) -> tuple[str, str]:
 
 
 def data_uri(url: str, path: str, reader: str) -> tuple[str, str]:
-    """Media type (may be empty) and base64 text of a data URI. No URL is fetched on a client's word."""
+    """Media type (may be empty) and base64 text of a data URI. `reader`: the provider API, for the message.
+
+    Raises Unsupported for an HTTP URL: none is fetched for a client. Raises InvalidRequest for any other text.
+    """
     head, comma, data = url.partition(",")
     scheme, _, rest = head.partition(":")
     if scheme.lower() in ("http", "https"):

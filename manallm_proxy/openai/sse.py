@@ -1,8 +1,8 @@
-"""Server-sent events: where a frame ends, what its data is, how to write one.
+"""Server-sent events: splitting a stream into frames, parsing and writing them.
 
-WHATWG HTML, section 9.2.5 and 9.2.6: lines end in LF, CR or CRLF; a blank line ends an event; ``data`` lines
-join with LF; a line that begins with a colon is a comment. Frames keep their bytes, so that a relay changes
-nothing by accident.
+WHATWG HTML, sections 9.2.5 and 9.2.6: lines end in LF, CR or CRLF; a blank line ends an event; ``data`` lines are
+joined by LF; a line that begins with a colon is a comment. Frames keep their bytes, so that a relay changes nothing
+by accident.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from attrs import define, field, frozen
 DONE: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK_LINE: Final = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\n(?:\n|\r\n?)|\r\n?)")
-"""The end of a line, and of the blank line after it."""
+"""A line end, and the blank line after it."""
 _OVERLAP: Final = 3
-"""Bytes of a blank line that may have arrived before its last one: ``\\r\\n\\r``, which the next byte decides."""
+"""Max bytes of a match of `_BLANK_LINE` that may have arrived before its last byte: ``\\r\\n\\r``."""
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
 FRAME_LIMIT: Final = 16 * 1024 * 1024
 """Max bytes of one event; a provider that sends more without a blank line does not speak SSE."""
 
 
 class FrameTooLong(ValueError):
-    """An event grew beyond FRAME_LIMIT and has not ended."""
+    """An event exceeds FRAME_LIMIT and has not ended."""
 
 
 @frozen
 class Frame:
-    """One event: ``raw`` includes its blank line; ``data`` is the joined lines, or None if it has none (a comment)."""
+    """One event: ``raw`` includes its blank line; ``data`` is the joined lines, None if there are none (a comment)."""
 
     raw: bytes = field(repr=False)
     data: bytes | None = field(repr=False)
@@ -39,7 +39,7 @@ class Frame:
 
 
 def parse(raw: bytes) -> Frame:
-    """Reads one frame from its bytes."""
+    """Parses one frame."""
     if raw.startswith(b"data: ") and b"\n" not in (body := raw[6:].rstrip(b"\r\n")) and b"\r" not in body:
         return Frame(raw, body)
     data: list[bytes] = []
@@ -57,17 +57,17 @@ def parse(raw: bytes) -> Frame:
 
 
 def event(data: bytes) -> bytes:
-    """Writes one frame with `data`, which is one line of JSON."""
+    """The bytes of one frame with `data`, which is one line of JSON."""
     return b"data: " + data + b"\n\n"
 
 
 def comment(text: bytes) -> bytes:
-    """Writes a frame that clients ignore; it keeps idle timers of proxies between us from firing."""
+    """The bytes of a frame that clients ignore; it keeps idle timers of proxies on the way from firing."""
     return b": " + text + b"\n\n"
 
 
 def _split(window: bytes) -> tuple[list[bytes], bytes]:
-    """The frames that end in `window`, and the rest. A CR at the very end is undecided: an LF may follow."""
+    """The frames that end in `window`, and the rest. A CR at the very end does not end one yet: an LF may follow."""
     if b"\r" not in window:
         ended = window.split(b"\n\n")
         rest = ended.pop()
@@ -84,16 +84,16 @@ def _split(window: bytes) -> tuple[list[bytes], bytes]:
 
 @define
 class Decoder:
-    """Turns a byte stream that is cut anywhere into whole frames, in order.
+    """Turns a byte stream, split anywhere, into whole frames, in order.
 
     Linear in the length of the stream: each read is searched once, together with the last bytes before it, and an
-    event is put together once, when it has ended.
+    event is joined once, when it has ended.
     """
 
     _held: bytearray = field(factory=bytearray, repr=False)
-    """The event that has not ended."""
+    """Bytes of the event that has not ended."""
     _begun: bool = False
-    """The stream's BOM, if it has one, was removed."""
+    """The stream has begun: its BOM, if any, was removed."""
 
     @property
     def is_between(self) -> bool:
@@ -101,7 +101,7 @@ class Decoder:
         return self._begun and not self._held
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises FrameTooLong if one grows beyond FRAME_LIMIT."""
+        """The frames that `data` completes. Raises FrameTooLong if an unfinished one exceeds FRAME_LIMIT."""
         if not self._begun:
             data = bytes(self._held) + data
             if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -128,7 +128,7 @@ class Decoder:
         return [parse(raw) for raw in frames if raw[0] > 0x0D or raw.strip(b"\r\n")]  # surplus blank lines are dropped
 
     def close(self) -> bytes:
-        """The event that the end of the stream cut off, without the line ends around it."""
+        """The event that the end of the stream cut short, without the line ends around it."""
         rest = bytes(self._held).strip(b"\r\n")
         self._held.clear()
         return rest

@@ -1,4 +1,4 @@
-"""Tokens in OpenAI's ``usage`` object, both ways."""
+"""Token counts to and from OpenAI's ``usage`` object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from manallm_proxy.contract.answers import Usage
 
 
 def usage_to_openai(usage: Usage) -> dict[str, Any]:
-    """The ``usage`` object of an answer; details only where they say something."""
+    """The ``usage`` object of an answer; details only if they are not zero."""
     counted: dict[str, Any] = {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -22,7 +22,7 @@ def usage_to_openai(usage: Usage) -> dict[str, Any]:
 
 
 def usage_from_openai(usage: object) -> Usage | None:
-    """A ``usage`` object as providers send it; None where it is not an object. Odd values count as 0."""
+    """Reads a provider's ``usage``; None if it is not an object. Invalid values count as 0."""
     if not isinstance(usage, dict):
         return None
 
@@ -30,7 +30,7 @@ def usage_from_openai(usage: object) -> Usage | None:
         value = of.get(key) if isinstance(of, dict) else None
         if type(value) is float and value.is_integer():
             value = int(value)
-        return value if type(value) is int and value > 0 else 0  # a bool is no number
+        return value if type(value) is int and value > 0 else 0  # not bool
 
     return Usage(
         prompt=number(usage, "prompt_tokens"),

@@ -1,4 +1,4 @@
-"""Embedding vectors: as OpenAI's clients read them, and checked as a provider gives them."""
+"""Embedding vectors: encoded for OpenAI's clients, and checked when a provider returns them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 
 
 def vector_text(vector: Sequence[float]) -> str:
-    """A vector as base64 of little-endian float32, which every SDK of OpenAI's decodes."""
+    """A vector as base64 of little-endian float32, which all of OpenAI's SDKs decode."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def checked_vectors(vectors: Sequence[Sequence[float]], wanted: int, name: str) -> Sequence[Sequence[float]]:
-    """`vectors`, one for each of `wanted` inputs. Raises BadResponse if there are fewer, empty or overflowing ones."""
+    """`vectors`, one for each of `wanted` inputs.
+
+    Raises BadResponse if their number differs, one is empty, or a value overflows float32.
+    """
     if len(vectors) != wanted or not all(vectors):
         raise BadResponse(f"{name} gave {len(vectors)} vectors for {wanted} inputs", detail="wrong number of vectors")
     if any(max(vector) > FLOAT32_LARGEST or min(vector) < -FLOAT32_LARGEST for vector in vectors):
@@ -29,7 +32,7 @@ def checked_vectors(vectors: Sequence[Sequence[float]], wanted: int, name: str) 
 
 
 def vector_length(body: bytes) -> int | None:
-    """Numbers in the first vector of an embeddings answer, floats or base64; None where there is none."""
+    """Length of the first vector in the body of an embeddings answer, floats or base64; None if there is none."""
     match = _VECTOR.search(body)
     if match is None:
         return None

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_runner import BaseSite
 from attrs import define, field
 
 from manallm_proxy import __version__
@@ -29,6 +27,7 @@ from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.live_feed import LiveFeed, Told
@@ -37,7 +36,7 @@ from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import systemd
-from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
+from manallm_proxy.process.listeners import BACKLOG, drain_note, name_of, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -85,7 +84,7 @@ class App:
     _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges)
+        self.metrics = Metrics(__version__, self._provider_gauges, self._key_gauges, self._model_gauges)
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock)
         if self.link is not None:
@@ -124,6 +123,7 @@ class App:
             await self._first_round()
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
+                self.gateway.generation.boxes.start()
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
@@ -192,7 +192,7 @@ class App:
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
-        self.gateway.generation.registry.heard(provider, model, update)
+        self.gateway.generation.registry.merge_update(provider, model, update)
 
     def part(self, topic: Topic) -> str:
         """This worker's share of an answer that speaks for all workers."""
@@ -266,12 +266,14 @@ class App:
         probed = None
         while probed is not self._prober and not self._stop.is_set():
             probed = self._prober
-            probing = asyncio.ensure_future(probed.once())
+            looks = probed.once(), self.gateway.generation.boxes.look(self.config.health.probe_timeout)
+            probing = asyncio.ensure_future(asyncio.gather(*looks))
             await asyncio.wait((probing, stopped), return_when=asyncio.FIRST_COMPLETED)
             probing.cancel()
         stopped.cancel()
 
     async def _probe_anew(self) -> None:
+        self.gateway.generation.boxes.start()
         await self._prober.once()
         await self._prober.run()
 
@@ -283,15 +285,21 @@ class App:
     def _key_gauges(self) -> Iterable[tuple[str, int]]:
         return ((caller.key.name, caller.in_flight) for caller in self.gateway.generation.keyring)
 
+    def _model_gauges(self) -> Iterable[tuple[str, str, float]]:
+        for name, box in self.gateway.generation.boxes.boxes.items():
+            for resident in (box.residency.residents or {}).values():
+                if resident.size:
+                    yield name, resident.name, resident.size_vram / resident.size
+
     def summary(self) -> str:
         """One line of status."""
         providers = self.gateway.generation.registry.providers
         usable = sum(usable for _, usable, _ in self._provider_gauges())
         return f"serving {len(self.config.aliases)} aliases, {usable} of {len(providers)} providers usable"
 
-    async def _listen(self, runner: Runner) -> list[BaseSite]:
+    async def _listen(self, runner: Runner) -> list[web.BaseSite]:
         """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""
-        sites: list[BaseSite] = []
+        sites: list[web.BaseSite] = []
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
         listen = self.config.listen
         if self.link is not None:
@@ -308,13 +316,13 @@ class App:
         self.addresses += [name_of(address) for address in runner.addresses]
         return sites
 
-    async def _drain(self, runner: Runner, sites: list[BaseSite]) -> None:
+    async def _drain(self, runner: Runner, sites: list[web.BaseSite]) -> None:
         systemd.stopping(self.environ)
         if self.link is not None:
             self.link.leaving()
         self.gateway.serving.draining = True
         self.feed.close()
-        self._life("draining", f"{len(self.gateway.pipeline.exchanges)} answers in flight")
+        self._life("draining", drain_note(len(self.gateway.pipeline.exchanges), "answer", self.config.limits.drain))
         await self._pause(LAME_DUCK)
         for site in sites:
             await site.stop()

@@ -37,6 +37,25 @@ def name_of(address: object) -> str:
     return f"unix:{address}"
 
 
+def drain_note(number: int, what: str, seconds: float) -> str:
+    """``1 answer, at most 30 s; Ctrl-C again ends now``: what a drain waits for."""
+    return f"{number} {what}{'' if number == 1 else 's'}, at most {seconds:g} s; Ctrl-C again ends now"
+
+
+def cannot_listen(config: Config, error: OSError) -> str:
+    """Why, and what to do, in the same words for one process and for several workers."""
+    where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
+    if error.errno == errno.EADDRINUSE:
+        nobody = "'manallm-proxy status' tells whether it is a proxy"
+        other = (
+            "end that, or choose another unix" if config.listen.unix else "end that, or choose another port (--port)"
+        )
+        return f"listen: {where} is in use by another program: {other}; {nobody}"
+    why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    ports = "; ports below 1024 are for root" if error.errno == errno.EACCES and 0 < config.listen.port < 1024 else ""
+    return f"listen: cannot listen on {where}: {why}{ports}"
+
+
 def refuse_exposed(config: Config, passed: Sequence[socket.socket]) -> None:
     """Raises ConfigError if a socket from systemd exposes the proxy in a way that ``listen`` may not."""
     for each in passed:
@@ -50,9 +69,17 @@ def reread(
     config: Config, environ: Mapping[str, str], host: str | None, port: int | None, passed: Sequence[socket.socket]
 ) -> Config:
     """Loads the files of `config` again. Raises ConfigError for mistakes, and for changes that need a restart."""
-    new = load(config.path, environ, host, port)
-    if new.listen != config.listen or new.limits.header != config.limits.header:
-        raise ConfigError(("listen, limits.header: cannot be changed by a reload; restart to change them",))
+    new = load(config.path, environ, host, port, config.found)
+    fixed = [
+        *(
+            f"listen.{key}"
+            for key in ("host", "port", "unix")
+            if getattr(new.listen, key) != getattr(config.listen, key)
+        ),
+        *(["limits.header"] if new.limits.header != config.limits.header else []),
+    ]
+    if fixed:
+        raise ConfigError((f"{', '.join(fixed)}: cannot be changed by a reload; restart to change it",))
     refuse_exposed(new, passed)
     return new
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from attrs import define, field
 
+from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, Reloaded
@@ -97,9 +98,10 @@ class Reloader:
         while self._queued and not self.app.stopping:
             self._queued = False
             systemd.reloading(self.app.environ)
+            before = self.app.generation.config
             mistakes = await self._reload()
             if not self.app.stopping:
-                self.app.observe(Reloaded(mistakes))
+                self.app.observe(Reloaded(mistakes, "" if mistakes else changes(before, self.app.generation.config)))
                 status = f"reload refused: {mistakes[0]}" if mistakes else self.app.summary()
                 systemd.ready(status, self.app.environ)
 

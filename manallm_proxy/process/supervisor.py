@@ -23,6 +23,7 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy import __version__
+from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
 from manallm_proxy.observe.fan_out import FanOut
@@ -31,7 +32,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.config_reader import ConfigReader
-from manallm_proxy.process.listeners import Listeners, reread
+from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.worker_line import WorkerLine
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
@@ -78,6 +79,8 @@ class Supervisor:
     _queued: bool = False
     """Whether another reload follows the current one."""
     _adopting: bool = False
+    _changes: str = ""
+    """What the reload that is being adopted changes, in words."""
     """Whether workers are still adopting ``config``."""
     _code: int = 0
 
@@ -155,7 +158,9 @@ class Supervisor:
         """The first call drains all workers; the second ends their wait for answers in flight."""
         if not self._workers.draining:
             systemd.stopping(self.environ)
-            self.observe(LifeChanged("draining", f"{len(self._workers.workers)} workers"))
+            self.observe(
+                LifeChanged("draining", drain_note(len(self._workers.workers), "worker", self.config.limits.drain))
+            )
             self._listeners.close_all()
             self._workers.drain(hurry=False)
             if self._reader is not None:
@@ -205,6 +210,7 @@ class Supervisor:
             if mistakes:
                 self._refuse(mistakes)
             else:
+                self._changes = changes(self.config, self._next)
                 self.config, self._adopting = self._next, True
                 self.logs.adjust(self.config.log.level, self.config.log.format)
             self._next = None
@@ -222,7 +228,7 @@ class Supervisor:
             where = ", ".join(self._listeners.names)
             self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{self._apart()}"))
         if self._adopting:
-            self.observe(Reloaded())
+            self.observe(Reloaded(changes=self._changes))
         systemd.ready(self._workers.summary, self.environ)
         if not self._announced and self.greet is not None:
             self.greet(self._workers.banner)

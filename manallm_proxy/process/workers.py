@@ -17,12 +17,12 @@ Nothing here waits, and the time is an argument. Messages to be sent are in ``ou
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
-import msgspec
 from attrs import define, field
 
-from manallm_proxy.observe.metrics_merge import Families, Family, add, merged_health, parse, render
+from manallm_proxy.observe.metrics_merge import Families, add, parse
+from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
 from manallm_proxy.process.audience import Audience
 from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
@@ -61,30 +61,6 @@ LAST_CHANCE: Final = 2.0
 """Seconds from SIGABRT to SIGKILL."""
 UPDATES_LIMIT: Final = 1000
 """Max health changes kept for workers that start later; the oldest is dropped."""
-
-
-@define(eq=False)
-class Worker:
-    """One running worker."""
-
-    number: int
-    pid: int
-    began: float
-    silent_since: float | None
-    """When the beat was sent that it has not answered; None if it has answered."""
-    joined: bool = False
-    """Whether it has sent anything yet, so that it can be asked."""
-    serving: bool = False
-    leaving: bool = False
-    ended_at: float | None = None
-    """When it was last signalled to end because it was silent."""
-    counted: Families = field(factory=dict)
-    """The metrics that it last reported."""
-
-    @property
-    def state(self) -> str:
-        """One word, for people."""
-        return "leaving" if self.leaving else "serving" if self.serving else "starting"
 
 
 Asker = tuple[Worker, int]
@@ -263,7 +239,7 @@ class WorkerManager:
         if self._audience.watching:
             self._tell_all(happened, but)
 
-    # 6
+    # 7
 
     def _pass_on(self, asker: Worker, message: AskOne) -> None:
         keeper = self.workers.get(message.worker)
@@ -302,43 +278,16 @@ class WorkerManager:
             self._put(topic, queued, now)
 
     def _merged(self, topic: Topic, parts: dict[int, str]) -> str:
+        numbers = range(1, self.size + 1)
         match topic:
             case "metrics":
-                return self._metrics(parts)
+                return all_metrics(self.own(), self._past, self.workers, numbers, parts)
             case "health":
-                return self._health(parts)
+                return all_health(self.workers, numbers, parts)
             case "requests":
                 return f"[{','.join(parts.values())}]"  # whoever asked merges them, so that nobody else waits
             case _:
                 assert_never(topic)
-
-    def _metrics(self, parts: dict[int, str]) -> str:
-        total = parse(self.own())
-        for number, worker in self.workers.items():
-            if number in parts:
-                worker.counted = parse(parts[number])
-            add(total, worker.counted, counted_only=number not in parts)
-        add(total, self._past, counted_only=True)
-        up = {f'mana_llm_worker_up{{worker="{number}"}}': float(number in parts) for number in self._numbers}
-        head = ["# HELP mana_llm_worker_up Whether the worker answers", "# TYPE mana_llm_worker_up gauge"]
-        total["mana_llm_worker_up"] = Family("gauge", head, up)
-        total["mana_llm_worker_restarts_total"].samples.setdefault("mana_llm_worker_restarts_total", 0.0)
-        return render(total)
-
-    def _health(self, parts: dict[int, str]) -> str:
-        report = merged_health(msgspec.json.decode(part) for part in parts.values())
-        report["workers"] = {str(number): self._state(number, number in parts) for number in self._numbers}
-        return msgspec.json.encode(report).decode()
-
-    def _state(self, number: int, answered: bool) -> dict[str, Any]:
-        worker = self.workers.get(number)
-        if worker is None:
-            return {"status": "down", "pid": None}
-        return {"status": worker.state if answered or not worker.joined else "silent", "pid": worker.pid}
-
-    @property
-    def _numbers(self) -> range:
-        return range(1, self.size + 1)
 
     # 4
 

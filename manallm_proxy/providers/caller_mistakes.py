@@ -62,7 +62,7 @@ _PATTERNS: Final = tuple((re.compile(pattern, re.IGNORECASE | re.ASCII), mistake
 _TEMPLATE: Final = re.compile(r"\bJinja Exception: ")
 """A chat template that raises: of the messages, such as roles that do not alternate (common/jinja/value.cpp)."""
 _ECHO: Final = re.compile(r"; (?:messages|tools|tool_choice) = .*", re.DOTALL)
-"""Some builds quote the request behind the reason."""
+"""Some builds quote the request after the reason."""
 
 
 def mistake_in(text: str) -> Mistake | None:

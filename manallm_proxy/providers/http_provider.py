@@ -27,9 +27,11 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
+from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
 from manallm_proxy.providers.classify import widened
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.scrub import scrubbed
+from manallm_proxy.providers.turns import Pieces, fits
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 ANSWER_LIMIT: Final = 256 * 1024 * 1024
@@ -73,9 +75,17 @@ class HttpProvider:
         if not whole:
             raise self._endless()
         try:
-            return self.wire.answer(call, entry, b"".join(parts), response.headers.get("Content-Type", ""))
+            return await self._answer(call, entry, parts, response.headers.get("Content-Type", ""))
         except ProviderError as error:
             raise scrubbed(error, *self.address.secrets) from None
+
+    async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
+        """In a thread where it is large."""
+        body = await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
+        large = is_large(body, ANSWER_ELEMENTS)
+        answer = await aside(large, self.wire.answer, call, entry, body, content_type)
+        answer.is_large = large
+        return answer
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
@@ -101,7 +111,7 @@ class HttpProvider:
                     raise scrubbed(refusal, *self.address.secrets)
                 if response.status != 200:
                     response.close()
-                    return ModelList()
+                    return ModelList(status=response.status)
                 if not await _gather(response, parts, LIST_LIMIT):
                     return ModelList(fault=TOO_LONG)
         except TimeoutError:
@@ -121,7 +131,7 @@ class HttpProvider:
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
-        request = self.wire.request(call, entry)
+        request = await aside(is_large(call.body), self.wire.request, call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
@@ -165,9 +175,9 @@ class HttpProvider:
 async def _gather(
     response: Response, parts: list[bytes], most: int, until: float | None = None, idle: float | None = None
 ) -> bool:
-    """Reads the body into `parts`: the first by loop time `until`, none later than `idle` seconds behind another.
+    """Reads the body into `parts`: the first chunk by loop time `until`, then at most `idle` seconds between chunks.
 
-    False where it goes on behind `most` bytes. TimeoutError.
+    Returns False if it is longer than `most` bytes. Raises TimeoutError.
     """
     size = 0
     try:
@@ -197,6 +207,8 @@ class HttpStream:
     _guard: asyncio.TimerHandle | None = None
     _piece: StreamBatch | None = None
     """Read and translated, but not taken."""
+    _pieces: Pieces = field(factory=Pieces)
+    """Read, but not translated."""
     _complete: bool = False
     _closed: bool = False
 
@@ -206,6 +218,8 @@ class HttpStream:
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         """See `upstream.Stream`."""
+        if self._pieces:
+            return self._translated(await self._pieces.next())
         if try_write is None:
             data = await self._response.read()
         else:
@@ -213,9 +227,14 @@ class HttpStream:
             batch, self._piece = self._piece, None
             if batch is not None:
                 return batch
-        return self._translated(data)
+        if fits(data):
+            return self._translated(data)
+        self._pieces.add(data)
+        return self._translated(await self._pieces.next())
 
     def _try_write(self, data: bytes, try_write: TryWrite) -> bool:
+        if not fits(data):
+            return False
         batch = self._translated(data)
         if not (batch.done or batch.error) and try_write(batch):
             return True
@@ -232,14 +251,14 @@ class HttpStream:
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
         self._idle = idle
-        self._guard = asyncio.get_running_loop().call_later(idle, self._look)
+        self._guard = asyncio.get_running_loop().call_later(idle, self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         loop = asyncio.get_running_loop()
         since = self._response.silent_since
         silent = loop.time() - since if since is not None else 0.0
         if silent < self._idle:
-            self._guard = loop.call_later(self._idle - silent, self._look)
+            self._guard = loop.call_later(self._idle - silent, self._check_idle)
         else:
             self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
 

@@ -6,7 +6,7 @@ but its length. Every model name is served; embeddings are a fixed unit vector.
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import define
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import InvalidRequest
@@ -19,12 +19,17 @@ TEXT = (
     "This is manallm-proxy's built-in loopback provider: the proxy works, but no model was reached. ",
     "Start Ollama or set a provider's key, and ask again.",
 )
+"""The second sentence is for who knows nothing better, see `Call.advice`."""
 DIMENSIONS = 8
+
+
+def _text(call: Call) -> tuple[str, ...]:
+    return (TEXT[0], call.advice) if call.advice else TEXT
 
 
 def _usage(call: Call) -> Usage:
     """Words, not tokens: nobody is billed for them."""
-    return Usage(prompt=len(call.body) // 4, completion=sum(len(part.split()) for part in TEXT))
+    return Usage(prompt=len(call.body) // 4, completion=sum(len(part.split()) for part in _text(call)))
 
 
 @define
@@ -37,10 +42,10 @@ class LoopbackProvider:
         usage = _usage(call)
         if call.endpoint is Endpoint.EMBEDDINGS:
             return Answer(usage=usage, vectors=_vectors(call), dimensions=DIMENSIONS)
-        return Answer(usage=usage, choices=(Delta(content="".join(TEXT), finish="stop"),))
+        return Answer(usage=usage, choices=(Delta(content="".join(_text(call)), finish="stop"),))
 
     async def stream(self, call: Call, entry: Entry) -> LoopbackStream:
-        return LoopbackStream(_usage(call))
+        return LoopbackStream(_usage(call), list(_text(call)))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.name}: no content within {seconds:g} s")
@@ -65,7 +70,7 @@ class LoopbackStream:
     """A few deltas, at once."""
 
     usage: Usage
-    _left: list[str] = field(factory=lambda: list(TEXT))
+    _left: list[str]
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         if self._left:

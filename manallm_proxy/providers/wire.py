@@ -32,7 +32,7 @@ class Translator(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens, once the provider has told them."""
+        """Tokens, once the provider has counted them."""
 
     def feed(self, data: bytes) -> StreamBatch:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""

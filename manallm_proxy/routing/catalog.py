@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.provider import ModelInfo
-from manallm_proxy.contract.targets import MODEL_LIMIT, Target
+from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.routing import best_model
 
 _PREFIXES = ("registry.ollama.ai/library/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
@@ -17,6 +18,10 @@ OPTIONAL: Final = frozenset({"thinking"})
 """Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
 COMPLETE: Final = frozenset({"completion"})
 """A listing that names this one (Ollama's) names all that there are."""
+
+
+_Question = tuple[frozenset[str], tuple[str, ...], frozenset[str]]
+"""What a request needs, what the entry prefers, which ids the chain names itself."""
 
 
 @define
@@ -28,6 +33,8 @@ class Catalog:
     _models: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     _names: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     """By every name of a model, ids first."""
+    _chosen: dict[str, dict[_Question, tuple[str | None, str]]] = field(factory=dict)
+    """By provider: what its list as of now answers, and why that is nothing."""
 
     def learn(self, provider: str, models: Iterable[ModelInfo]) -> None:
         """The list as of now. An id that no request could name is refused."""
@@ -36,6 +43,8 @@ class Catalog:
         for model in known.values():
             for name in (*filter(is_name, model.aliases), *_file_names(model.id)):
                 names.setdefault(name.lower(), model)
+        if known != self._models.get(provider):
+            self._chosen.pop(provider, None)
         self._models[provider], self._names[provider] = known, names
 
     def models(self, provider: str) -> Iterator[ModelInfo]:
@@ -47,7 +56,9 @@ class Catalog:
 
     def lists(self, target: Target) -> bool:
         """Whether the provider lists exactly this name, but for case."""
-        return target.model.lower() in self._models.get(target.provider, {})
+        name = target.model.lower()
+        model = self._names.get(target.provider, {}).get(name)
+        return model is not None and model.id.lower() == name  # not by an alias
 
     def find(self, target: Target) -> ModelInfo | None:
         """By id or alias, or by the name of a listed file; without case, as Ollama matches."""
@@ -68,8 +79,44 @@ class Catalog:
             return frozenset()
         return OPTIONAL - listed.capabilities
 
+    def filled(self, chain: Chain, needs: frozenset[str]) -> Chain:
+        """`chain` for a request that `needs` these capabilities: each open entry has the best model that is listed.
+
+        An entry for which there is none stays open, and says why in ``unfilled``.
+        """
+        if not chain.is_open:
+            return chain
+        taken = [entry.target for entry in chain if not entry.target.is_open]
+        entries: list[Entry] = []
+        for entry in chain:
+            if entry.target.is_open:
+                entry = self._fill(entry, needs, taken)
+                taken.append(entry.target)
+            entries.append(entry)
+        return evolve(chain, entries=tuple(entries))
+
+    def _fill(self, entry: Entry, needs: frozenset[str], taken: Iterable[Target]) -> Entry:
+        provider = entry.target.provider
+        ids = frozenset(model.id for target in taken if target.provider == provider and (model := self.find(target)))
+        question = needs, entry.prefer, ids
+        answers = self._chosen.setdefault(provider, {})
+        if question not in answers:
+            answers[question] = self._choose(provider, *question)
+        chosen, why = answers[question]
+        return evolve(entry, unfilled=why) if chosen is None else evolve(entry, target=Target(provider, chosen))
+
+    def _choose(
+        self, provider: str, needs: frozenset[str], prefer: tuple[str, ...], taken: frozenset[str]
+    ) -> tuple[str | None, str]:
+        if provider not in self._models:
+            return None, "it has not listed its models"
+        chosen = best_model.best(self.models(provider), needs, prefer, taken)
+        if chosen is not None:
+            return short_name(chosen.id), ""
+        return None, best_model.why_none(self.models(provider), needs, taken)
+
     def keep_only(self, providers: set[str]) -> None:
-        for held in (self._models, self._names, self.faults):
+        for held in (self._models, self._names, self._chosen, self.faults):
             for gone in held.keys() - providers:
                 del held[gone]
 
@@ -77,6 +124,11 @@ class Catalog:
 def is_name(name: str) -> bool:
     """Printable, and no longer than what is asked for."""
     return 0 < len(name) <= MODEL_LIMIT and name.isprintable()
+
+
+def short_name(id_: str) -> str:
+    """The file's name without folder and ``.gguf``, where the id is a path on the server (llama-server's is)."""
+    return [*_file_names(id_)][-1] if id_.startswith(("/", "\\")) and id_.lower().endswith(".gguf") else id_
 
 
 def _file_names(id_: str) -> Iterator[str]:

@@ -5,13 +5,15 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import define, frozen
 
 from manallm_proxy.contract.events import Status
 
-SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated"]
+SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model"]
+NO_MODEL: Final[SkipReason] = "no_model"
+"""The provider of an open entry lists nothing that fits the request. `Walk` decides that, no circuit."""
 
 
 @frozen
@@ -92,6 +94,11 @@ class Circuit:
     def is_blank(self) -> bool:
         """Nothing is known that a new circuit would not say."""
         return not self.failures and self.open_until is None and self.cooling_until is None
+
+    @property
+    def lacks_model(self) -> bool:
+        """The provider does not have the model (its 4xx), which says nothing against the provider."""
+        return self.cooling_until is None and (self.last_error or "").startswith("http_4")
 
     def is_cooling(self, now: float) -> bool:
         return self.cooling_until is not None and now < self.cooling_until

@@ -2,13 +2,13 @@
 
 For each target in order:
 
-1. Not worth trying now (`health` says why): note it, next.
+1. Not worth trying now (`health` says why), or open with no model that fits: note it, next.
 2. Attempt it. An answer: done.
 3. A failure that is the provider's, or one that ``fallback_on`` lists: blame it, note it, next.
 4. Any other failure is the caller's to hear: it ends the walk and blames nobody.
 5. Anything else (the client left, a bug) ends the walk too, and the trial's place is free again.
 
-No target left: `NoProvider`, which says entry by entry why.
+No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from attrs import define, field
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider_errors import KeyRejected, ProviderError
+from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.circuit import NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
@@ -84,6 +84,8 @@ class Walk:
     chain: Chain
     registry: HealthRegistry
     request_id: str
+    gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
+    """What beside health says that a target is not worth trying now; it is told whether it is the chain's last."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -103,20 +105,25 @@ class Walk:
         `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
         for the error's message.
         """
+        clock, last = self.registry.clock, self.chain.entries[-1]
+        until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain:
+            if until is not None and clock() >= until:
+                self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
+                continue
             # 1
-            verdict = self.registry.admit(entry.target)
+            verdict = self._verdict(entry, is_last=entry is last)
             if isinstance(verdict, Skip):
-                at = self.registry.clock()
-                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=at))
+                line = AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock())
+                self._pass(line)
                 continue
             # 2
             self._report_fallback(entry)
-            started = self.registry.clock()
+            started = clock()
             self.tried += 1
             self.trying, self.trying_at = entry.target, started
             try:
-                value = await ask(entry)
+                value = await (ask(entry) if until is None else _within(until - started, ask(entry)))
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
                 forget_frames(error)
@@ -127,7 +134,18 @@ class Walk:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
         again_in = self.registry.again_in(entry.target for entry in self.chain)
-        raise exhausted(asked, self.log, again_in, names_target=self.chain.alias is None)
+        names_target = self.chain.alias is None
+        raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
+
+    def _verdict(self, entry: Entry, *, is_last: bool) -> Permit | Skip:
+        verdict = self.registry.admit(entry.target)
+        if isinstance(verdict, Skip):
+            return verdict
+        skip = Skip(NO_MODEL, detail=entry.unfilled) if entry.target.is_open else self.gate(entry, is_last)
+        if skip is None:
+            return verdict
+        verdict.released()
+        return skip
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
@@ -157,6 +175,17 @@ class Walk:
         for model, reason, widened in self._passed:
             self.registry.observe(FellBack(self.request_id, model, str(to.target), reason, widened))
         self._passed.clear()
+
+
+async def _within(seconds: float, asking: Awaitable[T]) -> T:
+    """What `asking` returns. Raises ChainTimeout after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await asking
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ChainTimeout("the chain's time is over", detail=f"after {seconds:.3g} s") from None
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:

@@ -112,6 +112,8 @@ class Health:
     in_flight: int = 0
     answering: int = 0
     """Of those in flight: answers that have begun."""
+    reach_detail: str | None = field(default=None, eq=False)
+    """Why it could last not be reached ("refused"), for people; None if it was, since."""
     heard_at: float | None = field(default=None, eq=False)
     """When the provider last answered a request, or began to."""
     served_at: float = field(default=-math.inf, eq=False)
@@ -119,9 +121,9 @@ class Health:
     provider: Circuit = field(factory=Circuit)
     targets: dict[str, Circuit] = field(factory=dict)
     """By model; only those that have a state of their own."""
-    told: dict[str | None, Status] = field(factory=dict)
+    reported: dict[str | None, Status] = field(factory=dict)
     """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
-    found: dict[str | None, SharedState] = field(factory=dict)
+    shared: dict[str | None, SharedState] = field(factory=dict)
     """What all workers know of each target, and under None of the provider, where that is not all clear."""
     _cleared: dict[str | None, float] = field(factory=dict)
     """When the last of them became clear."""
@@ -213,7 +215,7 @@ class Health:
         return self.targets.setdefault(model, Circuit())
 
     def pending_update(self, model: str | None, now: float) -> SharedState | None:
-        """The change of a circuit that other workers have not heard of yet, or None; marks it as told."""
+        """The change of a circuit that other workers have not heard of yet, or None; marks it as broadcast."""
         circuit = self.provider if model is None else self.targets.get(model, Circuit())
         update, known = circuit.shared_state(now), self._known(model)
         moved = (update.open_until, update.cooling_until, update.witnessed) != (
@@ -228,7 +230,7 @@ class Health:
         self._note(model, update)
         return update
 
-    def heard(self, model: str | None, update: SharedState) -> bool:
+    def merge_update(self, model: str | None, update: SharedState) -> bool:
         """Another worker's state of the provider (`model` None) or a target. False where we know better."""
         if update.rank <= self._known(model).rank:
             return False
@@ -244,17 +246,17 @@ class Health:
         return True
 
     def _known(self, model: str | None) -> SharedState:
-        return self.found.get(model) or SharedState(self._cleared.get(model, -math.inf))
+        return self.shared.get(model) or SharedState(self._cleared.get(model, -math.inf))
 
     def _note(self, model: str | None, update: SharedState) -> None:
-        self.found.pop(model, None)
+        self.shared.pop(model, None)
         self._cleared.pop(model, None)
         if update.is_clear:
             _make_room(self._cleared)
             self._cleared[model] = update.at
         else:
-            _make_room(self.found)
-            self.found[model] = update
+            _make_room(self.shared)
+            self.shared[model] = update
 
     def status(self, now: float) -> Status:
         """The provider's, in one word. One whose targets are all cooling is cooling itself."""
@@ -263,7 +265,7 @@ class Health:
         own = self.provider.status(now)
         if own != "healthy":
             return own
-        states = {circuit.status(now) for circuit in self.targets.values()} - {"healthy"}
+        states = {circuit.status(now) for circuit in self.targets.values() if not circuit.lacks_model} - {"healthy"}
         if not states:
             return "healthy"
         return "cooling" if states == {"cooling"} else "degraded"

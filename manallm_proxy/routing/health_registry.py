@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import define
 
 from manallm_proxy.contract.events import HealthChanged, Observer
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.circuit import Circuit, SharedState, Skip
 from manallm_proxy.routing.health import Health, Permit
@@ -49,10 +49,14 @@ class HealthRegistry:
 
     def failed(self, target: Target, permit: Permit, error: ProviderError) -> None:
         permit.failed(error, self.clock())
+        if error.blame is Blame.REACH:
+            self.providers[target.provider].reach_detail = error.detail
         self.note(target.provider)
 
     def probed(self, provider: str, error: ProviderError | None, sent_at: float | None = None) -> None:
-        self.providers[provider].probed(error, self.clock(), sent_at)
+        health = self.providers[provider]
+        health.probed(error, self.clock(), sent_at)
+        health.reach_detail = error.detail if error is not None and error.blame is Blame.REACH else None
         self.note(provider)
 
     def again_in(self, targets: Iterable[Target]) -> float | None:
@@ -73,35 +77,36 @@ class HealthRegistry:
         What was reported is kept with the health, which several generations of the configuration share.
         """
         health = self.providers[provider]
-        if health.provider.is_blank and not health.targets and not health.told and not health.found:
+        if health.provider.is_blank and not health.targets and not health.reported and not health.shared:
             return
         now = self.clock()
-        for model in (None, *({*health.targets, *health.told, *health.found} - {None})):
-            self._tell(provider, model, now, self.observe)
+        for model in (None, *({*health.targets, *health.reported, *health.shared} - {None})):
+            self._report(provider, model, now, self.observe)
             if self.broadcast is not None and (update := health.pending_update(model, now)) is not None:
                 self.broadcast(provider, model, update)
 
-    def heard(self, provider: str, model: str | None, update: SharedState) -> None:
+    def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Another worker's state. It has logged that itself, but not what our own targets make of it together."""
         health = self.providers.get(provider)
         if health is None:
             return
         before = health.provider.open_until
-        if health.heard(model, update):
-            self._tell(provider, model, self.clock(), lambda event: None)
+        if health.merge_update(model, update):
+            self._report(provider, model, self.clock(), lambda event: None)
             if model is not None and health.provider.open_until != before:
                 self.note(provider)
 
-    def _tell(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
+    def _report(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
         health = self.providers[provider]
-        told = health.told
+        reported = health.reported
         circuit = health.provider if model is None else health.targets.get(model, Circuit())
         is_now = circuit.status(now)
         is_now = "healthy" if is_now == "degraded" else is_now
-        was = told.get(model, "healthy")
+        was = reported.get(model, "healthy")
         if is_now == "healthy":
-            told.pop(model, None)
+            reported.pop(model, None)
         else:
-            told[model] = is_now
+            reported[model] = is_now
         if is_now != was:
-            observe(HealthChanged(provider, model, was, is_now, circuit.last_error))
+            reason = None if is_now == "healthy" else circuit.last_error  # that of a failure is over
+            observe(HealthChanged(provider, model, was, is_now, reason))

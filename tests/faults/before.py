@@ -184,7 +184,7 @@ FAULTS: Final = [
     # U11: HTTP, but no answer
     body("HTML", b"<html>login</html>", "text/html", **EITHER),
     body("HTML that says JSON", b"<html>login</html>", **EITHER),
-    body("an empty body", b"", asked=WHOLE),  # an empty stream is an answer (contract, section 4)
+    body("an empty body", b"", asked=WHOLE),  # an empty stream is an answer
     body("JSON that is no object", b"null", **EITHER),
     body("JSON cut short", b'{"choices":[{"mess', **EITHER),
     body("an object of something else", b'{"id":1}', **EITHER),

@@ -1,4 +1,4 @@
-"""One content block of an answer: text, a thought, or a tool call."""
+"""One content block of an answer: text, thinking, or a tool call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 
 class Kind(Enum):
-    """The type of a block. Its value is Anthropic's word for it."""
+    """The type of a block. Its value is Anthropic's name for it."""
 
     TEXT = "text"
     THINKING = "thinking"
@@ -20,7 +20,7 @@ class Kind(Enum):
 
 @define(eq=False)
 class Block:
-    """One content block, as far as it has come. ``id`` and ``name``: of a tool call."""
+    """One content block, as received so far. ``id`` and ``name``: of a tool call."""
 
     kind: Kind
     id: str = ""
@@ -29,12 +29,12 @@ class Block:
     """Text, or the JSON text of a tool's input."""
     signature: str = field(default="", repr=False)
     sent: int = 0
-    """How many of a tool call's ``pieces`` have left: only those are kept, to see where its input is complete."""
+    """How many of a tool call's ``pieces`` were sent; they are kept to see when its input is complete."""
     index: int | None = None
-    """Its place in the answer, once it has begun to leave."""
+    """Its index in the answer, once its start was sent."""
 
     def unsent(self) -> str:
-        """What has been added since this was last asked."""
+        """What was added since the last call."""
         new = "".join(self.pieces[self.sent :])
         if self.kind is Kind.TOOL_USE:
             self.sent = len(self.pieces)
@@ -44,11 +44,11 @@ class Block:
 
     @property
     def may_end(self) -> bool:
-        """Whether what waits may follow: a tool call ends where its input is a whole object, the others anywhere."""
+        """Whether the next block may follow: a tool call ends when its input is a whole object, the others any time."""
         return self.kind is not Kind.TOOL_USE or is_object(self.pieces)
 
     def empty(self) -> dict[str, Any]:
-        """The block as a stream begins it."""
+        """The block as its start event has it."""
         match self.kind:
             case Kind.TEXT:
                 return {"type": "text", "text": ""}
@@ -57,7 +57,7 @@ class Block:
         return {"type": "tool_use", "id": self.id, "name": self.name, "input": {}}
 
     def whole(self) -> dict[str, Any]:
-        """The block of a complete answer."""
+        """The block as a complete answer has it."""
         text = "".join(self.pieces)
         match self.kind:
             case Kind.TEXT:
@@ -68,7 +68,7 @@ class Block:
 
 
 def is_object(pieces: list[str]) -> bool:
-    """Whether the pieces of a JSON text make a whole object."""
+    """Whether the concatenated pieces are a whole JSON object."""
     if not pieces or not pieces[-1].rstrip().endswith("}"):
         return False
     try:
@@ -78,7 +78,7 @@ def is_object(pieces: list[str]) -> bool:
 
 
 def _input(text: str) -> dict[str, Any]:
-    """The object that a tool's input has to be. What is none is kept under a name that no schema has."""
+    """A tool's input, decoded. What is not an object becomes one, under a name that no schema has."""
     try:
         value = decode(text.encode()) if text.strip() else {}
     except DecodeErrors:

@@ -1,7 +1,7 @@
-"""A provider's steps as content blocks that follow one another.
+"""Turns a provider's deltas into content blocks that follow one another.
 
 Parts of several tool calls may arrive interleaved, and text may come between them. A block has to be closed before the
-next begins, so what comes before its turn waits in the queue.
+next begins, so later blocks wait in a queue.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from manallm_proxy.doors.messages.block import Block, Kind, is_object
 from manallm_proxy.doors.messages.request import Thinking
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
-"""By OpenAI's finish reason; the others say that the model was done."""
+"""By OpenAI's finish reason; all others mean that the model was done."""
 
 
 @define
 class Blocks:
-    """The queue. The first block is the one that leaves."""
+    """The queue of blocks. Only the first one is being sent."""
 
     thinking: Thinking
     _queue: deque[Block] = field(factory=deque, repr=False)
     _calls: dict[int, Block] = field(factory=dict, repr=False)
-    """Tool calls by their place in the provider's answer, the last of each."""
+    """The last tool call of each index in the provider's answer."""
     _finish: str | None = None
     _refused: bool = False
 
     def add(self, delta: Delta) -> None:
-        """One step. Only one choice was asked for."""
+        """Adds `delta`. Only one choice was requested."""
         if delta.index:
             return
         if delta.reasoning and self.thinking.shown:
             self._append(Kind.THINKING, delta.reasoning)
         if text := delta.content + delta.refusal:
             self._append(Kind.TEXT, text)
-        for url in delta.images:  # there is no block for a picture that a model made
+        for url in delta.images:  # there is no block for a generated image
             self._append(Kind.TEXT, f"![image]({url})")
         for part in delta.tool_calls:
             self._add_call(part)
@@ -48,7 +48,7 @@ class Blocks:
         self._refused = self._refused or bool(delta.refusal)
 
     def ready(self, *, all_of_them: bool = False) -> Iterator[tuple[Block, bool]]:
-        """What may leave now, in order: each block, and whether that is its end."""
+        """The blocks that may be sent now, in order; True: the block ends. `all_of_them`: at the end of the answer."""
         while self._queue:
             block = self._queue[0]
             ends = all_of_them or (len(self._queue) > 1 and block.may_end)
@@ -77,16 +77,19 @@ class Blocks:
             return  # the rest of a call that never began: there is nothing to call
         if block is None or _begins_another(part, block):
             if part.extra:
-                self._carry(part.id, part.extra)
+                self._sign(part.id, part.extra)
             block = self._calls[part.index] = Block(Kind.TOOL_USE, part.id, part.name)
             self._queue.append(block)
         elif part.extra:
-            self._carry(block.id, part.extra)
+            self._sign(block.id, part.extra)
         if part.arguments:
             block.pieces.append(part.arguments)
 
-    def _carry(self, call_id: str, extra: dict[str, Any]) -> None:
-        """Signs the thought before a call, an empty one if need be, with what the client has to bring back."""
+    def _sign(self, call_id: str, extra: dict[str, Any]) -> None:
+        """Puts what the client has to send back into the signature of the thinking block before a call.
+
+        Adds an empty block if there is none.
+        """
         if not self.thinking.signed:
             return
         last = self._queue[-1] if self._queue else None
@@ -98,5 +101,6 @@ class Blocks:
 
 
 def _begins_another(part: ToolCall, block: Block) -> bool:
-    """Some servers number all calls 0: a name under a new id, after a whole input, is another call."""
+    """Whether `part` begins another call. Some servers give all calls index 0: then a name with a new id, after a
+    complete input, does."""
     return bool(part.name) and part.id != block.id and is_object(block.pieces)

@@ -1,4 +1,4 @@
-"""Content blocks of Anthropic's messages as parts of OpenAI's: text, images, documents, search results."""
+"""Translates content blocks of Anthropic's messages into OpenAI's parts: text, images, documents, search results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
 READABLE: Final = (TEXT, IMAGE, DOCUMENT, SEARCH_RESULT)
 _NAME_LIMIT: Final = 64
-"""Characters of a client's word that an error repeats."""
+"""Max characters of a client's text that an error message quotes."""
 
 
 def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
@@ -24,18 +24,18 @@ def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
 
 
 def unknown_block(kind: str, path: str, known: tuple[str, ...]) -> InvalidRequest:
-    """The error for a block that cannot stand at `path`, or is not served at all."""
+    """The error for a block that is not allowed at `path`, or not supported at all."""
     listed = ", ".join(f"'{each}'" for each in known)
     return InvalidRequest(f"'{path}' is of type '{cut(kind)}'; served here: {listed}", param=path)
 
 
 def cut(word: str) -> str:
-    """A client's word, short enough for a message."""
+    """A client's text, truncated for an error message."""
     return word[:_NAME_LIMIT]
 
 
 def parts_of(block: Fields, kind: str, path: str, known: tuple[str, ...] = READABLE) -> list[Fields]:
-    """The parts that one readable block becomes. `known`: what may stand there."""
+    """The parts that one block becomes. Raises InvalidRequest unless its `kind` is one of `known`."""
     if kind not in known:
         raise unknown_block(kind, path, known)
     match kind:
@@ -49,26 +49,26 @@ def parts_of(block: Fields, kind: str, path: str, known: tuple[str, ...] = READA
 
 
 def text_part(text: str) -> Fields:
-    """A part that is text."""
+    """A text part."""
     return {"type": "text", "text": text}
 
 
 def text_of(content: object, path: str) -> str:
-    """Content that can only be text; its blocks on a line each."""
+    """Content that can only be text, each block on a line. Raises InvalidRequest for other blocks."""
     blocks = blocks_of(content, path)
     parts = [part for block, kind, at in blocks for part in parts_of(block, kind, at, (TEXT,))]
     return "\n".join(part["text"] for part in parts)
 
 
 def content_of(parts: list[Fields]) -> Any:
-    """Parts as a message's ``content``: one string where all of them are text, which every server takes."""
+    """Parts as a message's ``content``: if all are text, one string, which every server accepts."""
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
 
 
 def _source(holder: Fields, path: str) -> tuple[Fields, str]:
-    """The source of an image or a document, which stands at `path`, and its type."""
+    """The ``source`` member, at `path`, of an image or document block, and its type."""
     source: Fields = required(holder, "source", dict, path.removesuffix("source"))
     kind = required(source, "type", str, path + ".")
     if kind == "file":
@@ -85,7 +85,7 @@ def _data_uri(source: Fields, path: str) -> str:
 
 
 def _image(block: Fields, path: str) -> Fields:
-    """A URL passes as it is; a provider that fetches no URLs refuses it."""
+    """A URL is passed on; a provider that fetches no URLs refuses it."""
     source, kind = _source(block, path)
     match kind:
         case "base64":
@@ -119,7 +119,7 @@ def _document(block: Fields, path: str) -> list[Fields]:
 
 
 def _search_result(block: Fields, path: str) -> Fields:
-    """Title, source and texts, on a line each."""
+    """One text part: title, source and texts, each on a line."""
     path += "."
     title, source = required(block, "title", str, path), required(block, "source", str, path)
     return text_part("\n".join((title, source, text_of(block.get("content"), path + "content"))))

@@ -18,12 +18,12 @@ class MessagesDoor:
     error_body = staticmethod(error_body)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:
-        """The request goes up as a chat completion, to every kind of provider."""
+        """The call is a chat completion, for every kind of provider."""
         chat, thinking = read_request(body)
         summary = read_summary(chat, ("messages", list))
         call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False, effort_is_advice=True)
         return call, MessagesReply(client.request_id, Blocks(thinking))
 
     def headers(self, request_id: str) -> dict[str, str]:
-        """The SDKs show ``request-id`` in their errors."""
+        """``request-id``, which the SDKs show in their errors."""
         return {"request-id": request_id}

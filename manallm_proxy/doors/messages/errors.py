@@ -1,4 +1,4 @@
-"""Anthropic's error envelope, with ours inside it."""
+"""Anthropic's error envelope, with members of our own."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-"""By status. The SDKs choose their exceptions by the status alone."""
+"""Error types by status. The SDKs choose their exception classes by the status alone."""
 _OVERLOADED: Final = "overloaded_error"
 _THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
-"""What makes the SDKs' tool runners go on without threads."""
+"""The ``details`` that make the SDKs' tool runners continue without threads."""
 
 
 def error_body(error: ProxyError) -> bytes:
-    """The body of a refusal by status."""
+    """The body of an error response; see `door.Door`."""
     return encode(envelope(error, _type(error), error.request_id))
 
 
 def envelope(error: ProxyError, type_: str, request_id: str | None) -> dict[str, Any]:
-    """``{"type": "error", "error": {...}, "request_id"}``. `error` has the same fields as in OpenAI's form."""
+    """``{"type": "error", "error": {...}, "request_id"}``, with the same members in ``error`` as OpenAI's form."""
     inner: dict[str, Any] = {
         "type": type_,
         "message": error.message,
@@ -50,7 +50,7 @@ def envelope(error: ProxyError, type_: str, request_id: str | None) -> dict[str,
 
 
 def in_band(error: ProxyError, request_id: str, *, committed: bool) -> dict[str, Any]:
-    """The last event of a stream. What breaks a committed one is never called the caller's mistake."""
+    """The last event of a broken stream. After the commit its type never blames the caller."""
     is_load = _type(error) in (_OVERLOADED, "rate_limit_error")
     broken = _OVERLOADED if is_load else "api_error"
     return envelope(error, broken if committed else _type(error), request_id)

@@ -1,7 +1,7 @@
-"""The conversation: Anthropic's messages as OpenAI's.
+"""Translates Anthropic's messages into OpenAI's.
 
-There a turn's blocks stand in one list. Here each tool result is a message of its own, before the rest of its turn,
-and the calls stand beside the text.
+In Anthropic's, a turn is one list of blocks. In OpenAI's, each tool result is a message of its own, before the rest
+of its turn, and tool calls are in a field beside the content.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 
 _IN_USER: Final = (*READABLE, "tool_result")
 _IN_ASSISTANT: Final = ("text", "thinking", "redacted_thinking", "tool_use")
-_SEE_BELOW: Final = "(The result is in the next message.)"
+_NEXT_MESSAGE: Final = "(The result is in the next message.)"
 
 
 @define
 class History:
-    """OpenAI's messages, as far as they are read."""
+    """OpenAI's messages, as translated so far."""
 
     messages: list[Fields] = field(factory=list, repr=False)
     _called: set[str] = field(factory=set, repr=False)
@@ -40,7 +40,7 @@ class History:
 
     @classmethod
     def read(cls, asked: Fields) -> History:
-        """``system`` and ``messages`` of a request. Raises InvalidRequest with the place in ``param``."""
+        """Translates ``system`` and ``messages`` of a request. Raises InvalidRequest with the path in ``param``."""
         history = cls()
         if (system := asked.get("system")) is not None:
             history._system(system, "system")
@@ -83,7 +83,7 @@ class History:
             self.messages.append({"role": "user", "content": content_of(shown + parts)})
 
     def _result(self, block: Fields, path: str) -> list[Fields]:
-        """Adds the result's message. Returns what a tool's message cannot hold, images, for the user's."""
+        """Adds the result's message. Returns the parts that a tool message cannot hold, for the user message."""
         id_ = required(block, "tool_use_id", str, path + ".")
         if id_ not in self._called:
             raise InvalidRequest(
@@ -96,7 +96,9 @@ class History:
         others = [part for part in parts if part["type"] != "text"]
         if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
             text = f"Error: {text}" if text else "Error"
-        self.messages.append({"role": "tool", "tool_call_id": id_, "content": text or (_SEE_BELOW if others else "")})
+        self.messages.append(
+            {"role": "tool", "tool_call_id": id_, "content": text or (_NEXT_MESSAGE if others else "")}
+        )
         return [text_part(f"From the result of tool call {id_}:"), *others] if others else []
 
     def _assistant(self, content: object, path: str) -> None:
@@ -112,7 +114,7 @@ class History:
                 case "thinking":
                     carried |= signature.read(block.get("signature"))
                 case "redacted_thinking":
-                    pass  # only the system that wrote it can read it
+                    pass  # only the API that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
         text = "\n".join(texts)

@@ -1,4 +1,4 @@
-"""Anthropic's list of models, made of OpenAI's rows."""
+"""Anthropic's list of models, made from OpenAI's rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def anthropic_list(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``GET /v1/models``: all of them on one page."""
+    """``GET /v1/models``: all models on one page."""
     data = [anthropic_model(row) for row in rows]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"data": data, "has_more": False, "first_id": first, "last_id": last}
 
 
 def anthropic_model(row: Mapping[str, Any]) -> dict[str, Any]:
-    """``GET /v1/models/{id}``. A time that is not known is the epoch, as Anthropic has it."""
+    """``GET /v1/models/{id}``. An unknown time is the epoch, as in Anthropic's API."""
     try:
         created = datetime.fromtimestamp(row["created"], UTC)
-    except (ValueError, OverflowError, OSError):  # a provider's number
+    except (ValueError, OverflowError, OSError):  # the number is a provider's
         created = datetime.fromtimestamp(0, UTC)
     return {
         "type": "model",

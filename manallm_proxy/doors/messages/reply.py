@@ -1,9 +1,9 @@
 """Anthropic's answers: a message, whole or as events.
 
 The rules that clients rely on (seen with anthropic 2.14 for Python and 1.14 for Node, and @ai-sdk/anthropic 4): every
-event has its ``event:`` line, ``message_start`` comes first and has ``usage`` and an empty ``content``, a block's start
-has its empty text, blocks do not interleave, ``message_delta`` has ``usage``. Python's SDK takes a stream that just
-ends for a short answer, so a broken one says so in an ``error`` event.
+event has an ``event:`` line, ``message_start`` comes first and has ``usage`` and an empty ``content``, a block's start
+has its text as an empty string, blocks do not interleave, ``message_delta`` has ``usage``. Python's SDK takes a stream
+that just ends for a short answer, so a broken one ends with an ``error`` event.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DELTAS: Final = {
     Kind.THINKING: ("thinking_delta", "thinking"),
     Kind.TOOL_USE: ("input_json_delta", "partial_json"),
 }
-"""The type of a block's deltas, and the name of what they add."""
+"""By kind of block: the type of its deltas, and their member that holds the text."""
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """One event. The SDKs drop those without an ``event:`` line."""
+    """The bytes of one event. The SDKs drop events without an ``event:`` line."""
     return f"event: {body['type']}".encode() + b"\ndata: " + encode(body) + b"\n\n"
 
 
@@ -83,7 +83,7 @@ class MessagesReply:
         return PING
 
     def _begin(self) -> bytes:
-        """``message_start``, once. The tokens of the prompt are not known before the end."""
+        """``message_start``, once. Its usage is zero, since prompt tokens are not known before the end."""
         if self._started:
             return b""
         self._started = True
@@ -102,7 +102,7 @@ class MessagesReply:
         }
 
     def _advance(self, *, all_of_them: bool = False) -> bytes:
-        """The events of what may leave."""
+        """The events of all blocks that may be sent now."""
         out: list[bytes] = []
         for block, ends in self.blocks.ready(all_of_them=all_of_them):
             self._write(block, out)
@@ -127,7 +127,7 @@ def _delta(block: Block, delta: dict[str, Any]) -> bytes:
 
 
 def usage_to_json(usage: Usage) -> dict[str, Any]:
-    """Anthropic counts what it read from a cache beside ``input_tokens``, not in them."""
+    """Anthropic's ``usage``, in which ``input_tokens`` does not include tokens read from a cache."""
     counted: dict[str, Any] = {
         "input_tokens": max(0, usage.prompt - usage.cached),
         "cache_creation_input_tokens": 0,

@@ -1,7 +1,7 @@
-"""A request to ``POST /v1/messages`` as a chat completion.
+"""Translates a request to ``POST /v1/messages`` into a chat completion.
 
-What Anthropic's API knows and chat completions do not (``metadata``, ``cache_control``, ``container``,
-``service_tier``, ...) is left out, unless the answer would be another one without it: that is refused.
+What chat completions lack (``metadata``, ``cache_control``, ``container``, ``service_tier``, ...) is left out, or
+refused if the answer depends on it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.request import refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 _MEDIUM_FROM, _HIGH_FROM = 4096, 16384
-"""Thinking tokens from which a budget is more than a low effort, and more than a medium one."""
+"""Min thinking tokens of a budget that counts as medium effort, and as high effort."""
 
 
 class ThreadsUnsupported(InvalidRequest):
-    """A request that continues a thread: it holds new messages only, and nothing of it is kept here.
+    """A request that continues a thread, with new messages only: no threads are kept here.
 
-    The SDKs' tool runners send ``thread`` by themselves. At exactly this refusal they send the whole history instead.
+    The SDKs' tool runners send ``thread`` unasked; after exactly this error they send the whole history instead.
     """
 
     code = "thread_unsupported_request"
@@ -35,24 +36,24 @@ class ThreadsUnsupported(InvalidRequest):
 
 @frozen
 class Thinking:
-    """What the client wants to see of the model's thoughts."""
+    """How much of the model's thinking the client wants to see."""
 
     shown: bool = True
-    """Whether their text is in the answer."""
+    """Whether the answer contains its text."""
     signed: bool = True
-    """Whether there may be thinking blocks at all: they carry what a tool call has to bring back."""
+    """Whether thinking blocks are allowed at all: their signatures hold what must come back with a tool call."""
 
 
 def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thinking]:
-    """The body of the chat request, and what of its answer is shown. `counts_only`: ``max_tokens`` may be missing.
+    """The body of the chat request, and what to show of its answer. `counts_only`: ``max_tokens`` may be missing.
 
-    Raises InvalidRequest with the place in ``param``.
+    Raises InvalidRequest with the path in ``param``.
     """
-    split_object(body)  # a key that is given twice would be read as its last value
+    refuse_look_alikes(split_object(body)[0])  # a key that is given twice would be read as its last value
     asked = decoded(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported
-    _refuse_servers(asked)
+    _refuse_mcp_servers(asked)
     thinking, effort = _thinking(asked)
     fields: Fields = {"model": optional(asked, "model", str), "messages": History.read(asked).messages}
     fields |= {"stream": optional(asked, "stream", bool), "max_tokens": _max_tokens(asked, required=not counts_only)}
@@ -65,7 +66,7 @@ def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thin
         raise InvalidRequest("the body is nested too deeply") from None
 
 
-def _refuse_servers(asked: Fields) -> None:
+def _refuse_mcp_servers(asked: Fields) -> None:
     if optional(asked, "mcp_servers", list):
         raise InvalidRequest("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
 
@@ -84,7 +85,7 @@ def _stop(asked: Fields) -> list[str] | None:
 
 
 def _thinking(asked: Fields) -> tuple[Thinking, str | None]:
-    """``thinking``, and the effort that it stands for; None where it leaves that to the model."""
+    """``thinking``, and the effort that it amounts to; None if it leaves that to the model."""
     wanted = optional(asked, "thinking", dict)
     if wanted is None:
         return Thinking(), None
@@ -101,7 +102,7 @@ def _thinking(asked: Fields) -> tuple[Thinking, str | None]:
 
 
 def _output(asked: Fields, effort: str | None) -> Fields:
-    """``output_config``: an effort that is named there means more than a budget of thoughts."""
+    """``output_config``, whose effort overrides that of a thinking budget, unless thinking is disabled."""
     config = optional(asked, "output_config", dict) or {}
     path = "output_config."
     named = optional(config, "effort", str, path)
@@ -109,7 +110,7 @@ def _output(asked: Fields, effort: str | None) -> Fields:
         raise wrong(path + "effort", " or ".join(repr(each) for each in _EFFORTS))
     fields: Fields = {"reasoning_effort": effort if effort == "none" else named or effort}
     wanted, path = optional(config, "format", dict, path), path + "format."
-    if wanted is None:  # before output_config there was a field of its own
+    if wanted is None:  # the field's name before output_config
         wanted, path = optional(asked, "output_format", dict), "output_format."
     if wanted is not None:
         fields["response_format"] = _format(wanted, path)

@@ -1,7 +1,7 @@
-"""What a provider wants back with a tool call, carried in the signature of a thinking block.
+"""What a provider expects back with a tool call, carried in the signature of a thinking block.
 
-A tool_use block has no room for it, and clients hand thinking blocks back as they came. Gemini signs the thought
-that led to a call; in OpenAI's format that signature stands in the call's ``extra_content``.
+A tool_use block has no field for it, and clients send thinking blocks back unchanged. Gemini signs the thought that
+led to a call; in OpenAI's format that signature is in the call's ``extra_content``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write(call_id: str, extra: dict[str, Any]) -> str:
 
 
 def read(signature: object) -> dict[str, dict[str, Any]]:
-    """What `signature` carries, by the call's id. Empty for a signature of another system."""
+    """What `signature` carries, by the call's id; empty if it is not one of ours."""
     if not isinstance(signature, str) or not signature.startswith(_PREFIX):
         return {}
     try:

@@ -1,6 +1,6 @@
 """``POST /v1/messages/count_tokens``: an estimate from the number of bytes.
 
-No provider is asked: OpenAI-compatible servers and Ollama count no tokens before they answer.
+No provider is asked: OpenAI-compatible servers and Ollama cannot count tokens before they answer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request import read_summary
 
 BYTES_A_TOKEN: Final = 4
-"""Of text. English has about four letters to a token; other languages have more bytes and more tokens."""
+"""For text. English has about four letters per token; other languages have more bytes and more tokens."""
 TOKENS_A_FILE: Final = 1500
-"""Of an image or a document."""
+"""For an image or a document."""
 _FILE: Final = re.compile(rb'"data:[^",;]*;base64,[^"]*"')
 
 
 def count_tokens(body: bytes) -> tuple[str, bytes]:
-    """The model that is asked for, and ``{"input_tokens": n}``. Raises InvalidRequest as `read_request` does."""
+    """The requested model, and the answer ``{"input_tokens": n}``. Raises InvalidRequest as `read_request` does."""
     chat, _ = read_request(body, counts_only=True)
     text, files = _FILE.subn(b"", chat)
     tokens = -(-len(text) // BYTES_A_TOKEN) + files * TOKENS_A_FILE

@@ -1,4 +1,4 @@
-"""Tools and ``tool_choice``, as OpenAI has them."""
+"""Translates ``tools`` and ``tool_choice`` into OpenAI's form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 
 
 def tool_fields(asked: Fields) -> Fields:
-    """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of a chat request; nothing where there are no tools."""
+    """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of a chat request; empty if there are no tools."""
     rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
     tools = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(rows)]
     choice = optional(asked, "tool_choice", dict)

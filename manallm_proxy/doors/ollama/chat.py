@@ -28,19 +28,22 @@ class OllamaChatDoor:
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
-        call = door_call(Endpoint.CHAT, asked, fields, settings.ollama | _thoughts(fields), client)
+        call = door_call(Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client)
         if not messages:
             call.answer, call.summary.stream = loaded(asked), False
         return call, ChatReply(model)
 
 
 def loaded(asked: Fields) -> Answer:
-    """The answer to a request without a prompt, by which clients load a model, or free its memory."""
+    """The answer to a request without a prompt, by which clients load or unload a model."""
     return Answer(choices=(Delta(finish="unload" if asked.get("keep_alive") in (0, "0", "0s") else "load"),))
 
 
-def _thoughts(fields: dict[str, Any]) -> Fields:
-    """Takes what the model thought in earlier turns out of `fields`, for Ollama alone: Groq and Mistral refuse it."""
+def _reasoning_for_ollama(fields: dict[str, Any]) -> Fields:
+    """Removes earlier turns' reasoning from `fields`; returns the messages with it, if any, for Ollama alone.
+
+    Groq and Mistral refuse it.
+    """
     messages = fields["messages"]
     if not any("reasoning_content" in message for message in messages):
         return {}

@@ -35,7 +35,7 @@ class OllamaEmbedDoor:
 
 
 class OllamaEmbeddingsDoor:
-    """See `door.Door`. It counts with ``api/embed``."""
+    """See `door.Door`. Metrics and log count it as ``api/embed``."""
 
     name = "api/embed"
     error_body = staticmethod(ollama_error_body)
@@ -60,7 +60,7 @@ def _inputs(asked: Fields) -> list[str]:
 
 
 def _call(asked: Fields, fields: Fields, client: Client) -> Call:
-    """Without an input Ollama loads the model, and so answers without a vector."""
+    """Without an input the answer has no vector, as Ollama then only loads the model."""
     call = door_call(Endpoint.EMBEDDINGS, asked, fields, read_settings(asked).ollama, client)
     if not fields["input"]:
         call.answer = Answer()
@@ -69,7 +69,7 @@ def _call(asked: Fields, fields: Fields, client: Client) -> Call:
 
 @define
 class EmbedReply:
-    """A whole answer, always. See `door.Reply`."""
+    """See `door.Reply`. Embeddings are never streamed."""
 
     model: str
     content_type: str = "application/json"
@@ -100,7 +100,7 @@ class EmbedReply:
 
 @define
 class EmbeddingsReply(EmbedReply):
-    """The one vector, alone."""
+    """The older form: one vector and nothing else."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         return one_line({"embedding": answer.vectors[0] if answer.vectors else []})

@@ -1,4 +1,4 @@
-"""Ollama's error: one string."""
+"""Ollama's error format: one string."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from manallm_proxy.doors.ollama.lines import one_line
 
 
 def ollama_error_body(error: ProxyError) -> bytes:
-    """``{"error": "text"}``, which every Ollama client shows as it is."""
+    """``{"error": "text"}``, whose text every Ollama client shows unchanged."""
     message = error.message
     if isinstance(error, UnknownModel | MissingModel) and "not found" not in message:
         message = f"model not found: {message}"  # clients look for these words

@@ -1,4 +1,4 @@
-"""``POST /api/generate``: a prompt as a chat of one turn, or as it is (``raw``, ``suffix``)."""
+"""``POST /api/generate``: the prompt as a chat of one turn, or as a bare completion (``raw``, ``suffix``)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OllamaGenerateDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, GenerateReply]:
         asked = read_object(body)
-        _refuse_unheard(asked)
+        _refuse_unsupported(asked)
         model = optional(asked, "model", str) or ""
         prompt, suffix = optional(asked, "prompt", str) or "", optional(asked, "suffix", str) or ""
         settings = read_settings(asked)
@@ -47,7 +47,7 @@ def _messages(asked: Fields, prompt: str) -> list[Fields]:
 
 
 def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, client: Client) -> Call:
-    """No template, no turns: what the model gets is the prompt, or the text around the gap that it is to fill."""
+    """A legacy completion, without template or turns: the prompt alone, or the text before and after a gap."""
     raw = bool(optional(asked, "raw", bool))
     if raw and optional(asked, "system", str):
         raise InvalidRequest("raw mode does not support 'system': put it into the prompt", param="system")
@@ -57,13 +57,13 @@ def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, cli
     if suffix:
         fields["suffix"] = suffix
     if fields.pop("logprobs", False):
-        fields["logprobs"] = fields.pop("top_logprobs", 0)  # a number here
+        fields["logprobs"] = fields.pop("top_logprobs", 0)  # a number in legacy completions
     fields.pop("reasoning_effort", None)
     return door_call(Endpoint.COMPLETIONS, asked, fields, settings.ollama | ({"raw": True} if raw else {}), client)
 
 
-def _refuse_unheard(asked: Fields) -> None:
-    """What the answer depends on, and no provider but one Ollama could be told."""
+def _refuse_unsupported(asked: Fields) -> None:
+    """Raises InvalidRequest for fields that change the answer, but that only Ollama itself could honour."""
     if optional(asked, "template", str):
         raise InvalidRequest("a model's template cannot be changed through this proxy: leave it out", param="template")
     if optional(asked, "context", list):

@@ -1,4 +1,4 @@
-"""JSON as Ollama's clients read it: one object a line, whatever their library takes for the end of one."""
+"""JSON for Ollama's clients: one object per line, whatever their library takes for a line end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LINE_ENDS: Final = (
     ("\u2029".encode(), rb"\u2029"),
     ("\u0085".encode(), rb"\u0085"),
 )
-"""What ``str.splitlines``, and so httpx below ollama-python, ends a line at, and JSON allows as it is in a string."""
+"""Characters that JSON allows unescaped, but at which ``str.splitlines`` (in httpx, so ollama-python) ends a line."""
 
 
 def one_line(value: dict[str, Any]) -> bytes:
-    """`value` in JSON, without a line end in it or after it."""
+    """`value` as JSON, without a line end in it or after it."""
     text = encode(value)
     if not text.isascii():
         for raw, escape in _LINE_ENDS:
@@ -25,10 +25,14 @@ def one_line(value: dict[str, Any]) -> bytes:
 
 
 def now() -> str:
-    """``created_at``: RFC 3339 in UTC."""
+    """The time now, for ``created_at``: RFC 3339 in UTC."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch, likewise."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    """Seconds since the epoch, likewise; the epoch where they are no time: they are a provider's number."""
+    try:
+        time = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        time = datetime.fromtimestamp(0, UTC)
+    return time.isoformat().replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""A conversation in Ollama's words as OpenAI's messages.
+"""Translates Ollama's messages into OpenAI's.
 
-There the content is one string with the images beside it, the arguments of a tool call are an object, and a tool's
-result need not say which call it answers: it carries the tool's name, or nothing at all.
+In Ollama's, the content is one string with the images in a field of their own, the arguments of a tool call are an
+object, and a tool result need not say which call it answers: it has the tool's name, or nothing at all.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MEDIA: Final = (
     (b"RIFF", "image/webp"),
     (b"BM", "image/bmp"),
 )
-"""By the first bytes: a data URI needs the type that Ollama's API leaves out."""
+"""Media types by the first bytes: a data URI needs the type, which Ollama's API leaves out."""
 
 
 @define
 class _Pending:
-    """A tool call without its result: the id that the client gave, the tool, the id that the provider gets."""
+    """A tool call without a result yet: the client's id (may be empty), the tool, the id that the provider gets."""
 
     given: str
     name: str
@@ -37,20 +37,21 @@ class _Pending:
 
 @define
 class Conversation:
-    """Translates messages in their order.
+    """Translates messages in order.
 
-    The ids that we make are counted, not drawn: a history keeps its ids from turn to turn, and a provider its cache
-    of the prompt. They have nine letters and digits, which Mistral insists on.
+    The ids that we make are counted, not random: a history keeps its ids from turn to turn, and so its place in the
+    provider's prompt cache. They have nine letters and digits, which Mistral requires.
     """
 
     _given: set[str] = field(factory=set)
-    """Ids that the client gives anywhere: none that we make may be one of them."""
+    """All ids in the client's messages, which those that we make must not repeat."""
     _used: set[str] = field(factory=set)
     _count: int = 0
     _pending: list[_Pending] = field(factory=list)
 
     def read(self, messages: list[Any]) -> list[Fields]:
-        """Raises InvalidRequest, with ``param``, for what Ollama refuses too, and for a result without its call."""
+        """OpenAI's messages. Raises InvalidRequest, with ``param``, for what Ollama refuses too, and for a tool result
+        that answers no call."""
         rows = all_of(dict, messages, "messages")
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
         return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
@@ -67,11 +68,11 @@ class Conversation:
             if calls := optional(message, "tool_calls", list, path):
                 said["tool_calls"] = self._calls(calls, path + "tool_calls")
         if role == "tool":
-            said["tool_call_id"] = self._answered(message, path)
+            said["tool_call_id"] = self._answered_call(message, path)
         return said
 
     def _calls(self, calls: list[Any], path: str) -> list[Fields]:
-        """Results follow the calls that they answer, so older calls wait for none any more."""
+        """Results come before the next calls, so older calls are no longer pending."""
         self._pending.clear()
         return [self._call(call, f"{path}[{n}].") for n, call in enumerate(all_of(dict, calls, path))]
 
@@ -89,7 +90,7 @@ class Conversation:
         return {"id": pending.id, "type": "function", "function": {"name": name, "arguments": text}}
 
     def _id(self, given: str) -> str:
-        """The client's own, the first time that it is given."""
+        """The client's own id when it first occurs, else a new one."""
         if given and given not in self._used:
             self._used.add(given)
             return given
@@ -99,10 +100,10 @@ class Conversation:
             if made not in self._given:
                 return made
 
-    def _answered(self, message: Fields, path: str) -> str:
+    def _answered_call(self, message: Fields, path: str) -> str:
         """The id of the call that a result answers: by id, else by the tool's name, else the next one in order.
 
-        An id says more than the order: where the calls have ids, and none is this one, the call is missing.
+        An id outweighs the order: if the pending calls have ids, and none matches, the result answers no call.
         """
         id_ = optional(message, "tool_call_id", str, path) or ""
         name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
@@ -126,7 +127,7 @@ def _given_ids(message: Fields) -> list[str]:
 
 
 def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fields]:
-    """A message's content: a plain string where it has no images. `path` leads to ``images``, with its dot."""
+    """A message's content: a plain string if it has no images. `path`: that of the message, with a trailing dot."""
     if not images:
         return text
     urls = [_data_uri(image, f"{path}images[{n}]") for n, image in enumerate(all_of(str, images, path + "images"))]
@@ -135,7 +136,7 @@ def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fie
 
 
 def _data_uri(image: str, path: str) -> str:
-    """base64 with its type in front; some clients send a data URI all the same."""
+    """A data URI for base64 data; some clients send a data URI already. Raises InvalidRequest for anything else."""
     data = image.partition(",")[2] if image.startswith("data:") else image
     try:
         raw = binascii.a2b_base64(data, strict_mode=True)

@@ -1,4 +1,4 @@
-"""Ollama's lists of models: what ``/api/tags`` and ``/api/show`` say of one of ours."""
+"""Our models as Ollama's ``/api/tags`` and ``/api/show`` describe them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from attrs import frozen
 from manallm_proxy.doors.ollama.lines import rfc3339
 
 VERSION: Final = "0.33.0"
-"""Of the API that is served here. VS Code's Copilot wants 0.6.4 at least, in numbers with dots."""
+"""Version of the API that is served here. VS Code's Copilot requires 0.6.4 or later, in dotted numbers."""
 FAMILY: Final = "manallm"
-"""What stands for the architecture, which only a model's file could tell."""
-_UNTOLD: Final = ("completion", "tools")
-"""Capabilities of a model whose provider does not tell them: what is unknown is tried, and without ``tools`` a client
-would not try."""
+"""Placeholder for the architecture, which only the model's file says."""
+_ASSUMED_CAPABILITIES: Final = ("completion", "tools")
+"""Capabilities of a model whose provider does not report them; clients do not even try one without ``tools``."""
 
 
 @frozen
 class ModelRow:
-    """What we know of a model. ``name``: as a request may name it, with a tag; ``modified``: since the epoch."""
+    """What we know of a model. ``name``: as requests name it, with a tag; ``modified``: seconds since the epoch."""
 
     name: str
     modified: float
@@ -29,7 +28,7 @@ class ModelRow:
     context_length: int = 0
 
     def listed(self) -> dict[str, Any]:
-        """Its row in ``/api/tags``. The digest stands for the name, and so changes with it alone."""
+        """Its row in ``/api/tags``. The digest is of the name, and so changes with it alone."""
         digest = hashlib.sha256(self.name.encode()).hexdigest()
         return {
             "name": self.name,
@@ -58,7 +57,7 @@ class ModelRow:
         }
 
     def _capabilities(self) -> list[str]:
-        return sorted(self.capabilities) if self.capabilities is not None else list(_UNTOLD)
+        return sorted(self.capabilities) if self.capabilities is not None else list(_ASSUMED_CAPABILITIES)
 
     def _details(self) -> dict[str, Any]:
         details: dict[str, Any] = {

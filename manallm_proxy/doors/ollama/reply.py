@@ -1,8 +1,8 @@
-"""Answers to ``/api/chat`` and ``/api/generate``: a JSON object a line, the last with ``done``.
+"""Answers to ``/api/chat`` and ``/api/generate``: one JSON object per line, the last with ``done``.
 
 The rules that clients rely on (seen with ollama-python 0.6, ollama-js 0.6, Go's api, langchain-ollama 1.1, litellm): no
-blank line, ``model``, ``message.role`` and ``done`` in every object, tool calls whole, and an error in mid stream as a
-line, since three of four take a connection that ends for the end of a short answer.
+blank line; ``model``, ``message.role`` and ``done`` in every object; tool calls whole; and an error in mid-stream as a
+line, since most take a closed connection for the end of a short answer.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import Fields
 
 LOADED: Final = frozenset({"load", "unload"})
-"""``done_reason`` of an answer to a request without a prompt: it has no counters."""
+"""``done_reason`` of answers to requests without a prompt, which have no counters."""
 
 
 @define
 class _Clock:
-    """When things happened, by ``time.monotonic_ns``; ``first``: the first word, None before it."""
+    """Times by ``time.monotonic_ns``; ``first``: of the first content, None before it."""
 
     began: int = field(factory=time.monotonic_ns)
     first: int | None = None
 
     def durations(self) -> tuple[int, int, int]:
-        """Nanoseconds: in all, until the first word, and since then (at least 1: clients divide by it)."""
+        """Nanoseconds in all, until the first content, and since then (at least 1, since clients divide by it)."""
         end = time.monotonic_ns()
         first = self.first if self.first is not None else self.began
         return end - self.began, first - self.began, max(end - first, 1)
@@ -41,13 +41,15 @@ class _Clock:
 
 @define
 class LinesReply:
-    """What chat and generate have in common. ``model``: the name asked for, until a target answers."""
+    """What chat and generate have in common. ``model``: the requested name, until a target answers."""
 
     model: str
     content_type: str = "application/x-ndjson"
     _clock: _Clock = field(factory=_Clock)
-    _calls: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
-    """Parts of tool calls, by the call's place."""
+    _calls: list[list[ToolCall]] = field(factory=list, repr=False)
+    """Tool calls in parts."""
+    _latest: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
+    """The last of them at each place."""
     _finish: str | None = None
     _wrote: bool = False
 
@@ -55,7 +57,7 @@ class LinesReply:
         """Raises BadResponse if a tool call's arguments are no object."""
         delta = next((choice for choice in answer.choices if choice.index == 0), Delta())
         if delta.finish in LOADED:
-            return one_line({**self._shell(), **self.said(), "done": True, "done_reason": delta.finish})
+            return one_line({**self._common_fields(), **self.said(), "done": True, "done_reason": delta.finish})
         self.start(target)
         self._note(delta)
         try:
@@ -63,7 +65,7 @@ class LinesReply:
         except BadResponse as error:
             error.target = str(target)
             raise
-        return one_line({**self._shell(), **said, **self._ending(answer.usage)})
+        return one_line({**self._common_fields(), **said, **self._ending(answer.usage)})
 
     def start(self, target: Target) -> None:
         self.model = str(target)
@@ -74,12 +76,12 @@ class LinesReply:
             self._clock.first = time.monotonic_ns()
         for delta in batch.deltas:
             if delta.index:
-                continue  # one choice is all that was asked for
+                continue  # only one choice was requested
             self._note(delta)
             if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
                 lines.append(self._line(self._said(delta)))
         if not lines and not self._wrote and batch.has_content:
-            lines.append(self._line(self.said()))  # the head leaves at the commit, and heartbeats begin
+            lines.append(self._line(self.said()))  # so that the commit sends the head, and heartbeats begin
         self._wrote = self._wrote or bool(lines)
         return b"".join(lines)
 
@@ -89,13 +91,13 @@ class LinesReply:
         except BadResponse as error:
             return self.error(error)
         before = self._line(self.said(calls=calls)) if calls else b""
-        return before + one_line({**self._shell(), **self.said(), **self._ending(usage)}) + b"\n"
+        return before + one_line({**self._common_fields(), **self.said(), **self._ending(usage)}) + b"\n"
 
     def error(self, error: ProxyError) -> bytes:
         return ollama_error_body(error) + b"\n"
 
     def heartbeat(self) -> bytes:
-        """A chunk without content: a blank line would end ollama-python."""
+        """A chunk without content: ollama-python fails on a blank line."""
         return self._line(self.said())
 
     def said(
@@ -105,13 +107,17 @@ class LinesReply:
         raise NotImplementedError  # chat and generate differ here
 
     def logprobs(self, logprobs: Any) -> list[Any]:
-        """OpenAI's form as Ollama's."""
+        """Translates OpenAI's ``logprobs`` into Ollama's."""
         rows = logprobs.get("content") if isinstance(logprobs, dict) else None
         return rows if isinstance(rows, list) else []
 
     def _note(self, delta: Delta) -> None:
         for part in delta.tool_calls:
-            self._calls.setdefault(part.index, []).append(part)
+            parts = self._latest.get(part.index)
+            if parts is None or _begins_another(part, parts):
+                parts = self._latest[part.index] = []
+                self._calls.append(parts)
+            parts.append(part)
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
@@ -121,10 +127,13 @@ class LinesReply:
         return said | ({"logprobs": rows} if rows else {})
 
     def _whole_calls(self) -> list[Fields]:
-        """Arguments that the token limit has cut are no object, and so no call."""
+        """All tool calls, joined; one that the token limit cut short is left out.
+
+        Raises BadResponse if other arguments are not a JSON object.
+        """
         calls = []
-        for n, (_, parts) in enumerate(sorted(self._calls.items())):
-            arguments = _object("".join(part.arguments for part in parts))
+        for n, parts in enumerate(sorted(self._calls, key=lambda parts: parts[0].index)):
+            arguments = _object(_text(parts))
             if arguments is None and self._finish == "length":
                 continue
             name = next((part.name for part in parts if part.name), "")
@@ -135,14 +144,14 @@ class LinesReply:
             calls.append({"id": id_, "function": function} if id_ else {"function": function})
         return calls
 
-    def _shell(self) -> Fields:
+    def _common_fields(self) -> Fields:
         return {"model": self.model, "created_at": now()}
 
     def _line(self, said: Fields) -> bytes:
-        return one_line({**self._shell(), **said, "done": False}) + b"\n"
+        return one_line({**self._common_fields(), **said, "done": False}) + b"\n"
 
     def _ending(self, usage: Usage | None) -> Fields:
-        """Counters and times as far as we know them: a provider's load is part of its first word's time."""
+        """Counters and times as far as they are known: time to load the model counts as prompt evaluation."""
         usage = usage or Usage()
         total, prompt, words = self._clock.durations()
         return {
@@ -159,7 +168,7 @@ class LinesReply:
 
 @define
 class ChatReply(LinesReply):
-    """``message`` holds the words."""
+    """Chat: the content is in ``message``."""
 
     def said(
         self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
@@ -176,7 +185,7 @@ class ChatReply(LinesReply):
 
 @define
 class GenerateReply(LinesReply):
-    """``response`` is the text. No tools are asked for here, so none are called."""
+    """Generate: the text is in ``response``. Requests offer no tools, so none are called."""
 
     def said(
         self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
@@ -187,17 +196,28 @@ class GenerateReply(LinesReply):
         return said | ({"tool_calls": calls} if calls else {})
 
     def logprobs(self, logprobs: Any) -> list[Any]:
-        """Of a raw prompt they come in the form of legacy completions."""
+        """For a raw prompt they have the form of legacy completions."""
         if not isinstance(logprobs, dict) or not isinstance(logprobs.get("tokens"), list):
             return super().logprobs(logprobs)
         rows = [{"token": token} for token in logprobs["tokens"]]
-        for row, number in zip(rows, logprobs.get("token_logprobs") or (), strict=False):
+        numbers = logprobs.get("token_logprobs")
+        for row, number in zip(rows, numbers if isinstance(numbers, list) else (), strict=False):
             row["logprob"] = number
         return rows
 
 
+def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
+    """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
+    text = _text(parts)
+    return bool(part.name) and part.id != parts[0].id and bool(text.strip()) and _object(text) is not None
+
+
+def _text(parts: list[ToolCall]) -> str:
+    return "".join([part.arguments for part in parts])
+
+
 def _object(text: str) -> Fields | None:
-    """A call's arguments; none at all are an empty object. None for what is no object."""
+    """A call's arguments, decoded; an empty text is an empty object. None if they are not an object."""
     if not text.strip():
         return {}
     try:

@@ -8,23 +8,23 @@ from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import encode, split_object
-from manallm_proxy.openai.request import EMBEDDING, read_summary
+from manallm_proxy.openai.request import EMBEDDING, read_summary, refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
 def no_headers(request_id: str) -> dict[str, str]:
-    """Ollama's answers carry nothing that ours do not."""
+    """No headers in addition to those of all answers."""
     return {}
 
 
 def read_object(body: bytes) -> Fields:
     """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
-    split_object(body)
+    refuse_look_alikes(split_object(body)[0])
     return decoded(body)
 
 
 def door_call(endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client) -> Call:
-    """The call for `fields` in OpenAI's words, streamed unless `asked` says otherwise."""
+    """The call for `fields` in OpenAI's format, streamed unless `asked` says otherwise. `ollama`: see ``Call``."""
     fields = {"model": optional(asked, "model", str) or "", **fields}
     if endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = optional(asked, "stream", bool) is not False

@@ -1,4 +1,4 @@
-"""Ollama's settings in OpenAI's words, and what only another Ollama can be told."""
+"""Translates Ollama's settings into OpenAI's, and keeps those that only another Ollama understands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONS: Final[dict[str, tuple[str, type]]] = {
     "presence_penalty": ("presence_penalty", float),
     "frequency_penalty": ("frequency_penalty", float),
 }
-"""``options`` that other providers know: their name there, and their type."""
+"""``options`` that other providers know: OpenAI's name and the type."""
 _EFFORTS: Final = ("low", "medium", "high", "max")
 
 
@@ -46,7 +46,7 @@ def read_settings(asked: Fields) -> Settings:
         else:
             number = optional({name: value}, name, known[1], "options.")
             if name == "num_predict" and number <= 0:
-                rest |= {name: number} if number else {}  # without end, which others do not have to be told
+                rest |= {name: number} if number else {}  # no limit, which is the default elsewhere
             else:
                 fields[known[0]] = number
     if rest:
@@ -58,7 +58,7 @@ def read_settings(asked: Fields) -> Settings:
 
 
 def tools_of(asked: Fields) -> Fields:
-    """``tools`` as they are: they have OpenAI's form. An empty list, which ollama-python always sends, is none."""
+    """``tools`` unchanged, since they have OpenAI's form. An empty list, which ollama-python always sends, is none."""
     rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
     for n, tool in enumerate(rows):
         required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
@@ -66,7 +66,7 @@ def tools_of(asked: Fields) -> Fields:
 
 
 def _format(asked: Fields) -> Fields:
-    """``"json"`` or a schema; one without a name gets one, since OpenAI wants it."""
+    """``format``: ``"json"`` or a schema, which gets a name, since OpenAI requires one."""
     wanted = asked.get("format")
     if wanted in (None, "", {}):
         return {}
@@ -78,7 +78,7 @@ def _format(asked: Fields) -> Fields:
 
 
 def _thinking(asked: Fields, ollama: Fields) -> Fields:
-    """``think``: another Ollama gets it as it is, and refuses it where the model does not think."""
+    """``think`` as ``reasoning_effort``; another Ollama gets it unchanged, and refuses it if the model cannot think."""
     think = asked.get("think")
     if think is None or think == "":
         return {}

@@ -1,4 +1,4 @@
-"""One answer: a provider's deltas in, output items and their events out, in the order in which they came."""
+"""One answer: a provider's deltas in, output items and their events out, in order of arrival."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from manallm_proxy.doors.responses.tool_names import ToolNames
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
-"""Finish reasons of an answer that is not complete, and this API's words for them."""
+"""By finish reason of an incomplete answer: this API's name for it."""
 
 
 @define
 class AnswerItems:
-    """One item of text or reasoning is open at a time. Calls stay open until the end: their parts may interleave."""
+    """The output items. One message or reasoning item is open at a time; calls stay open until the end, since their
+    parts may interleave."""
 
     _new_id: Callable[[str], str]
     _names: ToolNames
     _packs: bool = False
     """The client asked for ``encrypted_content``."""
     provider: str = ""
-    """Who answers."""
+    """The name of the provider that answers."""
     items: list[Item] = field(factory=list)
     finish: str | None = None
     _text: MessageItem | None = None
     _thought: ReasoningItem | None = None
     _calls: dict[int, CallItem] = field(factory=dict)
-    """The latest of each index."""
+    """The latest call of each index."""
     _last: Item | None = None
-    """Where the last word went: it is the one that was cut, if any was."""
+    """The item that grew last: the one that was cut short, if any was."""
 
     @property
     def incomplete(self) -> str | None:
@@ -52,11 +53,11 @@ class AnswerItems:
 
     @property
     def failed(self) -> bool:
-        """The provider gave up in mid answer."""
+        """Whether the provider reported an error by its finish reason."""
         return self.finish == "error"
 
     def take(self, delta: Delta) -> Iterator[Event]:
-        """One step of the answer."""
+        """Adds `delta`; yields its events."""
         if delta.reasoning:
             yield from self._think(delta.reasoning, delta.reasoning_key)
         logprobs = _logprobs(delta.logprobs) if delta.logprobs is not None else []
@@ -71,7 +72,7 @@ class AnswerItems:
         self.finish = delta.finish or self.finish
 
     def end(self) -> Iterator[Event]:
-        """Closes what is open. An answer without a word is an empty message."""
+        """Closes all open items; yields their events. An answer without content becomes an empty message."""
         if not self.items:
             yield from self._say("output_text", "", [])
         for item in self.items:
@@ -81,13 +82,13 @@ class AnswerItems:
         self._text = self._thought = None
 
     def break_off(self) -> None:
-        """The answer is cut: what is open is incomplete, and no event says that it was done."""
+        """Marks open items as incomplete, when the answer was cut short; there are no events for that."""
         for item in self.items:
             if item.status == "in_progress":
                 item.status = INCOMPLETE
 
     def views(self) -> list[dict[str, Any]]:
-        """``output``, for the client."""
+        """``output`` as the client gets it."""
         return [item.view() for item in self.items]
 
     def _add(self, item: Item) -> Event:
@@ -148,10 +149,10 @@ class AnswerItems:
         yield from call.call(part.arguments)
 
     def _begins(self, part: ToolCall) -> str | None:
-        """The id of a new call that `part` begins; None where it goes on with one.
+        """The id of the new call that `part` begins; None if it continues a call.
 
-        A part with a name under a known index is another call only if what came before it is complete: some servers
-        repeat the name with each part, others number all calls 0.
+        A named part with a known index begins another call only if that index's call is complete: some servers repeat
+        the name in each part, others give all calls index 0.
         """
         known = self._calls.get(part.index)
         if known is not None and not (part.name and part.id != known.call_id and _is_object(known.arguments)):
@@ -160,7 +161,7 @@ class AnswerItems:
         return part.id if part.id and part.id not in used else new_call_id()
 
     def _carry(self, id_: str, extra: dict[str, Any] | None) -> Iterator[Event]:
-        """What goes back with a call stands in the reasoning before it."""
+        """Stores what has to come back with a call in the reasoning item before it."""
         if not (self._packs and extra):
             return
         yield from self._close_text()
@@ -178,19 +179,21 @@ def _is_object(arguments: str) -> bool:
 
 def _logprobs(told: Any) -> list[dict[str, Any]]:
     """A chat's ``logprobs``; the types of this API want the bytes of each token, known or not."""
-    rows = told.get("content") if isinstance(told, dict) else None
-    tokens = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return [
-        {**_token(row), "top_logprobs": [_token(top) for top in row.get("top_logprobs") or () if isinstance(top, dict)]}
-        for row in tokens
+        {**_token(row), "top_logprobs": [_token(top) for top in _rows(row.get("top_logprobs"))]}
+        for row in _rows(told.get("content") if isinstance(told, dict) else None)
     ]
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _token(row: dict[str, Any]) -> dict[str, Any]:
     token = str(row.get("token") or "")
-    known = row.get("bytes")
+    known, number = row.get("bytes"), row.get("logprob")
     return {
         "token": token,
-        "logprob": row.get("logprob") or 0.0,
+        "logprob": number if isinstance(number, int | float) else 0.0,
         "bytes": known if isinstance(known, list) else list(token.encode()),
     }

@@ -1,7 +1,7 @@
-"""``encrypted_content``: what a provider wants back with the next turn, in the client's hands.
+"""``encrypted_content``: what a provider expects back with the next turn, kept by the client.
 
-It is opaque to clients, but no secret: they know all of it already, or may (the reasoning that they were shown,
-Gemini's own signature of it). What another server wrote there is left alone.
+It is opaque to clients, but not secret: it holds the reasoning that they were shown and Gemini's own signature of it.
+What another server wrote there is ignored.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 _PREFIX: Final = "manallm1."
 EXTRA: Final = "extra_content"
-"""Beside a tool call: where OpenAI's format has room for what its provider wants back with it."""
+"""The member of a tool call, in OpenAI's format, that holds what its provider expects back with it."""
 _KEYS: Final = ("reasoning_content", "reasoning")
 
 
 @frozen
 class Carried:
-    """``provider`` alone gets it back: others refuse what they do not know.
+    """Sent back to ``provider`` alone, since others refuse unknown fields.
 
     ``extras``: by the id of a tool call, the value of its `EXTRA`.
     """
@@ -35,12 +35,12 @@ class Carried:
 
 
 def pack(carried: Carried) -> str:
-    """As ``encrypted_content``."""
+    """The value of ``encrypted_content``."""
     return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
 
 
 def unpack(content: object) -> Carried:
-    """What `content` carries; nothing where it is not ours."""
+    """What `content` carries; an empty `Carried` if it is not one of ours."""
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return Carried()
     try:

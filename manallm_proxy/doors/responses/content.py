@@ -1,4 +1,4 @@
-"""The content of one message or tool result, as a chat's: a plain string where there is only text."""
+"""Translates the content of a message or tool result into a chat's: a plain string if it is only text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""Types of parts that are text, and where it stands."""
+"""By type of text part: the member that holds the text."""
 Content = str | list[Fields]
 
 
 def read_content(content: object, path: str) -> Content:
-    """A string, or a chat's parts. Raises InvalidRequest with the path of the part that cannot be read."""
+    """A string, or a chat's parts. Raises InvalidRequest with the path of a part that is invalid or unsupported."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -25,7 +25,7 @@ def read_content(content: object, path: str) -> Content:
 
 
 def text_and_rest(content: Content) -> tuple[str, list[Fields]]:
-    """`content` where only text may stand, and the parts that are none."""
+    """The text of `content`, and its parts that are not text."""
     if isinstance(content, str):
         return content, []
     texts = [part["text"] for part in content if part["type"] == "text"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +23,14 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.large import aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
 
 
 @define(eq=False)
 class ResponsesDoor:
-    """See `door.Door`. Every request becomes a whole conversation: no provider knows of an earlier one."""
+    """See `door.Door`. Every call has the whole conversation, since providers keep nothing of earlier requests."""
 
     store: Store
     name: str = "responses"
@@ -36,12 +39,12 @@ class ResponsesDoor:
 
     async def read(self, body: bytes, client: Client) -> tuple[Call, ResponsesReply]:
         """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others."""
-        asked = read_request(body)
+        large = is_large(body)
+        asked = await aside(large, read_request, body)
         history = await self._history(asked.previous, client.key)
         items = await self._resolved(input_items(asked.fields["input"]), client.key)
         try:
-            call = _call(asked, _conversation(asked, history, items), client.request_id)
-            kept = (*history, *map(encode, items)) if asked.stores else ()
+            call, kept = await aside(large, _translated, asked, history, items, client.request_id)
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply") from None
         repeated = {key: value for key, value in asked.fields.items() if key != "input"}
@@ -51,7 +54,10 @@ class ResponsesDoor:
         return call, ResponsesReply(shell, answer, keep)
 
     async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
-        """All items of the response that this one continues, and of those before it."""
+        """All items of the previous response and of those that it continued.
+
+        Raises PreviousResponseNotFound.
+        """
         if previous is None:
             return ()
         stored = await self.store.response(owner, previous)
@@ -60,7 +66,7 @@ class ResponsesDoor:
         return (*stored.input, *stored.output)
 
     async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields]:
-        """`items` with the item in place of each reference to it."""
+        """`items` with each reference replaced by its item. Raises ItemNotFound."""
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
         if not wanted:
             return items
@@ -71,15 +77,21 @@ class ResponsesDoor:
         return [decode(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+
         def keep(response: dict[str, Any], items: list[Item]) -> None:
             output = tuple(encode(item.stored()) for item in items)
-            self.store.keep(owner, Stored(id_, encode(response), input_, output, tuple(item.id for item in items)))
+            stored = Stored(id_, encode(response), input_, output, tuple(item.id for item in items))
+            if threading.get_ident() == here:
+                self.store.keep(owner, stored)
+            else:  # a large answer is written in a thread, and the store belongs to the loop's
+                loop.call_soon_threadsafe(self.store.keep, owner, stored)
 
         return keep
 
 
 def _is_reference(item: Fields) -> bool:
-    """Some clients leave the type out (openai's types allow it)."""
+    """Whether `item` is a reference. Some clients leave the type out, as OpenAI's types allow."""
     return item.get("type") == REFERENCE or (set(item) <= {"id", "type"} and item.get("type") is None and "id" in item)
 
 
@@ -87,12 +99,20 @@ def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
-def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
+def _translated(
+    asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str
+) -> tuple[Call, tuple[bytes, ...]]:
+    """The call, and the items that are kept with its answer."""
+    call = _call(asked, _conversation(asked, history, items), request_id)
+    return call, (*history, *map(encode, items)) if asked.stores else ()
+
+
+def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
     """The call as every provider gets it, and as one that finds something of its own in it."""
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
 
     def at(provider: str) -> Call:
-        messages = talk.messages(provider)
+        messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
         chat = encode({**asked.chat, "messages": messages})
@@ -100,16 +120,16 @@ def _call(asked: Asked, talk: Conversation, request_id: str) -> Call:
         return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes)
 
     call = at("")
-    return evolve(call, own=at) if talk.carries else call
+    return evolve(call, own=at) if conversation.carries else call
 
 
 def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> Conversation:
-    """Instructions (of this request alone), what was said before, what is new."""
-    talk = Conversation(asked.tools.names)
+    """This request's instructions, then the history, then the new items."""
+    conversation = Conversation(asked.tools.names)
     if instructions := asked.fields.get("instructions"):
-        talk.say("system", instructions)
+        conversation.say("system", instructions)
     for data in history:
-        talk.add(decode(data), "previous_response_id")
+        conversation.add(decode(data), "previous_response_id")
     for n, item in enumerate(items):
-        talk.add(item, f"input[{n}]")
-    return talk
+        conversation.add(item, f"input[{n}]")
+    return conversation

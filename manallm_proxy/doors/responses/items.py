@@ -1,7 +1,7 @@
-"""Input items as a chat's messages.
+"""Translates input items into a chat's messages.
 
-A chat knows turns: what an assistant said and called, then the results of those calls, then what comes next. Items
-are looser: calls and texts of a turn are items of their own, and a result may come after the next text.
+A chat has turns: an assistant's text and calls, then the results of those calls, then the next message. Items are
+looser: texts and calls of one turn are separate items, and a result may come after the next text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KNOWN: Final = (
 
 @define
 class _Turn:
-    """What an assistant said and called, and the results."""
+    """An assistant's texts, reasoning, calls and images, and the results of the calls."""
 
     texts: list[str] = field(factory=list, repr=False)
     reasoning: list[Carried] = field(factory=list, repr=False)
@@ -35,12 +35,12 @@ class _Turn:
     images: list[Fields] = field(factory=list, repr=False)
     results: list[Fields] = field(factory=list, repr=False)
     extras: dict[str, Carried] = field(factory=dict, repr=False)
-    """See `Conversation`, which fills it."""
+    """The same object as `Conversation._extras`."""
     shown: list[Fields] = field(factory=list, repr=False)
-    """Pictures and files among the results, which a chat's tool message cannot hold."""
+    """Images and files among the results, which a chat's tool message cannot hold."""
 
     def messages(self, provider: str) -> Iterable[Fields]:
-        """As `provider` gets them."""
+        """The messages as `provider` gets them."""
         said: Fields = {"role": "assistant", "content": "\n".join(self.texts) if self.texts else None}
         for thought in self.reasoning:
             if thought.provider == provider:
@@ -51,7 +51,7 @@ class _Turn:
             said["tool_calls"] = [self._call(call, provider) for call in self.calls]
         elif said["content"] is None:
             said["content"] = ""
-        if self.texts or self.calls or self.images:  # reasoning alone is nothing that a chat can hold
+        if self.texts or self.calls or self.images:  # a chat message cannot be reasoning alone
             yield said
         yield from self.results
         if self.shown:
@@ -70,21 +70,21 @@ class Conversation:
     _names: ToolNames
     _rows: list[Fields | _Turn] = field(factory=list, repr=False)
     _open: _Turn | None = None
-    """The turn that goes on while the assistant's items follow each other."""
+    """The current turn, as long as an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
-    """By the id of a call. An id that is used again means the later call."""
+    """The turn of each call, by the call's id. A repeated id means the later call."""
     _extras: dict[str, Carried] = field(factory=dict, repr=False)
-    """By the id of a call: what carries something that goes back with it."""
+    """What has to go back with a call, by the call's id."""
     carries: bool = False
-    """Something is for one provider alone."""
+    """Whether anything is for one provider alone."""
 
     def say(self, role: str, content: Any) -> None:
-        """A message that is no assistant's."""
+        """Adds a message that is not an assistant's."""
         self._open = None
         self._rows.append({"role": role, "content": content})
 
     def add(self, item: Fields, path: str) -> None:
-        """Raises InvalidRequest that names the item's place, and its type where it is not known."""
+        """Adds `item`. Raises InvalidRequest with the path, and the type if it is unknown."""
         kind = optional(item, "type", str, path + ".") or ("message" if "role" in item else None)
         match kind:
             case "message":
@@ -105,7 +105,7 @@ class Conversation:
                 raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
 
     def messages(self, provider: str = "") -> list[Fields]:
-        """All of it, as `provider` gets it."""
+        """All messages, as `provider` gets them."""
         written: list[Fields] = []
         for row in self._rows:
             if isinstance(row, _Turn):
@@ -133,7 +133,7 @@ class Conversation:
             self.say(role, text)
 
     def _turn(self) -> _Turn:
-        """The turn that an assistant's next item belongs to: a new one once results have come."""
+        """The turn that an assistant's next item belongs to; a new one after results."""
         if self._open is None or self._open.results:
             self._open = _Turn(extras=self._extras)
             self._rows.append(self._open)
@@ -165,7 +165,7 @@ class Conversation:
             turn.shown += [{"type": "text", "text": f"Output of the tool call {id_}:"}, *rest]
 
     def _reasoning(self, item: Fields) -> None:
-        """Only what we packed goes back: a summary is for people, and most providers refuse to be given one."""
+        """Only reasoning that we packed goes back: a summary is for people, and most providers refuse it."""
         carried = self._carry(item)
         if carried.reasoning:
             self._turn().reasoning.append(carried)
@@ -177,7 +177,7 @@ class Conversation:
         return carried
 
     def _image(self, item: Fields, path: str) -> None:
-        """A picture that a model made, where OpenRouter puts them."""
+        """Adds an image that a model generated, in OpenRouter's form."""
         data = required(item, "result", str, path + ".")
         url = f"data:image/{optional(item, 'output_format', str, path + '.') or 'png'};base64,{data}"
         self._turn().images.append({"type": "image_url", "image_url": {"url": url}})
@@ -188,7 +188,7 @@ def _note(rest: list[Fields]) -> str:
 
 
 def input_items(given: object) -> list[Fields]:
-    """``input`` as items: a string is a user's message."""
+    """``input`` as items; a string becomes a user message. Raises InvalidRequest if an item is not an object."""
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
     return all_of(dict, given if isinstance(given, list) else [], "input")

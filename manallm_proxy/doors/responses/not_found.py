@@ -1,4 +1,4 @@
-"""References that lead nowhere. The message names the id, and says how to do without this proxy's memory."""
+"""Errors for references to unknown responses. The message quotes the id, and says how to do without stored ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WHY = (
 
 
 class PreviousResponseNotFound(InvalidRequest):
-    """``previous_response_id`` is unknown, gone, or somebody else's."""
+    """``previous_response_id`` is unknown, expired, or another client's."""
 
     code = "previous_response_not_found"
 
@@ -23,7 +23,7 @@ class PreviousResponseNotFound(InvalidRequest):
 
 
 class ItemNotFound(InvalidRequest):
-    """The same for an ``item_reference``."""
+    """An ``item_reference`` names an item that is unknown, expired, or another client's."""
 
     status = 404
     code = "item_not_found"
@@ -33,7 +33,7 @@ class ItemNotFound(InvalidRequest):
 
 
 class ResponseNotFound(InvalidRequest):
-    """The same for a response that is asked for by its address."""
+    """The response of ``/v1/responses/{id}`` is unknown, expired, or another client's."""
 
     status = 404
     code = "response_not_found"

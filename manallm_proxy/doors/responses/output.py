@@ -1,4 +1,4 @@
-"""Output items, from their first word to their last. Each yields the events that tell of it."""
+"""Output items, built up from deltas. Each yields the events that report its progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manallm_proxy.doors.responses.carried import Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 
 Event = tuple[str, dict[str, Any]]
-"""Type, and the fields beside ``type`` and ``sequence_number``."""
+"""Type, and the fields other than ``type`` and ``sequence_number``."""
 
 IN_PROGRESS: Final = "in_progress"
 COMPLETED: Final = "completed"
@@ -20,28 +20,28 @@ INCOMPLETE: Final = "incomplete"
 
 @define(eq=False)
 class Item:
-    """``index`` is its place in ``output``."""
+    """One output item. ``index``: its position in ``output``."""
 
     id: str
     index: int
     status: str = IN_PROGRESS
 
     def view(self) -> dict[str, Any]:
-        """The item as it is by now."""
+        """The item in its current state, as clients see it."""
         raise NotImplementedError  # each type has its own
 
     def stored(self) -> dict[str, Any]:
-        """The same, with what only this proxy needs of it in a later turn."""
+        """As `view`, with what this proxy needs in a later turn."""
         return self.view()
 
     def close(self, status: str) -> Iterator[Event]:
-        """Its last events."""
+        """Ends the item; yields its last events."""
         self.status = status
         yield from self._last()
         yield "response.output_item.done", {"output_index": self.index, "item": self.view()}
 
     def open(self) -> Event:
-        """Its first event."""
+        """The item's first event."""
         return "response.output_item.added", {"output_index": self.index, "item": self.view()}
 
     def _last(self) -> Iterator[Event]:
@@ -53,7 +53,7 @@ class Item:
 
 @define
 class _Part:
-    """One part of a message: a text, or a refusal."""
+    """One content part of a message: text or a refusal."""
 
     kind: str
     words: list[str] = field(factory=list, repr=False)
@@ -68,7 +68,7 @@ class _Part:
 
 @define(eq=False)
 class MessageItem(Item):
-    """What the model says."""
+    """The model's text and refusals."""
 
     _parts: list[_Part] = field(factory=list)
 
@@ -77,7 +77,7 @@ class MessageItem(Item):
         return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": content}
 
     def say(self, kind: str, words: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
-        """`kind`: ``output_text`` or ``refusal``."""
+        """Adds text; yields its events. `kind`: ``output_text`` or ``refusal``."""
         if not self._parts or self._parts[-1].kind != kind:
             yield from self._end_part()
             self._parts.append(_Part(kind))
@@ -109,13 +109,13 @@ class MessageItem(Item):
 
 @define(eq=False)
 class ReasoningItem(Item):
-    """What the model thinks, as one summary. ``packs``: whether the client asked for ``encrypted_content``."""
+    """The model's reasoning, as one summary. ``packs``: whether the client requested ``encrypted_content``."""
 
     packs: bool = False
     provider: str = ""
     key: str = "reasoning_content"
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
-    """For these three see `carried.Carried`."""
+    """See `carried.Carried`, as for ``provider`` and ``key``."""
     _words: list[str] = field(factory=list, repr=False)
 
     def view(self) -> dict[str, Any]:
@@ -150,18 +150,18 @@ def _summary(text: str) -> dict[str, Any]:
 
 @define(eq=False, kw_only=True)
 class CallItem(Item):
-    """A call of a function or of a custom tool. ``flat``: the name that the model used."""
+    """A call of a function or of a custom tool."""
 
     call_id: str
     tool: Tool
     provider: str = ""
     extra: dict[str, Any] | None = field(default=None, repr=False)
-    """What its provider wants back with it."""
+    """What its provider expects back with it."""
     _arguments: list[str] = field(factory=list, repr=False)
 
     @property
     def arguments(self) -> str:
-        """As far as they have come."""
+        """The JSON text received so far."""
         return "".join(self._arguments)
 
     def view(self) -> dict[str, Any]:
@@ -182,15 +182,15 @@ class CallItem(Item):
         return {**self.view(), "encrypted_content": pack(carried)}
 
     def call(self, arguments: str) -> Iterator[Event]:
-        """A custom tool's input stands inside of the arguments: it is told once they are complete."""
+        """Adds arguments; yields their event. A custom tool's input is inside them, so it is reported at the end."""
         self._arguments.append(arguments)
         if arguments and self.tool.kind != "custom":
             yield "response.function_call_arguments.delta", self._at(delta=arguments)
 
     def _last(self) -> Iterator[Event]:
         if self.tool.kind != "custom":
-            told = self._at(name=self.tool.name, arguments=self.arguments)
-            yield "response.function_call_arguments.done", told
+            done = self._at(name=self.tool.name, arguments=self.arguments)
+            yield "response.function_call_arguments.done", done
             return
         text = arguments_to_input(self.arguments)
         if text:
@@ -200,7 +200,7 @@ class CallItem(Item):
 
 @define(eq=False, kw_only=True)
 class ImageItem(Item):
-    """A picture that the model made, of which we have a data URI."""
+    """An image that the model generated, as a data URI."""
 
     url: str = field(repr=False)
 

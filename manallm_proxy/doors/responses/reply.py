@@ -1,8 +1,8 @@
 """Writes one answer of the Responses API. See `door.Reply`.
 
-The order of a stream (what its clients need, each of them something else): ``response.created``,
+The order of a stream, different parts of which different clients rely on: ``response.created``,
 ``response.in_progress``, then the items, each from ``output_item.added`` to ``output_item.done``, then exactly one of
-``response.completed``, ``response.incomplete`` and ``response.failed``. The body ends there, without ``[DONE]``.
+``response.completed``, ``response.incomplete`` and ``response.failed`` (followed by ``error``). There is no ``[DONE]``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.json_object import encode
 
 Keep = Callable[[dict[str, Any], list[Item]], None]
-"""Takes a response that is over, without its output, and its items."""
+"""Stores a finished response: the object with an empty ``output``, and its items."""
 
 
-def _given_up() -> ProxyError:
-    """Some providers say by a finish reason that they could not go on."""
+def _failed_midway() -> ProxyError:
+    """The error for a finish reason by which some providers report that they failed."""
     return StreamInterrupted("the provider ended its answer with an error")
 
 
 @define
 class ResponsesReply:
-    """``keep`` is called before a client can know that the response is complete."""
+    """See `door.Reply`. ``keep`` is called before the client learns that the response is complete."""
 
     _shell: Shell
     _answer: AnswerItems
@@ -47,7 +47,7 @@ class ResponsesReply:
             for _ in self._answer.take(delta):
                 pass  # the events of a stream
         if self._answer.failed:
-            return encode(self._failed(_given_up()))
+            return encode(self._failed(_failed_midway()))
         for _ in self._answer.end():
             pass
         return encode(self._ended(answer.usage)[1])
@@ -62,20 +62,20 @@ class ResponsesReply:
 
     def end(self, usage: Usage | None) -> bytes:
         if self._answer.failed:
-            return self.error(_given_up())
+            return self.error(_failed_midway())
         begin, last = self._begin(), self._write(self._answer.end())
         kind, response = self._ended(usage)
         return begin + last + self._write([(kind, {"response": response})])
 
     def error(self, error: ProxyError) -> bytes:
-        """Two events: some clients read the one, some the other, and this is the order in which all show the text."""
+        """Two events: some clients read one, some the other, and in this order all of them show the message."""
         begin, response = self._begin(), self._failed(error)
-        told = {**response["error"], "param": error.param}
-        flat = {**told, "error": {"type": error.type, **told}}
+        inner = {**response["error"], "param": error.param}
+        flat = {**inner, "error": {"type": error.type, **inner}}
         return begin + self._write([("response.failed", {"response": response}), ("error", flat)])
 
     def heartbeat(self) -> bytes:
-        """An event: codex gives up on a stream of comments."""
+        """An event, since codex gives up on a stream of comments."""
         return self._begin() or self._write([("response.in_progress", {"response": self._in_progress()})])
 
     def _begin(self) -> bytes:
@@ -91,7 +91,7 @@ class ResponsesReply:
         return self._shell.render("in_progress", [])
 
     def _ended(self, usage: Usage | None) -> tuple[str, dict[str, Any]]:
-        """The last event's type, and the response as it is told; it is kept by then. Nothing counted is zero."""
+        """Stores the response; returns the last event's type and its response. Unknown usage is zero."""
         cut, usage = self._answer.incomplete, usage or Usage()
         status = "completed" if cut is None else "incomplete"
         if self._keep is not None:
@@ -99,10 +99,10 @@ class ResponsesReply:
         return f"response.{status}", self._shell.render(status, self._answer.views(), usage=usage, incomplete=cut)
 
     def _failed(self, error: ProxyError) -> dict[str, Any]:
-        """The response, with what was said so far."""
+        """The failed response, with its output so far."""
         self._answer.break_off()
-        told = {"code": error.code or error.type, "message": error.message}
-        return self._shell.render("failed", self._answer.views(), error=told)
+        reported = {"code": error.code or error.type, "message": error.message}
+        return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:
         frames: list[bytes] = []

@@ -1,7 +1,7 @@
-"""A request of the Responses API: checked, and as a chat's body.
+"""Validates a request of the Responses API, and translates it into a chat's body.
 
-What only this API knows (``store``, ``include``, ``metadata``, ``truncation``, cache keys, ...) never goes to a
-provider: many refuse a field that they do not know.
+Fields that only this API has (``store``, ``include``, ``metadata``, ``truncation``, cache keys, ...) are never sent
+to a provider: many refuse unknown fields.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PASSED: Final[dict[str, type]] = {
     "service_tier": str,
     "user": str,
 }
-"""What a chat has under the same name."""
+"""Fields that a chat has under the same name."""
 _CHECKED: Final[dict[str, type]] = {
     "instructions": str,
     "max_tool_calls": int,
@@ -37,19 +37,19 @@ _CHECKED: Final[dict[str, type]] = {
     "store": bool,
     "truncation": str,
 }
-"""What is only read here, or only repeated in the response."""
+"""Fields that are only read here, or only repeated in the response."""
 _REFUSED: Final = {
     "background": "answers are not made in the background: leave it out, and stream",
     "conversation": "conversations are not kept here: send the items, or previous_response_id",
     "prompt": "prompt templates are not kept here: send instructions and input",
 }
 _SCHEMA_NAME: Final = "response"
-"""Of a schema without a name, which a chat's must have."""
+"""The name of a schema without one: in a chat it is required."""
 
 
 @frozen
 class Asked:
-    """``fields``: the whole request, decoded. ``chat``: the chat's body as far as no messages are concerned."""
+    """A validated request. ``fields``: all of it, decoded. ``chat``: the chat's body, still without messages."""
 
     fields: Fields = field(repr=False)
     chat: Fields = field(repr=False)
@@ -58,17 +58,17 @@ class Asked:
 
     @property
     def stores(self) -> bool:
-        """Whether the response is to be kept. By default it is."""
+        """Whether to store the response, which is the default."""
         return self.fields.get("store") is not False
 
     @property
     def previous(self) -> str | None:
-        """The response that this one continues."""
+        """The id of the response that this one continues."""
         return self.fields.get("previous_response_id") or None
 
 
 def read_request(body: bytes) -> Asked:
-    """Raises InvalidRequest, with ``param``, for what cannot be understood or is not served here."""
+    """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
     summary = read_summary(body, ("input", (str, list)))
     fields = decoded(body)
     for key, why in _REFUSED.items():
@@ -86,7 +86,8 @@ def read_request(body: bytes) -> Asked:
 
 
 def _length(fields: Fields) -> Fields:
-    """Newer models of OpenAI know one name only, many other servers the older one; effort tells the former."""
+    """``max_output_tokens``. OpenAI's reasoning models accept only the newer name, many other servers only the older
+    one; a request for reasoning effort identifies the former."""
     most = optional(fields, "max_output_tokens", int)
     if most is None:
         return {}
@@ -97,7 +98,7 @@ def _length(fields: Fields) -> Fields:
 
 
 def _reasoning(fields: Fields) -> Fields:
-    """``summary`` says how much of it to show: all that a provider shows is passed on anyway."""
+    """``reasoning``. Its ``summary`` has no effect: all reasoning that a provider shows is passed on."""
     reasoning = optional(fields, "reasoning", dict) or {}
     effort = optional(reasoning, "effort", str, "reasoning.")
     return {} if effort is None else {"reasoning_effort": effort}
@@ -123,7 +124,7 @@ def _text(fields: Fields) -> Fields:
 
 
 def _schema(shape: Fields, path: str) -> Fields:
-    """Flat here, nested in a chat."""
+    """A JSON schema format, which is flat here and nested in a chat."""
     named: Fields = {
         "name": optional(shape, "name", str, path) or _SCHEMA_NAME,
         "schema": required(shape, "schema", dict, path),
@@ -145,7 +146,7 @@ def _logprobs(fields: Fields, include: frozenset[str]) -> Fields:
 
 
 def _tools(fields: Fields, tools: Tools) -> Fields:
-    """Nothing of tools where there are none: servers refuse a choice among nothing."""
+    """The chat's fields for tools; empty without any, since servers refuse ``tool_choice`` without ``tools``."""
     parallel = optional(fields, "parallel_tool_calls", bool)
     if not tools.rows:
         return {}

@@ -1,4 +1,4 @@
-"""The response object: all its fields, always, and one id throughout."""
+"""The response object: always with all its fields, and with one id throughout."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from manallm_proxy.openai.request_fields import Fields
 
 @define
 class Shell:
-    """What stays the same from the first event to the last, and what is filled in."""
+    """The response object without its output: what stays the same in all events of a response."""
 
     id: str
     asked: Fields = field(repr=False)
     model: str = ""
-    """As asked, until a target answers."""
+    """The requested model, until a target answers."""
     created_at: int = field(factory=lambda: int(time.time()))
     _long: Fields = field(init=False, repr=False)
-    """What may be long is encoded once, although it is repeated in several events."""
+    """Fields that may be long: encoded once, although several events repeat them."""
 
     def __attrs_post_init__(self) -> None:
         asked = self.asked
@@ -45,7 +45,7 @@ class Shell:
         error: Fields | None = None,
         incomplete: str | None = None,
     ) -> dict[str, Any]:
-        """The object in one state. `incomplete` is the reason."""
+        """The object in the state `status`. `incomplete`: the reason why it is."""
         asked, long = self.asked, self._long
         parallel, store = asked.get("parallel_tool_calls"), asked.get("store")
         return {
@@ -83,7 +83,7 @@ class Shell:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    """Tokens in this API's words; its types want every detail."""
+    """This API's ``usage``, whose types require every detail."""
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},

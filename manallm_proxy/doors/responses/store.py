@@ -1,11 +1,11 @@
 """Responses that clients may refer to: by ``previous_response_id``, ``item_reference`` or ``GET``.
 
-The proxy always sends a whole history on, so a response is kept with all items that led to it. A conversation's
-turns share most of their items: each distinct item is kept once, and counted once.
+Providers always get the whole history, so a response is stored with all items that led to it. A conversation's turns
+share most of their items: each distinct item is stored once, and counted once.
 
-1. A response belongs to the client key that made it. For everyone else it does not exist.
-2. What is used (read, continued, referred to) is the last to go; what has not been used for ``ttl`` is gone.
-3. The bytes of all that is kept, its overhead included, stay at most ``memory``; the least recently used goes first.
+1. A response belongs to the client key that made it. For all others it does not exist.
+2. A response expires once it has not been used (read, continued, referred to) for ``ttl``.
+3. All that is stored, including overhead, takes at most ``memory`` bytes; the least recently used is evicted first.
 
 `MemoryStore` is synchronous and takes the time from its clock; `Store` is what the door needs of any store.
 """
@@ -20,23 +20,23 @@ from typing import Final, Protocol
 from attrs import define, field, frozen
 
 Owner = str | None
-"""The name of a client key; None where no key is asked for: then all clients are one."""
+"""The name of a client key; None if none is required: then all clients share one store."""
 
 RECORD_COST: Final = 1200
-"""Bytes that a response costs beside its texts: objects, and its places in dictionaries."""
+"""Bytes of overhead per response: objects and dictionary entries."""
 ITEM_COST: Final = 300
-"""The same for each distinct item."""
+"""Bytes of overhead per distinct item."""
 NAME_COST: Final = 500
-"""The same for each id of an output item."""
+"""Bytes of overhead per id of an output item."""
 REFERENCE_COST: Final = 8
-"""The same for each item of each response, shared or not."""
+"""Bytes of overhead per item of each response, shared or not."""
 LONGEST_ID: Final = 64
-"""Characters of an id that may be ours."""
+"""Max characters of an id that may be ours."""
 
 
 @frozen
 class Stored:
-    """One response. All texts are JSON."""
+    """One stored response. All bytes are JSON."""
 
     id: str
     shell: bytes = field(repr=False)
@@ -45,34 +45,34 @@ class Stored:
     """All items that led to it, oldest first: the history that it continued, then its own input."""
     output: tuple[bytes, ...] = field(repr=False)
     output_ids: tuple[str, ...] = ()
-    """Of the items in ``output``, one each."""
+    """The ids of the items in ``output``, in the same order."""
 
 
 @frozen
 class Bounds:
-    """Bytes, and seconds since the last use."""
+    """Limits of a store. ``memory`` in bytes; ``ttl`` in seconds since the last use."""
 
     memory: int = 64 * 2**20
     ttl: float = 3600.0
 
 
 class Store(Protocol):
-    """Keeps responses. What is unknown, gone, or somebody else's is not told apart."""
+    """Stores responses. Unknown, expired, and other clients' ids are treated alike."""
 
     def new_id(self, prefix: str) -> str:
-        """A new id, such as ``resp_...``; nobody can guess it."""
+        """A new, unguessable id, such as ``resp_...``."""
 
     def keep(self, owner: Owner, stored: Stored) -> None:
-        """Keeps `stored`, unless it is larger than all that may be kept."""
+        """Stores `stored`, unless it alone exceeds the memory limit."""
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
-        """One response."""
+        """The response with that id; None if unknown."""
 
     async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
-        """Output items by id, as JSON; those that are not known are missing."""
+        """Output items by id, as JSON; unknown ids are left out."""
 
     async def drop(self, owner: Owner, id_: str) -> bool:
-        """Forgets a response. Whether there was one."""
+        """Deletes a response. Returns whether there was one."""
 
 
 @define(eq=False)
@@ -90,19 +90,19 @@ class _Record:
 
 @define(eq=False)
 class MemoryStore:
-    """In this process. ``clock`` gives monotonic seconds; ``bounds`` may change with each reload."""
+    """A store in this process. ``clock``: monotonic time in seconds; ``bounds`` may change with each reload."""
 
     clock: Callable[[], float]
     bounds: Callable[[], Bounds] = Bounds
     worker: int = 0
-    """Which of several processes this is: its ids say so."""
+    """The number of this worker process, which is part of its ids."""
     size: int = 0
-    """Bytes kept, as counted."""
+    """Bytes stored, including overhead."""
     _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
-    """The least recently used first. A plain dict finds its first key slowly after many have been taken out there."""
+    """The least recently used first. A plain dict finds its first key slowly once many before it were removed."""
     _items: dict[bytes, _Item] = field(factory=dict, repr=False)
     _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict, repr=False)
-    """By owner and id of an output item: the item, and the response that it came with."""
+    """By owner and id of an output item: the item, and the id of its response."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -155,7 +155,7 @@ class MemoryStore:
         return True
 
     def trim(self) -> None:
-        """Lets go of what is too old, and of what no longer fits."""
+        """Drops what has expired, and then the least recently used until the rest fits."""
         self._expire()
         while self._records and self.size > self.bounds().memory:
             self._release(self._records.popitem(last=False)[1])
@@ -177,7 +177,7 @@ class MemoryStore:
             self._release(self._records.popitem(last=False)[1])
 
     def _share(self, data: bytes) -> bytes:
-        """`data`, or the equal bytes that are kept already; one more use of them."""
+        """Stores an item, or counts one more use of an equal one. Returns the stored bytes."""
         item = self._items.get(data)
         if item is None:
             item = self._items[data] = _Item(data)
@@ -198,11 +198,11 @@ class MemoryStore:
 
 
 def _own(stored: Stored) -> int:
-    """What a response costs beside its items."""
+    """Bytes that a response takes without its items."""
     references = REFERENCE_COST * (len(stored.input) + len(stored.output))
     return len(stored.shell) + RECORD_COST + NAME_COST * len(stored.output_ids) + references
 
 
 def _alone(stored: Stored) -> int:
-    """What a response would cost if it shared nothing."""
+    """Bytes that a response would take if it shared no items."""
     return _own(stored) + sum(len(data) + ITEM_COST for data in {*stored.input, *stored.output})

@@ -1,4 +1,4 @@
-"""A stored response, and its input items, as a client gets to see them."""
+"""A stored response and its input items, as clients see them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIXES: Final = {"function_call": "fc", "custom_tool_call": "ctc", "reasoning
 
 @frozen
 class Page:
-    """What of a list is asked for."""
+    """Which page of a list is requested."""
 
     limit: int = 20
     ascending: bool = False
@@ -27,7 +27,7 @@ class Page:
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Page:
-        """InvalidRequest with ``param`` for ``limit`` and ``order`` that are none."""
+        """Raises InvalidRequest, with ``param``, if ``limit`` or ``order`` is invalid."""
         limit, order = query.get("limit", "20"), query.get("order", "desc")
         if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= _MOST):
             raise wrong("limit", f"a whole number from 1 to {_MOST}")
@@ -37,15 +37,15 @@ class Page:
 
 
 def response_view(stored: Stored) -> dict[str, Any]:
-    """The response object, as it was answered."""
+    """The response object, as in the original answer."""
     shell: dict[str, Any] = msgspec.json.decode(stored.shell)
     return {**shell, "output": [_shown(decode(data)) for data in stored.output]}
 
 
 def input_view(stored: Stored, page: Page) -> dict[str, Any]:
-    """A page of the items that led to it, the newest first unless asked otherwise. Each has an id of its own.
+    """A page of the input items, newest first by default. Each has a unique id.
 
-    InvalidRequest where ``after`` names none of them.
+    Raises InvalidRequest if ``after`` is not the id of any.
     """
     by_id: dict[str, dict[str, Any]] = {}
     for n, data in enumerate(stored.input):
@@ -68,9 +68,9 @@ def input_view(stored: Stored, page: Page) -> dict[str, Any]:
 
 
 def _listed(item: dict[str, Any], place: str, taken: Collection[str]) -> dict[str, Any]:
-    """`item` in its full form, whatever short one it was sent in. A made-up id stays the same from call to call.
+    """`item` in full form, even if it was sent in a short one, with an id.
 
-    An item that was sent twice has its id once.
+    A missing id, or one that is `taken` since the item was sent twice, is derived from `place`, and so is stable.
     """
     kind = item.get("type") or "message"
     row = {**_shown(item), "type": kind}
@@ -90,7 +90,7 @@ def _text_part(role: str, text: str) -> dict[str, Any]:
 
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:
-    """Without what is beside a call for its provider alone (see `output.CallItem.stored`)."""
+    """`item` without what `output.CallItem.stored` added to a call for its provider."""
     if item.get("type") == "reasoning":
         return item
     return {key: value for key, value in item.items() if key != "encrypted_content"}

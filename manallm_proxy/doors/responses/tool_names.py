@@ -1,7 +1,7 @@
-"""The names of tools towards a provider, and back.
+"""Maps the names of tools to those that a provider gets, and back.
 
-Chat completions know functions in one flat list. A tool inside a namespace gets a name of its own there; a custom
-tool becomes a function with the one property ``input``.
+Chat completions have one flat list of functions. A tool inside a namespace gets a unique name there; a custom tool
+becomes a function with the one property ``input``.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class Tool:
 
 @define
 class ToolNames:
-    """Every name that one request uses, in both directions."""
+    """All names of one request, in both directions."""
 
     _flat: dict[tuple[str | None, str], str] = field(factory=dict)
     _tools: dict[str, Tool] = field(factory=dict)
 
     def add(self, tool: Tool) -> str:
-        """Its name towards the provider. Those without a namespace come first: they keep their own."""
+        """Adds `tool`; returns its flat name. Add those without a namespace first, since they keep their names."""
         flat = tool.name if tool.namespace is None else self._unused(tool.namespace, tool.name)
         self._flat[tool.namespace, tool.name] = flat
         self._tools[flat] = tool
         return flat
 
     def flat(self, name: str, namespace: str | None) -> str:
-        """The same for a call in the history, whose tool may not be offered any more."""
+        """The flat name for a call in the history, whose tool may no longer be offered."""
         return self._flat.get((namespace, name)) or (name if namespace is None else self._unused(namespace, name))
 
     def find(self, name: str, namespace: str | None = None) -> Tool | None:
-        """A tool that is offered."""
+        """The tool of that name, if it is offered."""
         return self._tools.get(self._flat.get((namespace, name), ""))
 
     def tool(self, flat: str) -> Tool:
-        """Whom a model calls by `flat`. A name that nobody has is handed on: clients tell the model so."""
+        """The tool that a model calls by `flat`. An unknown name is passed on: clients report that to the model."""
         known = self._tools.get(flat)
         if known is not None:
             return known
@@ -68,14 +68,14 @@ class ToolNames:
 def flat_name(namespace: str, name: str, *, unique: bool = False) -> str:
     """``("multi_agent", "spawn")`` -> ``"multi_agent__spawn"``: contains `name`, differs from it, at most 64 long.
 
-    The namespace gives way where that is too long, or a part of its hash stands in for it (`unique`).
+    If that is too long, or `unique`, the namespace is shortened and a hash appended to it.
     """
     inner, outer = _ODD.sub("_", name), _ODD.sub("_", namespace) or "ns"
     if unique or len(outer) + len(_JOINT) + len(inner) > LONGEST_NAME:
         digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:8]
         room = LONGEST_NAME - len(_JOINT) - len(inner) - len(digest) - 1
         outer = f"{outer[:room]}_{digest}" if room > 0 else digest[: max(1, room + 1 + len(digest))]
-    if len(inner) >= LONGEST_NAME:  # no room for anything beside it
+    if len(inner) >= LONGEST_NAME:  # no room for anything else
         inner = inner[: LONGEST_NAME - len(outer) - len(_JOINT)]
     joint = _JOINT[: max(0, LONGEST_NAME - len(outer) - len(inner))]
     return f"{outer}{joint}{inner}"
@@ -87,7 +87,7 @@ def input_to_arguments(text: str) -> str:
 
 
 def arguments_to_input(arguments: str) -> str:
-    """The way back. A model that does not keep to the one property is taken at its word."""
+    """A function's arguments as a custom tool's input. Arguments without that one property are the input itself."""
     try:
         given: Any = decode(arguments.encode())
     except DecodeErrors:

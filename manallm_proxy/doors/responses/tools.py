@@ -1,7 +1,7 @@
-"""``tools`` and ``tool_choice``: functions, namespaces of them and custom tools, as a chat's functions.
+"""Translates ``tools`` and ``tool_choice`` (functions, namespaces, custom tools) into a chat's functions.
 
-Hosted tools run at OpenAI, not here. ``web_search`` is dropped, and the log says so: codex offers it without being
-asked. ``file_search`` is dropped as long as nobody insists on it. Everything else would be missed: 400.
+Hosted tools run at OpenAI, not here. ``web_search`` is dropped, and the log says so, since codex always offers it.
+``file_search`` is dropped unless ``tool_choice`` is ``required``, all others only if it is ``none``; else refused.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from manallm_proxy.doors.responses.tool_names import INPUT, Tool, ToolNames
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
 
 _WEB_SEARCH: Final = "web_search"
-"""Also as ``web_search_preview``, and with a date at its end."""
+"""Prefix of the type, which may also be ``web_search_preview`` or end in a date."""
 _FILE_SEARCH: Final = "file_search"
 
 
 class UnsupportedTool(InvalidRequest):
-    """A tool that no provider behind this door has."""
+    """A tool that this door cannot offer."""
 
     code = "unsupported_tool"
 
 
 @define
 class Tools:
-    """What a request offers. ``rows`` is the chat's ``tools``, ``choice`` its ``tool_choice`` (None: left out)."""
+    """The tools of a request. ``rows``: the chat's ``tools``; ``choice``: its ``tool_choice`` (None: left out)."""
 
     names: ToolNames = field(factory=ToolNames)
     rows: list[Fields] = field(factory=list, repr=False)
     choice: Any = field(default=None, repr=False)
     dropped: list[str] = field(factory=list)
-    """Types of tools that are not sent on, in words of ours."""
+    """Types of tools that were dropped, safe to log."""
 
     @classmethod
     def read(cls, asked: Fields) -> Tools:
@@ -94,7 +94,7 @@ class Tools:
         elif choice is not None:
             raise wrong("tool_choice", "'auto', 'none', 'required' or an object")
         if not self.rows:
-            self.choice = None  # servers refuse a choice among nothing
+            self.choice = None  # servers refuse tool_choice without tools
 
     def _choose_named(self, choice: Fields) -> None:
         kind = required(choice, "type", str, "tool_choice.")
@@ -106,7 +106,7 @@ class Tools:
             raise _unsupported(kind, "tool_choice")
 
     def _allow(self, choice: Fields) -> None:
-        """Only these are sent: not every server knows ``allowed_tools``, and the model can call no other so."""
+        """Sends only the allowed tools, since not every server knows ``allowed_tools``."""
         mode = required(choice, "mode", str, "tool_choice.")
         if mode not in ("auto", "required"):
             raise wrong("tool_choice.mode", "'auto' or 'required'")
@@ -145,13 +145,13 @@ def _row(name: str, description: str | None, parameters: Fields | None, *, stric
         function["description"] = description
     if parameters is not None:
         function["parameters"] = parameters
-    if strict:  # false is what everybody does without it, and not everybody knows the word
+    if strict:  # false is the default, and not every server knows the field
         function["strict"] = True
     return {"type": "function", "function": function}
 
 
 def _custom_description(tool: Fields, path: str) -> str | None:
-    """With the grammar that its input has to keep to, which a function cannot be given otherwise."""
+    """The description, with the grammar for the tool's input, for which a function has no field."""
     description: str | None = optional(tool, "description", str, path)
     shape = optional(tool, "format", dict, path)
     if shape is None or shape.get("type") != "grammar":

@@ -1,7 +1,7 @@
-"""One store over several workers: each keeps what it answered, and an id says who keeps it.
+"""One store over several workers: each stores its own responses, and an id contains the number of its worker.
 
-So nothing travels when a response is kept, and a client that comes back at once, over a connection to another worker,
-still finds it. What a worker kept ends with it: then a reference is refused, as one that has become too old.
+So nothing is sent when a response is stored, and a client that continues it at once, over a connection to another
+worker, still finds it. A worker's responses are lost when it ends; then they count as expired.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Question:
 
 @frozen
 class Found:
-    """The answer. ``items`` by id; both are empty where nothing is known."""
+    """The answer to a `Question`. ``items``: JSON by id."""
 
     response: Stored | None = None
     items: dict[str, bytes] = field(factory=dict, repr=False)
@@ -41,14 +41,14 @@ _FOUND: Final = msgspec.json.Decoder(Found)
 
 
 class OtherWorkers(Protocol):
-    """The way to another worker."""
+    """The connection to the other workers."""
 
     async def ask_one(self, worker: int, question: str) -> str | None:
-        """Its answer; None if it is gone, or silent."""
+        """The answer of `worker`; None if it is gone or does not answer."""
 
 
 def answer_question(memory: MemoryStore, question: str) -> str:
-    """What this worker has to say."""
+    """Answers another worker's `Question` from `memory`; both are JSON."""
     asked = _QUESTION.decode(question)
     match asked.what:
         case "response":
@@ -62,7 +62,7 @@ def answer_question(memory: MemoryStore, question: str) -> str:
 
 @define(eq=False)
 class WorkersStore:
-    """See `store.Store`. ``memory`` is this worker's own."""
+    """See `store.Store`. ``memory``: this worker's own store."""
 
     memory: MemoryStore
     others: OtherWorkers
@@ -96,7 +96,7 @@ class WorkersStore:
         return (await self._ask(worker, Question("drop", owner, (id_,)))).dropped
 
     def _keeper(self, id_: str) -> int | None:
-        """The worker to ask; None where that is this one, or the id is none of ours."""
+        """The worker to ask; None if it is this one, or the id is not one of ours."""
         match = _ID.fullmatch(id_) if len(id_) <= LONGEST_ID else None
         worker = int(match[1], 16) if match is not None else self.memory.worker
         return None if worker == self.memory.worker else worker

@@ -38,6 +38,7 @@ class Conversation:
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
     """Id of a tool call -> its name. An id that is used again means the later call."""
+    has_broken_arguments: bool = False
 
     @classmethod
     def read(cls, messages: list[Any], *, signed: bool) -> Conversation:
@@ -96,7 +97,7 @@ class Conversation:
             raise Unsupported(f"Gemini knows tool calls of type 'function' only, {path} is another", param="messages")
         function = required(call, "function", dict, path + ".")
         name = required(function, "name", str, path + ".function.")
-        arguments = _arguments(function.get("arguments"), path + ".function.arguments")
+        arguments = self._arguments(function.get("arguments"), path + ".function.arguments")
         said: Fields = {"name": name, "args": arguments}
         if (id_ := optional(call, "id", str, path + ".")) is not None:
             self._called[id_] = name
@@ -106,6 +107,18 @@ class Conversation:
             signature = _ANY_SIGNATURE
         part: Fields = {"functionCall": said}
         return part if signature is None else {**part, "thoughtSignature": signature}
+
+    def _arguments(self, text: object, path: str) -> object:
+        """OpenAI's JSON text as an object. Nothing at all means ``{}``.
+
+        So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
+        would end the conversation for good.
+        """
+        if text is None or text == "" or isinstance(text, dict):
+            return text or {}
+        raw = _object(typed(str, text, path))
+        self.has_broken_arguments |= raw is None
+        return {} if raw is None else raw
 
     def _result(self, message: Fields, path: str) -> Fields:
         id_ = required(message, "tool_call_id", str, path)
@@ -119,18 +132,6 @@ def _output(text: str) -> object:
     """A tool's result as the object that Gemini wants: a JSON object as it is, anything else under ``output``."""
     raw = _object(text)
     return {"output": text} if raw is None else raw
-
-
-def _arguments(text: object, path: str) -> object:
-    """OpenAI's JSON text as an object. Nothing at all means ``{}``.
-
-    So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
-    would end the conversation for good.
-    """
-    if text is None or isinstance(text, dict):
-        return text or {}
-    raw = _object(typed(str, text, path))
-    return {} if raw is None else raw
 
 
 def _object(text: str) -> msgspec.Raw | None:

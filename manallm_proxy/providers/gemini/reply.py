@@ -168,7 +168,7 @@ class Reader:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens so far, None where they were not told."""
+        """Tokens so far; None if the answer does not count them."""
         return _usage(self._counted)
 
     @property

@@ -16,6 +16,7 @@ from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import (
+    NO_OBJECT,
     Fields,
     all_of,
     decoded,
@@ -63,7 +64,7 @@ def build(call: Call, entry: Entry) -> Request:
     asked, model = decoded(call.body), _model(entry)
     match call.endpoint:
         case Endpoint.CHAT:
-            method, fields = _generates(call), _chat(asked, model)
+            method, fields = _generates(call), _chat(asked, model, call.remarks)
         case Endpoint.COMPLETIONS:
             method, fields = _generates(call), _completion(asked)
         case Endpoint.EMBEDDINGS:
@@ -78,9 +79,11 @@ def _generates(call: Call) -> str:
     return "streamGenerateContent?alt=sse" if call.summary.stream else "generateContent"
 
 
-def _chat(asked: Fields, model: str) -> Fields:
+def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
     _refuse_unsaid(asked)
     talk = Conversation.read(required(asked, "messages", list, ""), signed=_version(model) >= (3, 0))
+    if talk.has_broken_arguments:
+        remarks.append(NO_OBJECT)
     fields: Fields = {"contents": talk.contents}
     if talk.instruction is not None:
         fields["systemInstruction"] = {"role": "user", "parts": [{"text": talk.instruction}]}

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages as Ollama wants them (ollama api/types.go Message; wire.md B.2, B.9).
+"""OpenAI's chat messages as Ollama wants them (ollama api/types.go, Message).
 
 There ``content`` is one string, images stand beside it, and the arguments of a tool call are an object.
 """
@@ -6,27 +6,50 @@ There ``content`` is one string, images stand beside it, and the arguments of a 
 from __future__ import annotations
 
 import binascii
+import contextlib
 from typing import Any, Final
 
 import msgspec
+from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
+from manallm_proxy.openai.request_fields import (
+    NO_OBJECT,
+    Fields,
+    all_of,
+    data_uri,
+    image_url,
+    optional,
+    required,
+    typed,
+    wrong,
+)
 
 _IMAGE_TYPES: Final = ("", "image/jpeg", "image/jpg", "image/png", "image/webp")
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
-def translate(messages: list[Any]) -> list[Fields]:
-    called: dict[str, str] = {}  # id of a tool call -> its name; of a repeated id the last one counts
+@define
+class _Talk:
+    called: dict[str, str] = field(factory=dict)
+    """Id of a tool call -> its name; of a repeated id the last one counts."""
+    has_broken_arguments: bool = False
+
+
+def translate(messages: list[Any], remarks: list[str]) -> list[Fields]:
+    """`remarks` takes what could not be handed on as it was."""
+    talk = _Talk()
     rows = enumerate(all_of(dict, messages, "messages"))
-    return [_message(message, f"messages[{n}].", called) for n, message in rows]
+    said = [_message(message, f"messages[{n}].", talk) for n, message in rows]
+    if talk.has_broken_arguments:
+        remarks.append(NO_OBJECT)
+    return said
 
 
-def _message(message: Fields, path: str, called: dict[str, str]) -> Fields:
-    """One message; `called` learns the names of its tool calls and gives them to the results that follow."""
+def _message(message: Fields, path: str, talk: _Talk) -> Fields:
+    """One message; `talk` learns the names of its tool calls and gives them to the results that follow."""
     spoken = required(message, "role", str, path)
     role = _ROLES.get(spoken)
     if role is None:
@@ -36,37 +59,37 @@ def _message(message: Fields, path: str, called: dict[str, str]) -> Fields:
         raise InvalidRequest(f"'{path}content' is missing", param=path + "content")
     said: Fields = {"role": role} | _content("" if content is None else content, path + "content")
     if role == "tool":
-        said |= _result_of(message, path, called)
+        said |= _result_of(message, path, talk)
     if role == "assistant":
         thought = message.get("reasoning_content") or message.get("reasoning")
         if isinstance(thought, str):
             said["thinking"] = thought
         if calls := optional(message, "tool_calls", list, path):
             rows = enumerate(all_of(dict, calls, path + "tool_calls"))
-            said["tool_calls"] = [_tool_call(row, f"{path}tool_calls[{n}]", called) for n, row in rows]
+            said["tool_calls"] = [_tool_call(row, f"{path}tool_calls[{n}]", talk) for n, row in rows]
     return said
 
 
-def _result_of(message: Fields, path: str, called: dict[str, str]) -> Fields:
+def _result_of(message: Fields, path: str, talk: _Talk) -> Fields:
     id_ = optional(message, "tool_call_id", str, path)
-    name = optional(message, "name", str, path) or called.get(id_ or "")
+    name = optional(message, "name", str, path) or talk.called.get(id_ or "")
     if id_ is None and not name:
         raise InvalidRequest(f"'{path}tool_call_id' is missing", param=path + "tool_call_id")
     return {k: v for k, v in (("tool_name", name), ("tool_call_id", id_)) if v}
 
 
-def _tool_call(call: Fields, path: str, called: dict[str, str]) -> Fields:
+def _tool_call(call: Fields, path: str, talk: _Talk) -> Fields:
     function = required(call, "function", dict, path + ".")
     name = required(function, "name", str, path + ".function.")
-    arguments = _arguments(function.get("arguments"), path + ".function.arguments")
+    arguments = _arguments(function.get("arguments"), path + ".function.arguments", talk)
     said: Fields = {"function": {"name": name, "arguments": arguments}}
     if id_ := optional(call, "id", str, path + "."):
-        called[id_] = name
+        talk.called[id_] = name
         said["id"] = id_
     return said
 
 
-def _arguments(text: object, path: str) -> object:
+def _arguments(text: object, path: str, talk: _Talk) -> object:
     """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``.
 
     So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
@@ -75,10 +98,11 @@ def _arguments(text: object, path: str) -> object:
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
     raw = typed(str, text, path).encode()
-    try:
-        return msgspec.Raw(raw) if isinstance(decode(raw), dict) else {}
-    except DecodeErrors:
-        return {}
+    with contextlib.suppress(*DecodeErrors):
+        if isinstance(decode(raw), dict):
+            return msgspec.Raw(raw)
+    talk.has_broken_arguments = True
+    return {}
 
 
 def _content(content: object, path: str) -> Fields:

@@ -1,7 +1,7 @@
-"""OpenAI's requests in Ollama's native words (ollama api/types.go at v0.33; field map: wire.md B.9).
+"""OpenAI's requests in Ollama's native words (ollama api/types.go at v0.33).
 
 The native API rather than Ollama's own ``/v1``: there an error in mid stream is lost, a silent client gets
-temperature 1.0, and ``num_ctx`` cannot be set (wire.md B.8).
+temperature 1.0, and ``num_ctx`` cannot be set.
 
 What the caller got wrong is refused here with the path of the mistake, because Ollama answers part of it
 with 500, which would blame the model and send the request on to the next target. What Ollama would
@@ -10,8 +10,7 @@ ignore although the answer depends on it (``tool_choice: required``, ``n: 2``) i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
@@ -29,64 +28,19 @@ from manallm_proxy.openai.request_fields import (
     wrong,
 )
 from manallm_proxy.providers.ollama import messages as ollama_messages
+from manallm_proxy.providers.ollama.settings import settings
 from manallm_proxy.providers.wire import Request
 
-RUNNER_OPTIONS: Final = (
-    "num_ctx",
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "use_mmap",
-    "num_thread",
-    "draft_num_predict",
-)
-"""A change of one of these reloads the model (server/sched.go needsReload), so the operator's value stands."""
 
-_OPTION_KINDS: Final[dict[str, type]] = {
-    **dict.fromkeys(RUNNER_OPTIONS, int),
-    "use_mmap": bool,
-    **dict.fromkeys(("num_keep", "seed", "num_predict", "top_k", "repeat_last_n"), int),
-    **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), float),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
-    "stop": list,
-}
-"""api/types.go Options. Ollama answers 500 to another type, and passes over a name that it does not know."""
+def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
+    """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``.
 
-_SAMPLING: Final = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repeat_penalty": "repeat_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "seed": "seed",
-    "stop": "stop",
-    "max_tokens": "num_predict",
-    "max_completion_tokens": "num_predict",  # behind max_tokens, which it replaced: the later one wins
-}
-_TOP_LEVEL: Final = ("keep_alive", "think", "truncate", "shift")
-"""Settings that Ollama reads beside ``options``, not in it."""
-
-_THINK: Final[dict[str, bool | str]] = {
-    "none": False,
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "max": "max",
-    "xhigh": "max",
-    "ultra": "max",
-}
-"""OpenAI's ``reasoning_effort`` -> ``think`` (openai/openai.go thinkFromReasoningEffort)."""
-
-
-def build(call: Call, entry: Entry) -> Request:
-    """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``."""
+    `client_options`: whether the client may set what concerns all clients of the model, see `settings`.
+    """
     asked = {**decoded(call.body), **call.ollama}
     match call.endpoint:
         case Endpoint.CHAT:
-            path, fields = "api/chat", _chat(asked)
+            path, fields = "api/chat", _chat(asked, call.remarks)
         case Endpoint.COMPLETIONS:
             path, fields = "api/generate", _generate(asked)
         case Endpoint.EMBEDDINGS:
@@ -95,7 +49,7 @@ def build(call: Call, entry: Entry) -> Request:
             raise Unsupported(f"Ollama has nothing like {other.path}", param="model")
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
-    fields |= _settings(asked, entry.options, call.endpoint)
+    fields |= settings(asked, entry.options, call.endpoint, allowed=client_options, remarks=call.remarks)
     if "thinking" in call.denied and "think" not in asked:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
@@ -107,12 +61,12 @@ def build(call: Call, entry: Entry) -> Request:
 # --- the three endpoints --------------------------------------------------------------------------
 
 
-def _chat(asked: Fields) -> Fields:
+def _chat(asked: Fields, remarks: list[str]) -> Fields:
     _refuse_unheard(asked)
     messages = required(asked, "messages", list, "")
     if not messages:
         raise InvalidRequest("'messages' is empty", param="messages")  # Ollama would only load the model
-    fields: Fields = {"messages": ollama_messages.translate(messages)} | _tools(asked) | _format(asked)
+    fields: Fields = {"messages": ollama_messages.translate(messages, remarks)} | _tools(asked) | _format(asked)
     if optional(asked, "logprobs", bool):
         fields["logprobs"] = True
     if (top := optional(asked, "top_logprobs", int)) is not None:
@@ -216,76 +170,3 @@ def _tools(asked: Fields) -> Fields:
 def _format(asked: Fields) -> Fields:
     schema = wanted_schema(asked)
     return {} if schema is None else {"format": schema or "json"}
-
-
-def _settings(asked: Fields, defaults: Mapping[str, Any], endpoint: Endpoint) -> Fields:
-    """``options`` and what stands beside it: the operator's defaults, the client's explicit values over them.
-
-    Except for what reloads the model (`RUNNER_OPTIONS`, ``shift``): there an operator who set it wins, or two
-    clients could keep a server loading the same model in turns.
-    """
-    theirs = {k: v for k, v in defaults.items() if v is not None}
-    ours = _top_level(asked)
-    fixed: Fields = {k: theirs[k] for k in (*RUNNER_OPTIONS, "shift") if k in theirs}
-    options = {} if endpoint is Endpoint.EMBEDDINGS else _sampling(asked)
-    merged: Fields = {**theirs, **options, **_client_options(asked), **ours, **fixed}
-    fields: Fields = {k: merged.pop(k) for k in _TOP_LEVEL if k in merged}
-    if endpoint is Endpoint.EMBEDDINGS:
-        fields = {k: v for k, v in fields.items() if k in ("keep_alive", "truncate")}
-    if merged:
-        fields["options"] = merged
-    return fields
-
-
-def _sampling(asked: Fields) -> Fields:
-    given = ((key, name) for key, name in _SAMPLING.items() if asked.get(key) is not None)
-    return {name: _option(name, asked[key], key) for key, name in given}
-
-
-def _client_options(asked: Fields) -> Fields:
-    """The client's own ``options``; Ollama's settings beside them are no options, wherever they are given."""
-    given = optional(asked, "options", dict) or {}
-    return {k: _option(k, v, f"options.{k}") for k, v in given.items() if v is not None and k not in _TOP_LEVEL}
-
-
-def _option(name: str, value: object, path: str) -> Any:
-    if name == "stop":
-        return [value] if isinstance(value, str) else all_of(str, _stops(value, path), path)
-    kind = _OPTION_KINDS.get(name)
-    return value if kind is None else typed(kind, value, path)
-
-
-def _stops(value: object, path: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise wrong(path, "a string or an array of strings")
-    return value
-
-
-def _top_level(asked: Fields) -> Fields:
-    ours: Fields = {}
-    for key in ("truncate", "shift"):
-        if (value := optional(asked, key, bool)) is not None:
-            ours[key] = value
-    if (alive := asked.get("keep_alive")) is not None:
-        ours["keep_alive"] = alive if isinstance(alive, str) else typed(float, alive, "keep_alive")
-    if (think := _think(asked)) is not None:
-        ours["think"] = think
-    return ours
-
-
-def _think(asked: Fields) -> bool | str | None:
-    """Only where the client asks: a model that does not think answers 400 to anything but false."""
-    think = asked.get("think")
-    if think is not None:
-        if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):
-            return think
-        raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
-    reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; first, as Ollama has it
-    nested = isinstance(reasoning, dict) and reasoning.get("effort") is not None
-    path = "reasoning.effort" if nested else "reasoning_effort"
-    effort = reasoning["effort"] if nested else asked.get("reasoning_effort")
-    if effort is None or effort == "":
-        return None
-    if typed(str, effort, path) not in _THINK:
-        raise wrong(path, " or ".join(repr(e) for e in _THINK))
-    return _THINK[effort]

@@ -1,4 +1,4 @@
-"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33; wire.md B).
+"""Ollama's native API (ollama api/types.go and server/routes.go at v0.33).
 
 Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
 one JSON object a line, read into deltas. What it says of itself is not taken on trust:
@@ -6,7 +6,7 @@ one JSON object a line, read into deltas. What it says of itself is not taken on
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
 * the object with ``done: true`` may still hold content, thinking and tool calls;
-* ``done_reason`` stays ``stop`` behind tool calls, and their numbers are not to be relied on;
+* ``done_reason`` stays ``stop`` after tool calls, and their indices cannot be relied on;
 * numbers that are zero are left out.
 """
 
@@ -100,6 +100,7 @@ class _Model(Struct):
     name: str = ""
     model: str = ""
     modified_at: Any = None
+    size: Any = None
     capabilities: Any = None
     details: Any = None
 
@@ -109,13 +110,15 @@ _REPLY: Final = msgspec.json.Decoder(_Reply)
 _EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
 
 
+@define
 class OllamaWire:
-    """The dialect. It holds no state: one serves every provider of its kind."""
+    """The dialect. ``client_options``: whether clients may set what concerns everybody, see `settings`."""
 
+    client_options: bool = False
     probe_path: str = "api/tags"
 
     def request(self, call: Call, entry: Entry) -> Request:
-        return ollama_request.build(call, entry)
+        return ollama_request.build(call, entry, client_options=self.client_options)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return ollama_failure.failure(status, headers, body)
@@ -125,7 +128,7 @@ class OllamaWire:
         if status != 400 or not call.effort_is_advice or b"think" not in body:
             return None
         fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
-        return ollama_request.build(evolve(call, body=encode(fields)), entry)
+        return self.request(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
@@ -318,7 +321,9 @@ def _listed(row: _Model) -> ModelInfo | None:
     id_ = row.model or row.name
     if not id_:
         return None
-    return ModelInfo(id_, _unix(row.modified_at), words(row.capabilities), context_length=_context_length(row.details))
+    capabilities = words(row.capabilities)
+    length, size = _context_length(row.details), _count(row.size)
+    return ModelInfo(id_, _unix(row.modified_at), capabilities, context_length=length, size=size)
 
 
 def _context_length(details: object) -> int:

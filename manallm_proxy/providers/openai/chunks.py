@@ -84,10 +84,15 @@ def has_content(choice: dict[str, Any]) -> bool:
 
 def ends_in_error(choice: dict[str, Any]) -> bool:
     """``finish_reason: error`` with nothing said: no answer came of it."""
-    if choice.get("finish_reason") != "error" or choice.get("text"):
+    if not gives_up(choice) or choice.get("text"):
         return False
     delta = choice.get("delta", choice.get("message"))
     return not (isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role"))
+
+
+def gives_up(choice: dict[str, Any]) -> bool:
+    """``finish_reason: error``, whatever was said."""
+    return choice.get("finish_reason") == "error"
 
 
 def usage_of(chunk: dict[str, Any]) -> Usage | None:

@@ -135,7 +135,7 @@ class EventRelay(EventStream):
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
-            new = self._look(frame, data)
+            new = self._read_chunk(frame, data)
             if new is None:
                 return
         else:
@@ -151,8 +151,8 @@ class EventRelay(EventStream):
         else:
             out.append(frame.raw[:at] + new + frame.raw[at + len(data) :])
 
-    def _look(self, frame: sse.Frame, data: bytes) -> bytes | None:
-        """Notes what a chunk says; its data as it leaves, None if it is not for the client."""
+    def _read_chunk(self, frame: sse.Frame, data: bytes) -> bytes | None:
+        """Reads a chunk, and returns its data as the client gets it; None if it is not for the client."""
         try:
             chunk = chunks.read_chunk(frame)
         except ValueError:
@@ -204,12 +204,13 @@ class EventReader(EventStream):
         self._seen_data = True
         self.usage = chunks.merged(self.usage, chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
-        if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
-            raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
+        gave_up = any(chunks.gives_up(row) for row in rows)
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        new = deltas_of(rows)
+        new = [] if gave_up and not self._has_content else deltas_of(rows)
         deltas += new
         self._has_content = self._has_content or any(delta.has_content for delta in new)
+        if gave_up:  # most formats have no word for it, and would call what was said the whole answer
+            raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
 
 
 def promised_choices(call: Call) -> int:

@@ -14,13 +14,14 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.model_list import read_list, words
+from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
 from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
@@ -64,7 +65,7 @@ class OpenAIWire:
         """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
 
         A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
-        say by default): then it is not told.
+        say by default): then the field is left out.
         """
         if status not in (400, 422) or call.endpoint.is_opaque:
             return None
@@ -124,6 +125,8 @@ def _whole(body: bytes) -> Answer:
     """A complete answer, read into choices."""
     values, _ = reply_object(body)
     rows = checked_choices(values)
+    if any(gives_up(row) for row in rows):
+        raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
     return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
 
@@ -144,9 +147,10 @@ class _Row(msgspec.Struct):
     max_model_len: Any = None
     context_window: Any = None
     max_context_length: Any = None
+    meta: Any = None
 
     def tokens(self) -> int:
-        """Its context length; 0 where it is not told. A bool is no number."""
+        """Its context length; 0 where the list does not say. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
         return next((length for length in lengths if type(length) is int and length > 0), 0)
 
@@ -160,7 +164,14 @@ def _listed(row: _Row) -> ModelInfo | None:
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
         row.tokens(),
+        _size(row.meta),
     )
+
+
+def _size(meta: object) -> int:
+    """llama-server lists the bytes of its file as ``meta.size``."""
+    size = meta.get("size") if isinstance(meta, dict) else None
+    return size if type(size) is int and size > 0 else 0
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:

@@ -1,0 +1,162 @@
+"""What the commands that talk to a running proxy share: where it is, a request to it, and words for what went wrong.
+
+Synchronous, over the standard library: these commands ask one thing and end.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+from manallm_proxy.config.load import find_any, load
+from manallm_proxy.config.structure import ConfigError
+
+KEY: Final = "MANALLM_API_KEY"
+"""The environment variable with the client key, if the proxy asks for one."""
+DEFAULT_URL: Final = "http://127.0.0.1:3025"
+TIMEOUT: Final = 10.0
+"""Seconds without a byte, for what never waits for a provider."""
+ANSWER_TIMEOUT: Final = 600.0
+"""The same for an answer of a model."""
+
+
+class Failed(Exception):
+    """The command ends with ``code``; the message says why, on one line."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+@frozen
+class Client:
+    """A proxy at ``url`` (``http://host:port``, ``https://...`` or ``unix:/path``), and the key for it."""
+
+    url: str
+    key: str = field(default="", repr=False)
+
+    @classmethod
+    def find(cls, url: str | None, environ: Mapping[str, str]) -> Client:
+        """The proxy at `url`, else the one that the configuration of this machine describes.
+
+        Raises Failed with code 2 if `url` is no address.
+        """
+        key = environ.get(KEY, "").strip()
+        if url is None:
+            return cls(_configured(environ), key)
+        parts = urlsplit(url)
+        try:
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid and not url.startswith("unix:/"):
+            raise Failed(f"'{url}' is no address of a proxy (http://host:port, or unix:/path)", 2)
+        return cls(url.rstrip("/").removesuffix("/v1"), key)
+
+    @property
+    def place(self) -> str:
+        """``host:port``, or the socket."""
+        return self.url.partition("://")[2] or self.url
+
+    def get(self, path: str, doing: str, statuses: tuple[int, ...] = (200,)) -> Any:
+        """The JSON answer to a GET with one of `statuses`. `doing`: "list its models", for the message."""
+        response = self.open("GET", path, doing)
+        if response.status not in statuses:
+            raise self._other()
+        try:
+            return json.load(response)
+        except (OSError, ValueError, http.client.HTTPException):
+            raise self._other() from None
+
+    def open(self, method: str, path: str, doing: str, body: Any = None) -> http.client.HTTPResponse:
+        """The answer with its head read. Raises Failed where nothing answers, or where the key is refused."""
+        headers = {"Content-Type": "application/json", "Accept": "*/*"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            connection = self._connection(ANSWER_TIMEOUT if method == "POST" else TIMEOUT)
+            connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            raise self._absent(error) from None
+        if response.status in (401, 403) and (code := _code(response)) != "model_not_allowed":
+            raise Failed(f"the proxy at {self.place} refuses to {doing}: {self._key_advice(code)}")
+        return response
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.url.startswith("unix:") else urlsplit(self.url).path
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        if self.url.startswith("unix:"):
+            return _UnixConnection(self.url.removeprefix("unix:"), timeout)
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=timeout)
+
+    def _key_advice(self, code: str) -> str:
+        if code == "admin_only":
+            return f"the key in {KEY} is none for operators (admin: true)"
+        return f"it does not know the key in {KEY}" if self.key else f"it wants a key: set {KEY}"
+
+    def _absent(self, error: Exception) -> Failed:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return Failed(
+            f"no proxy answers at {self.place}: {why.lower()}; start one with 'manallm-proxy serve', or name it (--url)"
+        )
+
+    def _other(self) -> Failed:
+        return Failed(f"no proxy answers at {self.place}: what answers there is something else; name it (--url)")
+
+
+def _code(response: http.client.HTTPResponse) -> str:
+    """The code of an error; empty where it is none of ours."""
+    try:
+        return str(json.load(response)["error"]["code"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return ""
+
+
+def _configured(environ: Mapping[str, str]) -> str:
+    """Where the configuration that `serve` would read listens; the default where there is none, or a wrong one."""
+    try:
+        path = find_any(environ)
+        listen = load(path, environ).listen if path is not None else None
+    except ConfigError:
+        listen = None
+    if listen is None:
+        return DEFAULT_URL
+    if listen.unix is not None:
+        return f"unix:{os.path.abspath(listen.unix)}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104  # asked, not bound
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listen.port}" if listen.port else DEFAULT_URL
+
+
+def colours(environ: Mapping[str, str]) -> bool:
+    """Whether standard output shows colours: a terminal, and nobody who set ``NO_COLOR``."""
+    return sys.stdout.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")

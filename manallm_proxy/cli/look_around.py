@@ -1,0 +1,94 @@
+"""Asks the addresses of `discovery` what they are: all at once, within a second, a megabyte of each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import frozen
+
+from manallm_proxy.cli.discovery import MODELS, TAGS, Candidate, Reply, Server, candidates, identify
+from manallm_proxy.config.model import Found
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.http_client.pool import Pool
+
+LONGEST: Final = 1.0
+"""Seconds for everything."""
+BODY_LIMIT: Final = 1 << 20
+
+
+@frozen
+class Surroundings:
+    """What was found, and remarks for people on what was not understood."""
+
+    servers: tuple[Server, ...] = ()
+    remarks: tuple[str, ...] = ()
+    ollama_url: str | None = None
+    """Where the environment, or else what was found, has Ollama; None: nowhere."""
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        return tuple(server.found for server in self.servers)
+
+    def lines(self) -> list[str]:
+        """One for each server and remark."""
+        return [f"found {server.line()}" for server in self.servers] + list(self.remarks)
+
+    def environ(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ` with ``OLLAMA_URL``, which the quickstart asks for, if ``OLLAMA_HOST`` names another address."""
+        named = {"OLLAMA_URL": self.ollama_url} if self.ollama_url is not None else {}
+        return {**environ, **named}
+
+
+async def look_around(environ: Mapping[str, str]) -> Surroundings:
+    """Never raises: what cannot be asked is not there."""
+    asked = candidates(environ)
+    outcomes = await asyncio.gather(*(_look(each) for each in asked))
+    seen = list(zip(asked, outcomes, strict=True))
+    named = next((each.root for each in asked if each.named_by), None)
+    return Surroundings(
+        tuple(outcome for outcome in outcomes if isinstance(outcome, Server)),
+        tuple(
+            outcome if isinstance(outcome, str) else f"nothing answers at {each.root} ({each.named_by})"
+            for each, outcome in seen
+            if isinstance(outcome, str) or (outcome is None and each.named_by)
+        ),
+        named,
+    )
+
+
+async def _look(candidate: Candidate) -> Server | str | None:
+    """Asks for both lists at once; what has not come within the time has not come."""
+    replies: dict[str, Reply] = {}
+    until = asyncio.get_running_loop().time() + LONGEST
+    try:
+        pool = Pool(Address("discovery", candidate.root))
+    except ValueError:
+        return f"{candidate.named_by} is no address that could be asked"
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await asyncio.gather(*(_ask(pool, path, replies) for path in (TAGS, MODELS)))
+    finally:
+        with contextlib.suppress(Exception):  # it is not needed any more, whatever it says
+            await pool.close()
+    return identify(candidate, replies)
+
+
+async def _ask(pool: Pool, path: str, replies: dict[str, Reply]) -> None:
+    """Notes the head as soon as it is there, and the body once it is whole."""
+    body = bytearray()
+    with contextlib.suppress(ProviderError):
+        response = await pool.request("GET", path, request_id=None, connect=LONGEST)
+        server = response.headers.get("Server", "")
+        replies[path] = Reply(response.status, server)
+        while part := await response.read():
+            body += part
+            if len(body) > BODY_LIMIT:
+                response.close()
+                return
+        response.release()
+        replies[path] = Reply(response.status, server, bytes(body))

@@ -1,0 +1,121 @@
+"""What `serve` prints for a person once it listens: who is there, who answers for which alias, and what to try."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.gateway.advice import keys_not_set, listed, missing, unreached, wish_of
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.process.app import App
+from manallm_proxy.routing.best_model import needs_of
+
+WIDTH: Final = 79
+_DIM: Final = "\033[2m{}\033[0m"
+
+
+def start_screen(app: App) -> str:
+    """The whole text. Lines fit 80 columns, but for the one to copy."""
+    generation = app.gateway.generation
+    dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    lines = ["manallm-proxy is ready.", "", "Providers:", *_providers(generation)]
+    lines += ["", "Aliases, and who would answer now:"]
+    for name, chain in generation.config.aliases.items():
+        lines += _alias(generation, name, chain, dim)
+    lines += ["", "Try:", f"  {try_line(generation, app.addresses[0])}", ""]
+    return "\n".join(lines)
+
+
+def _providers(generation: Generation) -> Iterator[str]:
+    now = generation.registry.clock()
+    for name, health in generation.registry.providers.items():
+        provider = generation.config.providers[name]
+        if not provider.configured:
+            continue
+        if health.provider.failures:
+            what = f"down: {unreached(provider, health.provider.last_error, health.reach_detail)}"
+        else:
+            models = listed(generation, name)
+            what = health.status(now) + (f": {models}" if models else "")
+        yield from _wrapped(f"  {name:<12} ", what)
+    if unset := keys_not_set(list(generation.config.providers.values())):
+        yield from _wrapped("  not set:     ", ", ".join(unset))
+
+
+def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterator[str]:
+    """The target that serves, what is missing, and the others."""
+    filled = generation.catalog.filled(chain, needs_of(name))
+    usable = [(entry, now) for entry, now in zip(chain, filled, strict=True) if _serves(generation, now)]
+    if not usable:
+        yield f"  {name:<16} -> nobody"
+    else:
+        written, serves = usable[0]
+        found = " (found)" if written.target.is_open else ""
+        yield f"  {name:<16} -> {serves.target}{found}"
+    pad = " " * 6
+    for entry in chain:
+        provider = generation.config.providers[entry.target.provider]
+        wish = wish_of(entry) if entry.target.is_open else entry.target.model
+        if provider.kind == "ollama" and wish and (lacks := missing(generation, wish, provider)):
+            yield from _wrapped(pad, lacks)
+    others = ", ".join(str(now.target) for _, now in usable[1:])
+    if others:
+        for line in _wrapped(pad, f"then {others}"):
+            yield _DIM.format(line) if dim else line
+
+
+def _serves(generation: Generation, entry: Entry) -> bool:
+    """Whether a request would be sent to it now."""
+    health, now = generation.registry.providers[entry.target.provider], generation.registry.clock()
+    if entry.target.is_open or not health.is_usable(now) or health.provider.failures:
+        return False
+    knows = generation.catalog.knows(entry.target.provider)
+    return not (
+        knows
+        and generation.config.providers[entry.target.provider].kind == "ollama"
+        and generation.catalog.find(entry.target) is None
+    )
+
+
+def try_line(generation: Generation, address: str) -> str:
+    """A command that works: an alias or a model that is there, the key's header where keys are set, the socket."""
+    unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {shlex.quote(address[5:])} ", "")
+    base = (base or "http://localhost").replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    key = '-H "Authorization: Bearer $MANALLM_API_KEY" ' if generation.config.auth.keys else ""
+    model = _model(generation)
+    if model is None:
+        return f"curl {unix}{key}{base}/v1/models"
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    return f"curl {unix}{key}{base}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def _model(generation: Generation) -> str | None:
+    """The default alias, another one that chats, or a model that somebody lists."""
+    aliases = generation.config.aliases
+    names = [generation.config.default] if generation.config.default else []
+    for name in (*names, *aliases):
+        if not needs_of(name) and any(
+            _serves(generation, e) for e in generation.catalog.filled(aliases[name], needs_of(""))
+        ):
+            return name
+    for provider in generation.providers:
+        for entry in generation.catalog.filled(generation.resolve(f"{provider}/*"), needs_of("")):
+            if _serves(generation, entry):
+                return str(entry.target)
+    return next(iter(names or aliases), None)
+
+
+def _wrapped(head: str, text: str) -> Iterator[str]:
+    """`text` after `head`, broken at blanks; the lines after the first are indented as far."""
+    line = head
+    for word in text.split(" "):
+        if len(line) + len(word) > WIDTH and line.strip():
+            yield line.rstrip()
+            line = " " * len(head)
+        line += f"{word} "
+    yield line.rstrip()

@@ -1,0 +1,101 @@
+"""What really happened to a request, and the command that mends it: for the 503, for loopback's answer, for the start.
+
+Addresses and what a provider lists are for the operator. Where clients have keys of their own, they are not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from manallm_proxy.config.model import ProviderConfig
+from manallm_proxy.contract.attempts import AttemptRecord
+from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.routing.catalog import short_name
+from manallm_proxy.routing.circuit import NO_MODEL
+
+NAMED_LIMIT: Final = 5
+"""Models that a sentence names."""
+UNREACHED: Final = frozenset({"connect_error", "connect_timeout"})
+
+
+def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord]) -> str:
+    """Sentences on each provider that did not serve, without those that only lack their key, and these together."""
+    sentences: list[str] = []
+    unset: list[str] = []
+    for record in records:
+        target = Target.parse(record.model)
+        provider = generation.config.providers[target.provider]
+        if record.reason == "unconfigured":
+            unset.append((provider.api_key_missing or "").removesuffix(" is not set"))
+            continue
+        entry = next((entry for entry in chain if str(entry.target) == record.model), None)
+        sentences.append(_sentence(generation, provider, target, entry, record))
+    if unset:
+        sentences.append(f"Not set: {', '.join(dict.fromkeys(unset))}.")
+    return " ".join(dict.fromkeys(sentences))
+
+
+def unreached(provider: ProviderConfig, reason: str | None, detail: str | None = None) -> str:
+    """``nothing answers at http://127.0.0.1:11434 (refused): start it with 'ollama serve', or set OLLAMA_URL``."""
+    why = detail or ("no answer in time" if reason == "connect_timeout" else "no connection")
+    if provider.base_url is None:
+        return f"it cannot be reached ({why})"
+    start = "'ollama serve' starts it" if provider.kind == "ollama" else "start it"
+    return f"nothing answers at {provider.base_url} ({why}): {start}, or correct base_url"
+
+
+def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str | None:
+    """That the provider does not have the model `wish`, and how to get it; None where it has it, or does not say."""
+    target = Target(provider.name, wish)
+    if not generation.catalog.knows(provider.name) or generation.catalog.find(target) is not None:
+        return None
+    if provider.kind == "ollama":
+        return f"{wish} is not installed: ollama pull {wish}"
+    return f"{wish} is not in its list"
+
+
+def wish_of(entry: Entry) -> str | None:
+    """The model that an open entry would like best, if it names one."""
+    first = entry.prefer[0] if entry.prefer else None
+    return first if first is not None and "*" not in first else None
+
+
+def listed(generation: Generation, provider: str) -> str:
+    """The models of a provider, for a sentence."""
+    names = [short_name(model.id) for model in generation.catalog.models(provider)]
+    more = len(names) - NAMED_LIMIT
+    return ", ".join(names[:NAMED_LIMIT]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sentence(
+    generation: Generation, provider: ProviderConfig, target: Target, entry: Entry | None, record: AttemptRecord
+) -> str:
+    reason, detail = record.reason, record.detail
+    health = generation.registry.providers[target.provider]
+    down = health.provider.last_error if health.provider.failures else None
+    if reason == "unhealthy" or (reason == NO_MODEL and down in UNREACHED):
+        # a list that is not known is no list without a model
+        reason, detail = _last_error(generation, target), health.reach_detail
+    if reason in UNREACHED:
+        return f"{provider.name}: {unreached(provider, reason, detail)}."
+    if reason == NO_MODEL:
+        wish = wish_of(entry) if entry is not None else None
+        get = f"; 'ollama pull {wish or 'MODEL'}' gets one" if provider.kind == "ollama" else ""
+        return f"{provider.name}: {detail}{get}."
+    if reason == "http_404" and (lacks := missing(generation, target.model, provider)):
+        return f"{provider.name}: {lacks} (it has {listed(generation, provider.name)})."
+    words = ", ".join(str(part) for part in (reason, detail) if part)
+    return f"{target}: {words}."
+
+
+def _last_error(generation: Generation, target: Target) -> str:
+    health = generation.registry.providers[target.provider]
+    circuits = (health.provider, health.targets.get(target.model))
+    return next((c.last_error for c in circuits if c is not None and c.last_error), "unhealthy")
+
+
+def keys_not_set(providers: Sequence[ProviderConfig]) -> list[str]:
+    """The variables that would configure those of `providers` that lack their key."""
+    return [p.api_key_missing.removesuffix(" is not set") for p in providers if p.api_key_missing]

@@ -1,0 +1,42 @@
+"""What must stay in the house: requests that only providers on the operator's own hardware may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import evolve
+from multidict import CIMultiDictProxy
+
+from manallm_proxy.config.model import ProviderConfig
+from manallm_proxy.contract.attempts import AttemptRecord, LocalUnavailable
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.targets import Chain, Target, is_ollama_cloud
+from manallm_proxy.gateway.client_keys import Caller
+
+HEADER: Final = "X-Mana-Locality"
+
+
+def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str]) -> bool:
+    """Whether the alias, the client's key or the request itself says so.
+
+    InvalidRequest for another word than ``local``: whoever mistypes it does not want the prompt to leave.
+    """
+    given = headers.getall(HEADER, ())
+    if any(value.strip().lower() != "local" for value in given):
+        raise InvalidRequest(f"the header {HEADER} knows one value: local", param=HEADER)
+    return bool(given) or chain.local_only or (caller is not None and caller.key.locality == "local")
+
+
+def at_home(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
+    """`chain` without the targets that are not local. LocalUnavailable where none is left."""
+    entries = tuple(entry for entry in chain if is_local(providers[entry.target.provider], entry.target))
+    if not entries:
+        asked = chain.alias or str(chain.entries[0].target)
+        raise LocalUnavailable(asked, [AttemptRecord(str(entry.target), "not_local") for entry in chain], None)
+    return evolve(chain, entries=entries, local_only=True)
+
+
+def is_local(provider: ProviderConfig, target: Target) -> bool:
+    """On the operator's own hardware, and does not leave it from there."""
+    return provider.local and not (provider.kind == "ollama" and is_ollama_cloud(target.model))

@@ -1,0 +1,39 @@
+"""What is large is worked on beside the event loop: one request or answer must not be felt by another.
+
+A thread does not make it cheaper, but the loop gets its turns meanwhile. The threads are our own, and few: whoever
+sends much that is large waits for himself, and takes no core from the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+LARGE_BYTES: Final = 256 * 1024
+REQUEST_ELEMENTS: Final = 3000
+"""Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
+ANSWER_ELEMENTS: Final = 8000
+"""The same for an answer: five vectors of 1536 numbers are none of these."""
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large")
+"""They start with the first use."""
+
+
+def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
+    """By bytes, or by what may be in them; commas in a text count, so that nothing has to be parsed."""
+    size = len(body)
+    if size > LARGE_BYTES:
+        return True
+    return size > elements and body.count(b",") + body.count(b"{") + body.count(b"[") > elements
+
+
+async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of `function`, which runs in a thread where its work is `large`, else here."""
+    if not large:
+        return function(*args, **kwargs)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_THREADS, lambda: function(*args, **kwargs))

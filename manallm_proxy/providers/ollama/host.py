@@ -1,0 +1,147 @@
+"""What an Ollama has loaded (``/api/ps``), and loads that no client's leaving can abort.
+
+It has connections of its own: a load keeps one open for minutes, and Ollama aborts the load when that closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from attrs import define, field
+from msgspec import Struct
+
+from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError, Unsupported
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry
+from manallm_proxy.http_client.api import Address, Connections, Response
+from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.providers.http_provider import connections_to
+from manallm_proxy.providers.ollama.errors import failure
+from manallm_proxy.providers.scrub import scrubbed
+
+BODY_LIMIT: Final = 1 << 20
+LOAD_LONGEST: Final = 3600.0
+"""Seconds after which a load is given up; Ollama itself gives up one that makes no progress for 5 minutes."""
+CONNECT: Final = 3.0
+_FOREVER: Final = -1
+
+
+class _Row(Struct):
+    """api/types.go ProcessModelResponse."""
+
+    name: str
+    size: int = 0
+    size_vram: int = 0
+    context_length: int = 0
+    expires_at: Any = None
+
+
+class _Rows(Struct):
+    models: list[_Row] | None
+
+
+class _Shown(Struct):
+    modelfile: str = ""
+
+
+_SHOWN: Final = msgspec.json.Decoder(_Shown)
+_FROM: Final = re.compile(r"^FROM\s+\S*sha256[-:]([0-9A-Fa-f]{8,64})\b", re.MULTILINE)
+_ROWS: Final = msgspec.json.Decoder(_Rows)
+
+
+@define(eq=False)
+class OllamaHost:
+    """See `residents.ModelHost`."""
+
+    address: Address
+    _connections: Connections = field(repr=False)
+
+    @_connections.default
+    def _new_connections(self) -> Connections:
+        return connections_to(self.address)
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...]:
+        body = await self._ask("GET", "api/ps", None, seconds)
+        try:
+            rows = _ROWS.decode(body).models or []
+        except (*DecodeErrors, msgspec.ValidationError):
+            raise BadResponse(f"{self.address.name}: its /api/ps cannot be read", detail="unreadable") from None
+        now = datetime.now(UTC)
+        return tuple(
+            Resident(r.name, r.size, r.size_vram, r.context_length, _seconds_to(r.expires_at, now)) for r in rows
+        )
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None:
+        """``generate`` without a prompt loads a model; one that only embeds refuses that, and is asked its own way."""
+        wanted = _wanted(entry, pinned)
+        try:
+            await self._ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
+        except Unsupported:
+            wanted.pop("shift", None)
+            await self._ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
+
+    async def blob(self, model: str, seconds: float) -> str | None:
+        """The digest of the weights behind a name (``FROM`` of its Modelfile); None where they have none."""
+        body = await self._ask("POST", "api/show", encode({"model": model}), seconds)
+        with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
+            found = _FROM.search(_SHOWN.decode(body).modelfile)
+            return found[1].lower() if found is not None else None
+        return None
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+    async def _ask(self, method: str, path: str, body: bytes | None, seconds: float) -> bytes:
+        """The body of a 200, within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._connections.request(method, path, request_id=None, body=body, connect=CONNECT)
+                answer = await _body(response)
+        except TimeoutError:
+            raise FirstByteTimeout(f"{self.address.name}: {path} got no answer in {seconds:g} s") from None
+        if response.status != 200:
+            error: ProviderError = failure(response.status, response.headers, answer)
+            raise scrubbed(error, *self.address.secrets)
+        return answer
+
+
+async def _body(response: Response) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while part := await response.read():
+            parts.append(part)
+            size += len(part)
+            if size > BODY_LIMIT:
+                raise BadResponse("its answer does not end", detail="too long")
+    except BaseException:
+        response.close()
+        raise
+    response.release()
+    return b"".join(parts)
+
+
+def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:
+    """The model as requests will ask for it, or the first of them would load it anew."""
+    given = {name: value for name, value in entry.options.items() if value is not None}
+    wanted: dict[str, Any] = {"model": entry.target.model}
+    wanted |= {name: given[name] for name in ("shift", "keep_alive") if name in given}
+    if pinned:
+        wanted.setdefault("keep_alive", _FOREVER)
+    if options := {name: given[name] for name in RUNNER_OPTIONS if name in given}:
+        wanted["options"] = options
+    return wanted
+
+
+def _seconds_to(expires_at: object, now: datetime) -> float | None:
+    """Go writes nanoseconds, which Python reads as far as it can; without a zone it is nothing to go by."""
+    try:
+        then = datetime.fromisoformat(str(expires_at))
+        return (then - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,137 @@
+"""Ollama's ``options`` and what stands beside it: the operator's, the client's, and who wins.
+
+What one client sets here may cost all the others: another window reloads the model for everybody, ``num_gpu: 0``
+leaves it on the CPU until it is unloaded, ``keep_alive: 0`` unloads it. So these are the operator's, unless the
+provider says ``client_options: true``; and what the operator set stands even then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.targets import LOADED_WITH, RUNNER_OPTIONS
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
+
+_OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
+"""Of the same kind, in versions before 0.12."""
+OPERATORS: Final = (*LOADED_WITH, *_OLD_RUNNER_OPTIONS, "keep_alive")
+"""What a client may set only where the provider says so, as it concerns every client of the model."""
+
+_OPTION_KINDS: Final[dict[str, type]] = {
+    **dict.fromkeys(RUNNER_OPTIONS, int),
+    "use_mmap": bool,
+    **dict.fromkeys(("num_keep", "seed", "num_predict", "top_k", "repeat_last_n"), int),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), float),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
+    "stop": list,
+}
+"""api/types.go Options. Ollama answers 500 to another type, and passes over a name that it does not know."""
+
+_SAMPLING: Final = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "seed": "seed",
+    "stop": "stop",
+    "max_tokens": "num_predict",
+    "max_completion_tokens": "num_predict",  # after max_tokens, which it replaced: the later one wins
+}
+_TOP_LEVEL: Final = ("keep_alive", "think", "truncate", "shift")
+"""Settings that Ollama reads beside ``options``, not in it."""
+
+_THINK: Final[dict[str, bool | str]] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "max": "max",
+    "xhigh": "max",
+    "ultra": "max",
+}
+"""OpenAI's ``reasoning_effort`` -> ``think`` (openai/openai.go thinkFromReasoningEffort)."""
+
+
+def settings(
+    asked: Fields, operators: Mapping[str, Any], endpoint: Endpoint, *, allowed: bool, remarks: list[str]
+) -> Fields:
+    """``options`` and what stands beside it: the `operators` defaults, the client's explicit values over them.
+
+    What concerns every client (`OPERATORS`) is the operator's where it is set, and the client's only where `allowed`.
+    `remarks` takes what was left out. A prompt that does not fit is an error, never cut in silence, unless somebody
+    asks for that.
+    """
+    theirs = {k: v for k, v in operators.items() if v is not None}
+    clients = {**({} if endpoint is Endpoint.EMBEDDINGS else _sampling(asked)), **_client_options(asked)}
+    clients |= _top_level(asked)
+    ignored = [k for k in clients if k in OPERATORS and (k in theirs or not allowed) and clients[k] != theirs.get(k)]
+    remarks += [f"ignored: {k}" for k in ignored]
+    merged: Fields = {"truncate": False, **theirs, **{k: v for k, v in clients.items() if k not in ignored}}
+    fields: Fields = {k: merged.pop(k) for k in _TOP_LEVEL if k in merged}
+    if endpoint is Endpoint.EMBEDDINGS:
+        fields = {k: v for k, v in fields.items() if k in ("keep_alive", "truncate")}
+    if merged:
+        fields["options"] = merged
+    return fields
+
+
+def _sampling(asked: Fields) -> Fields:
+    given = ((key, name) for key, name in _SAMPLING.items() if asked.get(key) is not None)
+    return {name: _option(name, asked[key], key) for key, name in given}
+
+
+def _client_options(asked: Fields) -> Fields:
+    """The client's own ``options``; Ollama's settings beside them are no options, wherever they are given."""
+    given = optional(asked, "options", dict) or {}
+    return {k: _option(k, v, f"options.{k}") for k, v in given.items() if v is not None and k not in _TOP_LEVEL}
+
+
+def _option(name: str, value: object, path: str) -> Any:
+    if name == "stop":
+        return [value] if isinstance(value, str) else all_of(str, _stops(value, path), path)
+    if name == "num_predict" and value == 0 and not isinstance(value, bool):
+        raise wrong(path, "at least 1: Ollama takes 0 for no limit")
+    kind = _OPTION_KINDS.get(name)
+    return value if kind is None else typed(kind, value, path)
+
+
+def _stops(value: object, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise wrong(path, "a string or an array of strings")
+    return value
+
+
+def _top_level(asked: Fields) -> Fields:
+    ours: Fields = {}
+    for key in ("truncate", "shift"):
+        if (value := optional(asked, key, bool)) is not None:
+            ours[key] = value
+    if (alive := asked.get("keep_alive")) is not None:
+        ours["keep_alive"] = alive if isinstance(alive, str) else typed(float, alive, "keep_alive")
+    if (think := _think(asked)) is not None:
+        ours["think"] = think
+    return ours
+
+
+def _think(asked: Fields) -> bool | str | None:
+    """Only where the client asks: a model that does not think answers 400 to anything but false."""
+    think = asked.get("think")
+    if think is not None:
+        if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):
+            return think
+        raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
+    reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; first, as Ollama has it
+    nested = isinstance(reasoning, dict) and reasoning.get("effort") is not None
+    path = "reasoning.effort" if nested else "reasoning_effort"
+    effort = reasoning["effort"] if nested else asked.get("reasoning_effort")
+    if effort is None or effort == "":
+        return None
+    if typed(str, effort, path) not in _THINK:
+        raise wrong(path, " or ".join(repr(e) for e in _THINK))
+    return _THINK[effort]

@@ -1,0 +1,188 @@
+"""Commands that ask a running proxy: ``chat``, ``try``, ``models``, ``status``."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manallm_proxy.cli.status import table
+from tests.proxy import ROOT, free_port, openai, proxy, run, settings, written
+from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
+
+pytestmark = pytest.mark.built_in
+
+
+async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> None:
+    """The answer, then one line; --json prints one value; a model may be named; standard input may be the text."""
+    async with upstream(each(answers), ["m"]) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, output = await run("try", "--url", p.url)
+        answer, told = output.splitlines()
+        assert (code, answer) == (0, "Hello")
+        assert told.startswith("-- gpu/m, 1 attempt, first token after 0.")
+        assert gpu.posts[-1].json["messages"] == [{"role": "user", "content": "Hello"}]
+        code, output = await run("chat", "--json", "--url", f"{p.url}/v1/", "-m", "gpu/m", "What?")
+        value = json.loads(output)
+        assert (code, value["answer"], value["model"], value["attempts"], value["tokens"]) == (
+            0,
+            "Hello",
+            "gpu/m",
+            1,
+            2,
+        )
+        code, output, _ = await piped(["chat", "-", "--url", p.url], b"from a pipe \xff")
+        assert (code, output.splitlines()[0]) == (0, "Hello")
+        assert gpu.posts[-1].json["messages"][0]["content"] == "from a pipe �"
+        code, _, errors = await piped(["chat", "--url", p.url], b" \n")
+        assert (code, errors) == (2, "there is no text to send\n")
+
+
+async def piped(
+    arguments: list[str], text: bytes, folder: Path | None = None, **environ: str
+) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of a command that reads `text`."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "manallm_proxy", *arguments),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(child.communicate(text), 20)
+    return child.returncode, output.decode(), errors.decode()
+
+
+async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:
+    """The proxy's own words for a refusal; what breaks off is told after what had come, and no escape passes."""
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.chunk(chunk("so \033[31mfar"))
+        connection.reset()
+
+    async with upstream(each(breaks)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, output, errors = await piped(["chat", "hi", "--url", p.url], b"")
+        assert (code, output.splitlines()[0]) == (1, "so [31mfar")
+        assert "broke off" in errors
+        code, _, errors = await piped(["chat", "hi", "-m", "mana/absent", "--url", p.url], b"")
+        assert (code, errors.count("\n"), errors[:4], "mana/test" in errors) == (1, 1, "404:", True)
+    async with upstream(each(status("500 Oops"))) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, _, errors = await piped(["try", "--url", p.url], b"")
+        assert (code, "no provider could serve mana/test" in errors) == (1, True)
+
+
+async def test_health_is_a_table(tmp_path: Path) -> None:
+    """A line for each provider and each target that has a state; no colours in a pipe."""
+    providers = {"gpu": openai("http://127.0.0.1:9"), "groq": openai("http://x", api_key="${GROQ_KEY}")}
+    async with proxy(settings(providers), tmp_path) as p:
+        await p.chat()
+        code, output = await run("status", "--url", p.url)
+        assert (code, "\033" in output) == (0, False)
+        lines = [line.split() for line in output.splitlines()]
+        assert lines[0] == [f"127.0.0.1:{p.port}:", "unhealthy"]
+        assert lines[1] == ["PROVIDER", "STATUS", "BUSY", "WHY"]
+        assert lines[2][:4] == ["gpu", "unhealthy", "0", "connect_error,"]
+        assert lines[3] == ["groq", "unconfigured", "0", "GROQ_KEY", "is", "not", "set"]
+        code, output = await run("status", "--url", p.url, "--json")
+        assert (code, json.loads(output)["providers"]["gpu"]["status"]) == (0, "unhealthy")
+        code, output = await run("models", "--url", p.url, "--json")
+        assert (code, json.loads(output)["data"][0]["id"]) == (0, "mana/test")
+
+
+def test_a_table_fits_the_terminal() -> None:
+    """Columns are aligned, a long reason is cut."""
+    lines = table([("A", "B"), ("long", "x" * 100)])
+    assert (lines[0], len(lines[1]), lines[1][-3:]) == ("A     B", 80, "...")
+
+
+COMMANDS: list[list[str]] = [["chat", "hi"], ["try"], ["models"], ["status"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+async def test_where_no_proxy_is(tmp_path: Path, command: list[str]) -> None:
+    """Exit 1 and host:port; no address: 2; something else that answers: 1. Never a traceback."""
+    port = free_port()
+    code, output, errors = await piped([*command, "--url", f"http://127.0.0.1:{port}"], b"")
+    assert (code, output, errors.count("\n")) == (1, "", 1)
+    assert f"127.0.0.1:{port}" in errors
+    assert "manallm-proxy serve" in errors
+    assert (await piped([*command, "--url", "nonsense"], b""))[0] == 2
+    async with upstream(each(status("200 OK", b"<html>")), ["m"]) as other:
+        other.probe_status = "404 Not Found"
+        code, _, errors = await piped([*command, "--url", other.url], b"")
+        assert (code, "Traceback" in errors) == (1, False), errors
+        assert f"127.0.0.1:{other.port}" in errors or "broke off" in errors
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+async def test_a_key_that_is_wanted_is_named(tmp_path: Path, command: list[str]) -> None:
+    """Exit 1 and MANALLM_API_KEY, where there is none, one that is wrong, or one that is none for operators."""
+    key = {"name": "a", "sha256": hashlib.sha256(b"sk-right").hexdigest()}
+    async with upstream(each(answers)) as gpu:
+        config = settings({"gpu": openai(gpu.url)}, auth={"keys": [key]})
+        async with proxy(config, tmp_path) as p:
+            for given in ("", "sk-wrong"):
+                code, output, errors = await piped([*command, "--url", p.url], b"", MANALLM_API_KEY=given)
+                assert (code, output, "MANALLM_API_KEY" in errors, "sk-wrong" in errors) == (1, "", True, False)
+            code, _, errors = await piped([*command, "--url", p.url], b"", MANALLM_API_KEY="sk-right")
+            assert (code, "admin" in errors) == ((1, True) if command == ["status"] else (0, False))
+
+
+async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> None:
+    """By its port, or by its unix socket, relative to where the commands run."""
+    (tmp_path / "config").mkdir()
+    listens: list[dict[str, Any]] = [{"port": free_port()}, {"unix": "proxy.sock"}]
+    for listen in listens:
+        config = settings({"loop": {"kind": "loopback"}})
+        config["listen"] = listen
+        (tmp_path / "config/proxy.yaml").write_text(written(config))
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "manallm_proxy", "serve"),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL_STREAM": "1:1"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert child.stderr is not None
+            async with asyncio.timeout(10):
+                while b"started" not in await child.stderr.readline():
+                    pass
+            for command in COMMANDS:
+                code, output, errors = await piped(command, b"", tmp_path)
+                assert (code, "loop" in output) == (0, True), errors
+        finally:
+            child.terminate()
+            await child.communicate()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_what_a_shell_needs_to_complete(shell: str, tmp_path: Path) -> None:
+    """Every command and its long options; bash itself completes with it."""
+    code, output = await run("completion", shell)
+    assert code == 0
+    for word in ("hash-key", "offline-ok", "discover"):
+        assert word in output
+    if shell == "bash":
+        (tmp_path / "it").write_text(output)
+        words = "COMP_WORDS=(manallm-proxy check --off); COMP_CWORD=2; _manallm_proxy; echo ${COMPREPLY[@]}"
+        child = await asyncio.create_subprocess_exec(
+            *("bash", "-c", f"source {tmp_path}/it; {words}"), stdout=asyncio.subprocess.PIPE
+        )
+        assert (await child.communicate())[0] == b"--offline-ok\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "check", "init", "try", "chat", "models", "status", "hash-key", "completion"]
+)
+async def test_help_fits_one_screen(command: str) -> None:
+    """24 lines of 80 columns."""
+    code, output = await run(command, "--help", environ={"COLUMNS": "80"})
+    lines = output.splitlines()
+    assert (code, len(lines) <= 24, max(map(len, lines)) <= 80) == (0, True, True)

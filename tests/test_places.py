@@ -1,0 +1,114 @@
+"""Every mistake of a configuration is told with its file and line: there are two files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.config.load import load
+from manallm_proxy.config.structure import ConfigError
+from tests.proxy import run
+
+PROXY = """\
+listen: {port: 3025}
+providers:
+  gpu:
+    kind: ollama
+    base_url: http://box:11434
+"""
+ALIASES = """\
+aliases:
+  mana/a:
+    chain:
+      - gpu/m
+default: mana/a
+"""
+
+
+def told(folder: Path, proxy: str, aliases: str = ALIASES) -> list[str]:
+    """All mistakes, with their places."""
+    (folder / "proxy.yaml").write_text(proxy)
+    (folder / "aliases.yaml").write_text(aliases)
+    with pytest.raises(ConfigError) as caught:
+        load(folder / "proxy.yaml", {})
+    return list(caught.value.located)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "wanted"),
+    [
+        ("port: 3025", "port: '3025'", "proxy.yaml:1", "listen.port: expected a whole number"),
+        ("port: 3025", "prot: 3025", "proxy.yaml:1", "listen.prot: unknown key (did you mean 'port'?)"),
+        ("    kind: ollama\n", "", "proxy.yaml:3", "providers.gpu.kind: is missing"),
+        ("kind: ollama", "kind: olama", "proxy.yaml:4", "providers.gpu.kind: expected one of"),
+        ("http://box:11434", "box", "proxy.yaml:5", "providers.gpu.base_url: expected a URL"),
+        ("http://box:11434", "${NO}", "proxy.yaml:5", "providers.gpu.base_url: NO is not set"),
+        ("- gpu/m", "- gqu/m", "aliases.yaml:4", "aliases.mana/a.chain[0]: no provider 'gqu' (did you mean 'gpu'?)"),
+        ("- gpu/m", "- gpu", "aliases.yaml:4", "aliases.mana/a.chain[0]: expected provider/model"),
+        (
+            "- gpu/m",
+            "- {target: gpu/m, prefer: [x]}",
+            "aliases.yaml:4",
+            "aliases.mana/a.chain[0].prefer: is for the target",
+        ),
+        (
+            "- gpu/m",
+            "- {target: gpu/*, prefer: [3]}",
+            "aliases.yaml:4",
+            "aliases.mana/a.chain[0].prefer[0]: expected a str",
+        ),
+        ("default: mana/a", "default: mana/b", "aliases.yaml:5", "default: no alias 'mana/b'"),
+        ("default: mana/a", "defualt: mana/a", "aliases.yaml:5", "defualt: unknown key (did you mean 'default'?)"),
+    ],
+)
+def test_file_and_line(tmp_path: Path, old: str, new: str, place: str, wanted: str) -> None:
+    """Of the key or entry that is wrong, else of what is around it."""
+    [mistake] = told(tmp_path, PROXY.replace(old, new), ALIASES.replace(old, new))
+    assert mistake.startswith(wanted), mistake
+    assert mistake.replace(f"{tmp_path}/", "").endswith(f" ({place})"), mistake
+
+
+def test_aliases_in_the_first_file_have_their_lines_there(tmp_path: Path) -> None:
+    """Also where an aliases.yaml lies beside it."""
+    [mistake] = told(tmp_path, f"{PROXY}aliases:\n  mana/a:\n    chain: [gqu/m]\n")
+    assert mistake.startswith("aliases.mana/a.chain[0]: no provider 'gqu'")
+    assert mistake.endswith("/proxy.yaml:8)")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("    kind:", "\tkind:", "line 4: a tab"),
+        ("kind: ollama", "kind:ollama", "line 5: a ':' where there can be no key: the line before lacks a blank"),
+        ("  gpu:", "  gpu", "line 4: a ':' where there can be no key"),
+        ("url: http", "url:http", "line 6: a key without ':' and a blank after it"),
+        ("    base_url", "   base_url", "line 5: the indentation of this line fits none"),
+        ("kind: ollama", "kind: 'ollama", "line 6: a quote is opened and not closed"),
+        ("{port: 3025}", "{port: 3025", "line 2: a ',' or the closing '}' is missing"),
+        ("http://box:11434", "@box", "line 5: text that begins with '@' needs quotes"),
+    ],
+)
+def test_the_commonest_slips_in_our_words(tmp_path: Path, old: str, new: str, wanted: str) -> None:
+    """PyYAML's own words are for those who know its grammar."""
+    [mistake] = told(tmp_path, PROXY.replace(old, new))
+    assert mistake.startswith(f"{tmp_path}/proxy.yaml: {wanted}"), mistake
+
+
+def test_what_is_odd_is_remarked(tmp_path: Path) -> None:
+    """A variable without braces as a key, an entry twice: no mistakes, and hardly meant."""
+    (tmp_path / "proxy.yaml").write_text(f"{PROXY}    api_key: $GPU_KEY\n")
+    (tmp_path / "aliases.yaml").write_text(ALIASES.replace("- gpu/m", "- gpu/m\n      - gpu/m"))
+    assert [note.partition(": ")[0] for note in load(tmp_path / "proxy.yaml", {}).notes] == [
+        "providers.gpu.api_key",
+        "aliases.mana/a.chain[1]",
+    ]
+
+
+async def test_check_prints_them(tmp_path: Path) -> None:
+    """All of both files, and 78."""
+    (tmp_path / "proxy.yaml").write_text(PROXY.replace("ollama", "olama"))
+    (tmp_path / "aliases.yaml").write_text(ALIASES.replace("gpu/m", "gqu/m"))
+    code, output = await run("check", "--config", str(tmp_path / "proxy.yaml"))
+    places = [line.rpartition("/")[2].rstrip(")") for line in output.splitlines()]
+    assert (code, places) == (78, ["proxy.yaml:4", "aliases.yaml:4"])

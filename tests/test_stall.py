@@ -1,0 +1,129 @@
+"""One request or one answer is not felt by another: the loop gets its turns, whatever the shape."""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.config.model import Limits
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.bounds import check_structure
+from manallm_proxy.providers.turns import PIECE_BYTES, PIECE_LINES, Pieces, fits
+from tests.proxy import openai, proxy, settings
+from tests.servers import gemini_server, ollama_server
+from tests.stall import raw_post, stall
+from tests.upstreams import DONE, Connection, Seen, chunk, completion, each, upstream
+
+MIB = 2**20
+MOST = 40.0
+"""Milliseconds that fail a test: proxy, client and provider share one loop here, and others the machine."""
+END = chunk("a", finish="stop") + DONE
+
+
+def chat(extra: bytes = b"", model: bytes = b"o/m", messages: int = 1) -> bytes:
+    said = b",".join([b'{"role":"user","content":"hi there"}'] * messages)
+    return b'{"model":"%b","messages":[%b]%b}' % (model, said, extra)
+
+
+MANY_KEYS = b"".join(b',"%07x":1' % n for n in range(8 * MIB // 12))
+TOO_MUCH = {
+    "keys": (chat(MANY_KEYS), "limits.keys"),
+    "a key twice among many": (chat(MANY_KEYS + b',"0000001":2'), "limits.keys"),
+    "messages": (chat(messages=200_000), "limits.messages"),
+    "tools": (chat(b',"tools":[' + b",".join([b'{"type":"function"}'] * 30_000) + b"]"), "limits.messages"),
+    "parts": (chat(b',"x":[' + b"[]," * (2 * MIB) + b"1]"), "limits.parts"),
+    "values": (chat(b',"stream_options":{"x":[' + b"1," * (4 * MIB) + b"1]}"), "limits.elements"),
+    "depth": (chat(b',"x":' + b"[" * 300 + b"]" * 300), "limits.depth"),
+}
+
+
+async def scripted(connection: Connection, seen: Seen) -> None:
+    """Says at once, and without a look at the request, what the path asks for."""
+    if b'"stream":true' in seen.body:
+        zipped = b'"zipped"' in seen.body
+        data = chunk("hi") + (b": c\n\n" * 200_000 if zipped else b"data: {}\n\n" * 50_000) + END
+        await connection.head(extra="Content-Encoding: gzip\r\n" if zipped else "")
+        await connection.chunk(gzip.compress(data, 1) if zipped else data)
+        await connection.end()
+    else:
+        await connection.reply(completion())
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+async def test_too_much_structure_is_refused(tmp_path: Path, path: str, case: str) -> None:
+    """With the key that raises the bound, in the door's shape, without a provider, and without a stop of the loop."""
+    body, key = TOO_MUCH[case]
+    async with upstream(each(scripted)) as o:
+        async with proxy(settings({"o": openai(o.url)}), tmp_path) as p, stall() as stopped:
+            answer = await raw_post(p.port, path, body)
+        assert answer.startswith(b"HTTP/1.1 400") and key.encode() in answer
+        assert not o.posts
+        assert stopped.longest * 1000 < MOST
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/chat/completions", b"o/m"),
+        ("/v1/chat/completions", b"l/m"),
+        ("/v1/chat/completions", b"g/m"),
+        ("/v1/messages", b"o/m"),
+        ("/api/chat", b"l/m"),
+    ],
+)
+async def test_ten_thousand_messages_pass(tmp_path: Path, path: str, model: bytes) -> None:
+    """And are translated where the loop does not wait for it."""
+    body = chat(b',"stream":false,"max_tokens":9', model, 10_000)
+    gaps: list[float] = []
+    async with upstream(each(scripted)) as o, upstream(each(ollama_server)) as ol, upstream(each(gemini_server)) as g:
+        providers = {
+            "o": openai(o.url),
+            "l": {"kind": "ollama", "base_url": ol.url},
+            "g": {"kind": "google", "base_url": g.url, "api_key": "k"},
+        }
+        async with proxy(settings(providers, ["o/m"]), tmp_path) as p:
+            for _ in range(3):
+                async with stall() as stopped:
+                    assert (await raw_post(p.port, path, body)).startswith(b"HTTP/1.1 200")
+                gaps.append(stopped.longest * 1000)
+    assert statistics.median(gaps) < MOST
+
+
+@pytest.mark.parametrize("kind", [b"plain", b"zipped"])
+@pytest.mark.built_in
+async def test_a_stream_of_nothing_leaves_turns(tmp_path: Path, kind: bytes) -> None:
+    """Events and comments as fast as the socket takes them, also where some kilobytes inflate to a megabyte."""
+    async with upstream(each(scripted)) as o:
+        async with proxy(settings({"o": openai(o.url)}, log={"level": "error"}), tmp_path) as p:
+            async with stall() as stopped:
+                answer = await raw_post(p.port, "/v1/chat/completions", chat(b',"stream":true,"user":"%b"' % kind))
+    assert b"[DONE]" in answer
+    assert stopped.longest * 1000 < 2 * MOST  # the provider compresses in this loop
+
+
+def test_strings_have_no_structure() -> None:
+    """Whatever is in a string is text, wherever a slice ends: quotes and backslashes in any number."""
+    limits = Limits(keys=3, messages=1, parts=3, elements=6, depth=3)
+    for size in range(32 * 1024 - 40, 32 * 1024):
+        for text in (b'\\"', b"\\\\", b'\\\\\\"', b"\\n[{"):
+            body = b'{"a":"' + b"x" * size + text * 9 + b'","messages":[{"b":"' + b"[{:," * 30 + b'"}]}'
+            check_structure(body, limits)
+            with pytest.raises(InvalidRequest, match=r"limits\.keys"):
+                check_structure(body[:-1] + b',"c":1,"d":2}', limits)
+
+
+async def test_pieces_are_small_and_all_of_it() -> None:
+    """By bytes and by lines; together they are what arrived."""
+    for data in (b"x" * 100_000, b"\n" * 50_000, b"data: {}\n\n" * 9_000 + b"y" * 40_000, b": c\r\r" * 3000):
+        pieces, seen = Pieces(), []
+        assert not fits(data)
+        pieces.add(data)
+        while pieces:
+            seen.append(await pieces.next())
+        assert b"".join(seen) == data
+        assert all(len(piece) <= PIECE_BYTES for piece in seen)
+        assert all(piece.count(b"\n") <= 2 * PIECE_LINES for piece in seen)
