@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestEnded
+from manallm_proxy.contract.events import Event, HealthChanged, ModelLoad, Reloaded, RequestBegun, RequestEnded
 from manallm_proxy.observe import live_feed
 from manallm_proxy.observe.live_feed import QUEUE, RATE, LiveFeed
 from tests.feed import feed
@@ -97,6 +97,12 @@ async def test_an_unknown_id_begins_anew(last_id: str) -> None:
     reader = told.subscribe(last_id, lambda: None)
     told(Reloaded())
     assert [each.kind for each in await reader.next() or []] == ["reset", "reload"][not last_id :]
+
+
+def test_a_load_of_a_model_is_told() -> None:
+    """Of a server that loads on demand."""
+    told = live_feed.shaped(ModelLoad("box", "m", "begun"))
+    assert told == ("load", {"provider": "box", "model": "m", "event": "begun"})
 
 
 def test_what_a_client_sends_cannot_break_out() -> None:

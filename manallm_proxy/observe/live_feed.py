@@ -21,10 +21,18 @@ from typing import Any, Final, Literal
 import msgspec
 from attrs import define, field, frozen
 
-from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestCommitted, RequestEnded
+from manallm_proxy.contract.events import (
+    Event,
+    HealthChanged,
+    ModelLoad,
+    Reloaded,
+    RequestBegun,
+    RequestCommitted,
+    RequestEnded,
+)
 from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 
-Kind = Literal["request", "health", "reload", "reset", "skipped"]
+Kind = Literal["request", "health", "load", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
 RATE: Final = 50
 KEPT: Final = 500
@@ -67,6 +75,8 @@ def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
         case HealthChanged():
             was_now = {"was": event.was, "now": event.now, "reason": event.reason}
             return "health", {"provider": event.provider, "model": event.model, **was_now}
+        case ModelLoad():
+            return "load", {"provider": event.provider, "model": event.model, "event": event.event}
         case Reloaded():
             return "reload", {"result": "refused" if event.mistakes else "ok"}
     return None
