@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestEnded
+from manallm_proxy.contract.events import Event, HealthChanged, ModelLoad, Reloaded, RequestBegun, RequestEnded
 from manallm_proxy.observe import live_feed
 from manallm_proxy.observe.live_feed import QUEUE, RATE, LiveFeed
 from tests.feed import feed
@@ -97,6 +97,12 @@ async def test_an_unknown_id_begins_anew(last_id: str) -> None:
     reader = told.subscribe(last_id, lambda: None)
     told(Reloaded())
     assert [each.kind for each in await reader.next() or []] == ["reset", "reload"][not last_id :]
+
+
+def test_a_load_of_a_model_is_told() -> None:
+    """Of a server that loads on demand."""
+    told = live_feed.shaped(ModelLoad("box", "m", "begun"))
+    assert told == ("load", {"provider": "box", "model": "m", "event": "begun"})
 
 
 def test_what_a_client_sends_cannot_break_out() -> None:
@@ -221,6 +227,12 @@ async def test_several_workers_are_one_feed(tmp_path: Path) -> None:
             os.kill(running.pid, signal.SIGHUP)
             await live.until(lambda: live.of("reload"))
             assert live.of("reload") == [{"result": "ok"}]
+            first = live.events[0][0]
+            for _ in range(6):  # at whichever worker it comes back
+                async with feed(running.url, first) as again:
+                    await again.until(lambda: again.of("reload"))
+                    assert again.of("reset") == []
+                    assert {id_ for id_, _, _ in again.events} == {id_ for id_, _, _ in live.events[1:]}
             for _ in range(4):
                 listed = await get(f"{running.url}/v1/requests")
                 assert {row["id"] for row in listed["requests"]} == over()

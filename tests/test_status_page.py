@@ -120,9 +120,9 @@ async def test_a_lost_connection_mends_itself(tmp_path: Path) -> None:
             await page.open(p.url)
             await page.until("document.querySelectorAll('#aliases > li').length == 1")
             assert "Connection lost" not in await page.text()
-        await page.until("document.body.innerText.includes('Connection lost')", 3)
+        await page.until("document.body.innerText.includes('Connection lost')", 10)
         async with proxy(config, tmp_path) as p:
-            await page.until("!document.body.innerText.includes('Connection lost')", 6)
+            await page.until("!document.body.innerText.includes('Connection lost')", 15)
             await p.chat()
             await page.until("document.querySelectorAll('#requests > li').length == 1")
 

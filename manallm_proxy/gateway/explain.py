@@ -7,18 +7,26 @@ from typing import Any
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.failover import Walk
 
 
 def explain(generation: Generation, model: str) -> dict[str, Any]:
-    """Raises UnknownModel. The gates are asked themselves, so this can say nothing else than a walk would find."""
+    """Raises UnknownModel. A walk that goes nowhere is asked, so this can say nothing else than one would find.
+
+    It is the walk of a plain chat; what a request needs beyond that (tools, pictures) may choose another model.
+    """
     chain = generation.resolve(model)
-    rows = [_row(generation, entry.target) for entry in chain]
+    if chain.is_open:
+        chain = generation.catalog.filled(chain, frozenset())
+    chain = generation.boxes.slow_last(chain)
+    walk = Walk(chain, generation.registry, "", generation.boxes.refusal)
+    last = chain.entries[-1]
+    rows = [_row(generation, entry.target, walk.refusal(entry, is_last=entry is last)) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
     return {"model": model, "alias": chain.alias, "serves": serves, "chain": rows}
 
 
-def _row(generation: Generation, target: Target) -> dict[str, Any]:
-    skip = generation.registry.refusal(target)
+def _row(generation: Generation, target: Target, skip: Skip | None) -> dict[str, Any]:
     detail = _on_trial(generation, target) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
@@ -33,6 +41,8 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
         return generation.config.providers[target.provider].api_key_missing
     if skip.reason == "saturated":
         return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
+    if skip.detail and skip.again_in is None:
+        return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
     cause = skip.detail or next((c.last_error for c in known if c.is_open and c.last_error), None)
     when = f"again in {skip.again_in:.0f} s" if skip.again_in is not None else "another request is trying it now"

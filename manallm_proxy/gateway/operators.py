@@ -47,6 +47,7 @@ class Operators:
     def __attrs_post_init__(self) -> None:
         self.access = OperatorAccess(self.serving, self.renderer)
         self.page = StatusPage(self.renderer, self.access)
+        self.feed.follow = self._follow
 
     def add_to(self, table: RouteTable) -> None:
         """Their exact paths only: whoever hides one behind nginx hides it so."""
@@ -55,6 +56,9 @@ class Operators:
         table.add("GET", "/v1/explain", self._explain, forgiving=False)
         table.add("GET", "/v1/events", self._events, forgiving=False)
         self.page.add_to(table)
+
+    def _follow(self, on: bool) -> None:
+        self.serving.followed = on
 
     async def _requests(self, request: web.BaseRequest, _rest: str) -> web.Response:
         self.access.check(request)

@@ -3,9 +3,10 @@
 1. While nobody looks on, nothing is done: no event is even shaped.
 2. A reader gets its events by a bounded queue. One that does not keep up is dropped, never waited for.
 3. What was told lately is kept, so that a reader that comes back goes on where it was. That memory is given up
-   `LINGER` seconds after the last reader has left; an id from before is then as unknown as another process's.
+   `LINGER` seconds after the last reader has left; an id from before is then as unknown as another proxy's.
 4. At most `RATE` requests a second are told of; the others are only counted, since nobody can read faster.
-5. Several workers: what one tells its readers, it passes to the others if they have any (``share``).
+5. Several workers: while one has readers all of them tell each other, and all keep what is told (``share``). So a
+   reader that comes back goes on at any of them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ from typing import Any, Final, Literal
 import msgspec
 from attrs import define, field, frozen
 
-from manallm_proxy.contract.events import Event, HealthChanged, Reloaded, RequestBegun, RequestCommitted, RequestEnded
+from manallm_proxy.contract.events import (
+    Event,
+    HealthChanged,
+    ModelLoad,
+    Reloaded,
+    RequestBegun,
+    RequestCommitted,
+    RequestEnded,
+)
 from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 
-Kind = Literal["request", "health", "reload", "reset", "skipped"]
+Kind = Literal["request", "health", "load", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
-RATE: Final = 100
+RATE: Final = 50
 KEPT: Final = 500
 """Events that a reader who comes back may have missed."""
 QUEUE: Final = 1000
@@ -41,6 +50,18 @@ class Told:
     data: str
 
 
+@define(eq=False)
+class Ids:
+    """Of events, in order; no other process has the same."""
+
+    _token: str = field(factory=lambda: secrets.token_hex(6))
+    _number: int = 0
+
+    def next(self) -> str:
+        self._number += 1
+        return f"{self._token}-{self._number}"
+
+
 def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
     """What the feed says of `event`; None where it says nothing."""
     match event:
@@ -54,6 +75,8 @@ def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
         case HealthChanged():
             was_now = {"was": event.was, "now": event.now, "reason": event.reason}
             return "health", {"provider": event.provider, "model": event.model, **was_now}
+        case ModelLoad():
+            return "load", {"provider": event.provider, "model": event.model, "event": event.event}
         case Reloaded():
             return "reload", {"result": "refused" if event.mistakes else "ok"}
     return None
@@ -108,8 +131,8 @@ class LiveFeed:
 
     clock: Callable[[], float]
     follow: Callable[[bool], None] = lambda on: None
-    share: Callable[[str, str], None] | None = None
-    """Passes kind and data to the other workers."""
+    share: Callable[[str, str, str], None] | None = None
+    """Passes id, kind and data to the other workers."""
     call_out: Callable[[bool], None] | None = None
     """Tells them whether somebody looks on here."""
     elsewhere: bool = False
@@ -117,8 +140,9 @@ class LiveFeed:
     readers: set[Reader] = field(factory=set)
     _listening: bool = False
     """There are readers, or there were a moment ago."""
-    _token: str = field(factory=lambda: secrets.token_hex(6))
-    _number: int = 0
+    _ids: Ids = field(factory=Ids)
+    _start: str = ""
+    """The id of the moment before the first event of ``_kept``; empty once that has made room for a later one."""
     _kept: deque[Told] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
     _rest: asyncio.TimerHandle | None = None
     _second: int = 0
@@ -126,7 +150,7 @@ class LiveFeed:
     _skipped: int = 0
 
     def __call__(self, event: Event) -> None:
-        if not (self._listening or self.elsewhere):
+        if not self._told_of:
             return
         found = shaped(event) if self._within_rate(event) else None
         if found is not None:
@@ -134,15 +158,16 @@ class LiveFeed:
 
     def tell(self, kind: str, data: str) -> None:
         """To the readers of all workers."""
-        self.hear(kind, data)
-        if self.elsewhere and self.share is not None:
-            self.share(kind, data)
+        told = Told(self._ids.next(), kind, data)
+        self.hear(told)
+        if self.share is not None:
+            self.share(told.id, kind, data)
 
-    def hear(self, kind: str, data: str) -> None:
+    def hear(self, told: Told) -> None:
         """To the readers here."""
-        if self._listening:
-            self._number += 1
-            told = Told(self._id(self._number), kind, data)
+        if self._told_of:
+            if len(self._kept) == KEPT:
+                self._start = ""
             self._kept.append(told)
             for reader in list(self.readers):
                 reader.give(told)
@@ -150,7 +175,7 @@ class LiveFeed:
     def watch_elsewhere(self, on: bool) -> None:
         """Whether another worker has readers."""
         self.elsewhere = on
-        self._note()
+        self._changed()
 
     def subscribe(self, last_id: str | None, drop: Callable[[], None]) -> Reader:
         """A reader that goes on after `last_id`; where that is unknown it begins anew, and is told so."""
@@ -158,15 +183,15 @@ class LiveFeed:
             self._rest.cancel()
             self._rest = None
         reader = Reader(drop)
+        if not self._listening:
+            self._listening = True
+            self._changed()
+            if self.call_out is not None:
+                self.call_out(True)
         if last_id:
             for told in self._since(last_id):
                 reader.give(told)
         self.readers.add(reader)
-        if not self._listening:
-            self._listening = True
-            self._note()
-            if self.call_out is not None:
-                self.call_out(True)
         return reader
 
     def leave(self, reader: Reader) -> None:
@@ -186,26 +211,32 @@ class LiveFeed:
     def _stop(self) -> None:
         """Nobody has come back: what happens from now on is not told, so ids from before are void."""
         self._rest, self._listening = None, False
-        self._kept.clear()
-        self._token, self._number = secrets.token_hex(6), 0
-        self._note()
+        self._changed()
         if self.call_out is not None:
             self.call_out(False)
 
-    def _note(self) -> None:
-        self.follow(self._listening or self.elsewhere)
+    @property
+    def _told_of(self) -> bool:
+        """Whether anybody looks on, here or elsewhere."""
+        return self._listening or self.elsewhere
 
-    def _id(self, number: int) -> str:
-        return f"{self._token}-{number}"
+    def _changed(self) -> None:
+        """Somebody looks on now, or nobody does."""
+        if not self._told_of:
+            self._kept.clear()
+            self._start = ""
+        elif not self._kept and not self._start:
+            self._start = self._ids.next()
+        self.follow(self._told_of)
 
     def _since(self, last_id: str) -> list[Told]:
-        token, _, number = last_id.rpartition("-")
-        known = number.isascii() and number.isdecimal() and len(number) < 16
-        behind = self._number - int(number) if token == self._token and known else -1
-        if 0 <= behind <= len(self._kept):
-            return list(self._kept)[len(self._kept) - behind :]
-        why = {"reason": "this id is of another process, or too old: the feed begins anew"}
-        return [Told(self._id(self._number), "reset", msgspec.json.encode(why).decode())]
+        if last_id == self._start:
+            return list(self._kept)
+        ids = [told.id for told in self._kept]
+        if last_id in ids:
+            return list(self._kept)[ids.index(last_id) + 1 :]
+        why = {"reason": "this id is of another proxy, or too old: the feed begins anew"}
+        return [Told(ids[-1] if ids else self._start, "reset", msgspec.json.encode(why).decode())]
 
     def _within_rate(self, event: Event) -> bool:
         """Whether `event` is to be told. Above the rate the beginnings of requests are not even reported."""
@@ -215,7 +246,7 @@ class LiveFeed:
         if second != self._second:
             skipped, self._second, self._told, self._skipped = self._skipped, second, 0, 0
             if skipped:
-                self._note()
+                self.follow(True)
                 self.tell("skipped", msgspec.json.encode({"requests": skipped}).decode())
         if isinstance(event, RequestEnded):
             self._told += 1

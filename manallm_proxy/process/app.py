@@ -30,7 +30,7 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
-from manallm_proxy.observe.live_feed import LiveFeed
+from manallm_proxy.observe.live_feed import LiveFeed, Told
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
@@ -91,7 +91,7 @@ class App:
             lambda: gauges.models(self.gateway.generation),
         )
         clock = asyncio.get_running_loop().time
-        self.requests, self.feed = RequestLog(), LiveFeed(clock, self._follow)
+        self.requests, self.feed = RequestLog(), LiveFeed(clock)
         if self.link is not None:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
@@ -228,16 +228,13 @@ class App:
         """What this worker keeps of the responses that `question` names."""
         return self.gateway.recall(question)
 
-    def hear(self, kind: str, data: str) -> None:
-        """Tells the readers here what happened in another worker."""
-        self.feed.hear(kind, data)
+    def hear(self, id_: str, kind: str, data: str) -> None:
+        """Takes an event of the live feed from another worker."""
+        self.feed.hear(Told(id_, kind, data))
 
     def watch(self, on: bool) -> None:
         """Whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
-
-    def _follow(self, on: bool) -> None:
-        self.gateway.serving.followed = on
 
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""

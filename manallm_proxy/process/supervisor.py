@@ -27,7 +27,7 @@ from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
 from manallm_proxy.observe.fan_out import FanOut
-from manallm_proxy.observe.live_feed import shaped
+from manallm_proxy.observe.live_feed import Ids, shaped
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
@@ -66,6 +66,8 @@ class Supervisor:
     _workers: WorkerManager = field(init=False)
     _lines: dict[int, WorkerLine] = field(factory=dict)
     """By file descriptor."""
+    _ids: Ids = field(factory=Ids)
+    """Of what it tells readers of the live feed."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
@@ -94,7 +96,7 @@ class Supervisor:
     def _tell(self, event: Event) -> None:
         """Readers of the live feed hear of reloads from here: no worker knows whether all have adopted one."""
         if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
-            self._workers.tell(Happened(found[0], msgspec.json.encode(found[1]).decode()))
+            self._workers.tell(Happened(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
 
     def run(self) -> WorkerLink | int:
         """Returns the exit code after all workers have ended; in a new worker, its link to the supervisor."""

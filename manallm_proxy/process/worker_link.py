@@ -69,8 +69,8 @@ class Duties(Protocol):
     def recall(self, question: str) -> str:
         """What this worker alone knows."""
 
-    def hear(self, kind: str, data: str) -> None:
-        """Tells the readers of the live feed here what happened in another worker."""
+    def hear(self, id_: str, kind: str, data: str) -> None:
+        """Takes an event of the live feed from another worker."""
 
     def watch(self, on: bool) -> None:
         """Whether another worker has such readers."""
@@ -115,9 +115,9 @@ class WorkerLink(asyncio.Protocol):
         """Reports whether there are readers of the live feed here."""
         self._send(Watching(on))
 
-    def happened(self, kind: str, data: str) -> None:
-        """Passes an event of the live feed to the readers of the other workers."""
-        self._send(Happened(kind, data))
+    def happened(self, id_: str, kind: str, data: str) -> None:
+        """Passes an event of the live feed to the other workers."""
+        self._send(Happened(id_, kind, data))
 
     async def ask(self, topic: Topic) -> str | None:
         """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
@@ -177,7 +177,7 @@ class WorkerLink(asyncio.Protocol):
             case Watch():
                 duties.watch(message.on)
             case Happened():
-                duties.hear(message.kind, message.data)
+                duties.hear(message.id, message.kind, message.data)
             case Beat():
                 self._send(message)
             case Prepare():

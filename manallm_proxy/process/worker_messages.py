@@ -106,8 +106,9 @@ class Watch(Message):
 
 
 class Happened(Message):
-    """In both directions, to workers with readers only: one event of the live feed."""
+    """In both directions, while any worker has readers: one event of the live feed."""
 
+    id: str
     kind: str
     data: str
 

@@ -235,8 +235,9 @@ class WorkerManager:
                 assert_never(message)
 
     def tell(self, happened: Happened, but: int | None = None) -> None:
-        """One event of the live feed, to those that have readers."""
-        self.outbox += [(number, happened) for number in self._audience.watching if number != but]
+        """One event of the live feed, while anybody reads it: to all, so that a reader may come back to any."""
+        if self._audience.watching:
+            self._tell_all(happened, but)
 
     # 7
 

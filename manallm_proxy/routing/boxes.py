@@ -47,6 +47,13 @@ class Box:
     _watching: asyncio.Task[None] | None = None
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
+        """As `refusal`. A model for which nobody waits is loaded for those who come later."""
+        skip = self.refusal(entry, last)
+        if skip is not None and skip.again_in is None:
+            self._load(entry)
+        return skip
+
+    def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why `entry` is not to be tried now; None where it may be, after `loaded`. `last`: nobody comes after it."""
         now = self.clock()
         if self._is_ready(entry, now):
@@ -56,7 +63,6 @@ class Box:
         if rest and ollama_name(model) not in self._loading:
             return Skip("loading", rest, "its last load failed, or did not last")
         if entry.cold == "next" and not last:
-            self._load(entry)
             return Skip("loading", detail="not loaded yet")
         return None
 
@@ -181,6 +187,11 @@ class Boxes:
         """See `Box.gate`."""
         box = self.boxes.get(entry.target.provider)
         return box.gate(entry, last) if box is not None else None
+
+    def refusal(self, entry: Entry, last: bool) -> Skip | None:
+        """See `Box.refusal`. It begins no load."""
+        box = self.boxes.get(entry.target.provider)
+        return box.refusal(entry, last) if box is not None else None
 
     def once_loaded(self, ask: Callable[[Entry], Awaitable[T]]) -> Callable[[Entry], Awaitable[T]]:
         """`ask`, for models that are loaded: its time begins when they are."""

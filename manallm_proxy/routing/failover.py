@@ -141,11 +141,18 @@ class Walk:
         verdict = self.registry.admit(entry.target)
         if isinstance(verdict, Skip):
             return verdict
-        skip = Skip(NO_MODEL, detail=entry.unfilled) if entry.target.is_open else self.gate(entry, is_last)
+        skip = self._refusal(entry, is_last)
         if skip is None:
             return verdict
         verdict.released()
         return skip
+
+    def refusal(self, entry: Entry, *, is_last: bool) -> Skip | None:
+        """What would be said against `entry` now, without taking a place; for those who only want to know."""
+        return self.registry.refusal(entry.target) or self._refusal(entry, is_last)
+
+    def _refusal(self, entry: Entry, is_last: bool) -> Skip | None:
+        return Skip(NO_MODEL, detail=entry.unfilled) if entry.target.is_open else self.gate(entry, is_last)
 
     def _failed(self, entry: Entry, permit: Permit, error: ProviderError, started: float) -> None:
         target = entry.target
