@@ -184,7 +184,12 @@ class Generation:
         Raises UnknownModel if it is none of them, and ModelNotAllowed if `caller` may not use it. Hints name only
         models that `caller` may use.
         """
-        chain = self._named(model, caller)
+        try:
+            chain = self._named(model, caller)
+        except UnknownModel:
+            if caller is not None and model:
+                caller.require(model)  # what a key may not use, it cannot find out the existence of
+            raise
         if caller is not None:
             caller.require(chain.alias or str(chain.entries[0].target))
         return chain

@@ -35,7 +35,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
-from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_exposed, reread
+from manallm_proxy.process.listeners import BACKLOG, name_of, refuse_displacing, refuse_exposed, reread
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -106,6 +106,7 @@ class App:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         if self.link is None:
             loop.add_signal_handler(signal.SIGINT, self.stop)
+            loop.add_signal_handler(signal.SIGQUIT, self.stop)
             loop.add_signal_handler(signal.SIGHUP, self.reload)
         else:
             await self.link.join(self)
@@ -280,6 +281,7 @@ class App:
             refuse_exposed(self.config, self._passed)
             sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self._passed]
         elif listen.unix is not None:
+            refuse_displacing(listen.unix)
             sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
         else:
             sites.append(web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG))

@@ -142,7 +142,21 @@ def _listening(family: socket.AddressFamily, address: Address, *, shared: bool =
     return made
 
 
+def refuse_displacing(path: str) -> None:
+    """Raises OSError where somebody listens on the unix socket at `path`; one that was left behind is nobody's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # its queue is full
+            pass
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+            return
+    raise OSError(errno.EADDRINUSE, "another process serves there")
+
+
 def _unix(path: str) -> socket.socket:
+    refuse_displacing(path)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EADDRINUSE, "something that is no socket is there")

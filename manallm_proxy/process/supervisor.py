@@ -41,7 +41,7 @@ RESTART_GRACE: Final = 1.0
 """Seconds until a dead worker's restart for which its sockets stay open; after more, the others get its connections."""
 UNSENT_LIMIT: Final = 2**24
 """Max bytes queued for a worker that does not read. Later messages are dropped; its stall timeout will end it."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 
 
 @define(eq=False)
@@ -137,7 +137,7 @@ class Supervisor:
     # signals
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stop()
         elif number == signal.SIGHUP and not self._workers.draining:
             self._reload()
@@ -265,8 +265,9 @@ class Supervisor:
         The supervisor's ends of the links must be open in the supervisor only, so that workers notice its death.
         """
         signal.set_wakeup_fd(-1)
-        for each in SIGNALS:  # a terminal sends SIGINT and SIGHUP to the whole group; the supervisor passes them on
-            signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+        of_all = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # a terminal sends these to the whole group
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN if each in of_all else signal.SIG_DFL)  # the supervisor passes them on
         for mine in (*self._wakes, *(line.socket for line in self._lines.values())):
             mine.close()
         if self._reader is not None:
