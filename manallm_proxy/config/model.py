@@ -23,6 +23,7 @@ Api = Literal["native", "openai"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
+HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
 Count = Annotated[int, whole(1)]
 Port = Annotated[int, whole(0, 65535)]
 Status = Annotated[int, whole(400, 599)]
@@ -133,6 +134,8 @@ class Cors:
     """Web pages that may call, by origin, beside those on this machine and apps; ``*`` is any."""
 
     origins: tuple[Origin, ...] = ()
+    hosts: tuple[HostName, ...] = ()
+    """Names under which browsers may ask a proxy on loopback that wants no keys, beside those of this machine."""
 
 
 @frozen

@@ -128,12 +128,18 @@ class Generation:
     keyring: Keyring
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
+    is_open_on_loopback: bool = field(init=False)
+    """Nothing but being on this machine is asked of who calls, and every page in its browser is on it."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
     _orphans: list[Provider] = field(factory=list)
     _successor: Generation | None = None
     _closing: asyncio.Task[None] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        config = self.config
+        self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
     def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
