@@ -33,6 +33,7 @@ def serve(
     config = load(find(environ, config_file), environ, host, port)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
+    sys.setswitchinterval(0.001)  # while a thread works on what is large, the loop waits so long for each of its turns
     ignore_signals()
     leave_no_core()
     take_descriptors()
