@@ -18,7 +18,9 @@ from manallm_proxy.contract.provider_errors import (
     ConnectTimeout,
     Disconnected,
     FirstByteTimeout,
+    NothingLeftHere,
     ProviderError,
+    ProxyRefused,
     ReadTimeout,
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
@@ -38,6 +40,12 @@ ENTRY = Entry(Target("gpu", "m"))
 FAULTS: list[tuple[BaseException, type[ProviderError], str | None]] = [
     (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError(111, "refused")), ConnectFailed, "refused"),
     (aiohttp.ClientConnectorError(KEY, OSError(113, "no route")), ConnectFailed, "unreachable"),
+    (aiohttp.ClientConnectorError(KEY, OSError(24, "x")), NothingLeftHere, "no file descriptors left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(23, "x")), NothingLeftHere, "no file descriptors left on this machine"),
+    (aiohttp.ClientConnectorError(KEY, OSError(105, "x")), NothingLeftHere, "no buffers left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(12, "x")), NothingLeftHere, "no memory left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(99, "x")), NothingLeftHere, "no local ports left here"),
+    (aiohttp.ClientHttpProxyError(KEY, (), status=407, message="x"), ProxyRefused, "407 of its proxy"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "unknown")), ConnectFailed, "dns"),
     (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "x")), ConnectFailed, "tls: handshake failed"),
     (aiohttp.ConnectionTimeoutError(), ConnectTimeout, None),

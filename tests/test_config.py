@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -582,6 +583,26 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert told(tmp_path) == (f"{tmp_path}: cannot be read (Is a directory)",)
     assert told(latin) == (f"{latin}: is not UTF-8 text",)
     assert told(lonely) == (f"{tmp_path}/aliases.yaml: no such file",)
+
+
+def test_what_would_keep_its_reader_is_a_mistake(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, what is too long, and anchors that stand for billions of values."""
+
+    def told(path: Path) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load(path, {})
+        return " ".join(caught.value.mistakes)
+
+    fifo, long, deep, own = (tmp_path / name for name in ("fifo.yaml", "long.yaml", "deep.yaml", "own.yaml"))
+    os.mkfifo(fifo)
+    long.write_bytes(b"#" * (2**20 + 1))
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 12))]
+    deep.write_text("\n".join(lines))
+    own.write_text("a: &a [*a]")
+    assert "no regular file" in told(fifo) and "no regular file" in told(Path("/dev/zero"))
+    assert "over 1 MiB" in told(long)
+    assert "line 6: anchors that make more than 100000 values" in told(deep)
+    assert "anchors that make more" in told(own)
 
 
 # Who may reach it

@@ -281,7 +281,7 @@ async def test_a_key_uses_its_own_models_only(tmp_path: Path) -> None:
 
 
 async def test_lists_show_what_a_key_may_use(tmp_path: Path) -> None:
-    """Models, aliases, the default, and the hints of a 404; what is not listed is not found either."""
+    """Models, aliases, the default, and the hints of a refusal; what is not listed is not found either."""
     async with upstream(each(answers), ["m", "n"]) as gpu:
         keys = (entry("alice", ALICE, models=["mana/two", "gpu/n"]), entry("bob", BOB))
         config = keyed(*keys, url=gpu.url) | {"aliases": TWO, "default": "mana/one"}
@@ -298,9 +298,11 @@ async def test_lists_show_what_a_key_may_use(tmp_path: Path) -> None:
             assert (body["default"], len(body["aliases"])) == ("mana/one", 2)
             for model, code in (("mana/two", 200), ("gpu/n", 200), ("mana/one", 404), ("gpu/m", 404), ("gpu/x", 404)):
                 assert (await ask(p, "GET", f"/v1/models/{model}", bearer(ALICE)))[0] == code, model
-            code, body, _ = await chat(p, ALICE, model="mana/onf")
-            assert (code, "mana/two" in body["error"]["message"]) == (404, True)
-            assert "mana/one" not in body["error"]["message"]
+            answers_ = [await chat(p, ALICE, model=model) for model in ("mana/onf", "mana/one", "nobody/x")]
+            assert {(code, body["error"]["code"]) for code, body, _ in answers_} == {(403, "model_not_allowed")}
+            assert len({body["error"]["message"] for _, body, _ in answers_}) == 1, "it learns of no name"
+            assert "mana/two" in answers_[0][1]["error"]["message"]
+            assert "mana/one" not in answers_[0][1]["error"]["message"]
 
 
 async def test_a_model_of_a_provider_that_lists_nothing(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_a_unix_socket_is_one_for_all(tmp_path: Path) -> None:
         assert stat.S_ISSOCK(os.stat(path).st_mode)
         made.close(1)
         assert made.of(1)[0].fileno() != -1
+        with pytest.raises(OSError, match="another process serves there"):
+            Listeners.open(config(tmp_path, unix=str(path)), {})
         made.close_all()
         assert made.of(1)[0].fileno() == -1
     path.unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manallm_proxy.gateway.hosts import is_ours
 from manallm_proxy.gateway.origins import allowed_origin
 from tests.proxy import proxy, settings
 
@@ -111,3 +112,58 @@ async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Pa
         asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
         async with p.client.options(f"{p.url}/v1/chat/completions", headers=asks) as response:
             assert (response.headers.get("Access-Control-Allow-Origin") == origin) is (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("localhost:3025", True),
+        ("app.localhost", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:3025", True),
+        ("10.0.0.7:3025", True),
+        ("gpu", True),
+        ("", True),
+        ("llm.example.org", True),
+        ("LLM.example.org.:80", True),
+        ("10.0.0.8", False),
+        ("evil.example:3025", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example@localhost", False),
+        ("[::1", False),
+        ("a:b:c", False),
+    ],
+)
+def test_a_host_is_ours_or_not(host: str, ours: bool) -> None:
+    """This machine's names, the address that was asked, what is configured; not what begins or ends alike."""
+    assert is_ours(host, "10.0.0.7", ("llm.example.org",)) is ours
+    assert is_ours(host, "10.0.0.7", ("*",)) is (ours or host not in ("[::1", "a:b:c"))
+
+
+async def test_a_page_whose_name_leads_here_reads_nothing(tmp_path: Path) -> None:
+    """DNS rebinding, and GETs of other sites: 403 on every route, unless a name or an origin is configured."""
+    pages = {"origins": ["https://chat.example"], "hosts": ["llm.example"]}
+    async with proxy(settings({"loopback": {"kind": "loopback"}}, cors=pages), tmp_path) as p:
+
+        async def code(path: str, **headers: str) -> tuple[int, str | None]:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            async with p.client.get(p.url + path, headers=sent) as response:
+                error = (await response.json()).get("error") if response.status == 403 else None
+                return response.status, error and error["code"]
+
+        for path in ("/", "/v1/models", "/health", "/metrics", "/nothing"):
+            assert await code(path, Host="evil.example") == (403, "host_not_allowed")
+            assert await code(path, Sec_Fetch_Site="cross-site") == (403, "origin_not_allowed")
+        assert (await code("/v1/models", Host="llm.example:3025"))[0] == 200
+        assert (await code("/v1/models", Sec_Fetch_Site="cross-site", Origin="https://chat.example"))[0] == 200
+        assert (await code("/v1/models", Sec_Fetch_Site="same-origin"))[0] == 200
+        assert not [line for line in p.log.getvalue().splitlines() if "evil" in line]
+
+
+async def test_where_a_key_is_wanted_any_name_will_do(tmp_path: Path) -> None:
+    """The page does not have the key."""
+    keys = {"keys": [{"name": "a", "sha256": "0" * 64}]}
+    async with proxy(settings({"loopback": {"kind": "loopback"}}, auth=keys), tmp_path) as p:
+        async with p.client.get(f"{p.url}/health", headers={"Host": "llm.example"}) as response:
+            assert response.status == 200

@@ -56,6 +56,14 @@ def test_what_is_no_list_is_an_unknown_one(kind: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", WIRES)
+def test_a_name_that_nobody_could_print_is_not_learnt(kind: str) -> None:
+    """Control characters, which a terminal would obey, and names of absurd length."""
+    ids = ("a", "\x1b]0;x\x07", "b\nc", "\u202egnp", "m" * 257, "m" * 256)
+    listed = WIRES[kind].listed(listing(kind, *ids))
+    assert ([m.id for m in listed.models], listed.fault) == (["a", "m" * 256], ODD_ROWS)
+
+
+@pytest.mark.parametrize("kind", WIRES)
 def test_one_odd_row_costs_only_itself(kind: str) -> None:
     """A number, a list, null, a row without a name, or with one that is none."""
     name = KEYS[kind][1]

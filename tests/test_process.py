@@ -18,8 +18,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings
+from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings, written
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
+from tests.waiting import until
 
 
 async def chat(url: str, client: aiohttp.ClientSession, **body: Any) -> tuple[int, Any]:
@@ -44,7 +45,7 @@ async def test_it_takes_the_descriptors_that_it_may_have(tmp_path: Path) -> None
         assert soft == hard
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) -> None:
     """Not ready at once; the open stream ends well; no new connection; exit code 0."""
     async with upstream(each(endless)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
@@ -61,6 +62,47 @@ async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) 
                 gpu.go.set()
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
             assert await asyncio.wait_for(running.child.wait(), 5) == 0
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_signals_that_mean_nothing_end_nothing(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """They are ignored in every process; SIGQUIT drains, also where a terminal sends it to all of them."""
+    config = settings({"loopback": {"kind": "loopback"}})
+    async with process(config, tmp_path, None, *arguments) as running:
+        children = _children(running.pid)
+        for pid in (running.pid, *children):
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+                os.kill(pid, number)
+        os.kill(running.pid, signal.SIGHUP)
+        await running.logs("reload")
+        assert await accepts(running.url)
+        for pid in (*children, running.pid):
+            os.kill(pid, signal.SIGQUIT)
+        assert await asyncio.wait_for(running.child.wait(), 10) == 0
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+async def test_a_second_start_leaves_the_first_alone(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    """On the unix socket of a proxy that lives: exit code 78, and who connects still reaches the first."""
+    path = tmp_path / "s"
+    config = settings({"loopback": {"kind": "loopback"}}) | {"listen": {"unix": str(path)}}
+    (tmp_path / "proxy.yaml").write_text(written(config))
+    command = (sys.executable, "-m", "manallm_proxy", "serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
+    first = await asyncio.create_subprocess_exec(*command, stdout=-3, stderr=-3)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client:
+            await until(path.exists, 10)
+            code, told = await run(*command[3:])
+            assert (code, "another process serves there" in told) == (78, True)
+            async with client.get("http://x/health", headers={"Host": "localhost"}) as response:
+                assert response.status == 200
+    finally:
+        first.terminate()
+        await first.wait()
 
 
 async def test_a_drain_waits_for_a_whole_answer_too(tmp_path: Path) -> None:

@@ -367,9 +367,11 @@ async def test_what_one_worker_refuses_all_leave(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def stuck(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, Path]]:
-    """A process whose configuration is a FIFO by now, so that whoever opens it waits for a writer."""
-    async with process(settings(LOOP), folder, None, *arguments) as running:
-        path = folder / "proxy.yaml"
+    """A process of whose configuration a credential is a FIFO by now, so that whoever opens it waits for a writer."""
+    path = folder / "CHAIN"
+    path.write_text("loop/m")
+    environ = {"CREDENTIALS_DIRECTORY": str(folder)}
+    async with process(settings(LOOP, ["${CHAIN}"]), folder, environ, *arguments) as running:
         path.unlink()
         os.mkfifo(path)
         yield running, path
@@ -385,7 +387,7 @@ async def test_a_stuck_file_stops_nobody(tmp_path: Path, arguments: tuple[str, .
                 if number == 1:
                     os.kill(running.pid, signal.SIGHUP)
                 assert (await get(running.url, "/health"))[0] == 200
-                file.write(yaml.safe_dump(settings(LOOP, [chain])))
+                file.write(chain)
             await running.logs('"reloaded"', number)
         assert "loop/two" in (await get(running.url, "/v1/aliases"))[1]
 

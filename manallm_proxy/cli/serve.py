@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -51,6 +52,8 @@ def serve(
         _say(environ, note)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
+    sys.setswitchinterval(0.001)  # while a thread works on what is large, the loop waits so long for each of its turns
+    ignore_signals()
     leave_no_core()
     take_descriptors()
     if workers > 1:
@@ -145,6 +148,12 @@ def take_descriptors() -> None:
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def ignore_signals() -> None:
+    """What means nothing here must not end the proxy, as it would by default."""
+    for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def leave_no_core() -> None:

@@ -24,6 +24,7 @@ OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
+HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
 Count = Annotated[int, whole(1)]
 Port = Annotated[int, whole(0, 65535)]
 Status = Annotated[int, whole(400, 599)]
@@ -135,6 +136,8 @@ class Cors:
     """Web pages that may call, by origin, beside those on this machine and apps; ``*`` is any."""
 
     origins: tuple[Origin, ...] = ()
+    hosts: tuple[HostName, ...] = ()
+    """Names under which browsers may ask a proxy on loopback that wants no keys, beside those of this machine."""
 
 
 @frozen

@@ -10,7 +10,10 @@ an empty value counts as not set.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +21,10 @@ from typing import Any, Final
 import yaml
 from attrs import frozen
 
-from manallm_proxy.config.yaml_internals import TAG, StrictLoader
+from manallm_proxy.config.yaml_internals import EXPANDED_LIMIT, TAG, ExpandsTooMuch, StrictLoader
 
+SIZE_LIMIT: Final = 2**20
+"""Bytes of one file."""
 _BOOL: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan")
@@ -71,7 +76,7 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
     Mistakes are reported with their lines. No message quotes the file's text, which may contain a key.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = _text(path)
     except FileNotFoundError:
         report("no such file")
         return None
@@ -97,6 +102,21 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
         report("must hold keys and values at its top level")
         return None
     return content
+
+
+def _text(path: Path) -> str:
+    """Of a regular file only: nothing that makes its reader wait, and nothing that has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = file.read(SIZE_LIMIT + 1)
+    if len(data) > SIZE_LIMIT:
+        raise OSError(errno.EFBIG, f"it is over {SIZE_LIMIT >> 20} MiB")
+    return data.decode("utf-8-sig")
 
 
 class _Loader(StrictLoader):
@@ -199,7 +219,9 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
         return f"line {line + 1}: a character that YAML does not allow"
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or "not valid YAML"
-    if isinstance(error, yaml.composer.ComposerError):
+    if isinstance(error, ExpandsTooMuch):
+        what = f"anchors that make more than {EXPANDED_LIMIT} values of the file"
+    elif isinstance(error, yaml.composer.ComposerError):
         what = "an alias without its anchor, or a second document (text that begins with * or & needs quotes)"
     for pattern, words in _IN_OUR_WORDS:
         if (match := re.match(pattern, what)) is not None:

@@ -19,6 +19,14 @@ import yaml
 TAG: Final = "tag:yaml.org,2002:"
 
 
+EXPANDED_LIMIT: Final = 100_000
+"""Values of one file with each alias counted as what it stands for: ten lines of anchors can make billions."""
+
+
+class ExpandsTooMuch(yaml.MarkedYAMLError):
+    """More than EXPANDED_LIMIT, or an anchor that holds itself."""
+
+
 class StrictLoader(yaml.SafeLoader):
     """Knows sequences, mappings and ``<<``; subclasses add scalars. Keys are text as it is written.
 
@@ -32,6 +40,7 @@ class StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
 
     def check_keys(self, node: yaml.MappingNode) -> None:
         """Called with each mapping, before ``<<`` is merged."""
@@ -40,9 +49,23 @@ class StrictLoader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > self.deepest:
             raise RecursionError
+        is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if node is not None and not (is_alias and node in self._sizes):
+            self._measure(node, holds_itself=is_alias)
         return node
+
+    def _measure(self, node: yaml.Node, holds_itself: bool) -> None:
+        """What is inside has been measured by now."""
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inside = [each for pair in node.value for each in pair]
+        self._sizes[node] = size = 1 + sum(self._sizes[each] for each in inside)
+        if holds_itself or size > EXPANDED_LIMIT:
+            raise ExpandsTooMuch(problem_mark=node.start_mark)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

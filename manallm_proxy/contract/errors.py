@@ -51,6 +51,14 @@ class OriginNotAllowed(ProxyError):
     code = "origin_not_allowed"
 
 
+class HostNotAllowed(ProxyError):
+    """A name that is none of ours, or a page of another site, where no client key would keep it out."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "host_not_allowed"
+
+
 class InvalidKey(ProxyError):
     """The key is missing, malformed or unknown."""
 

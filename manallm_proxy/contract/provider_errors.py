@@ -75,6 +75,16 @@ class ConnectFailed(ProviderError):
     retryable, blame, reason = True, Blame.REACH, "connect_error"
 
 
+class NothingLeftHere(ProviderError):
+    """We lack what a connection takes: descriptors, buffers, ports. No other target would fare better."""
+
+    source = "manallm-proxy"
+    status = 503
+    type = "overloaded_error"
+    code = "overloaded"
+    reason = "connect_error"
+
+
 class ConnectTimeout(ProviderError):
     """No connection within ``timeouts.connect``: the host is down, or a firewall drops packets."""
 
@@ -250,6 +260,19 @@ class KeyRejected(ProviderError):
     code = "provider_key_rejected"
     reason = "provider_auth_error"
     widened_by = "auth"
+
+
+class ProxyRefused(ProviderError):
+    """A forward proxy wants another password (407): the operator's to mend."""
+
+    status = 502
+    type = "provider_auth_error"
+    code = "proxy_authentication_required"
+    reason = "provider_auth_error"
+    widened_by = "auth"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: its forward proxy wants credentials; set them in `proxy`", detail="407 of its proxy")
 
 
 class EmptyAnswer(ProviderError):

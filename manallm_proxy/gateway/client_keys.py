@@ -26,6 +26,8 @@ from manallm_proxy.gateway.ratelimit import Window, spoken
 LONGEST: Final = 1024
 """Characters of a presented key that is worth hashing."""
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_BLANKS: Final = " \t"
+"""All that HTTP strips (RFC 9110, section 5.5); Unicode has more, and a server before us may keep those."""
 _HOW: Final = "send it as 'Authorization: Bearer KEY' (or as api-key, or as x-api-key)"
 
 
@@ -40,10 +42,10 @@ def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
         if len(values) > 1:
             raise InvalidKey(f"a header for the API key is given twice; {_HOW}, once")
     for value in authorization:
-        scheme, _, rest = value.strip().partition(" ")
+        scheme, _, rest = value.strip(_BLANKS).partition(" ")
         if scheme.lower() == "bearer":
-            keys.add(rest.strip())
-    keys.update(value.strip() for values in others for value in values)
+            keys.add(rest.strip(_BLANKS))
+    keys.update(value.strip(_BLANKS) for values in others for value in values)
     keys.discard("")
     if not keys:
         raise InvalidKey(f"no API key is given; {_HOW}. Whoever runs this proxy can make one")

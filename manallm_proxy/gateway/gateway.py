@@ -12,7 +12,15 @@ from attrs import define, field
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
-from manallm_proxy.contract.errors import InternalError, MethodNotAllowed, ProxyError, UnknownModel, UnknownRoute
+from manallm_proxy.contract.errors import (
+    HostNotAllowed,
+    InternalError,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ProxyError,
+    UnknownModel,
+    UnknownRoute,
+)
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.messages.door import MessagesDoor
@@ -32,6 +40,7 @@ from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_que
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.hosts import is_ours
 from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
@@ -70,6 +79,8 @@ NOT_SERVED: Final = (
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "127.0.0.1:3025", "localhost:3025"})
+"""What nearly every request says; any other is looked at."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
 
@@ -160,6 +171,9 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request comes through here. Raises nothing but CancelledError and ConnectionResetError."""
         match = self.table.exact(request.rel_url.raw_path) or self.table.find(request.path)
+        stranger = self._stranger(request) if self.generation.is_open_on_loopback else None
+        if stranger is not None:
+            return self._refuse(request, stranger, match)
         if match is None:
             return self._refuse(request, UnknownRoute(NOT_SERVED), None)
         handler = match.route.handler(request.method)
@@ -174,6 +188,19 @@ class Gateway:
         except Exception as error:
             self.observe(Crashed(f"{request.method} request", error))
             return self._refuse(request, InternalError("an internal error; the proxy's log has the details"), match)
+
+    def _stranger(self, request: web.BaseRequest) -> ProxyError | None:
+        """Why a browser may not ask: it was led here by a name that is not ours, or by a page of another site."""
+        headers = request.headers
+        host = headers.get("Host", "")
+        if host not in LOCAL_HOSTS and request.transport is not None:
+            address = request.transport.get_extra_info("sockname")
+            hosts = self.generation.config.cors.hosts
+            if isinstance(address, tuple) and not is_ours(host, str(address[0]), hosts):
+                return HostNotAllowed("this host is not served here; cors.hosts would have to name it")
+        if headers.get("Sec-Fetch-Site") == "cross-site" and self.renderer.allowed_origin(request) is None:
+            return OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
+        return None
 
     def refusal(self, error: ProxyError) -> tuple[str, bytes]:
         """See `aiohttp_server.Refusal`."""

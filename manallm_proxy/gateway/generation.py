@@ -49,12 +49,18 @@ class Generation:
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
+    is_open_on_loopback: bool = field(init=False)
+    """Nothing but being on this machine is asked of who calls, and every page in its browser is on it."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
     _orphans: list[Closes] = field(factory=list)
     _successor: Generation | None = None
     _closing: asyncio.Task[None] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        config = self.config
+        self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
     def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
@@ -125,7 +131,12 @@ class Generation:
         Raises UnknownModel if it is none of them, and ModelNotAllowed if `caller` may not use it. Hints name only
         models that `caller` may use.
         """
-        chain = self._named(model, caller)
+        try:
+            chain = self._named(model, caller)
+        except UnknownModel:
+            if caller is not None and model:
+                caller.require(model)  # what a key may not use, it cannot find out the existence of
+            raise
         if caller is not None:
             caller.require(*self._names_of(chain.alias or str(chain.entries[0].target)))
         return chain

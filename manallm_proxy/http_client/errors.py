@@ -17,7 +17,9 @@ from manallm_proxy.contract.provider_errors import (
     ConnectFailed,
     ConnectTimeout,
     Disconnected,
+    NothingLeftHere,
     ProviderError,
+    ProxyRefused,
     ReadTimeout,
 )
 from manallm_proxy.http_client.aiohttp_internals import HttpProcessingError
@@ -29,8 +31,15 @@ _ERRNO_DETAILS = {
     errno.ECONNREFUSED: "refused",
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
-    errno.EMFILE: "no file descriptors left here",
 }
+_NOTHING_LEFT = {
+    errno.EMFILE: "no file descriptors left here",
+    errno.ENFILE: "no file descriptors left on this machine",
+    errno.ENOBUFS: "no buffers left here",
+    errno.ENOMEM: "no memory left here",
+    errno.EADDRNOTAVAIL: "no local ports left here",
+}
+"""What speaks of us, and not of whom we wanted to reach."""
 
 
 def transport_error(error: BaseException, name: str) -> ProviderError | None:
@@ -46,6 +55,8 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
             return connect_error(error, name)
         case aiohttp.ClientConnectorSSLError():
             return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
+        case aiohttp.ClientHttpProxyError() if error.status == 407:
+            return ProxyRefused(name)
         case aiohttp.ClientConnectorError():
             return connect_error(error.os_error, name)
         case aiohttp.ConnectionTimeoutError():
@@ -66,7 +77,7 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
             return None
 
 
-def connect_error(error: BaseException, name: str) -> ConnectFailed:
+def connect_error(error: BaseException, name: str) -> ConnectFailed | NothingLeftHere:
     """Our error for `error`, raised by connecting to provider `name`."""
     match error:
         case socket.gaierror():
@@ -77,7 +88,10 @@ def connect_error(error: BaseException, name: str) -> ConnectFailed:
         case ssl.SSLError():
             return ConnectFailed(f"{name}: no TLS is spoken there", detail="tls: handshake failed")
         case _:
-            detail = _ERRNO_DETAILS.get(getattr(error, "errno", None) or 0, "failed")
+            number = getattr(error, "errno", None) or 0
+            if (lack := _NOTHING_LEFT.get(number)) is not None:
+                return NothingLeftHere(f"{name}: not asked: {lack}", detail=lack, retry_after=1.0)
+            detail = _ERRNO_DETAILS.get(number, "failed")
             return ConnectFailed(f"{name}: connection {detail}", detail=detail)
 
 

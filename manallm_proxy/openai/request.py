@@ -21,7 +21,7 @@ TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
 
 _ROUTED: Final = frozenset(
-    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "n", "encoding_format")
+    ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "encoding_format")
 )
 """Keys that decide where a request goes and what of its answer is read."""
 _LENGTHS: Final = frozenset(map(len, _ROUTED))

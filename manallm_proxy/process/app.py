@@ -36,7 +36,12 @@ from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
-from manallm_proxy.process.listeners import BACKLOG, drain_note, name_of, refuse_exposed, reread
+from manallm_proxy.process.listeners import (
+    drain_note,
+    name_of,
+    reread,
+    sites_for,
+)
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -120,6 +125,7 @@ class App:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         if self.link is None:
             loop.add_signal_handler(signal.SIGINT, self.stop)
+            loop.add_signal_handler(signal.SIGQUIT, self.stop)
             loop.add_signal_handler(signal.SIGHUP, self.reload)
         else:
             await self.link.join(self)
@@ -287,19 +293,8 @@ class App:
         return gauges.summary(self.gateway.generation)
 
     async def _listen(self, runner: Runner) -> list[web.BaseSite]:
-        """Starts the listeners: sockets from systemd win over ``unix``, which wins over host and port."""
-        sites: list[web.BaseSite] = []
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
-        listen = self.config.listen
-        if self.link is not None:
-            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self.link.sockets]
-        elif self._passed:
-            refuse_exposed(self.config, self._passed)
-            sites += [web.SockSite(runner, each, backlog=BACKLOG) for each in self._passed]
-        elif listen.unix is not None:
-            sites.append(web.UnixSite(runner, listen.unix, backlog=BACKLOG))
-        else:
-            sites.append(web.TCPSite(runner, listen.host, listen.port, backlog=BACKLOG))
+        sites = sites_for(self.config, runner, self._passed, self.link.sockets if self.link is not None else None)
         for site in sites:
             await site.start()
         self.addresses += [name_of(address) for address in runner.addresses]

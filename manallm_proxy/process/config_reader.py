@@ -89,6 +89,7 @@ def _run_child(
     """Sends the result and ends the process. ``os._exit``: nothing of the supervisor's may run on the way out."""
     code = 1
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(READ_TIMEOUT))  # without a handler it ends the process, also if nobody waits for it any more
         let_go()
         ours.close()

@@ -20,6 +20,8 @@ from attrs import define, field
 from manallm_proxy.config.load import exposure_mistake, load
 from manallm_proxy.config.model import Config, Listen
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.http_server import web
+from manallm_proxy.http_server.aiohttp_server import Runner
 from manallm_proxy.process import systemd
 
 BACKLOG: Final = 4096
@@ -169,7 +171,38 @@ def _listening(family: socket.AddressFamily, address: Address, *, shared: bool =
     return made
 
 
+def sites_for(
+    config: Config, runner: Runner, passed: Sequence[socket.socket], workers: Sequence[socket.socket] | None
+) -> list[web.BaseSite]:
+    """What to start listening on: a worker's own sockets, else those from systemd, else ``unix``, else host and port.
+
+    Raises ConfigError for an exposed socket, OSError if another process serves at ``unix``.
+    """
+    if workers is None:
+        refuse_exposed(config, passed)
+    if sockets := passed if workers is None else workers:
+        return [web.SockSite(runner, each, backlog=BACKLOG) for each in sockets]
+    if (path := config.listen.unix) is not None:
+        refuse_displacing(path)
+        return [web.UnixSite(runner, path, backlog=BACKLOG)]
+    return [web.TCPSite(runner, config.listen.host, config.listen.port, backlog=BACKLOG)]
+
+
+def refuse_displacing(path: str) -> None:
+    """Raises OSError where somebody listens on the unix socket at `path`; one that was left behind is nobody's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # its queue is full
+            pass
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+            return
+    raise OSError(errno.EADDRINUSE, "another process serves there")
+
+
 def _unix(path: str) -> socket.socket:
+    refuse_displacing(path)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EADDRINUSE, "something that is no socket is there")

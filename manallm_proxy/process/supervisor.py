@@ -8,7 +8,6 @@ with its `WorkerLink`, and at the end, in the supervisor, with the exit code.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import select
@@ -33,7 +32,7 @@ from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
-from manallm_proxy.process.worker_line import WorkerLine
+from manallm_proxy.process.worker_line import WorkerLine, how_ended
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
 from manallm_proxy.process.workers import WorkerManager
@@ -44,7 +43,7 @@ RESTART_GRACE: Final = 1.0
 """Seconds until a dead worker's restart for which its sockets stay open; after more, the others get its connections."""
 UNSENT_LIMIT: Final = 2**24
 """Max bytes queued for a worker that does not read. Later messages are dropped; its stall timeout will end it."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 
 
 @define(eq=False)
@@ -149,7 +148,7 @@ class Supervisor:
     # signals
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stop()
         elif number == signal.SIGHUP and not self._workers.draining:
             self._reload()
@@ -280,8 +279,9 @@ class Supervisor:
         The supervisor's ends of the links must be open in the supervisor only, so that workers notice its death.
         """
         signal.set_wakeup_fd(-1)
-        for each in SIGNALS:  # a terminal sends SIGINT and SIGHUP to the whole group; the supervisor passes them on
-            signal.signal(each, signal.SIG_IGN if each in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+        of_all = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # a terminal sends these to the whole group
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN if each in of_all else signal.SIG_DFL)  # the supervisor passes them on
         for mine in (*self._wakes, *(line.socket for line in self._lines.values())):
             mine.close()
         if self._reader is not None:
@@ -338,13 +338,4 @@ class Supervisor:
             if again is None and status != 0:
                 self._code = 1
             if status != 0 or not worker.leaving:
-                self.observe(WorkerEnded(line.number, pid, _how(status, worker.ended_at is not None), again))
-
-
-def _how(status: int, was_silent: bool) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name + (": it was silent" if was_silent else "")
-    return f"signal {-code}"
+                self.observe(WorkerEnded(line.number, pid, how_ended(status, worker.ended_at is not None), again))

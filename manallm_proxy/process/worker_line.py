@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 
 from attrs import define, field
@@ -47,3 +49,13 @@ class WorkerLine:
             while (got := self.receive()) is not None:
                 lines += got
         return lines
+
+
+def how_ended(status: int, was_silent: bool) -> str:
+    """A worker's wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name + (": it was silent" if was_silent else "")
+    return f"signal {-code}"

@@ -21,6 +21,7 @@ from manallm_proxy.contract.provider_errors import (
     ConnectTimeout,
     FirstByteTimeout,
     ProviderError,
+    ProxyRefused,
     ReadTimeout,
 )
 from manallm_proxy.contract.targets import Entry, Timeouts
@@ -135,6 +136,9 @@ class HttpProvider:
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
+        if response.status == 407:
+            response.close()
+            raise ProxyRefused(self.address.name)
         body = await self._refusal(response, until)
         again = self.wire.reshape(call, entry, response.status, body)
         if again is not None and again.body != request.body:

@@ -39,7 +39,7 @@ def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_
             model = to_model(decode(row, type=row_type))
         except DecodeErrors:
             model = None
-        if model is not None:
+        if model is not None and 0 < len(model.id) <= MODEL_LIMIT and model.id.isprintable():
             models.append(model)
     fault = TOO_MANY if len(rows) > MODELS_LIMIT else ODD_ROWS if len(models) < len(rows) else None
     return ModelList(tuple(models), fault)

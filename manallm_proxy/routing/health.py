@@ -41,7 +41,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.events import Status
-from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError
+from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, NothingLeftHere, ProviderError
 from manallm_proxy.routing.circuit import Circuit, Policy, SharedState, Skip
 
 COOLING_DEFAULT = 15.0
@@ -153,6 +153,8 @@ class Health:
 
     def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
         """A probe's outcome (rules 10 to 12); `error` None where the provider is alive, `sent_at` when it was asked."""
+        if isinstance(error, NothingLeftHere):
+            return  # nobody was asked
         # 12
         if error is None or error.blame in (Blame.LOAD, Blame.NOBODY):
             self.provider.reached(now)
