@@ -145,6 +145,14 @@ def test_no_input_is_an_empty_object(text: str) -> None:
     assert whole(call("f", text, "c"))["content"][0]["input"] == {}
 
 
+def test_half_a_surrogate_pair_in_an_input_is_legal() -> None:
+    """And U+FFFD for whom it is decoded; a stream hands the JSON text on."""
+    half, twice = '{"a": "\\ud800"}', '{"a": 2}'
+    assert whole(call("f", half, "c"))["content"][0]["input"] == {"a": "\ufffd"}
+    data = streamed(call("f", half, "c1"), call("f", twice, "c2"), Delta(finish="tool_calls"))
+    assert data.count(b"event: content_block_start") == 2
+
+
 def test_an_input_that_cannot_be_read_is_kept() -> None:
     """The tool's own check refuses it, and the model learns of it."""
     for text in ('{"a": ', "[1]", '"x"'):

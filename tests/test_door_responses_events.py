@@ -182,6 +182,14 @@ async def test_calls_of_servers_that_do_not_count() -> None:
         assert [item["arguments"] for item in items] == ['{"a":1}']
 
 
+async def test_half_a_surrogate_pair_in_arguments_is_legal() -> None:
+    """Two calls that are both numbered 0 stay apart, and a custom tool gets its text."""
+    half = '{"input": "\\ud800"}'
+    deltas = (Delta(tool_calls=(ToolCall("c", half, "c1"),)), Delta(tool_calls=(ToolCall("c", half, "c2"),)), STOP)
+    for items in await both(*deltas, tools=[{"type": "custom", "name": "c"}]):
+        assert [item["input"] for item in items] == ["\ufffd"] * 2
+
+
 async def test_made_up_ids_are_unique() -> None:
     """Also where a server uses one twice."""
     calls = (ToolCall("add", "{}", "c1", 0), ToolCall("add", "{}", "c1", 1), ToolCall("add", "{}", "", 2))

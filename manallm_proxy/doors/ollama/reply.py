@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.request_fields import Fields
 
 LOADED: Final = frozenset({"load", "unload"})
@@ -218,7 +218,7 @@ def _object(text: str) -> Fields | None:
     if not text.strip():
         return {}
     try:
-        value = decode(text.encode())
+        value = decode_leniently(text.encode())
     except (*DecodeErrors, UnicodeEncodeError):
         return None
     return value if isinstance(value, dict) else None

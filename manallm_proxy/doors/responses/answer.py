@@ -20,7 +20,7 @@ from manallm_proxy.doors.responses.output import (
     ReasoningItem,
 )
 from manallm_proxy.doors.responses.tool_names import ToolNames
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Finish reasons of an answer that is not complete, and this API's words for them."""
@@ -171,7 +171,7 @@ class AnswerItems:
 
 def _is_object(arguments: str) -> bool:
     try:
-        return isinstance(decode(arguments.encode()), dict)
+        return isinstance(decode_leniently(arguments.encode()), dict)
     except DecodeErrors:
         return False
 
