@@ -29,6 +29,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
 from tests.through_doors import reply_to
@@ -1005,6 +1006,16 @@ def read_deltas(*parts: bytes) -> tuple[list[Delta], StreamBatch]:
             return deltas, batch
     batch = wire.close()
     return [*deltas, *batch.deltas], batch
+
+
+def test_arguments_that_are_an_object_already() -> None:
+    """No call loses its arguments by a server's slip."""
+    call = {"id": "c1", "function": {"name": "f", "arguments": {"a": [1, "\u00e9"]}}}
+    row = frame({**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]})
+    got, _ = read_deltas(row, frame(chunk(None, finish="tool_calls")), DONE)
+    choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    for delta in (got[0], *whole_deltas([choice])):
+        assert [part.arguments for part in delta.tool_calls] == ['{"a":[1,"\u00e9"]}']
 
 
 def test_a_stream_is_read_into_deltas() -> None:
