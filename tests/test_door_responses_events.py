@@ -182,6 +182,17 @@ async def test_calls_of_servers_that_do_not_count() -> None:
         assert [item["arguments"] for item in items] == ['{"a":1}']
 
 
+async def test_no_arguments_are_an_empty_object() -> None:
+    """Clients read them as JSON, and what was streamed is what was done."""
+    for items in await both(Delta(tool_calls=(ToolCall("add", "", "c1"),), finish="tool_calls"), tools=[FUNCTION]):
+        assert (items[0]["arguments"], items[0]["status"]) == ("{}", "completed")
+    events = (await Opened().ask(tools=[FUNCTION])).stream(Delta(tool_calls=(ToolCall("add", "", "c1"),)), STOP)
+    said = "".join(event["delta"] for event in events if event["type"].endswith("arguments.delta"))
+    assert said == "{}" == events[-3]["arguments"]
+    for items in await both(Delta(tool_calls=(ToolCall("add", "", "c1"),), finish="length"), tools=[FUNCTION]):
+        assert (items[0]["arguments"], items[0]["status"]) == ("", "incomplete")
+
+
 async def test_half_a_surrogate_pair_in_arguments_is_legal() -> None:
     """Two calls that are both numbered 0 stay apart, and a custom tool gets its text."""
     half = '{"input": "\\ud800"}'
