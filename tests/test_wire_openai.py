@@ -995,6 +995,16 @@ def test_a_stream_is_complete_when_every_prompt_has_ended(asked: dict[str, Any],
     assert play(frame(end), of=of)[1].done is ends
 
 
+@pytest.mark.parametrize("rest", [b"d", b"dat", b"data", b"data:", b"data: "])
+def test_an_event_that_is_cut_before_its_data_is_no_empty_answer(rest: bytes) -> None:
+    """An empty stream commits; a cut one is a failure, also behind comments. A finished answer stays one."""
+    for front in (b"", b": wait\n\n"):
+        assert isinstance(play(front + rest)[1].error, Disconnected)
+        assert isinstance(read_deltas(front + rest)[1].error, Disconnected)
+    assert play(b": wait\n\n")[1].done
+    assert play(frame(chunk("a", finish="stop")) + b"dat")[1].done
+
+
 def read_deltas(*parts: bytes) -> tuple[list[Delta], StreamBatch]:
     """What a door that speaks another format gets of the same stream."""
     wire = OpenAIWire().translator(evolve(STREAM, relays=False), ENTRY, "text/event-stream")
