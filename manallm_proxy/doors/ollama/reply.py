@@ -205,8 +205,9 @@ class GenerateReply(LinesReply):
 
 def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
     """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
-    text = _text(parts)
-    return bool(part.name) and part.id != parts[0].id and bool(text.strip()) and _object(text) is not None
+    if not part.name or part.id == parts[0].id or not parts[-1].arguments.rstrip().endswith("}"):
+        return False
+    return _object(_text(parts)) is not None
 
 
 def _text(parts: list[ToolCall]) -> str:
