@@ -257,7 +257,7 @@ async def test_tool_calls(stream: bool, tmp_path: Path) -> None:
 
 async def test_calls_that_are_all_numbered_0_stay_apart(tmp_path: Path) -> None:
     """As some servers stream parallel calls; one that repeats the name with each part makes one call."""
-    parts = [("c1", '{"city":'), ("c1", '"R\\ud800"}'), ("c2", '{"city":"Oslo"}'), ("c3", "")]
+    parts = [("c1", '{"city":'), ("c1", '"R\\ud800"}'), ("c2", '{"city":"Oslo"}'), ("c2", ""), ("c3", "")]
 
     async def calls(connection: Connection, seen: Seen) -> None:
         await connection.head()

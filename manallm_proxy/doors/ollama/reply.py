@@ -205,9 +205,10 @@ class GenerateReply(LinesReply):
 
 def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
     """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
-    if not part.name or part.id == parts[0].id or not parts[-1].arguments.rstrip().endswith("}"):
+    if not part.name or part.id == parts[0].id:
         return False
-    return _object(_text(parts)) is not None
+    last = next((text for each in reversed(parts) if (text := each.arguments.rstrip())), "")
+    return last.endswith("}") and _object(_text(parts)) is not None
 
 
 def _text(parts: list[ToolCall]) -> str:
