@@ -154,7 +154,7 @@ class AnswerItems:
         repeat the name with each part, others number all calls 0.
         """
         known = self._calls.get(part.index)
-        if known is not None and not (part.name and part.id != known.call_id and _is_object(known.arguments)):
+        if known is not None and not (part.name and part.id != known.call_id and _is_whole(known)):
             return None
         used = {item.call_id for item in self.items if isinstance(item, CallItem)}
         return part.id if part.id and part.id not in used else new_call_id()
@@ -169,9 +169,10 @@ class AnswerItems:
         self._thought.extras[id_] = extra
 
 
-def _is_object(arguments: str) -> bool:
+def _is_whole(call: CallItem) -> bool:
+    """Whether its arguments are an object by now. They are put together only where they may be."""
     try:
-        return isinstance(decode_leniently(arguments.encode()), dict)
+        return call.may_be_whole and isinstance(decode_leniently(call.arguments.encode()), dict)
     except DecodeErrors:
         return False
 

@@ -164,6 +164,11 @@ class CallItem(Item):
         """As far as they have come."""
         return "".join(self._arguments)
 
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether their last word may be the end of an object."""
+        return next((text for each in reversed(self._arguments) if (text := each.rstrip())), "").endswith("}")
+
     def view(self) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.id, "status": self.status, "call_id": self.call_id, "name": self.tool.name}
         if self.tool.kind == "custom":
