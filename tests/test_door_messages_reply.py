@@ -140,9 +140,26 @@ def test_calls_that_are_all_numbered_0_stay_apart() -> None:
     assert [(block["id"], block["input"]) for block in made["content"]] == [("c1", {"a": 1})]
 
 
+def test_no_two_calls_have_one_id() -> None:
+    """A server's slip; their results could not be told apart."""
+    made = both(call("f", "{}", "c", 0), Delta("and"), Delta(finish="tool_calls"))
+    assert made["content"][0]["id"] == "c"
+    for calls in (whole, lambda *steps: anthropic_stream.message(streamed(*steps))):
+        ids = [block["id"] for block in calls(call("f", "{}", "c", 0), call("g", "{}", "c", 1))["content"]]
+        assert ids[0] == "c" and len(set(ids)) == 2 and all(ids)
+
+
 @pytest.mark.parametrize("text", ["", " ", "null", "{}"])
 def test_no_input_is_an_empty_object(text: str) -> None:
     assert whole(call("f", text, "c"))["content"][0]["input"] == {}
+
+
+def test_half_a_surrogate_pair_in_an_input_is_legal() -> None:
+    """And U+FFFD for whom it is decoded; a stream hands the JSON text on."""
+    half, twice = '{"a": "\\ud800"}', '{"a": 2}'
+    assert whole(call("f", half, "c"))["content"][0]["input"] == {"a": "\ufffd"}
+    data = streamed(call("f", half, "c1"), call("f", twice, "c2"), Delta(finish="tool_calls"))
+    assert data.count(b"event: content_block_start") == 2
 
 
 def test_an_input_that_cannot_be_read_is_kept() -> None:

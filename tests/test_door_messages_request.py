@@ -96,6 +96,8 @@ def test_images_documents_and_search_results() -> None:
             "content": [text("see"), PNG_PART, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}],
         }
     ]
+    for data in ("AA-_", "AAA", "AAAA\r\nAAAA"):
+        assert said(user({"type": "image", "source": {**PNG["source"], "data": data}}))  # type: ignore[dict-item]
     pdf = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
     file = {"type": "file", "file": {"filename": "t", "file_data": "data:application/pdf;base64,AAAA"}}
     assert said(user({"type": "document", "source": pdf, "title": "t", "context": "c"}))[0]["content"] == [
@@ -245,6 +247,16 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         {"messages": [user({"type": "image", "source": {**PNG["source"], "data": ""}})]},  # type: ignore[dict-item]
         "messages[0].content[0].source.data",
         "base64",
+    ),
+    "an image of no base64": (
+        {"messages": [user({"type": "image", "source": {**PNG["source"], "data": "a b"}})]},  # type: ignore[dict-item]
+        "messages[0].content[0].source.data",
+        "base64",
+    ),
+    "an image of no type": (
+        {"messages": [user({"type": "image", "source": {**PNG["source"], "media_type": ""}})]},  # type: ignore[dict-item]
+        "messages[0].content[0].source.media_type",
+        "image/png",
     ),
     "an image of another source": (
         {"messages": [user({"type": "image", "source": {"type": "ftp"}})]},

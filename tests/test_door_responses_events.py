@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -180,6 +181,34 @@ async def test_calls_of_servers_that_do_not_count() -> None:
     parts = (ToolCall("add", '{"a":', "c1", 0), ToolCall("add", "1}", "c2", 0))
     for items in await both(Delta(tool_calls=parts, finish="tool_calls"), tools=[FUNCTION]):
         assert [item["arguments"] for item in items] == ['{"a":1}']
+
+
+async def test_long_arguments_under_a_name_that_is_repeated() -> None:
+    """Each part might begin another call; what came before is not put together for each of them."""
+    door = await Opened().ask(tools=[FUNCTION])
+    steps = [Delta(tool_calls=(ToolCall("add", "x" * 20, f"c{n}"),)) for n in range(20_000)]
+    begun = time.process_time()
+    door.stream_bytes(*steps)
+    assert time.process_time() - begun < 4  # half a second, and ten if it were
+
+
+async def test_no_arguments_are_an_empty_object() -> None:
+    """Clients read them as JSON, and what was streamed is what was done."""
+    for items in await both(Delta(tool_calls=(ToolCall("add", "", "c1"),), finish="tool_calls"), tools=[FUNCTION]):
+        assert (items[0]["arguments"], items[0]["status"]) == ("{}", "completed")
+    events = (await Opened().ask(tools=[FUNCTION])).stream(Delta(tool_calls=(ToolCall("add", "", "c1"),)), STOP)
+    said = "".join(event["delta"] for event in events if event["type"].endswith("arguments.delta"))
+    assert said == "{}" == events[-3]["arguments"]
+    for items in await both(Delta(tool_calls=(ToolCall("add", "", "c1"),), finish="length"), tools=[FUNCTION]):
+        assert (items[0]["arguments"], items[0]["status"]) == ("", "incomplete")
+
+
+async def test_half_a_surrogate_pair_in_arguments_is_legal() -> None:
+    """Two calls that are both numbered 0 stay apart, and a custom tool gets its text."""
+    half = '{"input": "\\ud800"}'
+    deltas = (Delta(tool_calls=(ToolCall("c", half, "c1"),)), Delta(tool_calls=(ToolCall("c", half, "c2"),)), STOP)
+    for items in await both(*deltas, tools=[{"type": "custom", "name": "c"}]):
+        assert [item["input"] for item in items] == ["\ufffd"] * 2
 
 
 async def test_made_up_ids_are_unique() -> None:

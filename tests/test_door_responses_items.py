@@ -339,6 +339,26 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_video"}]}]}, "input[0].content[0]", "input_video"),
     ({"input": [{"role": "user", "content": [{"text": "x"}]}]}, "input[0].content[0].type", "missing"),
     (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        "input[0].content[0].image_url",
+        "base64",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,a b"}]}]},
+        "input[0].content[0].image_url",
+        "base64",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,x"}]}]},
+        "input[0].content[0].image_url",
+        "base64",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_data": "data:a/b;base64,"}]}]},
+        "input[0].content[0].file_data",
+        "base64",
+    ),
+    (
         {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
         "input[0].content[0].file_id",
         "uploaded",
@@ -349,7 +369,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "file_data",
     ),
     (
-        {"input": [{**USER, "role": "system", "content": [{"type": "input_image", "image_url": "u"}]}]},
+        {"input": [{**USER, "role": "system", "content": [{"type": "input_image", "image_url": "http://u"}]}]},
         "input[0].content",
         "text",
     ),

@@ -38,6 +38,9 @@ TABLE.add("GET", "/health", nothing, forgiving=False)
         ("/v1/models/openrouter/a/b", "/v1/models/{id}", "openrouter/a/b"),
         ("/models/a//b", "/models/{id}", "a//b"),
         ("/v1/v1/models/a", "/v1/models/{id}", "a"),
+        ("/v1/models/a/b/", "/v1/models/{id}", "a/b"),
+        ("/v1/models//a/b", "/v1/models/{id}", "a/b"),
+        ("/v1/models//", "/v1/models", ""),
         ("/metrics", "/metrics", ""),
     ],
 )

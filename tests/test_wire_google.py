@@ -1078,3 +1078,12 @@ async def test_it_is_a_stream(gemini: Gemini, upstream: HttpProvider) -> None:
     stream = await upstream.stream(chat(), entry())
     assert isinstance(stream, HttpStream) and stream.usage is None
     await stream.aclose()
+
+
+@pytest.mark.parametrize("rest", [b"d", b"dat", b"data", b"data:", b"data: "])
+def test_an_event_that_is_cut_before_its_data_is_no_empty_answer(rest: bytes) -> None:
+    """An empty stream commits, and a cut one does not."""
+    for given, error in ((rest, True), (b": wait\r\n\r\n" + rest, True), (b": wait\r\n\r\n", False)):
+        translator = GeminiWire().translator(chat(), entry(), "text/event-stream")
+        assert not translator.feed(given).done
+        assert (translator.close().error is not None) is error

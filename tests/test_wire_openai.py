@@ -29,6 +29,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
 from tests.through_doors import reply_to
@@ -994,6 +995,16 @@ def test_a_stream_is_complete_when_every_prompt_has_ended(asked: dict[str, Any],
     assert play(frame(end), of=of)[1].done is ends
 
 
+@pytest.mark.parametrize("rest", [b"d", b"dat", b"data", b"data:", b"data: "])
+def test_an_event_that_is_cut_before_its_data_is_no_empty_answer(rest: bytes) -> None:
+    """An empty stream commits; a cut one is a failure, also behind comments. A finished answer stays one."""
+    for front in (b"", b": wait\n\n"):
+        assert isinstance(play(front + rest)[1].error, Disconnected)
+        assert isinstance(read_deltas(front + rest)[1].error, Disconnected)
+    assert play(b": wait\n\n")[1].done
+    assert play(frame(chunk("a", finish="stop")) + b"dat")[1].done
+
+
 def read_deltas(*parts: bytes) -> tuple[list[Delta], StreamBatch]:
     """What a door that speaks another format gets of the same stream."""
     wire = OpenAIWire().translator(evolve(STREAM, relays=False), ENTRY, "text/event-stream")
@@ -1005,6 +1016,16 @@ def read_deltas(*parts: bytes) -> tuple[list[Delta], StreamBatch]:
             return deltas, batch
     batch = wire.close()
     return [*deltas, *batch.deltas], batch
+
+
+def test_arguments_that_are_an_object_already() -> None:
+    """No call loses its arguments by a server's slip."""
+    call = {"id": "c1", "function": {"name": "f", "arguments": {"a": [1, "\u00e9"]}}}
+    row = frame({**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]})
+    got, _ = read_deltas(row, frame(chunk(None, finish="tool_calls")), DONE)
+    choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    for delta in (got[0], *whole_deltas([choice])):
+        assert [part.arguments for part in delta.tool_calls] == ['{"a":[1,"\u00e9"]}']
 
 
 def test_a_stream_is_read_into_deltas() -> None:

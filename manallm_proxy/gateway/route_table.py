@@ -93,8 +93,11 @@ class RouteTable:
 
     def _find_open(self, path: str) -> Match | None:
         for (before, after), route in self._open.items():
-            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
-                return Match(route, path[len(before) : len(path) - len(after)])
+            if path.startswith(before) and path.endswith(after):
+                rest = path[len(before) : len(path) - len(after)]
+                rest = rest.strip("/") if route.forgiving else rest  # no id has a slash at its ends
+                if rest:
+                    return Match(route, rest)
         return None
 
 

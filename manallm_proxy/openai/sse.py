@@ -56,6 +56,11 @@ def parse(raw: bytes) -> Frame:
     return Frame(raw, b"\n".join(data) if data else None, event, frozenset(fields))
 
 
+def is_cut_before_data(rest: bytes) -> bool:
+    """Whether `rest`, which a stream ended with, is the beginning of an event whose data never came."""
+    return b"data: ".startswith(rest)
+
+
 def event(data: bytes) -> bytes:
     """The bytes of one frame with `data`, which is one line of JSON."""
     return b"data: " + data + b"\n\n"

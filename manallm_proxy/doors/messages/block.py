@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field
 
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 
 class Kind(Enum):
@@ -72,7 +72,7 @@ def is_object(pieces: list[str]) -> bool:
     if not pieces or not pieces[-1].rstrip().endswith("}"):
         return False
     try:
-        return isinstance(decode("".join(pieces).encode()), dict)
+        return isinstance(decode_leniently("".join(pieces).encode()), dict)
     except DecodeErrors:
         return False
 
@@ -80,7 +80,7 @@ def is_object(pieces: list[str]) -> bool:
 def _input(text: str) -> dict[str, Any]:
     """A tool's input, decoded. What is not an object becomes one, under a name that no schema has."""
     try:
-        value = decode(text.encode()) if text.strip() else {}
+        value = decode_leniently(text.encode()) if text.strip() else {}
     except DecodeErrors:
         value = text
     if value is None:

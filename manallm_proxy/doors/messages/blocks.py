@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall
+from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.block import Block, Kind, is_object
 from manallm_proxy.doors.messages.request import Thinking
@@ -29,6 +29,8 @@ class Blocks:
     _queue: deque[Block] = field(factory=deque, repr=False)
     _calls: dict[int, Block] = field(factory=dict, repr=False)
     """The last tool call of each index in the provider's answer."""
+    _ids: set[str] = field(factory=set, repr=False)
+    """Ids of all calls: results name their call by it."""
     _finish: str | None = None
     _refused: bool = False
 
@@ -76,9 +78,11 @@ class Blocks:
         if block is None and not part.name:
             return  # the rest of a call that never began: there is nothing to call
         if block is None or _begins_another(part, block):
+            id_ = part.id if part.id and part.id not in self._ids else new_call_id()
+            self._ids.add(id_)
             if part.extra:
-                self._sign(part.id, part.extra)
-            block = self._calls[part.index] = Block(Kind.TOOL_USE, part.id, part.name)
+                self._sign(id_, part.extra)
+            block = self._calls[part.index] = Block(Kind.TOOL_USE, id_, part.name)
             self._queue.append(block)
         elif part.extra:
             self._sign(block.id, part.extra)

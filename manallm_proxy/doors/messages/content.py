@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, is_base64, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
 READABLE: Final = (TEXT, IMAGE, DOCUMENT, SEARCH_RESULT)
@@ -79,7 +79,9 @@ def _source(holder: Fields, path: str) -> tuple[Fields, str]:
 def _data_uri(source: Fields, path: str) -> str:
     media = required(source, "media_type", str, path + ".")
     data = required(source, "data", str, path + ".")
-    if not data:
+    if "/" not in media:
+        raise wrong(path + ".media_type", "a media type such as image/png")
+    if not is_base64(data):
         raise wrong(path + ".data", "base64 data")
     return f"data:{media};base64,{data}"
 

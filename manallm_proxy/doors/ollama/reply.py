@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.request_fields import Fields
 
 LOADED: Final = frozenset({"load", "unload"})
@@ -208,8 +208,10 @@ class GenerateReply(LinesReply):
 
 def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
     """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
-    text = _text(parts)
-    return bool(part.name) and part.id != parts[0].id and bool(text.strip()) and _object(text) is not None
+    if not part.name or part.id == parts[0].id:
+        return False
+    last = next((text for each in reversed(parts) if (text := each.arguments.rstrip())), "")
+    return last.endswith("}") and _object(_text(parts)) is not None
 
 
 def _text(parts: list[ToolCall]) -> str:
@@ -221,7 +223,7 @@ def _object(text: str) -> Fields | None:
     if not text.strip():
         return {}
     try:
-        value = decode(text.encode())
+        value = decode_leniently(text.encode())
     except (*DecodeErrors, UnicodeEncodeError):
         return None
     return value if isinstance(value, dict) else None

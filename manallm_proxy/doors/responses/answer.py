@@ -20,7 +20,7 @@ from manallm_proxy.doors.responses.output import (
     ReasoningItem,
 )
 from manallm_proxy.doors.responses.tool_names import ToolNames
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """By finish reason of an incomplete answer: this API's name for it."""
@@ -155,7 +155,7 @@ class AnswerItems:
         the name in each part, others give all calls index 0.
         """
         known = self._calls.get(part.index)
-        if known is not None and not (part.name and part.id != known.call_id and _is_object(known.arguments)):
+        if known is not None and not (part.name and part.id != known.call_id and _is_whole(known)):
             return None
         used = {item.call_id for item in self.items if isinstance(item, CallItem)}
         return part.id if part.id and part.id not in used else new_call_id()
@@ -170,9 +170,10 @@ class AnswerItems:
         self._thought.extras[id_] = extra
 
 
-def _is_object(arguments: str) -> bool:
+def _is_whole(call: CallItem) -> bool:
+    """Whether its arguments are an object by now. They are put together only where they may be."""
     try:
-        return isinstance(decode(arguments.encode()), dict)
+        return call.may_be_whole and isinstance(decode_leniently(call.arguments.encode()), dict)
     except DecodeErrors:
         return False
 

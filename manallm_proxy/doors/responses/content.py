@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, image_url, is_base64, optional, required, wrong
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """By type of text part: the member that holds the text."""
@@ -49,7 +49,9 @@ def _part(part: Fields, path: str) -> Fields:
 def _image(part: Fields, path: str) -> Fields:
     if part.get("image_url") is None and part.get("file_id") is not None:
         raise _uploaded(path, "image_url")
-    url, _ = image_url(part, path + ".")
+    url, at = image_url(part, path + ".")
+    if not url.lower().startswith(("http://", "https://")):
+        _check_data(url, at)
     image: dict[str, Any] = {"url": url}
     if detail := optional(part, "detail", str, path + "."):
         image["detail"] = detail
@@ -62,10 +64,20 @@ def _file(part: Fields, path: str) -> Fields:
             raise InvalidRequest(f"{path}.file_url: URLs are not fetched, send file_data", param=path + ".file_url")
         if part.get("file_id") is not None:
             raise _uploaded(path, "file_data")
-    file: Fields = {"file_data": required(part, "file_data", str, path + ".")}
+    data = required(part, "file_data", str, path + ".")
+    if data.startswith("data:"):
+        _check_data(data, path + ".file_data")
+    file: Fields = {"file_data": data}
     if (name := optional(part, "filename", str, path + ".")) is not None:
         file["filename"] = name
     return {"type": "file", "file": file}
+
+
+def _check_data(uri: str, path: str) -> None:
+    """Here, since a provider's refusal would name the place in what it got."""
+    head, _, data = uri.partition(",")
+    if not (head.lower().startswith("data:") and head.lower().endswith(";base64") and is_base64(data)):
+        raise wrong(path, "a base64 data URI")
 
 
 def _uploaded(path: str, instead: str) -> InvalidRequest:

@@ -164,6 +164,11 @@ class CallItem(Item):
         """The JSON text received so far."""
         return "".join(self._arguments)
 
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether their last word may be the end of an object."""
+        return next((text for each in reversed(self._arguments) if (text := each.rstrip())), "").endswith("}")
+
     def view(self) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.id, "status": self.status, "call_id": self.call_id, "name": self.tool.name}
         if self.tool.kind == "custom":
@@ -189,6 +194,8 @@ class CallItem(Item):
 
     def _last(self) -> Iterator[Event]:
         if self.tool.kind != "custom":
+            if self.status == COMPLETED and not self.arguments.strip():  # clients read them as JSON
+                yield from self.call("{}")
             done = self._at(name=self.tool.name, arguments=self.arguments)
             yield "response.function_call_arguments.done", done
             return

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from attrs import define, field, frozen
 
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode
 
 LONGEST_NAME: Final = 64
 _JOINT: Final = "__"
@@ -89,7 +89,7 @@ def input_to_arguments(text: str) -> str:
 def arguments_to_input(arguments: str) -> str:
     """A function's arguments as a custom tool's input. Arguments without that one property are the input itself."""
     try:
-        given: Any = decode(arguments.encode())
+        given: Any = decode_leniently(arguments.encode())
     except DecodeErrors:
         return arguments
     if isinstance(given, dict) and (INPUT in given or len(given) == 1):

@@ -40,7 +40,7 @@ class GeminiTranslator:
         deltas: tuple[Delta, ...] = ()
         if rest := self._decoder.close():
             frame = sse.parse(rest + b"\n\n")
-            if not _is_whole(frame):
+            if not _is_whole(frame) or sse.is_cut_before_data(rest):
                 self._begun = True
             else:
                 batch = self._batch([frame])

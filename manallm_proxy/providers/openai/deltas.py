@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.openai.chunks import index_of
 
 
@@ -63,11 +64,16 @@ def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
     extra = row.get("extra_content")
     return ToolCall(
         name=name,
-        arguments=_words(function.get("arguments")),
+        arguments=_arguments(function.get("arguments")),
         id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole or name else "",
         index=index if isinstance(index, int) and not whole else place,
         extra={"extra_content": extra} if isinstance(extra, dict) else {},
     )
+
+
+def _arguments(value: object) -> str:
+    """A JSON text. Some servers send the object itself, which would otherwise be a call without arguments."""
+    return encode(value).decode() if isinstance(value, dict) else _words(value)
 
 
 def _words(content: object) -> str:

@@ -58,6 +58,7 @@ class EventStream:
         rest = self._decoder.close()
         batch = StreamBatch()
         if rest:
+            self._seen_data = self._seen_data or sse.is_cut_before_data(rest)
             frame = sse.parse(rest + b"\n\n")
             if frame.data is not None and frame.data != b"[DONE]" and not _is_json(frame.data):
                 return StreamBatch(error=_cut())
