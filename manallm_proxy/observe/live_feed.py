@@ -37,6 +37,9 @@ LINGER: Final = 60.0
 RATE: Final = 50
 KEPT: Final = 500
 """Events that a reader who comes back may have missed."""
+OVERLAP: Final = 0.5
+"""Seconds by which two workers may have the same events in another order. A reader that comes back to another worker
+gets what that one heard from others in this time once more, under the same ids, rather than miss any."""
 QUEUE: Final = 1000
 """Events that may wait for one reader."""
 
@@ -60,6 +63,13 @@ class Ids:
     def next(self) -> str:
         self._number += 1
         return f"{self._token}-{self._number}"
+
+
+def _is_up_to(id_: str, last_id: str) -> bool:
+    """Whether both are of one process, and `id_` is not the later one."""
+    token, _, number = id_.rpartition("-")
+    last_token, _, last_number = last_id.rpartition("-")
+    return token == last_token and int(number) <= int(last_number)
 
 
 def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
@@ -143,7 +153,8 @@ class LiveFeed:
     _ids: Ids = field(factory=Ids)
     _start: str = ""
     """The id of the moment before the first event of ``_kept``; empty once that has made room for a later one."""
-    _kept: deque[Told] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
+    _kept: deque[tuple[float, Told]] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
+    """With the times at which they came here."""
     _rest: asyncio.TimerHandle | None = None
     _second: int = 0
     _told: int = 0
@@ -168,7 +179,7 @@ class LiveFeed:
         if self._told_of:
             if len(self._kept) == KEPT:
                 self._start = ""
-            self._kept.append(told)
+            self._kept.append((self.clock(), told))
             for reader in list(self.readers):
                 reader.give(told)
 
@@ -231,12 +242,13 @@ class LiveFeed:
 
     def _since(self, last_id: str) -> list[Told]:
         if last_id == self._start:
-            return list(self._kept)
-        ids = [told.id for told in self._kept]
-        if last_id in ids:
-            return list(self._kept)[ids.index(last_id) + 1 :]
+            return [told for _, told in self._kept]
+        came = next((at for at, told in self._kept if told.id == last_id), None)
+        if came is not None:
+            return [told for at, told in self._kept if at >= came - OVERLAP and not _is_up_to(told.id, last_id)]
         why = {"reason": "this id is of another proxy, or too old: the feed begins anew"}
-        return [Told(ids[-1] if ids else self._start, "reset", msgspec.json.encode(why).decode())]
+        now = self._kept[-1][1].id if self._kept else self._start
+        return [Told(now, "reset", msgspec.json.encode(why).decode())]
 
     def _within_rate(self, event: Event) -> bool:
         """Whether `event` is to be told. Above the rate the beginnings of requests are not even reported."""

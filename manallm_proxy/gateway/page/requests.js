@@ -12,6 +12,7 @@ export function fill(list) {
 
 export function heard(data) {
   const before = rows.get(data.id);
+  if (before?.outcome && data.phase !== "ended") return; // told once more after a break
   if (data.phase === "ended") rows.delete(data.id); // to the front
   rows.set(data.id, {time: new Date().toISOString(), ...before, ...data});
   while (rows.size > 1000) rows.delete(rows.keys().next().value);
