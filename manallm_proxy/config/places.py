@@ -11,6 +11,7 @@ from typing import Final
 import yaml
 
 from manallm_proxy.config.structure import join
+from manallm_proxy.config.yaml_file import text_of
 from manallm_proxy.config.yaml_internals import StrictLoader
 
 DEEPEST: Final = 12
@@ -51,7 +52,7 @@ def _parts(path: str) -> Iterator[str]:
 def lines_of(file: Path) -> dict[str, int]:
     """The line of each path in a YAML file; empty where it cannot be read."""
     try:
-        node = StrictLoader(file.read_text("utf-8-sig")).get_single_node()
+        node = StrictLoader(text_of(file)).get_single_node()
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return dict(islice(_lines(node, "", 0), LINES_LIMIT))

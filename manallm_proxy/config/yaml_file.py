@@ -76,7 +76,7 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
     Mistakes are reported with their lines. No message quotes the file's text, which may contain a key.
     """
     try:
-        text = _text(path)
+        text = text_of(path)
     except FileNotFoundError:
         report("no such file")
         return None
@@ -104,7 +104,7 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
     return content
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Of a regular file only: nothing that makes its reader wait, and nothing that has no end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:

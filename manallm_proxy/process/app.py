@@ -277,11 +277,14 @@ class App:
         probed = None
         while probed is not self._prober and not self._stop.is_set():
             probed = self._prober
-            looks = probed.once(), self.gateway.generation.boxes.look(self.config.health.probe_timeout)
-            probing = asyncio.ensure_future(asyncio.gather(*looks))
+            probing = asyncio.ensure_future(self._round(probed))
             await asyncio.wait((probing, stopped), return_when=asyncio.FIRST_COMPLETED)
             probing.cancel()
         stopped.cancel()
+
+    async def _round(self, prober: Prober) -> None:
+        """A coroutine, since a cancelled gather that nobody awaits is reported as an error that nobody saw."""
+        await asyncio.gather(prober.once(), self.gateway.generation.boxes.look(self.config.health.probe_timeout))
 
     async def _probe_anew(self) -> None:
         self.gateway.generation.boxes.start()

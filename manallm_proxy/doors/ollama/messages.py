@@ -45,6 +45,8 @@ class Conversation:
 
     _given: set[str] = field(factory=set)
     """All ids in the client's messages, which those that we make must not repeat."""
+    _claimed: set[str] = field(factory=set)
+    """Ids of calls that a result names: results without an id are for the others, as long as there are some."""
     _used: set[str] = field(factory=set)
     _count: int = 0
     _pending: list[_Pending] = field(factory=list)
@@ -54,6 +56,7 @@ class Conversation:
         that answers no call."""
         rows = all_of(dict, messages, "messages")
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
+        self._claimed = {id_ for row in rows if isinstance(id_ := row.get("tool_call_id"), str) and id_}
         return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
 
     def _message(self, message: Fields, path: str) -> Fields:
@@ -109,13 +112,14 @@ class Conversation:
         name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
         waiting = self._pending
         found = next((call for call in waiting if id_ and call.given == id_), None)
+        waiting = sorted(waiting, key=lambda call: call.given in self._claimed)
         found = found or next((call for call in waiting if name and call.name == name), None)
         if found is None and not (id_ and any(call.given for call in waiting)):
             found = next(iter(waiting), None)
         if found is None:
             what = f": '{(id_ or name)[:64]}'" if id_ or name else ""
             raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
-        waiting.remove(found)
+        self._pending.remove(found)
         return found.id
 
 
