@@ -77,6 +77,8 @@ class Call:
     """Whether ``reasoning_effort`` may be dropped for a model that does not think, instead of refusing the request."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
+    is_large: bool = False
+    """Whether translating it takes so long that others would feel it."""
     remarks: list[str] = field(factory=list)
     """The same, of the providers that were tried: shared by all forms of one call."""
     content_type: str = "application/json"

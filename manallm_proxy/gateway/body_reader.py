@@ -11,25 +11,25 @@ from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequ
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.openai.bounds import check_structure
-from manallm_proxy.openai.large import LARGE_BYTES, aside, is_large
+from manallm_proxy.openai.large import LARGE_BYTES, REQUEST_ELEMENTS, aside
 
 T = TypeVar("T")
 
 
-async def read_request(request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T]) -> T:
-    """What `read` makes of the body, within all limits; in a thread where the body is large.
+async def read_request(request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T]) -> tuple[T, bool]:
+    """What `read` makes of the body, within all limits, and whether the body is large: then it is read in a thread.
 
     Raises what `read` raises, and InvalidRequest for JSON that has more of something than the limits allow.
     """
     body = await read_body(request, limits)
     is_form = request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/")
 
-    def checked(body: bytes) -> T:
-        if not is_form:
-            check_structure(body, limits)
-        return read(body)
+    def checked(body: bytes) -> int:
+        return 0 if is_form else check_structure(body, limits)
 
-    return await aside(is_large(body), checked, body)
+    large = len(body) > LARGE_BYTES
+    large |= await aside(large, checked, body) > REQUEST_ELEMENTS
+    return await aside(large, read, body), large
 
 
 async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:

@@ -145,9 +145,10 @@ class Exchange:
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
         limits = self.generation.config.limits
-        reading = await read_request(self.request, limits, lambda body: self.door.read(body, client))
+        reading, large = await read_request(self.request, limits, lambda body: self.door.read(body, client))
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
+        call.is_large |= large
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
         chain = self.generation.chain_for(call.summary, self.caller)
         if is_pinned(chain, self.caller, self.request.headers):

@@ -241,7 +241,7 @@ class Gateway:
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller = caller_of(request, self.generation)
-        model, counted = await read_request(request, self.generation.config.limits, count_tokens)
+        (model, counted), _ = await read_request(request, self.generation.config.limits, count_tokens)
         self.generation.resolve(model, caller)
         return self.renderer.raw(request, counted, "application/json")
 

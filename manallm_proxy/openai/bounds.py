@@ -34,16 +34,20 @@ class Bounds(Protocol):
     def depth(self) -> int: ...
 
 
-def check_structure(body: bytes, bounds: Bounds) -> None:
-    """Raises InvalidRequest for JSON that has more of something than `bounds` allow. It may be broken JSON."""
+def check_structure(body: bytes, bounds: Bounds) -> int:
+    """How many objects, lists and commas a body has, which may be broken JSON; a few more where they are few.
+
+    Raises InvalidRequest for more of something than `bounds` allow.
+    """
     if len(body) <= _SLICE:
         opened = body.count(b"{") + body.count(b"[")
         few = opened <= min(bounds.depth, bounds.messages, bounds.parts) and body.count(b":") <= bounds.keys
-        if few and opened + body.count(b",") <= bounds.elements:
-            return  # strings included, so nearly every request ends here
+        if few and (elements := opened + body.count(b",")) <= bounds.elements:
+            return elements  # strings included, so nearly every request ends here
     count = _Count(bounds)
     for structure in _structure(body):
         count.add(structure)
+    return count.elements
 
 
 def _structure(body: bytes) -> Iterator[bytes]:
@@ -67,7 +71,7 @@ class _Count:
 
     _bounds: Bounds
     _parts: int = 0
-    _elements: int = 0
+    elements: int = 0
     _keys: int = 0
     _messages: int = 0
     _depth: int = 0
@@ -78,9 +82,9 @@ class _Count:
         bounds = self._bounds
         opened = structure.count(b"{") + structure.count(b"[")
         self._parts += opened
-        self._elements += opened + structure.count(b",")
+        self.elements += opened + structure.count(b",")
         _refuse_over(self._parts, bounds.parts, "parts", "objects and lists")
-        _refuse_over(self._elements, bounds.elements, "elements", "values")
+        _refuse_over(self.elements, bounds.elements, "elements", "values")
         deepest = self._walk(structure.replace(b",", b""))
         if deepest > bounds.depth:
             raise InvalidRequest(f"the body is nested too deeply, over {bounds.depth} levels (limits.depth)")

@@ -132,7 +132,7 @@ class HttpProvider:
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
-        request = await aside(is_large(call.body), self.wire.request, call, entry)
+        request = await aside(call.is_large, self.wire.request, call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response

@@ -117,7 +117,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
         chat = encode({**asked.chat, "messages": messages})
         summary = read_summary(chat, ("messages", list))
-        return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes)
+        return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
 
     call = at("")
     return evolve(call, own=at) if conversation.carries else call
