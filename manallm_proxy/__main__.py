@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="what would become of a request now, gate by gate, without a call")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
-    _asks(explain)
+    _client(explain)
 
     requests = commands.add_parser("requests", help="the last requests, and who answered them")
     requests.add_argument("id", nargs="?", help="one request, with its attempts")
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         requests.add_argument(f"--{name}", help=f"only those of this {name}")
     requests.add_argument("--limit", default="20", metavar="N", help="how many (%(default)s)")
     requests.add_argument("--follow", action="store_true", help="go on with those that come, until Ctrl+C")
-    _asks(requests)
+    _client(requests)
 
     hash_key = commands.add_parser("hash-key", help="make a client key, and its entry for the configuration")
     hash_key.add_argument("name", nargs="?", default="someone", help="who will have it (%(default)s)")
@@ -66,11 +66,6 @@ def parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
     return top
-
-
-def _asks(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url", default="http://127.0.0.1:3025", help="the proxy's address (%(default)s)")
-    command.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 
 def _config(command: argparse.ArgumentParser) -> None:
@@ -137,17 +132,6 @@ def main(argv: list[str] | None = None) -> int:
                     offline_ok=arguments.offline_ok,
                     credentials=arguments.credentials,
                 )
-            case "explain":
-                from manallm_proxy.cli.explain import explain
-
-                return explain(arguments.url, arguments.model, arguments.json, os.environ)
-            case "requests":
-                from manallm_proxy.cli.requests import requests
-
-                names = ("alias", "target", "outcome", "key", "limit")
-                filters = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-                follows = arguments.follow
-                return requests(arguments.url, arguments.id, filters, follows, arguments.json, os.environ)
             case "hash-key":
                 from manallm_proxy.cli.hash_key import hash_key
 
@@ -174,6 +158,17 @@ def _ask(arguments: argparse.Namespace) -> int:
 
     try:
         match arguments.command:
+            case "explain":
+                from manallm_proxy.cli.explain import explain
+
+                return explain(arguments.url, arguments.model, arguments.json, os.environ)
+            case "requests":
+                from manallm_proxy.cli.requests import requests
+
+                names = ("alias", "target", "outcome", "key", "limit")
+                filters = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+                follows = arguments.follow
+                return requests(arguments.url, arguments.id, filters, follows, arguments.json, os.environ)
             case "models":
                 from manallm_proxy.cli.models import models
 

@@ -10,7 +10,7 @@ import yaml
 from tests.proxy import run, settings
 from tests.upstreams import Connection, upstream
 
-BLOB = "FROM /root/.ollama/models/blobs/sha256-" + "ab" * 32
+BLOB = "FROM /usr/share/ollama/.ollama/models/blobs/sha256-" + "ab" * 32
 
 
 async def script(connection: Connection) -> None:

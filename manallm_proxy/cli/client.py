@@ -87,13 +87,15 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException):
             raise self._other() from None
 
-    def open(self, method: str, path: str, doing: str, body: Any = None) -> http.client.HTTPResponse:
+    def open(
+        self, method: str, path: str, doing: str, body: Any = None, *, timeout: float | None = None
+    ) -> http.client.HTTPResponse:
         """The answer with its head read. Raises Failed where nothing answers, or where the key is refused."""
         headers = {"Content-Type": "application/json", "Accept": "*/*"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
-            connection = self._connection(ANSWER_TIMEOUT if method == "POST" else TIMEOUT)
+            connection = self._connection(timeout or (ANSWER_TIMEOUT if method == "POST" else TIMEOUT))
             connection.request(method, self._prefix + path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
         except (OSError, UnicodeError, http.client.HTTPException) as error:

@@ -6,17 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.cli.operator_client import OperatorClient, clean, told
+from manallm_proxy.cli.client import Client
+from manallm_proxy.cli.operator_client import OperatorClient, clean
 
 
-def explain(url: str, model: str, as_json: bool, environ: Mapping[str, str]) -> int:
-    """Returns 1 if no proxy answers at `url`, or none of its names is `model`."""
-
-    def work() -> None:
-        found = OperatorClient(url, environ).get("/v1/explain", {"model": model})
-        print(json.dumps(found) if as_json else "\n".join(lines(found)))
-
-    return told(work)
+def explain(url: str | None, model: str, as_json: bool, environ: Mapping[str, str]) -> int:
+    """Raises Failed, also if none of the proxy's names is `model`."""
+    found = OperatorClient(Client.find(url, environ)).get("/v1/explain", {"model": model})
+    print(json.dumps(found) if as_json else "\n".join(lines(found)))
+    return 0
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

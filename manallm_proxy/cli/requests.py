@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.cli.operator_client import OperatorClient, clean, seconds, told
+from manallm_proxy.cli.client import Client
+from manallm_proxy.cli.operator_client import OperatorClient, clean, seconds
 
 
 def requests(
-    url: str, id_: str | None, filters: Mapping[str, str], follows: bool, as_json: bool, environ: Mapping[str, str]
+    url: str | None,
+    id_: str | None,
+    filters: Mapping[str, str],
+    follows: bool,
+    as_json: bool,
+    environ: Mapping[str, str],
 ) -> int:
-    """Returns 1 if no proxy answers at `url`, or it refuses."""
-    client = OperatorClient(url, environ)
-
-    def work() -> None:
-        if id_ is not None:
-            row = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='')}")
-            print(json.dumps(row) if as_json else "\n".join([line(row), *attempts(row)]))
-        elif follows:
+    """Raises Failed."""
+    client = OperatorClient(Client.find(url, environ))
+    if id_ is not None:
+        row = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='')}")
+        print(json.dumps(row) if as_json else "\n".join([line(row), *attempts(row)]))
+    elif follows:
+        with contextlib.suppress(KeyboardInterrupt):
             _follow(client, filters, as_json)
-        else:
-            found = client.get("/v1/requests", filters)
-            print(json.dumps(found) if as_json else "\n".join(line(row) for row in reversed(found["requests"])))
-
-    return told(work)
+    else:
+        found = client.get("/v1/requests", filters)
+        print(json.dumps(found) if as_json else "\n".join(line(row) for row in reversed(found["requests"])))
+    return 0
 
 
 def _follow(client: OperatorClient, filters: Mapping[str, str], as_json: bool) -> None:
