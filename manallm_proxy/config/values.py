@@ -186,6 +186,9 @@ def host(value: object) -> str:
     return found
 
 
+_HOST_WANTED: Final = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
+
+
 def _http_url(value: object, *, user: bool) -> str:
     """An http(s) URL that both HTTP clients can connect to: a host, a path, and no more.
 
@@ -197,6 +200,8 @@ def _http_url(value: object, *, user: bool) -> str:
         parts = urlsplit(found)
         port = parts.port  # raises ValueError where it is none
     except ValueError:
+        if "[" in found and "]" in found:  # which some versions of Python refuse here already
+            raise Wrong(_HOST_WANTED) from None
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
         raise Wrong("expected a URL with http:// or https:// and a host")
@@ -205,7 +210,7 @@ def _http_url(value: object, *, user: bool) -> str:
     if "?" in found or "#" in found:
         raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
     if not _is_host(parts.netloc.rpartition("@")[2]):
-        raise Wrong("expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port")
+        raise Wrong(_HOST_WANTED)
     if port == 0:
         raise Wrong("expected a port from 1 to 65535")
     if _PATH.fullmatch(parts.path) is None:

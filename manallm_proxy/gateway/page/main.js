@@ -25,11 +25,12 @@ function summarise() {
 async function refresh(all = false) {
   if (asking) { again = again || all ? "all" : "some"; return; }
   asking = true;
+  const since = requests.mark();
   try {
     const [newHealth, list, kept] = await Promise.all([json("/v1/health"), json("/v1/aliases"), all ? json("/v1/requests") : null]);
     health = newHealth;
     aliases = list.aliases;
-    if (kept) requests.fill(kept.requests);
+    if (kept) requests.fill(kept.requests, since);
     const found = await Promise.all(aliases.slice(0, EXPLAINED).map((each) => json(`/v1/explain?model=${encodeURIComponent(each.name)}`).catch(() => null)));
     const now = Date.now();
     explained = new Map(found.filter(Boolean).map((each) => [each.model, {...each, chain: each.chain.map((row) => ({...row, until: row.again_in === null ? null : Math.round((now + row.again_in * 1000) / 1000) * 1000}))}]));

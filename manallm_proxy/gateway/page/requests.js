@@ -5,16 +5,22 @@ import {json} from "./feed.js";
 const SHOWN = 60;
 export const rows = new Map(); // by id, the latest last
 
-export function fill(list) {
+let count = 0; // of what the feed said
+export const mark = () => count;
+
+// `list`: what the proxy keeps. It may be older than what the feed said since the mark, when it was asked for.
+export function fill(list, since) {
+  const late = [...rows.values()].filter((row) => row.heard > since);
   rows.clear();
   for (const row of list.slice().reverse()) rows.set(row.id, row);
+  for (const row of late) if (!rows.get(row.id)?.outcome) rows.set(row.id, row);
 }
 
 export function heard(data) {
   const before = rows.get(data.id);
   if (before?.outcome && data.phase !== "ended") return; // told once more after a break
   if (data.phase === "ended") rows.delete(data.id); // to the front
-  rows.set(data.id, {time: new Date().toISOString(), ...before, ...data});
+  rows.set(data.id, {time: new Date().toISOString(), ...before, ...data, heard: ++count});
   while (rows.size > 1000) rows.delete(rows.keys().next().value);
 }
 
