@@ -217,6 +217,7 @@ async def shell(
         "sh", "-c", line, "sh", *command, cwd=folder, env=environ, start_new_session=True
     )
     try:
+        # `settings` makes a mapping of "listen"; its values are typed as any object
         yield child, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]
     finally:
         with contextlib.suppress(ProcessLookupError):

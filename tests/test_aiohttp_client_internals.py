@@ -149,7 +149,7 @@ async def test_one_failing_close_keeps_no_session_open() -> None:
     """The pool's failure is raised once both are closed."""
     session = Session()
     fresh = session._fresh = new_session(pooled=False)
-    pool, session._pool = session._pool, Failing()  # type: ignore[assignment]
+    pool, session._pool = session._pool, Failing()  # type: ignore[assignment]  # only close() is called
     with pytest.raises(ExceptionGroup) as told:
         await session.close()
     assert [type(error) for error in told.value.exceptions] == [OSError]

@@ -57,6 +57,7 @@ class Addition:
                     like = {**entry, "target": f"{name}/*"} if isinstance(entry, dict) else f"{name}/*"
                     nearer = _is_local(self.addresses[name]) and not _is_local(self.addresses.get(provider, ""))
                     (before if nearer else after).append(like)
+                # the reader has checked that the alias is a mapping; its static type is that of any YAML value
                 alias["chain"] = [*chain[:place], *before, entry, *after, *chain[place + 1 :]]  # type: ignore[index]
                 return
 
