@@ -127,7 +127,8 @@ def test_recorded_lists() -> None:
     catalog.learn("ollama", tags.values())
     for name in (model.id, "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct.q4_1"):
         assert catalog.find(Target("gpu", name)) is model
-    assert catalog.lacks(Target("gpu", "smollm2-135m-instruct.q4_1"), frozenset({"vision"})) == "vision"
+    listed = catalog.find(Target("gpu", "smollm2-135m-instruct.q4_1"))
+    assert listed is not None and listed.capabilities is not None and "vision" not in listed.capabilities
     for name in ("think", "THINK:latest", "library/think", "registry.ollama.ai/library/think:latest"):
         assert catalog.find(Target("ollama", name)) is tags["think:latest"]
     assert catalog.find(Target("ollama", "thin")) is None

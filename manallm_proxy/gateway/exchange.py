@@ -184,7 +184,9 @@ class Exchange:
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        whole = await aside(answer.is_large and answer.body is None, reply.whole, attempt.entry.target, answer)
+        write, target = reply.whole, attempt.entry.target
+        apart = answer.is_large and answer.body is None
+        whole = await aside(True, write, target, answer) if apart else write(target, answer)
         return await self._send(whole, answer.content_type)
 
     async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:

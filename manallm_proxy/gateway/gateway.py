@@ -40,7 +40,7 @@ from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_que
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.hosts import is_ours
+from manallm_proxy.gateway.hosts import is_local, is_ours
 from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
@@ -79,8 +79,6 @@ NOT_SERVED: Final = (
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
-LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "127.0.0.1:3025", "localhost:3025"})
-"""What nearly every request says; any other is looked at."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
 
@@ -193,7 +191,7 @@ class Gateway:
         """Why a browser may not ask: it was led here by a name that is not ours, or by a page of another site."""
         headers = request.headers
         host = headers.get("Host", "")
-        if host not in LOCAL_HOSTS and request.transport is not None:
+        if not is_local(host) and request.transport is not None:
             address = request.transport.get_extra_info("sockname")
             hosts = self.generation.config.cors.hosts
             if isinstance(address, tuple) and not is_ours(host, str(address[0]), hosts):

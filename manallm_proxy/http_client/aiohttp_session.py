@@ -121,6 +121,10 @@ class SessionResponse:
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
 
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("Content-Type", "")
+
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
         self.silent_since = asyncio.get_running_loop().time()
         try:

@@ -123,6 +123,10 @@ class Response(Protocol):
         """Names are case-insensitive."""
 
     @property
+    def content_type(self) -> str:
+        """The value of ``Content-Type``; empty where there is none."""
+
+    @property
     def silent_since(self) -> float | None:
         """Loop time since when a pending read has received nothing; None if no read is pending."""
 

@@ -87,6 +87,12 @@ class Response:
             self._headers = CIMultiDict(pairs)
         return self._headers
 
+    @property
+    def content_type(self) -> str:
+        if self._headers is not None:
+            return self._headers.get("Content-Type", "")
+        return next((value for name, value in self.lines if name.lower() == b"content-type"), b"").decode("latin-1")
+
     async def head(self, until: float | None) -> None:
         """Waits for status and headers.
 

@@ -210,9 +210,12 @@ class Logs:
 
     def _line(self, level: Level, name: str, fields: Mapping[str, Any]) -> bytes:
         now = self._now()
-        shown = {key: _shown(key, value) for key, value in fields.items() if value is not None}
+        shown: dict[str, Any] = {"time": now, "level": level, "event": name} if self.json else {}
+        for key, value in fields.items():
+            if value is not None:
+                shown[key] = value if _needs_no_care(value) else _shown(key, value)
         if self.json:
-            return _encode({"time": now, "level": level, "event": name, **shown}) + b"\n"
+            return _encode(shown) + b"\n"
         line = f"{now} {level:<7} {name} " + " ".join([f"{key}={_quoted(value)}" for key, value in shown.items()])
         if self.colour:
             line = f"\033[{_COLOURS[level]}m{line}\033[0m"
@@ -232,10 +235,15 @@ def _appearance(form: str, stream: TextIO | None, environ: Mapping[str, str]) ->
     return form == "json" or (form == "auto" and not terminal), terminal and not environ.get("NO_COLOR")
 
 
-def _shown(key: str, value: Any) -> Any:
+def _needs_no_care(value: Any) -> bool:
+    """The usual case of `_shown`, in less time."""
     kind = type(value)
-    if kind is float or kind is bool:
-        return value
+    if kind is str:
+        return len(value) <= TEXT_LIMIT and value.isprintable() and "\\" not in value
+    return kind is float or kind is bool or (kind is int and -_LARGE < value < _LARGE)
+
+
+def _shown(key: str, value: Any) -> Any:
     if isinstance(value, str):
         return clean(value, TEXT_LIMIT if key in _CLIENTS else FIELD_LIMIT)
     if isinstance(value, tuple):

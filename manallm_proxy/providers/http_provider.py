@@ -76,22 +76,23 @@ class HttpProvider:
         if not whole:
             raise self._endless()
         try:
-            return await self._answer(call, entry, parts, response.headers.get("Content-Type", ""))
+            return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
             raise scrubbed(error, *self.address.secrets) from None
 
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
-        body = await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
-        large = is_large(body, ANSWER_ELEMENTS)
-        answer = await aside(large, self.wire.answer, call, entry, body, content_type)
-        answer.is_large = large
+        body = parts[0] if len(parts) == 1 else await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
+        if not is_large(body, ANSWER_ELEMENTS):
+            return self.wire.answer(call, entry, body, content_type)
+        answer = await aside(True, self.wire.answer, call, entry, body, content_type)
+        answer.is_large = True
         return answer
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
-        translator = self.wire.translator(call, entry, response.headers.get("Content-Type", ""))
+        translator = self.wire.translator(call, entry, response.content_type)
         return HttpStream(self.address, response, translator)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
@@ -132,7 +133,8 @@ class HttpProvider:
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
-        request = await aside(call.is_large, self.wire.request, call, entry)
+        write = self.wire.request
+        request = await aside(True, write, call, entry) if call.is_large else write(call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response

@@ -23,6 +23,10 @@ from manallm_proxy.routing.failover import Attempt
 HOLD_LIMIT: Final = 64 * 1024
 """Bytes (of raw events) or deltas that may come before there is content. Above this we commit anyway, so that
 buffering stays bounded."""
+OPTIONAL: Final = frozenset({"thinking"})
+"""Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
+COMPLETE: Final = "completion"
+"""A listing that names this capability (Ollama's) names all that there are."""
 
 
 @frozen
@@ -63,20 +67,21 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
 
     Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried.
     """
-    refuse_lacking(catalog, call, entry)
-    denied = catalog.denied(entry.target)
+    listed = catalog.find(entry.target)
+    if listed is None or listed.capabilities is None:
+        return call
+    if not call.summary.needs <= listed.capabilities:
+        raise _unsupported(entry, min(call.summary.needs - listed.capabilities))
+    denied = OPTIONAL - listed.capabilities if COMPLETE in listed.capabilities else None
     return evolve(call, denied=denied) if denied else call
 
 
-def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
-    """Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried."""
-    lacking = catalog.lacks(entry.target, call.summary.needs)
-    if lacking is not None:
-        raise Unsupported(
-            f"{entry.target} does not support {lacking}, says its provider; ask for another model",
-            detail=lacking,
-            param="messages" if lacking == "vision" else lacking if lacking == "tools" else "model",
-        )
+def _unsupported(entry: Entry, lacking: str) -> Unsupported:
+    return Unsupported(
+        f"{entry.target} does not support {lacking}, says its provider; ask for another model",
+        detail=lacking,
+        param="messages" if lacking == "vision" else lacking if lacking == "tools" else "model",
+    )
 
 
 async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
