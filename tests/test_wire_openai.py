@@ -493,6 +493,36 @@ def test_no_bytes_break_the_relay(parts: list[bytes], named: bool) -> None:
     play(*parts, content_type="text/event-stream" if named else "x/y")
 
 
+_EVENTS = st.sampled_from(
+    [
+        *(frame(chunk(text)) for text in ("a", "an error", '\n\ndata: {"id"', "é")),
+        frame(chunk("b"), end=b"\r\n\r\n"),
+        frame({**chunk("c"), "model": "another"}),
+        frame(json.dumps(chunk("d"), indent=1).replace("\n", "\ndata: ").encode()),
+        frame({**chunk("e"), "usage": None}),
+        frame({**chunk(), "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
+        frame(chunk("", finish="stop")),
+        b"event: x\n" + frame(chunk("f")),
+        b": ping\n\n",
+        b"\n",
+        b"data:\n\n",
+        frame({"error": {"message": "no"}}),
+        DONE,
+    ]
+)
+
+
+@given(st.lists(_EVENTS, max_size=12), st.lists(st.integers(0, 2000), max_size=4))
+def test_a_relayed_stream_is_the_same_wherever_it_is_cut(events: list[bytes], cuts: list[int]) -> None:
+    """Several events at once take another way than those that come in pieces."""
+    whole = frame(chunk("first")) * 2 + b"".join(events)
+    at = sorted(min(cut, len(whole)) for cut in cuts)
+    parts = [whole[start:end] for start, end in zip([0, *at], [*at, len(whole)], strict=True) if start < end]
+    out, last, wire = play(*parts)
+    slow, end, reference = play(*(bytes([byte]) for byte in whole))
+    assert (out, last.done, type(last.error), wire.usage) == (slow, end.done, type(end.error), reference.usage)
+
+
 @given(
     st.binary(max_size=100)
     | st.recursive(

@@ -28,6 +28,9 @@ from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.reply import set_model
 
+_DATA: Final = b"data: "
+_BLANK: Final = b"\n\n"
+"""What ends an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
@@ -108,31 +111,47 @@ class EventRelay(EventStream):
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
-    """All chunks of a stream begin alike up to their model: what that looks like, and what it becomes."""
+    """All events of a stream begin alike up to their model: what that looks like, and what it becomes."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> StreamBatch:
-        if self._is_plain(data):
-            return StreamBatch(b"data: " + self._new_front + data[len(b"data: ") + len(self._old_front) :])
-        return super().feed(data)
+        if not self._has_content or not self._old_front:
+            return super().feed(data)
+        if self._decoder.is_between and self._is_plain(data):
+            return StreamBatch(self._renamed(data))
+        if b"\r" in data:
+            return super().feed(data)
+        # events that are plain, between one whose beginning came before and one whose end is still to come
+        start = 0 if self._decoder.is_between else data.find(_BLANK) + len(_BLANK)
+        end = data.rfind(_BLANK) + len(_BLANK)
+        events = data[start:end]
+        if not self._is_plain(events):
+            return super().feed(data)
+        before = super().feed(data[:start])
+        if before.done or before.error:
+            return before
+        if not self._decoder.is_between:
+            return _joined(before, super().feed(data[start:]))
+        return _joined(before, StreamBatch(self._renamed(events)), super().feed(data[end:]))
 
     def _is_plain(self, data: bytes) -> bool:
-        """Fast path: one complete SSE event with content only."""
+        """Whether these are whole events with content only, all of which begin alike."""
+        front = self._old_front
         return (
-            self._has_content
-            and bool(self._old_front)
-            and data.startswith(self._old_front, len(b"data: "))
-            and data.startswith(b"data: ")
-            and data.find(b"\n") == len(data) - 2
-            and data.endswith(b"\n")
+            data.startswith(front)
+            and data.endswith(_BLANK)
+            and data.count(b"\n") == 2 * data.count(_BLANK + front) + 2
             and b"\r" not in data
             and b"error" not in data
             and b'"usage"' not in data
-            and self._decoder.is_between
             and not _FINISH.search(data)
         )
+
+    def _renamed(self, events: bytes) -> bytes:
+        old, new = self._old_front, self._new_front
+        return new + events[len(old) :].replace(_BLANK + old, _BLANK + new)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
@@ -175,8 +194,9 @@ class EventRelay(EventStream):
         return data if counted is not None and (counted.prompt or counted.completion) else _without_usage(data)
 
     def _with_model(self, data: bytes) -> bytes:
-        if self._old_front and data.startswith(self._old_front):
-            return self._new_front + data[len(self._old_front) :]
+        old, new = self._old_front[len(_DATA) :], self._new_front[len(_DATA) :]
+        if old and data.startswith(old):
+            return new + data[len(old) :]
         try:
             spans = split_object(data)[1]
         except InvalidRequest:
@@ -186,9 +206,15 @@ class EventRelay(EventStream):
             return set_model(data, None, self._model) if "choices" in spans else data
         if data[span[0] : span[0] + 1] != b'"':  # a number may begin like another
             return set_model(data, span, self._model)
-        self._old_front = data[: span[1]]
-        self._new_front = data[: span[0]] + self._model
-        return self._new_front + data[span[1] :]
+        self._old_front = _DATA + data[: span[1]]
+        self._new_front = _DATA + data[: span[0]] + self._model
+        return data[: span[0]] + self._model + data[span[1] :]
+
+
+def _joined(*batches: StreamBatch) -> StreamBatch:
+    """Of relayed events after the first with content; the last of `batches` tells of the end."""
+    last = batches[-1]
+    return StreamBatch(b"".join([batch.frames for batch in batches]), done=last.done, error=last.error)
 
 
 @define
