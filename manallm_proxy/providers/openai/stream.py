@@ -117,41 +117,42 @@ class EventRelay(EventStream):
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> StreamBatch:
-        if not self._has_content or not self._old_front:
-            return super().feed(data)
-        if self._decoder.is_between and self._is_plain(data):
+        batches: list[StreamBatch] = []
+        while not self._knows_events or not self._decoder.is_between:  # one event at a time
+            end = data.find(_BLANK) + len(_BLANK)
+            end = end if end >= len(_BLANK) else len(data)
+            batches.append(super().feed(data[:end]))
+            data = data[end:]
+            if not data or batches[-1].done or batches[-1].error:
+                return _joined(batches)
+        end = self._plain_until(data)
+        if end == len(data) and not batches:
             return StreamBatch(self._renamed(data))
-        if b"\r" in data:
-            return super().feed(data)
-        # events that are plain, between one whose beginning came before and one whose end is still to come
-        start = 0 if self._decoder.is_between else data.find(_BLANK) + len(_BLANK)
-        end = data.rfind(_BLANK) + len(_BLANK)
-        events = data[start:end]
-        if not self._is_plain(events):
-            return super().feed(data)
-        before = super().feed(data[:start])
-        if before.done or before.error:
-            return before
-        if not self._decoder.is_between:
-            return _joined(before, super().feed(data[start:]))
-        return _joined(before, StreamBatch(self._renamed(events)), super().feed(data[end:]))
+        return _joined([*batches, StreamBatch(self._renamed(data[:end])), super().feed(data[end:])])
 
-    def _is_plain(self, data: bytes) -> bool:
-        """Whether these are whole events with content only, all of which begin alike."""
+    @property
+    def _knows_events(self) -> bool:
+        return self._has_content and bool(self._old_front)
+
+    def _plain_until(self, data: bytes) -> int:
+        """How many bytes at the start of `data` are whole events with content only, all of which begin alike."""
         front = self._old_front
-        return (
-            data.startswith(front)
-            and data.endswith(_BLANK)
-            and data.count(b"\n") == 2 * data.count(_BLANK + front) + 2
-            and b"\r" not in data
-            and b"error" not in data
-            and b'"usage"' not in data
-            and not _FINISH.search(data)
-        )
+        if b"\r" in data or not data.startswith(front):
+            return 0
+        end = data.rfind(_BLANK) + len(_BLANK)
+        for odd in (b"error", b'"usage"'):
+            at = data.find(odd, 0, end)
+            if at >= 0:
+                end = data.rfind(_BLANK, 0, at) + len(_BLANK)
+        if finish := _FINISH.search(data, 0, end):
+            end = data.rfind(_BLANK, 0, finish.start()) + len(_BLANK)
+        if end < len(front) or data.count(b"\n", 0, end) != 2 * data.count(_BLANK + front, 0, end) + 2:
+            return 0
+        return end
 
     def _renamed(self, events: bytes) -> bytes:
         old, new = self._old_front, self._new_front
-        return new + events[len(old) :].replace(_BLANK + old, _BLANK + new)
+        return new + events[len(old) :].replace(_BLANK + old, _BLANK + new) if events else b""
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
@@ -211,10 +212,13 @@ class EventRelay(EventStream):
         return data[: span[0]] + self._model + data[span[1] :]
 
 
-def _joined(*batches: StreamBatch) -> StreamBatch:
-    """Of relayed events after the first with content; the last of `batches` tells of the end."""
-    last = batches[-1]
-    return StreamBatch(b"".join([batch.frames for batch in batches]), done=last.done, error=last.error)
+def _joined(batches: list[StreamBatch]) -> StreamBatch:
+    """Of relayed events; the last of `batches` tells of the end."""
+    if len(batches) == 1:
+        return batches[0]
+    frames, last = b"".join([batch.frames for batch in batches]), batches[-1]
+    has_content = any(batch.has_content for batch in batches)
+    return StreamBatch(frames, has_content=has_content, done=last.done, error=last.error)
 
 
 @define
