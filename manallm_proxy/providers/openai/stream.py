@@ -117,8 +117,10 @@ class EventRelay(EventStream):
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> StreamBatch:
+        if self._is_plain(data):
+            return StreamBatch(self._new_front + data[len(self._old_front) :])
         batches: list[StreamBatch] = []
-        while not self._knows_events or not self._decoder.is_between:  # one event at a time
+        while not self._has_content or not self._old_front or not self._decoder.is_between:  # one event at a time
             end = data.find(_BLANK) + len(_BLANK)
             end = end if end >= len(_BLANK) else len(data)
             batches.append(super().feed(data[:end]))
@@ -126,13 +128,22 @@ class EventRelay(EventStream):
             if not data or batches[-1].done or batches[-1].error:
                 return _joined(batches)
         end = self._plain_until(data)
-        if end == len(data) and not batches:
-            return StreamBatch(self._renamed(data))
         return _joined([*batches, StreamBatch(self._renamed(data[:end])), super().feed(data[end:])])
 
-    @property
-    def _knows_events(self) -> bool:
-        return self._has_content and bool(self._old_front)
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether this is one whole event with content only: what nearly every read brings."""
+        return (
+            self._has_content
+            and bool(self._old_front)
+            and data.startswith(self._old_front)
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and b"error" not in data
+            and b'"usage"' not in data
+            and self._decoder.is_between
+            and not _FINISH.search(data)
+        )
 
     def _plain_until(self, data: bytes) -> int:
         """How many bytes at the start of `data` are whole events with content only, all of which begin alike."""
