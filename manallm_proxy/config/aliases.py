@@ -107,6 +107,7 @@ class Aliases:
             options={**provider.options, **given.options},
             cold=given.cold,
             load_timeout=given.load_timeout,
+            max_wait=given.max_wait,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
         )

@@ -71,6 +71,7 @@ class ProviderGiven:
     api: Api | None = None
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
+    parallel: Count | None = None
     client_options: bool = False
     degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
@@ -89,6 +90,7 @@ class EntryGiven:
     options: Options = field(factory=dict)
     cold: Cold = "wait"
     load_timeout: Seconds = 300.0
+    max_wait: SecondsOrZero = 1.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
 

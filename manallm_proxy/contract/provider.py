@@ -6,15 +6,19 @@ attempt; any other exception is a bug. Cancelling it closes the provider's conne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+
+_PICTURES: Final = b"data:image/"
+_PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
 
 Span = tuple[int, int]
 """Position of a value in a body: the index of its first byte, and of the first byte after it."""
@@ -97,6 +101,12 @@ class Call:
         call = self.own(provider)
         call.remarks = self.remarks
         return call
+
+    def text_size(self) -> int:
+        """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
+        if _PICTURES not in self.body:
+            return len(self.body)
+        return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 
 
 TryWrite = Callable[[StreamBatch], bool]

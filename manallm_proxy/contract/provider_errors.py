@@ -120,6 +120,13 @@ class StillLoading(ProviderError):
     retryable, blame, reason = True, Blame.NOBODY, "loading"
 
 
+class WaitedTooLong(ProviderError):
+    """The request waited ``max_wait`` for its turn at a local server, and was not sent."""
+
+    status = 503
+    retryable, blame, reason = True, Blame.NOBODY, "saturated"
+
+
 class LoadFailed(ProviderError):
     """The server could not load the model. It rests by the rules of loads, and blames nothing else."""
 

@@ -99,6 +99,8 @@ class Entry:
     """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
     load_timeout: float = 300.0
     """Seconds that it waits for a model that is not loaded."""
+    max_wait: float = 1.0
+    """Seconds that it waits for its turn at a local provider; the last entry of a chain waits as long as it takes."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
     prefer: tuple[str, ...] = ()

@@ -128,6 +128,11 @@ class Health:
     _cleared: dict[str | None, float] = field(factory=dict)
     """When the last of them became clear."""
 
+    @property
+    def recoveries(self) -> int:
+        """How often the provider came back after an outage."""
+        return self.provider.recoveries
+
     def admit(self, model: str, now: float) -> Permit | Skip:
         """Leave to try `model` now, or the reason against it."""
         refusal = self.refusal(model, now)

@@ -7,11 +7,12 @@ failure costs the client nothing. `Relay` begins there, and from there on nothin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from attrs import define, evolve, frozen
 
-from manallm_proxy.contract.answers import Answer, StreamBatch
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Provider, Stream
@@ -35,6 +36,8 @@ class Opened:
 
     stream: Stream
     held: tuple[StreamBatch, ...]
+    left: Callable[[Usage | None], None] | None = None
+    """Told the usage when it is closed; None where it did not come to its end."""
 
     @property
     def content_type(self) -> str:
@@ -43,7 +46,11 @@ class Opened:
 
     async def aclose(self) -> None:
         """Ends the provider's work on it."""
-        await self.stream.aclose()
+        try:
+            await self.stream.aclose()
+        finally:
+            if self.left is not None:
+                self.left(self.stream.usage)
 
 
 class Sink(Protocol):

@@ -188,6 +188,11 @@ class Residency:
                 self.residents[name] = evolve(resident, context_length=0, expires_in=None)
         return past.failures
 
+    def window(self, model: str) -> int:
+        """Tokens of the window in force; 0 where it is not known."""
+        resident = (self.residents or {}).get(ollama_name(model))
+        return resident.context_length if resident is not None else 0
+
     def on_cpu(self, model: str) -> Resident | None:
         """The model, where a good part of it is not on the GPU that there is."""
         resident = (self.residents or {}).get(ollama_name(model))
