@@ -90,7 +90,11 @@ class Providers:
             self.mistakes.add(f"{path}.api", "only kind ollama has a choice of api")
         if given.speaks is not None and (why := _refuses_dialects(given.kind, given.speaks)):
             self.mistakes.add(f"{path}.speaks", why)
-        for key, is_given in (("options", bool(given.options)), ("client_options", given.client_options)):
+        forces = given.kind == "openai" and "force_tools" in given.options
+        if forces and given.options["force_tools"] != "schema":
+            self.mistakes.add(f"{path}.options.force_tools", "knows one way: schema")
+        options = {key for key in given.options if key != "force_tools"} if forces else given.options
+        for key, is_given in (("options", bool(options)), ("client_options", given.client_options)):
             if is_given and (why := refuses_options(given.kind, given.api)):
                 self.mistakes.add(f"{path}.{key}", why)
         if given.parallel is not None and not given.local:

@@ -30,7 +30,8 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     elif not speaks_openai(provider):
         wire = OllamaWire(provider.client_options)
     else:
-        wire = OpenAIWire(asks_usage=provider.stream_usage)
+        forces_tools = provider.kind == "openai" and "force_tools" in provider.options
+        wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
     return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
 
 

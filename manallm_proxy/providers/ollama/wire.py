@@ -25,8 +25,10 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
@@ -142,11 +144,13 @@ class OllamaWire:
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
-        return Answer(usage=_usage(reply), choices=(delta,))
+        answer = Answer(usage=_usage(reply), choices=(delta,))
+        return called(answer) if is_forced(call) else answer
 
     def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
         """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
-        return OllamaTranslator(call.endpoint)
+        translator = OllamaTranslator(call.endpoint)
+        return ForcedTranslator(translator) if is_forced(call) else translator
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "models", _Model, _listed)
