@@ -132,8 +132,9 @@ async def test_on_the_other_doors_too(tmp_path: Path) -> None:
             assert [(item["type"], item["name"]) for item in body["output"]] == [("function_call", "weather")]
             message = {"role": "user", "content": "hi"}
             block = {"name": "weather", "input_schema": WEATHER}
-            asked = {"model": "mana/test", "max_tokens": 9, "messages": [message], "tools": [block]}
-            _, body, _ = await p.post("/v1/messages", {**asked, "tool_choice": {"type": "any"}})
+            choice = {"tools": [block], "tool_choice": {"type": "any"}}
+            limits = {"model": "mana/test", "max_tokens": 9, "messages": [message]}
+            _, body, _ = await p.post("/v1/messages", {**limits, **choice})
             assert (body["content"][0]["name"], body["stop_reason"]) == ("weather", "tool_use")
 
 
