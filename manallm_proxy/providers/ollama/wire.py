@@ -25,7 +25,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -43,7 +43,7 @@ class _Function(Struct):
 
 class _Call(Struct):
     function: _Function
-    id: str = ""
+    id: Any = ""
 
 
 class _Message(Struct):
@@ -268,9 +268,19 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
 
 
 def _tool_call(call: _Call, index: int) -> ToolCall:
-    """Calls come whole. Older servers give no id; the arguments keep their bytes."""
-    arguments = bytes(call.function.arguments).decode(errors="replace")
-    return ToolCall(call.function.name, arguments, call.id or new_call_id(), index)
+    """Calls come whole. Older servers give no id."""
+    id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
+    return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
+
+
+def _arguments(raw: bytes) -> str:
+    """The bytes of an object as they are. Servers that imitate Ollama send OpenAI's text, or nothing."""
+    if raw == b"null":
+        return "{}"
+    if not raw.startswith(b'"'):
+        return raw.decode(errors="replace")
+    text: str = decode_leniently(raw)
+    return text if text.strip() else "{}"
 
 
 def _finish(reply: _Reply, *, called: bool) -> str:

@@ -11,7 +11,7 @@ from manallm_proxy.providers.openai.chunks import index_of
 
 
 def deltas_of(choices: Iterable[dict[str, Any]]) -> list[Delta]:
-    """One chunk's choices, each as one step."""
+    """One chunk's choices, each as one step. A part of a tool call has the server's id, or none: see `CallParts`."""
     return [_delta(choice, choice.get("delta")) for choice in choices]
 
 
@@ -60,12 +60,11 @@ def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
     function = row.get("function", {})
     index = row.get("index")
     id_ = row.get("id")
-    name = _words(function.get("name"))
     extra = row.get("extra_content")
     return ToolCall(
-        name=name,
+        name=_words(function.get("name")),
         arguments=_arguments(function.get("arguments")),
-        id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole or name else "",
+        id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole else "",
         index=index if isinstance(index, int) and not whole else place,
         extra={"extra_content": extra} if isinstance(extra, dict) else {},
     )
