@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
@@ -87,6 +88,8 @@ class Call:
     unknown fields."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
+    retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
+    """Names the client's own places in an error that names places in ``body``; None: they are the same."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
 

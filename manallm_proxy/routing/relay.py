@@ -86,7 +86,11 @@ def _unsupported(entry: Entry, lacking: str) -> Unsupported:
 
 async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
     """An attempt at a whole answer."""
-    return await provider.complete(for_target(catalog, call, entry), entry)
+    try:
+        return await provider.complete(for_target(catalog, call, entry), entry)
+    except ProxyError as error:
+        _retell(call, error)
+        raise
 
 
 async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
@@ -94,13 +98,12 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
     Events without content (a role, an empty delta) are held and leave with that event.
     """
-    call = for_target(catalog, call, entry)
     stream: Stream | None = None
     held: list[StreamBatch] = []
     size = 0
     try:
         async with asyncio.timeout(entry.timeouts.first_byte) as limit:
-            stream = await provider.stream(call, entry)
+            stream = await provider.stream(for_target(catalog, call, entry), entry)
             while True:
                 batch = await stream.next()
                 held.append(batch)
@@ -116,9 +119,18 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
         if not limit.expired():
             raise
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
+    except ProxyError as error:
+        _retell(call, error)
+        raise
     finally:
         if stream is not None:
             await stream.aclose()
+
+
+def _retell(call: Call, error: ProxyError) -> None:
+    """The caller's mistake, by its place in what the caller sent."""
+    if call.retell is not None:
+        call.retell(error)
 
 
 @define
