@@ -342,6 +342,27 @@ async def test_arguments_that_are_no_object(finish: str, stream: bool, tmp_path:
             assert "arguments" in last["error"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_pictures_that_the_model_made(stream: bool, tmp_path: Path) -> None:
+    """Their data in ``images``; an address, which is no data, as a link in the text."""
+    rows = [{"image_url": {"url": f"data:image/png;base64,{PNG}"}}, {"image_url": {"url": "https://x/a,b.png"}}]
+
+    async def paints(connection: Connection, seen: Seen) -> None:
+        if stream:
+            event = {"choices": [{"index": 0, "delta": {"content": "See", "images": rows}, "finish_reason": "stop"}]}
+            await connection.head()
+            await connection.chunk(b"data: " + json.dumps(event).encode() + b"\n\n" + DONE)
+            await connection.end()
+        else:
+            message = {"role": "assistant", "content": "See", "images": rows}
+            await connection.reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    async with upstream(each(paints)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        _, body, _ = await ask(p, "/api/chat", messages=HI, stream=stream)
+        message = json.loads(body.splitlines()[0])["message"]
+        assert (message["content"], message["images"]) == ("See![image](https://x/a,b.png)", [PNG])
+
+
 @pytest.mark.parametrize("arguments", ["{}", '{"ci', ""])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_call_without_a_name(stream: bool, arguments: str, tmp_path: Path) -> None:

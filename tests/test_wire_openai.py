@@ -1058,6 +1058,29 @@ def test_arguments_that_are_an_object_already() -> None:
         assert [part.arguments for part in delta.tool_calls] == ['{"a":[1,"\u00e9"]}']
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+        {"type": "image_url", "image_url": "https://x/y.png"},
+        {"url": "https://x/y.png"},
+        "https://x/y.png",
+    ],
+)
+def test_a_picture_in_every_form(row: object) -> None:
+    """OpenRouter's, and what others make of it; one that cannot be read spoils no other."""
+    images = [None, {"image_url": {}}, 3, row]
+    got, last = read_deltas(
+        frame({**chunk(), "choices": [{"index": 0, "delta": {"images": images}}]}),
+        frame(chunk(None, finish="stop")),
+        DONE,
+    )
+    choice = {"index": 0, "message": {"role": "assistant", "images": images}, "finish_reason": "stop"}
+    assert last.done
+    for delta in (got[0], *whole_deltas([choice])):
+        assert delta.images == ("https://x/y.png",)
+
+
 def test_a_stream_is_read_into_deltas() -> None:
     """Words, thoughts, parts of a tool call, and the end; cut at every offset it is the same."""
     call_part = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}

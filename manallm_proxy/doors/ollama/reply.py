@@ -121,8 +121,9 @@ class LinesReply:
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
-        images = [url.partition(",")[2] or url for url in delta.images]
-        said = self.said(delta.content + delta.refusal, delta.reasoning, calls, images)
+        images = [url.partition(",")[2] for url in delta.images if url.startswith("data:")]
+        links = "".join([f"![image]({url})" for url in delta.images if not url.startswith("data:")])
+        said = self.said(delta.content + delta.refusal + links, delta.reasoning, calls, images)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
 

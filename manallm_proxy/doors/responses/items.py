@@ -20,6 +20,8 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 
 INPUT: Final = "input"
 REFERENCE: Final = "item_reference"
+_SCHEME_LIMIT: Final = 16
+"""Characters in which a URL has its colon."""
 _ROLES: Final = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _KNOWN: Final = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
@@ -213,9 +215,10 @@ class Conversation:
         return carried
 
     def _image(self, item: Fields, path: str) -> None:
-        """Adds an image that a model generated, in OpenRouter's form."""
-        data = required(item, "result", str, path + ".")
-        url = f"data:image/{optional(item, 'output_format', str, path + '.') or 'png'};base64,{data}"
+        """Adds an image that a model generated, in OpenRouter's form. Its result is base64, or a provider's URL."""
+        result = required(item, "result", str, path + ".")
+        form = optional(item, "output_format", str, path + ".") or "png"
+        url = result if ":" in result[:_SCHEME_LIMIT] else f"data:image/{form};base64,{result}"
         self._turn(path).images.append({"type": "image_url", "image_url": {"url": url}})
 
 

@@ -83,7 +83,8 @@ def _words(content: object) -> str:
 
 
 def _images(images: object) -> list[str]:
-    """The URLs of OpenRouter's ``images``."""
+    """The URLs of OpenRouter's ``images``, in which others leave out one object or both."""
     rows = images if isinstance(images, list) else []
-    holders = [row["image_url"] for row in rows if isinstance(row, dict) and isinstance(row.get("image_url"), dict)]
-    return [url for holder in holders if isinstance(url := holder.get("url"), str)]
+    holders = [row.get("image_url", row) if isinstance(row, dict) else row for row in rows]
+    urls = [holder.get("url") if isinstance(holder, dict) else holder for holder in holders]
+    return [url for url in urls if isinstance(url, str) and url]
