@@ -800,7 +800,7 @@ async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
             headers = {"Authorization": "Bearer test"}
             async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
                 rows = [row["name"] for row in (await response.json())["models"]]
-            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m:latest"]
+            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m"]
             for names, wanted in (
                 (("box/a", "box/a:latest", "a", "a:latest", "box/b", "b:latest", "box/c:7b", "gpu/m"), (200, 200, 200)),
                 (("box/c", "c:latest", "gpu/m:latest", "gpu/a"), (403, 403, 404)),
@@ -810,3 +810,47 @@ async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
                     codes = [(await p.post(path, chat, headers=headers))[0] for path in ("/api/chat", "/api/show")]
                     async with p.client.get(f"{p.url}/v1/models/{model}", headers=headers) as response:
                         assert (*codes, response.status) == wanted, model
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+@pytest.mark.parametrize("allowed", ["p/m", "p/m:latest", "p/*", None])
+async def test_a_name_means_the_same_wherever_it_stands(kind: str, allowed: str | None, tmp_path: Path) -> None:
+    """A provider lists both ``m`` and ``m:latest``: two models, but for an Ollama, where they are one.
+
+    What a list tells can be looked up, shown and asked, and is served by the model of that name; what it does not tell
+    is refused by all of them.
+    """
+
+    async def box(connection: Connection) -> None:
+        rows = {"data": [{"id": id_} for id_ in ("m", "m:latest")]}
+        rows |= {"models": [{"name": id_, "model": id_} for id_ in ("m", "m:latest")]}
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply(rows)
+            else:
+                await (answers if kind == "openai" else ollama)(connection, seen)
+
+    keys = [] if allowed is None else [{"name": "t", "sha256": SHA, "models": [allowed]}]
+    headers = {} if allowed is None else {"Authorization": "Bearer test"}
+    async with upstream(box) as server:
+        provider = openai(server.url) if kind == "openai" else {"kind": "ollama", "base_url": server.url}
+        async with proxy(settings({"p": provider}, auth={"keys": keys}), tmp_path) as p:
+            async with p.client.get(f"{p.url}/v1/models", headers=headers) as response:
+                ids = {row["id"] for row in (await response.json())["data"]} - {"mana/test"}
+            async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
+                names = [row["name"] for row in (await response.json())["models"]]
+            names = [name for name in names if not name.startswith("mana/")]
+            assert len(names) == len(set(names))
+            assert set(names) == (ids if kind == "openai" else {"p/m:latest"})
+            both = kind == "ollama" or allowed in ("p/*", None)
+            assert ids == ({"p/m", "p/m:latest"} if both else {allowed})
+            for name in ("p/m", "p/m:latest"):
+                codes = [
+                    (await p.post(path, {"model": name, "messages": HI, "stream": False}, headers=headers))[0]
+                    for path in ("/v1/chat/completions", "/api/chat", "/api/show")
+                ]
+                if codes[0] == 200:
+                    assert {f"p/{seen.json['model']}" for seen in server.posts[-2:]} == {name}
+                async with p.client.get(f"{p.url}/v1/models/{name}", headers=headers) as response:
+                    codes.append(response.status)
+                assert codes == ([200] * 4 if name in ids else [403, 403, 403, 404]), (name, codes)
