@@ -819,6 +819,7 @@ def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
     for asked, kept in (
         ({"reasoning_effort": "low"}, False),
         ({"reasoning": {"effort": "high"}}, False),
+        ({"reasoning_effort": "low", "think": None}, False),
         ({"think": True}, True),
     ):
         call = attrs.evolve(call_of({"messages": HI, **asked}), denied=frozenset({"thinking"}))

@@ -74,8 +74,6 @@ class Call:
     """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True
     """Whether the door relays a provider's own bytes in this format; if not, the provider reads them into deltas."""
-    effort_is_advice: bool = False
-    """Whether ``reasoning_effort`` may be dropped for a model that does not think, instead of refusing the request."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
     is_large: bool = False

@@ -21,7 +21,7 @@ class MessagesDoor:
         """The call is a chat completion, for every kind of provider."""
         asked = read_request(body)
         summary = read_summary(asked.chat, ("messages", list))
-        call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False, effort_is_advice=True)
+        call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False)
         call.retell = asked.paths.retell
         return call, MessagesReply(client.request_id, Blocks(asked.thinking))
 

@@ -30,10 +30,14 @@ from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
+from manallm_proxy.providers.ollama.logprobs import chat_logprobs, legacy_logprobs, tokens_of
 from manallm_proxy.providers.wire import Request, Translator
 
 LINE_LIMIT: Final = 16 << 20
 """Bytes of one line of a stream, without its end."""
+
+_EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
+"""Clients set these for all models alike."""
 
 
 class _Function(Struct):
@@ -50,13 +54,6 @@ class _Message(Struct):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[_Call] | None = None
-
-
-class _Token(Struct):
-    token: str = ""
-    logprob: float = 0.0
-    bytes: list[int] | None = None
-    top_logprobs: list[_Token] | None = None
 
 
 class _Reply(Struct):
@@ -124,10 +121,13 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
-        if status != 400 or not call.effort_is_advice or b"think" not in body:
+        """A model that does not think is asked as if nobody had mentioned it, unless the client names ``think``."""
+        if status != 400 or b"think" not in body:
             return None
-        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        fields = decode_leniently(call.body)
+        if {**fields, **call.ollama}.get("think") is not None or not (fields.keys() & _EFFORTS):
+            return None
+        fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
         return self.request(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry, request: Request) -> bool:
@@ -254,8 +254,8 @@ def _embeddings(call: Call, body: bytes) -> Answer:
 def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
-        tokens = _tokens(reply.logprobs)
-        logprobs = _legacy_logprobs(tokens) if tokens else None
+        tokens = tokens_of(reply.logprobs)
+        logprobs = legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
     said = reply.message or _Message()
     return Delta(
@@ -263,7 +263,7 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
         reasoning=said.thinking or "",
         tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
-        logprobs=_logprobs(tokens) if (tokens := _tokens(reply.logprobs)) else None,
+        logprobs=chat_logprobs(tokens) if (tokens := tokens_of(reply.logprobs)) else None,
     )
 
 
@@ -299,32 +299,6 @@ def _count(value: object) -> int:
     if type(value) is float and value.is_integer():
         value = int(value)
     return max(0, value) if type(value) is int else 0
-
-
-def _tokens(logprobs: object) -> list[_Token]:
-    """Empty where there are none, or none that can be read."""
-    if not logprobs:
-        return []
-    try:
-        return msgspec.convert(logprobs, list[_Token])
-    except msgspec.ValidationError:
-        return []
-
-
-def _logprobs(tokens: list[_Token]) -> dict[str, Any]:
-    """OpenAI's form has every member, always; Ollama leaves out what is empty."""
-
-    def one(token: _Token) -> dict[str, Any]:
-        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
-
-    rows = [{**one(token), "top_logprobs": [one(t) for t in token.top_logprobs or ()]} for token in tokens]
-    return {"content": rows, "refusal": None}
-
-
-def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
-    """The form of ``/v1/completions``, but for ``text_offset``, which nobody can tell from here."""
-    tops = [{t.token: t.logprob for t in token.top_logprobs or ()} for token in tokens]
-    return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
 
 
 def _listed(row: _Model) -> ModelInfo | None:
