@@ -301,3 +301,56 @@ async def test_who_asks_an_ollama_to_think_means_it(door: str, tmp_path: Path) -
         async with proxy(settings({"box": configured("ollama", box)}), tmp_path) as p:
             assert (await p.chat())[0] == 400
             assert len(box.posts) == 1
+
+
+async def wordless(connection: Connection, seen: Seen) -> None:
+    """A stream with an end and nothing else, in the words of whoever is asked."""
+    if "/api/" in seen.path:
+        last = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 1}
+        await connection.reply(json.dumps(last).encode(), content_type="application/x-ndjson")
+        return
+    await connection.head()
+    if "generateContent" in seen.path or "streamGenerateContent" in seen.path:
+        end = {"candidates": [{"content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP"}]}
+        await connection.chunk(b"data: " + json.dumps(end).encode() + b"\r\n\r\n")
+    else:
+        await connection.chunk(chunk(role=True) + chunk("") + chunk(finish="stop") + DONE)
+    await connection.end()
+
+
+async def silent(connection: Connection, seen: Seen) -> None:
+    """No event at all."""
+    await connection.head()
+    await connection.end()
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
+async def test_a_stream_without_a_word_is_an_answer_unless_it_is_listed(kind: str, path: str, tmp_path: Path) -> None:
+    """By itself it commits; with ``fallback_on: [empty]`` the next target is asked, and nobody is blamed."""
+    body = {"input": "hi"} if path == "/v1/responses" else {**HI, "max_tokens": 9}
+    async with upstream(each(wordless)) as first, upstream(each(answers)) as second:
+        providers = {"first": configured(kind, first), "second": openai(second.url)}
+        config = settings(providers)
+        config["aliases"]["mana/wide"] = {"chain": ["first/m", "second/m"], "fallback_on": ["empty"]}
+        async with proxy(config, tmp_path) as p:
+            for model, target in (("mana/test", "first/m"), ("mana/wide", "second/m")):
+                async with p.client.post(p.url + path, json={**body, "model": model, "stream": True}) as response:
+                    assert (response.status, response.headers["X-Mana-LLM-Resolved"]) == (200, target)
+                    await everything(response)
+            health = (await p.get("/v1/health"))[1]["providers"]["first"]
+            assert (health["status"], health.get("targets", {})) == ("healthy", {})
+            assert "empty" in p.log.getvalue()
+
+
+@pytest.mark.parametrize("answer", [silent, wordless])
+async def test_a_last_target_without_a_word(answer: Answer, tmp_path: Path) -> None:
+    """Nobody is left to ask, and the client learns why."""
+    async with upstream(each(answer)) as only:
+        config = settings({"only": openai(only.url)})
+        config["aliases"]["mana/wide"] = {"chain": ["only/m"], "fallback_on": ["empty"]}
+        async with proxy(config, tmp_path) as p:
+            code, body, _ = await p.chat(model="mana/wide", stream=True)
+            assert (code, [a["reason"] for a in body["error"]["attempts"]]) == (503, ["empty_answer"])
+            code, raw, _ = await p.stream()
+            assert (code, raw.endswith(DONE)) == (200, True)

@@ -927,6 +927,17 @@ def test_a_frame_that_says_nothing_is_no_failure(quiet: bytes) -> None:
     assert not translator().feed(quiet).has_content
 
 
+@pytest.mark.parametrize("quiet", QUIET)
+def test_nor_is_it_one_for_a_door_that_translates(quiet: bytes) -> None:
+    """Whole, and cut within the frame."""
+    words = [frame(chunk("a")), frame(chunk("b")), frame(chunk(None, finish="stop"))]
+    plain, _ = read_deltas(*words, DONE)
+    for cut in (0, len(quiet) // 2):
+        first, rest = quiet[:cut], quiet[cut:]
+        got, last = read_deltas(first, rest, words[0], first, rest, words[1], first, rest, words[2], first, rest, DONE)
+        assert (got, last.done, last.error) == (plain, True, None)
+
+
 @pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
 def test_an_error_that_says_nothing_is_none(nothing: object) -> None:
     """Some servers send the key with every good answer, streamed or whole."""

@@ -70,6 +70,8 @@ class Call:
     request_id: str
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
+    waits_for_words: bool = False
+    """Whether the end of an answer alone is no content: a stream without a word shall not commit."""
     advice: str = ""
     """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True

@@ -199,7 +199,8 @@ class EventRelay(EventStream):
         if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
             raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        self._has_content = self._has_content or any(chunks.has_content(row) for row in rows)
+        words = self._call.waits_for_words
+        self._has_content = self._has_content or any(chunks.has_content(row, words=words) for row in rows)
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
