@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Delta, ToolCall
+from manallm_proxy.providers.openai.call_parts import CallParts
 from tests.anthropic_stream import message
 from tests.ollama_lines import lines_of
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
@@ -38,6 +44,14 @@ TRANSCRIPTS: dict[str, tuple[list[Part], list[Call]]] = {
     ),
     "a call of the same tool without an id": (
         [(None, "f", '{"x":1}'), (None, "f", ""), (None, None, '{"x":2}'), (None, "f", "")],
+        [("f", {"x": 1}), ("f", {"x": 2})],
+    ),
+    "blanks in the middle of a text": (
+        [("a", "f", '{"x":"a'), ("a", "f", " "), (None, "f", "  "), ("a", "f", 'b"}')],
+        [("f", {"x": "a   b"})],
+    ),
+    "blanks between two calls": (
+        [("a", "f", '{"x":1}'), (None, "f", " "), ("b", "f", '{"x":2}')],
         [("f", {"x": 1}), ("f", {"x": 2})],
     ),
     "whole calls without an id": ([(None, "f", '{"x":1}'), (None, "f", '{"x":2}')], [("f", {"x": 1}), ("f", {"x": 2})]),
@@ -113,3 +127,45 @@ async def test_no_call_is_made_up_and_none_is_lost(what: str, tmp_path: Path) ->
             assert len(set(ids)) == len(calls) and all(ids), door
             if parts[0][0]:
                 assert ids[0] == parts[0][0], door
+
+
+CALLS = st.lists(
+    st.tuples(st.sampled_from("fg"), st.text('{}a:" \\n1', max_size=12), st.lists(st.integers(0, 12), max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(CALLS, st.randoms(use_true_random=False))
+def test_what_is_sent_as_it_should_be_passes_unchanged(calls: list[tuple[str, str, list[int]]], order: Random) -> None:
+    """Each call under an index of its own, id and name in its first part, cut anywhere, parts of all in any order."""
+    waiting: list[list[ToolCall]] = []
+    for index, (name, arguments, cuts) in enumerate(calls):
+        places = [0, *sorted(min(cut, len(arguments)) for cut in cuts), len(arguments)]
+        pieces = [arguments[a:b] for a, b in itertools.pairwise(places)]
+        first = ToolCall(name, "", f"c{index}", index)
+        waiting.append([first, *(ToolCall("", piece, "", index) for piece in pieces)])
+    sent: list[ToolCall] = []
+    while waiting:
+        each = order.choice(waiting)
+        sent.append(each.pop(0))
+        waiting = [parts for parts in waiting if parts]
+    reader = CallParts()
+    assert [part for each in sent for part in reader.read(Delta(tool_calls=(each,))).tool_calls] == sent
+
+
+PARTS = st.builds(
+    ToolCall,
+    st.sampled_from(["", "f", "g"]),
+    st.sampled_from(["", " ", "{}", '{"x"', ":1}"]),
+    st.sampled_from(["", "a", "b"]),
+)
+
+
+@given(st.lists(PARTS, max_size=12))
+def test_no_arguments_are_lost_whatever_comes(parts: list[ToolCall]) -> None:
+    """And what is named has an id, since a client answers by that."""
+    reader = CallParts()
+    passed = [part for each in parts for part in reader.read(Delta(tool_calls=(each,))).tool_calls]
+    assert "".join(part.arguments for part in passed) == "".join(part.arguments for part in parts)
+    assert all(part.id for part in passed if part.name)

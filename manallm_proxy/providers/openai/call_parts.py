@@ -51,7 +51,8 @@ class CallParts:
             return self._begin(place, part)
         if part.name == known.name and known.has_arguments and not arguments and not known.is_new(part):
             known.repeated = part
-            return ToolCall("", "", "", part.index, part.extra) if part.extra else None
+            blanks = part.arguments  # which may stand in the middle of a text
+            return ToolCall("", blanks, "", part.index, part.extra) if blanks or part.extra else None
         repeated, known.repeated = known.repeated, None
         if repeated is not None and arguments and not part.name:
             part = evolve(part, name=repeated.name, id=repeated.id)
