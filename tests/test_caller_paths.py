@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.caller_paths import CallerPaths, Origin
+from manallm_proxy.openai.caller_paths import CallerPaths, Origins
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, each, status, upstream
 
@@ -174,13 +174,10 @@ async def test_what_a_listing_denies(tmp_path: Path) -> None:
             assert answer["error"]["param"] == "messages"
 
 
+ORIGINS = Origins(["instructions", "input[0]", "input"], {1: ("input[0].content[0]",)}, {2: ("input[2]", "input[3]")})
 PATHS = CallerPaths(
     "input",
-    [
-        Origin("instructions"),
-        Origin("input[0]", ["input[0].content[0]"]),
-        Origin("input", calls=["input[2]", "input[3]"]),
-    ],
+    ORIGINS,
     {"max_tokens": "max_output_tokens", "tools": "tools"},
 )
 

@@ -7,10 +7,10 @@ client of another API has never seen that: there it may be ``input[3].content[0]
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from manallm_proxy.contract.errors import ProxyError
 
@@ -20,16 +20,28 @@ _MESSAGE: Final = re.compile(
 _FIELD: Final = re.compile(r"(\w+)(?:\.\w+|\[\d+\])*")
 
 
-@frozen
-class Origin:
-    """Where one message of the chat came from. ``parts``, ``calls``: of its content's parts and its tool calls.
+@define
+class Origins:
+    """Where the messages of a chat came from.
 
-    Those may be left out where they stand in one place.
+    Plain strings, and tuples of them: a history has thousands, and every object that can refer to others costs each
+    collection of garbage its time, in which nobody is served.
     """
 
-    path: str
-    parts: Sequence[str] = ()
-    calls: Sequence[str] = ()
+    paths: list[str] = field(factory=list)
+    """Of each message."""
+    parts: dict[int, tuple[str, ...]] = field(factory=dict)
+    """By message: of each part of its content, if it has parts that stand apart."""
+    calls: dict[int, tuple[str, ...]] = field(factory=dict)
+    """By message: of each of its tool calls."""
+
+    def add(self, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
+        """The next message."""
+        if parts:
+            self.parts[len(self.paths)] = parts
+        if calls:
+            self.calls[len(self.paths)] = calls
+        self.paths.append(path)
 
 
 @define
@@ -37,7 +49,7 @@ class CallerPaths:
     """``root``: what the client calls all messages. ``fields``: its names of other fields, where they differ."""
 
     root: str
-    origins: Sequence[Origin]
+    origins: Origins
     fields: Mapping[str, str] = field(factory=dict)
 
     def path(self, told: str) -> str:
@@ -60,10 +72,10 @@ class CallerPaths:
 
     def _of_message(self, match: re.Match[str]) -> str:
         number = int(match["n"])
-        if number >= len(self.origins):
+        if number >= len(self.origins.paths):
             return self.root
-        origin = self.origins[number]
-        for name, paths in (("part", origin.parts), ("call", origin.calls)):
+        for name, known in (("part", self.origins.parts), ("call", self.origins.calls)):
+            paths = known.get(number, ())
             if match[name] is not None and int(match[name]) < len(paths):
                 return paths[int(match[name])]
-        return origin.path
+        return self.origins.paths[number]

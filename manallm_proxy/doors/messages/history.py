@@ -22,7 +22,7 @@ from manallm_proxy.doors.messages.content import (
     text_part,
     unknown_block,
 )
-from manallm_proxy.openai.caller_paths import Origin
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -36,8 +36,7 @@ class History:
     """OpenAI's messages, as translated so far."""
 
     messages: list[Fields] = field(factory=list, repr=False)
-    origins: list[Origin] = field(factory=list, repr=False)
-    """Of each message."""
+    origins: Origins = field(factory=Origins, repr=False)
     _called: set[str] = field(factory=set, repr=False)
     """Ids of all tool calls so far."""
 
@@ -72,7 +71,7 @@ class History:
 
     def _system(self, content: object, path: str) -> None:
         if text := text_of(content, path):
-            self._add({"role": "system", "content": text}, Origin(path.removesuffix(".content")))
+            self._add({"role": "system", "content": text}, path.removesuffix(".content"))
 
     def _user(self, content: object, path: str) -> None:
         parts: list[tuple[Fields, str]] = []
@@ -83,8 +82,9 @@ class History:
             else:
                 parts += [(part, at) for part in parts_of(block, kind, at, _IN_USER)]
         if said := shown + parts:
-            origin = Origin(path.removesuffix(".content"), [at for _, at in said])
-            self._add({"role": "user", "content": content_of([part for part, _ in said])}, origin)
+            content = content_of([part for part, _ in said])
+            places = tuple([at for _, at in said]) if isinstance(content, list) else ()
+            self._add({"role": "user", "content": content}, path.removesuffix(".content"), places)
 
     def _result(self, block: Fields, path: str) -> list[Fields]:
         """Adds the result's message. Returns the parts that a tool message cannot hold, for the user message."""
@@ -101,7 +101,7 @@ class History:
         if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
             text = f"Error: {text}" if text else "Error"
         said: Fields = {"role": "tool", "tool_call_id": id_, "content": text or (_NEXT_MESSAGE if others else "")}
-        self._add(said, Origin(path))
+        self._add(said, path)
         return [text_part(f"From the result of tool call {id_}:"), *others] if others else []
 
     def _assistant(self, content: object, path: str) -> None:
@@ -125,14 +125,14 @@ class History:
         text = "\n".join(texts)
         if calls:
             rows = [{**carried.get(call["id"], {}), **call} for call in calls]
-            origin = Origin(path.removesuffix(".content"), calls=places)
-            self._add({"role": "assistant", "content": text or None, "tool_calls": rows}, origin)
+            said = {"role": "assistant", "content": text or None, "tool_calls": rows}
+            self._add(said, path.removesuffix(".content"), calls=tuple(places))
         elif texts:
-            self._add({"role": "assistant", "content": text}, Origin(path.removesuffix(".content")))
+            self._add({"role": "assistant", "content": text}, path.removesuffix(".content"))
 
-    def _add(self, message: Fields, origin: Origin) -> None:
+    def _add(self, message: Fields, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
         self.messages.append(message)
-        self.origins.append(origin)
+        self.origins.add(path, parts, calls)
 
     def _call(self, block: Fields, path: str) -> Fields:
         id_ = required(block, "id", str, path)

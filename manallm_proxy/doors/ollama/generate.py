@@ -9,11 +9,11 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.ollama.chat import loaded
 from manallm_proxy.doors.ollama.errors import ollama_error_body
-from manallm_proxy.doors.ollama.messages import content_of, origin_of
+from manallm_proxy.doors.ollama.messages import content_of, places_of
 from manallm_proxy.doors.ollama.reply import GenerateReply
 from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, Settings, read_settings
-from manallm_proxy.openai.caller_paths import CallerPaths, Origin
+from manallm_proxy.openai.caller_paths import CallerPaths, Origins
 from manallm_proxy.openai.request_fields import Fields, optional
 
 
@@ -48,10 +48,13 @@ def _messages(asked: Fields, prompt: str) -> list[Fields]:
     return [{"role": "system", "content": system}, turn] if system else [turn]
 
 
-def _origins(asked: Fields, prompt: str) -> list[Origin]:
+def _origins(asked: Fields, prompt: str) -> Origins:
     """Of the messages that `_messages` makes."""
-    turn = origin_of(prompt, asked.get("images"), "", "prompt")
-    return [Origin("system"), turn] if asked.get("system") else [turn]
+    origins = Origins()
+    if asked.get("system"):
+        origins.add("system")
+    origins.add("prompt", places_of(prompt, asked.get("images"), "", "prompt"))
+    return origins
 
 
 def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, client: Client) -> Call:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.caller_paths import Origin
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -61,9 +61,13 @@ class Conversation:
         return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
 
     @staticmethod
-    def origins(messages: list[Fields]) -> list[Origin]:
-        """Of each of the client's own `messages`, which become one each."""
-        return [origin_of(row.get("content"), row.get("images"), f"messages[{n}]") for n, row in enumerate(messages)]
+    def origins(messages: list[Fields]) -> Origins:
+        """Of the client's own `messages`, which become one each."""
+        origins = Origins()
+        for n, row in enumerate(messages):
+            path = f"messages[{n}]"
+            origins.add(path, places_of(row.get("content"), row.get("images"), path))
+        return origins
 
     def _message(self, message: Fields, path: str) -> Fields:
         role = required(message, "role", str, path).lower()
@@ -145,13 +149,13 @@ def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fie
     return parts + [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
 
-def origin_of(text: object, images: object, path: str, text_at: str = "content") -> Origin:
-    """Of a message with the parts that `content_of` makes. `path`: that of the message; empty at the top."""
+def places_of(text: object, images: object, path: str, text_at: str = "content") -> tuple[str, ...]:
+    """Of the parts that `content_of` makes. `path`: that of the message; empty at the top."""
     if not isinstance(images, list) or not images:
-        return Origin(path or text_at)
+        return ()
     front = f"{path}." if path else ""
-    texts = [front + text_at] if text else []
-    return Origin(path or text_at, [*texts, *(f"{front}images[{n}]" for n in range(len(images)))])
+    texts = (front + text_at,) if text else ()
+    return (*texts, *[f"{front}images[{n}]" for n in range(len(images))])
 
 
 def _data_uri(image: str, path: str) -> str:

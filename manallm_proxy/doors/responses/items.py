@@ -15,7 +15,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import EXTRA, Carried, unpack
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
-from manallm_proxy.openai.caller_paths import Origin
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 INPUT: Final = "input"
@@ -42,19 +42,21 @@ class _Turn:
     """The same object as `Conversation._extras`."""
     shown: list[Fields] = field(factory=list, repr=False)
     """Images and files among the results, which a chat's tool message cannot hold."""
-    said_at: dict[str, None] = field(factory=dict)
-    """The paths of the items that became the assistant's message."""
-    calls_at: list[str] = field(factory=list)
-    results_at: list[str] = field(factory=list)
-    shown_at: list[str] = field(factory=list)
+    said_at: str = ""
+    """The path of the item that became the assistant's message; that of all items if there were several."""
+    calls_at: list[str] | None = None
+    """None rather than empty: see `Origins`. As for the next two."""
+    results_at: list[str] | None = None
+    shown_at: list[str] | None = None
 
-    def origins(self) -> Iterable[Origin]:
-        """Where each of its messages came from."""
+    def add_origins(self, origins: Origins) -> None:
+        """Where its messages came from."""
         if self._speaks:
-            yield Origin(next(iter(self.said_at)) if len(self.said_at) == 1 else INPUT, calls=self.calls_at)
-        yield from map(Origin, self.results_at)
+            origins.add(self.said_at, calls=tuple(self.calls_at or ()))
+        for path in self.results_at or ():
+            origins.add(path)
         if self.shown:
-            yield Origin(INPUT, self.shown_at)
+            origins.add(INPUT, tuple(self.shown_at or ()))
 
     @property
     def _speaks(self) -> bool:
@@ -90,7 +92,9 @@ class Conversation:
     """Items in, one by one; a chat's messages out."""
 
     _names: ToolNames
-    _rows: list[tuple[Fields, Origin] | _Turn] = field(factory=list, repr=False)
+    _rows: list[Fields | _Turn] = field(factory=list, repr=False)
+    _said_at: dict[int, str] = field(factory=dict)
+    """By place in ``_rows``: the path of a message that is not an assistant's."""
     _open: _Turn | None = None
     """The current turn, as long as an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
@@ -103,9 +107,8 @@ class Conversation:
     def say(self, role: str, content: Any, path: str) -> None:
         """Adds a message that is not an assistant's. `path`: where it stands in the request."""
         self._open = None
-        count = len(content) if isinstance(content, list) and path.startswith(INPUT) else 0
-        origin = Origin(path, [f"{path}.content[{n}]" for n in range(count)])
-        self._rows.append(({"role": role, "content": content}, origin))
+        self._said_at[len(self._rows)] = path
+        self._rows.append({"role": role, "content": content})
 
     def add(self, item: Fields, path: str) -> None:
         """Adds `item`. Raises InvalidRequest with the path, and the type if it is unknown."""
@@ -135,18 +138,20 @@ class Conversation:
             if isinstance(row, _Turn):
                 written += row.messages(provider)
             else:
-                written.append(row[0])
+                written.append(row)
         return written
 
-    def origins(self) -> list[Origin]:
+    def origins(self) -> Origins:
         """Of all messages; their number does not depend on the provider."""
-        found: list[Origin] = []
-        for row in self._rows:
+        origins = Origins()
+        for n, row in enumerate(self._rows):
             if isinstance(row, _Turn):
-                found += row.origins()
-            else:
-                found.append(row[1])
-        return found
+                row.add_origins(origins)
+                continue
+            path, content = self._said_at[n], row["content"]
+            count = len(content) if isinstance(content, list) and path.startswith(INPUT) else 0
+            origins.add(path, tuple([f"{path}.content[{part}]" for part in range(count)]))
+        return origins
 
     def _message(self, item: Fields, path: str) -> None:
         role = _ROLES.get(required(item, "role", str, path + "."))
@@ -171,7 +176,7 @@ class Conversation:
         if self._open is None or self._open.results:
             self._open = _Turn(extras=self._extras)
             self._rows.append(self._open)
-        self._open.said_at[path] = None
+        self._open.said_at = path if self._open.said_at in ("", path) else INPUT
         return self._open
 
     def _call(self, item: Fields, path: str, arguments: str) -> None:
@@ -182,7 +187,7 @@ class Conversation:
         self._carry(item)
         turn = self._turn(path)
         turn.calls.append(call)
-        turn.calls_at.append(path)
+        turn.calls_at = _noted(turn.calls_at, path)
         self._called[id_] = turn
 
     def _result(self, item: Fields, path: str) -> None:
@@ -197,10 +202,10 @@ class Conversation:
             raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
         text, rest = text_and_rest(read_content(item["output"], path + ".output"))
         turn.results.append({"role": "tool", "tool_call_id": id_, "content": text or _note(rest)})
-        turn.results_at.append(path)
+        turn.results_at = _noted(turn.results_at, path)
         if rest:
             turn.shown += [{"type": "text", "text": f"Output of the tool call {id_}:"}, *rest]
-            turn.shown_at += [path] * (1 + len(rest))
+            turn.shown_at = _noted(turn.shown_at, *[path] * (1 + len(rest)))
 
     def _reasoning(self, item: Fields, path: str) -> None:
         """Only reasoning that we packed goes back: a summary is for people, and most providers refuse it."""
@@ -220,6 +225,12 @@ class Conversation:
         form = optional(item, "output_format", str, path + ".") or "png"
         url = result if ":" in result[:_SCHEME_LIMIT] else f"data:image/{form};base64,{result}"
         self._turn(path).images.append({"type": "image_url", "image_url": {"url": url}})
+
+
+def _noted(known: list[str] | None, *paths: str) -> list[str]:
+    known = [] if known is None else known
+    known += paths
+    return known
 
 
 def _note(rest: list[Fields]) -> str:
