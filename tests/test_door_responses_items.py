@@ -92,6 +92,48 @@ async def test_pictures_and_files_go_in() -> None:
     assert "vision" in door.call.summary.needs
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "https://x/y.png", "detail": "low"},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png"}, "detail": "low"},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png", "detail": "low"}},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png", "detail": "high"}, "detail": "low"},
+        {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}},
+        {"type": "image_url", "image_url": "https://x/y.png", "detail": "low", "file_id": None},
+    ],
+)
+async def test_a_picture_in_every_form_that_clients_give_it(part: dict[str, Any]) -> None:
+    """A chat has one: an object with the URL and how closely to look; nothing of the part is lost on the way."""
+    wanted = {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}
+    [message] = await messages({"role": "user", "content": [part]})
+    assert message["content"] == [wanted]
+    *_, shown = await messages(USER, CALL, {**RESULT, "output": [part]})
+    assert shown["content"][1:] == [wanted]
+
+
+async def test_other_parts_of_a_chat_are_read_too() -> None:
+    """Some clients send a chat's parts here; what a chat calls ``file`` is the same thing."""
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,aGk=", "filename": "a.pdf"}}
+    [message] = await messages({"role": "user", "content": [file]})
+    assert message["content"] == [file]
+
+
+@pytest.mark.parametrize(
+    ("result", "url"),
+    [
+        ("aGk=", "data:image/webp;base64,aGk="),
+        ("https://x/y.png", "https://x/y.png"),
+        ("data:image/png;base64,aGk=", "data:image/png;base64,aGk="),
+    ],
+)
+async def test_a_generated_picture_goes_back_as_it_came(result: str, url: str) -> None:
+    """Providers give its data or its address, and an address in a data URI is nothing."""
+    item = {"type": "image_generation_call", "id": "ig_1", "result": result, "output_format": "webp"}
+    [shown, _] = await messages(item, USER)
+    assert shown["images"] == [{"type": "image_url", "image_url": {"url": url}}]
+
+
 async def test_a_turn_is_one_message() -> None:
     """Text and calls of one turn together, then the results, then what comes next."""
     second = {**CALL, "call_id": "c2"}

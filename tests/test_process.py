@@ -309,6 +309,38 @@ async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> N
     assert "chain[0]" not in output
 
 
+async def test_check_live_knows_a_model_by_each_of_its_names(tmp_path: Path) -> None:
+    """A path on the server, its file, an alias, a name without its tag: whatever a request may use is listed."""
+    rows = [
+        {"id": "/models/Smol-135M.gguf", "aliases": ["smol", "tiny"]},
+        {"id": "org/m", "aliases": None},
+        {"id": "tagged:latest"},
+    ]
+
+    async def lists(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"object": "list", "data": rows})
+
+    names = (
+        "/models/Smol-135M.gguf",
+        "Smol-135M.gguf",
+        "smol-135m",
+        "smol",
+        "tiny",
+        "org/m",
+        "tagged",
+        "tagged:latest",
+    )
+    async with upstream(lists) as gpu:
+        path = tmp_path / "proxy.yaml"
+        chain = [f"gpu/{name}" for name in (*names, "gone")]
+        path.write_text(yaml.safe_dump(settings({"gpu": openai(gpu.url)}, chain)))
+        code, output = await run("check", "--live", "--config", str(path))
+    assert code == 1
+    assert f"chain[{len(names)}]: gpu does not list a model 'gone'" in output
+    assert output.count("does not list") == 1
+
+
 async def test_check_live_asks_google(tmp_path: Path) -> None:
     """Nobody probes it, so this is where its list of models is read; a model goes by both of its names."""
 

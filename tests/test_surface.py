@@ -132,6 +132,31 @@ async def test_a_connection_goes_on_unless_somebody_wants_its_end(
         writer.close()
 
 
+@pytest.mark.parametrize("kind", ["loopback", "openai"])
+@pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
+async def test_a_streams_connection_goes_on_unless_somebody_wants_its_end(
+    tmp_path: Path, kind: str, version: str, asked: str, stays: bool
+) -> None:
+    """The same of streams, of those that we compose and of those that we relay."""
+    body = b'{"messages":[{"role":"user","content":"hi"}],"stream":true}'
+    line = f"Connection: {asked}\r\n" if asked else ""
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\n{line}Content-Length: {len(body)}\r\n\r\n"
+    async with upstream(each(answers)) as gpu:
+        provider = {"kind": "loopback"} if kind == "loopback" else openai(gpu.url)
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+            for _ in range(2 if stays else 1):
+                writer.write(head.encode() + body)
+                told = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).lower()
+                assert told.startswith(b"http/" + version.encode() + b" 200 ok\r\n")
+                assert (b"connection: close" in told) is not bool(stays)
+                if stays:
+                    assert (await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 5)).count(b"[DONE]") == 1
+                else:
+                    assert (await asyncio.wait_for(reader.read(), 5)).count(b"[DONE]") == 1
+            writer.close()
+
+
 BAD: dict[str, tuple[bytes, int, str | None]] = {
     "empty": (b"", 400, None),
     "not JSON": (b"{", 400, None),

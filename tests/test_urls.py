@@ -65,7 +65,13 @@ def test_addresses_that_people_use(url: str) -> None:
     assert base_url(url) == url
 
 
-@pytest.mark.parametrize("end", ["/chat/completions", "/completions", "/embeddings", "/models"])
+ENDPOINTS = [
+    *("/chat/completions", "/completions", "/embeddings", "/models", "/responses", "/messages", "/rerank"),
+    *("/moderations", "/audio/speech", "/images/generations", "/api/chat", "/api/generate", "/api/embed", "/api/tags"),
+]
+
+
+@pytest.mark.parametrize("end", ENDPOINTS)
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_an_endpoint_is_no_base_url(end: str, slash: str) -> None:
     """People paste what their curl line says; every request would be a 404."""
@@ -74,6 +80,13 @@ def test_an_endpoint_is_no_base_url(end: str, slash: str) -> None:
     assert str(caught.value) == f"ends in an endpoint: leave out '{end}', which the proxy adds itself"
     assert base_url(f"https://host{end}/v1") == f"https://host{end}/v1"
     assert proxy_url(f"https://host{end}") == f"https://host{end}"
+
+
+@pytest.mark.parametrize("end", [":generateContent", ":streamGenerateContent", ":batchEmbedContents"])
+def test_a_method_of_geminis_is_none_either(end: str) -> None:
+    """What its documentation's curl line says."""
+    with pytest.raises(Wrong, match=f"leave out '{end}'"):
+        base_url(f"https://host/v1beta/models/m{end}")
 
 
 _HOST_TEXT = st.text("ab0.-_[]:%@\\,1fv", max_size=12) | st.sampled_from(

@@ -788,11 +788,38 @@ def test_half_of_a_surrogate_pair_is_no_broken_answer() -> None:
     assert json.loads(call["function"]["arguments"]) == {"x": "\ufffd"}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"city": "Rome", "n": [1.50]}, '{"city":"Rome","n":[1.5]}'),
+        ('{"city": "Rome", "n": 1.50}', '{"city": "Rome", "n": 1.50}'),
+        ('{"city": "R\u00f4\\"me\\ud83d"}', '{"city": "R\u00f4\\"me\\ud83d"}'),
+        ("", "{}"),
+        (" \n", "{}"),
+        (None, "{}"),
+        ("to Rome", "to Rome"),
+        ([1], "[1]"),
+    ],
+)
+def test_arguments_are_one_json_text_whatever_form_they_come_in(theirs: object, ours: str) -> None:
+    """An object; or, of servers that imitate Ollama, OpenAI's text, which is not encoded once more. Ids may be null."""
+    call = {"id": None, "function": {"name": "f", "arguments": theirs}}
+    last = json.dumps({"message": {"content": "", "tool_calls": [call]}, "done": True}, separators=(",", ":")).encode()
+    body, _ = answered(last, messages=HI)
+    told, batch = poured([last])
+    assert batch.done
+    for said in (body["choices"][0]["message"], told[0]["choices"][0]["delta"]):
+        [made] = said["tool_calls"]
+        assert (made["function"]["name"], made["function"]["arguments"]) == ("f", ours)
+        assert made["id"]
+
+
 def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
     """An effort is often a client's global setting; what names Ollama's own ``think`` means it."""
     for asked, kept in (
         ({"reasoning_effort": "low"}, False),
         ({"reasoning": {"effort": "high"}}, False),
+        ({"reasoning_effort": "low", "think": None}, False),
         ({"think": True}, True),
     ):
         call = attrs.evolve(call_of({"messages": HI, **asked}), denied=frozenset({"thinking"}))

@@ -927,6 +927,17 @@ def test_a_frame_that_says_nothing_is_no_failure(quiet: bytes) -> None:
     assert not translator().feed(quiet).has_content
 
 
+@pytest.mark.parametrize("quiet", QUIET)
+def test_nor_is_it_one_for_a_door_that_translates(quiet: bytes) -> None:
+    """Whole, and cut within the frame."""
+    words = [frame(chunk("a")), frame(chunk("b")), frame(chunk(None, finish="stop"))]
+    plain, _ = read_deltas(*words, DONE)
+    for cut in (0, len(quiet) // 2):
+        first, rest = quiet[:cut], quiet[cut:]
+        got, last = read_deltas(first, rest, words[0], first, rest, words[1], first, rest, words[2], first, rest, DONE)
+        assert (got, last.done, last.error) == (plain, True, None)
+
+
 @pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
 def test_an_error_that_says_nothing_is_none(nothing: object) -> None:
     """Some servers send the key with every good answer, streamed or whole."""
@@ -1056,6 +1067,29 @@ def test_arguments_that_are_an_object_already() -> None:
     choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
     for delta in (got[0], *whole_deltas([choice])):
         assert [part.arguments for part in delta.tool_calls] == ['{"a":[1,"\u00e9"]}']
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+        {"type": "image_url", "image_url": "https://x/y.png"},
+        {"url": "https://x/y.png"},
+        "https://x/y.png",
+    ],
+)
+def test_a_picture_in_every_form(row: object) -> None:
+    """OpenRouter's, and what others make of it; one that cannot be read spoils no other."""
+    images = [None, {"image_url": {}}, 3, row]
+    got, last = read_deltas(
+        frame({**chunk(), "choices": [{"index": 0, "delta": {"images": images}}]}),
+        frame(chunk(None, finish="stop")),
+        DONE,
+    )
+    choice = {"index": 0, "message": {"role": "assistant", "images": images}, "finish_reason": "stop"}
+    assert last.done
+    for delta in (got[0], *whole_deltas([choice])):
+        assert delta.images == ("https://x/y.png",)
 
 
 def test_a_stream_is_read_into_deltas() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from manallm_proxy.config.yaml_file import Filled, Unset
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
@@ -41,7 +42,13 @@ _HOST: Final = re.compile(
 _HOST_LIMIT: Final = 253
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 """RFC 3986, section 3.3."""
-_ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
+_ENDPOINTS: Final = (
+    *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags"),
+    *(f"/{endpoint.path}" for endpoint in Endpoint),
+    *("/models", "/responses", "/messages"),
+    *(":generateContent", ":streamGenerateContent", ":batchEmbedContents"),
+)
+"""Of all kinds; where one ends in another, the longer one first."""
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}

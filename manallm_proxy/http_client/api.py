@@ -140,7 +140,10 @@ class Response(Protocol):
         """Drops the rest of the body. The connection can be reused if the body ends within TAIL_TIMEOUT."""
 
     def close(self) -> None:
-        """Closes the connection, unless it has gone back to the pool. May be repeated, and called after `release`."""
+        """Closes the connection, unless the response is in to its end: then it is used again, as after `release`.
+
+        May be repeated, and called after `release`.
+        """
 
 
 class Connections(Protocol):

@@ -43,7 +43,7 @@ class Owner(Protocol):
         """`response` has ended and is no longer wanted."""
 
     def abandon(self, response: Response) -> None:
-        """`response` was closed."""
+        """`response` was closed before its end."""
 
     def drain_later(self) -> None:
         """The response was released before its end."""
@@ -77,6 +77,7 @@ class Response:
     _deadline: float | None = None
     _wanted: bool = True
     """False after `release` and `close`: the rest of the body is dropped."""
+    _broken: bool = False
     _inflater: Any = None
     """The decompressor of a compressed body (from ``zlib.decompressobj``)."""
 
@@ -105,7 +106,7 @@ class Response:
         if self.encoding not in _IDENTITY:
             bits = _WINDOW_BITS.get(self.encoding)
             if bits is None:
-                raise self._owner.malformed()
+                raise self._unreadable()
             self._inflater = zlib.decompressobj(bits)
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
@@ -124,7 +125,7 @@ class Response:
                 raise self._error
             if self.ended:
                 if self._inflater is not None and not self._inflater.eof:
-                    raise self._owner.malformed()
+                    raise self._unreadable()
                 return b""
             if self._owner.paused:
                 self._owner.resume()
@@ -157,7 +158,10 @@ class Response:
     def close(self) -> None:
         self._wanted = False
         self._drop()
-        self._owner.abandon(self)
+        if self.ended and not self._broken:  # all of it is in, read or not: nothing is left to stop
+            self._owner.complete(self)
+        else:
+            self._owner.abandon(self)
 
     def add(self, chunk: bytes) -> None:
         """Body bytes have arrived; the parser calls `deliver` after the last ones of a socket read."""
@@ -200,10 +204,15 @@ class Response:
         try:
             plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
         except zlib.error:
-            raise self._owner.malformed() from None
+            raise self._unreadable() from None
         if self._inflater.unconsumed_tail:
             self.add(self._inflater.unconsumed_tail)
         return plain
+
+    def _unreadable(self) -> BadResponse:
+        """The body is not in the coding that it claims: nothing more is asked of such a server over this connection."""
+        self._broken = True
+        return self._owner.malformed()
 
     def _drop(self) -> None:
         self._chunks = []

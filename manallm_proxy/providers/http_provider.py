@@ -142,7 +142,7 @@ class HttpProvider:
             response.close()
             raise ProxyRefused(self.address.name)
         body = await self._refusal(response, until)
-        again = self.wire.reshape(call, entry, response.status, body)
+        again = await aside(call.is_large, self.wire.reshape, call, entry, response.status, body)
         if again is not None and again.body != request.body:
             response = await self._send(again, call, entry, until)
             if response.status == 200:

@@ -74,6 +74,8 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
 
     Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried.
     """
+    if EmptyAnswer.widened_by in entry.fallback_on:
+        call = evolve(call, waits_for_words=True)
     listed = catalog.find(entry.target)
     if listed is None or listed.capabilities is None:
         return call
@@ -93,7 +95,11 @@ def _unsupported(entry: Entry, lacking: str) -> Unsupported:
 
 async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
     """An attempt at a whole answer."""
-    return await provider.complete(for_target(catalog, call, entry), entry)
+    try:
+        return await provider.complete(for_target(catalog, call, entry), entry)
+    except ProxyError as error:
+        _retell(call, error)
+        raise
 
 
 async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
@@ -101,31 +107,46 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
     Events without content (a role, an empty delta) are held and leave with that event.
     """
-    call = for_target(catalog, call, entry)
     stream: Stream | None = None
     held: list[StreamBatch] = []
     size = 0
     try:
         async with asyncio.timeout(entry.timeouts.first_byte) as limit:
+            call = for_target(catalog, call, entry)
             stream = await provider.stream(call, entry)
             while True:
                 batch = await stream.next()
                 held.append(batch)
                 size += len(batch.frames) + len(batch.deltas)
-                if batch.error is not None and not batch.has_content:
+                has_content = batch.has_content and not (call.waits_for_words and _is_bare_end(batch))
+                if batch.error is not None and not has_content:
                     raise batch.error
-                if batch.done and not batch.has_content and EmptyAnswer.widened_by in entry.fallback_on:
+                if batch.done and not has_content and call.waits_for_words:
                     raise EmptyAnswer(f"{entry.target} ended without a word")
-                if batch.has_content or batch.done or size > HOLD_LIMIT:
+                if has_content or batch.done or size > HOLD_LIMIT:
                     opened, stream = Opened(stream, tuple(held)), None
                     return opened
     except TimeoutError:
         if not limit.expired():
             raise
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
+    except ProxyError as error:
+        _retell(call, error)
+        raise
     finally:
         if stream is not None:
             await stream.aclose()
+
+
+def _is_bare_end(batch: StreamBatch) -> bool:
+    """Whether the steps in `batch` say no more than that the answer ends. Of frames their wire knows it."""
+    return bool(batch.deltas) and not any(delta.has_words for delta in batch.deltas)
+
+
+def _retell(call: Call, error: ProxyError) -> None:
+    """The caller's mistake, by its place in what the caller sent."""
+    if call.retell is not None:
+        call.retell(error)
 
 
 @define

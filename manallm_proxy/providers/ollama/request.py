@@ -53,7 +53,7 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= settings(asked, entry.options, call.endpoint, allowed=client_options, remarks=call.remarks)
-    if "thinking" in call.denied and "think" not in asked:
+    if "thinking" in call.denied and asked.get("think") is None:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
         return Request(path, encode({"model": entry.target.model, **fields}))

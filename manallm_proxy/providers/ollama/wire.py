@@ -26,16 +26,20 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.forced_call import is_forced
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, whole_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, whole_surrogates
 from manallm_proxy.openai.vectors import checked_vectors
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import request as ollama_request
+from manallm_proxy.providers.ollama.logprobs import chat_logprobs, legacy_logprobs, tokens_of
 from manallm_proxy.providers.wire import Request, Translator
 
 LINE_LIMIT: Final = 16 << 20
 """Bytes of one line of a stream, without its end."""
+
+_EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
+"""Clients set these for all models alike."""
 
 
 class _Function(Struct):
@@ -45,20 +49,13 @@ class _Function(Struct):
 
 class _Call(Struct):
     function: _Function
-    id: str = ""
+    id: Any = ""
 
 
 class _Message(Struct):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[_Call] | None = None
-
-
-class _Token(Struct):
-    token: str = ""
-    logprob: float = 0.0
-    bytes: list[int] | None = None
-    top_logprobs: list[_Token] | None = None
 
 
 class _Reply(Struct):
@@ -126,10 +123,13 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
-        if status != 400 or not call.effort_is_advice or b"think" not in body:
+        """A model that does not think is asked as if nobody had mentioned it, unless the client names ``think``."""
+        if status != 400 or b"think" not in body:
             return None
-        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        fields = decode_leniently(call.body)
+        if {**fields, **call.ollama}.get("think") is not None or not (fields.keys() & _EFFORTS):
+            return None
+        fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
         return self.request(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry, request: Request) -> bool:
@@ -258,8 +258,8 @@ def _embeddings(call: Call, body: bytes) -> Answer:
 def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
-        tokens = _tokens(reply.logprobs)
-        logprobs = _legacy_logprobs(tokens) if tokens else None
+        tokens = tokens_of(reply.logprobs)
+        logprobs = legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
     said = reply.message or _Message()
     return Delta(
@@ -267,14 +267,24 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
         reasoning=said.thinking or "",
         tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
-        logprobs=_logprobs(tokens) if (tokens := _tokens(reply.logprobs)) else None,
+        logprobs=chat_logprobs(tokens) if (tokens := tokens_of(reply.logprobs)) else None,
     )
 
 
 def _tool_call(call: _Call, index: int) -> ToolCall:
-    """Calls come whole. Older servers give no id; the arguments keep their bytes."""
-    arguments = bytes(call.function.arguments).decode(errors="replace")
-    return ToolCall(call.function.name, arguments, call.id or new_call_id(), index)
+    """Calls come whole. Older servers give no id."""
+    id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
+    return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
+
+
+def _arguments(raw: bytes) -> str:
+    """The bytes of an object as they are. Servers that imitate Ollama send OpenAI's text, or nothing."""
+    if raw == b"null":
+        return "{}"
+    if not raw.startswith(b'"'):
+        return raw.decode(errors="replace")
+    text: str = decode_leniently(raw)
+    return text if text.strip() else "{}"
 
 
 def _finish(reply: _Reply, *, called: bool) -> str:
@@ -293,32 +303,6 @@ def _count(value: object) -> int:
     if type(value) is float and value.is_integer():
         value = int(value)
     return max(0, value) if type(value) is int else 0
-
-
-def _tokens(logprobs: object) -> list[_Token]:
-    """Empty where there are none, or none that can be read."""
-    if not logprobs:
-        return []
-    try:
-        return msgspec.convert(logprobs, list[_Token])
-    except msgspec.ValidationError:
-        return []
-
-
-def _logprobs(tokens: list[_Token]) -> dict[str, Any]:
-    """OpenAI's form has every member, always; Ollama leaves out what is empty."""
-
-    def one(token: _Token) -> dict[str, Any]:
-        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
-
-    rows = [{**one(token), "top_logprobs": [one(t) for t in token.top_logprobs or ()]} for token in tokens]
-    return {"content": rows, "refusal": None}
-
-
-def _legacy_logprobs(tokens: list[_Token]) -> dict[str, Any]:
-    """The form of ``/v1/completions``, but for ``text_offset``, which nobody can tell from here."""
-    tops = [{t.token: t.logprob for t in token.top_logprobs or ()} for token in tokens]
-    return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
 
 
 def _listed(row: _Model) -> ModelInfo | None:

@@ -25,6 +25,7 @@ from manallm_proxy.openai.json_object import (
     split_object,
 )
 from manallm_proxy.providers.openai import chunks
+from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.reply import set_model
 
@@ -198,7 +199,8 @@ class EventRelay(EventStream):
         if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
             raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        self._has_content = self._has_content or any(chunks.has_content(row) for row in rows)
+        words = self._call.waits_for_words
+        self._has_content = self._has_content or any(chunks.has_content(row, words=words) for row in rows)
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
@@ -236,6 +238,8 @@ def _joined(batches: list[StreamBatch]) -> StreamBatch:
 class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider."""
 
+    _calls: CallParts = field(factory=CallParts)
+
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
             chunk = chunks.read_chunk(frame)
@@ -248,7 +252,7 @@ class EventReader(EventStream):
         rows = chunks.choices_of(chunk)
         gave_up = any(chunks.gives_up(row) for row in rows)
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        new = [] if gave_up and not self._has_content else deltas_of(rows)
+        new = [] if gave_up and not self._has_content else [self._calls.read(delta) for delta in deltas_of(rows)]
         deltas += new
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
