@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from manallm_proxy.cli.look_around import look_around
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Found
 from manallm_proxy.contract.provider import ModelInfo
-from tests.proxy import ROOT, free_port
+from tests.command import STDOUT, start
+from tests.proxy import free_port
 from tests.upstreams import Connection, Seen, completion, upstream
 
 pytestmark = pytest.mark.built_in
@@ -209,16 +209,9 @@ async def test_serve_without_a_configuration_uses_what_is_there(tmp_path: Path) 
         port = free_port()
         environ = {
             **{k: v for k, v in os.environ.items() if k not in ("JOURNAL_STREAM", "MANALLM_CONFIG", "OLLAMA_URL")},
-            "PYTHONPATH": str(ROOT),
             "OLLAMA_HOST": f"0.0.0.0:{box.port}",
         }
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "manallm_proxy", "serve", "--port", str(port)),
-            cwd=tmp_path,
-            env=environ,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        child = await start("serve", "--port", str(port), environ=environ, folder=tmp_path, stderr=STDOUT)
         assert child.stdout is not None
         lines: list[str] = []
         async with asyncio.timeout(20):

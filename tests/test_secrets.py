@@ -21,7 +21,8 @@ import attrs
 import pytest
 
 import manallm_proxy
-from tests.proxy import ROOT, Proxy, everything, openai, process, proxy, settings
+from tests.command import ROOT
+from tests.proxy import Proxy, everything, openai, process, proxy, run, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
 KEY, FILED, HEADER, TUNNEL = "sk-CANARY-key", "sk-CANARY-file", "CANARY-header", "CANARY-password"
@@ -206,7 +207,7 @@ def test_what_is_said_and_sent_stays_out_of_repr() -> None:
 async def test_a_process_shows_none_to_its_neighbours(tmp_path: Path) -> None:
     """Its command line is free of them, and it leaves no core, be it a file or a handler's, when it is killed."""
     async with upstream(each(answers)) as gpu:
-        async with process(config_for(gpu.url, tmp_path), tmp_path, {"GPU_KEY": KEY}) as running:
+        async with process(config_for(gpu.url, tmp_path), tmp_path, {"GPU_KEY": KEY}, anew=True) as running:
             line = command_line(running.pid)
             assert b"manallm_proxy" in line
             assert leaks(line.decode(), KEY, FILED, HEADER, TUNNEL) == []
@@ -237,12 +238,7 @@ async def test_a_mistake_in_the_configuration_shows_no_value(tmp_path: Path) -> 
     config = settings({"gpu": {"kind": "openai", "base_url": f"http://u:{KEY}@x/v1", "api_key": [KEY], "proxy": KEY}})
     config["limits"] = {"body": KEY, KEY: 1}
     (tmp_path / "bad.yaml").write_text(json.dumps(config))
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--config", str(tmp_path / "bad.yaml")),
-        stderr=asyncio.subprocess.STDOUT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    said, _ = await asyncio.wait_for(child.communicate(), 20)
-    assert child.returncode == 78
-    assert b"Traceback" not in said
-    assert leaks(said.decode().replace(f"limits.{KEY}", ""), KEY) == []
+    code, said = await run("serve", "--config", str(tmp_path / "bad.yaml"))
+    assert code == 78
+    assert "Traceback" not in said
+    assert leaks(said.replace(f"limits.{KEY}", ""), KEY) == []

@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.command import DEVNULL, start
 from tests.figures import samples, value
 from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings
 from tests.supervised import Systemd, get, health, pids
@@ -342,13 +343,9 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "proxy.sock")
     config = settings(LOOP, listen={"unix": path})
     (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(config))
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--workers", "2"),
-        *("--config", str(tmp_path / "proxy.yaml")),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={name: text for name, text in os.environ.items() if name != "JOURNAL_STREAM"},
-    )
+    command = ("serve", "--workers", "2", "--config", str(tmp_path / "proxy.yaml"))
+    environ = {name: text for name, text in os.environ.items() if name != "JOURNAL_STREAM"}
+    child = await start(*command, environ=environ, stderr=DEVNULL)
     try:
         assert child.stdout is not None
         async with asyncio.timeout(20):
