@@ -24,7 +24,7 @@ PATIENT = {"connect": 9, "first_byte": 60, "idle": 60}
 )
 async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind: str) -> None:
     """H1: up and down ten times under load: every request is served, and each turn is told once."""
-    health = {"health": {"probe_interval": 0.2, "probe_timeout": 5, "backoff": 0.2}}
+    health = {"health": {"probe_interval": 0.1, "probe_timeout": 5, "backoff": 0.1}}
     async with scene(DIALECTS[kind], each(DIALECTS[kind].good), tmp_path, proxy=health) as at:
         over = False
 
@@ -32,14 +32,15 @@ async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind
             seen = set()
             while not over:
                 seen.add((await ask(at.p, asked)).status)
+                await asyncio.sleep(0.01)
             return seen
 
         loads = [asyncio.ensure_future(load(asked)) for asked in ("chat", "embeddings")]
         for _ in range(10):
             await at.faulty.stop()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
             await at.faulty.start()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
         over = True
         assert set.union(*await asyncio.gather(*loads)) == {200}
         turns = [line["now"] for line in at.logged("health") if line["provider"] == "bad" and line.get("model") is None]
