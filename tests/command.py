@@ -111,7 +111,7 @@ async def _fork(
             given.append(number)
             pipes += pipe
             sent.callback(os.close, number)
-        socket.send_fds(_server(), [request], [*given, theirs.fileno()])
+        socket.send_fds(server(), [request], [*given, theirs.fileno()])
     loop = asyncio.get_running_loop()
     if not (pid := await loop.sock_recv(ours, 16)):
         raise RuntimeError("the process that forks has ended")
@@ -142,8 +142,8 @@ async def _nothing() -> bytes:
 _servers: list[socket.socket] = []
 
 
-def _server() -> socket.socket:
-    """The process that forks, one for each of pytest's; it ends with it."""
+def server() -> socket.socket:
+    """Where to ask the process that forks, one for each of pytest's; it ends with it."""
     if not _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:

@@ -15,11 +15,11 @@ from manallm_proxy.openai.json_object import encode
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import Answer, Connection, Seen, answers, chunk, each, status, upstream
 
-BODY = 2**20 - 1000  # under what aiohttp's client warns of
+BODY = 3 * 2**17  # over what is parsed beside the loop
 """Bytes of one prompt."""
-REQUESTS = 4
-ROOM = 3 * 2**19
-"""Bytes that may be held after all of them: one prompt and a half, where there were four or more."""
+REQUESTS = 8
+ROOM = 3 * BODY
+"""Bytes that may be held after all of them: a few prompts, where there were eight or more."""
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider
+from tests.command import server
 from tests.faults.matrix import CONNECTIONS
 
 IMPLEMENTATIONS = dict(zip(CONNECTIONS, (Pool, SessionConnections), strict=True))
@@ -34,6 +35,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not chooses:
         built_in = metafunc.definition.get_closest_marker("built_in")
         metafunc.parametrize("connection", ["built in"] if built_in else CONNECTIONS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks(nobody_is_trusted: None) -> None:
+    """The process that forks others is there before anybody counts descriptors."""
+    server()
 
 
 @pytest.fixture(autouse=True)
