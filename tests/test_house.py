@@ -6,7 +6,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.cases import every
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "manallm_proxy"
@@ -86,7 +86,7 @@ def test_every_arrow_is_used() -> None:
         assert may <= used[name], f"{name} does not import {may - used[name]} any more: take it out of the table"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@every(FILES)
 def test_a_package_imports_what_it_may(path: Path) -> None:
     """Of ours what the table says, of a library only where it has its door."""
     here = package(path)
@@ -133,7 +133,7 @@ PRIVATE = {
 """Modules that are undocumented, and so belong into a package's file of internals."""
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if package(path) in PRIVATE], ids=lambda path: path.stem)
+@every([path for path in FILES if package(path) in PRIVATE])
 def test_private_names_live_in_the_file_of_internals(path: Path) -> None:
     """No file but ``*_internals.py`` imports an undocumented module, or touches another object's private name."""
     if path.stem.endswith("_internals"):
