@@ -25,7 +25,16 @@ settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-@pytest.fixture(params=[Pool, SessionConnections], ids=["pool", "session"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whoever uses `http` runs over each implementation, unless it is marked ``built_in``."""
+    if "http" in metafunc.fixturenames:
+        over = {"pool": Pool, "session": SessionConnections}
+        if metafunc.definition.get_closest_marker("built_in"):
+            del over["session"]
+        metafunc.parametrize("http", over.values(), ids=over, indirect=True)
+
+
+@pytest.fixture
 def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who speaks HTTP to providers: a test that uses this holds for both."""
     monkeypatch.setattr(client, "connections_to", request.param)

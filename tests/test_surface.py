@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("http")
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 async def test_every_route_with_and_without_v1(tmp_path: Path, prefix: str) -> None:
     """Continue drops the /v1 of a base URL without a trailing slash."""
@@ -38,6 +39,7 @@ async def test_every_route_with_and_without_v1(tmp_path: Path, prefix: str) -> N
         }
 
 
+@pytest.mark.built_in
 async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
     """The loopback provider says that it is only that; headers as on a relayed stream."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -55,6 +57,7 @@ async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
         assert headers["x-accel-buffering"] == "no"
 
 
+@pytest.mark.built_in
 async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
     """Each says what the contract says, HEAD too; a wrong method names the right ones."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -83,6 +86,7 @@ STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
 async def test_who_expects_100_continue_gets_the_same_answer(tmp_path: Path, state: str) -> None:
     """Status, headers and connection are the same, whether or not the client waits before it sends its body."""
@@ -113,6 +117,7 @@ async def test_who_expects_100_continue_gets_the_same_answer(tmp_path: Path, sta
             assert (told.get("connection") == "close") is (state == "draining"), what
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
 async def test_a_connection_goes_on_unless_somebody_wants_its_end(
     tmp_path: Path, version: str, asked: str, stays: bool
@@ -153,6 +158,7 @@ BAD: dict[str, tuple[bytes, int, str | None]] = {
 }
 
 
+@pytest.mark.built_in
 async def test_bad_input_touches_no_provider(tmp_path: Path) -> None:
     """OpenAI's shape, the right param, one log line without what was sent, no new series."""
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
@@ -179,6 +185,7 @@ async def series(p: Proxy) -> set[str]:
     return {line.split(" ")[0] for line in lines if "model=" in line or "alias=" in line}
 
 
+@pytest.mark.built_in
 async def test_the_body_has_a_limit(tmp_path: Path) -> None:
     """413 before the body is read where its length is told, and as soon as it is over where it is not."""
     async with upstream(each(answers)) as gpu:
@@ -197,6 +204,7 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
         assert gpu.posts == []
 
 
+@pytest.mark.built_in
 async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
     """One byte of ten, then silence."""
     async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
@@ -205,6 +213,7 @@ async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
         assert b'"body_timeout"' in answer
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
@@ -223,7 +232,7 @@ async def test_a_slow_head_does_not_hold_a_place(tmp_path: Path, sent: bytes, to
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             await reader.readuntil(b'{"status":"ok"}')
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(reader.read(1), 0.3)
+                await asyncio.wait_for(reader.read(1), 0.2)
             if not sent:
                 writer.close()
                 return
@@ -235,6 +244,7 @@ async def test_a_slow_head_does_not_hold_a_place(tmp_path: Path, sent: bytes, to
         writer.close()
 
 
+@pytest.mark.built_in
 async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
     """Also one byte at a time, and more than one request in one packet: no timer is left behind."""
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -252,6 +262,7 @@ async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
         writer.close()
 
 
+@pytest.mark.built_in
 async def test_what_is_no_http_is_told_in_our_shape_and_not_repeated(tmp_path: Path) -> None:
     """aiohttp would echo the offending line into answer and log, key and all."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -428,7 +439,7 @@ async def test_a_client_that_stops_reading_is_cut(tmp_path: Path, composed: bool
 
     async with upstream(each(floods)) as gpu:
         provider = {"kind": "ollama", "base_url": gpu.url} if composed else openai(gpu.url)
-        async with proxy(settings({"gpu": provider}, limits={"write_timeout": 0.3}), tmp_path) as p:
+        async with proxy(settings({"gpu": provider}, limits={"write_timeout": 0.2}), tmp_path) as p:
             body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
             client = socket.create_connection(("127.0.0.1", p.port))
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -448,6 +459,7 @@ BIG = 30_000_000
 """Bytes: more than the kernel's buffers of a connection take."""
 
 
+@pytest.mark.built_in
 async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
     """After write_timeout, as a stream is; the log says that the client is gone."""
 
@@ -455,7 +467,7 @@ async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
         await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.2}), tmp_path) as p:
             with socket.create_connection(("127.0.0.1", p.port)) as client:
                 client.sendall(POST)
                 async with asyncio.timeout(10):
@@ -464,6 +476,7 @@ async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
             assert p.app.gateway.pipeline.exchanges == set()
 
 
+@pytest.mark.built_in
 async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
     """A client pipelines, and reads nothing: each answer is small enough to leave at once, all of them are not."""
 
@@ -471,7 +484,7 @@ async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
         await connection.reply(completion("x" * 60_000))
 
     async with upstream(each(medium)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.2}), tmp_path) as p:
             with socket.create_connection(("127.0.0.1", p.port)) as client:
                 client.sendall(POST * 200)
                 async with asyncio.timeout(10):
@@ -480,6 +493,7 @@ async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
             assert p.app.gateway.pipeline.exchanges == set()
 
 
+@pytest.mark.built_in
 async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> None:
     """Longer than write_timeout, but never that long without a byte; and it is in hand until its last byte left.
 
@@ -490,13 +504,13 @@ async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> Non
         await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 1.5}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.75}), tmp_path) as p:
             reader, writer = await asyncio.open_connection("127.0.0.1", p.port, limit=2**16)
             writer.write(POST)
             head = await reader.readuntil(b"\r\n\r\n")
             assert len(p.app.gateway.pipeline.exchanges) == 1
             left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-            ends = asyncio.get_running_loop().time() + 2.0
+            ends = asyncio.get_running_loop().time() + 1.0
             while left > 0:
                 part = await reader.read(200_000)
                 assert part
@@ -533,7 +547,7 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
         await connection.gone()
 
     async with upstream(each(silent)) as gpu, upstream(each(answers)) as cloud:
-        silent_one = openai(gpu.url, timeouts={"first_byte": 0.2, "idle": 0.4})
+        silent_one = openai(gpu.url, timeouts={"first_byte": 0.1, "idle": 0.2})
         config = settings({"gpu": silent_one, "cloud": openai(cloud.url)})
         async with proxy(config, tmp_path) as p:
             if streaming:
@@ -560,7 +574,7 @@ async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bo
         await connection.gone()
 
     async with upstream(each(falls_silent)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url, timeouts={"idle": 0.3})}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url, timeouts={"idle": 0.15})}), tmp_path) as p:
             payload = {"messages": [], "stream": True}
             async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
                 await response.content.readany()
@@ -570,6 +584,7 @@ async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bo
             assert b"[DONE]" not in rest
 
 
+@pytest.mark.built_in
 async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
     """A configured origin may call, also a stream; any other gets no permission; without configuration nobody does."""
     home = {"Origin": "http://home"}
@@ -598,6 +613,7 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1.evil:3025", "http://home.evil", ""])
 async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) -> None:
     """A page may send a POST that needs no preflight, or make its own name mean 127.0.0.1: browsers say where from."""
@@ -620,6 +636,7 @@ async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) ->
                 assert (await p.post("/v1/chat/completions", {"messages": []}, headers=sent))[0] == 200
 
 
+@pytest.mark.built_in
 async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
     """404, in our shape."""
     async with proxy({**LOOPBACK, "metrics": {"enabled": False}}, tmp_path) as p:

@@ -203,7 +203,7 @@ async def test_one_finds_a_dead_target_for_all(tmp_path: Path) -> None:
 
     async with upstream(each(moody)) as gpu, upstream(each(answers)) as spare:
         config = settings(
-            {"gpu": openai(gpu.url), "spare": openai(spare.url)}, health={"failure_threshold": 1, "backoff": 2}
+            {"gpu": openai(gpu.url), "spare": openai(spare.url)}, health={"failure_threshold": 1, "backoff": 1}
         )
         async with workers(config, tmp_path, 4) as running:
             assert "spare/m" in (await chat(running.url))[1]
