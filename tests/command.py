@@ -68,11 +68,12 @@ async def start(
     stdout: int = PIPE,
     stderr: int = PIPE,
     text: bytes = b"",
+    listener: socket.socket | None = None,
     anew: bool = False,
 ) -> Child:
     """The command as a child: its whole environment, its folder, where it writes to, and what it reads (64 KiB).
 
-    `anew`: not forked, for a test that looks at the process from outside.
+    `listener`: passed to it as systemd does. `anew`: not forked, for a test that looks at the process from outside.
     """
     own = {name for name in environ if name.startswith(IMPORTS) and environ[name] != os.environ.get(name)}
     reads, writes = os.pipe()
@@ -83,35 +84,42 @@ async def start(
     try:
         if anew or own or not hasattr(os, "pidfd_open"):
             path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), str(ROOT)]))
+            command = [sys.executable, "-m", "manallm_proxy", *arguments]
+            if listener is not None:
+                at = listener.fileno()
+                command = ["bash", "-c", f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{at} {at}<&-', "", *command]
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "manallm_proxy", *arguments),
+                *command,
                 cwd=folder,
                 env={**environ, "PYTHONPATH": path},
+                pass_fds=() if listener is None else [listener.fileno()],
                 stdin=reads,
                 stdout=stdout,
                 stderr=stderr,
             )
-        return await _fork(arguments, environ, folder, reads, stdout, stderr)
+        passed = [] if listener is None else [listener.fileno()]
+        return await _fork(arguments, environ, folder, [reads, *passed], stdout, stderr)
     finally:
         os.close(reads)
 
 
 async def _fork(
-    arguments: tuple[str, ...], environ: Mapping[str, str], folder: Path, stdin: int, stdout: int, stderr: int
+    arguments: tuple[str, ...], environ: Mapping[str, str], folder: Path, passed: list[int], stdout: int, stderr: int
 ) -> Forked:
+    """`passed`: its standard input, and a socket that listens."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     request = json.dumps({"arguments": arguments, "environ": dict(environ), "folder": str(folder)}).encode()
     with contextlib.ExitStack() as sent:
         sent.callback(theirs.close)
-        streams, given, pipes = [], [stdin], []
+        streams, given, pipes = [], passed[:1], []
         for wanted in (stdout, stderr):
             stream, number, pipe = await _stream(wanted, given[-1])
             streams.append(stream)
             given.append(number)
             pipes += pipe
             sent.callback(os.close, number)
-        socket.send_fds(server(), [request], [*given, theirs.fileno()])
+        socket.send_fds(server(), [request], [*given, theirs.fileno(), *passed[1:]])
     loop = asyncio.get_running_loop()
     if not (pid := await loop.sock_recv(ours, 16)):
         raise RuntimeError("the process that forks has ended")

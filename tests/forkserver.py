@@ -6,7 +6,8 @@ it was sent, no others, and ends as any Python process does, so that it differs 
 ``/proc/*/cmdline`` and ``environ`` only. It has no threads and no event loop when it forks.
 
 A request is JSON of ``arguments``, ``environ``, ``folder`` with four descriptors: standard input, output, error, and a
-socket that is told the process id and then the exit code, negative for a signal as in `subprocess`.
+socket that is told the process id and then the exit code, negative for a signal as in `subprocess`. A fifth is the
+socket that systemd would pass.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from manallm_proxy.__main__ import main
 
 COMMANDS = ("chat", "check", "explain", "look_around", "requests", "serve", "status")
 NEEDED = ("uvloop", "manallm_proxy.process.supervisor", *(f"manallm_proxy.cli.{name}" for name in COMMANDS))
-DESCRIPTORS = 4
+STATUS, LISTENER, DESCRIPTORS = 3, 4, 5
 LIMIT = 1 << 17
 
 
@@ -55,22 +56,28 @@ def serve(requests: socket.socket) -> list[str] | None:
             if pid == 0:
                 requests.detach()
                 return become(json.loads(message), descriptors)
-            running[end := os.pidfd_open(pid)] = pid, descriptors[-1]
+            status = descriptors.pop(STATUS)
+            running[end := os.pidfd_open(pid)] = pid, status
             poll.register(end, select.POLLIN)
-            for each in descriptors[:-1]:
+            for each in descriptors:
                 os.close(each)
-            os.write(descriptors[-1], str(pid).encode())
+            os.write(status, str(pid).encode())
 
 
 def become(request: dict[str, object], descriptors: list[int]) -> list[str]:
     """Makes of this process the one that was asked for. Returns its arguments."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, each in enumerate(descriptors[:3]):
-        os.dup2(each, number)
-    os.closerange(3, 1 << 16)
-    os.environ.clear()
     environ, folder, arguments = request["environ"], request["folder"], request["arguments"]
     assert isinstance(environ, dict) and isinstance(folder, str) and isinstance(arguments, list)
+    for number, each in enumerate(descriptors[:3]):
+        os.dup2(each, number)
+    own = 3
+    if len(descriptors) > LISTENER:
+        os.dup2(descriptors[LISTENER], own)
+        own += 1
+        environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+    os.closerange(own, 1 << 16)
+    os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
