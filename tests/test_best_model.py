@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.best_model import best, needs_of, why_none
 from manallm_proxy.routing.catalog import Catalog
+from tests.cases import every
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
@@ -25,8 +24,7 @@ def listed(*names: str) -> list[ModelInfo]:
     return [ModelInfo(name) for name in names]
 
 
-@pytest.mark.parametrize(
-    ("models", "needs", "prefer", "wanted"),
+@every(
     [
         ([], NOTHING, (), None),
         (listed("smol"), NOTHING, (), "smol"),
@@ -56,7 +54,7 @@ def listed(*names: str) -> list[ModelInfo]:
         (listed("big-70b", "tiny-1b", "tiny-3b"), NOTHING, ("tiny*",), "tiny-3b"),
         (listed("big-70b", "nomic-embed-text"), NOTHING, ("nomic*",), "big-70b"),
         (listed("a.b", "axb"), NOTHING, ("a.b",), "a.b"),
-    ],
+    ]
 )
 def test_the_best_model(
     models: list[ModelInfo], needs: frozenset[str], prefer: tuple[str, ...], wanted: str | None

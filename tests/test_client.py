@@ -30,6 +30,7 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from tests.cases import every
 from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
@@ -58,7 +59,7 @@ FAULTS: list[tuple[BaseException, type[ProviderError], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("raised", "becomes", "detail"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
+@every(FAULTS)
 async def test_each_fault_of_the_transport_has_its_error(
     raised: Exception, becomes: type[ProviderError], detail: str | None
 ) -> None:
@@ -98,7 +99,7 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("what", GARBAGE)
+@every(GARBAGE)
 async def test_garbage_is_the_providers_failure(what: str) -> None:
     """Whatever a server sends that is no HTTP: retryable, blamed on the provider, never a 400 of the caller's."""
 

@@ -6,14 +6,14 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manallm_proxy.cli.status import table
-from tests.proxy import ROOT, free_port, openai, proxy, run, settings, written
+from tests.command import DEVNULL, ROOT, start
+from tests.proxy import free_port, openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
 
 pytestmark = pytest.mark.built_in
@@ -43,19 +43,10 @@ async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> 
         assert (code, errors) == (2, "there is no text to send\n")
 
 
-async def piped(
-    arguments: list[str], text: bytes, folder: Path | None = None, **environ: str
-) -> tuple[int | None, str, str]:
+async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **environ: str) -> tuple[int | None, str, str]:
     """Exit code, standard output and standard error of a command that reads `text`."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", *arguments),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(child.communicate(text), 20)
+    child = await start(*arguments, environ={**os.environ, **environ}, folder=folder, text=text)
+    output, errors = await asyncio.wait_for(child.communicate(), 20)
     return child.returncode, output.decode(), errors.decode()
 
 
@@ -143,12 +134,8 @@ async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> 
         config = settings({"loop": {"kind": "loopback"}})
         config["listen"] = listen
         (tmp_path / "config/proxy.yaml").write_text(written(config))
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "manallm_proxy", "serve"),
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL_STREAM": "1:1"},
-            stderr=asyncio.subprocess.PIPE,
-        )
+        environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
+        child = await start("serve", environ=environ, folder=tmp_path, stdout=DEVNULL)
         try:
             assert child.stderr is not None
             async with asyncio.timeout(10):

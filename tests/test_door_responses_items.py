@@ -13,6 +13,7 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import Carried, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
+from tests.cases import each_with_each, every
 from tests.responses import FUNCTION, Opened, chat_of
 
 USER = {"role": "user", "content": "hi"}
@@ -263,9 +264,11 @@ async def test_a_flat_name_that_is_taken() -> None:
     assert first == "agents__spawn" != second and second.endswith("__spawn")
 
 
-@pytest.mark.parametrize("namespace", ["", "a", "a.b", "ä", "n" * 64, "n" * 200])
-@pytest.mark.parametrize("name", ["x", "spawn.now", "s" * 30, *("s" * n for n in range(50, 66)), "s" * 200])
-@pytest.mark.parametrize("unique", [False, True])
+@each_with_each(
+    ["", "a", "a.b", "ä", "n" * 64, "n" * 200],
+    ["x", "spawn.now", "s" * 30, *("s" * n for n in range(50, 66)), "s" * 200],
+    [False, True],
+)
 def test_flat_names(namespace: str, name: str, unique: bool) -> None:
     """At most 64 characters that every provider takes, unlike the inner name, and with it as far as there is room."""
     flat = flat_name(namespace, name, unique=unique)
@@ -528,7 +531,7 @@ async def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
         assert door.whole(Delta(content="Hello", finish="stop"))["status"] == "completed"
 
 
-@pytest.mark.parametrize(("body", "param", "word"), BAD, ids=lambda value: str(value)[:60])
+@every(BAD)
 async def test_bad_input_is_named_by_its_place(body: dict[str, Any], param: str, word: str) -> None:
     """Before any provider is bothered."""
     with pytest.raises(InvalidRequest) as raised:

@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.command import DEVNULL, start
 from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings, written
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
 from tests.waiting import until
@@ -91,12 +91,12 @@ async def test_a_second_start_leaves_the_first_alone(tmp_path: Path, workers: tu
     path = tmp_path / "s"
     config = settings({"loopback": {"kind": "loopback"}}) | {"listen": {"unix": str(path)}}
     (tmp_path / "proxy.yaml").write_text(written(config))
-    command = (sys.executable, "-m", "manallm_proxy", "serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
-    first = await asyncio.create_subprocess_exec(*command, stdout=-3, stderr=-3)
+    command = ("serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
+    first = await start(*command, environ=os.environ, stdout=DEVNULL, stderr=DEVNULL)
     try:
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client:
             await until(path.exists, 10)
-            code, told = await run(*command[3:])
+            code, told = await run(*command)
             assert (code, f"{path} is in use" in told) == (78, True)
             async with client.get("http://x/health", headers={"Host": "localhost"}) as response:
                 assert response.status == 200
@@ -417,12 +417,8 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     """Providers, aliases and a curl line that answers, as `make run` prints them."""
     path = tmp_path / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])))
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"},
-    )
+    environ = {k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"}
+    child = await start("serve", "--config", str(path), environ=environ, stderr=DEVNULL, anew=True)
     try:
         assert child.stdout is not None
         lines: list[str] = []

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from manallm_proxy.gateway.route_table import RouteTable
+from tests.cases import every
 from tests.proxy import proxy, settings
 
 
@@ -24,8 +25,7 @@ TABLE.add("GET", "/v1/health", nothing, forgiving=False)
 TABLE.add("GET", "/health", nothing, forgiving=False)
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "rest"),
+@every(
     [
         ("/v1/chat/completions", "/v1/chat/completions", ""),
         ("/chat/completions", "/chat/completions", ""),
@@ -42,7 +42,7 @@ TABLE.add("GET", "/health", nothing, forgiving=False)
         ("/v1/models//a/b", "/v1/models/{id}", "a/b"),
         ("/v1/models//", "/v1/models", ""),
         ("/metrics", "/metrics", ""),
-    ],
+    ]
 )
 def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
     """Slashes, a doubled prefix, one at the end."""

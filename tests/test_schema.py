@@ -22,6 +22,7 @@ from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.request import read_summary, rewrite
 from manallm_proxy.openai.usage import usage_from_openai, usage_to_openai
 from manallm_proxy.openai.vectors import vector_length
+from tests.cases import every
 
 CHAT: tuple[str, type] = ("messages", list)
 
@@ -91,7 +92,7 @@ BAD: dict[bytes, tuple[str | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("body", BAD, ids=lambda body: body[:40])
+@every(BAD)
 def test_bad_input_names_its_param(body: bytes) -> None:
     """Before any provider is asked."""
     param, word = BAD[body]

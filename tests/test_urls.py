@@ -11,13 +11,13 @@ from manallm_proxy.config.values import Wrong, base_url, proxy_url
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
+from tests.cases import every
 
 HOST = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
 PATH = "holds a character that no URL's path may have"
 
 
-@pytest.mark.parametrize(
-    ("url", "wanted"),
+@every(
     [
         ("http://[::1]x/v1", HOST),
         ("http://a\\b/", HOST),
@@ -37,7 +37,7 @@ PATH = "holds a character that no URL's path may have"
         ("http://h/{deployment}/v1", PATH),
         ("http://h/%zz/v1", PATH),
         ("http://h/v1%", PATH),
-    ],
+    ]
 )
 def test_a_url_that_no_client_could_use_is_a_mistake(url: str, wanted: str) -> None:
     """Urllib splits more than a client can connect to; the same holds for a forward proxy."""

@@ -32,6 +32,7 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
+from tests.cases import each_with_each, every
 from tests.through_doors import reply_to
 
 ENTRY = Entry(Target("p", "org/m"))
@@ -294,8 +295,7 @@ ERRORS: dict[str, tuple[bytes, type[ProviderError]]] = {
 }
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("form", ERRORS)
+@each_with_each(ERRORS, [False, True])
 def test_every_form_of_error_is_seen(form: str, late: bool) -> None:
     """First or in the middle; nothing of it is relayed."""
     data, kind = ERRORS[form]
@@ -650,7 +650,7 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float
 }
 
 
-@pytest.mark.parametrize("form", FAILURES)
+@every(FAILURES)
 def test_refusals_of_the_crowd(form: str) -> None:
     """Each with its own envelope, by what it means; no page is shown."""
     status, headers, body, kind, after = FAILURES[form]
@@ -730,8 +730,7 @@ def test_an_odd_index_breaks_nothing(index: object) -> None:
     assert play(frame(odd))[1].done
 
 
-@pytest.mark.parametrize("n", ["0", "-1", "null", '"2"', "1.0", "true", "9" * 5000, "[]"])
-@pytest.mark.parametrize("cut", [True, False])
+@each_with_each(["0", "-1", "null", '"2"', "1.0", "true", "9" * 5000, "[]"], [True, False])
 def test_an_odd_number_of_choices_breaks_nothing(n: str, cut: bool) -> None:
     """The client's ``n`` is the provider's to refuse; a cut stream is never taken for a whole one."""
     raw = b'{"messages":[],"stream":true,"n":' + n.encode() + b"}"
@@ -832,11 +831,7 @@ def test_a_number_that_nobody_can_read_is_a_bad_answer(place: bytes, number: byt
     assert isinstance(play(place % number, content_type="application/json")[1].error, BadResponse)
 
 
-@pytest.mark.parametrize(
-    "vector",
-    [[1e300], [-1e39], ["a"], [None], None, 7, {}, "AAAA", "not base64!"],
-)
-@pytest.mark.parametrize("asked", ["base64", "float"])
+@each_with_each([[1e300], [-1e39], ["a"], [None], None, 7, {}, "AAAA", "not base64!"], ["base64", "float"])
 def test_what_is_no_vector(vector: object, asked: str) -> None:
     """A bad answer where it has to be converted, or is none at all; else its numbers are the client's to read."""
     of = call(Endpoint.EMBEDDINGS, encoding_format=asked)
