@@ -110,10 +110,14 @@ async def test_an_open_entry_serves_what_is_there(tmp_path: Path) -> None:
             _, aliases = await p.get("/v1/aliases")
             assert aliases["aliases"][0]["chain"] == ["box/*", "cloud/m"]
             assert aliases["aliases"][0]["chosen"] == ["box/smol", "cloud/m"]
+            health = (await p.get("/v1/health"))[1]["providers"]
+            assert health["box"]["chosen"] == {"mana/test": "smol"}
+            assert "chosen" not in health["cloud"]
             assert (await p.chat(model="box/*"))[1]["model"] == "box/smol"
             box.models = ["nomic-embed-text"]
             while (await p.get("/v1/aliases"))[1]["aliases"][0]["chosen"][0] is not None:
                 pass
+            assert (await p.get("/v1/health"))[1]["providers"]["box"]["chosen"] == {"mana/test": None}
             _, body, headers = await p.chat()
             assert (body["model"], headers["x-mana-llm-attempts"]) == ("cloud/m", "1")
             code, body, _ = await p.chat(model="box/*")

@@ -7,7 +7,7 @@ none in another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -76,8 +76,13 @@ def load(
     mistakes = Mistakes()
     config = _load(Path(path), environ, host, port, found, mistakes)
     if mistakes or config is None:
-        raise ConfigError(mistakes, located(mistakes, _files(Path(path))))
+        raise with_places(mistakes, Path(path))
     return config
+
+
+def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
+    """The error for `mistakes` of the configuration at `path`, each with its file and line."""
+    return ConfigError(mistakes, located(mistakes, _files(path)))
 
 
 def _files(path: Path) -> list[Path]:
@@ -123,6 +128,8 @@ def _load(
         providers.add(name, given)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
     given_aliases = _aliases_of(file, path, environ, mistakes)
+    if beside := _unread_aliases(file, path):
+        providers.notes.append(f"aliases: those of {path.name} count; {beside} is not read, and can be removed")
     for name, given in given_aliases.aliases.items():
         addition.beside_open_entries(given)
         aliases.add(name, given)
@@ -185,6 +192,14 @@ def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes)
     if named not in providers.kinds:
         mistakes.add("default_provider", f"no provider '{shown(named)}'{suggestion(named, providers.kinds)}")
     return named
+
+
+def _unread_aliases(file: ProxyFile, path: Path) -> Path | None:
+    """The ``aliases.yaml`` beside a file with aliases of its own, unless it belongs to a ``proxy.yaml`` there."""
+    beside = path.parent / ALIASES_FILE
+    if file.aliases is None or file.aliases_file is not None or not beside.exists():
+        return None
+    return None if path.name != "proxy.yaml" and (path.parent / "proxy.yaml").exists() else beside
 
 
 def _aliases_of(file: ProxyFile, path: Path, environ: Mapping[str, str], mistakes: Mistakes) -> AliasesFile:

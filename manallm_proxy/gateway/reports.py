@@ -90,6 +90,8 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     row["in_flight"] = health.in_flight
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
+    if chosen := _chosen(generation, name):
+        row["chosen"] = chosen
     targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
     if (box := generation.boxes.boxes.get(name)) is not None:
         _add_residents(targets, _entries(generation, name), box.residency, now)
@@ -98,6 +100,18 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     if targets:
         row["targets"] = targets
     return row
+
+
+def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
+    """By alias: the model that serves its first open entry (``provider/*``) as of now; None where nothing fits."""
+    found: dict[str, str | None] = {}
+    for name, chain in generation.config.aliases.items():
+        if chain.is_open:
+            filled = generation.catalog.filled(chain, needs_of(name))
+            for entry, now in zip(chain, filled, strict=True):
+                if entry.target.is_open and entry.target.provider == provider:
+                    found.setdefault(name, None if now.target.is_open else now.target.model)
+    return found
 
 
 def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
