@@ -8,10 +8,10 @@ from typing import Any, Final
 import attrs
 
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
-from manallm_proxy.config.values import suggestion
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import Chain, Entry

@@ -16,12 +16,13 @@ import attrs
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found import Addition
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
-from manallm_proxy.config.values import is_loopback, suggestion
+from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
 
@@ -30,6 +31,7 @@ PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 QUICKSTART: Final = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
 """Built in: what is served where there is no configuration at all."""
 ALIASES_FILE: Final = "aliases.yaml"
+_NEXT: Final = {"no such file": "; aliases_file names another one, and aliases may stand in proxy.yaml itself"}
 
 
 def find(environ: Mapping[str, str], explicit: str | None = None) -> Path:
@@ -210,7 +212,7 @@ def _aliases_of(file: ProxyFile, path: Path, environ: Mapping[str, str], mistake
     if inline or mistakes.within("aliases") or mistakes.within("default"):
         return AliasesFile(file.aliases or {}, file.default)
     beside = path.parent / (file.aliases_file or ALIASES_FILE)
-    raw = read(beside, environ, lambda what: mistakes.note(f"{beside}: {what}"))
+    raw = read(beside, environ, lambda what: mistakes.note(f"{beside}: {what}{_NEXT.get(what, '')}"))
     if raw is None:
         return AliasesFile()
     found = Mistakes()

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 import attrs
 
 from manallm_proxy.config.file_model import ProviderGiven
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
-from manallm_proxy.config.values import Wrong, api_key, suggestion
+from manallm_proxy.config.values import Wrong, api_key
 from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.targets import LOADED_WITH, Timeouts
 
@@ -33,6 +34,7 @@ KNOWN_OPTIONS: Final = frozenset(
     }
 )
 """Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
+_SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
 _NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
@@ -56,6 +58,8 @@ class Providers:
             self.mistakes.add(path, "a provider's name is letters, digits, '.', '_' and '-', at most 64 of them")
         elif f"{name}/" == self.alias_prefix:
             self.mistakes.add(path, f"a provider cannot have the aliases' own name (alias_prefix is '{name}/')")
+        if not isinstance(raw, dict) and name in _SETTINGS:
+            self.mistakes.add(path, "stands among the names of providers: indent it under the one that it belongs to")
         given = structure(ProviderGiven, raw, path, self.mistakes)
         self.kinds[name] = given.kind if given else None
         if given is None:
