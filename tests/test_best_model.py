@@ -87,6 +87,8 @@ def test_a_chain_is_filled_from_the_list_as_it_is_now() -> None:
     assert [str(e.target) for e in filled] == ["o/a", "o/b", "o/*"]
     catalog.learn("o", listed("a:latest", "/models/big/Smol-135M.gguf"))
     assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/Smol-135M"
+    unfilled = catalog.filled(chain, VISION).entries[1].unfilled
+    assert unfilled == "nothing for vision in its list: Smol-135M"
     catalog.learn("o", listed("a:latest", "c"))
     assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/c"
     closed = Chain("mana/y", (named,))
