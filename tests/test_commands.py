@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
@@ -11,12 +12,25 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.__main__ import parser
 from manallm_proxy.cli.status import table
 from tests.command import DEVNULL, ROOT, start
 from tests.proxy import free_port, openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
 
 pytestmark = pytest.mark.built_in
+
+
+def test_the_help_of_every_command_fits_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 lines of 80 columns, the shell's next prompt included."""
+    monkeypatch.setenv("COLUMNS", "80")
+    top = parser()
+    [commands] = [action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction)]
+    assert len(commands) > 8
+    for name, command in {"": top, **commands}.items():
+        lines = command.format_help().splitlines()
+        assert (len(lines) < 24, max(map(len, lines)) <= 80) == (True, True), name
+        assert "--help" in command.format_help()
 
 
 async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ PATH = "holds a character that no URL's path may have"
         (f"http://{'a.' * 127}/v1", HOST),
         ("http://h:/v1", HOST),
         ("http://h:0/v1", "expected a port from 1 to 65535"),
-        ("http://h:65536/v1", "expected a URL such as http://127.0.0.1:11434"),
+        ("http://h:65536/v1", "expected a port from 1 to 65535"),
         ("http://h/a\\b", PATH),
         ("http://h/{deployment}/v1", PATH),
         ("http://h/%zz/v1", PATH),

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import define, evolve, field
 
+from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
@@ -67,7 +67,7 @@ class Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
-            raise ConfigError(mistakes)
+            raise with_places(mistakes, config.path)
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
@@ -87,7 +87,7 @@ class Generation:
         )
         if mistakes:
             await close_all(opened.values(), self.registry.observe)
-            raise ConfigError(mistakes)
+            raise with_places(mistakes, config.path)
         held = self.registry.providers
         healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
         clients = {name: self.providers.get(name) if name in kept else opened.get(name) for name in config.providers}

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Protocol
 
+from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config, ProviderConfig
-from manallm_proxy.config.structure import ConfigError, join
+from manallm_proxy.config.structure import join
 from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.http_client.api import Address
@@ -71,7 +72,7 @@ async def try_open(config: Config) -> None:
     opened, mistakes = open_all(config.providers.values(), lambda event: None)
     await close_all(opened.values(), lambda event: None)
     if mistakes:
-        raise ConfigError(mistakes)
+        raise with_places(mistakes, config.path)
 
 
 def open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:

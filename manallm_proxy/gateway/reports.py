@@ -91,6 +91,8 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     row["in_flight"] = health.in_flight
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
+    if chosen := _chosen(generation, name):
+        row["chosen"] = chosen
     targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
     if (queue := generation.home.queues.get(name)) is not None:
         entries = _entries(generation, name)
@@ -102,6 +104,18 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     if targets:
         row["targets"] = targets
     return row
+
+
+def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
+    """By alias: the model that serves its first open entry (``provider/*``) as of now; None where nothing fits."""
+    found: dict[str, str | None] = {}
+    for name, chain in generation.config.aliases.items():
+        if chain.is_open:
+            filled = generation.catalog.filled(chain, needs_of(name))
+            for entry, now in zip(chain, filled, strict=True):
+                if entry.target.is_open and entry.target.provider == provider:
+                    found.setdefault(name, None if now.target.is_open else now.target.model)
+    return found
 
 
 def _entries(generation: Generation, provider: str) -> dict[str, Entry]:

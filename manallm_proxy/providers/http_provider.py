@@ -31,6 +31,7 @@ from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
 from manallm_proxy.providers.classify import widened
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
+from manallm_proxy.providers.own_words import reveal
 from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.turns import Pieces, fits
 from manallm_proxy.providers.wire import Request, Translator, Wire
@@ -78,7 +79,7 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
-            raise scrubbed(error, *self.address.secrets) from None
+            raise self._safe(error, call) from None
 
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
@@ -93,7 +94,7 @@ class HttpProvider:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.content_type)
-        return HttpStream(self.address, response, translator)
+        return HttpStream(self.address, response, translator, call)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -152,7 +153,13 @@ class HttpProvider:
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise scrubbed(refusal, *self.address.secrets)
+        raise self._safe(refusal, call)
+
+    def _safe(self, error: ProviderError, call: Call) -> ProviderError:
+        """Without our keys, and with as much of the provider's words as may be shown."""
+        error = scrubbed(error, *self.address.secrets)
+        reveal(error, call.body)
+        return error
 
     def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
         """A status with its headers."""
@@ -209,6 +216,7 @@ class HttpStream:
     _address: Address
     _response: Response
     _translator: Translator
+    _call: Call
     _idle: float = 0.0
     _guard: asyncio.TimerHandle | None = None
     _piece: StreamBatch | None = None
@@ -251,7 +259,7 @@ class HttpStream:
         batch = self._translator.feed(data) if data else self._translator.close()
         self._complete = batch.done
         if batch.error is not None:
-            scrubbed(batch.error, *self._address.secrets)
+            reveal(scrubbed(batch.error, *self._address.secrets), self._call.body)
         return batch
 
     def commit(self, idle: float) -> None:
