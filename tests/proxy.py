@@ -161,7 +161,7 @@ async def process(
     async def collect(stream: asyncio.StreamReader) -> None:
         async for line in stream:
             output.append(line.decode())
-            if not url.done() and (match := re.search(r"http://[\d.:]+", output[-1])):
+            if not url.done() and (match := re.search(r"http://[\d.:]+|unix:[^\s\",]+", output[-1])):
                 url.set_result(match[0])
         if not url.done():
             url.set_exception(RuntimeError("".join(output)))
