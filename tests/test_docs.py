@@ -26,9 +26,10 @@ import yaml
 from attrs import define, field, frozen
 
 from manallm_proxy.cli.check import check
+from tests.command import ROOT
 from tests.nginx import EXAMPLE, nginx
 from tests.ollama_box import box
-from tests.proxy import ROOT, Process, free_port, process, written
+from tests.proxy import Process, free_port, process, written
 from tests.supervised import health
 from tests.upstreams import answers, each, upstream
 
