@@ -192,7 +192,8 @@ async def _probed(url: str, config: dict[str, Any]) -> None:
         while True:
             rows = {n: row for n, row in (await health(url))["providers"].items() if row["status"] != "unconfigured"}
             asked = all(row["last_check"] for row in rows.values() if row.get("kind") != "loopback")
-            if asked and all(rows[name].get("targets") for name in local):
+            watched = [target for name in local for target in rows[name].get("targets", {}).values()]
+            if asked and all(target.get("loaded") is not None for target in watched):
                 return
             await asyncio.sleep(0.01)
 
