@@ -212,8 +212,14 @@ class Logs:
         now = self._now()
         shown: dict[str, Any] = {"time": now, "level": level, "event": name} if self.json else {}
         for key, value in fields.items():
-            if value is not None:
-                shown[key] = value if _needs_no_care(value) else _shown(key, value)
+            kind = type(value)  # the usual cases of `_shown` come first, in half the time
+            if kind is str:
+                is_clean = len(value) <= TEXT_LIMIT and value.isprintable() and "\\" not in value
+                shown[key] = value if is_clean else _shown(key, value)
+            elif kind is int and -_LARGE < value < _LARGE:
+                shown[key] = value
+            elif value is not None:
+                shown[key] = _shown(key, value)
         if self.json:
             return _encode(shown) + b"\n"
         line = f"{now} {level:<7} {name} " + " ".join([f"{key}={_quoted(value)}" for key, value in shown.items()])
@@ -233,14 +239,6 @@ def _appearance(form: str, stream: TextIO | None, environ: Mapping[str, str]) ->
     """Whether lines are JSON, and whether they are coloured."""
     terminal = stream is not None and stream.isatty()
     return form == "json" or (form == "auto" and not terminal), terminal and not environ.get("NO_COLOR")
-
-
-def _needs_no_care(value: Any) -> bool:
-    """The usual case of `_shown`, in less time."""
-    kind = type(value)
-    if kind is str:
-        return len(value) <= TEXT_LIMIT and value.isprintable() and "\\" not in value
-    return kind is float or kind is bool or (kind is int and -_LARGE < value < _LARGE)
 
 
 def _shown(key: str, value: Any) -> Any:
