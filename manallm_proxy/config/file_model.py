@@ -89,7 +89,7 @@ class EntryGiven:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
     cold: Cold = "wait"
-    load_timeout: Seconds = 300.0
+    load_timeout: Seconds | None = None
     max_wait: SecondsOrZero = 1.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()

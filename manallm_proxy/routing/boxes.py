@@ -73,9 +73,10 @@ class Box:
         if self._is_ready(entry, self.clock()):
             return
         task = self._load(entry)
-        done, _ = await asyncio.wait([task], timeout=entry.load_timeout)
+        patience = self.residency.patience(entry)
+        done, _ = await asyncio.wait([task], timeout=patience)
         if not done:
-            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{entry.load_timeout:g} s")
+            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{patience:.3g} s")
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOADS_FAIL:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
