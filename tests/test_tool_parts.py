@@ -36,6 +36,9 @@ TRANSCRIPTS: dict[str, tuple[list[Part], list[Call]]] = {
     "another id with each part": ([("a", "f", '{"x"'), ("b", "f", ":1}"), ("c", "f", "")], [("f", {"x": 1})]),
     "an empty part in the middle": ([("a", "f", '{"x"'), (None, "f", ""), (None, None, ":1}")], [("f", {"x": 1})]),
     "an object without members": ([("a", "f", "{}"), (None, "f", "")], [("f", {})]),
+    "the id before the name": ([("a", None, ""), (None, "f", ""), (None, None, '{"x":1}')], [("f", {"x": 1})]),
+    "arguments before the name": ([("a", None, '{"x"'), (None, "f", ":1"), (None, None, "}")], [("f", {"x": 1})]),
+    "the name before the id": ([(None, "f", ""), ("a", None, '{"x":1}')], [("f", {"x": 1})]),
     # calls that are no phantoms
     "no arguments at all": ([("a", "f", "")], [("f", {})]),
     "a call of the same tool": (
@@ -166,6 +169,7 @@ PARTS = st.builds(
 def test_no_arguments_are_lost_whatever_comes(parts: list[ToolCall]) -> None:
     """And what is named has an id, since a client answers by that."""
     reader = CallParts()
-    passed = [part for each in parts for part in reader.read(Delta(tool_calls=(each,))).tool_calls]
+    steps = [*(Delta(tool_calls=(each,)) for each in parts), Delta(finish="tool_calls")]
+    passed = [part for step in steps for part in reader.read(step).tool_calls]
     assert "".join(part.arguments for part in passed) == "".join(part.arguments for part in parts)
     assert all(part.id for part in passed if part.name)
