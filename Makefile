@@ -97,6 +97,10 @@ numbers: $(VENV)/.dev  ## print start time and memory of the real process
 bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
 	@$(BIN)/python -m bench
 
+.PHONY: simulate
+simulate: $(VENV)/.runtime  ## a day before a box that is asked for too much: what stays local, who waits how long (LOAD, HOURS, SEED)
+	@$(BIN)/python -m bench.simulation
+
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
 	@$(BIN)/python -m bench.compare

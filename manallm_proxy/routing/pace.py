@@ -13,6 +13,11 @@ from attrs import define, field
 
 RECENT: Final = 20
 """Answers from which the bytes of a token are told."""
+LENGTHS: Final = 50
+"""Answers from which the length of the next is told."""
+SHORTER: Final = 0.2
+"""Part of the answers that are shorter than the one that is expected. Nobody knows how long the next will be, and a
+wait is bounded in any case: so only who would surely wait too long is sent away (``make simulate`` compares)."""
 LEARNT: Final = 3
 """Answers from which on that is gone by."""
 MARGIN: Final = 1.5
@@ -27,26 +32,28 @@ _WEIGHT: Final = 0.3
 
 @define
 class Pace:
-    """Averages of one model's answers; None: not known."""
+    """What one model's answers take; None: not known."""
 
     answer: float | None = None
-    """Seconds that one takes."""
+    """Seconds of a short one."""
     prompt_token: float | None = None
     """Seconds until the first byte, for each token of the prompt."""
     output_token: float | None = None
     """Seconds from the first byte to the last, for each token of the answer."""
     output: float | None = None
-    """Tokens of an answer."""
+    """Tokens of a short one."""
+    _seconds: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
+    _outputs: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
     _bytes_per_token: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
 
     def learn(self, size: int | None, prompt: int, output: int, first: float | None, total: float) -> None:
         """One answer: bytes of its request (None: they say nothing), tokens, seconds to the first byte and in all."""
-        self.answer = _average(self.answer, total)
+        self.answer = _short(self._seconds, total)
         if prompt > 0 and size is not None and size >= SHORT:
             self._bytes_per_token.append(size / prompt)
         if first is None or prompt <= 0 or output <= 0:
             return
-        self.output = _average(self.output, output)
+        self.output = _short(self._outputs, output)
         self.prompt_token = _average(self.prompt_token, first / prompt)
         self.output_token = _average(self.output_token, max(total - first, 0.0) / output)
 
@@ -68,6 +75,12 @@ class Pace:
         known = len(self._bytes_per_token) >= LEARNT
         most = MARGIN * max(self._bytes_per_token) if known else LONGEST_TOKEN
         return int(size / most)
+
+
+def _short(known: deque[float], latest: float) -> float:
+    """The length than which `SHORTER` of those that are known, and the latest, are shorter."""
+    known.append(latest)
+    return sorted(known)[int(SHORTER * len(known))]
 
 
 def _average(known: float | None, latest: float) -> float:
