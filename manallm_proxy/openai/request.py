@@ -26,6 +26,9 @@ _ROUTED: Final = frozenset(
 """Keys that decide where a request goes and what of its answer is read."""
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
+_IMAGE_URL: Final = b'"image_url"'
+_UNDERSCORES: Final = 50
+"""Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
@@ -60,10 +63,20 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and b'"image_url"' in body and _IMAGE.search(values[key]):
+    if key == "messages" and may_have_images(body) and _IMAGE.search(values[key]):
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def may_have_images(body: bytes) -> bool:
+    """Whether ``"image_url"`` is in it. Prose has few underscores, and to find one takes a fiftieth of the time."""
+    at = body.find(b"_")
+    for _ in range(_UNDERSCORES):
+        if at < 0 or body.startswith(_IMAGE_URL, max(at - len(b'"image'), 0)):
+            return at >= 0
+        at = body.find(b"_", at + 1)
+    return body.find(_IMAGE_URL, at - len(b'"image')) >= 0 if at >= 0 else False
 
 
 def refuse_look_alikes(keys: Iterable[str]) -> None:
@@ -93,11 +106,13 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
     brace = body.index(b"{") + 1
-    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    rest = memoryview(body)  # its slices are no copies
+    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
+    at = brace
     for (start, end), value in sorted(edits):
-        parts += [body[at:start], value]
+        parts += [rest[at:start], value]
         at = end
-    parts.append(body[at:])
+    parts.append(rest[at:])
     return b"".join(parts)
 
 
