@@ -193,7 +193,7 @@ def test_what_is_kept_loaded(loaded: Load) -> None:
     config = loaded(BOX + alias + "warm: [box/m, box/n, 'box/M:latest']")
     assert [dict(entry.options) for entry in config.warm] == [{"num_ctx": 4096}, {}, {"num_ctx": 4096}]
     assert mistakes(loaded, BOX + "aliases: {}\nwarm: [far/m, bux/m]") == [
-        "warm[0]: far is no provider of kind ollama with 'local: true'",
+        "warm[0]: far is no Ollama or llama-server with 'local: true'",
         "warm[1]: no provider 'bux' (did you mean 'box'?)",
     ]
 

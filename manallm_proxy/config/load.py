@@ -181,7 +181,7 @@ def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, .
             hint = suggestion(target.provider, file.providers)
             mistakes.add(f"warm[{n}]", f"no provider '{shown(target.provider)}'{hint}")
         elif provider is not None and not provider.loads_models:
-            mistakes.add(f"warm[{n}]", f"{target.provider} is no provider of kind ollama with 'local: true'")
+            mistakes.add(f"warm[{n}]", f"{target.provider} is no Ollama or llama-server with 'local: true'")
         elif provider is not None:
             found.append(entries.get(target) or Entry(target, options=config.options_of(target)))
     return tuple(found)

@@ -215,8 +215,8 @@ class ProviderConfig:
 
     @property
     def loads_models(self) -> bool:
-        """Whether it is an Ollama of the operator's own, whose loads are watched."""
-        return self.local and self.kind == "ollama" and self.api == "native"
+        """Whether it is a server of the operator's own that may load models on demand, so that it is watched."""
+        return self.local and (self.kind == "openai" or (self.kind == "ollama" and self.api == "native"))
 
 
 ModelKey = tuple[str, str]

@@ -26,8 +26,8 @@ class Resident:
 class ModelHost(Protocol):
     """One such server. Each method raises a `ProviderError` and nothing else but a bug."""
 
-    async def residents(self, seconds: float) -> tuple[Resident, ...]:
-        """What is loaded, asked within `seconds`. BadResponse for an answer that cannot be one."""
+    async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
+        """What is loaded, asked within `seconds`; None where such servers do not tell. BadResponse for nonsense."""
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """Returns once `entry`'s model is loaded; cancelling it aborts the load. `pinned`: it is to stay."""

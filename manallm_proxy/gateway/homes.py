@@ -8,6 +8,7 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.gateway.opening import address_of
 from manallm_proxy.providers.ollama.host import OllamaHost
+from manallm_proxy.providers.openai.router_host import RouterHost
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health import Health
@@ -52,4 +53,5 @@ def _new_queue(provider: ProviderConfig, health: Health, clock: Clock) -> Queue:
 
 
 def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer) -> Box:
-    return Box(provider.name, OllamaHost(address_of(provider)), clock, observe)
+    host = OllamaHost if provider.kind == "ollama" else RouterHost
+    return Box(provider.name, host(address_of(provider)), clock, observe)

@@ -138,7 +138,8 @@ def _add_residents(
         entry = entries.get(model)
         row["loaded"] = residency.is_loaded(entry, now) if entry is not None else True
         row["loading"] = ollama_name(model) in residency.loads
-        for name in ("context_length", "size", "size_vram"):
+        row["context_length"] = (resident.context_length or None) if resident is not None else None
+        for name in ("size", "size_vram"):
             row[name] = getattr(resident, name, None) if resident is not None and resident.size else None
         if residency.on_cpu(model) is not None and row["status"] in ("healthy", "degraded"):
             row["status"] = SLOW

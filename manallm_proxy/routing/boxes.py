@@ -154,6 +154,9 @@ class Box:
             if self.residency.not_observed(asked_at, unreadable=error.blame is not Blame.REACH):
                 self.observe(ResidentsUnreadable(self.provider, error.detail or error.error_type))
             return
+        if residents is None:
+            self.residency.not_observed(asked_at, unreadable=True)
+            return
         self.residency.observed(residents, asked_at)
         self._report_slow(residents)
         now = self.clock()

@@ -5,7 +5,6 @@ It has connections of its own: a load keeps one open for minutes, and Ollama abo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from datetime import UTC, datetime
@@ -15,19 +14,16 @@ import msgspec
 from attrs import define, field
 from msgspec import Struct
 
-from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError, Unsupported
+from manallm_proxy.contract.provider_errors import BadResponse, Unsupported
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry
-from manallm_proxy.http_client.api import Address, Connections, Response
+from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
-from manallm_proxy.providers.http_provider import connections_to
+from manallm_proxy.providers.host_line import HostLine
 from manallm_proxy.providers.ollama.errors import failure
-from manallm_proxy.providers.scrub import scrubbed
 
-BODY_LIMIT: Final = 1 << 20
 LOAD_LONGEST: Final = 3600.0
 """Seconds after which a load is given up; Ollama itself gives up one that makes no progress for 5 minutes."""
-CONNECT: Final = 3.0
 _FOREVER: Final = -1
 
 
@@ -59,14 +55,14 @@ class OllamaHost:
     """See `residents.ModelHost`."""
 
     address: Address
-    _connections: Connections = field(repr=False)
+    _line: HostLine = field(repr=False)
 
-    @_connections.default
-    def _new_connections(self) -> Connections:
-        return connections_to(self.address)
+    @_line.default
+    def _new_line(self) -> HostLine:
+        return HostLine(self.address, failure)
 
     async def residents(self, seconds: float) -> tuple[Resident, ...]:
-        body = await self._ask("GET", "api/ps", None, seconds)
+        body = await self._line.ask("GET", "api/ps", None, seconds)
         try:
             rows = _ROWS.decode(body).models or []
         except (*DecodeErrors, msgspec.ValidationError):
@@ -80,50 +76,21 @@ class OllamaHost:
         """``generate`` without a prompt loads a model; one that only embeds refuses that, and is asked its own way."""
         wanted = _wanted(entry, pinned)
         try:
-            await self._ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
+            await self._line.ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
         except Unsupported:
             wanted.pop("shift", None)
-            await self._ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
+            await self._line.ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
 
     async def blob(self, model: str, seconds: float) -> str | None:
         """The digest of the weights behind a name (``FROM`` of its Modelfile); None where they have none."""
-        body = await self._ask("POST", "api/show", encode({"model": model}), seconds)
+        body = await self._line.ask("POST", "api/show", encode({"model": model}), seconds)
         with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
             found = _FROM.search(_SHOWN.decode(body).modelfile)
             return found[1].lower() if found is not None else None
         return None
 
     async def close(self) -> None:
-        await self._connections.close()
-
-    async def _ask(self, method: str, path: str, body: bytes | None, seconds: float) -> bytes:
-        """The body of a 200, within `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                response = await self._connections.request(method, path, request_id=None, body=body, connect=CONNECT)
-                answer = await _body(response)
-        except TimeoutError:
-            raise FirstByteTimeout(f"{self.address.name}: {path} got no answer in {seconds:g} s") from None
-        if response.status != 200:
-            error: ProviderError = failure(response.status, response.headers, answer)
-            raise scrubbed(error, *self.address.secrets)
-        return answer
-
-
-async def _body(response: Response) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while part := await response.read():
-            parts.append(part)
-            size += len(part)
-            if size > BODY_LIMIT:
-                raise BadResponse("its answer does not end", detail="too long")
-    except BaseException:
-        response.close()
-        raise
-    response.release()
-    return b"".join(parts)
+        await self._line.close()
 
 
 def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""A llama-server without a model of its own (router mode): what it has loaded, and loads that it is asked for.
+
+Its model list says of each model ``status.value``: unloaded, loading, loaded, failed (llama.cpp build 11669). Lists
+of other servers have no such word; they are asked a few times, then hardly ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from attrs import define, evolve, field
+from msgspec import Struct
+
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.http_client.api import Address
+from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.providers.classify import classify, envelope
+from manallm_proxy.providers.host_line import HostLine
+
+LOAD_LONGEST: Final = 3600.0
+POLL: Final = 0.5
+"""Seconds between two looks at a load."""
+ANSWER: Final = 10.0
+"""Seconds for an answer that waits for nothing."""
+BEGINS: Final = 5.0
+"""Seconds after which a load that was asked for must be seen."""
+_ROOT: Final = "/v1"
+
+
+class _Row(Struct):
+    id: str = ""
+    aliases: Any = None
+    status: Any = None
+    meta: Any = None
+
+    @property
+    def state(self) -> str | None:
+        """None where the server has no word for it."""
+        value = self.status.get("value") if isinstance(self.status, dict) else None
+        return value if isinstance(value, str) else None
+
+    @property
+    def window(self) -> int:
+        """Tokens in force; 0 where it does not say."""
+        tokens = self.meta.get("n_ctx") if isinstance(self.meta, dict) else None
+        return tokens if type(tokens) is int and tokens > 0 else 0
+
+
+class _Rows(Struct):
+    data: list[_Row] | None = None
+
+
+_ROWS: Final = msgspec.json.Decoder(_Rows)
+
+
+@define(eq=False)
+class RouterHost:
+    """See `residents.ModelHost`. ``address``: of the provider, with or without ``/v1``."""
+
+    address: Address
+    _line: HostLine = field(init=False, repr=False)
+    _list: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        base = self.address.base_url
+        self._list = "v1/models" if base.endswith(_ROOT) else "models"
+        self._line = HostLine(evolve(self.address, base_url=base.removesuffix(_ROOT)), _failure)
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
+        rows = await self._rows(seconds)
+        if not any(row.state for row in rows):
+            return None
+        return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None:
+        """It goes on whoever leaves. `pinned` has no word here: the server unloads what it has not used for longest."""
+        model = entry.target.model
+        await self._line.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        begun = False
+        for look in range(round(LOAD_LONGEST / POLL)):
+            state = next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
+            if state == "loaded":
+                return
+            begun = begun or state == "loading"
+            if state == "failed" or (begun and state != "loading") or (not begun and look * POLL > BEGINS):
+                break
+            await asyncio.sleep(POLL)
+        raise BadResponse(f"{self.address.name}: it could not load {model}", detail="failed to load")
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    async def _rows(self, seconds: float) -> list[_Row]:
+        body = await self._line.ask("GET", self._list, None, seconds)
+        try:
+            return _ROWS.decode(body).data or []
+        except (*DecodeErrors, msgspec.ValidationError):
+            return []
+
+
+def _failure(status: int, headers: Any, body: bytes) -> ProviderError:
+    return classify(status, headers, envelope(body))
