@@ -25,11 +25,15 @@ run: $(VENV)/.runtime  ## install into .venv and serve config/quickstart.yaml (H
 	@exec $(BIN)/manallm-proxy serve --config $(CONFIG) $(SERVE_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them: a minute
+test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them but `make packaging`
 	$(BIN)/python $(PYTEST) --durations=8 $(ARGS)
 
+.PHONY: packaging
+packaging: $(VENV)/.dev $(VENV)/.wheels  ## `make install` into a folder, and what it leaves there: twenty seconds
+	$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
+
 .PHONY: coverage
-coverage: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
+coverage: $(VENV)/.dev $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
 	$(BIN)/python $(PYTEST) --cov --cov-report=term $(ARGS)
 
 .PHONY: fresh
@@ -67,7 +71,7 @@ bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.tom
 	$(VENV)/bounds/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: constraints
-constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test`
+constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test packaging`
 	@sed -n 1p constraints.txt >$(VENV)/constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
