@@ -10,7 +10,9 @@ LLAMA := $(VENV)/llama
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
-PYTEST := -m pytest -n 2 --dist worksteal
+# of the tests: half of their time they wait, so two cores do for four
+WORKERS ?= 4
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
 SECONDS ?= 60
 
@@ -29,7 +31,7 @@ test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned
 	$(BIN)/python $(PYTEST) --durations=8 $(ARGS)
 
 .PHONY: packaging
-packaging: $(VENV)/.dev $(VENV)/.wheels  ## `make install` into a folder, and what it leaves there: twenty seconds
+packaging: $(VENV)/.dev $(VENV)/.wheels  ## `make install` into a folder, and what it leaves there
 	$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
 
 .PHONY: coverage
