@@ -51,7 +51,7 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 
 .PHONY: faults
 faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
-	$(BIN)/python $(PYTEST) --timeout 120 -m 'not heavy' tests/faults $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 -m 'not heavy' tests/faults $(ARGS)
 	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
 
 .PHONY: llama
