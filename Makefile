@@ -10,7 +10,9 @@ LLAMA := $(VENV)/llama
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
-PYTEST := -m pytest -n 2 --dist worksteal
+# of the tests: half of their time they wait, so two cores do for four
+WORKERS ?= 4
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
 SECONDS ?= 60
 
@@ -25,11 +27,15 @@ run: $(VENV)/.runtime  ## install into .venv and serve config/quickstart.yaml (H
 	@exec $(BIN)/manallm-proxy serve --config $(CONFIG) $(SERVE_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them: a minute
+test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them but `make packaging`
 	$(BIN)/python $(PYTEST) --durations=8 $(ARGS)
 
+.PHONY: packaging
+packaging: $(VENV)/.dev $(VENV)/.wheels  ## `make install` into a folder, and what it leaves there
+	$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
+
 .PHONY: coverage
-coverage: $(VENV)/.dev $(VENV)/.wheels $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
+coverage: $(VENV)/.dev $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
 	$(BIN)/python $(PYTEST) --cov --cov-report=term $(ARGS)
 
 .PHONY: fresh
@@ -45,7 +51,7 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 
 .PHONY: faults
 faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
-	$(BIN)/python $(PYTEST) --timeout 120 -m 'not heavy' tests/faults $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 -m 'not heavy' tests/faults $(ARGS)
 	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
 
 .PHONY: llama
@@ -67,7 +73,7 @@ bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.tom
 	$(VENV)/bounds/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: constraints
-constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test`
+constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test packaging`
 	@sed -n 1p constraints.txt >$(VENV)/constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt

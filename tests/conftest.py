@@ -37,15 +37,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("http", over.values(), ids=over, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits longest comes first, so that no worker waits for another at the end."""
+    items.sort(key=lambda item: item.path.name != "test_workers.py")
+
+
 @pytest.fixture
 def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who speaks HTTP to providers: a test that uses this holds for both."""
     monkeypatch.setattr(client, "connections_to", request.param)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest, the installation, comes first, so that no worker waits for another at the end."""
-    items.sort(key=lambda item: item.path.name != "test_packaging.py")
 
 
 NUMBERS = itertools.count()

@@ -2,8 +2,9 @@
 
 Three quarters of a start are imports, and the suite starts two hundred processes. This one imports what ``serve`` and
 the other commands need, and forks for each request. The child has the descriptors, the environment and the folder that
-it was sent, no others, and ends as any Python process does, so that it differs from one that was started anew in its
-``/proc/*/cmdline`` and ``environ`` only. It has no threads and no event loop when it forks.
+it was sent, and no others. At its end it waits for threads and calls exit handlers as any Python process does, but does
+not take its modules to pieces, for which it would have to copy most of the memory. In that, and in ``/proc/*/cmdline``
+and ``environ``, it differs from one that was started anew. When this process forks it has no threads and no event loop.
 
 A request is JSON of ``arguments``, ``environ``, ``folder`` with four descriptors: standard input, output, error, and a
 socket that is told the process id and then the exit code, negative for a signal as in `subprocess`. A fifth is the
@@ -12,6 +13,7 @@ socket that systemd would pass.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -23,12 +25,12 @@ import signal
 import socket
 import sys
 
-from manallm_proxy.__main__ import main
-
 COMMANDS = ("chat", "check", "explain", "look_around", "requests", "serve", "status")
 NEEDED = ("uvloop", "manallm_proxy.process.supervisor", *(f"manallm_proxy.cli.{name}" for name in COMMANDS))
 STATUS, LISTENER, DESCRIPTORS = 3, 4, 5
 LIMIT = 1 << 17
+codes: list[int] = []
+"""What the command of a child has returned."""
 
 
 def serve(requests: socket.socket) -> list[str] | None:
@@ -85,6 +87,14 @@ def become(request: dict[str, object], descriptors: list[int]) -> list[str]:
     return arguments
 
 
+def end_at_once() -> None:
+    """The last exit handler of a child whose command has returned its exit code."""
+    for code in codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def _writer(number: int, errors: str) -> io.TextIOWrapper:
     """As Python makes them: by lines on a terminal and for errors."""
     raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
@@ -92,10 +102,12 @@ def _writer(number: int, errors: str) -> io.TextIOWrapper:
 
 
 if __name__ == "__main__":
+    atexit.register(end_at_once)  # the first to be registered, and so the last to be called
     for name in NEEDED:
         importlib.import_module(name)
+    main = importlib.import_module("manallm_proxy.__main__").main
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, whose end ends this process
     gc.freeze()
     if (given := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         sys.argv[1:] = given
-        sys.exit(main(given))
+        codes.append(main(given))

@@ -56,13 +56,13 @@ def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple
     return ()
 
 
-@pytest.mark.parametrize(("old", "new", "wanted"), slips())
-def test_a_slip_is_told_where_it_stands(tmp_path: Path, old: str, new: str, wanted: tuple[str, ...]) -> None:
+def test_a_slip_is_told_where_it_stands(tmp_path: Path) -> None:
     """File, line and words, all of them, and none beside."""
-    proxy = PROXY.replace(old, new, 1)
-    aliases = ALIASES if proxy != PROXY else ALIASES.replace(old, new, 1)
-    assert (proxy, aliases) != (PROXY, ALIASES)
-    assert told(tmp_path, proxy.encode(), aliases.encode()) == wanted
+    for old, new, wanted in slips():
+        proxy = PROXY.replace(old, new, 1)
+        aliases = ALIASES if proxy != PROXY else ALIASES.replace(old, new, 1)
+        assert (proxy, aliases) != (PROXY, ALIASES)
+        assert told(tmp_path, proxy.encode(), aliases.encode()) == wanted, (old, new)
 
 
 def test_without_a_slip_there_is_none(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> 
                 code, output, errors = await piped(command, b"", tmp_path)
                 assert (code, "loop" in output) == (0, True), errors
         finally:
-            child.terminate()
+            child.kill()
             await child.communicate()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +219,7 @@ async def test_serve_without_a_configuration_uses_what_is_there(tmp_path: Path) 
                 lines.append(line.decode())
         shell = await asyncio.create_subprocess_shell(f"{lines[-1].strip()} -s", stdout=asyncio.subprocess.PIPE)
         answer = json.loads((await shell.communicate())[0])
-        child.send_signal(signal.SIGTERM)
+        child.kill()
         await child.communicate()
     assert answer["choices"][0]["message"]["content"] == "I am smol."
     assert answer["model"] == "ollama/smol:latest"

@@ -5,25 +5,36 @@ from __future__ import annotations
 import base64
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from google import genai
-from google.genai import types
 
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini.wire import GeminiWire
 
+if TYPE_CHECKING:
+    from google import genai
+    from google.genai import types
+
 Json = dict[str, Any]
 WIRE = GeminiWire()
 OPAQUE = ("args", "response", "parametersJsonSchema", "responseJsonSchema")
 PNG = b"\xff\xfe\xfd"
 DATA = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def library() -> None:
+    """Imported by the worker that runs these tests, and by no other: it takes half a second."""
+    globals()["genai"] = import_module("google.genai")
+    globals()["types"] = import_module("google.genai.types")
 
 
 def plain(value: Any) -> Any:
@@ -71,7 +82,12 @@ def said_by_us(model: str, fields: Json) -> Json:
 
 
 USER = [{"role": "user", "content": "hi"}]
-HI = [types.Content(role="user", parts=[types.Part(text="hi")])]
+
+
+def hi() -> list[types.Content]:
+    return [types.Content(role="user", parts=[types.Part(text="hi")])]
+
+
 SCHEMA = {"type": "object", "properties": {"snake_case": {"type": "string"}}, "$defs": {}}
 CALL = {
     "id": "c1",
@@ -85,24 +101,29 @@ HISTORY = [
     {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "c1", "content": "rain"},
 ]
-HISTORY_THERE = [
-    types.Content(role="user", parts=[types.Part(inline_data=types.Blob(data=PNG, mime_type="image/png"))]),
-    types.Content(
-        role="model",
-        parts=[
-            types.Part(text="Let me see."),
-            types.Part(
-                function_call=types.FunctionCall(id="c1", name="f", args={"a_b": [1, None]}), thought_signature=PNG
-            ),
-        ],
-    ),
-    types.Content(
-        role="user",
-        parts=[
-            types.Part(function_response=types.FunctionResponse(id="c1", name="f", response={"output": "rain"})),
-        ],
-    ),
-]
+
+
+def history_there() -> list[types.Content]:
+    return [
+        types.Content(role="user", parts=[types.Part(inline_data=types.Blob(data=PNG, mime_type="image/png"))]),
+        types.Content(
+            role="model",
+            parts=[
+                types.Part(text="Let me see."),
+                types.Part(
+                    function_call=types.FunctionCall(id="c1", name="f", args={"a_b": [1, None]}), thought_signature=PNG
+                ),
+            ],
+        ),
+        types.Content(
+            role="user",
+            parts=[
+                types.Part(function_response=types.FunctionResponse(id="c1", name="f", response={"output": "rain"})),
+            ],
+        ),
+    ]
+
+
 SETTINGS = {
     "temperature": 0.5,
     "top_p": 0.5,
@@ -117,62 +138,67 @@ SETTINGS = {
     "top_logprobs": 2,
     "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
 }
-SETTINGS_THERE = types.GenerateContentConfig(
-    temperature=0.5,
-    top_p=0.5,
-    top_k=40,
-    seed=3,
-    stop_sequences=["END"],
-    candidate_count=2,
-    max_output_tokens=20,
-    presence_penalty=1,
-    frequency_penalty=0.5,
-    response_logprobs=True,
-    logprobs=2,
-    response_mime_type="application/json",
-    response_json_schema=SCHEMA,
-)
-TOOL = {"type": "function", "function": {"name": "f", "description": "F", "parameters": SCHEMA}}
-TOOL_THERE = types.Tool(
-    function_declarations=[types.FunctionDeclaration(name="f", description="F", parameters_json_schema=SCHEMA)]
-)
-ANY = types.ToolConfig(
-    function_calling_config=types.FunctionCallingConfig(
-        mode=types.FunctionCallingConfigMode.ANY, allowed_function_names=["f"]
+
+
+def settings_there() -> types.GenerateContentConfig:
+    return types.GenerateContentConfig(
+        temperature=0.5,
+        top_p=0.5,
+        top_k=40,
+        seed=3,
+        stop_sequences=["END"],
+        candidate_count=2,
+        max_output_tokens=20,
+        presence_penalty=1,
+        frequency_penalty=0.5,
+        response_logprobs=True,
+        logprobs=2,
+        response_mime_type="application/json",
+        response_json_schema=SCHEMA,
     )
-)
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "F", "parameters": SCHEMA}}
+
+
+def tools_there() -> types.GenerateContentConfig:
+    tool = types.Tool(
+        function_declarations=[types.FunctionDeclaration(name="f", description="F", parameters_json_schema=SCHEMA)]
+    )
+    calling = types.FunctionCallingConfig(mode=types.FunctionCallingConfigMode.ANY, allowed_function_names=["f"])
+    return types.GenerateContentConfig(tools=[tool], tool_config=types.ToolConfig(function_calling_config=calling))
 
 
 @pytest.mark.parametrize(
     ("model", "fields", "contents", "config"),
     [
-        ("gemini-2.5-flash", {"messages": USER}, HI, types.GenerateContentConfig()),
+        ("gemini-2.5-flash", {"messages": USER}, hi, lambda: types.GenerateContentConfig()),
         (
             "gemini-2.5-flash",
             {"messages": HISTORY},
-            HISTORY_THERE,
-            types.GenerateContentConfig(system_instruction="Be brief."),
+            history_there,
+            lambda: types.GenerateContentConfig(system_instruction="Be brief."),
         ),
-        ("gemini-2.5-flash", {"messages": USER, **SETTINGS}, HI, SETTINGS_THERE),
+        ("gemini-2.5-flash", {"messages": USER, **SETTINGS}, hi, settings_there),
         (
             "gemini-2.5-flash",
             {"messages": USER, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-            HI,
-            types.GenerateContentConfig(tools=[TOOL_THERE], tool_config=ANY),
+            hi,
+            tools_there,
         ),
         (
             "gemini-2.5-flash",
             {"messages": USER, "reasoning_effort": "low"},
-            HI,
-            types.GenerateContentConfig(
+            hi,
+            lambda: types.GenerateContentConfig(
                 thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_budget=1024)
             ),
         ),
         (
             "gemini-3-pro",
             {"messages": USER, "reasoning_effort": "high"},
-            HI,
-            types.GenerateContentConfig(
+            hi,
+            lambda: types.GenerateContentConfig(
                 thinking_config=types.ThinkingConfig(include_thoughts=True, thinking_level=types.ThinkingLevel.HIGH)
             ),
         ),
@@ -180,10 +206,13 @@ ANY = types.ToolConfig(
     ids=["plain", "history", "settings", "tools", "budget", "level"],
 )
 async def test_requests(
-    model: str, fields: Json, contents: list[types.Content], config: types.GenerateContentConfig
+    model: str,
+    fields: Json,
+    contents: Callable[[], list[types.Content]],
+    config: Callable[[], types.GenerateContentConfig],
 ) -> None:
     """The same conversation, the same body."""
-    assert said_by_us(model, fields) == plain(await said_by_sdk(model, contents, config))
+    assert said_by_us(model, fields) == plain(await said_by_sdk(model, contents(), config()))
 
 
 COUNTED = {"promptTokenCount": 7, "candidatesTokenCount": 2, "thoughtsTokenCount": 3, "cachedContentTokenCount": 4}

@@ -101,7 +101,7 @@ async def test_a_second_start_leaves_the_first_alone(tmp_path: Path, workers: tu
             async with client.get("http://x/health", headers={"Host": "localhost"}) as response:
                 assert response.status == 200
     finally:
-        first.terminate()
+        first.kill()
         await first.wait()
 
 
@@ -433,5 +433,5 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
         assert any("mana/test" in line for line in lines)
         assert any("loopback" in line and "healthy" in line for line in lines)
     finally:
-        child.terminate()
+        child.kill()
         await child.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import statistics
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,16 +30,21 @@ def chat(extra: bytes = b"", model: bytes = b"o/m", messages: int = 1) -> bytes:
     return b'{"model":"%b","messages":[%b]%b}' % (model, said, extra)
 
 
-MANY_KEYS = b"".join(b',"%07x":1' % n for n in range(8 * MIB // 12))
-TOO_MUCH = {
-    "keys": (chat(MANY_KEYS), "limits.keys"),
-    "a key twice among many": (chat(MANY_KEYS + b',"0000001":2'), "limits.keys"),
-    "messages": (chat(messages=200_000), "limits.messages"),
-    "tools": (chat(b',"tools":[' + b",".join([b'{"type":"function"}'] * 30_000) + b"]"), "limits.messages"),
-    "parts": (chat(b',"x":[' + b"[]," * (2 * MIB) + b"1]"), "limits.parts"),
-    "values": (chat(b',"stream_options":{"x":[' + b"1," * (4 * MIB) + b"1]}"), "limits.elements"),
-    "depth": (chat(b',"x":' + b"[" * 300 + b"]" * 300), "limits.depth"),
+@cache
+def many_keys() -> bytes:
+    return b"".join(b',"%07x":1' % n for n in range(8 * MIB // 12))
+
+
+TOO_MUCH: dict[str, tuple[Callable[[], bytes], str]] = {
+    "keys": (lambda: chat(many_keys()), "limits.keys"),
+    "a key twice among many": (lambda: chat(many_keys() + b',"0000001":2'), "limits.keys"),
+    "messages": (lambda: chat(messages=200_000), "limits.messages"),
+    "tools": (lambda: chat(b',"tools":[' + b",".join([b'{"type":"function"}'] * 30_000) + b"]"), "limits.messages"),
+    "parts": (lambda: chat(b',"x":[' + b"[]," * (2 * MIB) + b"1]"), "limits.parts"),
+    "values": (lambda: chat(b',"stream_options":{"x":[' + b"1," * (4 * MIB) + b"1]}"), "limits.elements"),
+    "depth": (lambda: chat(b',"x":' + b"[" * 300 + b"]" * 300), "limits.depth"),
 }
+"""Megabytes each, so they are made when they are wanted; and the key that has to be named."""
 
 
 async def scripted(connection: Connection, seen: Seen) -> None:
@@ -56,7 +63,8 @@ async def scripted(connection: Connection, seen: Seen) -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
 async def test_too_much_structure_is_refused(tmp_path: Path, path: str, case: str) -> None:
     """With the key that raises the bound, in the door's shape, without a provider, and without a stop of the loop."""
-    body, key = TOO_MUCH[case]
+    make, key = TOO_MUCH[case]
+    body = make()
     async with upstream(each(scripted)) as o:
         async with proxy(settings({"o": openai(o.url)}), tmp_path) as p, stall() as stopped:
             answer = await raw_post(p.port, path, body)

@@ -11,7 +11,7 @@ from manallm_proxy.config.values import Wrong, base_url, proxy_url
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
-from tests.cases import every
+from tests.cases import each_with_each, every
 
 HOST = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
 PATH = "holds a character that no URL's path may have"
@@ -71,8 +71,7 @@ ENDPOINTS = [
 ]
 
 
-@pytest.mark.parametrize("end", ENDPOINTS)
-@pytest.mark.parametrize("slash", ["", "/"])
+@each_with_each(ENDPOINTS, ["", "/"])
 def test_an_endpoint_is_no_base_url(end: str, slash: str) -> None:
     """People paste what their curl line says; every request would be a 404."""
     with pytest.raises(Wrong) as caught:
