@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.proxy import ROOT, free_port
 from tests.upstreams import Connection
 
 Script = Callable[[Connection], Awaitable[None]]
-OURS: tuple[str, ...] = (sys.executable, "-m", "manallm_proxy")
+OURS: tuple[str, ...] = (sys.executable, "-m", "manallm_proxy", "serve", "--port", "{port}")
 
 
 def ollama(name: str, says: str) -> Script:
@@ -36,12 +36,17 @@ def ollama(name: str, says: str) -> Script:
 
 @asynccontextmanager
 async def started(
-    folder: Path, environ: dict[str, str], *arguments: str, command: Sequence[str | Path] = OURS
+    folder: Path,
+    environ: dict[str, str],
+    *arguments: str,
+    command: Sequence[str | Path] = OURS,
+    ends: Container[int | None] = (0,),
+    seconds: float = 20,
 ) -> AsyncIterator[tuple[str, list[str]]]:
     """`serve` with nothing in its environment but `environ`: its address, and what it printed until it was ready."""
     port = free_port()
     child = await asyncio.create_subprocess_exec(
-        *(*command, "serve", "--port", str(port), *arguments),
+        *(str(word).replace("{port}", str(port)) for word in (*command, *arguments)),
         cwd=folder,
         env={"PATH": os.defpath, **({"PYTHONPATH": str(ROOT)} if command is OURS else {}), **environ},
         stdin=asyncio.subprocess.DEVNULL,
@@ -52,7 +57,7 @@ async def started(
     assert child.stdout is not None
     said: list[str] = []
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(seconds):
             while not (said and said[-1].lstrip().startswith("curl")):
                 said.append((await child.stdout.readline()).decode())
                 assert said[-1], said
@@ -61,7 +66,7 @@ async def started(
         if child.returncode is None:
             child.send_signal(signal.SIGTERM)
         rest, _ = await child.communicate()
-    assert child.returncode == 0, rest
+    assert child.returncode in ends, rest
     assert b"Traceback" not in rest
 
 

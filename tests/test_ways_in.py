@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,17 +41,23 @@ def run(*command: str | Path, **environ: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what is in the repository, by nothing that is installed here."""
-    require(WHEELS, WHY)
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:
+def copied(folder: Path, *names: str) -> None:
+    """These files and folders of the repository, without what tools have left in them."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
         place = ROOT / name
         if place.is_dir():
             shutil.copytree(place, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(place, folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what is in the repository, by nothing that is installed here."""
+    require(WHEELS, WHY)
+    folder = tmp_path_factory.mktemp("wheel")
+    copied(folder, *SOURCES)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "made", folder)
     [made] = (folder / "made").iterdir()
     return made
@@ -89,7 +96,9 @@ async def test_from_nothing_to_an_answer(wheel: Path, tmp_path: Path, way: Calla
     program = way(wheel, tmp_path) / "manallm-proxy"
     (tmp_path / "work").mkdir()
     async with upstream(ollama("smol", "I am smol.")) as box:
-        async with started(tmp_path / "work", {"OLLAMA_URL": box.url}, command=(program,)) as (_, said):
+        async with started(
+            tmp_path / "work", {"OLLAMA_URL": box.url}, command=(program, "serve", "--port", "{port}")
+        ) as (_, said):
             assert await answer(said) == ("ollama/smol", "I am smol.")
             took = time.monotonic() - began
         assert "mana/fast-text   -> ollama/smol (found)" in "".join(said)
@@ -98,6 +107,24 @@ async def test_from_nothing_to_an_answer(wheel: Path, tmp_path: Path, way: Calla
         run(program, "init", tmp_path / "mine", OLLAMA_URL=box.url)
         assert "fine" in run(program, "check", "--config", tmp_path / "mine/proxy.yaml", OLLAMA_URL=box.url)
     assert took < LONGEST
+
+
+async def test_a_fresh_clone_is_one_command(tmp_path: Path) -> None:
+    """`make run` in a copy of what the repository holds: it installs itself, and is answered by what is there."""
+    require(WHEELS, WHY)
+    make = require("make", "Debian: apt-get install make")
+    copied(tmp_path / "clone", *SOURCES, "Makefile", "constraints.txt")
+    began = time.monotonic()
+    environ = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
+    command = (make, "run", "PORT={port}", f"PYTHON={sys.executable}")
+    async with upstream(ollama("smol", "I am smol.")) as box:
+        environ["OLLAMA_URL"] = box.url
+        ends = (2, -signal.SIGTERM)  # make's own, for a recipe that was ended
+        async with started(tmp_path / "clone", environ, command=command, ends=ends, seconds=LONGEST) as (_, said):
+            assert await answer(said) == ("ollama/smol", "I am smol.")
+            assert time.monotonic() - began < LONGEST
+    first = said.index("manallm-proxy is ready.\n")
+    assert not [line for line in said[:first] if "WARNING" in line or "notice" in line], said
 
 
 def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
