@@ -6,16 +6,15 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.proxy import ROOT, free_port
+from tests.command import STDOUT, Child, start
+from tests.proxy import free_port
 from tests.upstreams import Connection
 
 Script = Callable[[Connection], Awaitable[None]]
-OURS: tuple[str, ...] = (sys.executable, "-m", "manallm_proxy", "serve", "--port", "{port}")
 
 
 def ollama(name: str, says: str) -> Script:
@@ -39,21 +38,29 @@ async def started(
     folder: Path,
     environ: dict[str, str],
     *arguments: str,
-    command: Sequence[str | Path] = OURS,
+    command: Sequence[str | Path] = (),
     ends: Container[int | None] = (0,),
     seconds: float = 20,
 ) -> AsyncIterator[tuple[str, list[str]]]:
-    """`serve` with nothing in its environment but `environ`: its address, and what it printed until it was ready."""
+    """`serve` with nothing in its environment but `environ`: its address, and what it printed until it was ready.
+
+    `command`: what starts it in place of the tests' own interpreter; ``{port}`` in it is the port.
+    """
     port = free_port()
-    child = await asyncio.create_subprocess_exec(
-        *(str(word).replace("{port}", str(port)) for word in (*command, *arguments)),
-        cwd=folder,
-        env={"PATH": os.defpath, **({"PYTHONPATH": str(ROOT)} if command is OURS else {}), **environ},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # without a terminal
-    )
+    environ = {"PATH": os.defpath, **environ}
+    child: Child
+    if command:
+        child = await asyncio.create_subprocess_exec(
+            *(str(word).replace("{port}", str(port)) for word in (*command, *arguments)),
+            cwd=folder,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # without a terminal
+        )
+    else:
+        child = await start("serve", "--port", str(port), *arguments, environ=environ, folder=folder, stderr=STDOUT)
     assert child.stdout is not None
     said: list[str] = []
     try:

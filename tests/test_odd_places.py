@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command import STDOUT, start
 from tests.newcomer import answer, ollama, started
-from tests.proxy import ROOT
 from tests.upstreams import Connection, upstream
 
 pytestmark = pytest.mark.built_in
@@ -41,13 +39,7 @@ async def test_a_configuration_in_an_odd_place(tmp_path: Path) -> None:
     async with upstream(ollama("smol", "Hello")) as box:
         environ = {"LANG": "C", "OLLAMA_URL": box.url}
         for command in (["init", "my files"], ["check", "--live", "--config", "my files/proxy.yaml"]):
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "manallm_proxy", *command),
-                cwd=folder,
-                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environ},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
+            child = await start(*command, environ={"PATH": os.defpath, **environ}, folder=folder, stderr=STDOUT)
             output, _ = await child.communicate()
             assert child.returncode == 0, output
         async with started(folder, environ, "--config", "my files/proxy.yaml") as (_, said):

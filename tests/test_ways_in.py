@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from manallm_proxy import __version__
+from tests.command import ROOT
 from tests.needs import require
 from tests.newcomer import answer, ollama, started
-from tests.proxy import ROOT, free_port
+from tests.proxy import free_port
 from tests.upstreams import upstream
 
 PACKAGERS = Path(os.environ.get("PACKAGERS", ROOT / ".venv" / "packagers"))
