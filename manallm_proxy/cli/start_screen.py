@@ -24,6 +24,8 @@ def start_screen(app: App) -> str:
     generation = app.gateway.generation
     dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     lines = ["manallm-proxy is ready.", "", "Providers:", *_providers(generation)]
+    if os.geteuid() == 0:
+        lines.insert(1, "It runs as root, which it has no need of: a user of its own is safer.")
     lines += ["", "Aliases, and who would answer now:"]
     for name, chain in generation.config.aliases.items():
         lines += _alias(generation, name, chain, dim)

@@ -20,8 +20,9 @@ from typing import Any, Final
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
-REQUEST_LIMIT: Final = 256 * 1024
-"""Bytes of a request that are compared, which takes a millisecond or two."""
+REQUEST_LIMIT: Final = 128 * 1024
+WORDS_LIMIT: Final = 24
+"""Bytes of a request that are compared, and words that are looked for; more are masked. Together some 2 ms."""
 _LONGEST: Final = 24
 """Characters of a word: what is longer is an id, or something that was encoded."""
 _MASK: Final = "…"
@@ -71,10 +72,15 @@ def without_request(text: str, body: bytes) -> str | None:
     text = _ESCAPE.sub(_unescaped, text)
     text = _ECHO.sub(rf"\1 {_MASK}", _QUOTED.sub(_MASK, text))
 
+    known: dict[str, bool] = {}
+
     def masked(match: re.Match[str]) -> str:
         word = match[0].casefold()
-        hides = word not in _VOCABULARY and (len(word) > _LONGEST or word in held)
-        return _MASK if hides else match[0]
+        if word in _VOCABULARY:
+            return match[0]
+        if word not in known:
+            known[word] = len(known) >= WORDS_LIMIT or len(word) > _LONGEST or word in held
+        return _MASK if known[word] else match[0]
 
     text = _MASKS.sub(_MASK, " ".join(_WORD.sub(masked, text).split()))
     return text if re.search("[A-Za-z0-9]", text) else None
