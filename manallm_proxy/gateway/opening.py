@@ -16,6 +16,7 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.ollama.shown import Shown
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -33,7 +34,9 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     else:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
-    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
+    address = address_of(provider)
+    details = Shown(address) if provider.kind == "ollama" else None
+    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe, details)
 
 
 def address_of(provider: ProviderConfig) -> Address:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, field
 
@@ -48,6 +48,15 @@ def connections_to(address: Address) -> Connections:
     return SessionConnections(address) if address.proxy else Pool(address)
 
 
+class Details(Protocol):
+    """What a list does not say of its models, and a server tells of each."""
+
+    async def added(self, listed: ModelList, seconds: float) -> ModelList:
+        """`listed` with what is known of its models within `seconds`. Never raises."""
+
+    async def close(self) -> None: ...
+
+
 @define
 class HttpProvider:
     """One provider over HTTP."""
@@ -56,6 +65,7 @@ class HttpProvider:
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
     observe: Observer = lambda event: None
+    details: Details | None = None
     _connections: Connections = field(repr=False)
 
     @_connections.default
@@ -106,6 +116,7 @@ class HttpProvider:
             return None
         response: Response | None = None
         parts: list[bytes] = []
+        until = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
                 response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
@@ -127,9 +138,14 @@ class HttpProvider:
             if response is None or response.status != 200:
                 raise
             return ModelList(fault=CUT_SHORT)
-        return self.wire.listed(b"".join(parts))
+        listed = self.wire.listed(b"".join(parts))
+        if self.details is None:
+            return listed
+        return await self.details.added(listed, until - asyncio.get_running_loop().time())
 
     async def close(self) -> None:
+        if self.details is not None:
+            await self.details.close()
         await self._connections.close()
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
