@@ -35,7 +35,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.model_list import ODD_ROWS
-from manallm_proxy.providers.ollama import wire as ollama_module
+from manallm_proxy.providers.ollama import reply as ollama_module
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Translator, Wire
 from tests.through_doors import events, whole

@@ -31,7 +31,8 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         wire = OllamaWire(provider.client_options)
     else:
         wire = OpenAIWire(asks_usage=provider.stream_usage)
-    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
+    address, retryable = address_of(provider), provider.extra_retryable_statuses
+    return HttpProvider(address, wire, retryable, observe, provider.answers)
 
 
 def address_of(provider: ProviderConfig) -> Address:

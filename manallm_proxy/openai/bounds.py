@@ -34,17 +34,29 @@ class Bounds(Protocol):
     def depth(self) -> int: ...
 
 
+class TooMuch(Exception):
+    """More of something than the bounds allow; the message completes "the request" or "the answer"."""
+
+
 def check_structure(body: bytes, bounds: Bounds) -> int:
     """How many objects, lists and commas a body has, which may be broken JSON; a few more where they are few.
 
     Raises InvalidRequest for more of something than `bounds` allow.
     """
+    try:
+        return count_structure(body, bounds, "limits")
+    except TooMuch as error:
+        raise InvalidRequest(f"the request {error}") from None
+
+
+def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
+    """As `check_structure`. Raises TooMuch; `section` of the configuration has the bounds."""
     if len(body) <= _SLICE:
         opened = body.count(b"{") + body.count(b"[")
         few = opened <= min(bounds.depth, bounds.messages, bounds.parts) and body.count(b":") <= bounds.keys
         if few and (elements := opened + body.count(b",")) <= bounds.elements:
             return elements  # strings included, so nearly every request ends here
-    count = _Count(bounds)
+    count = _Count(bounds, section)
     for structure in _structure(body):
         count.add(structure)
     return count.elements
@@ -70,6 +82,7 @@ class _Count:
     """What has been seen of one body."""
 
     _bounds: Bounds
+    _section: str
     _parts: int = 0
     elements: int = 0
     _keys: int = 0
@@ -83,13 +96,17 @@ class _Count:
         opened = structure.count(b"{") + structure.count(b"[")
         self._parts += opened
         self.elements += opened + structure.count(b",")
-        _refuse_over(self._parts, bounds.parts, "parts", "objects and lists")
-        _refuse_over(self.elements, bounds.elements, "elements", "values")
+        self._refuse_over(self._parts, bounds.parts, "parts", "objects and lists")
+        self._refuse_over(self.elements, bounds.elements, "elements", "values")
         deepest = self._walk(structure.replace(b",", b""))
         if deepest > bounds.depth:
-            raise InvalidRequest(f"the body is nested too deeply, over {bounds.depth} levels (limits.depth)")
-        _refuse_over(self._keys, bounds.keys, "keys", "keys at its top")
-        _refuse_over(self._messages, bounds.messages, "messages", "messages or tools")
+            raise TooMuch(f"is nested too deeply, over {bounds.depth} levels ({self._section}.depth)")
+        self._refuse_over(self._keys, bounds.keys, "keys", "keys at its top")
+        self._refuse_over(self._messages, bounds.messages, "messages", "messages or tools")
+
+    def _refuse_over(self, number: int, bound: int, key: str, what: str) -> None:
+        if number > bound:
+            raise TooMuch(f"has more than {bound} {what} ({self._section}.{key})")
 
     def _walk(self, structure: bytes) -> int:
         """Follows the nesting; the deepest level."""
@@ -110,8 +127,3 @@ class _Count:
                     deepest = depth
         self._depth = depth
         return deepest
-
-
-def _refuse_over(number: int, bound: int, key: str, what: str) -> None:
-    if number > bound:
-        raise InvalidRequest(f"the request has more than {bound} {what} (limits.{key})")

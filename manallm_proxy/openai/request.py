@@ -15,7 +15,7 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -27,6 +27,7 @@ _ROUTED: Final = frozenset(
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+_IMAGE_URL: Final = re.compile(rb'"image_url"')
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -60,7 +61,7 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and b'"image_url"' in body and _IMAGE.search(values[key]):
+    if key == "messages" and holds(body, _IMAGE_URL) and holds(values[key], _IMAGE):
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
@@ -80,6 +81,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
     edits: list[tuple[Span, bytes]] = []
+    brace = body.index(b"{") + 1
     front = b""
     if "model" in summary.spans:
         edits.append((summary.spans["model"], encode(model)))
@@ -92,13 +94,11 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    brace = body.index(b"{") + 1
-    parts, at = [body[:brace].removeprefix(BOM), front], brace
-    for (start, end), value in sorted(edits):
-        parts += [body[at:start], value]
-        at = end
-    parts.append(body[at:])
-    return b"".join(parts)
+    if front:
+        edits.append(((brace, brace), front))
+    if body.startswith(BOM):
+        edits.append(((0, len(BOM)), b""))
+    return replaced(body, edits)
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:

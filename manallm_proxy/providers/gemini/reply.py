@@ -7,6 +7,7 @@ is read leniently.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -14,12 +15,15 @@ from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_call_id
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
+from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, whole_surrogates
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, split_object, whole_surrogates
 from manallm_proxy.openai.request_fields import decoded
-from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.openai.vectors import checked_vectors, read_vectors
+from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
 from manallm_proxy.providers.scrub import clean
@@ -122,6 +126,7 @@ class _Logprobs(Struct, rename="camel"):
 
 _T = TypeVar("_T", Reply, _Embedded)
 _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
+_VECTORS: Final = msgspec.json.Decoder(list[_Vector])
 _EMBEDDED: Final[msgspec.json.Decoder[_Embedded | list[_Embedded]]] = msgspec.json.Decoder(_Embedded | list[_Embedded])
 
 
@@ -145,6 +150,8 @@ def _read(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
+    if len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body):
+        return _decoded_large(decoder, body)
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
@@ -152,6 +159,30 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
         if lenient == body:
             raise
         return decoder.decode(lenient)
+
+
+def _decoded_large(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
+    """The same in many short calls: only a candidate's parts are many."""
+    fields = decode_leniently(body)
+    parts = [_parts(candidate) for candidate in _candidates(fields)]
+    found: _T | list[_T] = msgspec.convert(fields, decoder.type)
+    if isinstance(found, Reply) and found.candidates:
+        for candidate, rows in zip(found.candidates, parts, strict=True):
+            if rows and candidate.content is not None:
+                candidate.content.parts = rows_of(_Part, rows)
+    return found
+
+
+def _candidates(fields: Any) -> list[Any]:
+    rows = fields.get("candidates") if isinstance(fields, dict) else None
+    return rows if isinstance(rows, list) else []
+
+
+def _parts(candidate: Any) -> list[Any]:
+    """The parts of a candidate, which are taken out of it."""
+    content = candidate.get("content") if isinstance(candidate, dict) else None
+    rows = content.pop("parts", None) if isinstance(content, dict) else None
+    return rows if isinstance(rows, list) else []
 
 
 @define
@@ -307,13 +338,32 @@ def _token(token: _Token) -> dict[str, Any]:
 
 def embeddings(call: Call, model: str, body: bytes) -> Answer:
     """One vector for each input, BadResponse otherwise. Usage is zero where Gemini does not count it."""
-    reply = _read(_EMBEDDED, body)
+    reply, vectors = _read_vectors(body) if sliced.is_large(body) else _vectors_of(_read(_EMBEDDED, body))
     asked = decoded(call.body)  # `request` has checked it
     wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
-    vectors = checked_vectors([found.values or [] for found in reply.embeddings or ()], wanted, "Gemini")
+    vectors = checked_vectors(vectors, wanted, "Gemini")
     if asked.get("dimensions") is not None and model.endswith("gemini-embedding-001"):
         vectors = [_unit(vector) for vector in vectors]  # that model leaves shorter vectors as they are
     return Answer(usage=_usage(reply.usage_metadata) or Usage(), vectors=vectors, dimensions=len(vectors[0]))
+
+
+def _vectors_of(reply: _Embedded) -> tuple[_Embedded, Sequence[Sequence[float]]]:
+    return reply, [found.values or [] for found in reply.embeddings or ()]
+
+
+def _read_vectors(body: bytes) -> tuple[_Embedded, Sequence[Sequence[float]]]:
+    """The same in many short calls."""
+    try:
+        values, spans = split_object(body)
+        span = spans.get("embeddings")
+        rows = read_vectors(body, span, _rows) if span and body[span[0]] == 0x5B else []
+    except (InvalidRequest, *DecodeErrors):
+        raise BadResponse("Gemini's answer is not what its API promises", detail="not Gemini's JSON") from None
+    return _read(_EMBEDDED, encode({key: value for key, value in values.items() if key != "embeddings"})), rows
+
+
+def _rows(text: bytes) -> list[list[float]]:
+    return [found.values or [] for found in _VECTORS.decode(text)]
 
 
 def _unit(vector: Any) -> list[float]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
@@ -59,9 +59,11 @@ class GeminiWire:
             return reply.embeddings(call, entry.target.model, body)
         return _whole(body)
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         """Whatever `content_type` says: an error may come as plain JSON where a stream is promised."""
-        return Sniffer(GeminiTranslator(), _whole)
+        return Sniffer(GeminiTranslator(limits), _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         """Never asked for."""

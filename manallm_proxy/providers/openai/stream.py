@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
@@ -22,8 +22,10 @@ from manallm_proxy.openai.json_object import (
     decode,
     decode_leniently,
     encode,
+    holds,
     split_object,
 )
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.reply import set_model
@@ -39,11 +41,19 @@ class EventStream:
 
     _call: Call
     _target: Target
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _has_content: bool = False
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._decoder.is_open(data)
 
     def feed(self, data: bytes) -> StreamBatch:
         """See `wire.Translator`."""
@@ -87,6 +97,8 @@ class EventStream:
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
         """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it tells of."""
+        if len(frame.raw) > EVENT_BYTES:
+            refuse_too_much(frame.raw, self._limits)
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         data = frame.data
@@ -135,7 +147,7 @@ class EventRelay(EventStream):
         )
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
+        if not self._has_content or data[:1] != b"{" or holds(data, _FINISH) or holds(data, _USAGE):
             new = self._read_chunk(frame, data)
             if new is None:
                 return

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
@@ -106,11 +106,13 @@ class OpenAIWire:
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
         )
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type)
-        events = (EventRelay if call.relays else EventReader)(call, entry.target)
-        return events if "event-stream" in content_type else Sniffer(events, _whole)
+        events = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
+        return events if "event-stream" in content_type else Sniffer(events, _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
