@@ -140,7 +140,7 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(20_000, 100, 20)  # so that a large answer, while it is made, is not looked through as a whole
 
 
 def take_descriptors() -> None:

@@ -25,7 +25,7 @@ class AnswerLimits:
     """Bytes of a whole chat or completion, inflated."""
     keys: int = 1000
     """At the top."""
-    parts: int = 400_000
+    parts: int = 200_000
     """Objects and lists in all, of a whole answer or of one event."""
     elements: int = 16_000_000
     """Values in all: 20,000 vectors of 768 numbers."""
