@@ -87,7 +87,11 @@ class Limits:
     depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
+    body_rate: Size = 8 * 2**10
+    """Bytes a second that a body must come with, after ``body_timeout``."""
     write_timeout: Seconds = 60.0
+    write_rate: Size = 2**10
+    """Bytes a second that an answer must be read with where it waits for its client, after ``write_timeout``."""
     drain: SecondsOrZero = 30.0
 
 

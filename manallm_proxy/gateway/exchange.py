@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from enum import Enum, auto
+from typing import Protocol
 
 from attrs import define, field
 
@@ -56,6 +57,13 @@ class State(Enum):
     """Its outcome is known."""
 
 
+class Places(Protocol):
+    """How many requests there may be at once."""
+
+    def take(self, exchange: Exchange) -> None:
+        """Gives `exchange`, whose body is in, a place. Raises Overloaded and KeyLimited where there is none."""
+
+
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -69,6 +77,8 @@ class Exchange:
     renderer: Renderer
     request_id: str
     started: float
+    places: Places
+    has_place: bool = False
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
     walk: Walk | None = None
@@ -145,7 +155,9 @@ class Exchange:
         key = self.caller.key.name if self.caller is not None else None
         client = Client(self.request_id, key, self.request.headers)
         limits = self.generation.config.limits
-        reading, large = await read_request(self.request, limits, lambda body: self.door.read(body, client))
+        reading, large = await read_request(
+            self.request, limits, lambda body: self.door.read(body, client), lambda: self.places.take(self)
+        )
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
@@ -194,7 +206,8 @@ class Exchange:
         self.state = State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
-        await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
+        limits = self.generation.config.limits
+        await write_json(self.request, response, body, limits.write_timeout, limits.write_rate)
         return response
 
     async def _stream(self, call: Call, walk: Walk, reply: Reply) -> web.StreamResponse:
@@ -247,7 +260,7 @@ class Exchange:
             config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
-            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout)
+            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
