@@ -7,9 +7,9 @@ one `RequestEnded`, and the client learns of a failure by status or in-band, nev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from typing import Protocol
+from functools import partial
 
 from attrs import define, field
 
@@ -57,13 +57,6 @@ class State(Enum):
     """Its outcome is known."""
 
 
-class Places(Protocol):
-    """How many requests there may be at once."""
-
-    def take(self, exchange: Exchange) -> None:
-        """Gives `exchange`, whose body is in, a place. Raises Overloaded and KeyLimited where there is none."""
-
-
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -77,7 +70,8 @@ class Exchange:
     renderer: Renderer
     request_id: str
     started: float
-    places: Places
+    take_place: Callable[[Exchange], None]
+    """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
     has_place: bool = False
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
@@ -152,12 +146,9 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        key = self.caller.key.name if self.caller is not None else None
-        client = Client(self.request_id, key, self.request.headers)
-        limits = self.generation.config.limits
-        reading, large = await read_request(
-            self.request, limits, lambda body: self.door.read(body, client), lambda: self.places.take(self)
-        )
+        client = Client(self.request_id, self.caller and self.caller.key.name, self.request.headers)
+        read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
+        reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
@@ -206,8 +197,7 @@ class Exchange:
         self.state = State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
-        limits = self.generation.config.limits
-        await write_json(self.request, response, body, limits.write_timeout, limits.write_rate)
+        await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
     async def _stream(self, call: Call, walk: Walk, reply: Reply) -> web.StreamResponse:

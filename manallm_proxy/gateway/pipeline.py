@@ -39,9 +39,8 @@ class Pipeline:
 
         async def handle(request: web.BaseRequest, _rest: str) -> web.StreamResponse:
             generation = self.serving.generation
-            exchange = Exchange(
-                request, door, generation, self.renderer, request_id_of(request), generation.registry.clock(), self
-            )
+            id_, now = request_id_of(request), generation.registry.clock()
+            exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
             try:
                 self._admit(exchange)
             except ProxyError as error:
@@ -82,8 +81,8 @@ class Pipeline:
                 retry_after=1.0,
             )
 
-    def take(self, exchange: Exchange) -> None:
-        """See `exchange.Places`."""
+    def _take(self, exchange: Exchange) -> None:
+        """Gives an exchange whose body is in a place, and one of its key. Raises Overloaded and KeyLimited."""
         self._refuse_many(exchange.generation)
         if exchange.caller is not None:
             exchange.caller.enter()

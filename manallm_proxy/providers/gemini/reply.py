@@ -6,8 +6,7 @@ is read leniently.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import re
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -15,18 +14,13 @@ from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, split_object, whole_surrogates
-from manallm_proxy.openai.request_fields import decoded
-from manallm_proxy.openai.vectors import checked_vectors, read_vectors
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
-from manallm_proxy.providers.scrub import clean
 
 _FILTERED: Final = frozenset(
     (
@@ -59,6 +53,10 @@ _FAILED: Final = frozenset(
     )
 )
 """No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
+
+
+_WORD: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+"""A reason: never cut, or a part of a key might be left."""
 
 
 class _Blob(Struct, rename="camel"):
@@ -100,12 +98,12 @@ class Reply(Struct, rename="camel"):
     error: Any = None
 
 
-class _Vector(Struct):
+class Vector(Struct):
     values: list[float] | None = None
 
 
-class _Embedded(Struct, rename="camel"):
-    embeddings: list[_Vector] | None = None
+class Embedded(Struct, rename="camel"):
+    embeddings: list[Vector] | None = None
     usage_metadata: Any = None
     error: Any = None
 
@@ -124,18 +122,17 @@ class _Logprobs(Struct, rename="camel"):
     top_candidates: list[_Tokens] | None = None
 
 
-_T = TypeVar("_T", Reply, _Embedded)
+_T = TypeVar("_T", Reply, Embedded)
 _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
-_VECTORS: Final = msgspec.json.Decoder(list[_Vector])
-_EMBEDDED: Final[msgspec.json.Decoder[_Embedded | list[_Embedded]]] = msgspec.json.Decoder(_Embedded | list[_Embedded])
 
 
 def read(body: bytes) -> Reply:
     """A complete answer or one chunk. BadResponse where it is none; the error that it may hold instead."""
-    return _read(_REPLY, body)
+    return read_json(_REPLY, body)
 
 
-def _read(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
+def read_json(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
+    """See `read`."""
     try:
         reply = _decoded(decoder, body)
     except DecodeErrors:
@@ -200,7 +197,7 @@ class Reader:
     @property
     def usage(self) -> Usage | None:
         """Tokens so far; None if the answer does not count them."""
-        return _usage(self._counted)
+        return usage_of(self._counted)
 
     @property
     def is_complete(self) -> bool:
@@ -213,7 +210,7 @@ class Reader:
             self._counted = reply.usage_metadata
         blocked = reply.prompt_feedback.get("blockReason") if isinstance(reply.prompt_feedback, dict) else None
         if blocked and not reply.candidates:
-            reason = clean(str(blocked))[:64]
+            reason = blocked if isinstance(blocked, str) and _WORD.fullmatch(blocked) else "no reason given"
             raise ContentBlocked(f"Gemini blocked the prompt ({reason})", detail=reason)
         return [self._delta(candidate) for candidate in reply.candidates or ()]
 
@@ -292,7 +289,8 @@ def _data_uri(blob: _Blob | None) -> str:
     return f"data:{blob.mime_type};base64,{blob.data}" if blob is not None else ""
 
 
-def _usage(counted: object) -> Usage | None:
+def usage_of(counted: object) -> Usage | None:
+    """Tokens; None where they are not counted."""
     if not isinstance(counted, dict):
         return None
     thoughts = _count(counted.get("thoughtsTokenCount"))
@@ -331,42 +329,3 @@ def _logprobs(result: object) -> dict[str, Any] | None:
 def _token(token: _Token) -> dict[str, Any]:
     text = token.token or ""
     return {"token": text, "logprob": token.log_probability or 0.0, "bytes": list(text.encode())}
-
-
-# --- embeddings -----------------------------------------------------------------------------------
-
-
-def embeddings(call: Call, model: str, body: bytes) -> Answer:
-    """One vector for each input, BadResponse otherwise. Usage is zero where Gemini does not count it."""
-    reply, vectors = _read_vectors(body) if sliced.is_large(body) else _vectors_of(_read(_EMBEDDED, body))
-    asked = decoded(call.body)  # `request` has checked it
-    wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
-    vectors = checked_vectors(vectors, wanted, "Gemini")
-    if asked.get("dimensions") is not None and model.endswith("gemini-embedding-001"):
-        vectors = [_unit(vector) for vector in vectors]  # that model leaves shorter vectors as they are
-    return Answer(usage=_usage(reply.usage_metadata) or Usage(), vectors=vectors, dimensions=len(vectors[0]))
-
-
-def _vectors_of(reply: _Embedded) -> tuple[_Embedded, Sequence[Sequence[float]]]:
-    return reply, [found.values or [] for found in reply.embeddings or ()]
-
-
-def _read_vectors(body: bytes) -> tuple[_Embedded, Sequence[Sequence[float]]]:
-    """The same in many short calls."""
-    try:
-        values, spans = split_object(body)
-        span = spans.get("embeddings")
-        rows = read_vectors(body, span, _rows) if span and body[span[0]] == 0x5B else []
-    except (InvalidRequest, *DecodeErrors):
-        raise BadResponse("Gemini's answer is not what its API promises", detail="not Gemini's JSON") from None
-    return _read(_EMBEDDED, encode({key: value for key, value in values.items() if key != "embeddings"})), rows
-
-
-def _rows(text: bytes) -> list[list[float]]:
-    return [found.values or [] for found in _VECTORS.decode(text)]
-
-
-def _unit(vector: Any) -> list[float]:
-    """Brought to length 1."""
-    length = math.hypot(*vector)
-    return [value / length for value in vector] if length else vector

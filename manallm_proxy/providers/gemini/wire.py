@@ -17,6 +17,7 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
+from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
@@ -56,7 +57,7 @@ class GeminiWire:
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
-            return reply.embeddings(call, entry.target.model, body)
+            return embeddings(call, entry.target.model, body)
         return _whole(body)
 
     def translator(
