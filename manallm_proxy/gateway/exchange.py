@@ -146,7 +146,7 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        client = Client(self.request_id, self.caller and self.caller.key.name, self.request.headers)
+        client = Client(self.request_id, self.caller.key.name if self.caller else None, self.request.headers)
         read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
         reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading

@@ -35,7 +35,14 @@ class Bounds(Protocol):
 
 
 class TooMuch(Exception):
-    """More of something than the bounds allow; the message completes "the request" or "the answer"."""
+    """More of something than the bounds allow; the message completes "the request" or "the answer".
+
+    ``key``: of the configuration, which raises the bound.
+    """
+
+    def __init__(self, what: str, key: str) -> None:
+        super().__init__(f"{what} ({key})")
+        self.key = key
 
 
 def check_structure(body: bytes, bounds: Bounds) -> int:
@@ -100,13 +107,13 @@ class _Count:
         self._refuse_over(self.elements, bounds.elements, "elements", "values")
         deepest = self._walk(structure.replace(b",", b""))
         if deepest > bounds.depth:
-            raise TooMuch(f"is nested too deeply, over {bounds.depth} levels ({self._section}.depth)")
+            raise TooMuch(f"is nested too deeply, over {bounds.depth} levels", f"{self._section}.depth")
         self._refuse_over(self._keys, bounds.keys, "keys", "keys at its top")
         self._refuse_over(self._messages, bounds.messages, "messages", "messages or tools")
 
     def _refuse_over(self, number: int, bound: int, key: str, what: str) -> None:
         if number > bound:
-            raise TooMuch(f"has more than {bound} {what} ({self._section}.{key})")
+            raise TooMuch(f"has more than {bound} {what}", f"{self._section}.{key}")
 
     def _walk(self, structure: bytes) -> int:
         """Follows the nesting; the deepest level."""

@@ -21,7 +21,7 @@ def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
     try:
         count_structure(body, limits, "answers")
     except TooMuch as error:
-        raise BadResponse(f"its answer {error}", detail="too much") from None
+        raise BadResponse(f"its answer {error}", detail=f"too much ({error.key})") from None
 
 
 def rows_of(kind: type[_T], rows: list[Any]) -> list[_T]:

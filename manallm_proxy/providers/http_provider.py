@@ -185,7 +185,7 @@ class HttpProvider:
     def _too_long(self, call: Call) -> BadResponse:
         key = "text" if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else "body"
         words = f"its answer is longer than {self._most(call)} bytes (answers.{key})"
-        return BadResponse(f"{self.address.name}: {words}", detail="too long")
+        return BadResponse(f"{self.address.name}: {words}", detail=f"too long (answers.{key})")
 
 
 async def _gather(
