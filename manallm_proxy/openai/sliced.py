@@ -190,7 +190,7 @@ def _end_of_string(text: bytes, at: int, end: int) -> int:
 def _value(text: bytes, start: int, end: int, decode: Decode, levels: int) -> Any:
     first = text[start : start + 1]
     if first == b'"':
-        return decode(text[start:end]) if end - start <= _TEXT else "".join(_texts(text, start, end, decode))
+        return decode(text[start:end]) if end - start <= _TEXT else _string(text, start, end, decode)
     if end - start <= SMALL or first not in (b"[", b"{"):
         return decode(text[start:end])
     if not levels:
@@ -231,6 +231,15 @@ def key_at(text: bytes, start: int, end: int) -> tuple[bytes, int]:
     if found is None:
         raise msgspec.DecodeError("a key is missing, or too long")
     return found[1], found.end()
+
+
+def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
+    pieces = (text[at : at + _TEXT] for at in range(start, end, _TEXT))
+    if not all(piece.isascii() and b"\\" not in piece for piece in pieces):
+        return "".join(_texts(text, start, end, decode))
+    for _ in _texts(text, start, end, decode):
+        pass  # no character that must be escaped; then one copy is enough
+    return str(memoryview(text)[start + 1 : end - 1], "ascii")
 
 
 def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
