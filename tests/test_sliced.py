@@ -35,7 +35,7 @@ def small_slices() -> Any:
 
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]))
-@settings(max_examples=80)
+@settings(max_examples=40)
 @example({"a": [{}, [], {"b": "x" * 90}], "": "\\\\" * 40}, True, None)
 def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) -> None:
     """Decoded, checked and encoded, whatever is escaped, wherever the slices end."""
@@ -50,7 +50,7 @@ def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) ->
 
 
 @given(VALUES, st.data())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_what_is_broken_is_refused(value: Any, data: st.DataObject) -> None:
     """A byte too many, one missing, another: what msgspec refuses is refused here, and nothing else."""
     text = bytearray(json.dumps(value).encode())
