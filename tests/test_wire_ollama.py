@@ -1089,11 +1089,11 @@ def test_a_line_that_makes_no_sense(junk: bytes) -> None:
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
     """A server that never ends its line cannot fill the memory."""
-    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 1000)
-    batch = stream().feed(has_content("x" * 1000) if ended else b'{"x":"' + b"x" * 1000)
+    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 70_000)
+    batch = stream().feed(has_content("x" * 70_000) if ended else b'{"x":"' + b"x" * 70_000)
     assert isinstance(batch.error, BadResponse)
     translator = stream()
-    assert all(translator.feed(b" " * 100).error is None for _ in range(10))
+    assert all(translator.feed(b" " * 7000).error is None for _ in range(10))
     assert isinstance(translator.feed(b" ").error, BadResponse)
 
 

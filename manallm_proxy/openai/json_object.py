@@ -67,18 +67,21 @@ def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
 
 def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
     """`body` with other bytes at some spans, which do not overlap; an empty span is a place to insert."""
-    large = len(body) > sliced.LARGE_BYTES
-    parts: list[bytes | memoryview] = []
-    view: bytes | memoryview = memoryview(body) if large else body
+    if len(body) <= sliced.LARGE_BYTES:
+        return b"".join(_pieces(body, edits))
+    # joining many bytes objects, and nothing else, leaves the interpreter to others meanwhile
+    pieces = _pieces(memoryview(body), edits)
+    return b"".join([bytes(piece[n : n + _SLICE]) for piece in pieces for n in range(0, len(piece), _SLICE)])
+
+
+def _pieces(body: Any, edits: Iterable[tuple[Span, bytes]]) -> list[Any]:
+    parts: list[Any] = []
     at = 0
     for (start, end), value in sorted(edits):
-        parts += (view[at:start], value)
+        parts += (body[at:start], value)
         at = end
-    parts.append(view[at:])
-    if not large:
-        return b"".join(parts)
-    # joining many bytes objects, and nothing else, leaves the interpreter to others meanwhile
-    return b"".join([bytes(part[n : n + _SLICE]) for part in parts for n in range(0, len(part), _SLICE)])
+    parts.append(body[at:])
+    return parts
 
 
 def whole_surrogates(body: bytes) -> bytes:
@@ -94,7 +97,7 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
     are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object without duplicate
     keys: a provider might read the other of two values than we routed by.
     """
-    if len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body):
+    if len(body) > sliced.LARGE_BYTES:
         return _split_large(body)
     return _split(body, last)
 

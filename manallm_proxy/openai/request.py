@@ -16,6 +16,7 @@ import msgspec
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
 from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -61,10 +62,16 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and holds(body, _IMAGE_URL) and holds(values[key], _IMAGE):
+    if key == "messages" and _has_images(body, values[key]):
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
+    if len(body) <= LARGE_BYTES:
+        return b'"image_url"' in body and _IMAGE.search(messages) is not None
+    return holds(body, _IMAGE_URL) and holds(messages, _IMAGE)
 
 
 def refuse_look_alikes(keys: Iterable[str]) -> None:
@@ -94,11 +101,14 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    if front:
-        edits.append(((brace, brace), front))
-    if body.startswith(BOM):
-        edits.append(((0, len(BOM)), b""))
-    return replaced(body, edits)
+    if len(body) > LARGE_BYTES:
+        return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
+    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    for (start, end), value in sorted(edits):
+        parts += [body[at:start], value]
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts)
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:

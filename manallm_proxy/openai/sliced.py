@@ -51,11 +51,7 @@ Span = tuple[int, int]
 def is_large(text: bytes) -> bool:
     """Whether to decode `text` in one call would be felt."""
     size = len(text)
-    return size > LARGE_BYTES or (size > LARGE_ELEMENTS and _elements(text) > LARGE_ELEMENTS)
-
-
-def _elements(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return size > LARGE_BYTES or (size > LARGE_ELEMENTS and text.count(b",") > LARGE_ELEMENTS)
 
 
 def decode_large(text: bytes, decode: Decode) -> Any:

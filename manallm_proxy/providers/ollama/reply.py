@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.answers import Answer, AnswerLimits, Usage
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
@@ -23,7 +23,7 @@ from manallm_proxy.openai.json_object import (
     whole_surrogates,
 )
 from manallm_proxy.openai.vectors import checked_vectors, read_vectors
-from manallm_proxy.providers.answer_bounds import rows_of
+from manallm_proxy.providers.answer_bounds import refuse_too_much, rows_of
 from manallm_proxy.providers.ollama import errors as ollama_failure
 
 LINE_LIMIT: Final = 16 << 20
@@ -103,9 +103,16 @@ _VECTORS: Final = msgspec.json.Decoder(list[list[float]])
 
 
 def read_line(line: bytes) -> Reply:
+    """A line of a stream. BadResponse where it is none, and the error that it may hold instead."""
+    return _checked(_decoded, _REPLY, line)
+
+
+def read_large_line(line: bytes, limits: AnswerLimits) -> Reply:
+    """The same, within the limits of size and structure."""
     if len(line) > LINE_LIMIT:
         raise too_long()
-    return _read(_REPLY, line)
+    refuse_too_much(line, limits)
+    return read_whole(line)
 
 
 def too_long() -> BadResponse:
@@ -118,9 +125,15 @@ def read_whole(body: bytes) -> Reply:
 
 
 def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    """A decoded 200 body or line. BadResponse where it is none, and the error that it may hold instead."""
+    large = len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body)
+    return _checked(_decoded_large if large else _decoded, decoder, body)
+
+
+def _checked(
+    decode: Callable[[msgspec.json.Decoder[_T], bytes], _T], decoder: msgspec.json.Decoder[_T], body: bytes
+) -> _T:
     try:
-        reply = _decoded(decoder, body)
+        reply = decode(decoder, body)
     except DecodeErrors:
         raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
     if reply.error is not None and says_error(reply.error):
@@ -129,8 +142,6 @@ def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    if len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body):
-        return _decoded_large(decoder, body)
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD

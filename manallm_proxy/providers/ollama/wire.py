@@ -34,7 +34,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import decode, encode
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import reply as ollama_reply
@@ -46,6 +46,7 @@ from manallm_proxy.providers.ollama.reply import (
     ToolCalled,
     count,
     embeddings,
+    read_large_line,
     read_line,
     read_whole,
     too_long,
@@ -156,9 +157,7 @@ class OllamaTranslator:
             if not line or line.isspace():
                 continue
             try:
-                if len(line) > EVENT_BYTES:
-                    refuse_too_much(line, self._limits)
-                reply = read_line(line)
+                reply = read_line(line) if len(line) <= EVENT_BYTES else read_large_line(line, self._limits)
             except ProviderError as error:
                 return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
             has_content |= self._add(reply, deltas)

@@ -10,16 +10,20 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, holds, replaced, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
 
 _ERROR: Final = re.compile(rb'error"')
-_EMPTY_LIST: Final = re.compile(rb"\[\s*\]")
+_LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
+"""That has something in it."""
 _EMPTY: Final = re.compile(rb"\s*\}")
 
 
 def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
     """The JSON object `data` with its ``model`` (at `span`, None: it has none) as the JSON string `model`."""
+    if span is not None and len(data) <= LARGE_BYTES:
+        return data[: span[0]] + model + data[span[1] :]
     return replaced(data, [model_edit(data, span, model)])
 
 
@@ -49,16 +53,21 @@ def decoded(raw: Any) -> Any:
         raise BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON") from None
 
 
-def checked_choices(values: Mapping[str, Any], *, decode_always: bool = True) -> list[dict[str, Any]]:
+def checked_choices(
+    values: Mapping[str, Any], *, decode_always: bool = True, large: bool = False
+) -> list[dict[str, Any]]:
     """The choices of a complete answer. Raises the error that it holds, and BadResponse if it holds no answer.
 
     Unless `decode_always`, they are decoded only if something may be wrong with them, and ``[]`` is returned.
     """
     refuse_error(values)
     raw = values.get("choices", b"null")
-    if bytes(memoryview(raw)[:1]) != b"[":
+    if not decode_always and large and _LIST.match(raw) and not holds(raw, _ERROR):
+        return []
+    raw = bytes(raw)
+    if raw[:1] != b"[":
         raise BadResponse("its answer has no 'choices'", detail="no choices")
-    if not decode_always and not holds(raw, _ERROR) and not _EMPTY_LIST.match(raw):
+    if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":
         return []
     rows = [choice for choice in decoded(raw) if isinstance(choice, dict)]
     for choice in rows:

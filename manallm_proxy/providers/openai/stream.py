@@ -147,7 +147,7 @@ class EventRelay(EventStream):
         )
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or data[:1] != b"{" or holds(data, _FINISH) or holds(data, _USAGE):
+        if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
             new = self._read_chunk(frame, data)
             if new is None:
                 return
@@ -224,6 +224,10 @@ class EventReader(EventStream):
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
+
+
+def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
+    return pattern.search(data) is not None if len(data) <= EVENT_BYTES else holds(data, pattern)
 
 
 def promised_choices(call: Call) -> int:

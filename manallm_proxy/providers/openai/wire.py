@@ -18,6 +18,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.model_list import read_list, words
@@ -100,7 +101,7 @@ class OpenAIWire:
         if not call.relays:
             return _whole(body)
         values, spans = reply_object(body, "model")
-        checked_choices(values, decode_always=False)
+        checked_choices(values, decode_always=False, large=len(body) > LARGE_BYTES)
         usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
