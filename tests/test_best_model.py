@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.best_model import best, needs_of, why_none
 from manallm_proxy.routing.catalog import Catalog
+from tests.cases import every
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
@@ -25,8 +24,7 @@ def listed(*names: str) -> list[ModelInfo]:
     return [ModelInfo(name) for name in names]
 
 
-@pytest.mark.parametrize(
-    ("models", "needs", "prefer", "wanted"),
+@every(
     [
         ([], NOTHING, (), None),
         (listed("smol"), NOTHING, (), "smol"),
@@ -56,7 +54,7 @@ def listed(*names: str) -> list[ModelInfo]:
         (listed("big-70b", "tiny-1b", "tiny-3b"), NOTHING, ("tiny*",), "tiny-3b"),
         (listed("big-70b", "nomic-embed-text"), NOTHING, ("nomic*",), "big-70b"),
         (listed("a.b", "axb"), NOTHING, ("a.b",), "a.b"),
-    ],
+    ]
 )
 def test_the_best_model(
     models: list[ModelInfo], needs: frozenset[str], prefer: tuple[str, ...], wanted: str | None
@@ -87,6 +85,8 @@ def test_a_chain_is_filled_from_the_list_as_it_is_now() -> None:
     assert [str(e.target) for e in filled] == ["o/a", "o/b", "o/*"]
     catalog.learn("o", listed("a:latest", "/models/big/Smol-135M.gguf"))
     assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/Smol-135M"
+    unfilled = catalog.filled(chain, VISION).entries[1].unfilled
+    assert unfilled == "nothing for vision in its list: Smol-135M"
     catalog.learn("o", listed("a:latest", "c"))
     assert str(catalog.filled(chain, NOTHING).entries[1].target) == "o/c"
     closed = Chain("mana/y", (named,))
@@ -110,10 +110,14 @@ async def test_an_open_entry_serves_what_is_there(tmp_path: Path) -> None:
             _, aliases = await p.get("/v1/aliases")
             assert aliases["aliases"][0]["chain"] == ["box/*", "cloud/m"]
             assert aliases["aliases"][0]["chosen"] == ["box/smol", "cloud/m"]
+            health = (await p.get("/v1/health"))[1]["providers"]
+            assert health["box"]["chosen"] == {"mana/test": "smol"}
+            assert "chosen" not in health["cloud"]
             assert (await p.chat(model="box/*"))[1]["model"] == "box/smol"
             box.models = ["nomic-embed-text"]
             while (await p.get("/v1/aliases"))[1]["aliases"][0]["chosen"][0] is not None:
                 pass
+            assert (await p.get("/v1/health"))[1]["providers"]["box"]["chosen"] == {"mana/test": None}
             _, body, headers = await p.chat()
             assert (body["model"], headers["x-mana-llm-attempts"]) == ("cloud/m", "1")
             code, body, _ = await p.chat(model="box/*")

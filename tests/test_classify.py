@@ -41,6 +41,7 @@ from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
 from manallm_proxy.providers.classify import ErrorDetails, classify, envelope, in_band, parse_error, widened
 from manallm_proxy.providers.retry_after import duration, retry_after_of
 from manallm_proxy.providers.scrub import clean, scrubbed
+from tests.cases import each_with_each, every
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
     (302, "", None, BadResponse, Blame.TARGET),
@@ -90,7 +91,7 @@ ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
 ]
 
 
-@pytest.mark.parametrize(("status", "message", "code", "kind", "blame"), ROWS)
+@every(ROWS)
 def test_each_status_has_its_error(
     status: int, message: str, code: str | None, kind: type[ProviderError], blame: Blame
 ) -> None:
@@ -144,8 +145,7 @@ def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: t
     assert type(in_band(parse_error(data))) is kind
 
 
-@pytest.mark.parametrize(
-    ("headers", "text", "seconds"),
+@every(
     [
         ({"retry-after": "7"}, "", 7.0),
         ({"retry-after": "7.66s"}, "", 7.66),
@@ -186,7 +186,7 @@ def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: t
             "",
             1.0,
         ),
-    ],
+    ]
 )
 def test_when_to_come_back_in_every_dialect(headers: dict[str, str], text: str, seconds: float | None) -> None:
     """C.3.6; nonsense is ignored."""
@@ -263,8 +263,7 @@ def test_our_own_key_is_taken_out_of_what_a_provider_quotes() -> None:
 LONG_KEY = "k7Qv/0zTn+3bXw9LrYp2MdUe5sHfGa8c"
 
 
-@pytest.mark.parametrize("at", range(440, 505))
-@pytest.mark.parametrize("word", ["message", "kind", "code", "param"])
+@each_with_each(range(440, 505), ["message", "kind", "code", "param"])
 def test_no_part_of_a_key_is_left_where_a_text_is_cut(at: int, word: str) -> None:
     """Nor of a word beside the message: wherever in the key the five hundredth character lies."""
     said: dict[str, Any] = {"message": "no", word: "x" * at + LONG_KEY + "y" * 99}
@@ -456,7 +455,7 @@ TRANSPORT: list[tuple[BaseException, type[ProviderError], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("raised", "kind", "detail"), TRANSPORT, ids=lambda value: type(value).__name__)
+@every(TRANSPORT)
 def test_each_exception_of_the_transports_has_its_error(
     raised: BaseException, kind: type[ProviderError], detail: str | None
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from tests.cases import every
 from tests.upstreams import Connection, Script, Seen, Upstream, completion, each, upstream
 
 pytestmark = pytest.mark.usefixtures("http")
@@ -57,7 +59,7 @@ FAULTS: list[tuple[BaseException, type[ProviderError], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("raised", "becomes", "detail"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
+@every(FAULTS)
 async def test_each_fault_of_the_transport_has_its_error(
     raised: Exception, becomes: type[ProviderError], detail: str | None
 ) -> None:
@@ -97,7 +99,7 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("what", GARBAGE)
+@every(GARBAGE)
 async def test_garbage_is_the_providers_failure(what: str) -> None:
     """Whatever a server sends that is no HTTP: retryable, blamed on the provider, never a 400 of the caller's."""
 
@@ -201,3 +203,69 @@ async def test_a_body_that_falls_silent_is_a_read_timeout() -> None:
         await connection.gone()
 
     assert isinstance((await posts(script, first_byte=5.0, idle=0.1))[0], ReadTimeout)
+
+
+REFUSED = b'data: {"error": {"message": "no", "code": 500}}\n\n'
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_an_answer_that_is_there_in_full_costs_no_connection(framing: str) -> None:
+    """A refusal of a probe, of which only the status is wanted, and a stream that ends with its first event."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        status, body = ("404 Not Found", b"{}") if seen.method == "GET" else ("200 OK", REFUSED)
+        head = f"HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\n".encode()
+        if framing == "length":
+            await connection.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            await connection.send(head + chunked)
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            await answer(connection, seen)
+
+    async with upstream(script) as server:
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
+        for _ in range(3):
+            found = await gpu.probe(3)
+            assert found is not None and found.status == 404
+            stream = await gpu.stream(CALL, ENTRY)
+            assert (await stream.next()).error is not None
+            await stream.aclose()
+            await stream.aclose()
+        assert len(server.connections) == 1
+        await gpu.close()
+
+
+PLAIN = {
+    "none": b"Content-Encoding: none\r\n",
+    "None": b"Content-Encoding: None\r\n",
+    "none with blanks": b"Content-Encoding: none \t\r\n",
+    "identity with blanks": b"Content-Encoding: identity \r\n",
+    "nothing": b"Content-Encoding: \r\n",
+    "blanks before and after": b"Content-Encoding: \t identity \t \r\nX-A:  b  \r\n",
+}
+
+
+@pytest.mark.parametrize("what", PLAIN)
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_a_body_that_is_not_encoded_is_read_as_it_is(what: str, framing: str) -> None:
+    """Whatever word a server has for that, and whatever white space behind its headers' values."""
+    body = json.dumps(completion()).encode()
+    framed = (
+        b"Content-Length: %d  \r\n\r\n%b" % (len(body), body)
+        if framing == "length"
+        else b"Transfer-Encoding: chunked \r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    )
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json \r\n" + PLAIN[what] + framed)
+
+    async with upstream(each(answer)) as server:
+        gpu = HttpProvider(Address("gpu", server.url), OpenAIWire())
+        for _ in range(2):
+            answered = await gpu.complete(CALL, ENTRY)
+            assert b"Hello" in (answered.body or b"")
+        assert len(server.connections) == 1
+        await gpu.close()

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy.__main__ import parser
 from manallm_proxy.cli.client import NAME_LIMIT
 from manallm_proxy.cli.status import table
-from tests.proxy import ROOT, free_port, openai, proxy, run, settings, written
+from tests.command import DEVNULL, ROOT, start
+from tests.proxy import free_port, openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
 
 pytestmark = pytest.mark.built_in
+
+
+def test_the_help_of_every_command_fits_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 lines of 80 columns, the shell's next prompt included."""
+    monkeypatch.setenv("COLUMNS", "80")
+    top = parser()
+    [commands] = [action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction)]
+    assert len(commands) > 8
+    for name, command in {"": top, **commands}.items():
+        lines = command.format_help().splitlines()
+        assert (len(lines) < 24, max(map(len, lines)) <= 80) == (True, True), name
+        assert "--help" in command.format_help()
 
 
 async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> None:
@@ -44,19 +58,10 @@ async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> 
         assert (code, errors) == (2, "there is no text to send\n")
 
 
-async def piped(
-    arguments: list[str], text: bytes, folder: Path | None = None, **environ: str
-) -> tuple[int | None, str, str]:
+async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **environ: str) -> tuple[int | None, str, str]:
     """Exit code, standard output and standard error of a command that reads `text`."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", *arguments),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(child.communicate(text), 20)
+    child = await start(*arguments, environ={**os.environ, **environ}, folder=folder, text=text)
+    output, errors = await asyncio.wait_for(child.communicate(), 20)
     return child.returncode, output.decode(), errors.decode()
 
 
@@ -144,12 +149,8 @@ async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> 
         config = settings({"loop": {"kind": "loopback"}})
         config["listen"] = listen
         (tmp_path / "config/proxy.yaml").write_text(written(config))
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "manallm_proxy", "serve"),
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL_STREAM": "1:1"},
-            stderr=asyncio.subprocess.PIPE,
-        )
+        environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
+        child = await start("serve", environ=environ, folder=tmp_path, stdout=DEVNULL)
         try:
             assert child.stderr is not None
             async with asyncio.timeout(10):

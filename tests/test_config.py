@@ -538,7 +538,7 @@ SECOND_DOCUMENT = (
         ("# nothing\n", "is empty"),
         ("- a\n", "must hold keys and values at its top level"),
         ("hello", "must hold keys and values at its top level"),
-        ("a: 1\nb: [1\n", "line 3: a ',' or the closing ']' is missing"),
+        ("a: 1\nb: [1\n", "line 3: a ',' or the closing ']' is missing; it was opened in line 2"),
         ("a: 1\n\tb: 2\n", "line 2: a tab: YAML indents with blanks only"),
         ("a: \x07", "line 1: a character that YAML does not allow"),
         ("a: 1\n---\nb: 2\n", SECOND_DOCUMENT),
@@ -582,7 +582,8 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert told(missing) == (f"{missing}: no such file",)
     assert told(tmp_path) == (f"{tmp_path}: cannot be read (Is a directory)",)
     assert told(latin) == (f"{latin}: is not UTF-8 text",)
-    assert told(lonely) == (f"{tmp_path}/aliases.yaml: no such file",)
+    more = "aliases_file names another one, and aliases may stand in proxy.yaml itself"
+    assert told(lonely) == (f"{tmp_path}/aliases.yaml: no such file; {more}",)
 
 
 def test_what_would_keep_its_reader_is_a_mistake(tmp_path: Path) -> None:
@@ -711,7 +712,10 @@ PATTERN = "expected an alias or provider/model, in which '*' stands for any text
         ("{name: a, sha256: sk-verysecret}", f"[0].sha256: {HEX}"),
         ("{name: a, sha256: '$0'}", f"[0].sha256: {HEX}"),
         ("{name: a, sha256: '${HASH}'}", "[0].sha256: HASH is not set and there is no default"),
-        ("{name: a, key: sk-verysecret, sha256: $}", "[0].key: unknown key"),
+        (
+            "{name: a, key: sk-verysecret, sha256: $}",
+            "[0].key: keys are not written here: run 'manallm-proxy hash-key'",
+        ),
         ("{name: a, sha256: $, models: mana/x}", "[0].models: expected a list, got a string"),
         ("{name: a, sha256: $, models:}", "[0].models: expected a list, got nothing"),
         ("{name: a, sha256: $, models: ['']}", f"[0].models[0]: {PATTERN}"),
@@ -761,7 +765,7 @@ def test_a_mistake_elsewhere_makes_none_in_keys(mistakes: Told) -> None:
     )
     assert [line.partition(": ")[0] for line in told] == ["providers.p.base_url", "aliases.mana/x.chain"]
     (alone,) = mistakes(f"auth: {{keys: [{{name: a, sha256: {DIGEST}, models: [mana/x]}}]}}\naliases_file: gone.yaml")
-    assert alone.endswith("gone.yaml: no such file")
+    assert "gone.yaml: no such file" in alone
 
 
 # Secrets

@@ -182,7 +182,7 @@ def test_what_a_cold_model_means_to_an_entry(loaded: Load) -> None:
     """It waits for five minutes unless the entry says otherwise."""
     entries = "[box/m, {target: box/n, cold: next, load_timeout: 20s}]"
     first, second = loaded(BOX + f"aliases: {{mana/a: {{chain: {entries}}}}}").aliases["mana/a"]
-    assert (first.cold, first.load_timeout, second.cold, second.load_timeout) == ("wait", 300.0, "next", 20.0)
+    assert (first.cold, first.load_timeout, second.cold, second.load_timeout) == ("wait", None, "next", 20.0)
     (what,) = mistakes(loaded, BOX + "aliases: {mana/a: {chain: [{target: box/m, cold: never}]}}")
     assert what.startswith("aliases.mana/a.chain[0].cold: ")
 

@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.contract.events import WorkerEnded
 from manallm_proxy.contract.provider_errors import KeyRejected
+from tests.command import ROOT
 from tests.figures import ENDED
 from tests.needs import require
-from tests.proxy import ROOT, openai, proxy, settings
+from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
 
 RULES = ROOT / "config/prometheus/rules.yml"

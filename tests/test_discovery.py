@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from manallm_proxy.cli.look_around import look_around
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Found
 from manallm_proxy.contract.provider import ModelInfo
-from tests.proxy import ROOT, free_port
+from tests.cases import every
+from tests.command import STDOUT, start
+from tests.proxy import free_port
 from tests.upstreams import Connection, Seen, completion, upstream
 
 pytestmark = pytest.mark.built_in
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
+@every(
     [
         ("box", "http://box:11434"),
         ("box:1", "http://box:1"),
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.built_in
         ("box:port", "http://box:11434"),
         ("box:0", "http://box:11434"),
         ("box:70000", "http://box:11434"),
-    ],
+    ]
 )
 def test_ollama_host_in_all_its_spellings(text: str, wanted: str) -> None:
     """As Ollama itself reads it; what listens everywhere is asked on loopback."""
@@ -78,8 +78,7 @@ def rows(owner: str = "", **more: Any) -> Reply:
     return reply({"object": "list", "data": [{"id": "m", "owned_by": owner}], **more})
 
 
-@pytest.mark.parametrize(
-    ("usual", "replies", "wanted"),
+@every(
     [
         ("ollama", {TAGS: TAGGED, MODELS: rows("library")}, "ollama"),
         ("vllm", {TAGS: TAGGED, MODELS: rows("library")}, "ollama"),
@@ -99,7 +98,7 @@ def rows(owner: str = "", **more: Any) -> Reply:
         ("vllm", {TAGS: NOT_FOUND, MODELS: NOT_FOUND}, "box:1 answers, but is no model server"),
         ("vllm", {TAGS: reply(b"\xff\xfe"), MODELS: reply([])}, "box:1 answers, but is no model server"),
         ("vllm", {MODELS: Reply(200)}, "box:1 answers without end, or too slowly"),
-    ],
+    ]
 )
 def test_servers_are_told_apart_by_what_they_answer(usual: str, replies: dict[str, Reply], wanted: str | None) -> None:
     """A port is a hint where the answer names nobody; what is no model server is said once."""
@@ -209,16 +208,9 @@ async def test_serve_without_a_configuration_uses_what_is_there(tmp_path: Path) 
         port = free_port()
         environ = {
             **{k: v for k, v in os.environ.items() if k not in ("JOURNAL_STREAM", "MANALLM_CONFIG", "OLLAMA_URL")},
-            "PYTHONPATH": str(ROOT),
             "OLLAMA_HOST": f"0.0.0.0:{box.port}",
         }
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "manallm_proxy", "serve", "--port", str(port)),
-            cwd=tmp_path,
-            env=environ,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        child = await start("serve", "--port", str(port), environ=environ, folder=tmp_path, stderr=STDOUT)
         assert child.stdout is not None
         lines: list[str] = []
         async with asyncio.timeout(20):

@@ -150,25 +150,6 @@ async def test_a_turn_with_a_tool_and_the_turn_after_it(kind: str, stream: bool,
         assert (sent["max_tokens"], rows[2]["content"]) == (100, "so")
 
 
-async def test_a_model_that_does_not_think_is_asked_without_it(tmp_path: Path) -> None:
-    """Anthropic's clients ask for thoughts by default. A client of OpenAI that names an effort gets the refusal."""
-
-    async def plain(connection: Connection, seen: Seen) -> None:
-        if "think" in seen.json:
-            await connection.reply({"error": '"m" does not support thinking'}, "400 Bad Request")
-        else:
-            await connection.reply({"message": {"role": "assistant", "content": "Hello"}, "done": True})
-
-    async with upstream(each(plain)) as gpu:
-        async with proxy(settings({"gpu": {"kind": "ollama", "base_url": gpu.url}}), tmp_path) as p:
-            code, raw, headers = await say(p, thinking={"type": "enabled", "budget_tokens": 10_000}, temperature=0.5)
-            assert (code, json.loads(raw)["content"][0]["text"]) == (200, "Hello")
-            assert headers["x-mana-llm-attempts"] == "1"
-            first, again = (seen.json for seen in gpu.posts)
-            assert first == {**again, "think": "medium"}
-            assert (await p.chat(reasoning_effort="low"))[0] == 400
-
-
 async def before(connection: Connection, seen: Seen) -> None:
     """It dies before its first byte."""
     connection.reset()

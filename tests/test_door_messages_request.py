@@ -26,6 +26,7 @@ from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request
 from tests import anthropic_stream
+from tests.cases import every
 
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
@@ -179,7 +180,7 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("given_", "made"), FIELDS.values(), ids=FIELDS)
+@every(FIELDS.values())
 def test_fields(given_: dict[str, Any], made: dict[str, Any]) -> None:
     assert chat(**given_) == made
 
@@ -331,7 +332,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("fields", "param", "words"), BAD.values(), ids=BAD)
+@every(BAD.values())
 def test_what_is_wrong_is_named_by_its_place(fields: dict[str, Any], param: str, words: str) -> None:
     body = json.dumps({"max_tokens": 10, "messages": [HI], **fields}).encode()
     with pytest.raises(InvalidRequest) as caught:

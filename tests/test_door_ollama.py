@@ -342,6 +342,49 @@ async def test_arguments_that_are_no_object(finish: str, stream: bool, tmp_path:
             assert "arguments" in last["error"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_pictures_that_the_model_made(stream: bool, tmp_path: Path) -> None:
+    """Their data in ``images``; an address, which is no data, as a link in the text."""
+    rows = [{"image_url": {"url": f"data:image/png;base64,{PNG}"}}, {"image_url": {"url": "https://x/a,b.png"}}]
+
+    async def paints(connection: Connection, seen: Seen) -> None:
+        if stream:
+            event = {"choices": [{"index": 0, "delta": {"content": "See", "images": rows}, "finish_reason": "stop"}]}
+            await connection.head()
+            await connection.chunk(b"data: " + json.dumps(event).encode() + b"\n\n" + DONE)
+            await connection.end()
+        else:
+            message = {"role": "assistant", "content": "See", "images": rows}
+            await connection.reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    async with upstream(each(paints)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        _, body, _ = await ask(p, "/api/chat", messages=HI, stream=stream)
+        message = json.loads(body.splitlines()[0])["message"]
+        assert (message["content"], message["images"]) == ("See![image](https://x/a,b.png)", [PNG])
+
+
+@pytest.mark.parametrize("arguments", ["{}", '{"ci', ""])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_call_without_a_name(stream: bool, arguments: str, tmp_path: Path) -> None:
+    """The client learns what is missing, whatever the arguments are."""
+
+    async def calls(connection: Connection, seen: Seen) -> None:
+        call = {"index": 0, "id": "call_1", "type": "function", "function": {"arguments": arguments}}
+        if stream:
+            await connection.head()
+            await connection.chunk(tool_chunk([call]) + tool_chunk(None, "tool_calls") + DONE)
+            await connection.end()
+        else:
+            choice = {"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
+            await connection.reply({"choices": [choice]})
+
+    async with upstream(each(calls)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        code, body, _ = await ask(p, "/api/chat", messages=HI, tools=[WEATHER], stream=stream)
+        error = json.loads(body.splitlines()[-1])["error"]
+        assert code == (200 if stream else 502)
+        assert "without a name" in error and "JSON" not in error
+
+
 async def test_what_a_provider_gets(tmp_path: Path) -> None:
     """OpenAI's words alone for one that speaks OpenAI; everything for another Ollama."""
     given: dict[str, Any] = {
@@ -757,7 +800,7 @@ async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
             headers = {"Authorization": "Bearer test"}
             async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
                 rows = [row["name"] for row in (await response.json())["models"]]
-            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m:latest"]
+            assert rows == ["box/a:latest", "box/b:latest", "box/c:7b", "gpu/m"]
             for names, wanted in (
                 (("box/a", "box/a:latest", "a", "a:latest", "box/b", "b:latest", "box/c:7b", "gpu/m"), (200, 200, 200)),
                 (("box/c", "c:latest", "gpu/m:latest", "gpu/a"), (403, 403, 404)),
@@ -767,3 +810,47 @@ async def test_a_key_for_a_model_with_two_names(tmp_path: Path) -> None:
                     codes = [(await p.post(path, chat, headers=headers))[0] for path in ("/api/chat", "/api/show")]
                     async with p.client.get(f"{p.url}/v1/models/{model}", headers=headers) as response:
                         assert (*codes, response.status) == wanted, model
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+@pytest.mark.parametrize("allowed", ["p/m", "p/m:latest", "p/*", None])
+async def test_a_name_means_the_same_wherever_it_stands(kind: str, allowed: str | None, tmp_path: Path) -> None:
+    """A provider lists both ``m`` and ``m:latest``: two models, but for an Ollama, where they are one.
+
+    What a list tells can be looked up, shown and asked, and is served by the model of that name; what it does not tell
+    is refused by all of them.
+    """
+
+    async def box(connection: Connection) -> None:
+        rows = {"data": [{"id": id_} for id_ in ("m", "m:latest")]}
+        rows |= {"models": [{"name": id_, "model": id_} for id_ in ("m", "m:latest")]}
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply(rows)
+            else:
+                await (answers if kind == "openai" else ollama)(connection, seen)
+
+    keys = [] if allowed is None else [{"name": "t", "sha256": SHA, "models": [allowed]}]
+    headers = {} if allowed is None else {"Authorization": "Bearer test"}
+    async with upstream(box) as server:
+        provider = openai(server.url) if kind == "openai" else {"kind": "ollama", "base_url": server.url}
+        async with proxy(settings({"p": provider}, auth={"keys": keys}), tmp_path) as p:
+            async with p.client.get(f"{p.url}/v1/models", headers=headers) as response:
+                ids = {row["id"] for row in (await response.json())["data"]} - {"mana/test"}
+            async with p.client.get(f"{p.url}/api/tags", headers=headers) as response:
+                names = [row["name"] for row in (await response.json())["models"]]
+            names = [name for name in names if not name.startswith("mana/")]
+            assert len(names) == len(set(names))
+            assert set(names) == (ids if kind == "openai" else {"p/m:latest"})
+            both = kind == "ollama" or allowed in ("p/*", None)
+            assert ids == ({"p/m", "p/m:latest"} if both else {allowed})
+            for name in ("p/m", "p/m:latest"):
+                codes = [
+                    (await p.post(path, {"model": name, "messages": HI, "stream": False}, headers=headers))[0]
+                    for path in ("/v1/chat/completions", "/api/chat", "/api/show")
+                ]
+                if codes[0] == 200:
+                    assert {f"p/{seen.json['model']}" for seen in server.posts[-2:]} == {name}
+                async with p.client.get(f"{p.url}/v1/models/{name}", headers=headers) as response:
+                    codes.append(response.status)
+                assert codes == ([200] * 4 if name in ids else [403, 403, 403, 404]), (name, codes)

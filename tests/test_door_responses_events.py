@@ -297,6 +297,17 @@ async def test_a_picture_that_the_model_made() -> None:
         assert shown == [{"type": "image_url", "image_url": {"url": "data:image/webp;base64,aGk="}}]
 
 
+async def test_a_picture_by_its_address() -> None:
+    """The whole address, commas included, and no format made up of a part of it; the next turn has it again."""
+    url = "https://x/a,b/y.png;v=1"
+    for items in await both(Delta(images=(url,), finish="stop")):
+        assert items[0]["type"] == "image_generation_call"
+        assert items[0]["result"] == url and "output_format" not in items[0]
+        assert (await chat_of(input=items))["messages"][0]["images"] == [
+            {"type": "image_url", "image_url": {"url": url}}
+        ]
+
+
 async def test_an_empty_answer_is_an_empty_message() -> None:
     """So that no client waits for one."""
     events = (await Opened().ask()).stream(STOP)

@@ -13,6 +13,7 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import Carried, pack, unpack
 from manallm_proxy.doors.responses.tool_names import arguments_to_input, flat_name
+from tests.cases import each_with_each, every
 from tests.responses import FUNCTION, Opened, chat_of
 
 USER = {"role": "user", "content": "hi"}
@@ -90,6 +91,48 @@ async def test_pictures_and_files_go_in() -> None:
         {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}},
     ]
     assert "vision" in door.call.summary.needs
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "https://x/y.png", "detail": "low"},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png"}, "detail": "low"},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png", "detail": "low"}},
+        {"type": "input_image", "image_url": {"url": "https://x/y.png", "detail": "high"}, "detail": "low"},
+        {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}},
+        {"type": "image_url", "image_url": "https://x/y.png", "detail": "low", "file_id": None},
+    ],
+)
+async def test_a_picture_in_every_form_that_clients_give_it(part: dict[str, Any]) -> None:
+    """A chat has one: an object with the URL and how closely to look; nothing of the part is lost on the way."""
+    wanted = {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}
+    [message] = await messages({"role": "user", "content": [part]})
+    assert message["content"] == [wanted]
+    *_, shown = await messages(USER, CALL, {**RESULT, "output": [part]})
+    assert shown["content"][1:] == [wanted]
+
+
+async def test_other_parts_of_a_chat_are_read_too() -> None:
+    """Some clients send a chat's parts here; what a chat calls ``file`` is the same thing."""
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,aGk=", "filename": "a.pdf"}}
+    [message] = await messages({"role": "user", "content": [file]})
+    assert message["content"] == [file]
+
+
+@pytest.mark.parametrize(
+    ("result", "url"),
+    [
+        ("aGk=", "data:image/webp;base64,aGk="),
+        ("https://x/y.png", "https://x/y.png"),
+        ("data:image/png;base64,aGk=", "data:image/png;base64,aGk="),
+    ],
+)
+async def test_a_generated_picture_goes_back_as_it_came(result: str, url: str) -> None:
+    """Providers give its data or its address, and an address in a data URI is nothing."""
+    item = {"type": "image_generation_call", "id": "ig_1", "result": result, "output_format": "webp"}
+    [shown, _] = await messages(item, USER)
+    assert shown["images"] == [{"type": "image_url", "image_url": {"url": url}}]
 
 
 async def test_a_turn_is_one_message() -> None:
@@ -221,9 +264,11 @@ async def test_a_flat_name_that_is_taken() -> None:
     assert first == "agents__spawn" != second and second.endswith("__spawn")
 
 
-@pytest.mark.parametrize("namespace", ["", "a", "a.b", "ä", "n" * 64, "n" * 200])
-@pytest.mark.parametrize("name", ["x", "spawn.now", "s" * 30, *("s" * n for n in range(50, 66)), "s" * 200])
-@pytest.mark.parametrize("unique", [False, True])
+@each_with_each(
+    ["", "a", "a.b", "ä", "n" * 64, "n" * 200],
+    ["x", "spawn.now", "s" * 30, *("s" * n for n in range(50, 66)), "s" * 200],
+    [False, True],
+)
 def test_flat_names(namespace: str, name: str, unique: bool) -> None:
     """At most 64 characters that every provider takes, unlike the inner name, and with it as far as there is room."""
     flat = flat_name(namespace, name, unique=unique)
@@ -486,7 +531,7 @@ async def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
         assert door.whole(Delta(content="Hello", finish="stop"))["status"] == "completed"
 
 
-@pytest.mark.parametrize(("body", "param", "word"), BAD, ids=lambda value: str(value)[:60])
+@every(BAD)
 async def test_bad_input_is_named_by_its_place(body: dict[str, Any], param: str, word: str) -> None:
     """Before any provider is bothered."""
     with pytest.raises(InvalidRequest) as raised:

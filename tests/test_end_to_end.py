@@ -262,6 +262,7 @@ async def test_a_stale_pooled_connection_is_not_the_providers_failure(tmp_path: 
         ("422 Unprocessable", 422, "invalid_request_error"),
         ("401 Unauthorized", 502, "provider_auth_error"),
         ("403 Forbidden", 502, "provider_auth_error"),
+        ("407 Proxy Authentication Required", 502, "provider_auth_error"),
     ],
 )
 async def test_what_is_the_callers_goes_to_the_caller(tmp_path: Path, line: str, code: int, kind: str) -> None:

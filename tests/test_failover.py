@@ -38,6 +38,7 @@ from manallm_proxy.providers.classify import widened as retried_elsewhere
 from manallm_proxy.routing.failover import Attempt, Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
+from tests.cases import every
 from tests.waiting import until
 
 Step = BaseException | str
@@ -104,7 +105,7 @@ BLAMED: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("row", RETRYABLE)
+@every(RETRYABLE)
 async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
     """Noted with its reason, told, and the next target answers."""
     make, reason = RETRYABLE[row]
@@ -117,7 +118,7 @@ async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
     assert story.kinds(FellBack) == [FellBack("id-1", "p0/m", "p1/m", reason)]
 
 
-@pytest.mark.parametrize("row", RETRYABLE)
+@every(RETRYABLE)
 async def test_whom_a_failure_speaks_against(row: str) -> None:
     """The provider (as a probe sees it or not), one model, nobody; or it is only busy, which is no failure."""
     story = Story([RETRYABLE[row][0](), "hello"])

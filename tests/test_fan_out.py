@@ -157,6 +157,8 @@ def test_a_report_with_an_exception_is_a_crash() -> None:
 def test_the_constants_are_those_of_the_libraries() -> None:
     """A text that no library has any more is out of date, and its successor would not be shown."""
     folders = [Path(library.__file__ or "").parent for library in (asyncio, aiohttp)]
-    trees = [ast.parse(path.read_text()) for folder in folders for path in folder.glob("*.py")]
+    sources = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    begun = tuple(message[:8] for message in MESSAGES)
+    trees = [ast.parse(source) for source in sources if any(start in source for start in begun)]
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert texts >= MESSAGES

@@ -225,7 +225,7 @@ async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:
     told = [line["changes"] for line in lines if line["event"] == "reloaded"]
     assert told == ["nothing changed", "1 alias changed, 1 provider added, limits changed"]
     [refused] = [line["mistakes"] for line in lines if line["event"].startswith("reload refused")]
-    assert refused == ["listen.port: cannot be changed by a reload; restart to change it"]
+    assert refused == [f"listen.port: cannot be changed by a reload; restart to change it ({tmp_path}/proxy.yaml:2)"]
     [drained] = [line["detail"] for line in lines if line["event"] == "draining"]
     assert drained == "0 answers, at most 5 s; Ctrl-C again ends now"
 

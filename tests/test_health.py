@@ -380,7 +380,7 @@ def test_late_failures_tell_nothing_new() -> None:
 
 
 def test_changes_are_told_once_each() -> None:
-    """Down, up; a target that cools; never the same twice, a reload between them or not."""
+    """Down, up; a target that cools; never the same twice, a reload between them or not. Recovery has no reason."""
     told: list[Event] = []
     clock = [0.0]
     healths = {"gpu": Health(Policy(failure_threshold=1))}
@@ -395,11 +395,11 @@ def test_changes_are_told_once_each() -> None:
     later.failed(Target("gpu", "m"), got, RateLimited("x"))
     clock[0] = 15.0
     later.note("gpu")
-    assert [(e.model, e.was, e.now) for e in told if isinstance(e, HealthChanged)] == [
-        (None, "healthy", "unhealthy"),
-        (None, "unhealthy", "healthy"),
-        ("m", "healthy", "cooling"),
-        ("m", "cooling", "healthy"),
+    assert [(e.model, e.was, e.now, e.reason) for e in told if isinstance(e, HealthChanged)] == [
+        (None, "healthy", "unhealthy", "connect_error"),
+        (None, "unhealthy", "healthy", None),
+        ("m", "healthy", "cooling", "rate_limited"),
+        ("m", "cooling", "healthy", None),
     ]
 
 

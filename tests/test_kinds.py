@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.proxy import openai, proxy, settings
+from tests.proxy import HI, everything, openai, proxy, settings
 from tests.servers import gemini, gemini_server, line, ollama_server
-from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, upstream
+from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, completion, each, status, upstream
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("http")
@@ -239,3 +239,118 @@ async def test_broken_arguments_in_a_history_are_in_the_log(kind: str, tmp_path:
         note = "sent as {}: tool arguments in the history that are no JSON object"
         assert [row["notes"] for row in rows if "notes" in row] == [[note]]
         assert "secret-words" not in p.log.getvalue()
+
+
+ADVICE: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {**HI, "reasoning_effort": "medium"}),
+    "chat, with null": ("/v1/chat/completions", {**HI, "reasoning_effort": "medium", "think": None}),
+    "chat, as OpenRouter has it": ("/v1/chat/completions", {**HI, "reasoning": {"effort": "medium"}}),
+    "completions": ("/v1/completions", {"prompt": "hi", "reasoning_effort": "medium"}),
+    "responses": ("/v1/responses", {"input": "hi", "reasoning": {"effort": "medium"}}),
+    "messages": (
+        "/v1/messages",
+        {**HI, "max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 10_000}, "temperature": 0.5},
+    ),
+    "messages, by effort": ("/v1/messages", {**HI, "max_tokens": 9, "output_config": {"effort": "medium"}}),
+}
+"""By door: a request whose client wants an effort of every model alike."""
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {**HI, "think": True}),
+    "Ollama's chat": ("/api/chat", {**HI, "think": True}),
+    "Ollama's chat, how much": ("/api/chat", {**HI, "think": "high"}),
+    "Ollama's generate": ("/api/generate", {"prompt": "hi", "think": True}),
+}
+"""Requests that name Ollama's own ``think``."""
+
+
+async def thinks_not(connection: Connection, seen: Seen) -> None:
+    """An Ollama that does not list what its models can do."""
+    if seen.json.get("think"):
+        await connection.reply({"error": '"m" does not support thinking'}, "400 Bad Request")
+    else:
+        await ollama_server(connection, seen)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("door", ADVICE)
+async def test_a_model_that_does_not_think_is_asked_without_it(door: str, stream: bool, tmp_path: Path) -> None:
+    """An effort is a client's setting for all models; the server's refusal says as much as its list would have."""
+    path, body = ADVICE[door]
+    async with upstream(each(thinks_not)) as box:
+        async with proxy(settings({"box": configured("ollama", box)}), tmp_path) as p:
+            async with p.client.post(p.url + path, json={**body, "stream": stream}) as response:
+                answer = await everything(response)
+                assert (response.status, response.headers["X-Mana-LLM-Attempts"]) == (200, "1"), answer
+            assert b"error" not in answer or b'"error":null' in answer
+            first, again = (seen.json for seen in box.posts)
+            assert first == {**again, "think": "medium"}
+            assert (await p.get("/v1/health"))[1]["providers"]["box"].get("targets", {}) == {}
+
+
+@pytest.mark.parametrize("door", ASKED)
+async def test_who_asks_an_ollama_to_think_means_it(door: str, tmp_path: Path) -> None:
+    """As there, it is the caller's mistake; and a refusal of something else is not answered with another request."""
+    path, body = ASKED[door]
+    async with upstream(each(thinks_not)) as box:
+        async with proxy(settings({"box": configured("ollama", box)}), tmp_path) as p:
+            code, answer, _ = await p.post(path, {"model": "mana/test", **body, "stream": False})
+            assert (code, "does not support thinking" in str(answer["error"])) == (400, True)
+            assert len(box.posts) == 1
+    refusal = {"error": "json: cannot think of a reason"}
+    async with upstream(each(status("400 Bad Request", refusal))) as box:
+        async with proxy(settings({"box": configured("ollama", box)}), tmp_path) as p:
+            assert (await p.chat())[0] == 400
+            assert len(box.posts) == 1
+
+
+async def wordless(connection: Connection, seen: Seen) -> None:
+    """A stream with an end and nothing else, in the words of whoever is asked."""
+    if "/api/" in seen.path:
+        last = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 1}
+        await connection.reply(json.dumps(last).encode(), content_type="application/x-ndjson")
+        return
+    await connection.head()
+    if "generateContent" in seen.path or "streamGenerateContent" in seen.path:
+        end = {"candidates": [{"content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP"}]}
+        await connection.chunk(b"data: " + json.dumps(end).encode() + b"\r\n\r\n")
+    else:
+        await connection.chunk(chunk(role=True) + chunk("") + chunk(finish="stop") + DONE)
+    await connection.end()
+
+
+async def silent(connection: Connection, seen: Seen) -> None:
+    """No event at all."""
+    await connection.head()
+    await connection.end()
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
+async def test_a_stream_without_a_word_is_an_answer_unless_it_is_listed(kind: str, path: str, tmp_path: Path) -> None:
+    """By itself it commits; with ``fallback_on: [empty]`` the next target is asked, and nobody is blamed."""
+    body = {"input": "hi"} if path == "/v1/responses" else {**HI, "max_tokens": 9}
+    async with upstream(each(wordless)) as first, upstream(each(answers)) as second:
+        providers = {"first": configured(kind, first), "second": openai(second.url)}
+        config = settings(providers)
+        config["aliases"]["mana/wide"] = {"chain": ["first/m", "second/m"], "fallback_on": ["empty"]}
+        async with proxy(config, tmp_path) as p:
+            for model, target in (("mana/test", "first/m"), ("mana/wide", "second/m")):
+                async with p.client.post(p.url + path, json={**body, "model": model, "stream": True}) as response:
+                    assert (response.status, response.headers["X-Mana-LLM-Resolved"]) == (200, target)
+                    await everything(response)
+            health = (await p.get("/v1/health"))[1]["providers"]["first"]
+            assert (health["status"], health.get("targets", {})) == ("healthy", {})
+            assert "empty" in p.log.getvalue()
+
+
+@pytest.mark.parametrize("answer", [silent, wordless])
+async def test_a_last_target_without_a_word(answer: Answer, tmp_path: Path) -> None:
+    """Nobody is left to ask, and the client learns why."""
+    async with upstream(each(answer)) as only:
+        config = settings({"only": openai(only.url)})
+        config["aliases"]["mana/wide"] = {"chain": ["only/m"], "fallback_on": ["empty"]}
+        async with proxy(config, tmp_path) as p:
+            code, body, _ = await p.chat(model="mana/wide", stream=True)
+            assert (code, [a["reason"] for a in body["error"]["attempts"]]) == (503, ["empty_answer"])
+            code, raw, _ = await p.stream()
+            assert (code, raw.endswith(DONE)) == (200, True)

@@ -35,7 +35,7 @@ for order in sys.stdin:
         logs(ENDED)
     print(logs.dropped, flush=True)
 """
-QUIET = 0.2
+QUIET = 0.1
 """Seconds without a byte after which the terminal has shown all."""
 
 

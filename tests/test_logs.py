@@ -40,6 +40,7 @@ from manallm_proxy.contract.events import (
     WorkerEnded,
 )
 from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
+from tests.cases import every
 from tests.figures import ENDED
 
 
@@ -61,8 +62,7 @@ def test_one_line_a_request() -> None:
     assert line["time"].endswith("Z")
 
 
-@pytest.mark.parametrize(
-    ("event", "level", "word"),
+@every(
     [
         (evolve(ENDED, outcome="error", status=503), "warning", "error"),
         (evolve(ENDED, outcome="error", status=400), "info", "error"),
@@ -83,7 +83,7 @@ def test_one_line_a_request() -> None:
         (LifeChanged("started", "listening on x"), "info", "listening"),
         (LifeChanged("draining", worker=3), "info", '"worker": 3'),
         (WorkerEnded(2, 77, "SIGKILL", 0.1), "error", "SIGKILL"),
-    ],
+    ]
 )
 def test_every_fact_has_its_level(event: Event, level: str, word: str) -> None:
     """One line each, at a level that an operator can filter by."""

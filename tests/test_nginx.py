@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.nginx import EXAMPLE, nginx
-from tests.proxy import everything, openai, proxy, settings
+from tests.proxy import HI, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, upstream
 
 
@@ -86,6 +88,44 @@ async def test_a_broken_stream_is_broken_behind_nginx_too(tmp_path: Path) -> Non
                 body = await everything(response)
                 assert isinstance(response.content.exception(), aiohttp.ClientPayloadError)
             assert b"one" in body and b'"stream_interrupted"' in body and b"[DONE]" not in body
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "last"),
+    [
+        ("/v1/chat/completions", HI, b'data: {"error":'),
+        ("/v1/completions", {"prompt": "hi"}, b'data: {"error":'),
+        ("/v1/responses", {"input": "hi"}, b"event: error\ndata: "),
+        ("/v1/messages", {**HI, "max_tokens": 9}, b"event: error\ndata: "),
+        ("/api/chat", {**HI, "model": "mana/test"}, b'{"error":"'),
+    ],
+)
+async def test_every_doors_broken_stream_ends_without_a_last_chunk(
+    path: str, body: dict[str, Any], last: bytes, tmp_path: Path
+) -> None:
+    """By its bytes: the error is all there, a FIN comes after it, and neither a reset nor the chunk of length 0."""
+
+    async def breaks(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        text = {"index": 0, "text": "one", "finish_reason": None}
+        await connection.chunk(
+            f"data: {json.dumps({'choices': [text]})}\n\n".encode() if "prompt" in body else chunk("one")
+        )
+        connection.reset()
+
+    async with upstream(each(breaks)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        async with nginx(p, tmp_path) as front:
+            port = int(front.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            data = json.dumps({**body, "stream": True}).encode()
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+            writer.write(head.encode() + b"\r\n\r\n" + data)
+            async with asyncio.timeout(5):
+                got = await reader.read()  # a reset would raise
+            writer.close()
+            assert b"Transfer-Encoding: chunked" in got and b"one" in got
+            assert last in got and b"broke off" in got.rpartition(last)[2]
+            assert not got.endswith(b"\r\n0\r\n\r\n") and b"[DONE]" not in got
 
 
 async def test_large_bodies_pass_and_metrics_do_not(tmp_path: Path) -> None:

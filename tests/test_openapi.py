@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -12,7 +14,8 @@ from manallm_proxy import __version__
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
-from tests.described import DOCUMENT, at, conforms, operations
+from manallm_proxy.routing.circuit import SkipReason
+from tests.described import DOCUMENT, at, conforms, operations, resolved
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
@@ -182,3 +185,85 @@ async def test_it_is_served(tmp_path: Path) -> None:
         assert await p.get("/openapi.json") == (200, DOCUMENT)
         async with p.client.head(f"{p.url}/openapi.json") as response:
             assert (response.status, response.content_type) == (200, "application/json")
+
+
+SHA = hashlib.sha256(b"test").hexdigest()
+POSTS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", HI),
+    ("/v1/responses", {"input": "x"}),
+    ("/v1/messages", MESSAGE),
+    ("/api/chat", {**HI, "stream": False}),
+]
+"""One request of each door."""
+
+
+async def test_what_a_key_gets_is_described(tmp_path: Path) -> None:
+    """Refused without one, limited with one: what is left is told with each answer, and the wait with the refusal."""
+    async with upstream(each(answers)) as gpu:
+        keys = [{"name": "t", "sha256": SHA, "models": ["mana/*"], "requests_per_minute": 2 * len(POSTS)}]
+        async with proxy(settings({"gpu": openai(gpu.url)}, auth={"keys": keys}), tmp_path) as p:
+            headers = {"Authorization": "Bearer test"}
+            for path, body in POSTS:
+                given = {"model": "mana/test", **body}
+                assert await ask(p, "post", path, path, json=given) == 401
+                assert await ask(p, "post", path, path, json={**body, "model": "gpu/m"}, headers=headers) == 403
+            for code in (200, 429):
+                for path, body in POSTS:
+                    given = {"model": "mana/test", **body}
+                    assert await ask(p, "post", path, path, json=given, headers=headers) == code
+            async with p.client.post(p.url + "/v1/chat/completions", json=HI, headers=headers) as response:
+                assert response.headers["x-should-retry"] == "false" and int(response.headers["Retry-After"]) > 5
+                assert response.headers["x-ratelimit-remaining-requests"] == "0"
+            assert await ask(p, "get", "/v1/health", "/v1/health", headers=headers) == 403
+
+
+@pytest.mark.parametrize(("wait", "retried"), [(2, True), (53, False)])
+async def test_whose_rate_limit_it_is(wait: int, retried: bool, tmp_path: Path) -> None:
+    """One named target: 429, with its wait and the attempts. An alias: 503. A wait that nobody should sleep through
+    says so."""
+    limited = status("429 T", {"error": {"message": "slow down"}}, extra=f"Retry-After: {wait}\r\n")
+    async with upstream(each(limited)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
+        for model, code in (("gpu/m", 429), ("mana/test", 503)):
+            for path, body in POSTS:
+                given = {**body, "model": model}
+                assert await ask(p, "post", path, path, json=given) == code
+                async with p.client.post(p.url + path, json=given) as response:
+                    told = response.headers.get("x-should-retry"), int(response.headers["Retry-After"])
+                    assert told == (None if retried else "false", wait)
+                    error = (await response.json())["error"]
+                    assert path == "/api/chat" or error["attempts"][0]["model"] == "gpu/m"
+
+
+def words(*kinds: type[ProxyError]) -> set[str]:
+    """Types and codes of all classes below `kinds`, and of themselves."""
+    found = {word for kind in kinds for word in (kind.type, kind.code) if word}
+    below = [each for kind in kinds for each in kind.__subclasses__() if each.__module__.startswith("manallm_proxy")]
+    return found | (words(*below) if below else set())
+
+
+def test_every_word_of_an_error_is_described() -> None:
+    """Types and codes of our own; and why a target was passed."""
+    error = DOCUMENT["components"]["schemas"]["Error"]["properties"]["error"]["properties"]
+    told = set(re.findall(r"`(\w+)`", error["type"]["description"] + error["code"]["description"]))
+    assert told == words(ProxyError)
+    kinds: list[type[ProviderError]] = [ProviderError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    reasons = {kind.reason for kind in kinds} | set(get_args(SkipReason))
+    reason = DOCUMENT["components"]["schemas"]["Attempt"]["properties"]["reason"]["description"]
+    assert [word for word in sorted(reasons) if f"`{word}`" not in reason] == []
+
+
+async def test_a_web_pages_script_may_read_what_clients_act_upon(tmp_path: Path) -> None:
+    """An SDK in a browser sees only what is named to the browser, and would sleep for Retry-After otherwise."""
+    acted_upon = {
+        name.lower()
+        for _, _, operation in operations()
+        for response in operation["responses"].values()
+        for name in resolved(response).get("headers", {})
+    }
+    async with proxy(settings({"none": openai("http://127.0.0.1:9")}), tmp_path) as p:
+        headers = {"Origin": "http://localhost:5173"}
+        async with p.client.post(p.url + "/v1/chat/completions", json=HI, headers=headers) as response:
+            named = response.headers["Access-Control-Expose-Headers"].lower().split(", ")
+    assert acted_upon - set(named) == {"allow", "www-authenticate"}

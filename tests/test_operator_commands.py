@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sys
+import os
 from pathlib import Path
 
-from tests.proxy import ROOT, openai, process, proxy, run, settings
+from tests.command import start
+from tests.proxy import openai, process, proxy, run, settings
 
 LOOP = {"loop": {"kind": "loopback"}}
 
@@ -52,9 +53,7 @@ async def test_requests(tmp_path: Path) -> None:
 async def test_requests_follow(tmp_path: Path) -> None:
     """A line as each ends; the end of the proxy is the end of the command, in words."""
     async with process(settings(LOOP), tmp_path) as running:
-        command = [sys.executable, "-m", "manallm_proxy", "requests", "--follow", "--url", running.url]
-        pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd=ROOT)
+        child = await start("requests", "--follow", "--url", running.url, environ=os.environ)
         assert child.stdout is not None
         reading = asyncio.ensure_future(child.stdout.readline())
         async with asyncio.timeout(20):

@@ -8,11 +8,11 @@ import pytest
 
 from manallm_proxy.gateway.hosts import is_ours
 from manallm_proxy.gateway.origins import allowed_origin
+from tests.cases import every
 from tests.proxy import proxy, settings
 
 
-@pytest.mark.parametrize(
-    "origin",
+@every(
     [
         "http://localhost",
         "https://localhost",
@@ -31,7 +31,7 @@ from tests.proxy import proxy, settings
         "tauri://localhost",
         "vscode-webview://1a2b3c",
         "vscode-file://vscode-app",
-    ],
+    ]
 )
 def test_this_machine_and_apps_may_always_call(origin: str) -> None:
     """No page on the web can have such an origin: a browser gives a page the origin that it was loaded from."""
@@ -39,8 +39,7 @@ def test_this_machine_and_apps_may_always_call(origin: str) -> None:
     assert allowed_origin(origin, ("https://chat.example.com",))
 
 
-@pytest.mark.parametrize(
-    "origin",
+@every(
     [
         "",
         "null",
@@ -74,7 +73,7 @@ def test_this_machine_and_apps_may_always_call(origin: str) -> None:
         "http://localhost\n",
         "app://x y",
         "app://x\r\ny: z",
-    ],
+    ]
 )
 def test_any_other_page_may_not(origin: str) -> None:
     """Not what looks like this machine, and not ``null``, which every page can make itself with a sandboxed frame."""
@@ -114,8 +113,7 @@ async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Pa
             assert (response.headers.get("Access-Control-Allow-Origin") == origin) is (status == 200)
 
 
-@pytest.mark.parametrize(
-    ("host", "ours"),
+@every(
     [
         ("localhost:3025", True),
         ("app.localhost", True),
@@ -133,7 +131,7 @@ async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Pa
         ("evil.example@localhost", False),
         ("[::1", False),
         ("a:b:c", False),
-    ],
+    ]
 )
 def test_a_host_is_ours_or_not(host: str, ours: bool) -> None:
     """This machine's names, the address that was asked, what is configured; not what begins or ends alike."""

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from manallm_proxy.config.load import load
+from manallm_proxy.config.providers import KNOWN_OPTIONS
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.providers.ollama.settings import _OPTION_KINDS, _TOP_LEVEL, OPERATORS
 from tests.proxy import run
 
 PROXY = """\
@@ -103,6 +105,46 @@ def test_what_is_odd_is_remarked(tmp_path: Path) -> None:
         "providers.gpu.api_key",
         "aliases.mana/a.chain[1]",
     ]
+
+
+def test_whose_aliases_count_is_remarked(tmp_path: Path) -> None:
+    """Those beside the providers; an aliases.yaml that belongs to another file is nobody's business."""
+    (tmp_path / "aliases.yaml").write_text(ALIASES)
+    mine = f"{PROXY}aliases:\n  mana/a:\n    chain: [gpu/m]\n"
+    (tmp_path / "proxy.yaml").write_text(mine)
+    said = f"aliases: those of proxy.yaml count; {tmp_path}/aliases.yaml is not read, and can be removed"
+    assert load(tmp_path / "proxy.yaml", {}).notes == (said,)
+    (tmp_path / "other.yaml").write_text(mine)
+    assert load(tmp_path / "other.yaml", {}).notes == ()
+    (tmp_path / "proxy.yaml").unlink()
+    assert load(tmp_path / "other.yaml", {}).notes == (said.replace("proxy", "other"),)
+    (tmp_path / "aliases.yaml").unlink()
+    assert load(tmp_path / "other.yaml", {}).notes == ()
+
+
+def test_an_option_that_ollama_does_not_have_is_remarked(tmp_path: Path) -> None:
+    """Of a provider and of an entry; Ollama passes over it in silence. All that we know of are known."""
+    (tmp_path / "proxy.yaml").write_text(f"{PROXY}    options: {{num_ctxt: 8192, num_ctx: 8192, sk-secret x: 1}}\n")
+    entry = "- {target: gpu/m, options: {temprature: 1, keep_alive: 5m}}"
+    (tmp_path / "aliases.yaml").write_text(ALIASES.replace("- gpu/m", entry))
+    what = "no option that Ollama is known to have"
+    assert load(tmp_path / "proxy.yaml", {}).notes == (
+        f"providers.gpu.options.num_ctxt: {what} (did you mean 'num_ctx'?)",
+        f"providers.gpu.options.sk-secret...: {what}",
+        f"aliases.mana/a.chain[0].options.temprature: {what} (did you mean 'temperature'?)",
+    )
+    ours = {*_OPTION_KINDS, *_TOP_LEVEL, *OPERATORS}
+    assert ours <= KNOWN_OPTIONS
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+async def test_remarks_are_printed(tmp_path: Path, command: str) -> None:
+    """By `check`, and by a start that a person sees."""
+    (tmp_path / "aliases.yaml").write_text(ALIASES)
+    text = PROXY.replace("3025", "1, host: 192.0.2.1") + "auth: {open: true}\naliases: {}\n"
+    (tmp_path / "proxy.yaml").write_text(text)
+    _, output = await run(command, "--config", str(tmp_path / "proxy.yaml"))
+    assert output.startswith("aliases: those of proxy.yaml count; "), output
 
 
 async def test_check_prints_them(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.http_client.response import READ_HIGH_WATER, Response
 from tests import upstreams
+from tests.cases import each_with_each
 from tests.upstreams import Seen, each, upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -177,8 +178,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("size", [7, 4096, 10**6])
+@each_with_each(BROKEN, [7, 4096, 10**6])
 async def test_framing_errors_end_the_connection(what: str, size: int) -> None:
     """In however many packets: BadResponse, never half an answer taken for a whole, and no second use."""
     connection, response, wire, home = asked()

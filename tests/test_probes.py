@@ -27,6 +27,7 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.probes import Prober
+from tests.cases import each_with_each
 from tests.proxy import openai, proxy, settings
 from tests.recorded import recorded
 from tests.upstreams import Connection, Seen, answers, chunk, completion, upstream
@@ -41,9 +42,8 @@ def listing(kind: str, *rows: Any) -> bytes:
     return json.dumps({key: [{name: row} if isinstance(row, str) else row for row in rows]}).encode()
 
 
-@pytest.mark.parametrize("kind", WIRES)
-@pytest.mark.parametrize(
-    "body",
+@each_with_each(
+    WIRES,
     [
         *(b"", b" ", b"<html>login</html>", b"NaN", b'{"data":NaN,"models":NaN}', b"\xff\xfe", b"null", b"true", b"7"),
         *(b'"x"', b"{}", b'{"error":"x"}', b'{"data":{},"models":{}}', b'{"data":5,"models":"x"}', b"[" * 5000),
@@ -133,7 +133,8 @@ def test_recorded_lists() -> None:
     catalog.learn("ollama", tags.values())
     for name in (model.id, "SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct.q4_1"):
         assert catalog.find(Target("gpu", name)) is model
-    assert catalog.lacks(Target("gpu", "smollm2-135m-instruct.q4_1"), frozenset({"vision"})) == "vision"
+    listed = catalog.find(Target("gpu", "smollm2-135m-instruct.q4_1"))
+    assert listed is not None and listed.capabilities is not None and "vision" not in listed.capabilities
     for name in ("think", "THINK:latest", "library/think", "registry.ollama.ai/library/think:latest"):
         assert catalog.find(Target("ollama", name)) is tags["think:latest"]
     assert catalog.find(Target("ollama", "thin")) is None

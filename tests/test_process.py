@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.command import DEVNULL, start
 from tests.proxy import (
     HI,
     Process,
@@ -104,12 +104,12 @@ async def test_a_second_start_leaves_the_first_alone(tmp_path: Path, workers: tu
     path = tmp_path / "s"
     config = settings({"loopback": {"kind": "loopback"}}) | {"listen": {"unix": str(path)}}
     (tmp_path / "proxy.yaml").write_text(written(config))
-    command = (sys.executable, "-m", "manallm_proxy", "serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
-    first = await asyncio.create_subprocess_exec(*command, stdout=-3, stderr=-3)
+    command = ("serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
+    first = await start(*command, environ=os.environ, stdout=DEVNULL, stderr=DEVNULL)
     try:
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client:
             await until(path.exists, 10)
-            code, told = await run(*command[3:])
+            code, told = await run(*command)
             assert (code, f"{path} is in use" in told) == (78, True)
             async with client.get("http://x/health", headers={"Host": "localhost"}) as response:
                 assert response.status == 200
@@ -322,6 +322,38 @@ async def test_check_live_names_the_models_that_are_missing(tmp_path: Path) -> N
     assert "chain[0]" not in output
 
 
+async def test_check_live_knows_a_model_by_each_of_its_names(tmp_path: Path) -> None:
+    """A path on the server, its file, an alias, a name without its tag: whatever a request may use is listed."""
+    rows = [
+        {"id": "/models/Smol-135M.gguf", "aliases": ["smol", "tiny"]},
+        {"id": "org/m", "aliases": None},
+        {"id": "tagged:latest"},
+    ]
+
+    async def lists(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.reply({"object": "list", "data": rows})
+
+    names = (
+        "/models/Smol-135M.gguf",
+        "Smol-135M.gguf",
+        "smol-135m",
+        "smol",
+        "tiny",
+        "org/m",
+        "tagged",
+        "tagged:latest",
+    )
+    async with upstream(lists) as gpu:
+        path = tmp_path / "proxy.yaml"
+        chain = [f"gpu/{name}" for name in (*names, "gone")]
+        path.write_text(yaml.safe_dump(settings({"gpu": openai(gpu.url)}, chain)))
+        code, output = await run("check", "--live", "--config", str(path))
+    assert code == 1
+    assert f"chain[{len(names)}]: gpu does not list a model 'gone'" in output
+    assert output.count("does not list") == 1
+
+
 async def test_check_live_asks_google(tmp_path: Path) -> None:
     """Nobody probes it, so this is where its list of models is read; a model goes by both of its names."""
 
@@ -398,12 +430,8 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     """Providers, aliases and a curl line that answers, as `make run` prints them."""
     path = tmp_path / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])))
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--config", str(path)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"},
-    )
+    environ = {k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"}
+    child = await start("serve", "--config", str(path), environ=environ, stderr=DEVNULL, anew=True)
     try:
         assert child.stdout is not None
         lines: list[str] = []

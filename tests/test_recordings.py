@@ -21,6 +21,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.providers.classify import ErrorDetails, classify, in_band, parse_error
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
+from tests.cases import every
 from tests.proxy import openai, proxy, settings
 from tests.recorded import recorded
 from tests.upstreams import Connection, Seen, answers, each, upstream
@@ -52,7 +53,7 @@ REFUSALS: list[tuple[str, type[ProviderError], int, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "status", "code"), REFUSALS, ids=[row[0] for row in REFUSALS])
+@every(REFUSALS)
 def test_what_a_recorded_refusal_means(name: str, kind: type[ProviderError], status: int, code: str | None) -> None:
     """The caller's mistake is 400 of its class and blames nobody, whatever status it came with."""
     answer = recorded(f"refusal-{name}")
@@ -105,8 +106,7 @@ CALLERS: list[tuple[str, type[ProviderError]]] = [
 ]
 
 
-@pytest.mark.parametrize("status", [500, 502])
-@pytest.mark.parametrize(("text", "kind"), CALLERS)
+@every((*caller, status) for caller in CALLERS for status in (500, 502))
 def test_a_mistake_of_the_callers_that_comes_as_a_failure(text: str, kind: type[ProviderError], status: int) -> None:
     """From the sources of llama-server and Ollama; told apart by their own words, and without the request's."""
     error = classify(status, {}, ErrorDetails(text, kind="server_error"))

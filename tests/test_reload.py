@@ -314,7 +314,8 @@ async def test_what_no_reader_knows_of_is_a_mistake_too(tmp_path: Path, command:
     path.write_text(yaml.safe_dump(settings({"bad": openai("http://127.0.0.1:9"), **LOOP})))
     code, output = await run(*command, "--config", str(path), environ=patched(tmp_path, "True"))
     assert code == 78
-    assert output == "providers.bad.base_url: no client can be opened for this URL (ValueError)\n"
+    place = next(n for n, line in enumerate(path.read_text().splitlines(), 1) if "base_url" in line)
+    assert output == f"providers.bad.base_url: no client can be opened for this URL (ValueError) ({path}:{place})\n"
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -332,6 +333,8 @@ async def test_sighup_with_a_bad_url(tmp_path: Path, url: str, number: int) -> N
         await systemd.hears("RELOADING=1")
         assert "STATUS=reload refused: providers.gpu.base_url" in await systemd.hears("READY=1")
         await running.logs("providers.gpu.base_url")
+        place = next(n for n, line in enumerate(path.read_text().splitlines(), 1) if "base_url" in line)
+        assert f"({path}:{place})" in "".join(running.output)
         path.write_text(yaml.safe_dump(settings(LOOP, ["loop/other"])))
         os.kill(running.pid, signal.SIGHUP)
         await running.logs('"reloaded"')

@@ -13,6 +13,8 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.routing.residency import (
     FAULTS_LIMIT,
     PAST_LIMIT,
+    PATIENCE_LEAST,
+    PATIENCE_LONGEST,
     POLL_BUSY,
     POLL_IDLE,
     POLL_REFUSED,
@@ -123,6 +125,24 @@ def test_loads_that_fail_rest_longer_each_time() -> None:
     residency = seen()
     assert [load(residency, M, at, at + 5) for at in (0.0, 10.0, 20.0, 1000.0)] == [0, 1, 2, 0]
     assert [load(residency, M, at, at + 0.1) for at in (2000.0, 2001.0, 2002.0)] == [0, 0, 0]
+
+
+def test_patience_with_a_load_is_learned_from_loads() -> None:
+    """Generous at first; what the entry says holds; a load that ended at once was none."""
+    residency = seen()
+    assert residency.patience(M) == PATIENCE_LONGEST
+    load(residency, M, 100.0, 100.1)
+    assert residency.patience(M) == PATIENCE_LONGEST
+    load(residency, M, 200.0, 220.0)
+    assert residency.patience(M) == 60.0
+    load(residency, M, 300.0, 302.0)
+    assert residency.patience(M) == 30.0
+    assert residency.patience(Entry(M.target, load_timeout=7.0)) == 7.0
+    load(residency, M, 400.0, 402.0)
+    load(residency, M, 500.0, 502.0)
+    assert residency.patience(M) == PATIENCE_LEAST
+    load(residency, M, 600.0, 900.0)
+    assert residency.patience(M) == PATIENCE_LONGEST
 
 
 def test_whom_a_rest_concerns() -> None:

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from manallm_proxy.gateway.route_table import RouteTable
+from tests.cases import every
 from tests.proxy import proxy, settings
 
 
@@ -24,8 +25,7 @@ TABLE.add("GET", "/v1/health", nothing, forgiving=False)
 TABLE.add("GET", "/health", nothing, forgiving=False)
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "rest"),
+@every(
     [
         ("/v1/chat/completions", "/v1/chat/completions", ""),
         ("/chat/completions", "/chat/completions", ""),
@@ -42,7 +42,7 @@ TABLE.add("GET", "/health", nothing, forgiving=False)
         ("/v1/models//a/b", "/v1/models/{id}", "a/b"),
         ("/v1/models//", "/v1/models", ""),
         ("/metrics", "/metrics", ""),
-    ],
+    ]
 )
 def test_a_slip_is_served_as_meant(path: str, name: str, rest: str) -> None:
     """Slashes, a doubled prefix, one at the end."""
@@ -76,9 +76,17 @@ async def test_methods(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_served_below_api_is_said_as_ollama_says_it(tmp_path: Path) -> None:
-    """A string, which every Ollama client shows; elsewhere OpenAI's envelope."""
+    """A string, which every Ollama client shows; elsewhere OpenAI's envelope. A slip in the URL changes neither."""
     async with proxy(settings({"loopback": {"kind": "loopback"}}), tmp_path) as p:
-        code, body = await p.get("/api/nosuch")
-        assert (code, type(body["error"])) == (404, str)
-        code, body = await p.get("/v1/nosuch")
-        assert (code, body["error"]["code"]) == (404, "unknown_url")
+        for path in ("/api/nosuch", "//api/nosuch", "/api//nosuch", "///api/chat/x/", "/api/", "/api", "//api"):
+            code, body = await p.get(path)
+            assert (code, type(body["error"])) == (404, str), path
+        for path in ("/v1/api/nosuch", "/v1//api/tags", "/v1/v1/api/tags"):  # a base URL with /v1 in an Ollama client
+            code, body = await p.get(path)
+            assert (code, type(body["error"])) == (404, str), path
+        for path in ("/v1/nosuch", "/apis", "/v1/apix/tags", "/nosuch/api/tags", "//v1//nosuch", "/v1/v1", "//"):
+            code, body = await p.get(path)
+            assert (code, body["error"]["code"]) == (404, "unknown_url"), path
+        for path in ("/v1/messages/batches", "//v1/messages/batches", "/v1//messages/batches", "/messages/x/"):
+            code, body = await p.get(path)
+            assert (code, body["type"], body["error"]["type"]) == (404, "error", "not_found_error"), path

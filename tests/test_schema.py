@@ -19,15 +19,23 @@ from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.request import read_summary, rewrite
+from manallm_proxy.openai.request import may_have_images, read_summary, rewrite
 from manallm_proxy.openai.usage import usage_from_openai, usage_to_openai
 from manallm_proxy.openai.vectors import vector_length
+from tests.cases import every
 
 CHAT: tuple[str, type] = ("messages", list)
 
 
 def read(body: bytes) -> RequestSummary:
     return read_summary(body, CHAT)
+
+
+@given(st.lists(st.sampled_from([b"_", b"_" * 60, b'"image', b'"image_url"', b'_url"', b"x"]), max_size=9))
+def test_a_word_is_found_wherever_it_stands(parts: list[bytes]) -> None:
+    """By its underscore first, as long as there are few of them."""
+    body = b"".join(parts)
+    assert may_have_images(body) is (b'"image_url"' in body)
 
 
 def test_what_routing_needs() -> None:
@@ -91,7 +99,7 @@ BAD: dict[bytes, tuple[str | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("body", BAD, ids=lambda body: body[:40])
+@every(BAD)
 def test_bad_input_names_its_param(body: bytes) -> None:
     """Before any provider is asked."""
     param, word = BAD[body]

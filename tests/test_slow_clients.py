@@ -91,7 +91,7 @@ async def test_a_body_on_its_way_holds_no_place(tmp_path: Path, bound: str) -> N
         assert (await slow[2][0].read()).startswith(b"HTTP/1.1 200")
         assert len(gpu.posts) == 3
         await until(lambda: not p.app.gateway.pipeline.exchanges)
-        assert p.app.gateway.pipeline.placed == 0
+        assert p.app.gateway.pipeline.placed == set()
         for _, writer in slow:
             writer.close()
 
@@ -128,7 +128,7 @@ async def test_who_reads_byte_by_byte_is_cut(tmp_path: Path, streams: bool) -> N
                         client.recv(200_000)  # enough for the kernel to tell of room now and then
                     await asyncio.sleep(0.05)
             client.close()
-            await until(lambda: p.app.gateway.pipeline.placed == 0)
+            await until(lambda: p.app.gateway.pipeline.placed == set())
             _, health = await p.get("/v1/health")
             assert health["providers"]["gpu"]["in_flight"] == 0
 
@@ -168,4 +168,4 @@ async def test_pipelined_requests_count_as_well(tmp_path: Path) -> None:
             await reader.readexactly(int(told.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
         writer.close()
         await until(lambda: not p.app.gateway.pipeline.exchanges)
-        assert p.app.gateway.pipeline.placed == 0
+        assert p.app.gateway.pipeline.placed == set()

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.cases import every
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,7 +29,7 @@ PINS = {
 }
 
 
-@pytest.mark.parametrize("wanted", DIRECT, ids=str)
+@every(DIRECT)
 def test_every_pin_is_within_its_bounds(wanted: Requirement) -> None:
     """A changed bound makes constraints.txt stale: `make constraints`."""
     [pin] = PINS[canonicalize_name(wanted.name)].specifier

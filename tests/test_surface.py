@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("http")
 LOOPBACK = settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 async def test_every_route_with_and_without_v1(tmp_path: Path, prefix: str) -> None:
     """Continue drops the /v1 of a base URL without a trailing slash."""
@@ -38,6 +39,7 @@ async def test_every_route_with_and_without_v1(tmp_path: Path, prefix: str) -> N
         }
 
 
+@pytest.mark.built_in
 async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
     """The loopback provider says that it is only that; headers as on a relayed stream."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -55,6 +57,7 @@ async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
         assert headers["x-accel-buffering"] == "no"
 
 
+@pytest.mark.built_in
 async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
     """Each says what the contract says, HEAD too; a wrong method names the right ones."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -83,35 +86,38 @@ STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
-@pytest.mark.parametrize(("path", "body", "status"), STRAIGHT.values(), ids=STRAIGHT)
-async def test_who_expects_100_continue_gets_the_same_answer(
-    tmp_path: Path, path: str, body: dict[str, Any], status: int, state: str
-) -> None:
+async def test_who_expects_100_continue_gets_the_same_answer(tmp_path: Path, state: str) -> None:
     """Status, headers and connection are the same, whether or not the client waits before it sends its body."""
     config = settings({"loopback": {"kind": "loopback"}, "dead": openai("http://127.0.0.1:9")}, ["loopback/echo"])
     config["aliases"]["mana/dead"] = {"chain": ["dead/m"]}
     config |= {"cors": {"origins": ["http://home"]}, "health": {"failure_threshold": 100, "probe_interval": 600}}
+
+    async def answered(path: str, body: dict[str, Any], **expects: str) -> tuple[int, dict[str, str], bool, bool]:
+        headers = {"X-Request-Id": "x", "X-Mana-Test": "1", **expects}
+        if "page" in state:
+            headers["Origin"] = "http://home" if state == "a page" else "http://evil"
+        async with p.client.post(p.url + path, json=body, headers=headers) as response:
+            raw = await response.read()
+            told = {name.lower(): value for name, value in response.headers.items()}
+        told.pop("date")
+        if response.status == 503:
+            told.pop("content-length")  # the attempt's milliseconds may have a digit more
+        return response.status, told, bool(raw), response.connection is None
+
     async with proxy(config, tmp_path) as p:
         p.app.gateway.serving.draining = state == "draining"
-        seen = []
-        for expects in ({"Expect": "100-continue"}, {}):
-            headers = {"X-Request-Id": "x", "X-Mana-Test": "1", **expects}
-            if "page" in state:
-                headers["Origin"] = "http://home" if state == "a page" else "http://evil"
-            async with p.client.post(p.url + path, json=body, headers=headers) as response:
-                raw = await response.read()
-                told = {name.lower(): value for name, value in response.headers.items()}
-            told.pop("date")
-            if response.status == 503:
-                told.pop("content-length")  # the attempt's milliseconds may have a digit more
-            seen.append((response.status, told, bool(raw), response.connection is None))
-        assert seen[0] == seen[1]
-        assert seen[0][0] == (403 if state == "another page" else status)
-        assert told["server"] == "manallm-proxy"
-        assert (told.get("connection") == "close") is (state == "draining")
+        for what, (path, body, status) in STRAIGHT.items():
+            waited = await answered(path, body, Expect="100-continue")
+            assert waited == await answered(path, body), what
+            code, told, _, _ = waited
+            assert code == (403 if state == "another page" else status), what
+            assert told["server"] == "manallm-proxy", what
+            assert (told.get("connection") == "close") is (state == "draining"), what
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
 async def test_a_connection_goes_on_unless_somebody_wants_its_end(
     tmp_path: Path, version: str, asked: str, stays: bool
@@ -130,6 +136,31 @@ async def test_a_connection_goes_on_unless_somebody_wants_its_end(
         if not stays:
             assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+@pytest.mark.parametrize("kind", ["loopback", "openai"])
+@pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
+async def test_a_streams_connection_goes_on_unless_somebody_wants_its_end(
+    tmp_path: Path, kind: str, version: str, asked: str, stays: bool
+) -> None:
+    """The same of streams, of those that we compose and of those that we relay."""
+    body = b'{"messages":[{"role":"user","content":"hi"}],"stream":true}'
+    line = f"Connection: {asked}\r\n" if asked else ""
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\n{line}Content-Length: {len(body)}\r\n\r\n"
+    async with upstream(each(answers)) as gpu:
+        provider = {"kind": "loopback"} if kind == "loopback" else openai(gpu.url)
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+            for _ in range(2 if stays else 1):
+                writer.write(head.encode() + body)
+                told = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).lower()
+                assert told.startswith(b"http/" + version.encode() + b" 200 ok\r\n")
+                assert (b"connection: close" in told) is not bool(stays)
+                if stays:
+                    assert (await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 5)).count(b"[DONE]") == 1
+                else:
+                    assert (await asyncio.wait_for(reader.read(), 5)).count(b"[DONE]") == 1
+            writer.close()
 
 
 BAD: dict[str, tuple[bytes, int, str | None]] = {
@@ -152,24 +183,24 @@ BAD: dict[str, tuple[bytes, int, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-async def test_bad_input_touches_no_provider(tmp_path: Path, what: str) -> None:
+@pytest.mark.built_in
+async def test_bad_input_touches_no_provider(tmp_path: Path) -> None:
     """OpenAI's shape, the right param, one log line without what was sent, no new series."""
-    body, code, param = BAD[what]
     async with upstream(each(answers)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
         before = await series(p)
         headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-CANARY", "X-Request-Id": "a b"}
-        async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=headers) as response:
-            answer = await response.json()
-            assert response.status == code
-            assert response.headers["X-Request-Id"] != "a b"
-        assert set(answer["error"]) >= {"message", "type", "param", "code", "source"}
-        assert answer["error"]["param"] == param
-        assert gpu.posts == []
-        assert "CANARY" not in p.log.getvalue() + json.dumps(answer)
-        ended = [json.loads(line) for line in p.log.getvalue().splitlines() if '"status":' in line]
-        assert [line["status"] for line in ended] == [code]
-        assert await series(p) - before <= {"endpoint+status"}
+        for number, (what, (body, code, param)) in enumerate(BAD.items(), 1):
+            async with p.client.post(f"{p.url}/v1/chat/completions", data=body, headers=headers) as response:
+                answer = await response.json()
+                assert response.status == code, what
+                assert response.headers["X-Request-Id"] != "a b", what
+            assert set(answer["error"]) >= {"message", "type", "param", "code", "source"}, what
+            assert answer["error"]["param"] == param, what
+            assert gpu.posts == [], what
+            assert "CANARY" not in p.log.getvalue() + json.dumps(answer), what
+            ended = [json.loads(line) for line in p.log.getvalue().splitlines() if '"status":' in line]
+            assert (len(ended), ended[-1]["status"]) == (number, code), what
+            assert await series(p) - before <= {"endpoint+status"}, what
 
 
 async def series(p: Proxy) -> set[str]:
@@ -179,6 +210,7 @@ async def series(p: Proxy) -> set[str]:
     return {line.split(" ")[0] for line in lines if "model=" in line or "alias=" in line}
 
 
+@pytest.mark.built_in
 async def test_the_body_has_a_limit(tmp_path: Path) -> None:
     """413 before the body is read where its length is told, and as soon as it is over where it is not."""
     async with upstream(each(answers)) as gpu:
@@ -197,6 +229,7 @@ async def test_the_body_has_a_limit(tmp_path: Path) -> None:
         assert gpu.posts == []
 
 
+@pytest.mark.built_in
 async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
     """One byte of ten, then silence."""
     async with proxy({**LOOPBACK, "limits": {"body_timeout": 0.1}}, tmp_path) as p:
@@ -205,6 +238,7 @@ async def test_a_body_that_stalls_is_408(tmp_path: Path) -> None:
         assert b'"body_timeout"' in answer
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
@@ -223,7 +257,7 @@ async def test_a_slow_head_does_not_hold_a_place(tmp_path: Path, sent: bytes, to
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             await reader.readuntil(b'{"status":"ok"}')
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(reader.read(1), 0.3)
+                await asyncio.wait_for(reader.read(1), 0.2)
             if not sent:
                 writer.close()
                 return
@@ -235,6 +269,7 @@ async def test_a_slow_head_does_not_hold_a_place(tmp_path: Path, sent: bytes, to
         writer.close()
 
 
+@pytest.mark.built_in
 async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
     """Also one byte at a time, and more than one request in one packet: no timer is left behind."""
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -252,6 +287,7 @@ async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
         writer.close()
 
 
+@pytest.mark.built_in
 async def test_what_is_no_http_is_told_in_our_shape_and_not_repeated(tmp_path: Path) -> None:
     """aiohttp would echo the offending line into answer and log, key and all."""
     async with proxy(LOOPBACK, tmp_path) as p:
@@ -428,7 +464,7 @@ async def test_a_client_that_stops_reading_is_cut(tmp_path: Path, composed: bool
 
     async with upstream(each(floods)) as gpu:
         provider = {"kind": "ollama", "base_url": gpu.url} if composed else openai(gpu.url)
-        async with proxy(settings({"gpu": provider}, limits={"write_timeout": 0.3}), tmp_path) as p:
+        async with proxy(settings({"gpu": provider}, limits={"write_timeout": 0.2}), tmp_path) as p:
             body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
             client = socket.create_connection(("127.0.0.1", p.port))
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -448,6 +484,7 @@ BIG = 30_000_000
 """Bytes: more than the kernel's buffers of a connection take."""
 
 
+@pytest.mark.built_in
 async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
     """After write_timeout, as a stream is; the log says that the client is gone."""
 
@@ -455,7 +492,7 @@ async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
         await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.2}), tmp_path) as p:
             with socket.create_connection(("127.0.0.1", p.port)) as client:
                 client.sendall(POST)
                 async with asyncio.timeout(10):
@@ -464,6 +501,7 @@ async def test_a_whole_answer_that_nobody_reads_is_cut(tmp_path: Path) -> None:
             assert p.app.gateway.pipeline.exchanges == set()
 
 
+@pytest.mark.built_in
 async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
     """A client pipelines, and reads nothing: each answer is small enough to leave at once, all of them are not."""
 
@@ -471,7 +509,7 @@ async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
         await connection.reply(completion("x" * 60_000))
 
     async with upstream(each(medium)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.4}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.2}), tmp_path) as p:
             with socket.create_connection(("127.0.0.1", p.port)) as client:
                 client.sendall(POST * 200)
                 async with asyncio.timeout(10):
@@ -480,6 +518,7 @@ async def test_small_answers_that_nobody_reads_are_cut(tmp_path: Path) -> None:
             assert p.app.gateway.pipeline.exchanges == set()
 
 
+@pytest.mark.built_in
 async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> None:
     """Longer than write_timeout, but never that long without a byte; and it is in hand until its last byte left.
 
@@ -490,13 +529,13 @@ async def test_a_whole_answer_that_is_read_slowly_arrives(tmp_path: Path) -> Non
         await connection.reply(completion("x" * BIG))
 
     async with upstream(each(huge)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 1.5}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits={"write_timeout": 0.75}), tmp_path) as p:
             reader, writer = await asyncio.open_connection("127.0.0.1", p.port, limit=2**16)
             writer.write(POST)
             head = await reader.readuntil(b"\r\n\r\n")
             assert len(p.app.gateway.pipeline.exchanges) == 1
             left = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-            ends = asyncio.get_running_loop().time() + 2.0
+            ends = asyncio.get_running_loop().time() + 1.0
             while left > 0:
                 part = await reader.read(200_000)
                 assert part
@@ -533,7 +572,7 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
         await connection.gone()
 
     async with upstream(each(silent)) as gpu, upstream(each(answers)) as cloud:
-        silent_one = openai(gpu.url, timeouts={"first_byte": 0.2, "idle": 0.4})
+        silent_one = openai(gpu.url, timeouts={"first_byte": 0.1, "idle": 0.2})
         config = settings({"gpu": silent_one, "cloud": openai(cloud.url)})
         async with proxy(config, tmp_path) as p:
             if streaming:
@@ -560,7 +599,7 @@ async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bo
         await connection.gone()
 
     async with upstream(each(falls_silent)) as gpu:
-        async with proxy(settings({"gpu": openai(gpu.url, timeouts={"idle": 0.3})}), tmp_path) as p:
+        async with proxy(settings({"gpu": openai(gpu.url, timeouts={"idle": 0.15})}), tmp_path) as p:
             payload = {"messages": [], "stream": True}
             async with p.client.post(f"{p.url}/v1/chat/completions", json=payload) as response:
                 await response.content.readany()
@@ -570,6 +609,7 @@ async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bo
             assert b"[DONE]" not in rest
 
 
+@pytest.mark.built_in
 async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
     """A configured origin may call, also a stream; any other gets no permission; without configuration nobody does."""
     home = {"Origin": "http://home"}
@@ -598,6 +638,7 @@ async def test_browsers_are_let_in_as_configured(tmp_path: Path) -> None:
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
+@pytest.mark.built_in
 @pytest.mark.parametrize("origin", ["http://evil", "null", "http://127.0.0.1.evil:3025", "http://home.evil", ""])
 async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) -> None:
     """A page may send a POST that needs no preflight, or make its own name mean 127.0.0.1: browsers say where from."""
@@ -620,6 +661,7 @@ async def test_a_web_page_cannot_spend_our_money(tmp_path: Path, origin: str) ->
                 assert (await p.post("/v1/chat/completions", {"messages": []}, headers=sent))[0] == 200
 
 
+@pytest.mark.built_in
 async def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
     """404, in our shape."""
     async with proxy({**LOOPBACK, "metrics": {"enabled": False}}, tmp_path) as p:

@@ -567,8 +567,9 @@ async def test_an_answer(gemini: Gemini, upstream: HttpProvider) -> None:
         ("SAFETY", "content_filter"),
         ("RECITATION", "content_filter"),
         ("PUP_LIMITED_DISABLED", "content_filter"),
-        ("MALFORMED_FUNCTION_CALL", "stop"),
-        ("OTHER", "stop"),
+        ("NO_IMAGE", "stop"),
+        ("IMAGE_OTHER", "stop"),
+        ("FINISH_REASON_UNSPECIFIED", "stop"),
         ("OF_THE_FUTURE", "stop"),
         (None, "stop"),
     ],
@@ -697,14 +698,45 @@ async def test_a_stream_that_stops_in_mid_answer(gemini: Gemini, upstream: HttpP
     assert await streamed(upstream, chat()) == ([], StreamBatch(done=True))
 
 
-async def test_a_malformed_call_in_a_stream(gemini: Gemini, upstream: HttpProvider) -> None:
-    """Nothing said: an error that another target may mend. Something said: an end like any other."""
-    gemini.streams(reply(finish="MALFORMED_FUNCTION_CALL"))
-    _, last = await streamed(upstream, chat())
-    assert isinstance(last.error, BadResponse)
-    gemini.streams(reply({"text": "a"}, finish=None), reply(finish="MALFORMED_FUNCTION_CALL"))
+GIVEN_UP = [
+    "MALFORMED_FUNCTION_CALL",
+    "UNEXPECTED_TOOL_CALL",
+    "TOO_MANY_TOOL_CALLS",
+    "MISSING_THOUGHT_SIGNATURE",
+    "MALFORMED_RESPONSE",
+    "OTHER",
+]
+
+
+@pytest.mark.parametrize("reason", GIVEN_UP)
+async def test_an_answer_that_was_given_up(gemini: Gemini, upstream: HttpProvider, reason: str) -> None:
+    """Words, and then a call that came to nothing, are no whole answer: an agent would take them for its end.
+
+    As long as nothing has left, the target has failed; after that the stream breaks, with all that was said.
+    """
+    for parts in ([], [{"text": "Let me look."}], [{"functionCall": {"name": "f"}}], [{"text": "Hm", "thought": True}]):
+        gemini.has_content(reply(*parts, finish=reason))
+        error = await failed(upstream, chat())
+        assert isinstance(error, BadResponse) and error.detail == reason.lower()
+        gemini.streams(reply(*parts, finish=reason))
+        told, last = await streamed(upstream, chat())
+        assert not told and isinstance(last.error, BadResponse) and not last.has_content
+    gemini.streams(reply({"text": "Let me"}, finish=None), reply({"text": " look."}, finish=reason))
     told, last = await streamed(upstream, chat())
-    assert last.done and told[-1]["choices"][0]["finish_reason"] == "stop"
+    assert [event["choices"][0]["delta"]["content"] for event in told] == ["Let me", " look."]
+    assert [event["choices"][0]["finish_reason"] for event in told] == [None, None]
+    assert isinstance(last.error, BadResponse) and reason in last.error.message and not last.done
+
+
+async def test_one_choice_of_two_that_was_given_up(gemini: Gemini, upstream: HttpProvider) -> None:
+    """The answer is as whole as the worst of its choices."""
+    ends = [reply({"text": "a"}, index=0), reply({"text": "b"}, finish="OTHER", index=1)]
+    gemini.has_content({"candidates": [row for each in ends for row in each["candidates"]]})
+    assert isinstance(await failed(upstream, chat(n=2)), BadResponse)
+    gemini.streams(*ends)
+    told, last = await streamed(upstream, chat(n=2))
+    assert [event["choices"][0]["finish_reason"] for event in told] == ["stop", None]
+    assert isinstance(last.error, BadResponse)
 
 
 async def test_an_error_inside_a_stream(gemini: Gemini, upstream: HttpProvider) -> None:

@@ -38,6 +38,7 @@ from manallm_proxy.providers.model_list import ODD_ROWS
 from manallm_proxy.providers.ollama import reply as ollama_module
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Translator, Wire
+from tests.cases import every
 from tests.through_doors import events, whole
 
 WIRE: Wire = OllamaWire()
@@ -167,8 +168,7 @@ def test_a_plain_chat_says_nothing_that_the_client_did_not_say() -> None:
     assert chat() == {"model": "qwen2.5:7b", "messages": HI, "stream": False, "truncate": False}
 
 
-@pytest.mark.parametrize(
-    ("asked", "option", "value"),
+@every(
     [
         ({"max_tokens": 5}, "num_predict", 5),
         ({"max_completion_tokens": 6}, "num_predict", 6),
@@ -190,7 +190,7 @@ def test_a_plain_chat_says_nothing_that_the_client_did_not_say() -> None:
         ({"options": {"num_ctx": 8192}}, "num_ctx", 8192),
         ({"options": {"mirostat": 2}}, "mirostat", 2),
         ({"temperature": 1, "options": {"temperature": 0.2}}, "temperature", 0.2),
-    ],
+    ]
 )
 def test_sampling_goes_to_options(asked: dict[str, Any], option: str, value: object) -> None:
     """Each of OpenAI's sampling fields has its name among Ollama's options."""
@@ -203,8 +203,7 @@ def test_null_is_silence(key: str) -> None:
     assert chat(**{key: None}) == chat()
 
 
-@pytest.mark.parametrize(
-    ("asked", "fields"),
+@every(
     [
         ({"reasoning_effort": "none"}, {"think": False}),
         ({"reasoning_effort": "minimal"}, {"think": "low"}),
@@ -230,7 +229,7 @@ def test_null_is_silence(key: str) -> None:
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
         ({"logprobs": False}, {}),
         ({"n": 1, "user": "u", "logit_bias": {}, "store": True, "service_tier": "auto"}, {}),
-    ],
+    ]
 )
 def test_what_stands_beside_the_options(asked: dict[str, Any], fields: dict[str, Any]) -> None:
     """think, format and the rest; OpenAI's own fields that change no answer are left out."""
@@ -426,8 +425,6 @@ def tool_call(call: object) -> dict[str, Any]:
     ("endpoint", "asked", "param"),
     [
         ("chat", {"messages": HI, "n": 2}, "n"),
-        ("chat", {"messages": HI, "tools": [], "tool_choice": "required"}, "tool_choice"),
-        ("chat", {"messages": HI, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ("chat", {"messages": HI, "tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools"),
         ("chat", {"messages": HI, "functions": [{"name": "f"}]}, "functions"),
         ("chat", {"messages": HI, "modalities": ["text", "audio"]}, "modalities"),
@@ -449,8 +446,7 @@ def test_what_ollama_cannot_do_is_refused(endpoint: str, asked: dict[str, Any], 
     assert "llama" in error.message or "tools" in error.message
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "asked", "param"),
+@every(
     [
         ("chat", {}, "messages"),
         ("chat", {"messages": "hi"}, "messages"),
@@ -503,6 +499,8 @@ def test_what_ollama_cannot_do_is_refused(endpoint: str, asked: dict[str, Any], 
         ("chat", {"messages": HI, "tools": [1]}, "tools[0]"),
         ("chat", {"messages": HI, "tools": [{"type": "function"}]}, "tools[0].function"),
         ("chat", {"messages": HI, "tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ("chat", {"messages": HI, "tools": [], "tool_choice": "required"}, "tool_choice"),
+        ("chat", {"messages": HI, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ("chat", {"messages": HI, "tool_choice": "always"}, "tool_choice"),
         ("chat", {"messages": HI, "response_format": "json"}, "response_format"),
         ("chat", {"messages": HI, "response_format": {}}, "response_format.type"),
@@ -527,7 +525,7 @@ def test_what_ollama_cannot_do_is_refused(endpoint: str, asked: dict[str, Any], 
         ("embed", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("chat", [], None),
         ("chat", 3, None),
-    ],
+    ]
 )
 def test_a_mistake_is_told_with_its_place(endpoint: str, asked: Any, param: str | None) -> None:
     """400 with the exact path, before Ollama turns it into a 500."""
@@ -657,8 +655,7 @@ def fail(status: int, error: object) -> ProviderError:
 NESTED = json.dumps({"error": {"code": 400, "message": "request (5000 tokens) exceeds the available context size"}})
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "kind", "shown"),
+@every(
     [
         (400, "json: cannot unmarshal array into Go struct field", UpstreamSaid, 400),
         (400, "registry.ollama.ai/library/x does not support tools", Unsupported, 400),
@@ -682,7 +679,7 @@ NESTED = json.dumps({"error": {"code": 400, "message": "request (5000 tokens) ex
         (500, "", ModelFailed, 502),
         (502, "Post https://ollama.com: dial tcp: no such host", ModelFailed, 502),
         (503, "server busy, please try again.  maximum pending requests exceeded", ServerBusy, 503),
-    ],
+    ]
 )
 def test_what_ollama_says_before_the_first_token(status: int, text: str, kind: type[ProviderError], shown: int) -> None:
     """The documented errors, by status and text."""
@@ -788,11 +785,38 @@ def test_half_of_a_surrogate_pair_is_no_broken_answer() -> None:
     assert json.loads(call["function"]["arguments"]) == {"x": "\ufffd"}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"city": "Rome", "n": [1.50]}, '{"city":"Rome","n":[1.5]}'),
+        ('{"city": "Rome", "n": 1.50}', '{"city": "Rome", "n": 1.50}'),
+        ('{"city": "R\u00f4\\"me\\ud83d"}', '{"city": "R\u00f4\\"me\\ud83d"}'),
+        ("", "{}"),
+        (" \n", "{}"),
+        (None, "{}"),
+        ("to Rome", "to Rome"),
+        ([1], "[1]"),
+    ],
+)
+def test_arguments_are_one_json_text_whatever_form_they_come_in(theirs: object, ours: str) -> None:
+    """An object; or, of servers that imitate Ollama, OpenAI's text, which is not encoded once more. Ids may be null."""
+    call = {"id": None, "function": {"name": "f", "arguments": theirs}}
+    last = json.dumps({"message": {"content": "", "tool_calls": [call]}, "done": True}, separators=(",", ":")).encode()
+    body, _ = answered(last, messages=HI)
+    told, batch = poured([last])
+    assert batch.done
+    for said in (body["choices"][0]["message"], told[0]["choices"][0]["delta"]):
+        [made] = said["tool_calls"]
+        assert (made["function"]["name"], made["function"]["arguments"]) == ("f", ours)
+        assert made["id"]
+
+
 def test_thinking_is_not_asked_of_a_model_that_does_not_think() -> None:
     """An effort is often a client's global setting; what names Ollama's own ``think`` means it."""
     for asked, kept in (
         ({"reasoning_effort": "low"}, False),
         ({"reasoning": {"effort": "high"}}, False),
+        ({"reasoning_effort": "low", "think": None}, False),
         ({"think": True}, True),
     ):
         call = attrs.evolve(call_of({"messages": HI, **asked}), denied=frozenset({"thinking"}))

@@ -32,6 +32,7 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
+from tests.cases import each_with_each, every
 from tests.through_doors import reply_to
 
 ENTRY = Entry(Target("p", "org/m"))
@@ -294,8 +295,7 @@ ERRORS: dict[str, tuple[bytes, type[ProviderError]]] = {
 }
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("form", ERRORS)
+@each_with_each(ERRORS, [False, True])
 def test_every_form_of_error_is_seen(form: str, late: bool) -> None:
     """First or in the middle; nothing of it is relayed."""
     data, kind = ERRORS[form]
@@ -493,6 +493,36 @@ def test_no_bytes_break_the_relay(parts: list[bytes], named: bool) -> None:
     play(*parts, content_type="text/event-stream" if named else "x/y")
 
 
+_EVENTS = st.sampled_from(
+    [
+        *(frame(chunk(text)) for text in ("a", "an error", '\n\ndata: {"id"', "é")),
+        frame(chunk("b"), end=b"\r\n\r\n"),
+        frame({**chunk("c"), "model": "another"}),
+        frame(json.dumps(chunk("d"), indent=1).replace("\n", "\ndata: ").encode()),
+        frame({**chunk("e"), "usage": None}),
+        frame({**chunk(), "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
+        frame(chunk("", finish="stop")),
+        b"event: x\n" + frame(chunk("f")),
+        b": ping\n\n",
+        b"\n",
+        b"data:\n\n",
+        frame({"error": {"message": "no"}}),
+        DONE,
+    ]
+)
+
+
+@given(st.lists(_EVENTS, max_size=12), st.lists(st.integers(0, 2000), max_size=4))
+def test_a_relayed_stream_is_the_same_wherever_it_is_cut(events: list[bytes], cuts: list[int]) -> None:
+    """Several events at once take another way than those that come in pieces."""
+    whole = frame(chunk("first")) * 2 + b"".join(events)
+    at = sorted(min(cut, len(whole)) for cut in cuts)
+    parts = [whole[start:end] for start, end in zip([0, *at], [*at, len(whole)], strict=True) if start < end]
+    out, last, wire = play(*parts)
+    slow, end, reference = play(*(bytes([byte]) for byte in whole))
+    assert (out, last.done, type(last.error), wire.usage) == (slow, end.done, type(end.error), reference.usage)
+
+
 @given(
     st.binary(max_size=100)
     | st.recursive(
@@ -620,7 +650,7 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float
 }
 
 
-@pytest.mark.parametrize("form", FAILURES)
+@every(FAILURES)
 def test_refusals_of_the_crowd(form: str) -> None:
     """Each with its own envelope, by what it means; no page is shown."""
     status, headers, body, kind, after = FAILURES[form]
@@ -700,8 +730,7 @@ def test_an_odd_index_breaks_nothing(index: object) -> None:
     assert play(frame(odd))[1].done
 
 
-@pytest.mark.parametrize("n", ["0", "-1", "null", '"2"', "1.0", "true", "9" * 5000, "[]"])
-@pytest.mark.parametrize("cut", [True, False])
+@each_with_each(["0", "-1", "null", '"2"', "1.0", "true", "9" * 5000, "[]"], [True, False])
 def test_an_odd_number_of_choices_breaks_nothing(n: str, cut: bool) -> None:
     """The client's ``n`` is the provider's to refuse; a cut stream is never taken for a whole one."""
     raw = b'{"messages":[],"stream":true,"n":' + n.encode() + b"}"
@@ -802,11 +831,7 @@ def test_a_number_that_nobody_can_read_is_a_bad_answer(place: bytes, number: byt
     assert isinstance(play(place % number, content_type="application/json")[1].error, BadResponse)
 
 
-@pytest.mark.parametrize(
-    "vector",
-    [[1e300], [-1e39], ["a"], [None], None, 7, {}, "AAAA", "not base64!"],
-)
-@pytest.mark.parametrize("asked", ["base64", "float"])
+@each_with_each([[1e300], [-1e39], ["a"], [None], None, 7, {}, "AAAA", "not base64!"], ["base64", "float"])
 def test_what_is_no_vector(vector: object, asked: str) -> None:
     """A bad answer where it has to be converted, or is none at all; else its numbers are the client's to read."""
     of = call(Endpoint.EMBEDDINGS, encoding_format=asked)
@@ -895,6 +920,17 @@ def test_a_frame_that_says_nothing_is_no_failure(quiet: bytes) -> None:
     out, last, _ = play(quiet, words[0], quiet, words[1], quiet, words[2], quiet, DONE)
     assert (out, last.done, last.error) == (plain, True, None)
     assert not translator().feed(quiet).has_content
+
+
+@pytest.mark.parametrize("quiet", QUIET)
+def test_nor_is_it_one_for_a_door_that_translates(quiet: bytes) -> None:
+    """Whole, and cut within the frame."""
+    words = [frame(chunk("a")), frame(chunk("b")), frame(chunk(None, finish="stop"))]
+    plain, _ = read_deltas(*words, DONE)
+    for cut in (0, len(quiet) // 2):
+        first, rest = quiet[:cut], quiet[cut:]
+        got, last = read_deltas(first, rest, words[0], first, rest, words[1], first, rest, words[2], first, rest, DONE)
+        assert (got, last.done, last.error) == (plain, True, None)
 
 
 @pytest.mark.parametrize("nothing", [{}, "", False, None, {"message": "", "type": "", "code": None}, {"code": 0}])
@@ -1026,6 +1062,29 @@ def test_arguments_that_are_an_object_already() -> None:
     choice = {"index": 0, "message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
     for delta in (got[0], *whole_deltas([choice])):
         assert [part.arguments for part in delta.tool_calls] == ['{"a":[1,"\u00e9"]}']
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+        {"type": "image_url", "image_url": "https://x/y.png"},
+        {"url": "https://x/y.png"},
+        "https://x/y.png",
+    ],
+)
+def test_a_picture_in_every_form(row: object) -> None:
+    """OpenRouter's, and what others make of it; one that cannot be read spoils no other."""
+    images = [None, {"image_url": {}}, 3, row]
+    got, last = read_deltas(
+        frame({**chunk(), "choices": [{"index": 0, "delta": {"images": images}}]}),
+        frame(chunk(None, finish="stop")),
+        DONE,
+    )
+    choice = {"index": 0, "message": {"role": "assistant", "images": images}, "finish_reason": "stop"}
+    assert last.done
+    for delta in (got[0], *whole_deltas([choice])):
+        assert delta.images == ("https://x/y.png",)
 
 
 def test_a_stream_is_read_into_deltas() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.command import DEVNULL, start
 from tests.figures import samples, value
 from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings
 from tests.supervised import Systemd, get, health, pids
@@ -202,7 +202,7 @@ async def test_one_finds_a_dead_target_for_all(tmp_path: Path) -> None:
 
     async with upstream(each(moody)) as gpu, upstream(each(answers)) as spare:
         config = settings(
-            {"gpu": openai(gpu.url), "spare": openai(spare.url)}, health={"failure_threshold": 1, "backoff": 2}
+            {"gpu": openai(gpu.url), "spare": openai(spare.url)}, health={"failure_threshold": 1, "backoff": 1}
         )
         async with workers(config, tmp_path, 4) as running:
             assert "spare/m" in (await chat(running.url))[1]
@@ -342,13 +342,9 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "proxy.sock")
     config = settings(LOOP, listen={"unix": path})
     (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(config))
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "manallm_proxy", "serve", "--workers", "2"),
-        *("--config", str(tmp_path / "proxy.yaml")),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={name: text for name, text in os.environ.items() if name != "JOURNAL_STREAM"},
-    )
+    command = ("serve", "--workers", "2", "--config", str(tmp_path / "proxy.yaml"))
+    environ = {name: text for name, text in os.environ.items() if name != "JOURNAL_STREAM"}
+    child = await start(*command, environ=environ, stderr=DEVNULL)
     try:
         assert child.stdout is not None
         async with asyncio.timeout(20):
@@ -383,7 +379,8 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
 async def test_systemd_hears_one_process(tmp_path: Path) -> None:
     """READY when all serve, and again after a reload; pings, also while one hangs; STOPPING."""
     systemd = Systemd(tmp_path)
-    async with workers(settings(LOOP), tmp_path, 2, systemd.environ) as running:
+    environ = systemd.environ | {"WATCHDOG_USEC": "3000000"}  # silent for half of that is too long
+    async with workers(settings(LOOP), tmp_path, 2, environ) as running:
         assert "serving 1 aliases, 1 of 1 providers usable" in await systemd.hears("READY=1")
         assert len(lines(running, "started")) == 3
         await systemd.hears("WATCHDOG=1")
@@ -410,7 +407,7 @@ async def one_that_hangs_is_left_out_and_replaced(running: Process) -> None:
     async def asked(path: str) -> list[str]:
         """The answers of those who answer: some connections are the one's that hangs."""
         asking = [asyncio.ensure_future(get(running.url, path)) for _ in range(8)]
-        done, late = await asyncio.wait(asking, timeout=1.5)
+        done, late = await asyncio.wait(asking, timeout=1.0)
         for each_one in late:
             each_one.cancel()
         return [each_one.result()[1] for each_one in done if each_one.exception() is None]
@@ -422,8 +419,7 @@ async def one_that_hangs_is_left_out_and_replaced(running: Process) -> None:
     async def named() -> bool:
         return 0 in [value(text, "mana_llm_worker_up", worker="1") for text in await asked("/metrics")]
 
-    await holds(left_out)
-    await holds(named)
+    await asyncio.gather(holds(left_out), holds(named))
     await running.logs("worker ended", seconds=20)
     [line] = lines(running, "worker ended")
     assert line["pid"] == hung
@@ -439,15 +435,9 @@ async def test_workers_share_systemds_socket(tmp_path: Path) -> None:
     systemd = Systemd(tmp_path)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        number = listener.fileno()
-        line = f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{number} {number}<&-'
-        command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(tmp_path / "proxy.yaml")]
-        child = await asyncio.create_subprocess_exec(
-            *("bash", "-c", line, "bash", *command, "--workers", "2"),
-            env={**os.environ, "JOURNAL_STREAM": "1:1", "NOTIFY_SOCKET": systemd.environ["NOTIFY_SOCKET"]},
-            pass_fds=(number,),
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        environ = {**os.environ, "JOURNAL_STREAM": "1:1", "NOTIFY_SOCKET": systemd.environ["NOTIFY_SOCKET"]}
+        command = ("serve", "--config", str(tmp_path / "proxy.yaml"), "--workers", "2")
+        child = await start(*command, environ=environ, stdout=DEVNULL, stderr=DEVNULL, listener=listener)
         try:
             await systemd.hears("READY=1")
             for pid in (await pids(url)).values():

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Returns once `condition` holds; there is no event to wait for where another process brings it about."""
+    pause = 0.001
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.01)

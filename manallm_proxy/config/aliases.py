@@ -8,10 +8,10 @@ from typing import Any, Final
 import attrs
 
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
-from manallm_proxy.config.values import suggestion
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import Chain, Entry
@@ -99,6 +99,7 @@ class Aliases:
             return None
         if given.options and (why := refuses_options(provider.kind, provider.api)):
             self.mistakes.add(f"{path}.options", why)
+        self.providers.note_unknown(given.options, path)
         if given.prefer and not given.target.is_open:
             self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
         entry = Entry(
@@ -107,6 +108,7 @@ class Aliases:
             options={**provider.options, **given.options},
             cold=given.cold,
             load_timeout=given.load_timeout,
+            max_wait=given.max_wait,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
         )

@@ -72,6 +72,7 @@ class ProviderGiven:
     api: Api | None = None
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
+    parallel: Count | None = None
     client_options: bool = False
     degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
@@ -89,7 +90,8 @@ class EntryGiven:
     timeouts: TimeoutsGiven = TimeoutsGiven()
     options: Options = field(factory=dict)
     cold: Cold = "wait"
-    load_timeout: Seconds = 300.0
+    load_timeout: Seconds | None = None
+    max_wait: SecondsOrZero = 1.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Auth
-from manallm_proxy.config.values import suggestion
 from manallm_proxy.config.yaml_file import shown
 
 

@@ -7,7 +7,7 @@ none in another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +16,13 @@ import attrs
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found import Addition
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
-from manallm_proxy.config.values import is_loopback, suggestion
+from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
 
@@ -30,6 +31,7 @@ PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 QUICKSTART: Final = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
 """Built in: what is served where there is no configuration at all."""
 ALIASES_FILE: Final = "aliases.yaml"
+_NEXT: Final = {"no such file": "; aliases_file names another one, and aliases may stand in proxy.yaml itself"}
 
 
 def find(environ: Mapping[str, str], explicit: str | None = None) -> Path:
@@ -76,8 +78,13 @@ def load(
     mistakes = Mistakes()
     config = _load(Path(path), environ, host, port, found, mistakes)
     if mistakes or config is None:
-        raise ConfigError(mistakes, located(mistakes, _files(Path(path))))
+        raise with_places(mistakes, Path(path))
     return config
+
+
+def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
+    """The error for `mistakes` of the configuration at `path`, each with its file and line."""
+    return ConfigError(mistakes, located(mistakes, _files(path)))
 
 
 def _files(path: Path) -> list[Path]:
@@ -123,6 +130,8 @@ def _load(
         providers.add(name, given)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
     given_aliases = _aliases_of(file, path, environ, mistakes)
+    if beside := _unread_aliases(file, path):
+        providers.notes.append(f"aliases: those of {path.name} count; {beside} is not read, and can be removed")
     for name, given in given_aliases.aliases.items():
         addition.beside_open_entries(given)
         aliases.add(name, given)
@@ -188,6 +197,14 @@ def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes)
     return named
 
 
+def _unread_aliases(file: ProxyFile, path: Path) -> Path | None:
+    """The ``aliases.yaml`` beside a file with aliases of its own, unless it belongs to a ``proxy.yaml`` there."""
+    beside = path.parent / ALIASES_FILE
+    if file.aliases is None or file.aliases_file is not None or not beside.exists():
+        return None
+    return None if path.name != "proxy.yaml" and (path.parent / "proxy.yaml").exists() else beside
+
+
 def _aliases_of(file: ProxyFile, path: Path, environ: Mapping[str, str], mistakes: Mistakes) -> AliasesFile:
     """The aliases: from this file, or from the one that it names."""
     inline = file.aliases is not None or file.default is not None
@@ -196,7 +213,7 @@ def _aliases_of(file: ProxyFile, path: Path, environ: Mapping[str, str], mistake
     if inline or mistakes.within("aliases") or mistakes.within("default"):
         return AliasesFile(file.aliases or {}, file.default)
     beside = path.parent / (file.aliases_file or ALIASES_FILE)
-    raw = read(beside, environ, lambda what: mistakes.note(f"{beside}: {what}"))
+    raw = read(beside, environ, lambda what: mistakes.note(f"{beside}: {what}{_NEXT.get(what, '')}"))
     if raw is None:
         return AliasesFile()
     found = Mistakes()

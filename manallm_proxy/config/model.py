@@ -215,6 +215,8 @@ class ProviderConfig:
     """Dialects that the server itself speaks, so that a request in one of them need not be translated."""
     local: bool = False
     """Whether it runs on the operator's own hardware."""
+    parallel: int | None = None
+    """Requests that a local server answers at a time for one model; more wait here. None: as many as come."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
     degraded_cpu: OnCpu = "last"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 import attrs
 
 from manallm_proxy.config.file_model import ProviderGiven
+from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import Wrong, api_key
 from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
-from manallm_proxy.contract.targets import Timeouts
+from manallm_proxy.contract.targets import LOADED_WITH, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
@@ -24,6 +25,17 @@ OLLAMA_ENDS: Final = ("/v1", "/api")
 OPENAI_HOST: Final = "api.openai.com"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
+KNOWN_OPTIONS: Final = frozenset(
+    {
+        *LOADED_WITH,
+        *("num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "temperature"),
+        *("repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "keep_alive", "think", "truncate"),
+        *("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z", "penalize_newline", "numa", "num_gqa", "low_vram"),
+        *("f16_kv", "logits_all", "vocab_only", "use_mlock"),
+    }
+)
+"""Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
+_SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
 _NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
@@ -48,6 +60,8 @@ class Providers:
             self.mistakes.add(path, "a provider's name is letters, digits, '.', '_' and '-', at most 64 of them")
         elif f"{name}/" == self.alias_prefix:
             self.mistakes.add(path, f"a provider cannot have the aliases' own name (alias_prefix is '{name}/')")
+        if not isinstance(raw, dict) and name in _SETTINGS:
+            self.mistakes.add(path, "stands among the names of providers: indent it under the one that it belongs to")
         given = structure(ProviderGiven, raw, path, self.mistakes)
         self.kinds[name] = given.kind if given else None
         if given is None:
@@ -59,6 +73,7 @@ class Providers:
                     base_url = base_url.removesuffix(end)
                     self.notes.append(f"{path}.base_url: '{end}' at its end is left out: kind ollama adds it itself")
         self._check_kind(given, raw if isinstance(raw, dict) else {}, path)
+        self.note_unknown(given.options, path)
         key, missing = self._key(given, path)
         self.done[name] = ProviderConfig(
             name=name,
@@ -73,6 +88,7 @@ class Providers:
             api=given.api or "native",
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,
+            parallel=given.parallel,
             client_options=given.client_options,
             degraded_cpu=given.degraded_cpu,
             extra_retryable_statuses=frozenset(given.extra_retryable_statuses),
@@ -81,6 +97,13 @@ class Providers:
             options=given.options,
             stream_usage=given.stream_usage,
         )
+
+    def note_unknown(self, options: Iterable[str], path: str) -> None:
+        """Notes those of `options`, given at `path`, that Ollama passes over in silence."""
+        for name in options:
+            if name not in KNOWN_OPTIONS:
+                hint = suggestion(name, KNOWN_OPTIONS)
+                self.notes.append(f"{join(path, 'options', name)}: no option that Ollama is known to have{hint}")
 
     def _check_kind(self, given: ProviderGiven, raw: Mapping[str, Any], path: str) -> None:
         """Adds a mistake for what this kind needs and for what it does not know."""
@@ -92,9 +115,15 @@ class Providers:
             self.mistakes.add(f"{path}.api", "only kind ollama has a choice of api")
         if given.speaks is not None and (why := _refuses_dialects(given.kind, given.speaks)):
             self.mistakes.add(f"{path}.speaks", why)
-        for key, is_given in (("options", bool(given.options)), ("client_options", given.client_options)):
+        forces = given.kind == "openai" and "force_tools" in given.options
+        if forces and given.options["force_tools"] != "schema":
+            self.mistakes.add(f"{path}.options.force_tools", "knows one way: schema")
+        options = {key for key in given.options if key != "force_tools"} if forces else given.options
+        for key, is_given in (("options", bool(options)), ("client_options", given.client_options)):
             if is_given and (why := refuses_options(given.kind, given.api)):
                 self.mistakes.add(f"{path}.{key}", why)
+        if given.parallel is not None and not given.local:
+            self.mistakes.add(f"{path}.parallel", "is for a server of your own: say 'local: true' as well")
         if given.kind == "loopback":
             for key in _NOT_FOR_LOOPBACK:
                 if raw.get(key) is not None:

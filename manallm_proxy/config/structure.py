@@ -19,7 +19,8 @@ import cattrs
 from attrs import define, field
 from cattrs.gen import make_dict_structure_fn
 
-from manallm_proxy.config.values import Reader, Wrong, choice, expected, suggestion, text, truth
+from manallm_proxy.config.hints import KEYS, slip, suggestion
+from manallm_proxy.config.values import Reader, Wrong, choice, shape, text, truth
 from manallm_proxy.config.yaml_file import Filled, shown
 
 T = TypeVar("T")
@@ -28,6 +29,12 @@ Hook = Callable[[Any, Any], Any]
 
 _MISTAKEN: Final = (Wrong, cattrs.BaseValidationError)
 """Errors caused by the input. Anything else is a bug of ours, and is not caught."""
+
+
+_ADVICE: Final = {
+    ("ClientKey", "key"): "keys are not written here: run 'manallm-proxy hash-key', and give what it prints as sha256"
+}
+"""By class and unknown key: what to do instead."""
 
 
 class ConfigError(Exception):
@@ -115,7 +122,8 @@ def _located(error: BaseException, place: tuple[Part, ...] = ()) -> Iterator[tup
         case cattrs.ForbiddenExtraKeysError():
             known = [a.name for a in attrs.fields(error.cl)]
             for key in sorted(error.extra_fields, key=str):
-                yield (*place, str(key)), f"unknown key{suggestion(key, known)}"
+                advice = _ADVICE.get((error.cl.__name__, str(key)))
+                yield (*place, str(key)), advice or f"unknown key{suggestion(key, known, KEYS)}"
         case Wrong():
             yield place, str(error)
         case KeyError():
@@ -168,7 +176,13 @@ def _is_optional(kind: Any) -> bool:
 
 
 def _hook(read: Reader) -> Hook:
-    return lambda value, _kind: read(value)
+    def checked(value: Any, _kind: Any) -> Any:
+        try:
+            return read(value)
+        except Wrong as error:
+            raise Wrong(f"{error}{slip(value)}") from None
+
+    return checked
 
 
 def _optional_hook(kind: Any, converter: cattrs.Converter) -> Hook:
@@ -188,7 +202,7 @@ def _class_hook(cls: type[Any], converter: cattrs.Converter) -> Hook:
     def read(value: object, kind: Any) -> Any:
         """Null is a section whose keys are all commented out: all defaults."""
         if value is not None and not isinstance(value, dict):
-            raise expected("keys and values", value)
+            raise shape("keys and values", value)
         return inner(value or {}, kind)
 
     return read
@@ -200,7 +214,7 @@ def _list_hook(kind: Any, converter: cattrs.Converter) -> Hook:
 
     def read(value: object, _kind: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise expected("a list", value)
+            raise shape("a list", value)
         return tuple(_each([(n, partial(hook, each, inner)) for n, each in enumerate(value)], kind))
 
     return read
@@ -213,7 +227,7 @@ def _mapping_hook(kind: Any, converter: cattrs.Converter) -> Hook:
 
     def read(value: object, _kind: Any) -> dict[str, Any]:
         if value is not None and not isinstance(value, dict):
-            raise expected("keys and values", value)
+            raise shape("keys and values", value)
 
         def pair(key: str, each: object) -> tuple[str, Any]:
             return key_hook(key, keys), hook(each, values)

@@ -9,15 +9,16 @@ No message contains a value, because it may be a secret.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from manallm_proxy.config.hints import WORDS, suggestion
 from manallm_proxy.config.yaml_file import Filled, Unset
+from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
@@ -41,7 +42,13 @@ _HOST: Final = re.compile(
 _HOST_LIMIT: Final = 253
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 """RFC 3986, section 3.3."""
-_ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
+_ENDPOINTS: Final = (
+    *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags"),
+    *(f"/{endpoint.path}" for endpoint in Endpoint),
+    *("/models", "/responses", "/messages"),
+    *(":generateContent", ":streamGenerateContent", ":batchEmbedContents"),
+)
+"""Of all kinds; where one ends in another, the longer one first."""
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
@@ -53,17 +60,23 @@ class Wrong(ValueError):
     """A value is not what is expected here. The message says what is expected, and never shows the value."""
 
 
-def suggestion(word: object, known: Iterable[str]) -> str:
-    """``" (did you mean 'groq'?)"`` if `word` is close to a known one, else an empty string."""
-    close = difflib.get_close_matches(str(word)[:256], list(known), 1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def expected(what: str, value: object) -> Wrong:
     """``expected a whole number, got a string``; if the value is a variable that is not set, its name."""
     if isinstance(value, Unset):
         return Wrong(f"{value} and there is no default")
     return Wrong(f"expected {what}, got {_kind(value)}")
+
+
+def shape(what: str, value: object) -> Wrong:
+    """``expected keys and values, got a string``, where a list or a mapping is expected."""
+    if isinstance(value, Unset):
+        return Wrong(f"expected {what}, got a string")
+    text = value if isinstance(value, str) else ""
+    if re.match(r"[A-Za-z_]+:\S", text):
+        return Wrong(f"expected {what}, got a string (a ':' needs a blank after it)")
+    if re.match(r"-\S", text):
+        return Wrong(f"expected {what}, got a string (a '-' needs a blank after it)")
+    return expected(what, value)
 
 
 def _kind(value: object) -> str:
@@ -173,7 +186,7 @@ def choice(*known: str) -> Reader:
         if not isinstance(value, str):
             raise expected(f"one of {', '.join(known)}", value)
         if value not in known:
-            raise Wrong(f"expected one of {', '.join(known)}{suggestion(value, known)}")
+            raise Wrong(f"expected one of {', '.join(known)}{suggestion(value, known, WORDS)}")
         return str(value)
 
     return read
@@ -202,6 +215,8 @@ def _http_url(value: object, *, user: bool) -> str:
     except ValueError:
         if "[" in found and "]" in found:  # which some versions of Python refuse here already
             raise Wrong(_HOST_WANTED) from None
+        if re.search(r"://[^/:]+:[0-9]+(/|$)", found):
+            raise Wrong("expected a port from 1 to 65535") from None
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
         raise Wrong("expected a URL with http:// or https:// and a host")

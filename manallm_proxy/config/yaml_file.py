@@ -31,6 +31,8 @@ _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """A lone surrogate, from an escape or from bytes in the environment; UTF-8 cannot encode it."""
+_ODD_BLANK: Final = re.compile("[\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u3000\ufeff]")
+"""Looks like a blank and is none to YAML: it comes along with what is copied from a page."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
 Report = Callable[[str], None]
@@ -133,6 +135,8 @@ class _Loader(StrictLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
                 self.report_at(key, "a key must be plain text")
+            elif _ODD_BLANK.search(key.value):
+                self.report_at(key, "a key with a blank of another kind, as pages have them: type it anew")
             elif key.value in seen:
                 self.report_at(key, f"key '{shown(key.value)}' is given twice")
             else:
@@ -208,6 +212,8 @@ _IN_OUR_WORDS: Final = (
     ("expected <block end>, but found", "the indentation of this line fits none of the lines above it"),
     (r"found unexpected end of stream", "a quote is opened and not closed"),
     (r"expected ',' or '(.)', but got", r"a ',' or the closing '\1' is missing"),
+    (r"expected '<document start>', but", "the indentation of this line fits none of the lines above it"),
+    (r"expected a mapping( or list of mappings)? for merging", "'<<' takes what an anchor names, such as *base"),
 )
 """What PyYAML says of the commonest slips, for people who do not know its grammar."""
 
@@ -217,17 +223,20 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
         return f"line {line + 1}: a character that YAML does not allow"
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    mark = mark or begun
     what = getattr(error, "problem", None) or "not valid YAML"
     if isinstance(error, ExpandsTooMuch):
-        what = f"anchors that make more than {EXPANDED_LIMIT} values of the file"
+        what = f"anchors that make more than {EXPANDED_LIMIT} values of the file, or one that holds itself"
     elif isinstance(error, yaml.composer.ComposerError):
         what = "an alias without its anchor, or a second document (text that begins with * or & needs quotes)"
     for pattern, words in _IN_OUR_WORDS:
         if (match := re.match(pattern, what)) is not None:
             what = match.expand(words)
             break
-    what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) <= 2 or m[1].startswith("<") else "this", what)
+    what = re.sub(r"'([^']*)'", lambda m: m[0] if len(m[1]) <= 5 or m[1].startswith("<") else "this", what)
+    if mark and begun and begun.line < mark.line and what.endswith(("not closed", "is missing")):
+        what += f"; it was opened in line {begun.line + 1}"
     return f"line {mark.line + 1}: {what}" if mark else what
 
 

@@ -93,7 +93,13 @@ class Delta:
     @property
     def has_content(self) -> bool:
         """Whether it commits a stream."""
-        return bool(self.content or self.reasoning or self.tool_calls or self.finish or self.images or self.refusal)
+        return bool(self.finish) or self.has_words
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it says more than that the answer ends. A filter's end says why."""
+        said = self.content or self.reasoning or self.tool_calls or self.images or self.refusal
+        return bool(said) or self.finish == "content_filter"
 
 
 @define  # not frozen: as `Usage`

@@ -65,6 +65,20 @@ class TargetRateLimited(NoProvider):
     code = "rate_limited"
 
 
+class FitsNowhere(NoProvider):
+    """The prompt is longer than the window of every target: the caller's mistake, told as a provider tells it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "context_length_exceeded"
+
+    def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
+        super().__init__(asked, attempts, again_in)
+        why = ", ".join(map(str, attempts))
+        self.message, self.param, self.retry_after = f"the prompt is too long for {asked}: {why}", "messages", None
+        self.worth_retrying = False
+
+
 class LocalUnavailable(NoProvider):
     """The request must stay on the operator's own hardware, and nothing there could serve it."""
 
@@ -80,6 +94,8 @@ def exhausted(
     local_only: bool = False,
 ) -> NoProvider:
     """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
+    if attempts and all(attempt.reason == "too_long" for attempt in attempts):
+        return FitsNowhere(asked, attempts, again_in)
     if local_only:
         return LocalUnavailable(asked, attempts, again_in)
     limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)

@@ -2,6 +2,7 @@
 
 A `Door` reads a request into a `Call` and makes a `Reply`, which writes the answer to that request. The gateway
 knows no format: it gets bytes from the reply and writes them to the connection.
+What real clients need: docs/clients.md.
 """
 
 from __future__ import annotations

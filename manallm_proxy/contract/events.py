@@ -20,7 +20,10 @@ Outcome = Literal["ok", "error", "client_gone", "broken"]
 
 @frozen
 class AttemptFailed:
-    """One attempt at one target failed. ``reason``: see `provider_errors.ProviderError`; ``duration`` in seconds."""
+    """One attempt at one target failed. ``reason``: see `provider_errors.ProviderError`; ``duration`` in seconds.
+
+    ``provider_message``: the provider's own words, without keys and without anything that the request held.
+    """
 
     request_id: str
     provider: str
@@ -28,6 +31,7 @@ class AttemptFailed:
     reason: str
     detail: str | None
     duration: float
+    provider_message: str | None = None
 
 
 @frozen

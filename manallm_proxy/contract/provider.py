@@ -6,15 +6,20 @@ attempt; any other exception is a bug. Cancelling it closes the provider's conne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+
+_PICTURES: Final = b"data:image/"
+_PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
 
 Span = tuple[int, int]
 """Position of a value in a body: the index of its first byte, and of the first byte after it."""
@@ -69,12 +74,12 @@ class Call:
     request_id: str
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
+    waits_for_words: bool = False
+    """Whether the end of an answer alone is no content: a stream without a word shall not commit."""
     advice: str = ""
     """For a provider that answers in place of a model: why no model did, for people."""
     relays: bool = True
     """Whether the door relays a provider's own bytes in this format; if not, the provider reads them into deltas."""
-    effort_is_advice: bool = False
-    """Whether ``reasoning_effort`` may be dropped for a model that does not think, instead of refusing the request."""
     notes: tuple[str, ...] = ()
     """What the door could not translate and left out: for the log, never client text."""
     is_large: bool = False
@@ -87,6 +92,8 @@ class Call:
     unknown fields."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
+    retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
+    """Names the client's own places in an error that names places in ``body``; None: they are the same."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
 
@@ -97,6 +104,12 @@ class Call:
         call = self.own(provider)
         call.remarks = self.remarks
         return call
+
+    def text_size(self) -> int:
+        """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
+        if _PICTURES not in self.body:
+            return len(self.body)
+        return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 
 
 TryWrite = Callable[[StreamBatch], bool]

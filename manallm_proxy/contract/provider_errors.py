@@ -62,6 +62,10 @@ class ProviderError(ProxyError):
         self.provider_status = provider_status
         self.target: str | None = None
         """``provider/model``, set by the walk."""
+        self.raw_message = ""
+        """The provider's own words for a failure of its own. They may quote the request: never show them."""
+        self.provider_message: str | None = None
+        """The same without what the request held, for the log."""
 
     @property
     def error_type(self) -> str:
@@ -118,6 +122,13 @@ class StillLoading(ProviderError):
 
     status = 504
     retryable, blame, reason = True, Blame.NOBODY, "loading"
+
+
+class WaitedTooLong(ProviderError):
+    """The request waited ``max_wait`` for its turn at a local server, and was not sent."""
+
+    status = 503
+    retryable, blame, reason = True, Blame.NOBODY, "saturated"
 
 
 class LoadFailed(ProviderError):

@@ -97,8 +97,10 @@ class Entry:
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
     cold: Cold = "wait"
     """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
-    load_timeout: float = 300.0
-    """Seconds that it waits for a model that is not loaded."""
+    load_timeout: float | None = None
+    """Seconds that it waits for a model that is not loaded; None: by how long its loads took, generous at first."""
+    max_wait: float = 1.0
+    """Seconds that it waits for its turn at a local provider; the last entry of a chain waits as long as it takes."""
     fallback_on: frozenset[str] = frozenset()
     """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
     prefer: tuple[str, ...] = ()

@@ -38,13 +38,7 @@ class ChatReply(OpenAIReply):
 
     def choice(self, delta: Delta) -> dict[str, Any]:
         row: dict[str, Any] = {"index": delta.index, "logprobs": delta.logprobs, "finish_reason": delta.finish}
-        message: dict[str, Any] = {"role": "assistant", "content": delta.content}
-        if delta.reasoning:
-            message["reasoning_content"] = delta.reasoning
-        if delta.refusal:
-            message["refusal"] = delta.refusal
-        if delta.images:
-            message["images"] = _images(delta)
+        message: dict[str, Any] = {"role": "assistant", "content": delta.content, **_beside_text(delta)}
         if delta.tool_calls:
             message["tool_calls"] = [_whole_call(call) for call in delta.tool_calls]
         if delta.images or delta.tool_calls:  # if these are the whole answer, null: "" would be an empty text
@@ -65,15 +59,22 @@ class ChatReply(OpenAIReply):
             said = {"role": "assistant", "content": ""}
         if delta.content:
             said["content"] = delta.content
-        if delta.reasoning:
-            said["reasoning_content"] = delta.reasoning
-        if delta.refusal:
-            said["refusal"] = delta.refusal
-        if delta.images:
-            said["images"] = _images(delta)
+        said |= _beside_text(delta)
         if delta.tool_calls:
             said["tool_calls"] = [{"index": call.index, **_call_part(call)} for call in delta.tool_calls]
         return said
+
+
+def _beside_text(delta: Delta) -> dict[str, Any]:
+    """What a message or its delta has beside text and calls; no member that says nothing."""
+    said: dict[str, Any] = {}
+    if delta.reasoning:
+        said["reasoning_content"] = delta.reasoning
+    if delta.refusal:
+        said["refusal"] = delta.refusal
+    if delta.images:
+        said["images"] = _images(delta)
+    return said
 
 
 def _whole_call(call: ToolCall) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import secrets
 import time
 from typing import Any, ClassVar, Final
 
-from attrs import define, field
+from attrs import define
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
@@ -42,8 +42,8 @@ class OpenAIReply:
 
     summary: RequestSummary
     content_type: str = "text/event-stream"
-    created: int = field(factory=lambda: int(time.time()))
-    _id: str = field(factory=lambda: secrets.token_hex(12))
+    _id: str = ""
+    _created: int = 0
     _model: str = ""
     _wrote_chunks: bool = False
     """Whether chunks were written from deltas rather than relayed."""
@@ -59,6 +59,7 @@ class OpenAIReply:
 
     def start(self, target: Target) -> None:
         self._model = str(target)
+        self._id, self._created = secrets.token_hex(12), int(time.time())
 
     def events(self, batch: StreamBatch) -> bytes:
         if not batch.deltas:
@@ -89,4 +90,4 @@ class OpenAIReply:
         return sse.event(encode({**self._common_fields(self.chunk_object), "choices": choices, **more}))
 
     def _common_fields(self, kind: str) -> dict[str, Any]:
-        return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self.created, "model": self._model}
+        return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self._created, "model": self._model}

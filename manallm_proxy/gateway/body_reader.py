@@ -11,7 +11,7 @@ from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequ
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.openai.bounds import check_structure
-from manallm_proxy.openai.large import LARGE_BYTES, REQUEST_ELEMENTS, aside
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside
 
 T = TypeVar("T")
 
@@ -26,14 +26,11 @@ async def read_request(
     """
     body = await read_body(request, limits)
     arrived()
-    is_form = request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/")
-
-    def checked(body: bytes) -> int:
-        return 0 if is_form else check_structure(body, limits)
-
     large = len(body) > LARGE_BYTES
-    large |= await aside(large, checked, body) > REQUEST_ELEMENTS
-    return await aside(large, read, body), large
+    if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
+        parts = await aside(True, check_structure, body, limits) if large else check_structure(body, limits)
+        large |= parts > LARGE_PARTS
+    return await aside(True, read, body) if large else read(body), large
 
 
 async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:

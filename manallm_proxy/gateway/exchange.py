@@ -44,6 +44,7 @@ from manallm_proxy.openai.large import aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
+from manallm_proxy.routing.home import Visit
 
 
 class State(Enum):
@@ -72,7 +73,6 @@ class Exchange:
     started: float
     take_place: Callable[[Exchange], None]
     """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
-    has_place: bool = False
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
     walk: Walk | None = None
@@ -158,19 +158,19 @@ class Exchange:
             chain = at_home(chain, self.generation.config.providers)
         if call.endpoint.is_opaque:
             chain = self.generation.able(chain, call.endpoint)
-        boxes = self.generation.boxes
-        if (ordered := boxes.slow_last(chain)) is not chain:
+        if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
             self._remarks.append("degraded_cpu: tried last")
-        self.walk = Walk(ordered, self.generation.registry, self.request_id, boxes.gate)
+        visit = self.generation.home.visit(call, ordered)
+        self.walk = Walk(ordered, self.generation.registry, self.request_id, visit.gate)
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
             whole = self._reply.whole(chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)
         answer = self._stream if call.summary.stream else self._complete
-        return await answer(call, self.walk, self._reply)
+        return await answer(call, self.walk, visit, self._reply)
 
-    async def _complete(self, call: Call, walk: Walk, reply: Reply) -> web.StreamResponse:
+    async def _complete(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[Answer]:
@@ -179,15 +179,16 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.complete(providers[name], catalog, asked, entry)
 
-        asking = walk.run(self.generation.boxes.once_loaded(ask), self._asked)
-        async with await asking as attempt:
+        async with await walk.run(visit.in_turn(ask), self._asked) as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
             self._committed(attempt.entry)
         self.usage = answer.usage
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
-        whole = await aside(answer.is_large and answer.body is None, reply.whole, attempt.entry.target, answer)
+        write, target = reply.whole, attempt.entry.target
+        apart = answer.is_large and answer.body is None
+        whole = await aside(True, write, target, answer) if apart else write(target, answer)
         return await self._send(whole, answer.content_type)
 
     async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
@@ -200,7 +201,7 @@ class Exchange:
         await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
-    async def _stream(self, call: Call, walk: Walk, reply: Reply) -> web.StreamResponse:
+    async def _stream(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
@@ -209,8 +210,7 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.open_stream(providers[name], catalog, asked, entry)
 
-        once_loaded = self.generation.boxes.once_loaded(ask)
-        walking = walk.run(once_loaded, self._asked, relay.Opened.aclose)
+        walking = walk.run(visit.in_turn(ask), self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
         if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             served = await in_background(walking, patience, self._early_heartbeat)
@@ -278,7 +278,7 @@ class Exchange:
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
         forget_frames(error)
-        if isinstance(error, NoProvider) and self.walk is not None and self.caller is None:
+        if isinstance(error, NoProvider) and error.status == 503 and self.walk is not None and self.caller is None:
             error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)

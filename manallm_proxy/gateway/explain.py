@@ -18,8 +18,8 @@ def explain(generation: Generation, model: str) -> dict[str, Any]:
     chain = generation.resolve(model)
     if chain.is_open:
         chain = generation.catalog.filled(chain, frozenset())
-    chain = generation.boxes.slow_last(chain)
-    walk = Walk(chain, generation.registry, "", generation.boxes.refusal)
+    chain = generation.home.boxes.slow_last(chain)
+    walk = Walk(chain, generation.registry, "", generation.home.refusal)
     last = chain.entries[-1]
     rows = [_row(generation, entry.target, walk.refusal(entry, is_last=entry is last)) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
@@ -39,9 +39,9 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
     health = generation.registry.providers[target.provider]
     if skip.reason == "unconfigured":
         return generation.config.providers[target.provider].api_key_missing
-    if skip.reason == "saturated":
+    if skip.reason == "saturated" and not skip.detail:
         return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
-    if skip.detail and skip.again_in is None:
+    if skip.detail and (skip.again_in is None or skip.reason == "saturated"):
         return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
     cause = skip.detail or next((c.last_error for c in known if c.is_open and c.last_error), None)

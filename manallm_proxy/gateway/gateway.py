@@ -40,14 +40,14 @@ from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_que
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.hosts import is_ours
+from manallm_proxy.gateway.hosts import is_local, is_ours
 from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
-from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable
+from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, meant_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
@@ -79,8 +79,6 @@ NOT_SERVED: Final = (
     "as Ollama: POST /api/chat, /api/generate, /api/embed, /api/embeddings, /api/show; "
     "GET /api/version, /api/tags, /api/ps"
 )
-LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "127.0.0.1:3025", "localhost:3025"})
-"""What nearly every request says; any other is looked at."""
 HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
 
 
@@ -193,7 +191,7 @@ class Gateway:
         """Why a browser may not ask: it was led here by a name that is not ours, or by a page of another site."""
         headers = request.headers
         host = headers.get("Host", "")
-        if host not in LOCAL_HOSTS and request.transport is not None:
+        if not is_local(host) and request.transport is not None:
             address = request.transport.get_extra_info("sockname")
             hosts = self.generation.config.cors.hosts
             if isinstance(address, tuple) and not is_ours(host, str(address[0]), hosts):
@@ -212,7 +210,7 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        write, headers = _form_for(request, id_, name if match is not None else request.path)
+        write, headers = _form_for(request, id_, name if match is not None else meant_path(request.path))
         return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:
@@ -285,14 +283,17 @@ def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[Er
     """What writes an error of `route` or of an unknown path, and the headers that go with it.
 
     A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
+    ``/v1/api/...`` is what an Ollama client makes of a base URL with ``/v1``.
     """
-    path = route if route.startswith("/api/") else "/v1" + route.removeprefix("/v1")
+    bare = route.removeprefix("/v1")
+    is_ollamas = f"{bare}/".startswith("/api/")
+    path = bare if is_ollamas else "/v1" + bare
     door = DOORS.get(path)
     if door is None and (path.startswith("/v1/messages/") or _is_anthropic(request)):
         door = DOORS["/v1/messages"]
     if door is not None:
         return door.error_body, door.headers(request_id)
-    return ollama_error_body if path.startswith("/api/") else error_body, {}
+    return ollama_error_body if is_ollamas else error_body, {}
 
 
 def _is_anthropic(request: web.BaseRequest) -> bool:

@@ -13,21 +13,21 @@ from typing import Final
 
 from attrs import define, evolve, field
 
+from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
-from manallm_proxy.gateway.opening import Closes, address_of, close_all, open_all, speaks_openai
-from manallm_proxy.providers.ollama.host import OllamaHost
-from manallm_proxy.routing.boxes import Box, Boxes
+from manallm_proxy.gateway.homes import adopt, new_home
+from manallm_proxy.gateway.opening import Closes, close_all, open_all, speaks_openai
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+from manallm_proxy.routing.home import Home
 
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
@@ -43,8 +43,8 @@ class Generation:
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
-    boxes: Boxes = field(factory=Boxes)
-    """Of the providers, those whose loads are watched."""
+    home: Home = field(factory=Home)
+    """The gates of those that are local."""
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
@@ -67,14 +67,13 @@ class Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
-            raise ConfigError(mistakes)
+            raise with_places(mistakes, config.path)
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
-        boxes = Boxes({name: _new_box(config, name, clock, observe) for name in opened if _loads(config, name)})
-        keyring = Keyring.build(config.auth.keys)
-        made = cls(config, opened, registry, Catalog(), keyring, boxes, opened=opened)
-        made._warm()
-        return made
+        keyring, catalog = Keyring.build(config.auth.keys), Catalog()
+        home = new_home(config, catalog, registry)
+        adopt(home, config, healths)
+        return cls(config, opened, registry, catalog, keyring, home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -88,29 +87,15 @@ class Generation:
         )
         if mistakes:
             await close_all(opened.values(), self.registry.observe)
-            raise ConfigError(mistakes)
+            raise with_places(mistakes, config.path)
         held = self.registry.providers
         healths = {name: held[name] if name in kept else _new_health(config, name) for name in config.providers}
         clients = {name: self.providers.get(name) if name in kept else opened.get(name) for name in config.providers}
         providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
-        return Generation(config, providers, registry, self.catalog, keyring, self._boxes_for(config), opened=opened)
-
-    def _boxes_for(self, config: Config) -> Boxes:
-        """A server that is still asked in the same way keeps what is known of its models, and what it loads."""
-        held, clock, observe = self.boxes.boxes, self.registry.clock, self.registry.observe
-        boxes: dict[str, Box] = {}
-        for name, provider in config.providers.items():
-            if _loads(config, name):
-                same = name in held and address_of(self.config.providers[name]) == address_of(provider)
-                boxes[name] = held[name] if same else _new_box(config, name, clock, observe)
-        return Boxes(boxes)
-
-    def _warm(self) -> None:
-        for name, box in self.boxes.boxes.items():
-            box.slow_last = self.config.providers[name].degraded_cpu == "last"
-            box.warm = tuple(entry for entry in self.config.warm if entry.target.provider == name)
+        home = new_home(config, self.catalog, registry, self.home, self.config)
+        return Generation(config, providers, registry, self.catalog, keyring, home, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -119,7 +104,7 @@ class Generation:
             health.policy = policy
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
-        self._warm()
+        adopt(self.home, self.config, self.registry.providers)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -248,8 +233,8 @@ class Generation:
         holds the next one, and they end in order.
         """
         kept = set(map(id, successor.providers.values()))
-        kept |= set(map(id, successor.boxes.boxes.values()))
-        held: list[Closes] = [*self.providers.values(), *self.boxes.boxes.values()]
+        kept |= set(map(id, successor.home.boxes.boxes.values()))
+        held: list[Closes] = [*self.providers.values(), *self.home.boxes.boxes.values()]
         self._orphans = [each for each in held if id(each) not in kept]
         self._successor = successor
         successor.hold()
@@ -266,7 +251,8 @@ class Generation:
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
-        await close_all([*self.providers.values(), *self.boxes.boxes.values(), *self._orphans], self.registry.observe)
+        boxes = self.home.boxes.boxes.values()
+        await close_all([*self.providers.values(), *boxes, *self._orphans], self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:
@@ -281,12 +267,3 @@ def _policy(config: Config) -> Policy:
 def _new_health(config: Config, name: str) -> Health:
     provider = config.providers[name]
     return Health(_policy(config), provider.configured, provider.max_concurrent)
-
-
-def _loads(config: Config, name: str) -> bool:
-    return config.providers[name].loads_models and config.providers[name].configured
-
-
-def _new_box(config: Config, name: str, clock: Clock, observe: Observer) -> Box:
-    provider = config.providers[name]
-    return Box(name, OllamaHost(address_of(provider)), clock, observe, slow_last=provider.degraded_cpu == "last")

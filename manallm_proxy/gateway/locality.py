@@ -23,7 +23,7 @@ def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str
     InvalidRequest for another word than ``local``: whoever mistypes it does not want the prompt to leave.
     """
     given = headers.getall(HEADER, ())
-    if any(value.strip().lower() != "local" for value in given):
+    if given and any(value.strip().lower() != "local" for value in given):
         raise InvalidRequest(f"the header {HEADER} knows one value: local", param=HEADER)
     return bool(given) or chain.local_only or (caller is not None and caller.key.locality == "local")
 

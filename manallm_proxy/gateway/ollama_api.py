@@ -62,6 +62,7 @@ class OllamaAPI:
     async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
         generation = self._generation
         rows = model_list(generation, caller_of(request, generation))
+        rows = [row for row in rows if _is_told(generation, row["id"])]
         models = [self._listed(generation, row["id"], row["created"]).listed() for row in rows]
         return self.renderer.json(request, {"models": models})
 
@@ -104,11 +105,27 @@ class OllamaAPI:
         if capabilities is not None and "completion" in capabilities:
             capabilities -= {"embedding"}  # of a chat model that only does not deny it
         return ModelRow(
-            tagged(name),
+            name if _is_another(generation, name) else tagged(name),
             created or self._since,
             capabilities,
             _window(entry) or (listed.context_length if listed is not None else 0),
         )
+
+
+def _is_told(generation: Generation, name: str) -> bool:
+    """False for one of the two names of an Ollama's model, where it lists both."""
+    provider = generation.config.providers.get(name.partition("/")[0])
+    return provider is None or provider.kind != "ollama" or not _is_another(generation, name)
+
+
+def _is_another(generation: Generation, name: str) -> bool:
+    """Whether `name` has no tag, and with ``:latest`` it is the name of something else: then it is told as it is."""
+    with_tag = tagged(name)
+    if with_tag == name:
+        return False
+    if name in generation.config.aliases:
+        return with_tag in generation.config.aliases
+    return "/" in name and generation.catalog.lists(Target.parse(with_tag))
 
 
 def _window(entry: Entry) -> int:

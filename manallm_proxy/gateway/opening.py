@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Protocol
 
+from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config, ProviderConfig
-from manallm_proxy.config.structure import ConfigError, join
+from manallm_proxy.config.structure import join
 from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.http_client.api import Address
@@ -30,7 +31,8 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     elif not speaks_openai(provider):
         wire = OllamaWire(provider.client_options)
     else:
-        wire = OpenAIWire(asks_usage=provider.stream_usage)
+        forces_tools = provider.kind == "openai" and "force_tools" in provider.options
+        wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
     address, retryable = address_of(provider), provider.extra_retryable_statuses
     return HttpProvider(address, wire, retryable, observe, provider.answers)
 
@@ -71,7 +73,7 @@ async def try_open(config: Config) -> None:
     opened, mistakes = open_all(config.providers.values(), lambda event: None)
     await close_all(opened.values(), lambda event: None)
     if mistakes:
-        raise ConfigError(mistakes)
+        raise with_places(mistakes, config.path)
 
 
 def open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[dict[str, Provider], list[str]]:

@@ -28,8 +28,8 @@ class Pipeline:
     renderer: Renderer
     exchanges: set[Exchange] = field(factory=set)
     idle: asyncio.Event = field(factory=asyncio.Event)
-    placed: int = 0
-    """Exchanges that have a place."""
+    placed: set[Exchange] = field(factory=set)
+    """Those that have a place."""
 
     def __attrs_post_init__(self) -> None:
         self.idle.set()
@@ -57,7 +57,7 @@ class Pipeline:
                 if not self.exchanges:
                     self.idle.set()
                 generation.release()
-                if exchange.has_place:
+                if exchange in self.placed:
                     self._give_back(exchange)
                 exchange.report()
 
@@ -75,7 +75,7 @@ class Pipeline:
             exchange.caller.ask(exchange.started)
 
     def _refuse_many(self, generation: Generation) -> None:
-        if self.placed >= (most := generation.config.limits.concurrent_requests):
+        if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
             raise Overloaded(
                 f"the proxy has {most} requests in hand, as many as it may (limits.concurrent_requests); try again",
                 retry_after=1.0,
@@ -86,12 +86,10 @@ class Pipeline:
         self._refuse_many(exchange.generation)
         if exchange.caller is not None:
             exchange.caller.enter()
-        self.placed += 1
-        exchange.has_place = True
+        self.placed.add(exchange)
 
     def _give_back(self, exchange: Exchange) -> None:
-        self.placed -= 1
-        exchange.has_place = False
+        self.placed.discard(exchange)
         if exchange.caller is not None:
             exchange.caller.leave()
 

@@ -10,7 +10,7 @@ from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRevoked, ProxyError
-from manallm_proxy.contract.provider_errors import KeyRejected
+from manallm_proxy.contract.provider_errors import KeyRejected, ProxyRefused
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
@@ -20,7 +20,7 @@ ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
 EXPOSED: Final = (
-    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, "
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, x-should-retry, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
 )
 """Headers that a web page's script may read."""
@@ -93,6 +93,6 @@ def is_worth_retrying(error: ProxyError) -> bool:
     """Whether an SDK's own retry may help soon enough: SDKs wait for ``Retry-After`` without a word to their user."""
     if isinstance(error, NoProvider):
         return error.worth_retrying
-    if isinstance(error, KeyRejected):
+    if isinstance(error, KeyRejected | ProxyRefused):
         return False
     return (error.retry_after or 0.0) <= WORTH_A_RETRY

@@ -15,6 +15,7 @@ from manallm_proxy.openai.models import model_object
 from manallm_proxy.routing.best_model import needs_of
 from manallm_proxy.routing.circuit import Circuit
 from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.residency import Residency
 
 SLOW: Final = "degraded_cpu"
@@ -90,14 +91,31 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     row["in_flight"] = health.in_flight
     if missing := generation.config.providers[name].api_key_missing:
         row["reason"] = missing
+    if chosen := _chosen(generation, name):
+        row["chosen"] = chosen
     targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
-    if (box := generation.boxes.boxes.get(name)) is not None:
-        _add_residents(targets, _entries(generation, name), box.residency, now)
+    if (queue := generation.home.queues.get(name)) is not None:
+        entries = _entries(generation, name)
+        if (box := generation.home.boxes.boxes.get(name)) is not None:
+            _add_residents(targets, entries, box.residency, now)
+        _add_queue(targets, entries, queue.line, now)
         if row["status"] == "healthy" and any(target["status"] == SLOW for target in targets.values()):
             row["status"] = "degraded"
     if targets:
         row["targets"] = targets
     return row
+
+
+def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
+    """By alias: the model that serves its first open entry (``provider/*``) as of now; None where nothing fits."""
+    found: dict[str, str | None] = {}
+    for name, chain in generation.config.aliases.items():
+        if chain.is_open:
+            filled = generation.catalog.filled(chain, needs_of(name))
+            for entry, now in zip(chain, filled, strict=True):
+                if entry.target.is_open and entry.target.provider == provider:
+                    found.setdefault(name, None if now.target.is_open else now.target.model)
+    return found
 
 
 def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
@@ -124,6 +142,14 @@ def _add_residents(
             row[name] = getattr(resident, name, None) if resident is not None and resident.size else None
         if residency.on_cpu(model) is not None and row["status"] in ("healthy", "degraded"):
             row["status"] = SLOW
+
+
+def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line: Line, now: float) -> None:
+    """Who waits for a local server, and for how long another one would, in seconds."""
+    for model in (*entries, *(name for name in rows if name not in entries)):
+        row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
+        row["queue"] = len(line.of(model).waiting)
+        row["expected_wait"] = round(line.expected_wait(model, now), 1)
 
 
 def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:

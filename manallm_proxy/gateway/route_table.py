@@ -83,7 +83,7 @@ class RouteTable:
         match = self._exact.get(path) or self._find_open(path)
         if match is not None:
             return match
-        meant = _meant(path)
+        meant = meant_path(path)
         match = self._exact.get(meant) or self._find_open(meant)
         return match if match is not None and match.route.forgiving else None
 
@@ -101,7 +101,8 @@ class RouteTable:
         return None
 
 
-def _meant(path: str) -> str:
+def meant_path(path: str) -> str:
+    """`path` without the slips that are forgiven."""
     path = _SLASHES.sub("/", path)
     path = _REPEATED.sub("/v1", path, count=1)
     return path.rstrip("/") or "/"

@@ -125,6 +125,10 @@ class SessionResponse:
     def headers(self) -> Mapping[str, str]:
         return self._response.headers
 
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("Content-Type", "")
+
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
         if self._inflater is None:
             return await self._read(until)

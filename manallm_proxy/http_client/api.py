@@ -123,6 +123,10 @@ class Response(Protocol):
         """Names are case-insensitive."""
 
     @property
+    def content_type(self) -> str:
+        """The value of ``Content-Type``; empty where there is none."""
+
+    @property
     def silent_since(self) -> float | None:
         """Loop time since when a pending read has received nothing; None if no read is pending."""
 
@@ -136,7 +140,10 @@ class Response(Protocol):
         """Drops the rest of the body. The connection can be reused if the body ends within TAIL_TIMEOUT."""
 
     def close(self) -> None:
-        """Closes the connection, unless it has gone back to the pool. May be repeated, and called after `release`."""
+        """Closes the connection, unless the response is in to its end: then it is used again, as after `release`.
+
+        May be repeated, and called after `release`.
+        """
 
 
 class Connections(Protocol):

@@ -39,7 +39,7 @@ class Owner(Protocol):
         """`response` has ended and is no longer wanted."""
 
     def abandon(self, response: Response) -> None:
-        """`response` was closed."""
+        """`response` was closed before its end."""
 
     def drain_later(self) -> None:
         """The response was released before its end."""
@@ -73,6 +73,7 @@ class Response:
     _deadline: float | None = None
     _wanted: bool = True
     """False after `release` and `close`: the rest of the body is dropped."""
+    _broken: bool = False
     _inflater: Any = None
     """The decompressor of a compressed body (from ``zlib.decompressobj``)."""
 
@@ -82,6 +83,12 @@ class Response:
             pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.lines)
             self._headers = CIMultiDict(pairs)
         return self._headers
+
+    @property
+    def content_type(self) -> str:
+        if self._headers is not None:
+            return self._headers.get("Content-Type", "")
+        return next((value for name, value in self.lines if name.lower() == b"content-type"), b"").decode("latin-1")
 
     async def head(self, until: float | None) -> None:
         """Waits for status and headers.
@@ -95,7 +102,7 @@ class Response:
         if self.encoding not in IDENTITY:
             self._inflater = inflater(self.encoding)
             if self._inflater is None:
-                raise self._owner.malformed()
+                raise self._unreadable()
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
         while True:
@@ -113,7 +120,7 @@ class Response:
                 raise self._error
             if self.ended:
                 if self._inflater is not None and not self._inflater.eof:
-                    raise self._owner.malformed()
+                    raise self._unreadable()
                 return b""
             if self._owner.paused:
                 self._owner.resume()
@@ -146,7 +153,10 @@ class Response:
     def close(self) -> None:
         self._wanted = False
         self._drop()
-        self._owner.abandon(self)
+        if self.ended and not self._broken:  # all of it is in, read or not: nothing is left to stop
+            self._owner.complete(self)
+        else:
+            self._owner.abandon(self)
 
     def add(self, chunk: bytes) -> None:
         """Body bytes have arrived; the parser calls `deliver` after the last ones of a socket read."""
@@ -189,10 +199,15 @@ class Response:
         try:
             plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
         except zlib.error:
-            raise self._owner.malformed() from None
+            raise self._unreadable() from None
         if self._inflater.unconsumed_tail:
             self.add(self._inflater.unconsumed_tail)
         return plain
+
+    def _unreadable(self) -> BadResponse:
+        """The body is not in the coding that it claims: nothing more is asked of such a server over this connection."""
+        self._broken = True
+        return self._owner.malformed()
 
     def _drop(self) -> None:
         self._chunks = []

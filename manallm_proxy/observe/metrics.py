@@ -70,7 +70,16 @@ ENDPOINTS: Final = frozenset(
 
 def _error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
-    yield from ("unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "no_healthy_provider")
+    yield from (
+        "unconfigured",
+        "unhealthy",
+        "cooling",
+        "saturated",
+        "loading",
+        "no_model",
+        "no_healthy_provider",
+        "too_long",
+    )
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
     for kind in kinds:
@@ -90,6 +99,8 @@ class Metrics:
     models: Callable[[], Iterable[tuple[str, str, float]]] = tuple
     """Called at each scrape: provider, model, and its share on the GPU, of each model that a local server has loaded.
     """
+    queues: Callable[[], Iterable[tuple[str, str, int, float]]] = tuple
+    """Called at each scrape: provider, model, requests that wait for it here, seconds that another one would wait."""
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
     _reloaded_at: float = field(factory=time.time)
@@ -215,6 +226,15 @@ class Metrics:
         gauge("key_requests_in_flight", "Requests in flight by the client's key", ("key",), keys)
         shares: list[tuple[Labels, float]] = [((p, self._model(p, m)), share) for p, m, share in self.models()]
         gauge("model_vram_ratio", "How much of a loaded model is on the GPU", ("provider", "model"), shares)
+        waiting: dict[Labels, float] = {}
+        expected: dict[Labels, float] = {}
+        for provider, model, length, seconds in self.queues():
+            pair = provider, self._model(provider, model)
+            waiting[pair] = waiting.get(pair, 0) + length
+            expected[pair] = max(expected.get(pair, 0.0), seconds)
+        gauge("queue_length", "Requests that wait here for a local model", ("provider", "model"), waiting.items())
+        doc = "Seconds that another request for a local model would wait here"
+        gauge("expected_wait_seconds", doc, ("provider", "model"), expected.items())
         gauge("build_info", "Always 1", ("version",), [((self.version,), 1)])
         doc = "When the configuration that serves was loaded, seconds since the epoch"
         gauge("config_last_reload_timestamp_seconds", doc, (), [((), self._reloaded_at)])

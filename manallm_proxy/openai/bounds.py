@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+import msgspec
 from attrs import define
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.json_object import DecodeErrors
 
 _SLICE: Final = 32 * 1024
 """Bytes that are looked at in one go: no call into C holds the interpreter for long."""
+_COUNTABLE: Final = 256 * 1024
+"""Bytes of which one character may be counted at once, and which may be parsed at once."""
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _STRUCTURE: Final = b"{}[]:,"
 _ANYTHING_ELSE: Final = bytes(set(range(256)) - set(_STRUCTURE))
 
@@ -46,7 +52,7 @@ class TooMuch(Exception):
 
 
 def check_structure(body: bytes, bounds: Bounds) -> int:
-    """How many objects, lists and commas a body has, which may be broken JSON; a few more where they are few.
+    """How many objects and lists a body has, which may be broken JSON; a few more where braces stand in its texts.
 
     Raises InvalidRequest for more of something than `bounds` allow.
     """
@@ -58,15 +64,46 @@ def check_structure(body: bytes, bounds: Bounds) -> int:
 
 def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
     """As `check_structure`. Raises TooMuch; `section` of the configuration has the bounds."""
-    if len(body) <= _SLICE:
-        opened = body.count(b"{") + body.count(b"[")
-        few = opened <= min(bounds.depth, bounds.messages, bounds.parts) and body.count(b":") <= bounds.keys
-        if few and (elements := opened + body.count(b",")) <= bounds.elements:
-            return elements  # strings included, so nearly every request ends here
+    if len(body) <= _COUNTABLE:
+        opened = _opened(body)
+        if _is_surely_within(body, opened, bounds):  # nearly every request ends here
+            return opened
     count = _Count(bounds, section)
     for structure in _structure(body):
         count.add(structure)
-    return count.elements
+    return count.parts
+
+
+def _number_of(character: bytes, text: bytes) -> int:
+    """To delete what is rare takes a twentieth of the time that `bytes.count` takes (CPython 3.11)."""
+    return len(text) - len(text.replace(character, b""))
+
+
+def _opened(text: bytes) -> int:
+    """Braces and brackets that open, those in strings included."""
+    return _number_of(b"{", text) + _number_of(b"[", text)
+
+
+def _is_surely_within(body: bytes, opened: int, bounds: Bounds) -> bool:
+    """False where only a closer look can tell. A value takes two bytes with its comma, a key six."""
+    if opened > bounds.parts or len(body) > 2 * bounds.elements:
+        return False
+    few_keys = len(body) <= 6 * bounds.keys or _number_of(b":", body) <= bounds.keys
+    if few_keys and opened <= bounds.depth and opened <= bounds.messages:
+        return True
+    try:
+        values = _OBJECT.decode(body)
+        texts = [bytes(value) for value in values.values()]
+        lists = [_LIST.decode(text) for text in texts if text[:1] == b"["]
+    except DecodeErrors:
+        return False
+    if len(values) > bounds.keys or sum(map(len, lists)) > bounds.messages:
+        return False
+    if sum(map(_opened, texts)) + 1 != opened:  # a key was given twice, or has a brace
+        return False
+    members = [bytes(member) for each in lists for member in each]
+    members += [text for text in texts if text[:1] != b"["]
+    return max(map(_opened, members), default=0) + 2 <= bounds.depth
 
 
 def _structure(body: bytes) -> Iterator[bytes]:
@@ -90,8 +127,8 @@ class _Count:
 
     _bounds: Bounds
     _section: str
-    _parts: int = 0
-    elements: int = 0
+    parts: int = 0
+    _elements: int = 0
     _keys: int = 0
     _messages: int = 0
     _depth: int = 0
@@ -101,10 +138,10 @@ class _Count:
     def add(self, structure: bytes) -> None:
         bounds = self._bounds
         opened = structure.count(b"{") + structure.count(b"[")
-        self._parts += opened
-        self.elements += opened + structure.count(b",")
-        self._refuse_over(self._parts, bounds.parts, "parts", "objects and lists")
-        self._refuse_over(self.elements, bounds.elements, "elements", "values")
+        self.parts += opened
+        self._elements += opened + structure.count(b",")
+        self._refuse_over(self.parts, bounds.parts, "parts", "objects and lists")
+        self._refuse_over(self._elements, bounds.elements, "elements", "values")
         deepest = self._walk(structure.replace(b",", b""))
         if deepest > bounds.depth:
             raise TooMuch(f"is nested too deeply, over {bounds.depth} levels", f"{self._section}.depth")

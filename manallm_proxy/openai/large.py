@@ -16,6 +16,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 LARGE_BYTES: Final = 256 * 1024
+LARGE_PARTS: Final = 1000
+"""Objects and lists from which a request costs milliseconds where it is translated, however few its bytes."""
 REQUEST_ELEMENTS: Final = 3000
 """Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
 ANSWER_ELEMENTS: Final = 8000

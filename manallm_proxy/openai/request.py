@@ -27,8 +27,11 @@ _ROUTED: Final = frozenset(
 """Keys that decide where a request goes and what of its answer is read."""
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
+_IMAGE_URL: Final = b'"image_url"'
+_UNDERSCORES: Final = 50
+"""Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
-_IMAGE_URL: Final = re.compile(rb'"image_url"')
+_QUOTED_IMAGE_URL: Final = re.compile(_IMAGE_URL)
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -70,8 +73,18 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
 
 def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
     if len(body) <= LARGE_BYTES:
-        return b'"image_url"' in body and _IMAGE.search(messages) is not None
-    return holds(body, _IMAGE_URL) and holds(messages, _IMAGE)
+        return may_have_images(body) and _IMAGE.search(messages) is not None
+    return holds(body, _QUOTED_IMAGE_URL) and holds(messages, _IMAGE)
+
+
+def may_have_images(body: bytes) -> bool:
+    """Whether ``"image_url"`` is in it. Prose has few underscores, and to find one takes a fiftieth of the time."""
+    at = body.find(b"_")
+    for _ in range(_UNDERSCORES):
+        if at < 0 or body.startswith(_IMAGE_URL, max(at - len(b'"image'), 0)):
+            return at >= 0
+        at = body.find(b"_", at + 1)
+    return body.find(_IMAGE_URL, at - len(b'"image')) >= 0 if at >= 0 else False
 
 
 def refuse_look_alikes(keys: Iterable[str]) -> None:
@@ -103,11 +116,13 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
             edits.append((span, encode({**options, "include_usage": True})))
     if len(body) > LARGE_BYTES:
         return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
-    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    rest = memoryview(body)  # its slices are no copies
+    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
+    at = brace
     for (start, end), value in sorted(edits):
-        parts += [body[at:start], value]
+        parts += [rest[at:start], value]
         at = end
-    parts.append(body[at:])
+    parts.append(rest[at:])
     return b"".join(parts)
 
 

@@ -94,6 +94,7 @@ class App:
             lambda: gauges.providers(self.gateway.generation),
             lambda: gauges.keys(self.gateway.generation),
             lambda: gauges.models(self.gateway.generation),
+            lambda: gauges.queues(self.gateway.generation),
         )
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock)
@@ -134,7 +135,7 @@ class App:
             await self._first_round()
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
-                self.gateway.generation.boxes.start()
+                self.gateway.generation.home.boxes.start()
                 where = f"listening on {', '.join(self.addresses)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
@@ -284,10 +285,10 @@ class App:
 
     async def _round(self, prober: Prober) -> None:
         """A coroutine, since a cancelled gather that nobody awaits is reported as an error that nobody saw."""
-        await asyncio.gather(prober.once(), self.gateway.generation.boxes.look(self.config.health.probe_timeout))
+        await asyncio.gather(prober.once(), self.gateway.generation.home.boxes.look(self.config.health.probe_timeout))
 
     async def _probe_anew(self) -> None:
-        self.gateway.generation.boxes.start()
+        self.gateway.generation.home.boxes.start()
         await self._prober.once()
         await self._prober.run()
 

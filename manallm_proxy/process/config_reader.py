@@ -104,7 +104,7 @@ def _result(read: Callable[[], Config], observe: Observer) -> Config | tuple[str
         config = read()
         asyncio.run(try_open(config))
     except ConfigError as error:
-        return error.mistakes
+        return error.located
     except Exception as error:
         observe(Crashed("reload", error))
         return (OUR_ERROR.format(type(error).__name__),)

@@ -21,10 +21,18 @@ def keys(generation: Generation) -> Iterable[tuple[str, int]]:
 
 def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
     """Provider, loaded model, share of it that is in the GPU's memory."""
-    for name, box in generation.boxes.boxes.items():
+    for name, box in generation.home.boxes.boxes.items():
         for resident in (box.residency.residents or {}).values():
             if resident.size:
                 yield name, resident.name, resident.size_vram / resident.size
+
+
+def queues(generation: Generation) -> Iterable[tuple[str, str, int, float]]:
+    """Provider, model, requests that wait for it, seconds that another one would wait."""
+    now = generation.registry.clock()
+    for name, queue in generation.home.queues.items():
+        for line in queue.line.models.values():
+            yield name, line.name, len(line.waiting), queue.line.expected_wait(line.name, now)
 
 
 def summary(generation: Generation) -> str:

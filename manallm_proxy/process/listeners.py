@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.config.load import exposure_mistake, load
+from manallm_proxy.config.load import exposure_mistake, load, with_places
 from manallm_proxy.config.model import Config, Listen
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.http_server import web
@@ -81,7 +81,7 @@ def reread(
         *(["limits.header"] if new.limits.header != config.limits.header else []),
     ]
     if fixed:
-        raise ConfigError((f"{', '.join(fixed)}: cannot be changed by a reload; restart to change it",))
+        raise with_places([f"{key}: cannot be changed by a reload; restart to change it" for key in fixed], new.path)
     refuse_exposed(new, passed)
     return new
 

@@ -111,7 +111,7 @@ class Reloader:
             config = await _read(self.app.read)
             generation = await self.app.generation.prepare(config)
         except ConfigError as error:
-            return error.mistakes
+            return error.located
         except Exception as error:  # a bug must not cost the reloads to come
             return self._crashed(error)
         if self.app.stopping:
@@ -143,7 +143,7 @@ class Reloader:
             new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
             generation = await self.app.generation.prepare(new)
         except ConfigError as error:
-            reply(error.mistakes)
+            reply(error.located)
         except Exception as error:
             reply(self._crashed(error))
         else:

@@ -57,6 +57,8 @@ _CAPABILITY: Final = re.compile(
     re.IGNORECASE,
 )
 _BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
+OWN_FAILURES: Final = (RateLimited, PaymentRequired, KeyRejected, MissingModel, ServerFailed, ServerBusy)
+"""What is no matter of the request's content, so that the provider's words are the operator's to read."""
 _CALLERS: Final = (400, 413, 422)
 """Statuses by which a body may correct a 500: the server inside has found the request at fault."""
 
@@ -181,10 +183,22 @@ def in_band(details: ErrorDetails) -> ProviderError:
 
 
 def classify(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
-    """The error for `status`. `headers` compare without case.
+    """The error for `status`. `headers` compare without case."""
+    return with_words(_classified(status, headers, details), details.message)
 
-    Numbered as it is decided: 1 redirects and odd statuses, 2 money and rate, 3 what the caller got wrong,
-    whatever the status, 4 the provider's failures, 5 keys and filters, 6 what a 4xx may really mean, 7 any other.
+
+def with_words(error: ProviderError, message: str) -> ProviderError:
+    """`error` with the provider's own words, where they are about the provider. `own_words` makes them fit to show."""
+    if isinstance(error, OWN_FAILURES):
+        error.raw_message = without_echo(clean(message))
+    return error
+
+
+def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
+    """Numbered as it is decided.
+
+    1 redirects and odd statuses, 2 money and rate, 3 what the caller got wrong, whatever the status, 4 the provider's
+    failures, 5 keys and filters, 6 what a 4xx may really mean, 7 any other.
     """
     words = {w.lower() for w in (details.kind, details.code) if w}
     kind, code, param = (clean(word or "") or None for word in (details.kind, details.code, details.param))

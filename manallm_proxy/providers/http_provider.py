@@ -32,6 +32,7 @@ from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_l
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import widened
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
+from manallm_proxy.providers.own_words import reveal
 from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.turns import Pieces, fits
 from manallm_proxy.providers.wire import Request, Translator, Wire
@@ -76,13 +77,13 @@ class HttpProvider:
         if not whole:
             raise self._too_long(call)
         try:
-            return await self._answer(call, entry, parts, response.headers.get("Content-Type", ""))
+            return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
-            raise scrubbed(error, *self.address.secrets) from None
+            raise self._safe(error, call) from None
 
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
-        body = await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
+        body = parts[0] if len(parts) == 1 else await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
         parts.clear()
         if not is_large(body, ANSWER_ELEMENTS):
             return self.wire.answer(call, entry, body, content_type)
@@ -98,8 +99,8 @@ class HttpProvider:
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
-        translator = self.wire.translator(call, entry, response.headers.get("Content-Type", ""), self.limits)
-        return HttpStream(self.address, response, translator)
+        translator = self.wire.translator(call, entry, response.content_type, self.limits)
+        return HttpStream(self.address, response, translator, call)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -139,7 +140,8 @@ class HttpProvider:
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
-        request = await aside(call.is_large, self.wire.request, call, entry)
+        write = self.wire.request
+        request = await aside(True, write, call, entry) if call.is_large else write(call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
@@ -147,7 +149,7 @@ class HttpProvider:
             response.close()
             raise ProxyRefused(self.address.name)
         body = await self._refusal(response, until)
-        again = self.wire.reshape(call, entry, response.status, body)
+        again = await aside(call.is_large, self.wire.reshape, call, entry, response.status, body)
         if again is not None and again.body != request.body:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
@@ -157,7 +159,13 @@ class HttpProvider:
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
         refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise scrubbed(refusal, *self.address.secrets)
+        raise self._safe(refusal, call)
+
+    def _safe(self, error: ProviderError, call: Call) -> ProviderError:
+        """Without our keys, and with as much of the provider's words as may be shown."""
+        error = scrubbed(error, *self.address.secrets)
+        reveal(error, call.body)
+        return error
 
     def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
         """A status with its headers."""
@@ -219,6 +227,7 @@ class HttpStream:
     _address: Address
     _response: Response
     _translator: Translator
+    _call: Call
     _idle: float = 0.0
     _guard: asyncio.TimerHandle | None = None
     _piece: StreamBatch | None = None
@@ -267,7 +276,7 @@ class HttpStream:
         batch = self._translator.feed(data) if data else self._translator.close()
         self._complete = batch.done
         if batch.error is not None:
-            scrubbed(batch.error, *self._address.secrets)
+            reveal(scrubbed(batch.error, *self._address.secrets), self._call.body)
         return batch
 
     def commit(self, idle: float) -> None:

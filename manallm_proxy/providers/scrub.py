@@ -40,7 +40,7 @@ def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
     """
     forms = {form for secret in secrets if secret for form in (secret, _KEY_LIKE.sub(_REDACTED, secret))}
     known = sorted(forms - {_REDACTED}, key=len, reverse=True)  # the whole before its parts
-    for name in ("message", "type", "code", "param", "detail"):
+    for name in ("message", "type", "code", "param", "detail", "raw_message"):
         text = getattr(error, name)
         if text and known:
             setattr(error, name, _without(text, known))

@@ -1,6 +1,7 @@
 """Dialects. A *wire* shapes a request for one kind of provider and reads its reply; it does no I/O.
 
 To add a provider that speaks HTTP: write a `Wire` in a file of its own, add its kind to `generation`.
+What real servers send, each habit with its source: docs/providers.md.
 """
 
 from __future__ import annotations

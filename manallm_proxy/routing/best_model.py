@@ -13,7 +13,7 @@ of a name, this machine's models over an Ollama cloud's, the larger one, the new
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from manallm_proxy.contract.provider import ModelInfo
@@ -62,8 +62,13 @@ def fits(model: ModelInfo, needs: frozenset[str]) -> bool:
     return VISION not in needs or _SEES.search(name) is not None
 
 
-def why_none(models: Iterable[ModelInfo], needs: frozenset[str], taken: Collection[str] = ()) -> str:
-    """In a few words for people, why `best` found nothing; names what is there instead."""
+def why_none(
+    models: Iterable[ModelInfo],
+    needs: frozenset[str],
+    taken: Collection[str] = (),
+    shown: Callable[[str], str] = str,
+) -> str:
+    """In a few words for people, why `best` found nothing; names what is there instead, each id as `shown`."""
     there = [model.id for model in models]
     if not there:
         return "its list holds no model"
@@ -71,7 +76,7 @@ def why_none(models: Iterable[ModelInfo], needs: frozenset[str], taken: Collecti
     if not left:
         return "it lists nothing that the chain does not name"
     what = ", ".join(sorted(needs)) or "chat"
-    return f"nothing for {what} in its list: {_some(left)}"
+    return f"nothing for {what} in its list: {_some([*map(shown, left)])}"
 
 
 def needs_of(alias: str) -> frozenset[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from attrs import define, evolve, field
 
@@ -21,7 +21,6 @@ from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.residency import POLL_BUSY, Outcome, Residency
 
-T = TypeVar("T")
 ANSWER_TIMEOUT: Final = 3.0
 """Seconds for the server to tell what is loaded."""
 _LOADS_FAIL: Final = (Blame.TARGET, Blame.LOAD)
@@ -74,9 +73,10 @@ class Box:
         if self._is_ready(entry, self.clock()):
             return
         task = self._load(entry)
-        done, _ = await asyncio.wait([task], timeout=entry.load_timeout)
+        patience = self.residency.patience(entry)
+        done, _ = await asyncio.wait([task], timeout=patience)
         if not done:
-            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{entry.load_timeout:g} s")
+            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{patience:.3g} s")
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOADS_FAIL:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
@@ -193,17 +193,10 @@ class Boxes:
         box = self.boxes.get(entry.target.provider)
         return box.refusal(entry, last) if box is not None else None
 
-    def once_loaded(self, ask: Callable[[Entry], Awaitable[T]]) -> Callable[[Entry], Awaitable[T]]:
-        """`ask`, for models that are loaded: its time begins when they are."""
-        if not self.boxes:
-            return ask
-
-        async def wait_and_ask(entry: Entry) -> T:
-            if (box := self.boxes.get(entry.target.provider)) is not None:
-                await box.loaded(entry)
-            return await ask(entry)
-
-        return wait_and_ask
+    async def loaded(self, entry: Entry) -> None:
+        """See `Box.loaded`."""
+        if (box := self.boxes.get(entry.target.provider)) is not None:
+            await box.loaded(entry)
 
     def slow_last(self, chain: Chain) -> Chain:
         """`chain` with the targets behind all others that are half on the CPU: used when no other can serve."""

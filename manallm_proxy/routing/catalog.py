@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from attrs import define, evolve, field
 
@@ -13,12 +12,6 @@ from manallm_proxy.routing import best_model
 
 _PREFIXES = ("registry.ollama.ai/library/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
-
-OPTIONAL: Final = frozenset({"thinking"})
-"""Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
-COMPLETE: Final = frozenset({"completion"})
-"""A listing that names this one (Ollama's) names all that there are."""
-
 
 _Question = tuple[frozenset[str], tuple[str, ...], frozenset[str]]
 """What a request needs, what the entry prefers, which ids the chain names itself."""
@@ -62,22 +55,11 @@ class Catalog:
 
     def find(self, target: Target) -> ModelInfo | None:
         """By id or alias, or by the name of a listed file; without case, as Ollama matches."""
-        names = self._names.get(target.provider, {})
-        return next((names[name] for name in _spellings(target.model.lower()) if name in names), None)
-
-    def lacks(self, target: Target, needs: frozenset[str]) -> str | None:
-        """The first of `needs` that the provider's own listing denies; None where it has them or does not say."""
-        listed = self.find(target)
-        if listed is None or listed.capabilities is None:
+        names = self._names.get(target.provider)
+        if not names:
             return None
-        return next((need for need in sorted(needs) if need not in listed.capabilities), None)
-
-    def denied(self, target: Target) -> frozenset[str]:
-        """Those of `OPTIONAL` that the provider's own listing denies."""
-        listed = self.find(target)
-        if listed is None or listed.capabilities is None or not listed.capabilities & COMPLETE:
-            return frozenset()
-        return OPTIONAL - listed.capabilities
+        name = target.model.lower()
+        return names.get(name) or next((names[other] for other in _other_spellings(name) if other in names), None)
 
     def filled(self, chain: Chain, needs: frozenset[str]) -> Chain:
         """`chain` for a request that `needs` these capabilities: each open entry has the best model that is listed.
@@ -113,7 +95,7 @@ class Catalog:
         chosen = best_model.best(self.models(provider), needs, prefer, taken)
         if chosen is not None:
             return short_name(chosen.id), ""
-        return None, best_model.why_none(self.models(provider), needs, taken)
+        return None, best_model.why_none(self.models(provider), needs, taken, short_name)
 
     def keep_only(self, providers: set[str]) -> None:
         for held in (self._models, self._names, self._chosen, self.faults):
@@ -138,8 +120,7 @@ def _file_names(id_: str) -> Iterator[str]:
         yield from (name, name[: -len(".gguf")])
 
 
-def _spellings(name: str) -> Iterator[str]:
-    yield name
+def _other_spellings(name: str) -> Iterator[str]:
     bare = name.removesuffix(":latest")
     for prefix in _PREFIXES:
         bare = bare.removeprefix(prefix)

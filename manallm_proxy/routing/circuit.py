@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from manallm_proxy.contract.events import Status
 
-SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model"]
+SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "too_long"]
 NO_MODEL: Final[SkipReason] = "no_model"
 """The provider of an open entry lists nothing that fits the request. `Walk` decides that, no circuit."""
 
@@ -80,6 +80,8 @@ class Circuit:
     last_check: float | None = None
     witnessed: bool = False
     """Opened by what only requests show, and no request to the provider was served since."""
+    recoveries: int = field(default=0, eq=False)
+    """How often it has closed after it was open."""
 
     @property
     def failures(self) -> int:
@@ -158,12 +160,12 @@ class Circuit:
     def close(self, now: float) -> None:
         """A served request clears everything but the cooling, which ends by time."""
         self.reach_failures = self.service_failures = 0
-        self.open_until, self.witnessed = None, False
+        self._let_pass()
         self.last_check = now
 
     def half_close(self, policy: Policy) -> None:
         """A trial's answer has begun: others may pass again, but the next failure opens it at once."""
-        self.open_until, self.witnessed = None, False
+        self._let_pass()
         self.reach_failures = 0
         self.service_failures = max(0, policy.failure_threshold - 1)
 
@@ -171,8 +173,12 @@ class Circuit:
         """A good probe clears what a probe can see."""
         self.last_check = now
         self.reach_failures = 0
-        if self.is_open and not self.witnessed:
-            self.open_until = None
+        if not self.witnessed:
+            self._let_pass()
+
+    def _let_pass(self) -> None:
+        self.recoveries += self.is_open
+        self.open_until, self.witnessed = None, False
 
     def cool(self, until: float, reason: str) -> None:
         self.last_error = reason
@@ -194,6 +200,7 @@ class Circuit:
     def adopt(self, state: SharedState) -> None:
         """What another worker knows holds here too. A trial under way goes on; no cooling is shortened."""
         self.reach_failures, self.service_failures = state.reach_failures, state.service_failures
+        self.recoveries += self.is_open and state.open_until is None
         self.open_until, self.witnessed = state.open_until, state.witnessed
         self.last_error, self.last_check = state.last_error, state.last_check
         if state.cooling_until is not None:

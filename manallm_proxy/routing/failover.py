@@ -159,7 +159,15 @@ class Walk:
         error.target = str(target)
         duration = self.registry.clock() - started
         self.registry.observe(
-            AttemptFailed(self.request_id, target.provider, target.model, error.error_type, error.detail, duration)
+            AttemptFailed(
+                self.request_id,
+                target.provider,
+                target.model,
+                error.error_type,
+                error.detail,
+                duration,
+                error.provider_message,
+            )
         )
         if isinstance(error, KeyRejected):
             self.registry.observe(KeyWasRejected(target.provider, error.provider_status))

@@ -128,6 +128,11 @@ class Health:
     _cleared: dict[str | None, float] = field(factory=dict)
     """When the last of them became clear."""
 
+    @property
+    def recoveries(self) -> int:
+        """How often the provider came back after an outage."""
+        return self.provider.recoveries
+
     def admit(self, model: str, now: float) -> Permit | Skip:
         """Leave to try `model` now, or the reason against it."""
         refusal = self.refusal(model, now)
@@ -135,7 +140,7 @@ class Health:
             return refusal
         self.in_flight += 1
         circuits = self.provider, self.targets.get(model)
-        return Permit(self, model, tuple(c for c in circuits if c is not None and c.take_trial()))
+        return Permit(self, model, tuple([c for c in circuits if c is not None and c.take_trial()]))
 
     def refusal(self, model: str, now: float) -> Skip | None:
         """What speaks against trying `model` now (rules 1 to 4); None where nothing does. Changes nothing."""

@@ -7,11 +7,12 @@ failure costs the client nothing. `Relay` begins there, and from there on nothin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from attrs import define, evolve, frozen
 
-from manallm_proxy.contract.answers import Answer, StreamBatch
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Provider, Stream
@@ -23,6 +24,10 @@ from manallm_proxy.routing.failover import Attempt
 HOLD_LIMIT: Final = 64 * 1024
 """Bytes (of raw events) or deltas that may come before there is content. Above this we commit anyway, so that
 buffering stays bounded."""
+OPTIONAL: Final = frozenset({"thinking"})
+"""Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
+COMPLETE: Final = "completion"
+"""A listing that names this capability (Ollama's) names all that there are."""
 
 
 @frozen
@@ -31,6 +36,8 @@ class Opened:
 
     stream: Stream
     held: tuple[StreamBatch, ...]
+    left: Callable[[Usage | None], None] | None = None
+    """Told the usage when it is closed; None where it did not come to its end."""
 
     @property
     def content_type(self) -> str:
@@ -39,7 +46,11 @@ class Opened:
 
     async def aclose(self) -> None:
         """Ends the provider's work on it."""
-        await self.stream.aclose()
+        try:
+            await self.stream.aclose()
+        finally:
+            if self.left is not None:
+                self.left(self.stream.usage)
 
 
 class Sink(Protocol):
@@ -63,25 +74,32 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
 
     Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried.
     """
-    refuse_lacking(catalog, call, entry)
-    denied = catalog.denied(entry.target)
+    if EmptyAnswer.widened_by in entry.fallback_on:
+        call = evolve(call, waits_for_words=True)
+    listed = catalog.find(entry.target)
+    if listed is None or listed.capabilities is None:
+        return call
+    if not call.summary.needs <= listed.capabilities:
+        raise _unsupported(entry, min(call.summary.needs - listed.capabilities))
+    denied = OPTIONAL - listed.capabilities if COMPLETE in listed.capabilities else None
     return evolve(call, denied=denied) if denied else call
 
 
-def refuse_lacking(catalog: Catalog, call: Call, entry: Entry) -> None:
-    """Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried."""
-    lacking = catalog.lacks(entry.target, call.summary.needs)
-    if lacking is not None:
-        raise Unsupported(
-            f"{entry.target} does not support {lacking}, says its provider; ask for another model",
-            detail=lacking,
-            param="messages" if lacking == "vision" else lacking if lacking == "tools" else "model",
-        )
+def _unsupported(entry: Entry, lacking: str) -> Unsupported:
+    return Unsupported(
+        f"{entry.target} does not support {lacking}, says its provider; ask for another model",
+        detail=lacking,
+        param="messages" if lacking == "vision" else lacking if lacking == "tools" else "model",
+    )
 
 
 async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Answer:
     """An attempt at a whole answer."""
-    return await provider.complete(for_target(catalog, call, entry), entry)
+    try:
+        return await provider.complete(for_target(catalog, call, entry), entry)
+    except ProxyError as error:
+        _retell(call, error)
+        raise
 
 
 async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: Entry) -> Opened:
@@ -89,31 +107,46 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
     Events without content (a role, an empty delta) are held and leave with that event.
     """
-    call = for_target(catalog, call, entry)
     stream: Stream | None = None
     held: list[StreamBatch] = []
     size = 0
     try:
         async with asyncio.timeout(entry.timeouts.first_byte) as limit:
+            call = for_target(catalog, call, entry)
             stream = await provider.stream(call, entry)
             while True:
                 batch = await stream.next()
                 held.append(batch)
                 size += len(batch.frames) + len(batch.deltas)
-                if batch.error is not None and not batch.has_content:
+                has_content = batch.has_content and not (call.waits_for_words and _is_bare_end(batch))
+                if batch.error is not None and not has_content:
                     raise batch.error
-                if batch.done and not batch.has_content and EmptyAnswer.widened_by in entry.fallback_on:
+                if batch.done and not has_content and call.waits_for_words:
                     raise EmptyAnswer(f"{entry.target} ended without a word")
-                if batch.has_content or batch.done or size > HOLD_LIMIT:
+                if has_content or batch.done or size > HOLD_LIMIT:
                     opened, stream = Opened(stream, tuple(held)), None
                     return opened
     except TimeoutError:
         if not limit.expired():
             raise
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
+    except ProxyError as error:
+        _retell(call, error)
+        raise
     finally:
         if stream is not None:
             await stream.aclose()
+
+
+def _is_bare_end(batch: StreamBatch) -> bool:
+    """Whether the steps in `batch` say no more than that the answer ends. Of frames their wire knows it."""
+    return bool(batch.deltas) and not any(delta.has_words for delta in batch.deltas)
+
+
+def _retell(call: Call, error: ProxyError) -> None:
+    """The caller's mistake, by its place in what the caller sent."""
+    if call.retell is not None:
+        call.retell(error)
 
 
 @define

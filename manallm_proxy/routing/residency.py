@@ -47,6 +47,11 @@ UNLISTED_LIMIT: Final = 2
 """Loads after which a list without the model is not gone by."""
 QUICK: Final = 1.0
 """Seconds. A load that takes less was none: the model was there under another name, or unloaded a moment ago."""
+PATIENCE_LONGEST: Final = 300.0
+PATIENCE_LEAST: Final = 10.0
+"""Seconds that a request waits for a load: at first, and at least once it is known how long they take."""
+PATIENCE: Final = 3.0
+"""Times the longest load of late after which one is not waited for any longer: the disk may have lost it meanwhile."""
 VRAM_WHOLE: Final = 0.9
 """Share of a model on the GPU below which it is half on the CPU."""
 
@@ -74,6 +79,8 @@ class _Past:
     """What our last load asked for."""
     unseen: bool = False
     """It ended well, and no observation has told yet what came of it."""
+    took: float = 0.0
+    """Seconds of its longest load of late; 0: not known."""
     unlisted: int = 0
     """How often in a row the list did not have it after that."""
 
@@ -161,6 +168,15 @@ class Residency:
         past = self._past.get(ollama_name(model))
         return max(0.0, past.rests_until - now) if past is not None and past.outcome in kinds else 0.0
 
+    def patience(self, entry: Entry) -> float:
+        """Seconds that a request waits for a load of `entry`'s model."""
+        if entry.load_timeout is not None:
+            return entry.load_timeout
+        past = self._past.get(ollama_name(entry.target.model))
+        if past is None or not past.took:
+            return PATIENCE_LONGEST
+        return min(max(PATIENCE * past.took, PATIENCE_LEAST), PATIENCE_LONGEST)
+
     def load_begun(self, entry: Entry, now: float) -> None:
         self.used_at = now
         self.loads[ollama_name(entry.target.model)] = _Load(now, _window(entry))
@@ -181,12 +197,19 @@ class Residency:
         past.outcome, past.failures = outcome, 0 if outcome == "well" else past.failures + 1
         if past.failures:
             past.rests_until = now + min(REST_FIRST * 2.0 ** min(past.failures - 1, 10), REST_LONGEST)
+        if went_well and now - load.began_at >= QUICK:
+            past.took = max(now - load.began_at, past.took / 2)
         if went_well:
             past.ended_at, past.window, past.unseen = now, load.window, True
             if self.residents is not None:
                 resident = self.residents.get(name, Resident(entry.target.model))
                 self.residents[name] = evolve(resident, context_length=0, expires_in=None)
         return past.failures
+
+    def window(self, model: str) -> int:
+        """Tokens of the window in force; 0 where it is not known."""
+        resident = (self.residents or {}).get(ollama_name(model))
+        return resident.context_length if resident is not None else 0
 
     def on_cpu(self, model: str) -> Resident | None:
         """The model, where a good part of it is not on the GPU that there is."""

@@ -17,7 +17,7 @@ from tests.upstreams import Connection, Script
 Act = Callable[[Connection], Awaitable[Any]]
 Then = Literal["fin", "reset", "silence", "half-close", "next"]
 
-LIMIT: Final = 0.25
+LIMIT: Final = 0.1
 """Seconds: ``connect``, ``first_byte`` and ``idle`` of the faulty provider."""
 ALL: Final[frozenset[Asked]] = frozenset({"chat", "stream", "embeddings"})
 WHOLE: Final[frozenset[Asked]] = frozenset({"chat", "embeddings"})

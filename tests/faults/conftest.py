@@ -12,6 +12,7 @@ import pytest
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider
+from tests.command import server
 from tests.faults.matrix import CONNECTIONS
 
 IMPLEMENTATIONS = dict(zip(CONNECTIONS, (Pool, SessionConnections), strict=True))
@@ -36,6 +37,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("connection", ["built in"] if built_in else CONNECTIONS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forks(nobody_is_trusted: None) -> None:
+    """The process that forks others is there before anybody counts descriptors."""
+    server()
+
+
 @pytest.fixture(autouse=True)
 def over(connection: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the implementation that the case runs over in place of the one that is built in."""
@@ -55,7 +62,7 @@ async def nothing_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[N
             return
         if looks % 20 == 19:
             gc.collect()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(min(0.001 * 2**looks, 0.02))
     names = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if _is_there(n)]
     assert _descriptors() <= descriptors, names
     assert _tasks() <= tasks

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import yaml
 from attrs import define, field
+
+from tests.command import DEVNULL, Child, start
 
 BACKLOG = 4096
 """As in ``manallm-proxy.socket``."""
@@ -26,7 +27,7 @@ class Supervisor:
     listener: socket.socket
     notify: socket.socket
     folder: Path
-    child: asyncio.subprocess.Process | None = None
+    child: Child | None = None
     output: list[str] = field(factory=list)
     codes: list[int] = field(factory=list)
     _readers: list[asyncio.Task[None]] = field(factory=list)
@@ -46,15 +47,9 @@ class Supervisor:
 
     async def start(self) -> None:
         """A process with the socket as its descriptor 3; returns at its READY=1."""
-        number = self.listener.fileno()
-        line = f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{number} {number}<&-'
-        command = [sys.executable, "-m", "manallm_proxy", "serve", "--config", str(self.folder / "proxy.yaml")]
-        self.child = await asyncio.create_subprocess_exec(
-            *("bash", "-c", line, "bash", *command),
-            env={**os.environ, "JOURNAL_STREAM": "1:1", "NOTIFY_SOCKET": str(self.folder / "notify")},
-            pass_fds=(number,),
-            stderr=asyncio.subprocess.PIPE,
-        )
+        environ = {**os.environ, "JOURNAL_STREAM": "1:1", "NOTIFY_SOCKET": str(self.folder / "notify")}
+        command = ("serve", "--config", str(self.folder / "proxy.yaml"))
+        self.child = await start(*command, environ=environ, stdout=DEVNULL, listener=self.listener)
         self._readers.append(asyncio.ensure_future(self._collect(self.child)))
         await self.hears("READY=1")
 
@@ -84,7 +79,7 @@ class Supervisor:
         self.listener.close()
         self.notify.close()
 
-    async def _collect(self, child: asyncio.subprocess.Process) -> None:
+    async def _collect(self, child: Child) -> None:
         assert child.stderr is not None
         async for row in child.stderr:
             self.output.append(row.decode())

@@ -82,10 +82,10 @@ async def test_a_slow_accept_is_no_fault(tmp_path: Path) -> None:
     """The kernel has shaken hands, the server comes late, within ``first_byte``: it serves."""
 
     async def slow(connection: Connection, seen: Seen) -> None:
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.2)
         await answers(connection, seen)
 
-    async with scene(DIALECTS["openai"], each(slow), tmp_path, timeouts={"connect": 0.2}) as at:
+    async with scene(DIALECTS["openai"], each(slow), tmp_path, timeouts={"connect": 0.1}) as at:
         for asked in ASKED:
             reply = await at.ask(asked)
             assert (reply.status, reply.resolved, reply.attempts) == (200, "bad/m", 1)

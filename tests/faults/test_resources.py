@@ -108,7 +108,7 @@ async def test_stalled_readers_cost_a_mebibyte_each(tmp_path: Path) -> None:
 
     async with upstream(each(floods)) as gpu:
         provider = openai(gpu.url, timeouts={"connect": 9, "idle": 0.5})
-        config = settings({"gpu": provider}, listen={"port": free_port()}, limits={"write_timeout": 2})
+        config = settings({"gpu": provider}, listen={"port": free_port()}, limits={"write_timeout": 1})
         async with shell(tmp_path, config, 'exec "$@" 2>log') as (child, url):
             await alive(url)
             port = int(url.rpartition(":")[2])

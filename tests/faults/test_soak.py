@@ -134,7 +134,7 @@ class Soak:
 
 
 @pytest.mark.timeout(SOAK + 120)
-@pytest.mark.parametrize("seconds", [pytest.param(SOAK, marks=pytest.mark.heavy), 4.0])
+@pytest.mark.parametrize("seconds", [pytest.param(SOAK, marks=pytest.mark.heavy), 2.5])
 async def test_soak(tmp_path: Path, seconds: float) -> None:
     """No unexpected error; memory and descriptors flat; the loop free."""
     async with upstream(each(human)) as one, upstream(each(human)) as two, upstream(each(human)) as rock:

@@ -69,7 +69,8 @@ class Block:
 
 def is_object(pieces: list[str]) -> bool:
     """Whether the concatenated pieces are a whole JSON object."""
-    if not pieces or not pieces[-1].rstrip().endswith("}"):
+    last = next((text for each in reversed(pieces) if (text := each.rstrip())), "")
+    if not last.endswith("}"):
         return False
     try:
         return isinstance(decode_leniently("".join(pieces).encode()), dict)

@@ -19,10 +19,11 @@ class MessagesDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:
         """The call is a chat completion, for every kind of provider."""
-        chat, thinking = read_request(body)
-        summary = read_summary(chat, ("messages", list))
-        call = Call(Endpoint.CHAT, summary, chat, client.request_id, relays=False, effort_is_advice=True)
-        return call, MessagesReply(client.request_id, Blocks(thinking))
+        asked = read_request(body)
+        summary = read_summary(asked.chat, ("messages", list))
+        call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False)
+        call.retell = asked.paths.retell
+        return call, MessagesReply(client.request_id, Blocks(asked.thinking))
 
     def headers(self, request_id: str) -> dict[str, str]:
         """``request-id``, which the SDKs show in their errors."""

@@ -22,6 +22,7 @@ from manallm_proxy.doors.messages.content import (
     text_part,
     unknown_block,
 )
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -35,6 +36,7 @@ class History:
     """OpenAI's messages, as translated so far."""
 
     messages: list[Fields] = field(factory=list, repr=False)
+    origins: Origins = field(factory=Origins, repr=False)
     _called: set[str] = field(factory=set, repr=False)
     """Ids of all tool calls so far."""
 
@@ -69,18 +71,20 @@ class History:
 
     def _system(self, content: object, path: str) -> None:
         if text := text_of(content, path):
-            self.messages.append({"role": "system", "content": text})
+            self._add({"role": "system", "content": text}, path.removesuffix(".content"))
 
     def _user(self, content: object, path: str) -> None:
-        parts: list[Fields] = []
-        shown: list[Fields] = []
+        parts: list[tuple[Fields, str]] = []
+        shown: list[tuple[Fields, str]] = []
         for block, kind, at in blocks_of(content, path):
             if kind == "tool_result":
-                shown += self._result(block, at)
+                shown += [(part, at) for part in self._result(block, at)]
             else:
-                parts += parts_of(block, kind, at, _IN_USER)
-        if parts or shown:
-            self.messages.append({"role": "user", "content": content_of(shown + parts)})
+                parts += [(part, at) for part in parts_of(block, kind, at, _IN_USER)]
+        if said := shown + parts:
+            content = content_of([part for part, _ in said])
+            places = tuple([at for _, at in said]) if isinstance(content, list) else ()
+            self._add({"role": "user", "content": content}, path.removesuffix(".content"), places)
 
     def _result(self, block: Fields, path: str) -> list[Fields]:
         """Adds the result's message. Returns the parts that a tool message cannot hold, for the user message."""
@@ -96,14 +100,14 @@ class History:
         others = [part for part in parts if part["type"] != "text"]
         if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
             text = f"Error: {text}" if text else "Error"
-        self.messages.append(
-            {"role": "tool", "tool_call_id": id_, "content": text or (_NEXT_MESSAGE if others else "")}
-        )
+        said: Fields = {"role": "tool", "tool_call_id": id_, "content": text or (_NEXT_MESSAGE if others else "")}
+        self._add(said, path)
         return [text_part(f"From the result of tool call {id_}:"), *others] if others else []
 
     def _assistant(self, content: object, path: str) -> None:
         texts: list[str] = []
         calls: list[Fields] = []
+        places: list[str] = []
         carried: dict[str, Fields] = {}
         for block, kind, at in blocks_of(content, path):
             match kind:
@@ -111,6 +115,7 @@ class History:
                     texts.append(required(block, "text", str, at + "."))
                 case "tool_use":
                     calls.append(self._call(block, at + "."))
+                    places.append(at)
                 case "thinking":
                     carried |= signature.read(block.get("signature"))
                 case "redacted_thinking":
@@ -120,9 +125,14 @@ class History:
         text = "\n".join(texts)
         if calls:
             rows = [{**carried.get(call["id"], {}), **call} for call in calls]
-            self.messages.append({"role": "assistant", "content": text or None, "tool_calls": rows})
+            said = {"role": "assistant", "content": text or None, "tool_calls": rows}
+            self._add(said, path.removesuffix(".content"), calls=tuple(places))
         elif texts:
-            self.messages.append({"role": "assistant", "content": text})
+            self._add({"role": "assistant", "content": text}, path.removesuffix(".content"))
+
+    def _add(self, message: Fields, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
+        self.messages.append(message)
+        self.origins.add(path, parts, calls)
 
     def _call(self, block: Fields, path: str) -> Fields:
         id_ = required(block, "id", str, path)

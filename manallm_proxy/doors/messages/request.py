@@ -8,17 +8,26 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
+from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.json_object import encode, encode_whole, split_object
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+_FIELDS: Final = {
+    "reasoning_effort": "thinking",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "tools": "tools",
+}
+"""Fields of a chat, as they are called here."""
 _MEDIUM_FROM, _HIGH_FROM = 4096, 16384
 """Min thinking tokens of a budget that counts as medium effort, and as high effort."""
 
@@ -45,8 +54,17 @@ class Thinking:
     """Whether thinking blocks are allowed at all: their signatures hold what must come back with a tool call."""
 
 
-def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thinking]:
-    """The body of the chat request, and what to show of its answer. `counts_only`: ``max_tokens`` may be missing.
+@frozen
+class Asked:
+    """A request, translated: the body of the chat, what to show of its answer, and where its parts came from."""
+
+    chat: bytes = field(repr=False)
+    thinking: Thinking
+    paths: CallerPaths
+
+
+def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
+    """The translated request. `counts_only`: ``max_tokens`` may be missing.
 
     Raises InvalidRequest with the path in ``param``.
     """
@@ -56,16 +74,18 @@ def read_request(body: bytes, *, counts_only: bool = False) -> tuple[bytes, Thin
         raise ThreadsUnsupported
     _refuse_mcp_servers(asked)
     thinking, effort = _thinking(asked)
-    fields: Fields = {"model": optional(asked, "model", str), "messages": History.read(asked).messages}
+    history = History.read(asked)
+    fields: Fields = {"model": optional(asked, "model", str), "messages": history.messages}
     fields |= {"stream": optional(asked, "stream", bool), "max_tokens": _max_tokens(asked, required=not counts_only)}
     fields |= {key: optional(asked, key, float) for key in ("temperature", "top_p")}
     fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
     fields |= tool_fields(asked) | _output(asked, effort)
     try:
         write = encode_whole if is_large(body) else encode
-        return write({key: value for key, value in fields.items() if value is not None}), thinking
+        chat = write({key: value for key, value in fields.items() if value is not None})
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
+    return Asked(chat, thinking, CallerPaths("messages", history.origins, _FIELDS))
 
 
 def _refuse_mcp_servers(asked: Fields) -> None:

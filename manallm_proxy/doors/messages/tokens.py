@@ -21,7 +21,7 @@ _FILE: Final = re.compile(rb'"data:[^",;]*;base64,[^"]*"')
 
 def count_tokens(body: bytes) -> tuple[str, bytes]:
     """The requested model, and the answer ``{"input_tokens": n}``. Raises InvalidRequest as `read_request` does."""
-    chat, _ = read_request(body, counts_only=True)
+    chat = read_request(body, counts_only=True).chat
     text, files = _FILE.subn(b"", chat)
     tokens = -(-len(text) // BYTES_A_TOKEN) + files * TOKENS_A_FILE
     return read_summary(chat, ("messages", list)).model, encode({"input_tokens": tokens})

@@ -9,10 +9,11 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.ollama.chat import loaded
 from manallm_proxy.doors.ollama.errors import ollama_error_body
-from manallm_proxy.doors.ollama.messages import content_of
+from manallm_proxy.doors.ollama.messages import content_of, places_of
 from manallm_proxy.doors.ollama.reply import GenerateReply
 from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
-from manallm_proxy.doors.ollama.settings import Settings, read_settings
+from manallm_proxy.doors.ollama.settings import CALLED_HERE, Settings, read_settings
+from manallm_proxy.openai.caller_paths import CallerPaths, Origins
 from manallm_proxy.openai.request_fields import Fields, optional
 
 
@@ -34,6 +35,7 @@ class OllamaGenerateDoor:
         else:
             fields = {"messages": _messages(asked, prompt), **settings.fields}
             call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client)
+        call.retell = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).retell
         if not prompt and not suffix:
             call.answer, call.summary.stream = loaded(asked), False
         return call, GenerateReply(model)
@@ -44,6 +46,15 @@ def _messages(asked: Fields, prompt: str) -> list[Fields]:
     content = content_of(prompt, optional(asked, "images", list), "")
     turn = {"role": "user", "content": content}
     return [{"role": "system", "content": system}, turn] if system else [turn]
+
+
+def _origins(asked: Fields, prompt: str) -> Origins:
+    """Of the messages that `_messages` makes."""
+    origins = Origins()
+    if asked.get("system"):
+        origins.add("system")
+    origins.add("prompt", places_of(prompt, asked.get("images"), "", "prompt"))
+    return origins
 
 
 def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, client: Client) -> Call:

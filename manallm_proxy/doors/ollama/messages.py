@@ -12,6 +12,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -58,6 +59,15 @@ class Conversation:
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
         self._claimed = {id_ for row in rows if isinstance(id_ := row.get("tool_call_id"), str) and id_}
         return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
+
+    @staticmethod
+    def origins(messages: list[Fields]) -> Origins:
+        """Of the client's own `messages`, which become one each."""
+        origins = Origins()
+        for n, row in enumerate(messages):
+            path = f"messages[{n}]"
+            origins.add(path, places_of(row.get("content"), row.get("images"), path))
+        return origins
 
     def _message(self, message: Fields, path: str) -> Fields:
         role = required(message, "role", str, path).lower()
@@ -137,6 +147,15 @@ def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fie
     urls = [_data_uri(image, f"{path}images[{n}]") for n, image in enumerate(all_of(str, images, path + "images"))]
     parts: list[Fields] = [{"type": "text", "text": text}] if text else []
     return parts + [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+
+def places_of(text: object, images: object, path: str, text_at: str = "content") -> tuple[str, ...]:
+    """Of the parts that `content_of` makes. `path`: that of the message; empty at the top."""
+    if not isinstance(images, list) or not images:
+        return ()
+    front = f"{path}." if path else ""
+    texts = (front + text_at,) if text else ()
+    return (*texts, *[f"{front}images[{n}]" for n in range(len(images))])
 
 
 def _data_uri(image: str, path: str) -> str:

@@ -121,23 +121,26 @@ class LinesReply:
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
-        images = [url.partition(",")[2] or url for url in delta.images]
-        said = self.said(delta.content + delta.refusal, delta.reasoning, calls, images)
+        images = [url.partition(",")[2] for url in delta.images if url.startswith("data:")]
+        links = "".join([f"![image]({url})" for url in delta.images if not url.startswith("data:")])
+        said = self.said(delta.content + delta.refusal + links, delta.reasoning, calls, images)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
 
     def _whole_calls(self) -> list[Fields]:
         """All tool calls, joined; one that the token limit cut short is left out.
 
-        Raises BadResponse if other arguments are not a JSON object.
+        Raises BadResponse if another has no name, or arguments that are not a JSON object.
         """
         calls = []
         for n, parts in enumerate(sorted(self._calls, key=lambda parts: parts[0].index)):
             arguments = _object(_text(parts))
-            if arguments is None and self._finish == "length":
-                continue
             name = next((part.name for part in parts if part.name), "")
-            if arguments is None or not name:
+            if self._finish == "length" and (arguments is None or not name):
+                continue
+            if not name:
+                raise BadResponse("the model called a tool without a name", detail="tool call")
+            if arguments is None:
                 raise BadResponse("the model called a tool with arguments that are no JSON object", detail="tool call")
             id_ = next((part.id for part in parts if part.id), "")
             function = {"index": n, "name": name, "arguments": arguments}

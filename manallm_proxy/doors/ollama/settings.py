@@ -18,6 +18,13 @@ _OPTIONS: Final[dict[str, tuple[str, type]]] = {
     "frequency_penalty": ("frequency_penalty", float),
 }
 """``options`` that other providers know: OpenAI's name and the type."""
+CALLED_HERE: Final = {
+    **{name: f"options.{ours}" for ours, (name, _) in _OPTIONS.items()},
+    "stop": "options.stop",
+    "response_format": "format",
+    "reasoning_effort": "think",
+}
+"""Fields of an OpenAI body, as Ollama calls them."""
 _EFFORTS: Final = ("low", "medium", "high", "max")
 
 

@@ -36,10 +36,12 @@ def _part(part: Fields, path: str) -> Fields:
     kind = required(part, "type", str, path + ".")
     if kind in _TEXTS:
         return {"type": "text", "text": required(part, _TEXTS[kind], str, path + ".")}
-    if kind == "input_image":
+    if kind in ("input_image", "image_url"):  # some clients send a chat's parts
         return _image(part, path)
     if kind == "input_file":
         return _file(part, path)
+    if kind == "file":
+        return _file(required(part, kind, dict, path + "."), f"{path}.{kind}")
     if kind == "input_audio":
         return {"type": kind, kind: required(part, kind, dict, path + ".")}
     known = "input_text, input_image, input_file, input_audio, output_text and refusal"
@@ -53,7 +55,9 @@ def _image(part: Fields, path: str) -> Fields:
     if not url.lower().startswith(("http://", "https://")):
         _check_data(url, at)
     image: dict[str, Any] = {"url": url}
-    if detail := optional(part, "detail", str, path + "."):
+    holder = part["image_url"]
+    inner = optional(holder, "detail", str, path + ".image_url.") if isinstance(holder, dict) else None
+    if detail := optional(part, "detail", str, path + ".") or inner:
         image["detail"] = detail
     return {"type": "image_url", "image_url": image}
 

@@ -14,13 +14,14 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
-from manallm_proxy.doors.responses.items import REFERENCE, Conversation, input_items
+from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation, input_items
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.output import Item
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
-from manallm_proxy.doors.responses.request import SEALED, Asked, read_request
+from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, read_request
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
+from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode, encode
 from manallm_proxy.openai.large import aside, is_large
@@ -117,8 +118,11 @@ def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
         chat = encode({**asked.chat, "messages": messages})
         summary = read_summary(chat, ("messages", list))
-        return Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
+        call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
+        call.retell = paths.retell
+        return call
 
+    paths = CallerPaths(INPUT, conversation.origins(), CALLED_HERE)
     call = at("")
     return evolve(call, own=at) if conversation.carries else call
 
@@ -127,7 +131,7 @@ def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -
     """This request's instructions, then the history, then the new items."""
     conversation = Conversation(asked.tools.names)
     if instructions := asked.fields.get("instructions"):
-        conversation.say("system", instructions)
+        conversation.say("system", instructions, "instructions")
     for data in history:
         conversation.add(decode(data), "previous_response_id")
     for n, item in enumerate(items):

@@ -15,9 +15,13 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.carried import EXTRA, Carried, unpack
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
+from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
+INPUT: Final = "input"
 REFERENCE: Final = "item_reference"
+_SCHEME_LIMIT: Final = 16
+"""Characters in which a URL has its colon."""
 _ROLES: Final = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _KNOWN: Final = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
@@ -38,6 +42,26 @@ class _Turn:
     """The same object as `Conversation._extras`."""
     shown: list[Fields] = field(factory=list, repr=False)
     """Images and files among the results, which a chat's tool message cannot hold."""
+    said_at: str = ""
+    """The path of the item that became the assistant's message; that of all items if there were several."""
+    calls_at: list[str] | None = None
+    """None rather than empty: see `Origins`. As for the next two."""
+    results_at: list[str] | None = None
+    shown_at: list[str] | None = None
+
+    def add_origins(self, origins: Origins) -> None:
+        """Where its messages came from."""
+        if self._speaks:
+            origins.add(self.said_at, calls=tuple(self.calls_at or ()))
+        for path in self.results_at or ():
+            origins.add(path)
+        if self.shown:
+            origins.add(INPUT, tuple(self.shown_at or ()))
+
+    @property
+    def _speaks(self) -> bool:
+        """A chat message cannot be reasoning alone."""
+        return bool(self.texts or self.calls or self.images)
 
     def messages(self, provider: str) -> Iterable[Fields]:
         """The messages as `provider` gets them."""
@@ -51,7 +75,7 @@ class _Turn:
             said["tool_calls"] = [self._call(call, provider) for call in self.calls]
         elif said["content"] is None:
             said["content"] = ""
-        if self.texts or self.calls or self.images:  # a chat message cannot be reasoning alone
+        if self._speaks:
             yield said
         yield from self.results
         if self.shown:
@@ -69,6 +93,8 @@ class Conversation:
 
     _names: ToolNames
     _rows: list[Fields | _Turn] = field(factory=list, repr=False)
+    _said_at: dict[int, str] = field(factory=dict)
+    """By place in ``_rows``: the path of a message that is not an assistant's."""
     _open: _Turn | None = None
     """The current turn, as long as an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
@@ -78,9 +104,10 @@ class Conversation:
     carries: bool = False
     """Whether anything is for one provider alone."""
 
-    def say(self, role: str, content: Any) -> None:
-        """Adds a message that is not an assistant's."""
+    def say(self, role: str, content: Any, path: str) -> None:
+        """Adds a message that is not an assistant's. `path`: where it stands in the request."""
         self._open = None
+        self._said_at[len(self._rows)] = path
         self._rows.append({"role": role, "content": content})
 
     def add(self, item: Fields, path: str) -> None:
@@ -96,7 +123,7 @@ class Conversation:
             case "function_call_output" | "custom_tool_call_output":
                 self._result(item, path)
             case "reasoning":
-                self._reasoning(item)
+                self._reasoning(item, path)
             case "image_generation_call":
                 self._image(item, path)
             case None:
@@ -114,6 +141,18 @@ class Conversation:
                 written.append(row)
         return written
 
+    def origins(self) -> Origins:
+        """Of all messages; their number does not depend on the provider."""
+        origins = Origins()
+        for n, row in enumerate(self._rows):
+            if isinstance(row, _Turn):
+                row.add_origins(origins)
+                continue
+            path, content = self._said_at[n], row["content"]
+            count = len(content) if isinstance(content, list) and path.startswith(INPUT) else 0
+            origins.add(path, tuple([f"{path}.content[{part}]" for part in range(count)]))
+        return origins
+
     def _message(self, item: Fields, path: str) -> None:
         role = _ROLES.get(required(item, "role", str, path + "."))
         if role is None:
@@ -122,21 +161,22 @@ class Conversation:
             raise InvalidRequest(f"'{path}.content' is missing", param=path + ".content")
         content = read_content(item["content"], path + ".content")
         if role == "user":
-            self.say(role, content)
+            self.say(role, content, path)
             return
         text, rest = text_and_rest(content)
         if rest:
             raise wrong(path + ".content", f"text: the role is '{item['role']}'")
         if role == "assistant":
-            self._turn().texts.append(text)
+            self._turn(path).texts.append(text)
         else:
-            self.say(role, text)
+            self.say(role, text, path)
 
-    def _turn(self) -> _Turn:
-        """The turn that an assistant's next item belongs to; a new one after results."""
+    def _turn(self, path: str) -> _Turn:
+        """The turn that an assistant's next item, at `path`, belongs to; a new one after results."""
         if self._open is None or self._open.results:
             self._open = _Turn(extras=self._extras)
             self._rows.append(self._open)
+        self._open.said_at = path if self._open.said_at in ("", path) else INPUT
         return self._open
 
     def _call(self, item: Fields, path: str, arguments: str) -> None:
@@ -145,8 +185,9 @@ class Conversation:
         flat = self._names.flat(name, optional(item, "namespace", str, path + "."))
         call: Fields = {"id": id_, "type": "function", "function": {"name": flat, "arguments": arguments}}
         self._carry(item)
-        turn = self._turn()
+        turn = self._turn(path)
         turn.calls.append(call)
+        turn.calls_at = _noted(turn.calls_at, path)
         self._called[id_] = turn
 
     def _result(self, item: Fields, path: str) -> None:
@@ -161,14 +202,16 @@ class Conversation:
             raise InvalidRequest(f"'{path}.output' is missing", param=path + ".output")
         text, rest = text_and_rest(read_content(item["output"], path + ".output"))
         turn.results.append({"role": "tool", "tool_call_id": id_, "content": text or _note(rest)})
+        turn.results_at = _noted(turn.results_at, path)
         if rest:
             turn.shown += [{"type": "text", "text": f"Output of the tool call {id_}:"}, *rest]
+            turn.shown_at = _noted(turn.shown_at, *[path] * (1 + len(rest)))
 
-    def _reasoning(self, item: Fields) -> None:
+    def _reasoning(self, item: Fields, path: str) -> None:
         """Only reasoning that we packed goes back: a summary is for people, and most providers refuse it."""
         carried = self._carry(item)
         if carried.reasoning:
-            self._turn().reasoning.append(carried)
+            self._turn(path).reasoning.append(carried)
 
     def _carry(self, item: Fields) -> Carried:
         carried = unpack(item.get("encrypted_content"))
@@ -177,10 +220,17 @@ class Conversation:
         return carried
 
     def _image(self, item: Fields, path: str) -> None:
-        """Adds an image that a model generated, in OpenRouter's form."""
-        data = required(item, "result", str, path + ".")
-        url = f"data:image/{optional(item, 'output_format', str, path + '.') or 'png'};base64,{data}"
-        self._turn().images.append({"type": "image_url", "image_url": {"url": url}})
+        """Adds an image that a model generated, in OpenRouter's form. Its result is base64, or a provider's URL."""
+        result = required(item, "result", str, path + ".")
+        form = optional(item, "output_format", str, path + ".") or "png"
+        url = result if ":" in result[:_SCHEME_LIMIT] else f"data:image/{form};base64,{result}"
+        self._turn(path).images.append({"type": "image_url", "image_url": {"url": url}})
+
+
+def _noted(known: list[str] | None, *paths: str) -> list[str]:
+    known = [] if known is None else known
+    known += paths
+    return known
 
 
 def _note(rest: list[Fields]) -> str:

@@ -207,12 +207,12 @@ class CallItem(Item):
 
 @define(eq=False, kw_only=True)
 class ImageItem(Item):
-    """An image that the model generated, as a data URI."""
+    """An image that the model generated: a data URI, or the provider's own URL, which is its result then."""
 
     url: str = field(repr=False)
 
     def view(self) -> dict[str, Any]:
-        head, _, data = self.url.partition(",")
+        head, _, data = self.url.partition(",") if self.url.startswith("data:") else ("", "", "")
         form = head.removeprefix("data:").partition(";")[0].partition("/")[2]
         done = self.status != IN_PROGRESS
         result = (data or self.url) if done else None

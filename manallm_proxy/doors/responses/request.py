@@ -43,6 +43,15 @@ _REFUSED: Final = {
     "conversation": "conversations are not kept here: send the items, or previous_response_id",
     "prompt": "prompt templates are not kept here: send instructions and input",
 }
+CALLED_HERE: Final = {
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "tools": "tools",
+}
+"""Fields of a chat, as they are called here. Its tools are no longer where the client's are."""
 _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
 

@@ -39,19 +39,19 @@ _FILTERED: Final = frozenset(
     )
 )
 _CUT: Final = frozenset(("MAX_TOKENS", "CONTINUATION"))
-_FAILED: Final = frozenset(
+_GIVEN_UP: Final = frozenset(
     (
-        "FINISH_REASON_UNSPECIFIED",
         "OTHER",
         "MALFORMED_FUNCTION_CALL",
         "UNEXPECTED_TOOL_CALL",
         "TOO_MANY_TOOL_CALLS",
         "MISSING_THOUGHT_SIGNATURE",
         "MALFORMED_RESPONSE",
-        "NO_IMAGE",
-        "IMAGE_OTHER",
     )
 )
+"""The model was at work on something that came to nothing: what it said before is no whole answer. An agent that is
+told ``stop`` takes "Let me look." for the end of its task."""
+_WITHOUT: Final = frozenset(("FINISH_REASON_UNSPECIFIED", "NO_IMAGE", "IMAGE_OTHER"))
 """No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
 
 
@@ -193,6 +193,8 @@ class Reader:
     _said: set[int] = field(factory=set)
     _called: dict[int, int] = field(factory=dict)
     """Tool calls of each choice so far."""
+    failure: BadResponse | None = None
+    """Why the last of the deltas are not the end of an answer."""
 
     @property
     def usage(self) -> Usage | None:
@@ -205,7 +207,10 @@ class Reader:
         return bool(self._finished) and self._begun == self._finished
 
     def deltas(self, reply: Reply) -> list[Delta]:
-        """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer."""
+        """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer.
+
+        If the model gave its answer up behind some words, they are in the steps, and `failure` is set.
+        """
         if isinstance(reply.usage_metadata, dict):
             self._counted = reply.usage_metadata
         blocked = reply.prompt_feedback.get("blockReason") if isinstance(reply.prompt_feedback, dict) else None
@@ -217,6 +222,8 @@ class Reader:
     def whole(self, reply: Reply) -> Answer:
         """A complete answer, each choice with its ``finish``: a body that is whole cannot have been cut."""
         choices = self.deltas(reply)
+        if self.failure is not None:
+            raise self.failure
         if not choices or not all(choice.has_content for choice in choices):
             raise BadResponse("Gemini's answer holds nothing", detail="no content" if choices else "no candidates")
         if all(choice == Delta(finish="stop", index=choice.index) for choice in choices):
@@ -248,7 +255,10 @@ class Reader:
     def _finish(self, reason: object, index: int) -> str | None:
         if not reason or not isinstance(reason, str):
             return None
-        if reason in _FAILED and index not in self._said:
+        if reason in _GIVEN_UP:
+            self.failure = BadResponse(f"Gemini gave up its answer ({reason})", detail=reason.lower())
+            return None
+        if reason in _WITHOUT and index not in self._said:
             raise BadResponse(f"Gemini ended without an answer ({reason})", detail=reason.lower())
         self._finished.add(index)
         if reason in _FILTERED:

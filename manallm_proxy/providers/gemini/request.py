@@ -8,7 +8,7 @@ word in Gemini's API is refused as well. The rest that OpenAI knows and Gemini d
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
@@ -26,6 +26,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.gemini.messages import Conversation
 from manallm_proxy.providers.wire import Request
 
@@ -224,23 +225,22 @@ def _format(asked: Fields) -> Fields:
     return {"responseMimeType": "application/json"} | ({"responseJsonSchema": schema} if schema else {})
 
 
+_MODES: Final = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+
+
 def _tools(asked: Fields) -> Fields:
     tools = all_of(dict, optional(asked, "tools", list) or [], "tools")
     declared = [_declaration(tool, f"tools[{n}].") for n, tool in enumerate(tools)]
-    mode, names = _choice(asked.get("tool_choice"))
+    choice = tool_choice(asked)
+    allowed = choice.allowed(tools)
     if not declared:
-        if mode == "ANY":
-            raise InvalidRequest("'tool_choice' asks for a tool, and 'tools' has none", param="tool_choice")
         return {}
-    if names is not None:
-        declared = [tool for tool in declared if tool["name"] in names]
-        if not declared:
-            raise InvalidRequest("'tool_choice' names no tool that is in 'tools'", param="tool_choice")
-    fields: Fields = {"tools": [{"functionDeclarations": declared}]}
-    if mode is not None:
-        narrowed = mode == "ANY" and names is not None
-        calling: Fields = {"allowedFunctionNames": [tool["name"] for tool in declared]} if narrowed else {}
-        fields["toolConfig"] = {"functionCallingConfig": {"mode": mode, **calling}}
+    names = [tool["function"]["name"] for tool in allowed]
+    fields: Fields = {"tools": [{"functionDeclarations": [each for each in declared if each["name"] in names]}]}
+    if choice.mode is not None:
+        narrowed = choice.mode == "required" and choice.names is not None
+        calling: Fields = {"allowedFunctionNames": names} if narrowed else {}
+        fields["toolConfig"] = {"functionCallingConfig": {"mode": _MODES[choice.mode], **calling}}
     return fields
 
 
@@ -255,28 +255,3 @@ def _declaration(tool: Fields, path: str) -> Fields:
     if (schema := optional(function, "parameters", dict, path)) is not None:
         declared["parametersJsonSchema"] = schema
     return declared
-
-
-_MODES: Final = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-
-
-def _choice(choice: Any) -> tuple[str | None, set[str] | None]:
-    """``tool_choice`` as Gemini's mode, and the names that it narrows the tools to."""
-    if choice is None:
-        return None, None
-    if isinstance(choice, str) and choice in _MODES:
-        return _MODES[choice], None
-    if isinstance(choice, dict):
-        if choice.get("type") == "function":
-            return "ANY", {_name_in(choice, "tool_choice.")}
-        if choice.get("type") == "allowed_tools":
-            allowed = required(choice, "allowed_tools", dict, "tool_choice.")
-            path = "tool_choice.allowed_tools.tools"
-            rows = all_of(dict, required(allowed, "tools", list, "tool_choice.allowed_tools."), path)
-            mode = "ANY" if allowed.get("mode") == "required" else "AUTO"
-            return mode, {_name_in(row, f"{path}[{n}].") for n, row in enumerate(rows)}
-    raise wrong("tool_choice", "'auto', 'none', 'required', a function or allowed_tools")
-
-
-def _name_in(holder: Fields, path: str) -> str:
-    return str(required(required(holder, "function", dict, path), "name", str, path + "function."))

@@ -25,6 +25,7 @@ class GeminiTranslator:
     _reader: Reader = field(factory=Reader)
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _begun: bool = False
+    _has_content: bool = False
 
     @property
     def usage(self) -> Usage | None:
@@ -71,7 +72,13 @@ class GeminiTranslator:
                     refuse_too_much(data, self._limits)
                 chunk = read(data)
                 self._begun = True
-                deltas += [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]
+                new = [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]
+                if self._reader.failure is not None:
+                    if self._has_content:  # else nothing has left, and the next target may be asked
+                        deltas += new
+                    raise self._reader.failure
+                deltas += new
+                self._has_content = self._has_content or any(d.has_content for d in new)
             except ProviderError as error:
                 return _batch_of(tuple(deltas), error=error)
         return _batch_of(tuple(deltas))

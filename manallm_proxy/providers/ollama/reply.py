@@ -37,7 +37,7 @@ class Function(Struct):
 
 class ToolCalled(Struct):
     function: Function
-    id: str = ""
+    id: Any = ""
 
 
 class _LargeFunction(Struct):
@@ -49,20 +49,13 @@ class _LargeCall(Struct):
     """A call of an answer that was decoded in slices: its arguments are an object."""
 
     function: _LargeFunction
-    id: str = ""
+    id: Any = ""
 
 
 class Message(Struct):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[ToolCalled] | None = None
-
-
-class Token(Struct):
-    token: str = ""
-    logprob: float = 0.0
-    bytes: list[int] | None = None
-    top_logprobs: list[Token] | None = None
 
 
 class Reply(Struct):

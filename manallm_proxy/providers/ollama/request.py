@@ -5,7 +5,8 @@ temperature 1.0, and ``num_ctx`` cannot be set.
 
 What the caller got wrong is refused here with the path of the mistake, because Ollama answers part of it
 with 500, which would blame the model and send the request on to the next target. What Ollama would
-ignore although the answer depends on it (``tool_choice: required``, ``n: 2``) is refused as well.
+ignore although the answer depends on it (``n: 2``) is refused as well; ``tool_choice: required``, which it ignores
+too, is made true by structured output (`forced_call`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.forced_call import schema_of_calls
 from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     Fields,
@@ -27,6 +29,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_schema,
     wrong,
 )
+from manallm_proxy.openai.tool_choice import tool_choice
 from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.ollama.settings import settings
 from manallm_proxy.providers.wire import Request
@@ -50,7 +53,7 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     if call.endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = call.summary.stream  # Ollama's default is true
     fields |= settings(asked, entry.options, call.endpoint, allowed=client_options, remarks=call.remarks)
-    if "thinking" in call.denied and "think" not in asked:
+    if "thinking" in call.denied and asked.get("think") is None:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
         write = encode_whole if call.is_large else encode
@@ -67,7 +70,7 @@ def _chat(asked: Fields, remarks: list[str]) -> Fields:
     messages = required(asked, "messages", list, "")
     if not messages:
         raise InvalidRequest("'messages' is empty", param="messages")  # Ollama would only load the model
-    fields: Fields = {"messages": ollama_messages.translate(messages, remarks)} | _tools(asked) | _format(asked)
+    fields: Fields = {"messages": ollama_messages.translate(messages, remarks)} | _format(asked) | _tools(asked)
     if optional(asked, "logprobs", bool):
         fields["logprobs"] = True
     if (top := optional(asked, "top_logprobs", int)) is not None:
@@ -151,21 +154,16 @@ def _refuse_unheard(asked: Fields) -> None:
 
 
 def _tools(asked: Fields) -> Fields:
-    choice = asked.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        if choice != "required" and not isinstance(choice, dict):
-            raise wrong("tool_choice", "'auto', 'none', 'required' or an object")
-        raise Unsupported(
-            "Ollama cannot be made to call a tool: leave tool_choice at 'auto', "
-            "or ask for structured output with response_format json_schema",
-            param="tool_choice",
-        )
     tools = optional(asked, "tools", list) or []
     for n, tool in enumerate(all_of(dict, tools, "tools")):
         if tool.get("type", "function") != "function":
             raise Unsupported(f"Ollama knows tools of type 'function' only, tools[{n}] is another", param="tools")
         required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
-    return {"tools": tools} if tools and choice != "none" else {}
+    choice = tool_choice(asked)
+    allowed = choice.allowed(tools)
+    if choice.mode == "none" or not tools:
+        return {}
+    return {"tools": allowed} | ({"format": schema_of_calls(allowed)} if choice.mode == "required" else {})
 
 
 def _format(asked: Fields) -> Fields:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-import msgspec
 from attrs import define, evolve, field
 from msgspec import Struct
 
@@ -33,16 +32,18 @@ from manallm_proxy.contract.answers import (
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.forced_call import is_forced
+from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
+from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import reply as ollama_reply
 from manallm_proxy.providers.ollama import request as ollama_request
+from manallm_proxy.providers.ollama.logprobs import chat_logprobs, legacy_logprobs, tokens_of
 from manallm_proxy.providers.ollama.reply import (
     Message,
     Reply,
-    Token,
     ToolCalled,
     count,
     embeddings,
@@ -52,6 +53,9 @@ from manallm_proxy.providers.ollama.reply import (
     too_long,
 )
 from manallm_proxy.providers.wire import Request, Translator
+
+_EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
+"""Clients set these for all models alike."""
 
 
 class _Details(Struct):
@@ -83,10 +87,13 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Ollama's own Anthropic endpoint asks a model that does not think as if nobody had mentioned it; so do we."""
-        if status != 400 or not call.effort_is_advice or b"think" not in body:
+        """A model that does not think is asked as if nobody had mentioned it, unless the client names ``think``."""
+        if status != 400 or b"think" not in body:
             return None
-        fields = {key: value for key, value in decode(call.body).items() if key != "reasoning_effort"}
+        fields = decode_leniently(call.body)
+        if {**fields, **call.ollama}.get("think") is not None or not (fields.keys() & _EFFORTS):
+            return None
+        fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
         return self.request(evolve(call, body=encode(fields)), entry)
 
     def took(self, entry: Entry, request: Request) -> bool:
@@ -101,13 +108,15 @@ class OllamaWire:
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
-        return Answer(usage=_usage(reply), choices=(delta,))
+        answer = Answer(usage=_usage(reply), choices=(delta,))
+        return called(answer) if is_forced(call) else answer
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
         """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
-        return OllamaTranslator(call.endpoint, limits)
+        translator = OllamaTranslator(call.endpoint, limits)
+        return ForcedTranslator(translator) if is_forced(call) else translator
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "models", _Model, _listed)
@@ -184,8 +193,8 @@ class OllamaTranslator:
 def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
-        tokens = _tokens(reply.logprobs)
-        logprobs = _legacy_logprobs(tokens) if tokens else None
+        tokens = tokens_of(reply.logprobs)
+        logprobs = legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
     said = reply.message or Message()
     return Delta(
@@ -193,14 +202,24 @@ def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_ca
         reasoning=said.thinking or "",
         tool_calls=tuple([_tool_call(c, n) for n, c in enumerate(said.tool_calls or (), first_call)]),
         finish=finish,
-        logprobs=_logprobs(tokens) if (tokens := _tokens(reply.logprobs)) else None,
+        logprobs=chat_logprobs(tokens) if (tokens := tokens_of(reply.logprobs)) else None,
     )
 
 
 def _tool_call(call: ToolCalled, index: int) -> ToolCall:
-    """Calls come whole. Older servers give no id; the arguments keep their bytes."""
-    arguments = bytes(call.function.arguments).decode(errors="replace")
-    return ToolCall(call.function.name, arguments, call.id or new_call_id(), index)
+    """Calls come whole. Older servers give no id."""
+    id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
+    return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
+
+
+def _arguments(raw: bytes) -> str:
+    """The bytes of an object as they are. Servers that imitate Ollama send OpenAI's text, or nothing."""
+    if raw == b"null":
+        return "{}"
+    if not raw.startswith(b'"'):
+        return raw.decode(errors="replace")
+    text: str = decode_leniently(raw)
+    return text if text.strip() else "{}"
 
 
 def _finish(reply: Reply, *, called: bool) -> str:
@@ -212,32 +231,6 @@ def _finish(reply: Reply, *, called: bool) -> str:
 
 def _usage(reply: Reply) -> Usage:
     return Usage(prompt=count(reply.prompt_eval_count), completion=count(reply.eval_count))
-
-
-def _tokens(logprobs: object) -> list[Token]:
-    """Empty where there are none, or none that can be read."""
-    if not logprobs:
-        return []
-    try:
-        return msgspec.convert(logprobs, list[Token])
-    except msgspec.ValidationError:
-        return []
-
-
-def _logprobs(tokens: list[Token]) -> dict[str, Any]:
-    """OpenAI's form has every member, always; Ollama leaves out what is empty."""
-
-    def one(token: Token) -> dict[str, Any]:
-        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
-
-    rows = [{**one(token), "top_logprobs": [one(t) for t in token.top_logprobs or ()]} for token in tokens]
-    return {"content": rows, "refusal": None}
-
-
-def _legacy_logprobs(tokens: list[Token]) -> dict[str, Any]:
-    """The form of ``/v1/completions``, but for ``text_offset``, which nobody can tell from here."""
-    tops = [{t.token: t.logprob for t in token.top_logprobs or ()} for token in tokens]
-    return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}
 
 
 def _listed(row: _Model) -> ModelInfo | None:

@@ -74,9 +74,13 @@ def index_of(choice: dict[str, Any]) -> int:
     return index if isinstance(index, int) else 0
 
 
-def has_content(choice: dict[str, Any]) -> bool:
-    """Whether a choice holds more than a role: content, reasoning, a tool call, audio, text, a finish reason."""
-    if choice.get("finish_reason") or choice.get("text"):
+def has_content(choice: dict[str, Any], *, words: bool = False) -> bool:
+    """Whether a choice holds more than a role: content, reasoning, a tool call, audio, text, a finish reason.
+
+    `words`: an end alone does not count, but a filter's.
+    """
+    finish = choice.get("finish_reason")
+    if choice.get("text") or (finish == "content_filter" if words else finish):
         return True
     delta = choice.get("delta")
     return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")

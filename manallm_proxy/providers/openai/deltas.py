@@ -11,7 +11,7 @@ from manallm_proxy.providers.openai.chunks import index_of
 
 
 def deltas_of(choices: Iterable[dict[str, Any]]) -> list[Delta]:
-    """One chunk's choices, each as one step."""
+    """One chunk's choices, each as one step. A part of a tool call has the server's id, or none: see `CallParts`."""
     return [_delta(choice, choice.get("delta")) for choice in choices]
 
 
@@ -60,12 +60,11 @@ def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
     function = row.get("function", {})
     index = row.get("index")
     id_ = row.get("id")
-    name = _words(function.get("name"))
     extra = row.get("extra_content")
     return ToolCall(
-        name=name,
+        name=_words(function.get("name")),
         arguments=_arguments(function.get("arguments")),
-        id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole or name else "",
+        id=id_ if isinstance(id_, str) and id_ else new_call_id() if whole else "",
         index=index if isinstance(index, int) and not whole else place,
         extra={"extra_content": extra} if isinstance(extra, dict) else {},
     )
@@ -84,7 +83,8 @@ def _words(content: object) -> str:
 
 
 def _images(images: object) -> list[str]:
-    """The URLs of OpenRouter's ``images``."""
+    """The URLs of OpenRouter's ``images``, in which others leave out one object or both."""
     rows = images if isinstance(images, list) else []
-    holders = [row["image_url"] for row in rows if isinstance(row, dict) and isinstance(row.get("image_url"), dict)]
-    return [url for holder in holders if isinstance(url := holder.get("url"), str)]
+    holders = [row.get("image_url", row) if isinstance(row, dict) else row for row in rows]
+    urls = [holder.get("url") if isinstance(holder, dict) else holder for holder in holders]
+    return [url for url in urls if isinstance(url, str) and url]

@@ -27,9 +27,13 @@ from manallm_proxy.openai.json_object import (
 )
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
+from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.reply import set_model
 
+_DATA: Final = b"data: "
+_BLANK: Final = b"\n\n"
+"""What ends an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
@@ -120,23 +124,31 @@ class EventRelay(EventStream):
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
-    """All chunks of a stream begin alike up to their model: what that looks like, and what it becomes."""
+    """All events of a stream begin alike up to their model: what that looks like, and what it becomes."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> StreamBatch:
         if self._is_plain(data):
-            return StreamBatch(b"data: " + self._new_front + data[len(b"data: ") + len(self._old_front) :])
-        return super().feed(data)
+            return StreamBatch(self._new_front + data[len(self._old_front) :])
+        batches: list[StreamBatch] = []
+        while not self._has_content or not self._old_front or not self._decoder.is_between:  # one event at a time
+            end = data.find(_BLANK) + len(_BLANK)
+            end = end if end >= len(_BLANK) else len(data)
+            batches.append(super().feed(data[:end]))
+            data = data[end:]
+            if not data or batches[-1].done or batches[-1].error:
+                return _joined(batches)
+        end = self._plain_until(data)
+        return _joined([*batches, StreamBatch(self._renamed(data[:end])), super().feed(data[end:])])
 
     def _is_plain(self, data: bytes) -> bool:
-        """Fast path: one complete SSE event with content only."""
+        """Whether this is one whole event with content only: what nearly every read brings."""
         return (
             self._has_content
             and bool(self._old_front)
-            and data.startswith(self._old_front, len(b"data: "))
-            and data.startswith(b"data: ")
+            and data.startswith(self._old_front)
             and data.find(b"\n") == len(data) - 2
             and data.endswith(b"\n")
             and b"\r" not in data
@@ -145,6 +157,26 @@ class EventRelay(EventStream):
             and self._decoder.is_between
             and not _FINISH.search(data)
         )
+
+    def _plain_until(self, data: bytes) -> int:
+        """How many bytes at the start of `data` are whole events with content only, all of which begin alike."""
+        front = self._old_front
+        if b"\r" in data or not data.startswith(front):
+            return 0
+        end = data.rfind(_BLANK) + len(_BLANK)
+        for odd in (b"error", b'"usage"'):
+            at = data.find(odd, 0, end)
+            if at >= 0:
+                end = data.rfind(_BLANK, 0, at) + len(_BLANK)
+        if finish := _FINISH.search(data, 0, end):
+            end = data.rfind(_BLANK, 0, finish.start()) + len(_BLANK)
+        if end < len(front) or data.count(b"\n", 0, end) != 2 * data.count(_BLANK + front, 0, end) + 2:
+            return 0
+        return end
+
+    def _renamed(self, events: bytes) -> bytes:
+        old, new = self._old_front, self._new_front
+        return new + events[len(old) :].replace(_BLANK + old, _BLANK + new) if events else b""
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
@@ -179,7 +211,8 @@ class EventRelay(EventStream):
         if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
             raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        self._has_content = self._has_content or any(chunks.has_content(row) for row in rows)
+        words = self._call.waits_for_words
+        self._has_content = self._has_content or any(chunks.has_content(row, words=words) for row in rows)
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
@@ -187,8 +220,9 @@ class EventRelay(EventStream):
         return data if counted is not None and (counted.prompt or counted.completion) else _without_usage(data)
 
     def _with_model(self, data: bytes) -> bytes:
-        if self._old_front and data.startswith(self._old_front):
-            return self._new_front + data[len(self._old_front) :]
+        old, new = self._old_front[len(_DATA) :], self._new_front[len(_DATA) :]
+        if old and data.startswith(old):
+            return new + data[len(old) :]
         try:
             spans = split_object(data)[1]
         except InvalidRequest:
@@ -198,14 +232,25 @@ class EventRelay(EventStream):
             return set_model(data, None, self._model) if "choices" in spans else data
         if data[span[0] : span[0] + 1] != b'"':  # a number may begin like another
             return set_model(data, span, self._model)
-        self._old_front = data[: span[1]]
-        self._new_front = data[: span[0]] + self._model
-        return self._new_front + data[span[1] :]
+        self._old_front = _DATA + data[: span[1]]
+        self._new_front = _DATA + data[: span[0]] + self._model
+        return data[: span[0]] + self._model + data[span[1] :]
+
+
+def _joined(batches: list[StreamBatch]) -> StreamBatch:
+    """Of relayed events; the last of `batches` tells of the end."""
+    if len(batches) == 1:
+        return batches[0]
+    frames, last = b"".join([batch.frames for batch in batches]), batches[-1]
+    has_content = any(batch.has_content for batch in batches)
+    return StreamBatch(frames, has_content=has_content, done=last.done, error=last.error)
 
 
 @define
 class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider."""
+
+    _calls: CallParts = field(factory=CallParts)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
@@ -219,7 +264,7 @@ class EventReader(EventStream):
         rows = chunks.choices_of(chunk)
         gave_up = any(chunks.gives_up(row) for row in rows)
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        new = [] if gave_up and not self._has_content else deltas_of(rows)
+        new = [] if gave_up and not self._has_content else [self._calls.read(delta) for delta in deltas_of(rows)]
         deltas += new
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer

@@ -16,11 +16,13 @@ from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
+from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
@@ -42,9 +44,13 @@ STRICT_LIMIT: Final = 1000
 
 @define
 class OpenAIWire:
-    """`asks_usage`: whether ``stream_options.include_usage`` may be sent to anybody."""
+    """`asks_usage`: whether ``stream_options.include_usage`` may be sent to anybody.
+
+    `forces_tools`: whether a tool that must be called is asked for as structured output (see `forced_call`).
+    """
 
     asks_usage: bool = True
+    forces_tools: bool = False
     probe_path: str = "models"
     _strict: dict[str, None] = field(factory=dict)
     """Models that refused it, the oldest first: another of the same aggregator may know it."""
@@ -52,12 +58,17 @@ class OpenAIWire:
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
+        if self._forces(call):
+            return Request(call.endpoint.path, as_structured_output(call, entry.target.model, self._may_ask(entry)))
         streams = call.summary.stream and call.endpoint is not Endpoint.EMBEDDINGS
         ask = self._may_ask(entry) and streams and not call.summary.wants_usage
         return Request(call.endpoint.path, rewrite(call.summary, call.body, entry.target.model, ask_usage=ask))
 
     def _may_ask(self, entry: Entry) -> bool:
         return self.asks_usage and entry.target.model not in self._strict
+
+    def _forces(self, call: Call) -> bool:
+        return self.forces_tools and call.endpoint is Endpoint.CHAT and is_forced(call)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         return classify(status, headers, envelope(body))
@@ -68,7 +79,7 @@ class OpenAIWire:
         A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
         say by default): then the field is left out.
         """
-        if status not in (400, 422) or call.endpoint.is_opaque:
+        if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
             return None
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
             return self._without_effort(call, entry)
@@ -98,6 +109,8 @@ class OpenAIWire:
             return opaque_answer(body, content_type)
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
+        if self._forces(call):
+            return called(_whole(body))
         if not call.relays:
             return _whole(body)
         values, spans = reply_object(body, "model")
@@ -112,7 +125,9 @@ class OpenAIWire:
     ) -> Translator:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type)
-        events = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
+        events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
+        if self._forces(call):
+            events = ForcedTranslator(EventReader(call, entry.target, limits))
         return events if "event-stream" in content_type else Sniffer(events, _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:

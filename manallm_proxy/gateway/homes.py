@@ -1,0 +1,55 @@
+"""The gates of local providers, made from a configuration; what is known of a server outlives a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from manallm_proxy.config.model import Config, ProviderConfig
+from manallm_proxy.contract.events import Observer
+from manallm_proxy.gateway.opening import address_of
+from manallm_proxy.providers.ollama.host import OllamaHost
+from manallm_proxy.routing.boxes import Box, Boxes
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.health_registry import Clock, HealthRegistry
+from manallm_proxy.routing.home import Home
+from manallm_proxy.routing.line import Line
+from manallm_proxy.routing.queues import Queue
+
+
+def new_home(
+    config: Config, catalog: Catalog, registry: HealthRegistry, before: Home | None = None, was: Config | None = None
+) -> Home:
+    """For `config`. A server that is asked in the same way as `before`, by the configuration that `was`, is kept with
+    its loads and its queue.
+    """
+    boxes: dict[str, Box] = {}
+    queues: dict[str, Queue] = {}
+    for name, provider in config.providers.items():
+        if not provider.local or not provider.configured:
+            continue
+        old = was.providers.get(name) if was is not None else None
+        kept = before if old is not None and address_of(old) == address_of(provider) else None
+        queue = kept.queues.get(name) if kept is not None else None
+        queues[name] = queue or _new_queue(provider, registry.providers[name], registry.clock)
+        if provider.loads_models:
+            box = kept.boxes.boxes.get(name) if kept is not None else None
+            boxes[name] = box or _new_box(provider, registry.clock, registry.observe)
+    return Home(catalog, Boxes(boxes), queues)
+
+
+def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
+    """`config` serves from now on. Cannot fail."""
+    for name, queue in home.queues.items():
+        queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
+    for name, box in home.boxes.boxes.items():
+        box.slow_last = config.providers[name].degraded_cpu == "last"
+        box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
+
+
+def _new_queue(provider: ProviderConfig, health: Health, clock: Clock) -> Queue:
+    return Queue(clock, health, Line(provider.parallel))
+
+
+def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer) -> Box:
+    return Box(provider.name, OllamaHost(address_of(provider)), clock, observe)

@@ -1,0 +1,81 @@
+"""From places in a chat that a door made to places in the client's own request.
+
+A provider's dialect refuses what it cannot say by its place in the chat (``messages[2].content[1].image_url.url``). A
+client of another API has never seen that: there it may be ``input[3].content[0]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import ProxyError
+
+_MESSAGE: Final = re.compile(
+    r"messages\[(?P<n>\d+)\](?:\.content\[(?P<part>\d+)\]|\.tool_calls\[(?P<call>\d+)\])?(?:\.\w+|\[\d+\])*"
+)
+_FIELD: Final = re.compile(r"(\w+)(?:\.\w+|\[\d+\])*")
+
+
+@define
+class Origins:
+    """Where the messages of a chat came from.
+
+    Plain strings, and tuples of them: a history has thousands, and every object that can refer to others costs each
+    collection of garbage its time, in which nobody is served.
+    """
+
+    paths: list[str] = field(factory=list)
+    """Of each message."""
+    parts: dict[int, tuple[str, ...]] = field(factory=dict)
+    """By message: of each part of its content, if it has parts that stand apart."""
+    calls: dict[int, tuple[str, ...]] = field(factory=dict)
+    """By message: of each of its tool calls."""
+
+    def add(self, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
+        """The next message."""
+        if parts:
+            self.parts[len(self.paths)] = parts
+        if calls:
+            self.calls[len(self.paths)] = calls
+        self.paths.append(path)
+
+
+@define
+class CallerPaths:
+    """``root``: what the client calls all messages. ``fields``: its names of other fields, where they differ."""
+
+    root: str
+    origins: Origins
+    fields: Mapping[str, str] = field(factory=dict)
+
+    def path(self, told: str) -> str:
+        """The client's path for one in the chat: as far in as it is known, and without an index where none is."""
+        if told == "messages":
+            return self.root
+        match = _MESSAGE.fullmatch(told)
+        if match is not None:
+            return self._of_message(match)
+        named = _FIELD.fullmatch(told)
+        return self.fields.get(named[1], told) if named is not None else told
+
+    def retell(self, error: ProxyError) -> None:
+        """Puts the client's path into ``param``, and into the message where it names that or a message."""
+        told = error.param
+        if told is not None:
+            error.param = self.path(told)
+            error.message = error.message.replace(f"'{told}'", f"'{error.param}'")
+        error.message = _MESSAGE.sub(self._of_message, error.message)
+
+    def _of_message(self, match: re.Match[str]) -> str:
+        number = int(match["n"])
+        if number >= len(self.origins.paths):
+            return self.root
+        for name, known in (("part", self.origins.parts), ("call", self.origins.calls)):
+            paths = known.get(number, ())
+            if match[name] is not None and int(match[name]) < len(paths):
+                return paths[int(match[name])]
+        return self.origins.paths[number]

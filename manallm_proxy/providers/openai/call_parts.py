@@ -1,0 +1,90 @@
+"""Parts of streamed tool calls, from servers that repeat a name where nothing begins.
+
+OpenAI sends id and name with a call's first part. vLLM sends both with every part where ``tool_choice`` names the tool,
+under another id each time, and other servers end a call with its name and no arguments: read as a beginning, that is a
+second call that the model never made. Bridges may send the id in a part before the name.
+"""
+
+from __future__ import annotations
+
+from attrs import define, evolve, field
+
+from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+
+
+@define
+class _Latest:
+    """The last call at one index."""
+
+    name: str
+    id: str
+    """As the server gave it; may be empty."""
+    has_arguments: bool
+    has_odd_ids: bool = False
+    """Its id changed while its arguments came: a new one says nothing."""
+    repeated: ToolCall | None = None
+    """A part with its name and no arguments: another call begins there only if arguments follow."""
+
+    def is_new(self, part: ToolCall) -> bool:
+        """Whether the server says by its id that `part` belongs to another call."""
+        return bool(part.id) and part.id != self.id and not self.has_odd_ids
+
+
+@define
+class CallParts:
+    """One stream's tool calls. Every named part that it lets pass has an id."""
+
+    _latest: dict[tuple[int, int], _Latest] = field(factory=dict)
+    """By choice and index."""
+    _nameless: dict[tuple[int, int], list[ToolCall]] = field(factory=dict)
+    """Likewise: what came of a call before its name."""
+
+    def read(self, delta: Delta) -> Delta:
+        """`delta` with those of its parts that say something. What has no name by the end comes without."""
+        if not delta.tool_calls and not (delta.finish and self._nameless):
+            return delta
+        parts = [self._read((delta.index, part.index), part) for part in delta.tool_calls]
+        if delta.finish:
+            ended = [place for place in self._nameless if place[0] == delta.index]
+            parts += [_joined(self._nameless.pop(place)) for place in ended]
+        return evolve(delta, tool_calls=tuple([part for part in parts if part is not None]))
+
+    def _read(self, place: tuple[int, int], part: ToolCall) -> ToolCall | None:
+        known = self._latest.get(place)
+        arguments = part.arguments.lstrip()
+        if known is None:
+            return self._first(place, part)
+        if part.name == known.name and known.has_arguments and not arguments and not known.is_new(part):
+            known.repeated = part
+            blanks = part.arguments  # which may stand in the middle of a text
+            return ToolCall("", blanks, "", part.index, part.extra) if blanks or part.extra else None
+        repeated, known.repeated = known.repeated, None
+        if repeated is not None and arguments and not part.name:
+            part = evolve(part, name=repeated.name, id=repeated.id)
+        if not part.name:
+            known.has_arguments = known.has_arguments or bool(arguments)
+            return part
+        if known.has_arguments and arguments and not arguments.startswith("{"):  # it goes on, whatever its id says
+            known.has_odd_ids = known.has_odd_ids or part.id not in ("", known.id)
+            return evolve(part, id=part.id or new_call_id())
+        return self._begin(place, part)
+
+    def _first(self, place: tuple[int, int], part: ToolCall) -> ToolCall | None:
+        if part.name:
+            before = self._nameless.pop(place, None)
+            return self._begin(place, part if before is None else _joined([*before, part]))
+        self._nameless.setdefault(place, []).append(part)
+        return None
+
+    def _begin(self, place: tuple[int, int], part: ToolCall) -> ToolCall:
+        known = self._latest.get(place)
+        odd = known is not None and known.has_odd_ids
+        self._latest[place] = _Latest(part.name, part.id, bool(part.arguments.strip()), odd)
+        return evolve(part, id=part.id or new_call_id())
+
+
+def _joined(parts: list[ToolCall]) -> ToolCall:
+    """One part for several of one call, of which the last may have its name."""
+    last, id_ = parts[-1], next((part.id for part in reversed(parts) if part.id), "")
+    extra = {key: value for part in parts for key, value in part.extra.items()}
+    return ToolCall(last.name, "".join([part.arguments for part in parts]), id_, last.index, extra)

@@ -1,0 +1,100 @@
+"""What of a provider's own words the log may hold: nothing that the request held, and nothing that a model said.
+
+A provider may quote the request in any error, whole, cut or escaped. So there are three gates:
+
+1. Only failures of the provider's own (`classify.OWN_FAILURES`) have words at all. The caller's mistakes are told to
+   the caller; most messages that quote a prompt are among them.
+2. What is quoted at length, and what follows a word such as ``raw=``, is masked: it is the request's, or a model's.
+3. Word by word: what the request holds too is masked, unless it is one of the words of which such messages are made.
+   A request that cannot be read, or takes long to be read, has no words of its failure in the log.
+
+So no word of a prompt is left but those of `_VOCABULARY`. `scrub` has removed our keys before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+
+REQUEST_LIMIT: Final = 256 * 1024
+"""Bytes of a request that are compared, which takes a millisecond or two."""
+_LONGEST: Final = 24
+"""Characters of a word: what is longer is an id, or something that was encoded."""
+_MASK: Final = "…"
+_QUOTED: Final = re.compile(r"(['\"`])(?:(?!\1).){33,}?(?:\1|$)")
+_ECHO: Final = re.compile(
+    r"\b((?:raw|input|input_value|content|prompt|text|messages|body|data) ?=|at pos(?:ition)? ?\d*:).*",
+    re.IGNORECASE | re.DOTALL,
+)
+_ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|.)|%([0-9a-fA-F]{2})", re.DOTALL)
+_WORD: Final = re.compile(r"[A-Za-z0-9]+|[^\x00-\x7f]")
+_MASKS: Final = re.compile(rf"{_MASK}(?:[^A-Za-z0-9{_MASK}]*{_MASK})+")
+_VOCABULARY: Final = frozenset(
+    """
+    a about above access account active after again all allowed already an and another any api are as at authentication
+    authorization available bad be because been before below billing busy but by call can cannot capacity change check
+    client closed code complete completion connection content context could cpu credit credits cuda current currently
+    daily day days deleted denied deprecated device did disabled does due during empty enable enough error exceed
+    exceeded exceeds exist exists exit expected expired failed failure file for forbidden format found free from full
+    function gateway get gpu had has have hour hours id if image in insufficient internal invalid is it key killed
+    length less limit limited limits list llama load loaded loading local longer lost many max maximum memory message
+    messages minute minutes missing model models more most must name need needs new no none not now of off on one only
+    open or organization other our out over overloaded path payment per permission plan please process processing prompt
+    provider pull quota rate reached reason refused request requested requests require required requires reset resource
+    response retry role runner running second seconds server service signal size speed started status stopped stream
+    support supported suspended system temporarily terminated than that the there this time timed timeout to token
+    tokens too tool tools try trying type unable unauthorized unavailable unexpected unexpectedly unknown upgrade usage
+    use used user using valid value was we were when while will with without you your
+    """.split()  # noqa: SIM905  # words read better than a column of strings
+)
+
+
+def reveal(error: ProviderError, body: bytes) -> None:
+    """Sets ``error.provider_message`` from its raw one, for a request with this `body`. Never raises."""
+    if error.raw_message and len(body) <= REQUEST_LIMIT:
+        error.provider_message = without_request(error.raw_message, body)
+
+
+def without_request(text: str, body: bytes) -> str | None:
+    """`text` with a mask for what `body`, a JSON object, holds as well; None where nothing is left to read."""
+    try:
+        request = decode_leniently(body)
+    except DecodeErrors:
+        return None
+    if not isinstance(request, dict):
+        return None
+    held = "\n".join(_texts({key: value for key, value in request.items() if key != "model"})).casefold()
+    text = _ESCAPE.sub(_unescaped, text)
+    text = _ECHO.sub(rf"\1 {_MASK}", _QUOTED.sub(_MASK, text))
+
+    def masked(match: re.Match[str]) -> str:
+        word = match[0].casefold()
+        hides = word not in _VOCABULARY and (len(word) > _LONGEST or word in held)
+        return _MASK if hides else match[0]
+
+    text = _MASKS.sub(_MASK, " ".join(_WORD.sub(masked, text).split()))
+    return text if re.search("[A-Za-z0-9]", text) else None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """The character of an escape, twice escaped ones included; a blank for those that are none in a word."""
+    digits = match[1] or match[2] or match[3]
+    return chr(int(digits, 16)) if digits else " "
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every key, text and number in `value`."""
+    rest = [value]
+    while rest:
+        match rest.pop():
+            case dict() as found:
+                yield from map(str, found)
+                rest.extend(found.values())
+            case list() as found:
+                rest.extend(found)
+            case found:
+                yield str(found)

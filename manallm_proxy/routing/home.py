@@ -1,0 +1,118 @@
+"""The gates of the operator's own hardware, beside health's: does a request fit, is the model loaded, whose turn is it?
+
+In this order: a prompt that surely does not fit the window in force is not sent; one that would wait too long goes on;
+one whose model is cold waits for it or goes on, as its entry says. Without local providers none of it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from attrs import define, evolve, field
+
+from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.routing.boxes import Boxes
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.queues import Queue
+from manallm_proxy.routing.relay import Opened
+
+A = TypeVar("A", Answer, Opened)
+Ask = Callable[[Entry], Awaitable[A]]
+
+
+@define
+class Home:
+    """``queues``: by provider, one for each that is local. ``boxes``: those of them that load models on demand."""
+
+    catalog: Catalog = field(factory=Catalog)
+    boxes: Boxes = field(factory=Boxes)
+    queues: Mapping[str, Queue] = field(factory=dict)
+
+    def visit(self, call: Call, chain: Chain) -> Visit:
+        """The way of one request along `chain`."""
+        return Visit(self, call, chain.entries[-1])
+
+    def refusal(self, entry: Entry, last: bool) -> Skip | None:
+        """What speaks against a short request to `entry` now. It begins no load."""
+        return self._saturated(entry, last, 0) or self.boxes.refusal(entry, last)
+
+    def _saturated(self, entry: Entry, last: bool, size: int) -> Skip | None:
+        queue = self.queues.get(entry.target.provider)
+        return queue.refusal(entry, last, size) if queue is not None else None
+
+    def _too_long(self, entry: Entry, size: int) -> Skip | None:
+        queue = self.queues.get(entry.target.provider)
+        window = self.window(entry) if queue is not None else None
+        if queue is None or window is None:
+            return None
+        tokens = queue.line.of(entry.target.model).pace.least_tokens(size)
+        if tokens <= window:
+            return None
+        return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
+
+    def window(self, entry: Entry) -> int | None:
+        """Tokens that `entry`'s model may read at a time, as far as that is known."""
+        asked = entry.options.get("num_ctx")
+        if isinstance(asked, int):
+            return asked
+        box = self.boxes.boxes.get(entry.target.provider)
+        if box is not None and (in_force := box.residency.window(entry.target.model)):
+            return in_force
+        listed = self.catalog.find(entry.target)
+        return listed.context_length if listed is not None and listed.context_length else None
+
+
+@define(eq=False)
+class Visit:
+    """One request. ``last``: the entry after which nobody comes."""
+
+    home: Home
+    call: Call = field(repr=False)
+    last: Entry
+    _size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """See `Call.text_size`; only requests that may go to a local provider pay for it."""
+        if self._size is None:
+            self._size = self.call.text_size()
+        return self._size
+
+    def gate(self, entry: Entry, last: bool) -> Skip | None:
+        """See `Walk.gate`."""
+        if entry.target.provider not in self.home.queues:
+            return None
+        return (
+            self.home._too_long(entry, self.size)
+            or self.home._saturated(entry, last, self.size)
+            or self.home.boxes.gate(entry, last)
+        )
+
+    def in_turn(self, ask: Ask[A]) -> Ask[A]:
+        """`ask`, once the model is loaded and the request's turn has come: its time begins then."""
+        if not self.home.queues:
+            return ask
+
+        async def wait_and_ask(entry: Entry) -> A:
+            queue = self.home.queues.get(entry.target.provider)
+            if queue is None:
+                return await ask(entry)
+            await self.home.boxes.loaded(entry)
+            has_pictures = self.size != len(self.call.body)
+            served = await queue.turn(entry, entry is self.last, self.size, learns_bytes=not has_pictures)
+            try:
+                value = await ask(entry)
+            except BaseException:
+                served.end(None)
+                raise
+            if isinstance(value, Opened):
+                served.began()
+                return evolve(value, left=served.end)
+            served.end(value.usage or Usage())
+            return value
+
+        return wait_and_ask

@@ -1,0 +1,99 @@
+"""The queue in front of each local server: who may go on waits for its turn, who would wait too long goes elsewhere.
+
+`line` decides who is next, `pace` what is expected; here is what waits. Each worker has queues of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.provider_errors import WaitedTooLong
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.health_registry import Clock
+from manallm_proxy.routing.line import Line, Turn
+
+
+@define(eq=False)
+class Served:
+    """A request whose turn has come. `end` gives its place to the next."""
+
+    queue: Queue
+    turn: Turn
+    size: int
+    learns_bytes: bool
+    first_at: float | None = None
+
+    def began(self) -> None:
+        """The first byte of a stream is here."""
+        self.first_at = self.queue.clock()
+
+    def end(self, usage: Usage | None) -> None:
+        """The answer is over; without `usage` it was not complete. Harmless when repeated."""
+        now, turn = self.queue.clock(), self.turn
+        if turn.ended or turn.began_at is None:
+            return
+        if usage is not None:
+            first = self.first_at - turn.began_at if self.first_at is not None else None
+            size = self.size if self.learns_bytes else None
+            pace = self.queue.line.of(turn.model).pace
+            pace.learn(size, usage.prompt, usage.completion, first, now - turn.began_at)
+        self.queue.line.leave(turn, now, answered=usage is not None)
+
+
+@define(eq=False)
+class Queue:
+    """One server's. ``health`` tells when it came back."""
+
+    clock: Clock
+    health: Health
+    line: Line
+    _recoveries: int = field(init=False)
+
+    @_recoveries.default
+    def _of_now(self) -> int:
+        return self.health.recoveries
+
+    def refusal(self, entry: Entry, last: bool, size: int) -> Skip | None:
+        """Why a request of `size` bytes is not to wait here; None where it may, or need not. `last`: nobody follows."""
+        if last:
+            return None
+        wait = self.line.expected_wait(entry.target.model, self.clock())
+        if wait <= entry.max_wait:
+            return None
+        return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
+
+    async def turn(self, entry: Entry, last: bool, size: int, *, learns_bytes: bool) -> Served:
+        """Returns when the request is to be sent. Raises WaitedTooLong after ``max_wait``, if it is not the `last`.
+
+        A client that leaves frees its place.
+        """
+        if self.health.recoveries != self._recoveries:
+            self._recoveries = self.health.recoveries
+            self.line.came_back()
+        turn = Turn(entry.target.model, self.line.of(entry.target.model).pace.seconds(size))
+        self.line.enter(turn, self.clock())
+        if turn.began_at is None:
+            try:
+                async with asyncio.timeout(None if last else entry.max_wait):
+                    await _come(turn)
+            except TimeoutError:
+                self.line.leave(turn, self.clock(), answered=False)
+                raise WaitedTooLong(
+                    f"{entry.target} is busy with other requests", detail=f"waited {entry.max_wait:g} s"
+                ) from None
+            except BaseException:
+                self.line.leave(turn, self.clock(), answered=False)
+                raise
+        return Served(self, turn, size, learns_bytes)
+
+
+async def _come(turn: Turn) -> None:
+    """Returns when it is served."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    turn.on_turn = lambda: None if future.done() else future.set_result(None)
+    await future

@@ -1,0 +1,127 @@
+"""What people really write: each mistake with its file, its line and what to do about it, as `check` prints it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.config.load import load
+from manallm_proxy.config.structure import ConfigError
+from tests.proxy import run
+
+PROXY = """\
+listen:
+  port: 3025
+providers:
+  ollama:
+    kind: ollama
+    base_url: http://127.0.0.1:11434
+  groq:
+    kind: openai
+    base_url: https://api.groq.com/openai/v1
+    api_key: ${GROQ_API_KEY}
+default_provider: ollama
+"""
+ALIASES = """\
+aliases:
+  mana/fast:
+    description: quick
+    chain:
+      - ollama/qwen2.5:7b
+      - groq/llama-3.1-8b-instant
+default: mana/fast
+"""
+
+
+def slips() -> list[tuple[str, str, tuple[str, ...]]]:
+    """The table in ``slips.txt``, in which line ends and the like are written as Python does."""
+    rows = []
+    for block in (Path(__file__).parent / "slips.txt").read_text().strip().split("\n\n")[1:]:
+        first, *wanted = block.splitlines()
+        old, new = (part.encode().decode("unicode_escape") for part in first.split("  =>  "))
+        rows.append((old, "" if new == "(nothing)" else new, tuple(map(str.strip, wanted))))
+    return rows
+
+
+def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple[str, ...]:
+    """All mistakes, as they are printed; the folder's name is left out."""
+    (folder / "proxy.yaml").write_bytes(proxy)
+    (folder / "aliases.yaml").write_bytes(aliases)
+    try:
+        load(folder / "proxy.yaml", {})
+    except ConfigError as error:
+        return tuple(line.replace(f"{folder}/", "") for line in error.located)
+    return ()
+
+
+@pytest.mark.parametrize(("old", "new", "wanted"), slips())
+def test_a_slip_is_told_where_it_stands(tmp_path: Path, old: str, new: str, wanted: tuple[str, ...]) -> None:
+    """File, line and words, all of them, and none beside."""
+    proxy = PROXY.replace(old, new, 1)
+    aliases = ALIASES if proxy != PROXY else ALIASES.replace(old, new, 1)
+    assert (proxy, aliases) != (PROXY, ALIASES)
+    assert told(tmp_path, proxy.encode(), aliases.encode()) == wanted
+
+
+def test_without_a_slip_there_is_none(tmp_path: Path) -> None:
+    """Or the table would show nothing."""
+    assert told(tmp_path, PROXY.encode()) == ()
+
+
+BOM = b"\xef\xbb\xbf"
+OLD, BAD = PROXY.encode(), PROXY.replace("kind: openai", "kind: opnai").encode()
+KIND = "providers.groq.kind: expected one of ollama, openai, google, loopback (did you mean 'openai'?) (proxy.yaml:8)"
+BLANK = "a key with a blank of another kind, as pages have them: type it anew"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "aliases", "wanted"),
+    [
+        (b"", None, ("proxy.yaml: is empty",)),
+        (b"# all of it\n", None, ("proxy.yaml: is empty",)),
+        (b"just text", None, ("proxy.yaml: must hold keys and values at its top level",)),
+        (b"- a\n", None, ("proxy.yaml: must hold keys and values at its top level",)),
+        (PROXY.encode("utf-16"), None, ("proxy.yaml: is not UTF-8 text",)),
+        (OLD + b"# caf\xe9\n", None, ("proxy.yaml: is not UTF-8 text",)),
+        (OLD, b"", ("aliases.yaml: is empty",)),
+        (OLD, b"mana/fast: {chain: [ollama/x]}\n", ("mana/fast: unknown key (aliases.yaml:1)",)),
+        (BOM + OLD, None, ()),
+        (BOM + BAD, None, (KIND,)),
+        (OLD.replace(b"\n", b"\r\n"), None, ()),
+        (BAD.replace(b"\n", b"\r\n"), None, (KIND,)),
+        (BAD.replace(b"\n", b"\r"), None, (KIND,)),
+        (
+            OLD.replace(b"  port", b"\xc2\xa0 port"),
+            None,
+            (f"proxy.yaml: line 2: {BLANK}", "...: unknown key (proxy.yaml:2)"),
+        ),
+        (b"[" * 50, None, ("proxy.yaml: is nested too deeply",)),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be(
+    tmp_path: Path, proxy: bytes, aliases: bytes | None, wanted: tuple[str, ...]
+) -> None:
+    """Empty, of another encoding, with other line ends: Windows' are as good as ours."""
+    assert told(tmp_path, proxy, ALIASES.encode() if aliases is None else aliases) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("none.yaml", "no such file"),
+        (".", "cannot be read (Is a directory)"),
+        ("pipe", "cannot be read (it is no regular file)"),
+        ("loop", "cannot be read (Too many levels of symbolic links)"),
+    ],
+)
+async def test_what_is_no_file(tmp_path: Path, name: str, why: str) -> None:
+    """Said by `check`, with 78, for either file; nobody waits for a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    place = tmp_path / name
+    assert await run("check", "--config", str(place)) == (78, f"{place}: {why}\n")
+    (tmp_path / "proxy.yaml").write_text(f"{PROXY}aliases_file: {name}\n")
+    code, output = await run("check", "--config", str(tmp_path / "proxy.yaml"))
+    assert (code, output.splitlines()[0].partition(";")[0]) == (78, f"{place}: {why}")

@@ -1,0 +1,188 @@
+"""The queue in front of a box: one at a time, a bounded wait, then the next entry; and prompts that do not fit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ollama_box import Box, box
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, Upstream, answers, each, upstream
+from tests.waiting import until
+
+RESOLVED = "x-mana-llm-resolved"
+
+
+@asynccontextmanager
+async def house(
+    tmp_path: Path, entry: dict[str, Any] | None = None, *, own: dict[str, Any] | None = None, alone: bool = False
+) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
+    """A box that answers one at a time, and a cloud behind it unless it is `alone`."""
+    async with box() as gpu, upstream(each(answers)) as cloud:
+        gpu.put("m")
+        providers = {"gpu": gpu.provider(**{"parallel": 1, **(own or {})}), "cloud": openai(cloud.url)}
+        chain = [{"target": "gpu/m", **(entry or {})}, *([] if alone else ["cloud/m"])]
+        async with proxy(settings(providers, chain), tmp_path) as p:
+            await until(lambda: gpu.ps_asked)
+            yield p, gpu, cloud
+
+
+async def target_of(p: Proxy) -> Any:
+    return (await p.get("/v1/health"))[1]["providers"]["gpu"]["targets"]["m"]
+
+
+def queue_of(p: Proxy) -> int:
+    line = p.app.gateway.generation.home.queues["gpu"].line
+    return len(line.of("m").waiting)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_one_at_a_time_in_the_order_in_which_they_came(stream: bool, tmp_path: Path) -> None:
+    """The box never has one waiting, and none of them goes to the cloud."""
+    async with house(tmp_path, {"max_wait": 30}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        asking = []
+        for n in range(5):
+            body = {"messages": [{"role": "user", "content": f"number {n}"}]}
+            asking.append(asyncio.ensure_future(p.stream(**body) if stream else p.chat(**body)))
+            await until(lambda n=n: queue_of(p) + gpu.at_once == n + 1)  # type: ignore[misc]
+        assert (gpu.at_once, (await target_of(p))["queue"]) == (1, 4)
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        assert 'mana_llm_queue_length{model="m",provider="gpu"} 4' in text
+        gpu.answers.set()
+        results = await asyncio.gather(*asking)
+        assert {headers[RESOLVED] for _, _, headers in results} == {"gpu/m"}
+        assert [seen.json["messages"][0]["content"] for seen in gpu.chats] == [f"number {n}" for n in range(5)]
+        assert (gpu.most, cloud.posts) == (1, [])
+        target = await target_of(p)
+        assert (target["queue"], target["expected_wait"]) == (0, 0)
+
+
+async def test_no_wait_is_longer_than_it_may_be(tmp_path: Path) -> None:
+    """Where nothing is known of the pace, it ends when it has lasted long enough."""
+    async with house(tmp_path, {"max_wait": 0.1}) as (p, gpu, cloud):
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        status, _, headers = await p.chat()
+        assert (status, headers[RESOLVED], queue_of(p)) == (200, "cloud/m", 0)
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        labels = 'from_model="gpu/m",reason="saturated",to_model="cloud/m"'
+        assert f"mana_llm_fallback_total{{{labels}}} 1" in text
+        assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["status"] == "healthy"
+        gpu.answers.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"
+        assert len(cloud.posts) == 1
+
+
+async def test_who_would_wait_too_long_goes_on_at_once(tmp_path: Path) -> None:
+    """With the figure, once the pace is known."""
+    async with house(tmp_path, {"max_wait": 0.5}) as (p, gpu, _):
+        gpu.answers.clear()
+        slow = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        await asyncio.sleep(0.7)  # so long takes an answer of this box
+        gpu.answers.set()
+        await slow
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        assert (await p.get("/v1/explain"))[1]["chain"][0]["reason"] == "saturated"
+        assert (await target_of(p))["expected_wait"] > 0.5
+        status, _, headers = await p.chat()
+        assert (status, headers[RESOLVED]) == (200, "cloud/m")
+        attempts = (await p.get(f"/v1/requests/{headers['x-request-id']}"))[1]["attempts"]
+        assert (attempts[0]["model"], attempts[0]["reason"]) == ("gpu/m", "saturated")
+        assert attempts[0]["detail"].startswith("expected wait 0.")
+        gpu.answers.set()
+        await first
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"
+
+
+async def test_the_last_entry_queues_rather_than_fail(tmp_path: Path) -> None:
+    """However long it takes; who leaves meanwhile is not sent at all."""
+    async with house(tmp_path, {"max_wait": 0}, alone=True) as (p, gpu, _):
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        leaving, staying = asyncio.ensure_future(p.chat()), asyncio.ensure_future(p.chat())
+        await until(lambda: queue_of(p) == 2)
+        leaving.cancel()
+        await until(lambda: queue_of(p) == 1)
+        gpu.answers.set()
+        assert [(await each)[0] for each in (first, staying)] == [200, 200]
+        assert len(gpu.chats) == 2
+
+
+async def test_a_failure_makes_room_too(tmp_path: Path) -> None:
+    """And a client that leaves in the middle of its answer."""
+    async with house(tmp_path, {"max_wait": 30}) as (p, gpu, _):
+        gpu.answers.clear()
+        leaving = asyncio.ensure_future(p.stream())
+        await until(lambda: gpu.at_once == 1)
+        waiting = asyncio.ensure_future(p.chat())
+        await until(lambda: queue_of(p) == 1)
+        leaving.cancel()
+        gpu.answers.set()
+        assert (await waiting)[2][RESOLVED] == "gpu/m"
+
+
+async def test_a_server_that_came_back_is_asked_gently(tmp_path: Path) -> None:
+    """One at a time at first, although its slots are not limited."""
+    async with house(tmp_path, {"max_wait": 30}, own={"parallel": None}) as (p, gpu, _):
+        circuit = p.app.gateway.generation.registry.providers["gpu"].provider
+        circuit.open_until = 0.0  # an outage whose rest is over
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"  # its trial
+        results = await asyncio.gather(*(p.chat() for _ in range(6)))
+        assert {headers[RESOLVED] for _, _, headers in results} == {"gpu/m"}
+        assert gpu.most < 6
+        assert (await asyncio.gather(*(p.chat() for _ in range(6))))[0][0] == 200
+
+
+async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
+    """Where it surely does not, by what was learned of the model; alone it is the caller's mistake."""
+    async with house(tmp_path) as (p, gpu, cloud):
+        gpu.bytes_per_token = 4
+        for _ in range(3):
+            await p.chat(messages=[{"role": "user", "content": "word " * 200}])
+        sent = len(gpu.chats)
+        long = [{"role": "user", "content": "word " * 8000}]
+        status, _, headers = await p.chat(messages=long)
+        assert (status, headers[RESOLVED], len(gpu.chats), len(cloud.posts)) == (200, "cloud/m", sent, 1)
+        text = await (await p.client.get(p.url + "/metrics")).text()
+        assert 'mana_llm_fallback_total{from_model="gpu/m",reason="too_long",to_model="cloud/m"} 1' in text
+        status, body, _ = await p.chat(model="gpu/m", messages=long)
+        error = body["error"]
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+        assert "its window has 4096" in error["message"]
+        assert len(gpu.chats) == sent
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 60_000}}
+        await p.chat(model="gpu/m", messages=[{"role": "user", "content": [picture]}])
+        assert len(gpu.chats) == sent + 1  # a picture's tokens have nothing to do with its bytes
+
+
+async def test_a_local_server_of_another_kind_has_a_queue_too(tmp_path: Path) -> None:
+    """As llama-server has, which loads nothing on demand."""
+    held = asyncio.Event()
+    async with upstream(each(partial(_held, held))) as own, upstream(each(answers)) as cloud:
+        providers = {"box": openai(own.url, local=True, parallel=1), "cloud": openai(cloud.url)}
+        chain = [{"target": "box/m", "max_wait": 0.05}, "cloud/m"]
+        async with proxy(settings(providers, chain), tmp_path) as p:
+            first = asyncio.ensure_future(p.chat())
+            await until(lambda: own.posts)
+            assert (await p.chat())[2][RESOLVED] == "cloud/m"
+            row = (await p.get("/v1/health"))[1]["providers"]["box"]["targets"]["m"]
+            assert (row["queue"], row["status"]) == (0, "healthy")
+            held.set()
+            assert (await first)[2][RESOLVED] == "box/m"
+
+
+async def _held(held: asyncio.Event, connection: Connection, seen: Seen) -> None:
+    await held.wait()
+    await answers(connection, seen)

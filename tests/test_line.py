@@ -1,0 +1,149 @@
+"""Who is served by a local server, who waits, for how long; and what is learned of its pace."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy.routing.line import MODELS_LIMIT, RAMP_LIMIT, Line, Turn
+from manallm_proxy.routing.pace import LONGEST_TOKEN, MARGIN, Pace
+
+
+def entered(line: Line, *expected: float, now: float = 0.0, model: str = "m") -> list[Turn]:
+    turns = [Turn(model, seconds) for seconds in expected]
+    for turn in turns:
+        line.enter(turn, now)
+    return turns
+
+
+def test_first_come_first_served() -> None:
+    """Not more than there are slots; who ends makes room for who came first."""
+    line = Line(2)
+    a, b, c, d = entered(line, 1, 1, 1, 1)
+    assert [turn.began_at for turn in (a, b, c, d)] == [0, 0, None, None]
+    woken: list[str] = []
+    c.on_turn, d.on_turn = lambda: woken.append("c"), lambda: woken.append("d")
+    line.leave(b, 5.0, answered=True)
+    line.leave(b, 5.0, answered=True)
+    assert (c.began_at, d.began_at, woken) == (5.0, None, ["c"])
+
+
+def test_who_leaves_while_it_waits_frees_its_place() -> None:
+    """And is never served."""
+    line = Line(1)
+    a, b, c = entered(line, 1, 1, 1)
+    line.leave(b, 1.0, answered=False)
+    line.leave(a, 2.0, answered=True)
+    assert (b.began_at, c.began_at) == (None, 2.0)
+
+
+def test_names_of_one_model_have_one_line() -> None:
+    """As Ollama takes them."""
+    line = Line(1)
+    entered(line, 1, model="qwen:latest")
+    (other,) = entered(line, 1, model="Qwen")
+    (another,) = entered(line, 1, model="smol")
+    assert (other.began_at, another.began_at) == (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected", "now", "wait"),
+    [
+        (1, (), 0, 0),
+        (2, (8,), 0, 0),
+        (1, (8,), 3, 5),
+        (1, (8, 4), 3, 9),
+        (2, (8, 6, 4), 3, 3 + 4 / 2),
+        (1, (8,), 20, 0.8),  # overdue: a tenth of what was expected
+        (1, (0,), 5, 0),  # nothing is known: nobody is sent away for it
+    ],
+)
+def test_the_expected_wait(slots: int, expected: tuple[float, ...], now: float, wait: float) -> None:
+    """Until the first has made room, and those who wait have had their turn."""
+    line = Line(slots)
+    entered(line, *expected)
+    assert line.expected_wait("m", now) == pytest.approx(wait)
+
+
+def test_a_server_that_came_back_is_not_flooded() -> None:
+    """One at a time, then two, three, ... whichever models they are for; a failure is no step."""
+    line = Line(None)
+    line.came_back()
+    turns = [*entered(line, *[1] * 20), *entered(line, *[1] * 20, model="other")]
+    assert sum(turn.began_at is not None for turn in turns) == 1
+    served = []
+    for step in range(1, 6):
+        (turn, *_) = [turn for turn in turns if turn.began_at is not None and not turn.ended]
+        line.leave(turn, float(step), answered=step != 2)
+        served.append(sum(turn.began_at is not None and not turn.ended for turn in turns))
+    assert served == [2, 2, 3, 4, 5]
+    for turn in turns:
+        line.leave(turn, 9.0, answered=True)
+    assert line.ramp is None or line.ramp <= RAMP_LIMIT
+    line.slots = 2
+    line.came_back()
+    for turn in entered(line, 1, 1, 1):
+        line.leave(turn, 10.0, answered=True)
+    assert line.ramp is None  # with all its slots in use an outage is over
+
+
+@given(
+    st.integers(1, 4) | st.none(),
+    st.lists(st.tuples(st.sampled_from(["enter", "leave", "back"]), st.integers(0, 5), st.booleans()), max_size=60),
+)
+def test_whatever_happens_nobody_is_forgotten(slots: int | None, steps: list[tuple[str, int, bool]]) -> None:
+    """Never more than there are slots, nobody overtakes, nobody waits while there is room."""
+    line, turns = Line(slots), list[Turn]()
+    for now, (what, which, answered) in enumerate(steps):
+        if what == "enter":
+            turns += entered(line, float(which), now=float(now), model="ab"[which % 2])
+        elif what == "back":
+            line.came_back()
+        elif turns:
+            line.leave(turns[which % len(turns)], float(now), answered=answered)
+        for name in "ab":
+            mine = [turn for turn in turns if turn.model == name and not turn.ended]
+            serving = [turn for turn in mine if turn.began_at is not None]
+            assert slots is None or len(serving) <= slots
+            assert mine == serving + [turn for turn in mine if turn.began_at is None]
+            assert line.expected_wait(name, float(now)) >= 0
+    for turn in turns:
+        line.leave(turn, 99.0, answered=True)
+    assert all(each.is_idle for each in line.models.values())
+
+
+def test_models_that_clients_name_are_forgotten() -> None:
+    """But not one for which somebody waits."""
+    line = Line(1)
+    busy = entered(line, 1, 1, model="busy")
+    for n in range(3 * MODELS_LIMIT):
+        line.of(f"m{n}")
+    assert len(line.models) <= MODELS_LIMIT
+    line.leave(busy[0], 1.0, answered=True)
+    assert busy[1].began_at == 1.0
+
+
+def test_a_pace_is_learned_from_answers() -> None:
+    """A long prompt takes longer; whole answers tell their seconds alone."""
+    pace = Pace()
+    assert (pace.seconds(4000), pace.tokens(4000)) == (0.0, None)
+    pace.learn(4000, 1000, 50, None, 6.0)
+    assert pace.seconds(4000) == 6.0
+    for _ in range(3):
+        pace.learn(4000, 1000, 50, 1.0, 6.0)
+    assert pace.tokens(8000) == 2000
+    assert pace.seconds(4000) == pytest.approx(6.0)
+    assert pace.seconds(8000) == pytest.approx(7.0)
+
+
+def test_what_surely_does_not_fit() -> None:
+    """By the densest prompt of late, and more; by nothing a tokenizer could do, where nothing is known."""
+    pace = Pace()
+    assert pace.least_tokens(32_000) == 32_000 / LONGEST_TOKEN
+    for size in (4000, 5000, 3000):
+        pace.learn(size, 1000, 1, None, 1.0)
+    assert pace.least_tokens(15_000) == 15_000 / (5 * MARGIN)
+    pace.learn(100, 1, 1, None, 1.0)  # short: its template counts for more than its words
+    pace.learn(None, 9, 1, None, 1.0)
+    assert pace.least_tokens(15_000) == 15_000 / (5 * MARGIN)

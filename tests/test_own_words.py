@@ -1,0 +1,109 @@
+"""The provider's own words in the log line of a failed attempt: enough to mend it, never a prompt or a key."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy.contract.provider_errors import KeyRejected
+from manallm_proxy.providers.own_words import _VOCABULARY, REQUEST_LIMIT, reveal, without_request
+from tests.proxy import openai, proxy, settings
+from tests.upstreams import Connection, Seen, answers, each, upstream
+
+KEY = "gsk-0123456789abcdef"
+PROMPT = "Please tell Xaver that the vault opens with 4711, jalapeño, 密码在这里"
+BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "content": PROMPT}], "seed": 888999}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("llama runner process has terminated: exit status 2", "llama runner process has terminated: exit status 2"),
+        ("model 'qwen2.5:7b' not found, try pulling it first", "model 'qwen2.5:7b' not found, try pulling it first"),
+        ("Limit 6000, Used 5900. Please try again in 2.3s", "Limit 6000, Used 5900. Please try again in 2.3s"),
+        ("in organization org_01hzabcdefghijklmnopqrstuvwxyz", "in organization org_…"),
+        ("cannot answer Xaver", "cannot answer …"),
+        ("cannot answer XAVER!", "cannot answer …!"),
+        ("cannot answer: the vault opens with 4711", "cannot answer: the … with …"),
+        ("cut: the vault op", "cut: the …"),
+        ("bad: \\\\nXaver\\njalape\\u00f1o", "bad: …"),
+        ("bad: 密码在这里呢", "bad: …呢"),
+        ("bad: %20Xaver", "bad: …"),
+        ("bad seed 888999", "bad … …"),
+        ("unexpected raw='I am a model, and I say', err=x", "unexpected raw= …"),
+        ("Failed to parse input at pos 12: what a model said", "Failed to parse input at pos 12: …"),
+        (f"it said '{'x ' * 30}' and died", "it said … and died"),
+        ("Xaver 4711", None),
+        ("", None),
+    ],
+)
+def test_what_is_left_of_a_message(text: str, wanted: str | None) -> None:
+    """What the request holds is masked, however it is quoted; what a model said as well."""
+    found = without_request(text, json.dumps(BODY).encode())
+    assert found == (wanted if wanted is None else wanted.replace("… …", "…"))
+
+
+@given(st.lists(st.text("abcdeXYZ019 äß密\n'\"", min_size=1, max_size=12), min_size=1, max_size=6), st.data())
+def test_no_word_of_a_prompt_is_left(parts: list[str], data: st.DataObject) -> None:
+    """But those of which such messages are made. As text, escaped as JSON once or twice, and cut anywhere."""
+    prompt = " ".join(parts)
+    quoted = data.draw(st.sampled_from([prompt, json.dumps(prompt), json.dumps(json.dumps(prompt)), repr(prompt)]))
+    quoted = quoted[: data.draw(st.integers(0, len(quoted)))]
+    quoted = re.sub(r"\\+(u[0-9a-f]{0,3}|x[0-9a-f]?)?$", "", quoted)  # an escape that was cut is no text
+    found = without_request(f"model failed: {quoted}", json.dumps({"messages": [prompt]}).encode()) or ""
+    held = {word.casefold() for word in re.findall(r"[A-Za-z0-9]+|[^\x00-\x7f]", prompt)}
+    left = {word.casefold() for word in re.findall(r"[A-Za-z0-9]+|[^\x00-\x7f]", found)} - {"…"}
+    assert left & held <= _VOCABULARY
+
+
+@pytest.mark.parametrize("body", [b"--form\r\nContent-Disposition: ...", b"[1]", b"x" * (REQUEST_LIMIT + 1)])
+def test_a_request_that_cannot_be_compared_has_no_words(body: bytes) -> None:
+    """Forms, and what takes long to read."""
+    error = KeyRejected("rejected")
+    error.raw_message = "your project is suspended"
+    reveal(error, body)
+    assert error.provider_message is None
+    reveal(error, b"{}")
+    assert error.provider_message == "your project is suspended"
+
+
+async def fails(connection: Connection, seen: Seen) -> None:
+    """How, the model's name says: a status, and whether it comes inside of a 200."""
+    status, _, how = seen.json["model"].partition("-")
+    prompt = seen.json["messages"][0]["content"]
+    message = f"the box is on fire ({KEY}): {json.dumps(prompt)} and {prompt}"
+    code = {"429": "rate_limit", "401": "authentication_error"}.get(status, "server_error")
+    error = {"error": {"message": message, "type": code, "code": int(status)}}
+    if how == "event":
+        await connection.head()
+        await connection.chunk(b"data: " + json.dumps(error).encode() + b"\n\n")
+        await connection.end()
+    else:
+        await connection.reply(error, f"{'200 OK' if how == 'inside' else f'{status} Told'}")
+
+
+@pytest.mark.usefixtures("http")
+async def test_the_log_line_of_a_failed_attempt_has_them(tmp_path: Path) -> None:
+    """For each failure of the provider's own, also in a stream; none for what the caller is told himself."""
+    models = ["400", "401", "404", "429", "500", "503", "500-inside", "500-event", "400-event"]
+    async with upstream(each(fails)) as gpu, upstream(each(answers)):
+        async with proxy(settings({"gpu": openai(gpu.url, api_key=KEY)}), tmp_path) as p:
+            for model in models:
+                body = {"model": f"gpu/{model}", "messages": BODY["messages"], "stream": model.endswith("event")}
+                async with p.client.post(f"{p.url}/v1/chat/completions", json=body) as response:
+                    await response.read()
+        text = p.log.getvalue()
+    lines = [json.loads(line) for line in text.splitlines() if '"attempt failed"' in line]
+    told = {line["model"]: line.get("provider_message") for line in lines}
+    assert set(told) == set(models)
+    words = "the box is on fire ([redacted]): … and Please … that the … with …"
+    assert {model: told[model] for model in models if told[model]} == dict.fromkeys(
+        ["401", "404", "429", "500", "503", "500-inside", "500-event"], words
+    )
+    assert not [word for word in ("Xaver", "vault", "4711", "jalape", "密", KEY) if word in text]
