@@ -169,6 +169,26 @@ async def test_an_answer_over_a_bound_is_its_providers_failure(tmp_path: Path, k
         assert f"(answers.{key})" in p.log.getvalue()
 
 
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+async def test_one_event_has_the_bounds_of_an_answer(tmp_path: Path, kind: str) -> None:
+    """A line of a stream before the commit: the next target serves."""
+    row: Any = {"choices": [], "x": [[]] * 40_000} if kind == "openai" else {"x": [[]] * 40_000}
+
+    async def much(connection: Connection, seen: Seen) -> None:
+        await connection.head(content_type="text/event-stream" if kind == "openai" else "application/x-ndjson")
+        line = json.dumps(row).encode()
+        await connection.chunk(b"data: " + line + b"\n\n" if kind == "openai" else line + b"\n")
+        await connection.end()
+
+    async with upstream(each(much)) as odd, upstream(each(answers)) as well:
+        first = openai(odd.url) if kind == "openai" else {"kind": "ollama", "base_url": odd.url}
+        async with proxy(settings({"odd": first, "well": openai(well.url)}, answers=ANSWERS), tmp_path) as p:
+            status, body, headers = await p.stream()
+        assert (status, headers["x-mana-llm-resolved"]) == (200, "well/m")
+        assert b"[DONE]" in body
+        assert "(answers.parts)" in p.log.getvalue()
+
+
 MIB = 2**20
 
 
