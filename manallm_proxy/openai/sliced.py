@@ -27,7 +27,7 @@ _BUDGET: Final = 4096
 """Values that one call encodes."""
 NESTED_LIMIT: Final = 24
 """Levels above a value that is not small: each of them is looked through once more."""
-_SLICE: Final = 32 * 1024
+_SLICE: Final = 16 * 1024
 """Bytes that are looked through at once."""
 _OPEN: Final = (b"[", b"{")
 _CLOSE: Final = (b"]", b"}")
