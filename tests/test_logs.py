@@ -15,7 +15,15 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import (
+    HostNotAllowed,
+    InvalidKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ProxyError,
+    UnknownRoute,
+)
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -337,6 +345,23 @@ def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == LIBRARY_LINES_PER_SECOND + 1
     assert lines[-1]["suppressed"] == 7
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidKey("no"), OriginNotAllowed("no"), HostNotAllowed("no"), MethodNotAllowed("no"), UnknownRoute("no")],
+)
+def test_strangers_make_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch, error: ProxyError) -> None:
+    """Who has no key may knock as often as he likes, at a door that is served, too: so many lines a second."""
+    monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: 100.0)
+    stream = io.StringIO()
+    logs = Logs.open("info", "json", stream)
+    for _ in range(REFUSALS_PER_SECOND + 7):
+        logs(RequestEnded.refused(error, "1", "chat/completions"))
+        logs(evolve(ENDED, outcome="error", error="rate_limit_exceeded"))
+    lines = [json.loads(line)["error"] for line in stream.getvalue().splitlines()]
+    assert lines.count(error.code) == REFUSALS_PER_SECOND
+    assert lines.count("rate_limit_exceeded") == REFUSALS_PER_SECOND + 7
 
 
 def test_a_flood_of_rubbish_is_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:

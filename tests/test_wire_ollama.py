@@ -35,7 +35,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.model_list import ODD_ROWS
-from manallm_proxy.providers.ollama import wire as ollama_module
+from manallm_proxy.providers.ollama import reply as ollama_module
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Translator, Wire
 from tests.cases import every
@@ -1113,11 +1113,11 @@ def test_a_line_that_makes_no_sense(junk: bytes) -> None:
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
     """A server that never ends its line cannot fill the memory."""
-    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 1000)
-    batch = stream().feed(has_content("x" * 1000) if ended else b'{"x":"' + b"x" * 1000)
+    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 70_000)
+    batch = stream().feed(has_content("x" * 70_000) if ended else b'{"x":"' + b"x" * 70_000)
     assert isinstance(batch.error, BadResponse)
     translator = stream()
-    assert all(translator.feed(b" " * 100).error is None for _ in range(10))
+    assert all(translator.feed(b" " * 7000).error is None for _ in range(10))
     assert isinstance(translator.feed(b" ").error, BadResponse)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from attrs import define
 
-from manallm_proxy.cli.client import Client, Failed, colours, printable
+from manallm_proxy.cli.client import Client, Failed, clean, colours, printable
 
 TEXT_LIMIT: Final = 32 << 20
 """Bytes of standard input: what a proxy takes at most by default."""
@@ -117,7 +117,7 @@ def _report(response: http.client.HTTPResponse, heard: Heard, as_json: bool, env
         print(flush=True)
     if heard.error is not None:
         print(printable(heard.error), file=sys.stderr)
-    words = [printable(model or "unknown"), f"{attempts} attempt{'' if attempts == '1' else 's'}"]
+    words = [clean(model or "unknown"), f"{clean(attempts)} attempt{'' if attempts == '1' else 's'}"]
     if first is not None:
         words.append(f"first token after {first:.2f} s")
     if rate is not None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from manallm_proxy.cli.client import Client, Failed, colours, printable
+from manallm_proxy.cli.client import Client, Failed, clean, colours
 
 WIDTH: Final = 80
 _COLOURS: Final = {"healthy": "32", "unconfigured": "2", "unhealthy": "31"}
@@ -22,7 +22,7 @@ def status(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
     if as_json:
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{client.place}: {report.get('status')}")
+    print(f"{client.place}: {clean(report.get('status'))}")
     rows = [("PROVIDER", "STATUS", "BUSY", "WHY"), *_rows(report["providers"])]
     coloured = colours(environ)
     for line, row in zip(table(rows), rows, strict=True):
@@ -35,9 +35,9 @@ def status(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
 def _rows(providers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, row in providers.items():
-        rows.append((name, str(row.get("status")), str(row.get("in_flight", 0)), _why(row)))
+        rows.append((clean(name), clean(row.get("status")), str(row.get("in_flight", 0)), _why(row)))
         for model, target in (row.get("targets") or {}).items():
-            rows.append((f"  {printable(model)}", str(target.get("status")), "", _why(target)))
+            rows.append((f"  {clean(model)}", clean(target.get("status")), "", _why(target)))
     return rows
 
 
@@ -46,7 +46,7 @@ def _why(row: Mapping[str, Any]) -> str:
         return ""
     until = row.get("cooling_until") or row.get("unhealthy_until")
     parts = [row.get("reason"), row.get("last_error"), f"until {until[11:19]} UTC" if until else None]
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(clean(part, None) for part in parts if part)
 
 
 def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from manallm_proxy.config.model import (
+    Answers,
     Api,
     ApiKey,
     Auth,
@@ -115,6 +116,7 @@ class ProxyFile:
     default_provider: str | None = None
     alias_prefix: Prefix = "mana/"
     limits: Limits = Limits()
+    answers: Answers = Answers()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
     chain_timeout: SecondsOrZero = 0.0

@@ -125,7 +125,7 @@ def _load(
     if host is not None or port is not None:
         listen = Listen(listen.host if host is None else host, listen.port if port is None else port)
     timeouts = file.timeouts.over(Timeouts())
-    providers = Providers(path.parent, timeouts, file.alias_prefix, mistakes)
+    providers = Providers(path.parent, timeouts, file.answers.limits, file.alias_prefix, mistakes)
     for name, given in file.providers.items():
         providers.add(name, given)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
@@ -141,6 +141,7 @@ def _load(
         default_provider=_default_provider(file, providers, mistakes),
         alias_prefix=file.alias_prefix,
         limits=file.limits,
+        answers=file.answers,
         health=file.health,
         timeouts=timeouts,
         streaming=file.streaming,

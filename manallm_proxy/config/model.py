@@ -15,6 +15,7 @@ from attrs import field, frozen
 from manallm_proxy.config import values
 from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
@@ -86,8 +87,28 @@ class Limits:
     depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
+    body_rate: Size = 8 * 2**10
+    """Bytes a second that a body must come with, after ``body_timeout``."""
     write_timeout: Seconds = 60.0
+    write_rate: Size = 2**10
+    """Bytes a second that an answer must be read with where it waits for its client, after ``write_timeout``."""
     drain: SecondsOrZero = 30.0
+
+
+@frozen
+class Answers:
+    """What one answer of a provider may cost, see `AnswerLimits`."""
+
+    body: Size = DEFAULT_LIMITS.body
+    text: Size = DEFAULT_LIMITS.text
+    keys: Count = DEFAULT_LIMITS.keys
+    parts: Count = DEFAULT_LIMITS.parts
+    elements: Count = DEFAULT_LIMITS.elements
+    depth: Count = DEFAULT_LIMITS.depth
+
+    @property
+    def limits(self) -> AnswerLimits:
+        return AnswerLimits(self.body, self.text, self.keys, self.parts, self.elements, self.depth)
 
 
 @frozen
@@ -205,6 +226,8 @@ class ProviderConfig:
     proxy: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(factory=dict)
     """Kind ollama: sent with every request."""
+    answers: AnswerLimits = DEFAULT_LIMITS
+    """How much it may answer."""
     stream_usage: bool = True
     """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
 
@@ -235,6 +258,7 @@ class Config:
     default_provider: str | None
     """Serves bare model names."""
     limits: Limits
+    answers: Answers
     health: HealthSettings
     timeouts: Timeouts
     streaming: Streaming

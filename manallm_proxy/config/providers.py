@@ -16,6 +16,7 @@ from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import Wrong, api_key
 from manallm_proxy.config.yaml_file import Unset, without_newline
+from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.targets import LOADED_WITH, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
@@ -45,6 +46,7 @@ class Providers:
     folder: Path
     """Paths in the file are relative to it."""
     timeouts: Timeouts
+    answers: AnswerLimits
     alias_prefix: str
     mistakes: Mistakes
     done: dict[str, ProviderConfig] = attrs.field(factory=dict)
@@ -82,6 +84,7 @@ class Providers:
             headers=given.headers,
             timeouts=given.timeouts.over(self.timeouts),
             max_concurrent=given.max_concurrent,
+            answers=self.answers,
             api=given.api or "native",
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,

@@ -198,5 +198,9 @@ class ShuttingDown(ProxyError):
     code = "shutting_down"
 
 
+STRANGERS: Final = frozenset(
+    str(kind.code) for kind in (InvalidKey, OriginNotAllowed, HostNotAllowed, MethodNotAllowed, UnknownRoute)
+)
+"""Codes of refusals that need no key: whoever can connect can cause as many as he likes."""
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
 """Codes of the errors that are due to a client's key or the lack of one."""

@@ -86,15 +86,9 @@ class Caller:
         else:
             self._window.limit = limit
 
-    def enter(self, now: float) -> None:
-        """One more request. KeyLimited where it may not; else `leave` ends it."""
-        most = self.key.concurrent_requests
-        if most is not None and self.in_flight >= most:
-            raise KeyLimited(
-                f"key '{self.key.name}' has {most} requests in flight, as many as it may have at once; "
-                "try again when one has ended",
-                retry_after=1.0,
-            )
+    def ask(self, now: float) -> None:
+        """One more request, whose body may be on its way. KeyLimited where it may not."""
+        self._refuse_many()
         window = self._window
         if window is not None and not window.take(now):
             wait = window.next_in(now)
@@ -103,7 +97,20 @@ class Caller:
                 f"try again in {spoken(wait)}",
                 retry_after=wait,
             )
+
+    def enter(self) -> None:
+        """Its body is in. KeyLimited where there are too many by now; else `leave` ends it."""
+        self._refuse_many()
         self.in_flight += 1
+
+    def _refuse_many(self) -> None:
+        most = self.key.concurrent_requests
+        if most is not None and self.in_flight >= most:
+            raise KeyLimited(
+                f"key '{self.key.name}' has {most} requests in flight, as many as it may have at once; "
+                "try again when one has ended",
+                retry_after=1.0,
+            )
 
     def leave(self) -> None:
         self.in_flight -= 1

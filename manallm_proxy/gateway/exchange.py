@@ -7,8 +7,9 @@ one `RequestEnded`, and the client learns of a failure by status or in-band, nev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from functools import partial
 
 from attrs import define, field
 
@@ -70,6 +71,8 @@ class Exchange:
     renderer: Renderer
     request_id: str
     started: float
+    take_place: Callable[[Exchange], None]
+    """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
     walk: Walk | None = None
@@ -143,10 +146,9 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        key = self.caller.key.name if self.caller is not None else None
-        client = Client(self.request_id, key, self.request.headers)
-        limits = self.generation.config.limits
-        reading, large = await read_request(self.request, limits, lambda body: self.door.read(body, client))
+        client = Client(self.request_id, self.caller.key.name if self.caller else None, self.request.headers)
+        read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
+        reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
@@ -196,7 +198,7 @@ class Exchange:
         self.state = State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
-        await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
+        await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
     async def _stream(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
@@ -248,7 +250,7 @@ class Exchange:
             config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
-            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout)
+            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 

@@ -34,9 +34,9 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     else:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
-    address = address_of(provider)
+    address, retryable = address_of(provider), provider.extra_retryable_statuses
     details = Shown(address) if provider.kind == "ollama" else None
-    return HttpProvider(address, wire, provider.extra_retryable_statuses, observe, details)
+    return HttpProvider(address, wire, retryable, observe, provider.answers, details)
 
 
 def address_of(provider: ProviderConfig) -> Address:

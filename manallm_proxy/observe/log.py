@@ -22,6 +22,7 @@ from typing import Any, Final, TextIO
 import msgspec
 from attrs import define, field
 
+from manallm_proxy.contract.errors import STRANGERS
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
 from manallm_proxy.observe.log_fields import REQUEST, Level, frames, line_of
 from manallm_proxy.observe.output import Output, open_output
@@ -33,7 +34,7 @@ FIELD_LIMIT: Final = 2000
 """Max characters of any other text."""
 LIBRARY_LINES_PER_SECOND: Final = 5
 REFUSALS_PER_SECOND: Final = 20
-"""Max lines about requests that reached no route (invalid HTTP, unknown path). Metrics count all of them."""
+"""Max lines about requests without a key, or that reached no route (invalid HTTP). Metrics count all of them."""
 RETRY: Final = 1.0
 """Seconds from a loss to the next attempt to write, if no other line is written before."""
 
@@ -62,6 +63,11 @@ def _quoted(value: Any) -> str:
     if text and _SEPARATORS.isdisjoint(text):
         return text
     return '"' + text.replace('"', '\\"') + '"'
+
+
+def _is_strangers(event: RequestEnded) -> bool:
+    """Whether anybody who can connect may cause it."""
+    return event.error is not None and (event.endpoint == UNROUTED or event.error in STRANGERS)
 
 
 @define
@@ -132,7 +138,7 @@ class Logs:
     def __call__(self, event: Event) -> None:
         try:
             level, name, fields = line_of(event)
-            if isinstance(event, RequestEnded) and event.endpoint == UNROUTED:  # these come in floods
+            if isinstance(event, RequestEnded) and _is_strangers(event):  # these come in floods
                 if not self._refusals.admits():
                     return
                 fields["suppressed"] = self._refusals.suppressed()

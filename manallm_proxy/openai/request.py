@@ -15,7 +15,8 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -30,6 +31,7 @@ _IMAGE_URL: Final = b'"image_url"'
 _UNDERSCORES: Final = 50
 """Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+_QUOTED_IMAGE_URL: Final = re.compile(_IMAGE_URL)
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -63,10 +65,16 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and may_have_images(body) and _IMAGE.search(values[key]):
+    if key == "messages" and _has_images(body, values[key]):
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
+    if len(body) <= LARGE_BYTES:
+        return may_have_images(body) and _IMAGE.search(messages) is not None
+    return holds(body, _QUOTED_IMAGE_URL) and holds(messages, _IMAGE)
 
 
 def may_have_images(body: bytes) -> bool:
@@ -93,6 +101,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
     edits: list[tuple[Span, bytes]] = []
+    brace = body.index(b"{") + 1
     front = b""
     if "model" in summary.spans:
         edits.append((summary.spans["model"], encode(model)))
@@ -105,7 +114,8 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    brace = body.index(b"{") + 1
+    if len(body) > LARGE_BYTES:
+        return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
     rest = memoryview(body)  # its slices are no copies
     parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
     at = brace

@@ -27,6 +27,13 @@ class ForcedTranslator:
     def usage(self) -> Usage | None:
         return self._inner.usage
 
+    @property
+    def held(self) -> int:
+        return self._inner.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._inner.is_open(data)
+
     def feed(self, data: bytes) -> StreamBatch:
         return self._read(self._inner.feed(data))
 

@@ -39,7 +39,7 @@ def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_
             model = to_model(decode(row, type=row_type))
         except DecodeErrors:
             model = None
-        if model is not None and 0 < len(model.id) <= MODEL_LIMIT and model.id.isprintable():
+        if model is not None and is_name(model.id):
             models.append(model)
     fault = TOO_MANY if len(rows) > MODELS_LIMIT else ODD_ROWS if len(models) < len(rows) else None
     return ModelList(tuple(models), fault)
@@ -49,4 +49,9 @@ def words(value: object) -> frozenset[str] | None:
     """A list of words as a set of those that are some; None for anything else, and for an empty one."""
     if not isinstance(value, list):
         return None
-    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and len(word) <= MODEL_LIMIT) or None
+    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and is_name(word)) or None
+
+
+def is_name(text: str) -> bool:
+    """Names are shown on terminals and sent back: nothing that steers one, or breaks a line."""
+    return 0 < len(text) <= MODEL_LIMIT and text.isprintable()

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
@@ -34,6 +34,13 @@ class Translator(Protocol):
     @property
     def usage(self) -> Usage | None:
         """Tokens, once the provider has counted them."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of an event that has begun and not ended."""
+
+    def is_open(self, data: bytes) -> bool:
+        """Whether `data` cannot end what is held, so that it is only added to it."""
 
     def feed(self, data: bytes) -> StreamBatch:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
@@ -67,7 +74,9 @@ class Wire(Protocol):
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         """For a 200 to a streamed request."""
 
     def listed(self, body: bytes) -> ModelList:

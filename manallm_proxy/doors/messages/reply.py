@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 
 _DELTAS: Final = {
     Kind.TEXT: ("text_delta", "text"),
@@ -55,7 +55,8 @@ class MessagesReply:
             self.blocks.add(choice)
         content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
         usage = usage_to_json(answer.usage or Usage())
-        return encode(self._message(content, self.blocks.stop_reason, usage))
+        write = encode_whole if answer.is_large else encode
+        return write(self._message(content, self.blocks.stop_reason, usage))
 
     def start(self, target: Target) -> None:
         self._model = str(target)

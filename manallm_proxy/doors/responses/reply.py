@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.output import Event, Item
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 
 Keep = Callable[[dict[str, Any], list[Item]], None]
 """Stores a finished response: the object with an empty ``output``, and its items."""
@@ -50,7 +50,8 @@ class ResponsesReply:
             return encode(self._failed(_failed_midway()))
         for _ in self._answer.end():
             pass
-        return encode(self._ended(answer.usage)[1])
+        write = encode_whole if answer.is_large else encode
+        return write(self._ended(answer.usage)[1])
 
     def start(self, target: Target) -> None:
         self._shell.model, self._answer.provider = str(target), target.provider

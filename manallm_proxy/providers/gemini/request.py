@@ -14,7 +14,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
     Fields,
@@ -71,7 +71,8 @@ def build(call: Call, entry: Entry) -> Request:
         case Endpoint.EMBEDDINGS:
             method, fields = "batchEmbedContents", _embedding(asked, model)
     try:
-        return Request(f"{model}:{method}", encode(fields))
+        write = encode_whole if call.is_large else encode
+        return Request(f"{model}:{method}", write(fields))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 

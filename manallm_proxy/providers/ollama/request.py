@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import schema_of_calls
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
@@ -56,7 +56,8 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     if "thinking" in call.denied and asked.get("think") is None:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
-        return Request(path, encode({"model": entry.target.model, **fields}))
+        write = encode_whole if call.is_large else encode
+        return Request(path, write({"model": entry.target.model, **fields}))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 

@@ -68,6 +68,14 @@ class ByteRelay:
         kind = _kind(self._content_type)
         return _is_json(kind) or kind == "text/html"
 
+    @property
+    def held(self) -> int:
+        return self._size
+
+    def is_open(self, data: bytes) -> bool:
+        """What is held ends with the body."""
+        return True
+
     def feed(self, data: bytes) -> StreamBatch:
         if self._holds:
             self._held.append(data)

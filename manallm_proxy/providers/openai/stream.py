@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
@@ -22,8 +22,10 @@ from manallm_proxy.openai.json_object import (
     decode,
     decode_leniently,
     encode,
+    holds,
     split_object,
 )
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
@@ -43,11 +45,19 @@ class EventStream:
 
     _call: Call
     _target: Target
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _has_content: bool = False
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._decoder.is_open(data)
 
     def feed(self, data: bytes) -> StreamBatch:
         """See `wire.Translator`."""
@@ -91,6 +101,8 @@ class EventStream:
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
         """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it tells of."""
+        if len(frame.raw) > EVENT_BYTES:
+            refuse_too_much(frame.raw, self._limits)
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         data = frame.data
@@ -167,7 +179,7 @@ class EventRelay(EventStream):
         return new + events[len(old) :].replace(_BLANK + old, _BLANK + new) if events else b""
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
+        if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
             new = self._read_chunk(frame, data)
             if new is None:
                 return
@@ -257,6 +269,10 @@ class EventReader(EventStream):
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
+
+
+def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
+    return pattern.search(data) is not None if len(data) <= EVENT_BYTES else holds(data, pattern)
 
 
 def promised_choices(call: Call) -> int:

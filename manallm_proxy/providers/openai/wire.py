@@ -12,13 +12,14 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, called
@@ -113,19 +114,21 @@ class OpenAIWire:
         if not call.relays:
             return _whole(body)
         values, spans = reply_object(body, "model")
-        checked_choices(values, decode_always=False)
+        checked_choices(values, decode_always=False, large=len(body) > LARGE_BYTES)
         usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
         )
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type)
-        events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target)
+        events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
         if self._forces(call):
-            events = ForcedTranslator(EventReader(call, entry.target))
-        return events if "event-stream" in content_type else Sniffer(events, _whole)
+            events = ForcedTranslator(EventReader(call, entry.target, limits))
+        return events if "event-stream" in content_type else Sniffer(events, _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
