@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from attrs import define, field
 
@@ -31,6 +33,48 @@ def _lines(data: bytes, start: int, end: int) -> int:
     return data.count(b"\n", start, end) + data.count(b"\r", start, end)
 
 
+@define(eq=False)
+class Turnstile:
+    """Who works on pieces in this turn of the loop: so many as the budget allows, the others one in each later turn.
+
+    One for all streams of a loop: a hundred that each keep a budget of their own would stop it a hundred times as long.
+    """
+
+    _since: float = 0.0
+    """When work on pieces began in this turn, or in a turn that is over."""
+    _waiting: deque[asyncio.Future[None]] = field(factory=deque)
+
+    async def turn(self) -> None:
+        """Returns when there is time for a piece. Who is cancelled meanwhile keeps nobody out."""
+        now = time.monotonic()
+        if not self._waiting and now - self._since <= _BUDGET:
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(future)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._let_in)
+        await future
+
+    def _let_in(self) -> None:
+        self._since = time.monotonic()
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                break
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+
+_TURNSTILES: WeakKeyDictionary[asyncio.AbstractEventLoop, Turnstile] = WeakKeyDictionary()
+
+
+def turnstile() -> Turnstile:
+    """The running loop's."""
+    return _TURNSTILES.setdefault(asyncio.get_running_loop(), Turnstile())
+
+
 @define
 class Pieces:
     """What has arrived and is not worked on yet, given out in pieces."""
@@ -39,8 +83,6 @@ class Pieces:
     _at: int = 0
     _size: int = PIECE_BYTES
     """Of the last piece: the next is likely to be as dense."""
-    _since: float = 0.0
-    """When the loop had its last turn, as far as it is known here."""
 
     def __bool__(self) -> bool:
         return self._at < len(self._data)
@@ -50,11 +92,8 @@ class Pieces:
         self._data, self._at = data, 0
 
     async def next(self) -> bytes:
-        """The next piece, after a turn for the loop where there was none for long."""
-        now = time.monotonic()
-        if now - self._since > _BUDGET:
-            await asyncio.sleep(0)
-            self._since = time.monotonic()
+        """The next piece, when there is time for it."""
+        await turnstile().turn()
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
         while size > _UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
             size //= 2

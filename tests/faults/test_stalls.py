@@ -214,7 +214,7 @@ async def test_stall(tmp_path: Path, name: str) -> None:
 
 
 async def test_floods_to_those_who_do_not_read(tmp_path: Path) -> None:
-    """A hundred at once. Each stream has a budget of its own for a turn of the loop, so that many add up."""
+    """A hundred at once: they share one budget for a turn of the loop."""
 
     async def flood(connection: Connection, seen: Seen) -> None:
         await connection.head()
