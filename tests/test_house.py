@@ -44,6 +44,7 @@ LIBRARIES = {
     "aiohttp_sse": {"http_server"},
     "aioprometheus": {"observe"},
     "logging": {"observe"},
+    "genai_prices": {"config"},
     "google": {"providers"},
     "yaml": {"config"},
     "cattrs": {"config"},

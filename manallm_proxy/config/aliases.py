@@ -14,6 +14,7 @@ from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
+from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.targets import Chain, Entry
 
 _SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
@@ -111,6 +112,7 @@ class Aliases:
             max_wait=given.max_wait,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
+            price=None if given.price is None else Price(given.price.input, given.price.output, given.price.cached),
         )
         self._places.append((path, entry))
         return entry

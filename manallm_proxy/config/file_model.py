@@ -32,6 +32,7 @@ from manallm_proxy.config.model import (
     Pattern,
     Prefix,
     ProxyUrl,
+    Rate,
     Responses,
     Seconds,
     SecondsOrZero,
@@ -73,6 +74,7 @@ class ProviderGiven:
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
     parallel: Count | None = None
+    electricity: Rate | None = None
     client_options: bool = False
     degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
@@ -80,6 +82,15 @@ class ProviderGiven:
     proxy: ProxyUrl | None = field(default=None, repr=False)
     options: Options = field(factory=dict)
     stream_usage: bool = True
+
+
+@frozen
+class PriceGiven:
+    """USD per million tokens."""
+
+    input: Rate
+    output: Rate = 0.0
+    cached: Rate | None = None
 
 
 @frozen
@@ -94,6 +105,7 @@ class EntryGiven:
     max_wait: SecondsOrZero = 1.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
+    price: PriceGiven | None = None
 
 
 @frozen

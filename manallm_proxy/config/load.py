@@ -20,6 +20,7 @@ from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
+from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
 from manallm_proxy.config.values import is_loopback
@@ -161,6 +162,7 @@ def _load(
         notes=tuple(providers.notes),
     )
     config = attrs.evolve(config, warm=_warm(file, config, mistakes))
+    config = priced(config)
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(
             "default", f"no alias '{shown(config.default)}'{suggestion(config.default, given_aliases.aliases)}"

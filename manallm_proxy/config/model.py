@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
 
-from manallm_proxy.config import values
+from manallm_proxy.config import amounts, values
+from manallm_proxy.config.price_list import GOOGLE, listed
 from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
-from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
+from manallm_proxy.contract.prices import FREE, Price
+from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, is_ollama_cloud, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
@@ -53,6 +55,7 @@ ModelPattern = Annotated[
     str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
 Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
+Rate = Annotated[float, amounts.rate]
 PerMinute = Annotated[int, whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
@@ -217,6 +220,8 @@ class ProviderConfig:
     """Whether it runs on the operator's own hardware."""
     parallel: int | None = None
     """Requests that a local server answers at a time for one model; more wait here. None: as many as come."""
+    electricity: float = 0.0
+    """USD that a million tokens of a local server cost."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
     degraded_cpu: OnCpu = "last"
@@ -235,6 +240,10 @@ class ProviderConfig:
     def configured(self) -> bool:
         """Whether it may be called at all."""
         return self.api_key_missing is None
+
+    def keeps(self, target: Target) -> bool:
+        """Whether `target`, one of its models, is on the operator's own hardware, and nothing leaves it from there."""
+        return self.local and not (self.kind == "ollama" and is_ollama_cloud(target.model))
 
     @property
     def loads_models(self) -> bool:
@@ -287,6 +296,23 @@ class Config:
 
     warm: tuple[Entry, ...] = ()
     """Models that are kept loaded, as their requests will ask for them."""
+    prices: Mapping[Target, Price] = field(factory=dict)
+    """Those that the files give."""
+    looks_prices_up: bool = False
+    """Whether something depends on prices that the files do not give."""
+
+    def price_of(self, target: Target) -> Price | None:
+        """What `target` costs; None where that is not known."""
+        if (given := self.prices.get(target)) is not None:
+            return given
+        provider = self.providers[target.provider]
+        if provider.kind == "loopback":
+            return FREE
+        if provider.keeps(target):
+            return Price(provider.electricity, provider.electricity) if provider.electricity else FREE
+        if not self.looks_prices_up:
+            return None
+        return listed(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
 
     def options_of(self, target: Target) -> Mapping[str, Any]:
         """Options for a target that is asked for by its own name: with the window that the aliases give it."""

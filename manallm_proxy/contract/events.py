@@ -134,6 +134,10 @@ class RequestEnded:
     last: Target | None = None
     """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
     last_at: float | None = None
+    cost: float | None = None
+    """USD, where the price of what answered is known."""
+    saved: float = 0.0
+    """USD that the next entry of the alias would have cost, had a local one not answered."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
+from manallm_proxy.contract.prices import Price
+
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""
 ANY: Final = "*"
@@ -107,6 +109,10 @@ class Entry:
     """Of an open target: patterns of models to choose first, in this order."""
     unfilled: str | None = None
     """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
+    price: Price | None = None
+    """What its tokens cost; None: not known, or not of an open target before it is filled."""
+    spares: Price | None = None
+    """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
 
 
 @frozen

@@ -311,12 +311,11 @@ class Exchange:
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
-        registry = self.generation.registry
+        registry, summary, first = self.generation.registry, self._summary, self.first_byte_at
         now = registry.clock()
         target = self.resolved.target if self.resolved is not None else None
-        summary = self._summary
-        first = self.first_byte_at
         walk = self.walk
+        cost, saved = self.generation.costs(self.resolved, self.usage)
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
@@ -341,6 +340,8 @@ class Exchange:
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
+                cost=cost,
+                saved=saved,
             )
         )
 

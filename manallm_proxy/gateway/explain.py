@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
@@ -21,17 +21,21 @@ def explain(generation: Generation, model: str) -> dict[str, Any]:
     chain = generation.home.boxes.slow_last(chain)
     walk = Walk(chain, generation.registry, "", generation.home.refusal)
     last = chain.entries[-1]
-    rows = [_row(generation, entry.target, walk.refusal(entry, is_last=entry is last)) for entry in chain]
+    rows = [_row(generation, entry, walk.refusal(entry, is_last=entry is last)) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
     return {"model": model, "alias": chain.alias, "serves": serves, "chain": rows}
 
 
-def _row(generation: Generation, target: Target, skip: Skip | None) -> dict[str, Any]:
+def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:
+    target = entry.target
+    price = entry.price or generation.config.price_of(target)
     detail = _on_trial(generation, target) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
     again = round(again_in, 1) if again_in is not None else None
-    return {"target": str(target), "usable": skip is None, "reason": reason, "detail": detail, "again_in": again}
+    shown = str(price) if price is not None else "unknown"
+    row = {"target": str(target), "usable": skip is None, "reason": reason, "detail": detail, "again_in": again}
+    return {**row, "price": shown}
 
 
 def _why(generation: Generation, target: Target, skip: Skip) -> str | None:

@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 
 from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
@@ -29,6 +30,8 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 from manallm_proxy.routing.home import Home
 
+TOKENS_LIMIT: Final = 10**9
+"""Max tokens of one request that are believed: a provider's count above it would ruin every sum."""
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
 
@@ -164,6 +167,14 @@ class Generation:
         target = self._without_latest(Target(provider, rest))
         entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
+
+    def costs(self, entry: Entry | None, usage: Usage | None) -> tuple[float | None, float]:
+        """What `usage` of `entry` costs in USD, None where that is not known, and what it saved by being local."""
+        if entry is None or usage is None or usage.prompt + usage.completion > TOKENS_LIMIT:
+            return None, 0.0
+        price = entry.price or self.config.price_of(entry.target)
+        saved = entry.spares.cost(usage) if entry.spares is not None else 0.0
+        return price.cost(usage) if price is not None else None, saved
 
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
         """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""

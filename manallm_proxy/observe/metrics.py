@@ -181,6 +181,10 @@ class Metrics:
                 self._add("tokens_total", *pair, kind, amount=tokens)
                 if event.key is not None:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
+        if event.cost:
+            self._add("cost_usd_total", *pair, amount=event.cost)
+        if event.saved and event.alias is not None:
+            self._add("avoided_cost_usd_total", event.alias, amount=event.saved)
         streamed = event.duration - (event.to_first_byte or 0.0)
         tokens = event.completion_tokens
         if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
@@ -247,6 +251,8 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("llm_errors_total", "Failed attempts and broken streams", "provider", "model", "error_type"),
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
+    ("cost_usd_total", "What answers cost, where the price is known", "provider", "model"),
+    ("avoided_cost_usd_total", "What the next entry would have cost, had no local one answered", "alias"),
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),

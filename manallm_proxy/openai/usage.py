@@ -32,9 +32,14 @@ def usage_from_openai(usage: object) -> Usage | None:
             value = int(value)
         return value if type(value) is int and value > 0 else 0  # not bool
 
+    prompt, completion = number(usage, "prompt_tokens"), number(usage, "completion_tokens")
+    reasoning = number(usage.get("completion_tokens_details"), "reasoning_tokens")
+    # xAI counts reasoning beside the completion, which only its total shows
+    if reasoning and number(usage, "total_tokens") == prompt + completion + reasoning:
+        completion += reasoning
     return Usage(
-        prompt=number(usage, "prompt_tokens"),
-        completion=number(usage, "completion_tokens"),
-        reasoning=number(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        prompt=prompt,
+        completion=completion,
+        reasoning=reasoning,
         cached=number(usage.get("prompt_tokens_details"), "cached_tokens"),
     )
