@@ -57,6 +57,7 @@ ModelPattern = Annotated[
 Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
 Rate = Annotated[float, amounts.rate]
 PerMinute = Annotated[int, whole(1, 60_000)]
+TokensPerMinute = Annotated[int, whole(1, 10**9)]
 Headers = Mapping[
     Annotated[str, values.header_name],
     Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
@@ -174,11 +175,17 @@ class ClientKey:
     models: tuple[ModelPattern, ...] = ("*",)
     """Patterns of aliases and targets. Empty: the key can do nothing but what ``admin`` allows."""
     requests_per_minute: PerMinute | None = None
+    tokens_per_minute: TokensPerMinute | None = None
     concurrent_requests: Count | None = None
     admin: bool = False
     """Whether it may read what is for operators: metrics, and the health of providers."""
     locality: Locality | None = None
     """``local``: its requests stay on the operator's own hardware."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has a limit that each worker counts for itself."""
+        return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrent_requests)
 
 
 @frozen

@@ -33,9 +33,10 @@ from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
+from manallm_proxy.gateway.expense import Expense
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.way import Way, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -44,7 +45,6 @@ from manallm_proxy.openai.large import aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk, in_background
-from manallm_proxy.routing.home import Visit
 
 
 class State(Enum):
@@ -89,6 +89,7 @@ class Exchange:
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
+    _expense: Expense | None = None
     _notes: tuple[str, ...] = ()
     _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
@@ -153,25 +154,20 @@ class Exchange:
         del reading
         call.is_large |= large
         self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
-        chain = self.generation.chain_for(call.summary, self.caller)
-        if is_pinned(chain, self.caller, self.request.headers):
-            chain = at_home(chain, self.generation.config.providers)
-        if call.endpoint.is_opaque:
-            chain = self.generation.able(chain, call.endpoint)
-        if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
-            self._remarks.append("degraded_cpu: tried last")
-        visit = self.generation.home.visit(call, ordered)
-        self.walk = Walk(ordered, self.generation.registry, self.request_id, visit.gate)
+        way = way_of(self.generation, call, self.caller, self.request.headers, self._remarks)
+        self.walk, self._expense = way.walk, way.expense
         if self.renderer.serving.followed:
-            self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
+            self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, way.walk.chain.alias))
         if call.answer is not None:
-            whole = self._reply.whole(chain.entries[0].target, call.answer)
+            whole = self._reply.whole(way.walk.chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)
+        if self._expense is not None:
+            self._expense.reserve()
         answer = self._stream if call.summary.stream else self._complete
-        return await answer(call, self.walk, visit, self._reply)
+        return await answer(call, way, self._reply)
 
-    async def _complete(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
-        catalog, providers = self.generation.catalog, self.generation.providers
+    async def _complete(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
+        catalog, providers, walk = self.generation.catalog, self.generation.providers, way.walk
 
         def ask(entry: Entry) -> Awaitable[Answer]:
             name = entry.target.provider
@@ -179,11 +175,13 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.complete(providers[name], catalog, asked, entry)
 
-        async with await walk.run(visit.in_turn(ask), self._asked) as attempt:
+        async with await walk.run(way.in_turn(ask), self._asked) as attempt:
             attempt.served()
             self.resolved, answer = attempt.entry, attempt.value
             self._committed(attempt.entry)
         self.usage = answer.usage
+        if self._expense is not None:
+            self._expense.settle(self.resolved, self.usage)
         if answer.dimensions is not None and walk.chain.alias:
             self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
         write, target = reply.whole, attempt.entry.target
@@ -201,8 +199,8 @@ class Exchange:
         await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
-    async def _stream(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
-        catalog, providers = self.generation.catalog, self.generation.providers
+    async def _stream(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
+        catalog, providers, walk = self.generation.catalog, self.generation.providers, way.walk
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
             name = entry.target.provider
@@ -210,7 +208,7 @@ class Exchange:
             self._advise(asked, walk, entry)
             return relay.open_stream(providers[name], catalog, asked, entry)
 
-        walking = walk.run(visit.in_turn(ask), self._asked, relay.Opened.aclose)
+        walking = walk.run(way.in_turn(ask), self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
         if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             served = await in_background(walking, patience, self._early_heartbeat)
@@ -311,6 +309,8 @@ class Exchange:
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
+        if self._expense is not None:
+            self._expense.settle(self.resolved, self.usage)
         registry, summary, first = self.generation.registry, self._summary, self.first_byte_at
         now = registry.clock()
         target = self.resolved.target if self.resolved is not None else None

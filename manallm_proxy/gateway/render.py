@@ -9,7 +9,7 @@ from typing import Final
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
-from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRevoked, ProxyError
+from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyLimited, KeyRevoked, ProxyError
 from manallm_proxy.contract.provider_errors import KeyRejected, ProxyRefused
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
@@ -21,7 +21,8 @@ ErrorBody = Callable[[ProxyError], bytes]
 
 EXPOSED: Final = (
     "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, x-should-retry, "
-    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """Headers that a web page's script may read."""
 
@@ -95,4 +96,6 @@ def is_worth_retrying(error: ProxyError) -> bool:
         return error.worth_retrying
     if isinstance(error, KeyRejected | ProxyRefused):
         return False
+    if isinstance(error, KeyLimited) and error.retry_after is None:
+        return False  # it is too much at any time
     return (error.retry_after or 0.0) <= WORTH_A_RETRY

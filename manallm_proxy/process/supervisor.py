@@ -236,8 +236,7 @@ class Supervisor:
     def _apart(self) -> str:
         """Names the limits that hold for each worker, which an operator might take for limits of all together."""
         limits = [f"providers.{p.name}.max_concurrent" for p in self.config.providers.values() if p.max_concurrent]
-        keys = self.config.auth.keys
-        limits += [f"auth.keys of {key.name}" for key in keys if key.requests_per_minute or key.concurrent_requests]
+        limits += [f"auth.keys of {key.name}" for key in self.config.auth.keys if key.is_limited]
         return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
 
     # workers

@@ -1,0 +1,30 @@
+"""How many tokens a request may take, before a provider has counted them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+
+BYTES_PER_TOKEN: Final = 4
+"""Of English prose in JSON; other languages and code have fewer."""
+LONGEST: Final = 10**9
+
+
+def expected_tokens(call: Call) -> tuple[int, int]:
+    """Of the prompt, by its bytes, and of the answer at most, as far as the request says; 0 where it does not."""
+    prompt = -(-call.text_size() // BYTES_PER_TOKEN)
+    most = _number(call, "max_completion_tokens") or _number(call, "max_tokens")
+    return prompt, min(most * max(_number(call, "n"), 1), LONGEST)
+
+
+def _number(call: Call, key: str) -> int:
+    span = call.summary.spans.get(key)
+    if span is None or span[1] - span[0] > len(str(LONGEST)):
+        return 0
+    try:
+        value = decode(call.body[span[0] : span[1]])
+    except DecodeErrors:
+        return 0
+    return value if type(value) is int and value > 0 else 0
