@@ -71,12 +71,12 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     metrics(evolve(ENDED, outcome="broken", error="disconnected"))
     metrics(Reloaded())
     metrics(Reloaded(("a mistake",)))
+    metrics(DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4))
     for silent in (
         HealthChanged("gpu", None, "healthy", "unhealthy", None),
         LifeChanged("started"),
         Crashed("x", ValueError()),
         KeyWasRejected("gpu", 401),
-        DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4),
         ListUnreadable("gpu", "it is empty"),
         UsageRefused("gpu", "m"),
     ):
@@ -84,6 +84,8 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     both = {"provider": "gpu", "model": "m"}
     assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="connect_error") == 1
     assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="disconnected") == 1
+    refused = {"provider": "cloud", "model": "n", "error_type": "embedding_space_mismatch"}
+    assert value(metrics, "mana_llm_llm_errors_total", **refused) == 1
     assert (
         value(metrics, "mana_llm_fallback_total", from_model="gpu/m", to_model="cloud/n", reason="connect_error") == 1
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import attrs
@@ -49,6 +50,7 @@ class Aliases:
             if entry is not None and entry in entries[:number] and not entry.target.is_open:
                 again = join(path, "chain", number)
                 self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
+        self._check_dimensions(entries, path)
         self.done[name] = Chain(
             alias=name,
             entries=tuple(entry for entry in entries if entry is not None),
@@ -56,6 +58,17 @@ class Aliases:
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
             local_only=given.locality == "local",
         )
+
+    def _check_dimensions(self, entries: Iterable[Entry | None], path: str) -> None:
+        first: int | None = None
+        for number, entry in enumerate(entries):
+            given = entry.dimensions if entry is not None else None
+            if given is not None and first is not None and given != first:
+                place = join(path, "chain", number)
+                self.mistakes.add(
+                    f"{place}.dimensions", f"is {given} here and {first} before: vectors of one alias are compared"
+                )
+            first = given if first is None else first
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:
         """Gives every entry its model's one window; returns what each model is loaded with."""
@@ -112,6 +125,7 @@ class Aliases:
             max_wait=given.max_wait,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
+            dimensions=given.dimensions,
             price=None if given.price is None else Price(given.price.input, given.price.output, given.price.cached),
         )
         self._places.append((path, entry))

@@ -106,6 +106,7 @@ class EntryGiven:
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
     price: PriceGiven | None = None
+    dimensions: Count | None = None
 
 
 @frozen

@@ -102,6 +102,14 @@ class KeyLimited(ProxyError):
     code = "rate_limit_exceeded"
 
 
+class EmbeddingSpaceMismatch(ProxyError):
+    """A target of an alias gave vectors of another length than the alias has."""
+
+    status = 502
+    type = "provider_error"
+    code = "embedding_space_mismatch"
+
+
 class UnknownModel(ProxyError):
     """The model is neither an alias, nor ``provider/model`` of a known provider, nor a bare model's name."""
 

@@ -111,6 +111,8 @@ class Entry:
     """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
     price: Price | None = None
     """What its tokens cost; None: not known, or not of an open target before it is filled."""
+    dimensions: int | None = None
+    """Length of its vectors, and so of all of its alias; None: that of the first one."""
     spares: Price | None = None
     """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
 

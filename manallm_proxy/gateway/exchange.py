@@ -19,7 +19,6 @@ from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import (
     Crashed,
-    DimensionsDiffer,
     Outcome,
     RequestBegun,
     RequestCommitted,
@@ -182,8 +181,9 @@ class Exchange:
         self.usage = answer.usage
         if self._expense is not None:
             self._expense.settle(self.resolved, self.usage)
-        if answer.dimensions is not None and walk.chain.alias:
-            self._compare_dimensions(walk.chain.alias, answer.dimensions, attempt.entry)
+        if answer.dimensions is not None:
+            observe = self.generation.registry.observe
+            self.generation.spaces.check(walk.chain, call, attempt.entry, answer.dimensions, observe)
         write, target = reply.whole, attempt.entry.target
         apart = answer.is_large and answer.body is None
         whole = await aside(True, write, target, answer) if apart else write(target, answer)
@@ -266,12 +266,6 @@ class Exchange:
         """Safe name for the 503's message: an alias or target of ours, never client text."""
         assert self.walk is not None
         return self.walk.chain.alias or str(self.walk.chain.entries[0].target)
-
-    def _compare_dimensions(self, alias: str, dimensions: int, entry: Entry) -> None:
-        target = str(entry.target)
-        first, length = self.generation.dimensions.setdefault(alias, (target, dimensions))
-        if length != dimensions:
-            self.generation.registry.observe(DimensionsDiffer(alias, first, length, target, dimensions))
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""

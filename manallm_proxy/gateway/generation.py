@@ -22,6 +22,7 @@ from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller, Keyring
+from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all, speaks_openai
 from manallm_proxy.routing.catalog import Catalog
@@ -48,8 +49,7 @@ class Generation:
     keyring: Keyring
     home: Home = field(factory=Home)
     """The gates of those that are local."""
-    dimensions: dict[str, tuple[str, int]] = field(factory=dict)
-    """For each alias the first target that returned embeddings, and their length."""
+    spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     is_open_on_loopback: bool = field(init=False)

@@ -16,7 +16,7 @@ from typing import Any, Final, assert_never
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import REFUSALS, ProxyError
+from manallm_proxy.contract.errors import REFUSALS, EmbeddingSpaceMismatch, ProxyError
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -143,7 +143,11 @@ class Metrics:
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
                 pass  # counted as attempts, or shown as gauges
-            case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
+            case DimensionsDiffer():
+                provider, _, model = event.second.partition("/")
+                word = str(EmbeddingSpaceMismatch.code)
+                self._add("llm_errors_total", provider, self._model(provider, model), word)
+            case ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
             case RequestBegun() | RequestCommitted():
                 pass  # counted when it ends

@@ -15,11 +15,12 @@ LONGEST: Final = 10**9
 def expected_tokens(call: Call) -> tuple[int, int]:
     """Of the prompt, by its bytes, and of the answer at most, as far as the request says; 0 where it does not."""
     prompt = -(-call.text_size() // BYTES_PER_TOKEN)
-    most = _number(call, "max_completion_tokens") or _number(call, "max_tokens")
-    return prompt, min(most * max(_number(call, "n"), 1), LONGEST)
+    most = asked_number(call, "max_completion_tokens") or asked_number(call, "max_tokens")
+    return prompt, min(most * max(asked_number(call, "n"), 1), LONGEST)
 
 
-def _number(call: Call, key: str) -> int:
+def asked_number(call: Call, key: str) -> int:
+    """The whole number above 0 that the request gives as `key`; 0 where it gives none."""
     span = call.summary.spans.get(key)
     if span is None or span[1] - span[0] > len(str(LONGEST)):
         return 0
