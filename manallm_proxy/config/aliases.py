@@ -10,6 +10,7 @@ import attrs
 
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven
 from manallm_proxy.config.hints import suggestion
+from manallm_proxy.config.key_checks import budget_mistakes
 from manallm_proxy.config.model import ModelKey, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
@@ -51,12 +52,15 @@ class Aliases:
                 again = join(path, "chain", number)
                 self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
         self._check_dimensions(entries, path)
+        for place, what in budget_mistakes(given.budget, given.on_budget):
+            self.mistakes.add(f"{path}.{place}", what)
         self.done[name] = Chain(
             alias=name,
             entries=tuple(entry for entry in entries if entry is not None),
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
             local_only=given.locality == "local",
+            budget=given.budget.with_policy(given.on_budget) if given.budget is not None else None,
         )
 
     def _check_dimensions(self, entries: Iterable[Entry | None], path: str) -> None:

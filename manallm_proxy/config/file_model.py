@@ -7,14 +7,13 @@ from typing import Any
 
 from attrs import field, frozen
 
+from manallm_proxy.config.keys_model import Auth, BudgetGiven, Count, Locality
 from manallm_proxy.config.model import (
     Answers,
     Api,
     ApiKey,
-    Auth,
     BaseUrl,
     Cors,
-    Count,
     Dialect,
     FileName,
     Headers,
@@ -22,7 +21,6 @@ from manallm_proxy.config.model import (
     Kind,
     Limits,
     Listen,
-    Locality,
     Log,
     Metrics,
     ModelOfProvider,
@@ -39,6 +37,7 @@ from manallm_proxy.config.model import (
     Status,
     Streaming,
 )
+from manallm_proxy.contract.budgets import OnBudget
 from manallm_proxy.contract.targets import Cold, Timeouts
 
 
@@ -118,6 +117,8 @@ class AliasGiven:
     fallback_on: tuple[MovesOn, ...] = ()
     locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
+    budget: BudgetGiven | None = None
+    on_budget: OnBudget | None = None
 
 
 @frozen
@@ -144,6 +145,7 @@ class ProxyFile:
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
     warm: tuple[ModelOfProvider, ...] = ()
+    spend_file: FileName | None = None
 
 
 @frozen

@@ -157,6 +157,7 @@ def _load(
         path=path,
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
+        spend_file=path.parent / file.spend_file if file.spend_file is not None else None,
         windows=windows,
         found=tuple(found),
         notes=tuple(providers.notes),

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import amounts, values
+from manallm_proxy.config.keys_model import Auth, Count
 from manallm_proxy.config.price_list import GOOGLE, listed
 from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
@@ -22,13 +23,11 @@ from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, is_ol
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
-Locality = Literal["local"]
 OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
 HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Count = Annotated[int, whole(1)]
 Port = Annotated[int, whole(0, 65535)]
 Status = Annotated[int, whole(400, 599)]
 Seconds = Annotated[float, duration()]
@@ -46,18 +45,8 @@ Origin = Annotated[
 ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
-KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
-Sha256 = Annotated[
-    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
-]
-ModelPattern = Annotated[
-    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
-]
 Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
 Rate = Annotated[float, amounts.rate]
-PerMinute = Annotated[int, whole(1, 60_000)]
-TokensPerMinute = Annotated[int, whole(1, 10**9)]
 Headers = Mapping[
     Annotated[str, values.header_name],
     Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
@@ -163,37 +152,6 @@ class Cors:
     origins: tuple[Origin, ...] = ()
     hosts: tuple[HostName, ...] = ()
     """Names under which browsers may ask a proxy on loopback that wants no keys, beside those of this machine."""
-
-
-@frozen
-class ClientKey:
-    """One client key: its digest, and what its holder may do."""
-
-    name: KeyName
-    """Names the key in logs and metrics."""
-    sha256: Sha256 = field(repr=False)
-    models: tuple[ModelPattern, ...] = ("*",)
-    """Patterns of aliases and targets. Empty: the key can do nothing but what ``admin`` allows."""
-    requests_per_minute: PerMinute | None = None
-    tokens_per_minute: TokensPerMinute | None = None
-    concurrent_requests: Count | None = None
-    admin: bool = False
-    """Whether it may read what is for operators: metrics, and the health of providers."""
-    locality: Locality | None = None
-    """``local``: its requests stay on the operator's own hardware."""
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether it has a limit that each worker counts for itself."""
-        return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrent_requests)
-
-
-@frozen
-class Auth:
-    """Client keys. Without any, no key is asked for; ``open`` allows that where others reach the proxy."""
-
-    open: bool = False
-    keys: tuple[ClientKey, ...] = ()
 
 
 @frozen
@@ -305,8 +263,15 @@ class Config:
     """Models that are kept loaded, as their requests will ask for them."""
     prices: Mapping[Target, Price] = field(factory=dict)
     """Those that the files give."""
+    spend_file: Path | None = None
+    """Where it is kept what was spent, instead of systemd's StateDirectory."""
     looks_prices_up: bool = False
     """Whether something depends on prices that the files do not give."""
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether it is counted what is spent."""
+        return any(key.budget for key in self.auth.keys) or any(chain.budget for chain in self.aliases.values())
 
     def price_of(self, target: Target) -> Price | None:
         """What `target` costs; None where that is not known."""

@@ -24,7 +24,9 @@ def priced(config: Config) -> Config:
         for entry in chain:
             if entry.price is not None:
                 given.setdefault(entry.target, entry.price)
-    wanted = any(entry.target not in given for chain in config.aliases.values() for entry in _spared(config, chain))
+    wanted = _limits_money(config) or any(
+        entry.target not in given for chain in config.aliases.values() for entry in _wanted(config, chain)
+    )
     config = attrs.evolve(config, prices=given, looks_prices_up=wanted)
     aliases = {name: _priced_chain(config, chain) for name, chain in config.aliases.items()}
     config = attrs.evolve(config, aliases=aliases)
@@ -34,6 +36,18 @@ def priced(config: Config) -> Config:
 def is_home(config: Config, entry: Entry) -> bool:
     """See `ProviderConfig.keeps`; of an open entry as far as its provider says."""
     return config.providers[entry.target.provider].keeps(entry.target)
+
+
+def _limits_money(config: Config) -> bool:
+    """Whether a client key has a budget in USD, and so may spend it on any target."""
+    return any(budget.is_money for key in config.auth.keys if (budget := key.whole_budget) is not None)
+
+
+def _wanted(config: Config, chain: Chain) -> list[Entry]:
+    """The entries whose price something depends on."""
+    if _limits_money(config) or (chain.budget is not None and chain.budget.is_money):
+        return [entry for entry in chain if not is_home(config, entry)]
+    return _spared(config, chain)
 
 
 def _spared(config: Config, chain: Chain) -> list[Entry]:
@@ -62,11 +76,14 @@ def _priced_entry(config: Config, entry: Entry) -> Entry:
 
 
 def _unknown(config: Config) -> Iterator[str]:
-    if not is_installed():
-        return  # then nothing is known that is not given
     for name, chain in config.aliases.items():
-        spared = _spared(config, chain)
+        wanted = _wanted(config, chain)
+        limited = _limits_money(config) or (chain.budget is not None and chain.budget.is_money)
         for place, entry in enumerate(chain):
-            if entry in spared and entry.price is None and not entry.target.is_open:
-                path = join("aliases", name, "chain", place)
+            if entry.price is not None or entry.target.is_open or entry not in wanted:
+                continue
+            path = join("aliases", name, "chain", place)
+            if limited:
+                yield f"{path}.price: not known of {entry.target}, so it costs no budget anything; give its price"
+            elif is_installed():  # else nothing is known that is not given
                 yield f"{path}.price: not known of {entry.target}, so what staying local saves is counted without it"

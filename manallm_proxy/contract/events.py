@@ -243,6 +243,14 @@ class DimensionsDiffer:
 
 
 @frozen
+class SpendUnkept:
+    """The file in which it is kept what was spent is of no use: after a restart budgets begin anew."""
+
+    path: str
+    detail: str
+
+
+@frozen
 class LifeChanged:
     """The process started, is draining or stopped. ``worker``: its number, if there are several."""
 
@@ -301,6 +309,7 @@ Event = (
     | ListUnreadable
     | UsageRefused
     | DimensionsDiffer
+    | SpendUnkept
     | LifeChanged
     | WorkerEnded
     | Crashed

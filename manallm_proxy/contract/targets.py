@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
+from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.prices import Price
 
 MODEL_LIMIT: Final = 256
@@ -126,6 +127,8 @@ class Chain:
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    budget: Budget | None = None
+    """What all of its requests together may spend."""
     local_only: bool = False
     """Only targets on the operator's own hardware may serve."""
     is_open: bool = field(init=False, repr=False)

@@ -19,7 +19,8 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.config.model import ClientKey
+from manallm_proxy.config.keys_model import ClientKey
+from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
 from manallm_proxy.gateway.ratelimit import Taken, TokenWindow, Window, spoken
 
@@ -68,6 +69,7 @@ class Caller:
 
     key: ClientKey
     in_flight: int = 0
+    budget: Budget | None = None
     _window: Window | None = None
     _tokens: TokenWindow | None = None
     _allowed: re.Pattern[str] = field(init=False, repr=False)
@@ -77,7 +79,7 @@ class Caller:
 
     def update(self, key: ClientKey, allowed: re.Pattern[str]) -> None:
         """Applies a changed entry after a reload; what has been used still counts. `allowed` matches its models."""
-        self.key = key
+        self.key, self.budget = key, key.whole_budget
         self._allowed = allowed
         limit, tokens = key.requests_per_minute, key.tokens_per_minute
         self._window = (self._window or Window(limit)) if limit is not None else None

@@ -161,7 +161,7 @@ class Exchange:
             whole = self._reply.whole(way.walk.chain.entries[0].target, call.answer)
             return await self._send(whole, call.answer.content_type)
         if self._expense is not None:
-            self._expense.reserve()
+            self._expense.reserve(way.walk.chain)
         answer = self._stream if call.summary.stream else self._complete
         return await answer(call, way, self._reply)
 
@@ -304,7 +304,7 @@ class Exchange:
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
         if self._expense is not None:
-            self._expense.settle(self.resolved, self.usage)
+            self._expense.settle(self.resolved if self.outcome != "error" else None, self.usage)
         registry, summary, first = self.generation.registry, self._summary, self.first_byte_at
         now = registry.clock()
         target = self.resolved.target if self.resolved is not None else None

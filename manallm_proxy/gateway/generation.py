@@ -18,6 +18,7 @@ from manallm_proxy.config.model import Config
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
+from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
@@ -30,9 +31,8 @@ from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 from manallm_proxy.routing.home import Home
+from manallm_proxy.routing.ledger import Ledger
 
-TOKENS_LIMIT: Final = 10**9
-"""Max tokens of one request that are believed: a provider's count above it would ruin every sum."""
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
 
@@ -47,6 +47,8 @@ class Generation:
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
+    ledger: Ledger
+    """What was spent. It outlives reloads."""
     home: Home = field(factory=Home)
     """The gates of those that are local."""
     spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
@@ -66,7 +68,14 @@ class Generation:
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
-    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
+    def build(
+        cls,
+        config: Config,
+        clock: Clock,
+        observe: Observer,
+        broadcast: Tell | None = None,
+        ledger: Ledger | None = None,
+    ) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
@@ -76,7 +85,7 @@ class Generation:
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
-        return cls(config, opened, registry, catalog, keyring, home, opened=opened)
+        return cls(config, opened, registry, catalog, keyring, ledger or Ledger(), home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -98,7 +107,7 @@ class Generation:
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
         home = new_home(config, self.catalog, registry, self.home, self.config)
-        return Generation(config, providers, registry, self.catalog, keyring, home, opened=opened)
+        return Generation(config, providers, registry, self.catalog, keyring, self.ledger, home, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -168,11 +177,22 @@ class Generation:
         entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
         return Chain(None, (entry,), timeout=self.config.chain_timeout)
 
+    def price_of(self, entry: Entry) -> Price | None:
+        """Of an open entry that of the model that was chosen for it; None where it is not known."""
+        return entry.price or self.config.price_of(entry.target)
+
+    def is_free(self, entry: Entry) -> bool:
+        """Whether it may serve whoever has spent all: it is at home, or its price is 0."""
+        if self.config.providers[entry.target.provider].keeps(entry.target):
+            return True
+        price = self.price_of(entry)
+        return price is not None and price.is_free
+
     def costs(self, entry: Entry | None, usage: Usage | None) -> tuple[float | None, float]:
         """What `usage` of `entry` costs in USD, None where that is not known, and what it saved by being local."""
-        if entry is None or usage is None or usage.prompt + usage.completion > TOKENS_LIMIT:
+        if entry is None or usage is None or not usage.is_credible:
             return None, 0.0
-        price = entry.price or self.config.price_of(entry.target)
+        price = self.price_of(entry)
         saved = entry.spares.cost(usage) if entry.spares is not None else 0.0
         return price.cost(usage) if price is not None else None, saved
 

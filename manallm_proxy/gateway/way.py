@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import define
 from multidict import CIMultiDictProxy
 
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.contract.targets import Chain
+from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.expense import Expense, expense_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.locality import at_home, is_pinned
+from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.home import A, Ask, Visit
 
@@ -24,8 +27,9 @@ class Way:
     expense: Expense | None
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """`ask`, once it is the request's turn there."""
-        return self.visit.in_turn(ask)
+        """`ask`, once it is the request's turn there; and who pays."""
+        in_turn = self.visit.in_turn(ask)
+        return in_turn if self.expense is None else self.expense.in_turn(in_turn)
 
 
 def way_of(
@@ -34,8 +38,18 @@ def way_of(
     """Raises the ProxyError of a model that is not there, may not be used, or of which nothing is left."""
     chain = _chain(generation, call, caller, headers, remarks)
     visit = generation.home.visit(call, chain)
-    walk = Walk(chain, generation.registry, call.request_id, visit.gate)
-    return Way(walk, visit, expense_of(generation, call, caller))
+    expense = expense_of(generation, call, caller, chain)
+    gate = visit.gate if expense is None or not expense.accounts else _both(visit, expense)
+    return Way(Walk(chain, generation.registry, call.request_id, gate), visit, expense)
+
+
+def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
+    """What is too dear loads no model; what does not pass the other gates reserves nothing."""
+
+    def gate(entry: Entry, last: bool) -> Skip | None:
+        return expense.refusal(entry) or visit.gate(entry, last) or expense.gate(entry)
+
+    return gate
 
 
 def _chain(

@@ -37,6 +37,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    SpendUnkept,
     UsageRefused,
     WorkerEnded,
 )
@@ -79,6 +80,7 @@ def _error_words() -> Iterator[str]:
         "no_model",
         "no_healthy_provider",
         "too_long",
+        "budget",
     )
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
@@ -147,7 +149,7 @@ class Metrics:
                 provider, _, model = event.second.partition("/")
                 word = str(EmbeddingSpaceMismatch.code)
                 self._add("llm_errors_total", provider, self._model(provider, model), word)
-            case ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
+            case ListUnreadable() | SpendUnkept() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
             case RequestBegun() | RequestCommitted():
                 pass  # counted when it ends

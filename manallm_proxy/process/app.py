@@ -10,6 +10,7 @@ As one of several workers it reloads and drains when its supervisor says so, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -36,14 +37,12 @@ from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
-from manallm_proxy.process.listeners import (
-    drain_note,
-    name_of,
-    reread,
-    sites_for,
-)
+from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
 from manallm_proxy.process.reload import Reloader
+from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
+from manallm_proxy.process.start_notes import budgets
 from manallm_proxy.routing.circuit import SharedState
+from manallm_proxy.routing.ledger import Row
 from manallm_proxy.routing.probes import Prober
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ class App:
     requests: RequestLog = field(init=False)
     feed: LiveFeed = field(init=False)
     gateway: Gateway = field(init=False)
+    spend: SpendKeeper = field(init=False)
     observe: FanOut = field(init=False)
     """Takes all events."""
     _prober: Prober = field(init=False)
@@ -102,7 +102,8 @@ class App:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
         broadcast = self.link.moved if self.link is not None else None
-        generation = Generation.build(self.config, clock, self.observe, broadcast=broadcast)
+        self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
+        generation = Generation.build(self.config, clock, self.observe, broadcast, self.spend.ledger)
         self.gateway = Gateway(
             Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
         )
@@ -120,6 +121,7 @@ class App:
             head_timeout=lambda: self.config.limits.body_timeout,
             refusal=self.gateway.refusal,
         )
+        self.spend.start()
         runner = Runner(server)
         await runner.setup()
         sites = await self._listen(runner)
@@ -136,7 +138,7 @@ class App:
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
                 self.gateway.generation.home.boxes.start()
-                where = f"listening on {', '.join(self.addresses)}"
+                where = f"listening on {', '.join(self.addresses)}{budgets(self.config, self.spend.path)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
                 self._ready.set()
@@ -148,6 +150,7 @@ class App:
             await self._reloader.close()
             await runner.cleanup()
             await self.gateway.generation.close()
+            await self.spend.close()
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
@@ -243,6 +246,10 @@ class App:
         """Whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
+    def hear_spent(self, rows: list[Row]) -> None:
+        """Takes what other workers have spent."""
+        self.spend.heard(rows)
+
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
         self._stop.set()
@@ -260,13 +267,8 @@ class App:
 
     def _take_over(self, generation: Generation) -> None:
         settings = generation.config.health
-        self._prober = Prober(
-            generation.providers,
-            generation.registry,
-            generation.catalog,
-            settings.probe_interval,
-            settings.probe_timeout,
-        )
+        interval, patience = settings.probe_interval, settings.probe_timeout
+        self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, patience)
         self.metrics.know(entry.target for chain in generation.config.aliases.values() for entry in chain)
         for provider in generation.config.providers.values():
             if not provider.verify_tls:
@@ -335,11 +337,9 @@ class App:
         hurry.cancel()
 
     async def _pause(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
-        except TimeoutError:
-            pass
 
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """The loop's exception handler: asyncio's own would print all values in `context`."""

@@ -33,6 +33,7 @@ from manallm_proxy.process.worker_messages import (
     Prepare,
     Prepared,
     Serving,
+    Spent,
     Tell,
     TellOne,
     Topic,
@@ -41,6 +42,7 @@ from manallm_proxy.process.worker_messages import (
     to_line,
 )
 from manallm_proxy.routing.circuit import SharedState
+from manallm_proxy.routing.ledger import Row
 
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
@@ -74,6 +76,9 @@ class Duties(Protocol):
 
     def watch(self, on: bool) -> None:
         """Whether another worker has such readers."""
+
+    def hear_spent(self, rows: list[Row]) -> None:
+        """Takes what other workers have spent."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -118,6 +123,10 @@ class WorkerLink(asyncio.Protocol):
     def happened(self, id_: str, kind: str, data: str) -> None:
         """Passes an event of the live feed to the other workers."""
         self._send(Happened(id_, kind, data))
+
+    def spent(self, rows: list[Row]) -> None:
+        """Tells the other workers what was spent here."""
+        self._send(Spent(rows))
 
     async def ask(self, topic: Topic) -> str | None:
         """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
@@ -178,6 +187,8 @@ class WorkerLink(asyncio.Protocol):
                 duties.watch(message.on)
             case Happened():
                 duties.hear(message.id, message.kind, message.data)
+            case Spent():
+                duties.hear_spent(message.rows)
             case Beat():
                 self._send(message)
             case Prepare():
