@@ -36,9 +36,10 @@ from manallm_proxy.config.model import (
     SecondsOrZero,
     Status,
     Streaming,
+    Weight,
 )
 from manallm_proxy.contract.budgets import OnBudget
-from manallm_proxy.contract.targets import Cold, Timeouts
+from manallm_proxy.contract.targets import Cold, Strategy, Timeouts
 
 
 @frozen
@@ -106,6 +107,16 @@ class EntryGiven:
     prefer: tuple[Pattern, ...] = ()
     price: PriceGiven | None = None
     dimensions: Count | None = None
+
+
+@frozen
+class TierGiven:
+    """Targets that are one step of a chain. They are read one by one, by `aliases`, as entries of their own."""
+
+    any: tuple[Any, ...]
+    strategy: Strategy = "least_busy"
+    weights: tuple[Weight, ...] | None = None
+    hedge: Seconds | None = None
 
 
 @frozen

@@ -46,6 +46,7 @@ ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
 Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
+Weight = Annotated[int, whole(1, 1000)]
 Rate = Annotated[float, amounts.rate]
 Headers = Mapping[
     Annotated[str, values.header_name],

@@ -79,10 +79,10 @@ def _unknown(config: Config) -> Iterator[str]:
     for name, chain in config.aliases.items():
         wanted = _wanted(config, chain)
         limited = _limits_money(config) or (chain.budget is not None and chain.budget.is_money)
-        for place, entry in enumerate(chain):
+        for place, entry in zip(chain.paths(), chain, strict=True):
             if entry.price is not None or entry.target.is_open or entry not in wanted:
                 continue
-            path = join("aliases", name, "chain", place)
+            path = f"{join('aliases', name)}.{place}"
             if limited:
                 yield f"{path}.price: not known of {entry.target}, so it costs no budget anything; give its price"
             elif is_installed():  # else nothing is known that is not given

@@ -32,6 +32,7 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
 from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.ledger import Ledger
+from manallm_proxy.routing.tiers import Tiers
 
 LATEST: Final = ":latest"
 """The tag that an Ollama client means where it gives none."""
@@ -52,6 +53,7 @@ class Generation:
     home: Home = field(factory=Home)
     """The gates of those that are local."""
     spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
+    tiers: Tiers = field(factory=Tiers)
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     is_open_on_loopback: bool = field(init=False)

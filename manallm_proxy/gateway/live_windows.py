@@ -19,9 +19,9 @@ from manallm_proxy.providers.ollama.host import OllamaHost
 async def windows_of_one_blob(config: Config, seconds: float) -> list[str]:
     """A line for each entry that would load anew what another one, of another name, has loaded."""
     entries = [
-        (f"aliases.{alias}.chain[{place}]", entry)
+        (f"aliases.{alias}.{place}", entry)
         for alias, chain in config.aliases.items()
-        for place, entry in enumerate(chain)
+        for place, entry in zip(chain.paths(), chain, strict=True)
         if config.providers[entry.target.provider].kind == "ollama"
     ]
     targets = sorted({entry.target for _, entry in entries}, key=str)

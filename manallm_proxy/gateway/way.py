@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from attrs import define
 from multidict import CIMultiDictProxy
@@ -13,23 +14,39 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.expense import Expense, expense_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.locality import at_home, is_pinned
+from manallm_proxy.openai.conversation import beginning_of
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.home import A, Ask, Visit
+from manallm_proxy.routing.tiers import Asked
 
 
 @define(eq=False)
 class Way:
     """``expense`` None: nobody limits what it may cost."""
 
+    generation: Generation
     walk: Walk
     visit: Visit
     expense: Expense | None
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """`ask`, once it is the request's turn there; and who pays."""
-        in_turn = self.visit.in_turn(ask)
+        in_turn = self.visit.in_turn(self._timed(ask) if self.walk.chain.has_tiers else ask)
         return in_turn if self.expense is None else self.expense.in_turn(in_turn)
+
+    def _timed(self, ask: Ask[A]) -> Ask[A]:
+        """Tiers go by how long it takes until an answer begins."""
+        generation, streams = self.generation, self.visit.call.summary.stream
+        clock = generation.registry.clock
+
+        async def timed(entry: Entry) -> A:
+            started = clock()
+            value = await ask(entry)
+            generation.tiers.began(entry.target, streams, clock() - started)
+            return value
+
+        return timed
 
 
 def way_of(
@@ -40,7 +57,7 @@ def way_of(
     visit = generation.home.visit(call, chain)
     expense = expense_of(generation, call, caller, chain)
     gate = visit.gate if expense is None or not expense.accounts else _both(visit, expense)
-    return Way(Walk(chain, generation.registry, call.request_id, gate), visit, expense)
+    return Way(generation, Walk(chain, generation.registry, call.request_id, gate), visit, expense)
 
 
 def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
@@ -60,7 +77,15 @@ def _chain(
         chain = at_home(chain, generation.config.providers)
     if call.endpoint.is_opaque:
         chain = generation.able(chain, call.endpoint)
+    if chain.has_tiers:
+        asked = Asked(generation.registry.in_flight, partial(_conversation, call, caller), call.summary.stream)
+        chain = generation.tiers.arranged(chain, asked, generation.registry.clock())
     ordered = generation.home.boxes.slow_last(chain)
     if ordered is not chain:
         remarks.append("degraded_cpu: tried last")
     return ordered
+
+
+def _conversation(call: Call, caller: Caller | None) -> bytes:
+    """The same for all requests of one conversation of one client key."""
+    return (caller.key.name.encode() if caller is not None else b"") + b"\0" + beginning_of(call)

@@ -81,6 +81,7 @@ def _error_words() -> Iterator[str]:
         "no_healthy_provider",
         "too_long",
         "budget",
+        "hedged",
     )
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
