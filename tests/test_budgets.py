@@ -19,7 +19,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
 from tests.proxy import Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
-from tests.upstreams import USAGE, Connection, Seen, answers, chunk, each, endless, status, upstream
+from tests.upstreams import USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
 from tests.waiting import until
 
 PRICE = {"input": 100_000, "output": 100_000}
@@ -162,16 +162,26 @@ async def test_what_is_on_the_bill_is_charged(answer: Played, expected: float, t
             assert p.app.gateway.generation.ledger._reserved == {}
 
 
-async def test_a_client_that_leaves_pays_its_prompt(tmp_path: Path) -> None:
-    """Nobody told what was used: the prompt was read at least. Before anything was answered it is nothing."""
-    async with upstream(each(endless)) as cloud:
+async def test_what_nobody_counted_is_estimated(tmp_path: Path) -> None:
+    """By the bytes of the prompt and of the answer: of a client that left, and of a provider that tells no usage."""
+
+    async def untold(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("stream"):
+            await endless(connection, seen)
+        else:
+            await connection.reply({k: v for k, v in completion("word " * 400).items() if k != "usage"})
+
+    async with upstream(each(untold)) as cloud:
         config = settings({"cloud": openai(cloud.url)}, [DEAR])
         async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
             payload = {"messages": [], "stream": True, "max_tokens": 9}
             async with p.client.post(p.url + "/v1/chat/completions", json=payload) as response:
                 await response.content.readany()
             await until(lambda: spent(p, "alias mana/test") > 0)
-            assert 0.5 < spent(p, "alias mana/test") < 2.5
+            left = spent(p, "alias mana/test")
+            assert 0.5 < left < 2.5
+            assert (await ask(p))[0] == 200
+            await until(lambda: 45 < spent(p, "alias mana/test") - left < 65)
             assert p.app.gateway.generation.ledger._reserved == {}
 
 

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, spoken
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.token_counts import expected_tokens
 
 STEPS = st.lists(st.floats(0, 100, allow_subnormal=False), max_size=80)
 
@@ -154,3 +157,21 @@ def test_no_minute_has_more_tokens(limit: int, steps: list[tuple[float, int]]) -
         assert taken is not None or again is None or again > 0
         if taken is not None:
             passed.append((now, max(tokens, 1)))
+
+
+def test_what_is_expected_of_a_request() -> None:
+    """Its bytes, `max_tokens` by either name, times `n`; no sound and no nonsense."""
+
+    def expects(body: str, content_type: str = "application/json") -> tuple[int, int]:
+        raw = body.encode()
+        summary = read_summary(raw, ("messages", list))
+        return expected_tokens(Call(Endpoint.CHAT, summary, raw, "1", content_type=content_type))
+
+    assert expects('{"messages":[]}') == (4, 0)
+    assert expects('{"messages":[],"max_tokens":100}')[1] == 100
+    assert expects('{"messages":[],"max_tokens":100,"max_completion_tokens":7,"n":3}')[1] == 21
+    for odd in ("null", "-1", "true", '"9"', "1.5", "1e9", "9" * 40, "0"):
+        assert expects(f'{{"messages":[],"max_tokens":{odd},"n":{odd}}}')[1] == 0, odd
+    picture = "data:image/png;base64," + "A" * 10_000
+    assert expects(f'{{"messages":["{picture}"]}}')[0] < 10
+    assert expects('{"messages":[]}', "multipart/form-data; boundary=x") == (0, 0)

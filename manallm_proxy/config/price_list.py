@@ -29,6 +29,11 @@ def is_installed() -> bool:
     return find_spec("genai_prices") is not None
 
 
+def warm_up() -> None:
+    """Imports it now, so that no request has to wait for it."""
+    listed("", "")
+
+
 @lru_cache(maxsize=4096)
 def listed(base_url: str, model: str) -> Price | None:
     """The price of `model` at the API of `base_url`; None where it is not known, or genai-prices is not installed."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import attrs
 
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.price_list import is_installed
+from manallm_proxy.config.price_list import is_installed, warm_up
 from manallm_proxy.config.structure import join
 from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.targets import Chain, Entry, Target
@@ -28,6 +28,8 @@ def priced(config: Config) -> Config:
         entry.target not in given for chain in config.aliases.values() for entry in _wanted(config, chain)
     )
     config = attrs.evolve(config, prices=given, looks_prices_up=wanted)
+    if wanted:
+        warm_up()
     aliases = {name: _priced_chain(config, chain) for name, chain in config.aliases.items()}
     config = attrs.evolve(config, aliases=aliases)
     return attrs.evolve(config, notes=(*config.notes, *_unknown(config)))

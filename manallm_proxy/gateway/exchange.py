@@ -179,8 +179,8 @@ class Exchange:
             self.resolved, answer = attempt.entry, attempt.value
             self._committed(attempt.entry)
         self.usage = answer.usage
-        if self._expense is not None:
-            self._expense.settle(self.resolved, self.usage)
+        if self._expense is not None and answer.usage is not None:
+            self._expense.settle(self.resolved, self.usage, 0)
         if answer.dimensions is not None:
             observe = self.generation.registry.observe
             self.generation.spaces.check(walk.chain, call, attempt.entry, answer.dimensions, observe)
@@ -304,7 +304,8 @@ class Exchange:
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
         if self._expense is not None:
-            self._expense.settle(self.resolved if self.outcome != "error" else None, self.usage)
+            served = self.resolved if self.outcome != "error" else None
+            self._expense.settle(served, self.usage, self.bytes_sent)
         registry, summary, first = self.generation.registry, self._summary, self.first_byte_at
         now = registry.clock()
         target = self.resolved.target if self.resolved is not None else None

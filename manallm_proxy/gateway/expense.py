@@ -4,7 +4,8 @@ Reserved before each call, so that many requests at once cannot pass where one m
 
 1. A budget of ``on_budget: local`` skips targets for which too little is left; those that cost nothing always pass.
 2. One of ``on_budget: refuse`` ends the request at its beginning where too little is left for every target.
-3. An attempt that failed has cost what its provider counted, if it told; an answer that nobody counted its prompt.
+3. An attempt that failed has cost what its provider counted, if it told.
+4. An answer that nobody counted has cost its prompt and what came of it, both estimated from bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.ratelimit import Taken
-from manallm_proxy.openai.token_counts import expected_tokens
+from manallm_proxy.openai.token_counts import answered_tokens, expected_tokens
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.home import A, Ask
 from manallm_proxy.routing.ledger import Spend
@@ -43,6 +44,7 @@ class Expense:
     caller: Caller | None = None
     prompt: int = 0
     answer: int = 0
+    streams: bool = False
     _taken: Taken | None = None
     _held: dict[Target, Spend] = field(factory=dict)
     """What is reserved for the attempts that are under way."""
@@ -126,14 +128,17 @@ class Expense:
 
         return paid
 
-    def settle(self, served: Entry | None, usage: Usage | None) -> None:
-        """It is over, and `served` answered, if anybody did. Harmless when repeated."""
+    # 4
+
+    def settle(self, served: Entry | None, usage: Usage | None, sent: int) -> None:
+        """It is over: `served` answered, if anybody did, with `sent` bytes. Harmless when repeated."""
         if self._settled:
             return
         self._settled = True
         for target in tuple(self._held):
             self._release(target)
-        known = usage if usage is not None and usage.is_credible else Usage(self.prompt)
+        estimated = Usage(self.prompt, answered_tokens(sent, streamed=self.streams))
+        known = usage if usage is not None and usage.is_credible else estimated
         if served is not None:
             self._charge(served, known)
         if self.caller is not None and self._taken is not None:
@@ -152,7 +157,7 @@ def expense_of(generation: Generation, call: Call, caller: Caller | None, chain:
     limited = caller if caller is not None and caller.key.tokens_per_minute is not None else None
     if call.answer is not None or (limited is None and not accounts):
         return None
-    return Expense(generation, accounts, limited, *expected_tokens(call))
+    return Expense(generation, accounts, limited, *expected_tokens(call), call.summary.stream)
 
 
 def accounts_of(caller: Caller | None, chain: Chain) -> tuple[Account, ...]:

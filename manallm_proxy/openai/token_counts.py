@@ -9,14 +9,22 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 BYTES_PER_TOKEN: Final = 4
 """Of English prose in JSON; other languages and code have fewer."""
+STREAMED_BYTES_PER_TOKEN: Final = 200
+"""Of a stream, whose events have a token each: Ollama's have 203 bytes, llama.cpp's 291."""
 LONGEST: Final = 10**9
 
 
 def expected_tokens(call: Call) -> tuple[int, int]:
     """Of the prompt, by its bytes, and of the answer at most, as far as the request says; 0 where it does not."""
-    prompt = -(-call.text_size() // BYTES_PER_TOKEN)
+    is_json = call.content_type == "application/json"  # a form has sound or pictures in it
+    prompt = -(-call.text_size() // BYTES_PER_TOKEN) if is_json else 0
     most = asked_number(call, "max_completion_tokens") or asked_number(call, "max_tokens")
     return prompt, min(most * max(asked_number(call, "n"), 1), LONGEST)
+
+
+def answered_tokens(size: int, *, streamed: bool) -> int:
+    """Of an answer of `size` bytes, as clients get it."""
+    return size // (STREAMED_BYTES_PER_TOKEN if streamed else BYTES_PER_TOKEN)
 
 
 def asked_number(call: Call, key: str) -> int:
