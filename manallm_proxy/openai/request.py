@@ -56,11 +56,11 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     values, spans = split_object(body)
     refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
-    stream = _typed(values, "stream", bool) or False
+    stream = "stream" in values and (_typed(values, "stream", bool) or False)
     key, kinds = required
     if key not in values:
         raise InvalidRequest(f"'{key}' is missing", param=key)
-    _typed(values, key, kinds, deep=False)
+    _check_type(body[spans[key][0] : spans[key][0] + 1], key, kinds)
     options = _typed(values, "stream_options", dict) if "stream_options" in values else None
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
@@ -126,24 +126,23 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
     return b"".join(parts)
 
 
-def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
-    """The value of `key`; None if it is missing or null. Raises InvalidRequest if it is of another type.
+def _check_type(first: bytes, key: str, kinds: type | tuple[type, ...]) -> None:
+    """Raises InvalidRequest if a value that begins with `first` is of none of `kinds`: it may have megabytes."""
+    kind = _TYPES.get(first, int)
+    if kind is not kinds and (type(kinds) is not tuple or kind not in kinds):
+        wanted = " or ".join(_TYPE_NAMES[k] for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
 
-    Not `deep`: returns None, and checks only the type, by the first byte, since the value may be megabytes.
-    """
+
+def _typed(values: dict[str, msgspec.Raw], key: str, kind: type) -> Any:
+    """The value of `key`; None if it is missing or null. Raises InvalidRequest if it is of another type."""
     raw = values.get(key)
     if raw is None:
         return None
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    first = bytes(memoryview(raw)[:1])
-    if first == b"n" and deep:
+    first = memoryview(raw)[:1].tobytes()
+    if first == b"n":
         return None
-    kind = _TYPES.get(first, int)
-    if kind not in kinds:
-        wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
-        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
-    if not deep:
-        return None
+    _check_type(first, key, kind)
     try:
         return decode(raw)
     except DecodeErrors:

@@ -26,15 +26,17 @@ def usage_from_openai(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
 
-    def number(of: object, key: str) -> int:
-        value = of.get(key) if isinstance(of, dict) else None
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        return value if type(value) is int and value > 0 else 0  # not bool
-
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    of_output, of_prompt = usage.get("completion_tokens_details"), usage.get("prompt_tokens_details")
     return Usage(
-        prompt=number(usage, "prompt_tokens"),
-        completion=number(usage, "completion_tokens"),
-        reasoning=number(usage.get("completion_tokens_details"), "reasoning_tokens"),
-        cached=number(usage.get("prompt_tokens_details"), "cached_tokens"),
+        prompt=prompt if type(prompt) is int and prompt > 0 else _number(prompt),
+        completion=completion if type(completion) is int and completion > 0 else _number(completion),
+        reasoning=_number(of_output.get("reasoning_tokens")) if type(of_output) is dict else 0,
+        cached=_number(of_prompt.get("cached_tokens")) if type(of_prompt) is dict else 0,
     )
+
+
+def _number(value: object) -> int:
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value > 0 else 0  # not bool

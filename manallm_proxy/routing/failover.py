@@ -118,7 +118,8 @@ class Walk:
                 self._pass(line)
                 continue
             # 2
-            self._report_fallback(entry)
+            if self._passed:
+                self._report_fallback(entry)
             started = clock()
             self.tried += 1
             self.trying, self.trying_at = entry.target, started

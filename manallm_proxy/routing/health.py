@@ -139,8 +139,10 @@ class Health:
         if refusal is not None:
             return refusal
         self.in_flight += 1
-        circuits = self.provider, self.targets.get(model)
-        return Permit(self, model, tuple([c for c in circuits if c is not None and c.take_trial()]))
+        target = self.targets.get(model)
+        if target is None and not self.provider.is_open:
+            return Permit(self, model, ())
+        return Permit(self, model, tuple([c for c in (self.provider, target) if c is not None and c.take_trial()]))
 
     def refusal(self, model: str, now: float) -> Skip | None:
         """What speaks against trying `model` now (rules 1 to 4); None where nothing does. Changes nothing."""
