@@ -57,7 +57,7 @@ class Workers:
         assert isinstance(event, HealthChanged)
         self.told.append(event)
 
-    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `registry.Tell`
+    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `health_registry.Broadcast`
         def tell(provider: str, model: str | None, update: SharedState) -> None:
             self.sent += 1
             for other in range(self.number):

@@ -12,9 +12,9 @@ from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.routing.residency import (
     FAULTS_LIMIT,
+    LOAD_TIMEOUT_MAX,
+    LOAD_TIMEOUT_MIN,
     PAST_LIMIT,
-    PATIENCE_LEAST,
-    PATIENCE_LONGEST,
     POLL_BUSY,
     POLL_IDLE,
     POLL_REFUSED,
@@ -130,19 +130,19 @@ def test_loads_that_fail_rest_longer_each_time() -> None:
 def test_patience_with_a_load_is_learned_from_loads() -> None:
     """Generous at first; what the entry says holds; a load that ended at once was none."""
     residency = seen()
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
     load(residency, M, 100.0, 100.1)
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
     load(residency, M, 200.0, 220.0)
-    assert residency.patience(M) == 60.0
+    assert residency.load_timeout(M) == 60.0
     load(residency, M, 300.0, 302.0)
-    assert residency.patience(M) == 30.0
-    assert residency.patience(Entry(M.target, load_timeout=7.0)) == 7.0
+    assert residency.load_timeout(M) == 30.0
+    assert residency.load_timeout(Entry(M.target, load_timeout=7.0)) == 7.0
     load(residency, M, 400.0, 402.0)
     load(residency, M, 500.0, 502.0)
-    assert residency.patience(M) == PATIENCE_LEAST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MIN
     load(residency, M, 600.0, 900.0)
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
 
 
 def test_whom_a_rest_concerns() -> None:

@@ -26,7 +26,7 @@ from manallm_proxy.gateway.opening import Closes, close_all, open_all, speaks_op
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
-from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
 
 LATEST: Final = ":latest"
@@ -63,7 +63,7 @@ class Generation:
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
-    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
+    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Broadcast | None = None) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
