@@ -16,7 +16,7 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
-from manallm_proxy.providers.ollama.shown import Shown
+from manallm_proxy.providers.ollama.model_details import ModelDetails
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -35,7 +35,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
     address, retryable = address_of(provider), provider.extra_retryable_statuses
-    details = Shown(address) if provider.kind == "ollama" else None
+    details = ModelDetails(address) if provider.kind == "ollama" else None
     return HttpProvider(address, wire, retryable, observe, provider.answers, details)
 
 

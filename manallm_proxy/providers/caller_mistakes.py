@@ -1,9 +1,9 @@
-"""Mistakes of the caller that local servers report as failures of their own.
+"""Recognizes mistakes of the caller that local servers report as failures of their own.
 
 llama-server answers every ``std::runtime_error`` of its request parser with 500 (tools/server/server.cpp,
 ``ex_wrapper``; the texts are in server-common.cpp, server-context.cpp and common/chat.cpp). Ollama does so for
 options and, in 0.12, for schemas (server/routes.go, ``handleScheduleError``), and hands on what the llama-server
-inside it said. Taken for failures, two such requests would close the model for everybody.
+inside it said. Counted as failures, two such requests would open the model's circuit for everybody.
 
 Each pattern matches at the start of the message: what follows may quote the request, or the model.
 """

@@ -64,7 +64,7 @@ def _number(value: str | None) -> float | None:
 def _until(date: str, wall: float) -> float | None:
     try:
         when = email.utils.parsedate_to_datetime(date)
-        if when.tzinfo is None:  # "-0000": the world's time, no zone told
+        if when.tzinfo is None:  # "-0000": in UTC, from an unknown zone (RFC 5322, section 3.3)
             when = when.replace(tzinfo=UTC)
         return max(0.0, when.timestamp() - wall)
     except (ValueError, TypeError, OverflowError, IndexError):

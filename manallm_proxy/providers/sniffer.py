@@ -1,4 +1,5 @@
-"""A streamed request answered without ``text/event-stream``: an event stream all the same, or one whole answer."""
+"""Reads the reply to a streamed request if it is not labelled ``text/event-stream``: it may be an event stream all the
+same, or one complete answer."""
 
 from __future__ import annotations
 

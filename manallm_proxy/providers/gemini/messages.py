@@ -42,7 +42,7 @@ class Conversation:
 
     @classmethod
     def read(cls, messages: list[Any], *, signed: bool) -> Conversation:
-        """InvalidRequest with the path of what cannot be read, Unsupported for what Gemini cannot be told."""
+        """Raises InvalidRequest with the path of what cannot be read, Unsupported for what Gemini has no form for."""
         conversation = cls(signed)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")

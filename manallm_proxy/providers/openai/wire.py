@@ -1,4 +1,4 @@
-"""OpenAI's own dialect, and that of everybody who speaks it: relayed, not rewritten.
+"""The dialect of OpenAI and of all compatible servers: bytes are relayed, not rewritten.
 
 A request keeps its bytes but for ``model`` and, where we count tokens, ``stream_options``. A reply keeps
 its bytes but for ``model``, and for the usage chunk that only we asked for.
@@ -39,12 +39,12 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
-"""Targets of one provider of which it is known that they refuse ``stream_options``; clients choose their names."""
+"""Models of one provider that are known to refuse ``stream_options``. Clients choose their names: the oldest goes."""
 
 
 @define
 class OpenAIWire:
-    """`asks_usage`: whether ``stream_options.include_usage`` may be sent to anybody.
+    """`asks_usage`: whether ``stream_options.include_usage`` may be sent at all.
 
     `forces_tools`: whether a tool that must be called is asked for as structured output (see `forced_call`).
     """
@@ -53,7 +53,7 @@ class OpenAIWire:
     forces_tools: bool = False
     probe_path: str = "models"
     _strict: dict[str, None] = field(factory=dict)
-    """Models that refused it, the oldest first: another of the same aggregator may know it."""
+    """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -74,10 +74,10 @@ class OpenAIWire:
         return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
+        """Leaves out ``stream_options``, which Mistral and other strict servers refuse; `took` will remember that.
 
-        A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
-        say by default): then the field is left out.
+        Or leaves out ``reasoning_effort: none``, which Ollama's clients send by default, and which a model that does
+        not think may refuse.
         """
         if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
             return None
@@ -150,9 +150,9 @@ def _whole(body: bytes) -> Answer:
 
 
 class _Row(msgspec.Struct):
-    """One model of a list, as far as anybody says more than its id.
+    """One model of a list: ``id``, and what some servers add.
 
-    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio call it, in this order.
+    The context length has a name for each of these: OpenRouter and Together, vLLM, Groq, LM Studio, in this order.
     """
 
     id: str = ""
@@ -193,9 +193,9 @@ def _size(meta: object) -> int:
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:
-    """OpenRouter lists parameters and modalities, llama-server modalities. What neither speaks of is not denied.
+    """OpenRouter lists parameters and modalities, llama-server modalities. What neither mentions counts as supported.
 
-    llama-server's router says "text" of each model that it has not loaded, which may see images all the same.
+    llama-server's router lists "text" for each model that it has not loaded, even if that takes images too.
     """
     parameters = words(row.supported_parameters)
     modalities = words(row.architecture.get("input_modalities")) if isinstance(row.architecture, dict) else None
