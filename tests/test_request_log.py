@@ -163,7 +163,7 @@ async def test_explain_says_what_would_happen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status_page", [False, True])
 async def test_elsewhere_without_keys(tmp_path: Path, status_page: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reaches it from another machine sees it only where the operator says so."""
-    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_near", lambda request: False)
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
     async with proxy(settings(LOOP, status_page=status_page), tmp_path) as p:
         for path in ("/v1/requests", "/v1/explain?model=mana/test"):
             code, body = await p.get(path)

@@ -65,7 +65,7 @@ async def test_a_browser_gets_the_page_and_others_what_they_got(tmp_path: Path) 
 
 async def test_it_is_not_shown_to_others_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without keys, from another machine: the files neither. JSON is what it was."""
-    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_near", lambda request: False)
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
     async with proxy(settings(LOOP), tmp_path) as p:
         for path in ("/", "/page/main.js"):
             async with p.client.get(p.url + path, headers={"Accept": BROWSER}) as response:

@@ -44,13 +44,13 @@ class Generation:
     catalog: Catalog
     keyring: Keyring
     home: Home = field(factory=Home)
-    """The gates of those that are local."""
+    """The gates for local providers."""
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     is_open_on_loopback: bool = field(init=False)
-    """Nothing but being on this machine is asked of who calls, and every page in its browser is on it."""
+    """Whoever is on this machine may call without a key. So is every web page in its browser, see `hosts`."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0

@@ -1,4 +1,4 @@
-"""From one provider's configuration to the client that speaks its dialect; opened together, closed together."""
+"""Opens a client for each configured provider, with the wire of its dialect; closes them together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
 
 
 def address_of(provider: ProviderConfig) -> Address:
-    """Where it is, and what goes with every request to it."""
+    """The provider's URL, and what is sent with every request to it."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
         base_url, key_header = versioned(provider.base_url), KEY_HEADER
@@ -60,7 +60,7 @@ def address_of(provider: ProviderConfig) -> Address:
 async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
     """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
 
-    ProviderError where they cannot be had within `seconds`.
+    Raises ProviderError if they do not come within `seconds`.
     """
     if provider.kind != "google":
         return None
@@ -104,7 +104,7 @@ def speaks_openai(provider: ProviderConfig) -> bool:
 
 
 class Closes(Protocol):
-    """A provider, or what watches it."""
+    """A provider's client, or a box."""
 
     async def close(self) -> None:
         """Closes its connections."""
