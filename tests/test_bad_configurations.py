@@ -73,7 +73,7 @@ def test_without_a_slip_there_is_none(tmp_path: Path) -> None:
 BOM = b"\xef\xbb\xbf"
 OLD, BAD = PROXY.encode(), PROXY.replace("kind: openai", "kind: opnai").encode()
 KIND = "providers.groq.kind: expected one of ollama, openai, google, loopback (did you mean 'openai'?) (proxy.yaml:8)"
-BLANK = "a key with a blank of another kind, as pages have them: type it anew"
+BLANK = "a key with an unusual blank, as copied from a web page: type the key again"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
 
 
 def _files(path: Path) -> list[Path]:
-    """Both files, as far as they can be told while one of them is wrong."""
+    """Both files, as far as they are known while one of them is wrong."""
     named = read(path, {}, lambda what: None) or {}
     beside = named.get("aliases_file", ALIASES_FILE)
     inline = "aliases" in named or not isinstance(beside, str)
@@ -173,7 +173,7 @@ def _load(
 
 
 def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
-    """Each as its chain entry asks for it, or the first request would load it anew."""
+    """The entries of ``warm``, each as in its chain: with other options the first request would load it again."""
     entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
     found: list[Entry] = []
     for n, target in enumerate(file.warm):

@@ -48,7 +48,7 @@ _ENDPOINTS: Final = (
     *("/models", "/responses", "/messages"),
     *(":generateContent", ":streamGenerateContent", ":batchEmbedContents"),
 )
-"""Of all kinds; where one ends in another, the longer one first."""
+"""Paths of all kinds of provider; if one ends in another, the longer one first."""
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}

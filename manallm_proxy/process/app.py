@@ -240,7 +240,7 @@ class App:
         self.feed.hear(Told(id_, kind, data))
 
     def watch(self, on: bool) -> None:
-        """Whether another worker has readers of the live feed."""
+        """Learns whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
     def drain(self, hurry: bool) -> None:

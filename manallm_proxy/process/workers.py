@@ -1,4 +1,4 @@
-"""What the supervisor decides about its workers, and what it sends them.
+"""Decides for the supervisor what happens to its workers, and what it sends them.
 
 1. A worker that ends is restarted after 0.1 s; the delay doubles with each restart, up to 10 s, and resets after a
    minute of uptime. Nothing is restarted during a drain.
@@ -199,7 +199,7 @@ class WorkerManager:
         worker.silent_since, worker.joined = None, True
         match message:
             case Moved():
-                self._found(number, message)
+                self._share_update(number, message)
             case Serving():
                 worker.serving = True
                 self.summary, self.banner = message.summary, message.banner
@@ -235,7 +235,7 @@ class WorkerManager:
                 assert_never(message)
 
     def tell(self, happened: Happened, but: int | None = None) -> None:
-        """One event of the live feed, while anybody reads it: to all, so that a reader may come back to any."""
+        """Sends an event of the live feed to all workers while any has readers, so that one may reconnect to any."""
         if self._audience.watching:
             self._tell_all(happened, but)
 
@@ -285,13 +285,13 @@ class WorkerManager:
             case "health":
                 return all_health(self.workers, numbers, parts)
             case "requests":
-                return f"[{','.join(parts.values())}]"  # whoever asked merges them, so that nobody else waits
+                return f"[{','.join(parts.values())}]"  # the worker that asked merges them: the supervisor never waits
             case _:
                 assert_never(topic)
 
     # 4
 
-    def _found(self, number: int, moved: Moved) -> None:
+    def _share_update(self, number: int, moved: Moved) -> None:
         key, update = (moved.provider, moved.model), moved.update
         known = self._updates.get(key)
         if known is None or update.rank > known.rank:
