@@ -56,7 +56,7 @@ def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple
     return ()
 
 
-def test_a_slip_is_told_where_it_stands(tmp_path: Path) -> None:
+def test_a_slip_is_reported_with_its_place(tmp_path: Path) -> None:
     """File, line and words, all of them, and none beside."""
     for old, new, wanted in slips():
         proxy = PROXY.replace(old, new, 1)
@@ -116,8 +116,8 @@ def test_a_file_that_is_not_as_it_should_be(
         ("loop", "cannot be read (Too many levels of symbolic links)"),
     ],
 )
-async def test_what_is_no_file(tmp_path: Path, name: str, why: str) -> None:
-    """Said by `check`, with 78, for either file; nobody waits for a pipe."""
+async def test_a_configuration_that_is_no_regular_file(tmp_path: Path, name: str, why: str) -> None:
+    """`check` reports it for either file, with exit code 78, and does not block on a pipe."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     place = tmp_path / name

@@ -51,7 +51,7 @@ def told(event: Event, level: str = "debug") -> list[dict[str, Any]]:
 
 
 def test_one_line_a_request() -> None:
-    """All that the contract names."""
+    """With every field that a request has."""
     [line] = told(ENDED)
     assert line["level"] == "info"
     assert line["request_id"] == "1"
@@ -331,7 +331,7 @@ def test_a_librarys_bug_has_frames_and_a_clients_mistake_has_none() -> None:
     assert "CANARY" not in stream.getvalue()
 
 
-def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_is_reported_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of suppressed lines comes with the next one."""
     now = 100.0
     monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: now)
@@ -352,7 +352,7 @@ def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> 
     [InvalidKey("no"), OriginNotAllowed("no"), HostNotAllowed("no"), MethodNotAllowed("no"), UnknownRoute("no")],
 )
 def test_strangers_make_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch, error: ProxyError) -> None:
-    """Who has no key may knock as often as he likes, at a door that is served, too: so many lines a second."""
+    """However often a client without a key calls, on served routes too: so many lines a second."""
     monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: 100.0)
     stream = io.StringIO()
     logs = Logs.open("info", "json", stream)

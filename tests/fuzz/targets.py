@@ -143,7 +143,7 @@ _SOUND: Final = re.compile(rb"HTTP/1\.[01] \d{3} ")
 
 
 def http(data: bytes) -> None:
-    """Bytes on a connection: each answer is one of ours, nothing is repeated, and none comes behind a refusal."""
+    """Bytes on a connection: each answer is one of ours, nothing is repeated, and none comes after a refusal."""
     _, pieces = cut(data)
     _LOOP.run_until_complete(_connection(pieces))
 
