@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from manallm_proxy.config.found import address_of
+from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.model import Found, Kind
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.openai.json_object import DecodeErrors, decode

@@ -15,7 +15,7 @@ import attrs
 
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
-from manallm_proxy.config.found import Addition
+from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen

@@ -10,7 +10,7 @@ from manallm_proxy.process.worker_messages import Watch
 
 
 @define(eq=False)
-class Audience:
+class FeedReaders:
     """Kept by the supervisor. Its methods return the messages to send, and to whom."""
 
     watching: set[int] = field(factory=set)
