@@ -1,4 +1,4 @@
-"""Which model servers are there: where to look, and what an answer says. Pure; `look_around` asks.
+"""Finds model servers: which addresses to ask, and what an answer means. Pure; `look_around` asks.
 
 Nothing outside this machine is asked but what ``OLLAMA_URL`` and ``OLLAMA_HOST`` name. A port says nothing of itself:
 servers are told apart by what they answer.

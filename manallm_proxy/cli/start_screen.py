@@ -1,4 +1,4 @@
-"""What `serve` prints for a person once it listens: who is there, who answers for which alias, and what to try."""
+"""What `serve` prints for a person once it listens: providers, the target that answers for each alias, what to try."""
 
 from __future__ import annotations
 
