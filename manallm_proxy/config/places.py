@@ -51,7 +51,7 @@ def _parts(path: str) -> Iterator[str]:
 
 
 def lines_of(file: Path) -> dict[str, int]:
-    """The line of each path in a YAML file; empty where it cannot be read."""
+    """The line of each path in a YAML file; empty if it cannot be read."""
     try:
         node = StrictLoader(text_of(file)).get_single_node()
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -32,7 +32,7 @@ _HOW: Final = "send it as 'Authorization: Bearer KEY' (or as api-key, or as x-ap
 
 
 def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
-    """The one key in the values of ``Authorization`` and of the `others` headers. InvalidKey where there is none.
+    """The one key in the values of ``Authorization`` and of the `others` headers. Raises InvalidKey if there is none.
 
     Some clients send the same key under two names, which is fine; two different ones, or one header twice, are
     not: a server before us may have looked at the other. Another scheme than Bearer is for such a server.
@@ -87,7 +87,7 @@ class Caller:
             self._window.limit = limit
 
     def ask(self, now: float) -> None:
-        """One more request, whose body may be on its way. KeyLimited where it may not."""
+        """Counts one more request, whose body may be on its way. Raises KeyLimited if the key may make no more now."""
         self._refuse_many()
         window = self._window
         if window is not None and not window.take(now):
@@ -99,7 +99,7 @@ class Caller:
             )
 
     def enter(self) -> None:
-        """Its body is in. KeyLimited where there are too many by now; else `leave` ends it."""
+        """Its body is in: it is in flight until `leave`. Raises KeyLimited if too many are in flight by now."""
         self._refuse_many()
         self.in_flight += 1
 

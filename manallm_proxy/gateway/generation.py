@@ -30,7 +30,7 @@ from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegist
 from manallm_proxy.routing.home import Home
 
 LATEST: Final = ":latest"
-"""The tag that an Ollama client means where it gives none."""
+"""The tag that an Ollama client means if it gives none."""
 
 
 @define

@@ -58,7 +58,7 @@ def address_of(provider: ProviderConfig) -> Address:
 
 
 async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
-    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+    """The models of a configured provider that is not probed, for ``check --live``; None if there is no list.
 
     Raises ProviderError if they do not come within `seconds`.
     """

@@ -66,7 +66,7 @@ _ECHO: Final = re.compile(r"; (?:messages|tools|tool_choice) = .*", re.DOTALL)
 
 
 def mistake_in(text: str) -> Mistake | None:
-    """The caller's mistake that `text`, a cleaned message, reports; None where it reports something else."""
+    """The caller's mistake that `text`, a cleaned message, reports; None if it reports something else."""
     for pattern, mistake in _PATTERNS:
         if pattern.match(text):
             return mistake

@@ -305,7 +305,7 @@ def _is_blocked(status: int, words: set[str], text: str) -> bool:
 
 
 def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
-    """`error`, or RetryableStatus where its status is one of the provider's ``extra_retryable_statuses``."""
+    """`error`, or RetryableStatus if its status is one of the provider's ``extra_retryable_statuses``."""
     status = error.status
     if not isinstance(error, UpstreamSaid) or status not in statuses:
         return error

@@ -61,7 +61,7 @@ def reveal(error: ProviderError, body: bytes) -> None:
 
 
 def without_request(text: str, body: bytes) -> str | None:
-    """`text` with a mask for what `body`, a JSON object, holds as well; None where nothing is left to read."""
+    """`text` with a mask for what `body`, a JSON object, holds as well; None if nothing is left to read."""
     try:
         request = decode_leniently(body)
     except DecodeErrors:

@@ -19,7 +19,7 @@ _UNITS: Final = (0.001, 60.0, 3600.0)
 
 
 def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | None = None) -> float | None:
-    """Seconds to wait, from whichever dialect says it; None where none does, or only nonsense.
+    """Seconds to wait, from whichever dialect says it; None if none does, or only nonsense.
 
     `wall` is the time for an HTTP date, seconds since the epoch. Not capped here: `health` caps.
     """

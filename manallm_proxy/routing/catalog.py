@@ -114,7 +114,7 @@ def short_name(id_: str) -> str:
 
 
 def _file_names(id_: str) -> Iterator[str]:
-    """llama-server lists the path of its file where it was given no alias."""
+    """llama-server lists the path of its file if it was given no alias."""
     if id_.lower().endswith(".gguf"):
         name = id_.replace("\\", "/").rpartition("/")[2]
         yield from (name, name[: -len(".gguf")])

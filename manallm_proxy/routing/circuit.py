@@ -28,7 +28,7 @@ class Policy:
 
 @frozen
 class Skip:
-    """Not worth trying now. ``again_in``: seconds after which it may be, where that is known."""
+    """Not worth trying now. ``again_in``: seconds after which it may be, if known."""
 
     reason: SkipReason
     again_in: float | None = None
@@ -116,7 +116,7 @@ class Circuit:
         return "degraded" if self.failures else "healthy"
 
     def refusal(self, now: float) -> Skip | None:
-        """Why no request may pass now; None where one may."""
+        """Why no request may pass now; None if one may."""
         if self.open_until is not None:
             if now < self.open_until:
                 return Skip("unhealthy", self.open_until - now)

@@ -60,7 +60,7 @@ class HealthRegistry:
         self.note(provider)
 
     def again_in(self, targets: Iterable[Target]) -> float | None:
-        """Seconds until the first of `targets` may be tried; None where none ever may."""
+        """Seconds until the first of `targets` may be tried; None if none ever may."""
         now = self.clock()
         waits = [self._again_in(t, now) for t in targets if self.providers[t.provider].configured]
         return min(waits, default=None)

@@ -140,7 +140,7 @@ class Residency:
         return max(0.0, self.observed_at + interval - now)
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
-        """Rules 1 to 3; None where it is not known."""
+        """Rules 1 to 3; None if it is not known."""
         if self.residents is None or is_ollama_cloud(entry.target.model):
             return None
         name = ollama_name(entry.target.model)

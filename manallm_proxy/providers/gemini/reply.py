@@ -303,7 +303,7 @@ def _data_uri(blob: _Blob | None) -> str:
 
 
 def usage_of(counted: object) -> Usage | None:
-    """Tokens; None where they are not counted."""
+    """Tokens; None if they are not counted."""
     if not isinstance(counted, dict):
         return None
     thoughts = _count(counted.get("thoughtsTokenCount"))
@@ -323,7 +323,7 @@ def _count(value: object) -> int:
 
 
 def _logprobs(result: object) -> dict[str, Any] | None:
-    """None where there are none, or none that can be read."""
+    """None if there are none, or none that can be read."""
     if not result:
         return None
     try:

@@ -82,7 +82,7 @@ class OllamaHost:
             await self._client.ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
 
     async def blob(self, model: str, seconds: float) -> str | None:
-        """The digest of the weights behind a name (``FROM`` of its Modelfile); None where they have none."""
+        """The digest of the weights behind a name (``FROM`` of its Modelfile); None if they have none."""
         body = await self._client.ask("POST", "api/show", encode({"model": model}), seconds)
         with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
             found = _FROM.search(_SHOWN.decode(body).modelfile)

@@ -168,7 +168,7 @@ class _Row(msgspec.Struct):
     meta: Any = None
 
     def tokens(self) -> int:
-        """Its context length; 0 where the list does not say. A bool is no number."""
+        """Its context length; 0 if the list does not say. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
         return next((length for length in lengths if type(length) is int and length > 0), 0)
 
