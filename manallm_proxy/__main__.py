@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
     )
 
-    init = commands.add_parser("init", help="write a configuration from the model servers and keys that are there")
+    init = commands.add_parser("init", help="write a configuration from what is found here")
     init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
     init.add_argument("--force", action="store_true", help="replace files that are there, and keep a copy of them")
 
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
     completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
+    commands.add_parser("schema", help="print a JSON schema of the configuration")
     return top
 
 
@@ -144,6 +145,10 @@ def main(argv: list[str] | None = None) -> int:
                 from manallm_proxy.cli.completion import completion
 
                 return completion(arguments.shell, parser())
+            case "schema":
+                from manallm_proxy.cli.schema import schema
+
+                return schema()
             case "init":
                 from manallm_proxy.cli.init import init
 

@@ -201,8 +201,8 @@ def test_in_a_file_people_get_the_day_too() -> None:
 @pytest.mark.parametrize("form", ["auto", "human", "json"])
 def test_the_journal_gets_priorities(form: str, tmp_path: Path) -> None:
     """sd-daemon's prefix, where journald reads the stream itself, and not where the variable was only inherited."""
-    events = [(ENDED, "<6>"), (KeyWasRejected("groq", 401), "<3>"), (FellBack("1", "a/m", "b/m", "http_5xx"), "<7>")]
-    events.append((evolve(ENDED, outcome="broken"), "<4>"))
+    events: list[tuple[Event, str]] = [(ENDED, "<6>"), (evolve(ENDED, outcome="broken"), "<4>")]
+    events += [(KeyWasRejected("groq", 401), "<3>"), (FellBack("1", "a/m", "b/m", "http_5xx"), "<7>")]
     with (tmp_path / "journal").open("w+") as stream:
         here = os.fstat(stream.fileno())
         for named, is_journal in ((f"{here.st_dev}:{here.st_ino}", True), (f"{here.st_dev}:1", False), ("", False)):
