@@ -129,11 +129,13 @@ async def test_a_fresh_clone_is_one_command(tmp_path: Path) -> None:
 
 
 def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
-    """Quickstart, examples, units, nginx's example, page and description; no test, and no link."""
+    """Quickstart, examples, units, nginx's example, page, man pages; no test, and no link."""
     names = run(sys.executable, "-m", "zipfile", "--list", wheel)
     for name in ("quickstart.yaml", "proxy.yaml", "aliases.yaml", "manallm-proxy.service", "nginx.conf.example"):
         assert re.search(rf"^manallm_proxy/examples/{name} .* [1-9][0-9]+$", names, re.MULTILINE), name
     assert "manallm_proxy/gateway/page/index.html" in names
+    for page in ("man1/manallm-proxy.1", "man5/manallm-proxy.yaml.5"):
+        assert f".data/data/share/man/{page} " in names
     assert "tests/" not in names
 
 
