@@ -57,7 +57,7 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 
 .PHONY: packages
 packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
-	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py $(ARGS)
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
