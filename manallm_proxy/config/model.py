@@ -145,6 +145,13 @@ class Metrics:
 
 
 @frozen
+class Traces:
+    """OpenTelemetry. ``endpoint``: where OTLP is taken over HTTP; `load` adds the path, or takes the environment's."""
+
+    endpoint: BaseUrl | None = None
+
+
+@frozen
 class Log:
     """``auto``: human on a terminal, JSON lines otherwise."""
 
@@ -280,6 +287,7 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    traces: Traces = Traces()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)

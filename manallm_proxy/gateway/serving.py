@@ -15,3 +15,5 @@ class Serving:
     draining: bool = False
     followed: bool = False
     """Whether somebody follows requests live, so that their beginnings are reported too."""
+    traced: bool = False
+    """Whether requests become spans, and providers are told of them."""
