@@ -71,6 +71,10 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 man: $(VENV)/.runtime  ## write the man pages anew, from the commands' helps and the comments of the shipped files
 	$(BIN)/python -c 'from manallm_proxy.__main__ import parser; from manallm_proxy.cli.manual import write; write(parser())'
 
+.PHONY: picture
+picture: $(VENV)/.dev  ## take the picture of the status page for README anew, with Chromium
+	$(BIN)/python -m tests.picture docs/status-page.webp
+
 .PHONY: bounds
 bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.toml allows, in an environment of their own
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/bounds
