@@ -1,7 +1,7 @@
 """``make picture``: the status page as README shows it, by a real browser before a running proxy.
 
-Its providers are scripted, its requests real: a box that is busy, then switched off, and a cloud that steps in. They are
-made within seconds, by a clock that has them over the last quarter of an hour.
+Its providers are scripted, its requests real: a box that is busy, then switched off, and a cloud that steps in. They
+are made within seconds, by a clock that has them over the last quarter of an hour.
 """
 
 from __future__ import annotations
