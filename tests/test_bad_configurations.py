@@ -10,39 +10,7 @@ import pytest
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
 from tests.proxy import run
-
-PROXY = """\
-listen:
-  port: 3025
-providers:
-  ollama:
-    kind: ollama
-    base_url: http://127.0.0.1:11434
-  groq:
-    kind: openai
-    base_url: https://api.groq.com/openai/v1
-    api_key: ${GROQ_API_KEY}
-default_provider: ollama
-"""
-ALIASES = """\
-aliases:
-  mana/fast:
-    description: quick
-    chain:
-      - ollama/qwen2.5:7b
-      - groq/llama-3.1-8b-instant
-default: mana/fast
-"""
-
-
-def slips() -> list[tuple[str, str, tuple[str, ...]]]:
-    """The table in ``slips.txt``, in which line ends and the like are written as Python does."""
-    rows = []
-    for block in (Path(__file__).parent / "slips.txt").read_text().strip().split("\n\n")[1:]:
-        first, *wanted = block.splitlines()
-        old, new = (part.encode().decode("unicode_escape") for part in first.split("  =>  "))
-        rows.append((old, "" if new == "(nothing)" else new, tuple(map(str.strip, wanted))))
-    return rows
+from tests.slips import ALIASES, PROXY, slipped, slips
 
 
 def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple[str, ...]:
@@ -59,9 +27,7 @@ def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple
 def test_a_slip_is_reported_with_its_place(tmp_path: Path) -> None:
     """File, line and words, all of them, and none beside."""
     for old, new, wanted in slips():
-        proxy = PROXY.replace(old, new, 1)
-        aliases = ALIASES if proxy != PROXY else ALIASES.replace(old, new, 1)
-        assert (proxy, aliases) != (PROXY, ALIASES)
+        proxy, aliases = slipped(old, new)
         assert told(tmp_path, proxy.encode(), aliases.encode()) == wanted, (old, new)
 
 

@@ -112,6 +112,7 @@ async def test_the_start_screen_names_who_would_answer(tmp_path: Path) -> None:
                 "      nomic-embed-text is not installed: ollama pull nomic-embed-text",
             ]
             assert "  not set:     NO_KEY" in screen
+            assert f"In a browser:  {p.url}/" in screen
             assert '"model": "mana/test"' in screen[-1]  # the default one cannot chat
 
 

@@ -44,6 +44,7 @@ LIBRARIES = {
     "aiohttp_sse": {"http_server"},
     "aioprometheus": {"observe"},
     "logging": {"observe"},
+    "opentelemetry": {"observe"},
     "google": {"providers"},
     "yaml": {"config"},
     "cattrs": {"config"},

@@ -37,6 +37,7 @@ from manallm_proxy.config.model import (
     SecondsOrZero,
     Status,
     Streaming,
+    Traces,
 )
 from manallm_proxy.contract.targets import Cold, Timeouts
 
@@ -123,6 +124,7 @@ class ProxyFile:
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
     log: Log = Log()
     cors: Cors = Cors()
     auth: Auth = Auth()

@@ -22,6 +22,7 @@ from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
+from manallm_proxy.config.tracing import traces_of
 from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
@@ -154,6 +155,7 @@ def _load(
         aliases=aliases.done,
         default=given_aliases.default,
         path=path,
+        traces=traces_of(file.traces, environ, mistakes, providers.notes),
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
         windows=windows,

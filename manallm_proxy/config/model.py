@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import values
-from manallm_proxy.config.values import duration, is_loopback, matching, whole
+from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
@@ -25,38 +25,38 @@ OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
-HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Count = Annotated[int, whole(1)]
-Port = Annotated[int, whole(0, 65535)]
-Status = Annotated[int, whole(400, 599)]
-Seconds = Annotated[float, duration()]
-SecondsOrZero = Annotated[float, duration(zero=True)]
+HostName = Annotated[str, Matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
+Count = Annotated[int, Whole(1)]
+Port = Annotated[int, Whole(0, 65535)]
+Status = Annotated[int, Whole(400, 599)]
+Seconds = Annotated[float, Duration()]
+SecondsOrZero = Annotated[float, Duration(zero=True)]
 Size = Annotated[int, values.size]
 Host = Annotated[str, values.host]
-FileName = Annotated[str, matching(r"[^\0]+", "a file's name")]
+FileName = Annotated[str, Matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
 ApiKey = Annotated[str | Unset, values.api_key]
-Prefix = Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
+Prefix = Annotated[str, Matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
 Origin = Annotated[
-    str, matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
+    str, Matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
 ]
 ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
 Sha256 = Annotated[
-    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+    str, Matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
 ]
 ModelPattern = Annotated[
-    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+    str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
-Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
-PerMinute = Annotated[int, whole(1, 60_000)]
+Pattern = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
+PerMinute = Annotated[int, Whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
-    Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
+    Annotated[str, Matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
 ]
 
 
@@ -142,6 +142,13 @@ class Metrics:
     """``GET /metrics``."""
 
     enabled: bool = True
+
+
+@frozen
+class Traces:
+    """OpenTelemetry. ``endpoint``: where OTLP is taken over HTTP; `load` adds the path, or takes the environment's."""
+
+    endpoint: BaseUrl | None = None
 
 
 @frozen
@@ -280,6 +287,7 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    traces: Traces = Traces()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)

@@ -10,6 +10,7 @@ from attrs import define, frozen
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.trace import Trace
 
 UNROUTED: Final = "other"
 """The ``endpoint`` of requests that match no route."""
@@ -134,6 +135,8 @@ class RequestEnded:
     last: Target | None = None
     """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
     last_at: float | None = None
+    trace: Trace | None = None
+    """None where traces are off."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

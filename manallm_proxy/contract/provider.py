@@ -17,6 +17,7 @@ from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.trace import TraceHeaders
 
 _PICTURES: Final = b"data:image/"
 _PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
@@ -94,6 +95,8 @@ class Call:
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
     retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
     """Names the client's own places in an error that names places in ``body``; None: they are the same."""
+    trace: TraceHeaders | None = None
+    """Where the attempt stands in a trace, for the provider; None where traces are off."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
 

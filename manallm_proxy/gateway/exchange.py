@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from functools import partial
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.attempts import NoProvider
@@ -26,9 +26,10 @@ from manallm_proxy.contract.events import (
     RequestEnded,
 )
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider import Call, RequestSummary
+from manallm_proxy.contract.provider import Call, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
@@ -36,6 +37,7 @@ from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -75,6 +77,7 @@ class Exchange:
     """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
+    trace: Trace | None = None
     walk: Walk | None = None
     resolved: Entry | None = None
     usage: Usage | None = None
@@ -171,13 +174,11 @@ class Exchange:
         return await answer(call, self.walk, visit, self._reply)
 
     async def _complete(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
-        catalog, providers = self.generation.catalog, self.generation.providers
+        catalog = self.generation.catalog
 
         def ask(entry: Entry) -> Awaitable[Answer]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.complete(providers[name], catalog, asked, entry)
+            provider, asked = self._attempt(call, walk, entry)
+            return relay.complete(provider, catalog, asked, entry)
 
         async with await walk.run(visit.in_turn(ask), self._asked) as attempt:
             attempt.served()
@@ -202,13 +203,11 @@ class Exchange:
         return response
 
     async def _stream(self, call: Call, walk: Walk, visit: Visit, reply: Reply) -> web.StreamResponse:
-        catalog, providers = self.generation.catalog, self.generation.providers
+        catalog = self.generation.catalog
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.open_stream(providers[name], catalog, asked, entry)
+            provider, asked = self._attempt(call, walk, entry)
+            return relay.open_stream(provider, catalog, asked, entry)
 
         walking = walk.run(visit.in_turn(ask), self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
@@ -254,14 +253,14 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
-    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
-        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
-        if (
-            walk.log
-            and self.caller is None
-            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
-        ):
+    def _attempt(self, call: Call, walk: Walk, entry: Entry) -> tuple[Provider, Call]:
+        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        provider, call = self.generation.providers[entry.target.provider], call.at(entry.target.provider)
+        if self.trace is not None:
+            call = evolve(call, trace=headers_for(self.trace, entry.target))
+        if walk.log and self.caller is None and isinstance(provider, LoopbackProvider):
             call.advice = advice(self.generation, walk.chain, walk.log)
+        return provider, call
 
     @property
     def _asked(self) -> str:
@@ -341,6 +340,7 @@ class Exchange:
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
+                trace=self.trace,
             )
         )
 

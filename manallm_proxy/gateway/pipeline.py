@@ -13,6 +13,7 @@ from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.trace_context import begin
 from manallm_proxy.http_server import web
 
 
@@ -40,6 +41,8 @@ class Pipeline:
             generation = self.serving.generation
             id_, now = request_id_of(request), generation.registry.clock()
             exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
+            if self.serving.traced:
+                exchange.trace = begin(request.headers)
             try:
                 self._admit(exchange)
             except ProxyError as error:

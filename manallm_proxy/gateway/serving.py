@@ -15,3 +15,5 @@ class Serving:
     draining: bool = False
     followed: bool = False
     """Whether the live feed has readers, so that the beginnings of requests are reported too."""
+    traced: bool = False
+    """Whether requests become spans, and providers are told of them."""

@@ -12,6 +12,7 @@ import aiohttp
 from attrs import define, field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
@@ -204,9 +205,12 @@ class SessionConnections:
         content_type: str | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> SessionResponse:
         name = self.address.name
         headers = self.address.headers_for(request_id)
+        if trace:
+            headers.update(trace)
         if content_type is not None:
             headers["Content-Type"] = content_type
         try:

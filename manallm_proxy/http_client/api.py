@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.trace import TraceHeaders
 
 KEEP_ALIVE_TIMEOUT: Final = 4.0
 """Seconds an idle connection is kept: below the 5 of uvicorn's ``timeout_keep_alive`` (vLLM, SGLang)."""
@@ -163,6 +164,7 @@ class Connections(Protocol):
         content_type: str | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> Response:
         """Requests `path` below the base URL; returns when status and headers have arrived.
 

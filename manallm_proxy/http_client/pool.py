@@ -15,6 +15,7 @@ from attrs import define, field
 from yarl import URL
 
 from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
+from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.dns import AddrInfo, look_up
@@ -75,10 +76,14 @@ class Pool:
         content_type: str | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> Response:
         if self.closed:
             raise self._closed_error()
         head = self._head(method, path, request_id, body, content_type)
+        if trace:
+            end = head.index(b"\r\n") + 2
+            head = head[:end] + "".join(f"{name}: {value}\r\n" for name, value in trace.items()).encode() + head[end:]
         pooled = self._most_recent()
         if pooled is not None:
             try:

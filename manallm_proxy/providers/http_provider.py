@@ -193,6 +193,7 @@ class HttpProvider:
             content_type=request.content_type,
             connect=entry.timeouts.connect,
             until=until,
+            trace=call.trace,
         )
 
     async def _refusal(self, response: Response, until: float | None) -> bytes:
