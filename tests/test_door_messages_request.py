@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.doors.messages import signature
@@ -332,11 +333,19 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def translated(body: bytes) -> Call:
+    """The chat that a request becomes. Raises also where only a provider of the same API could serve it."""
+    call, _ = MessagesDoor().read(body, Client("req-1"))
+    if call.refusal is not None:
+        raise call.refusal
+    return call
+
+
 @every(BAD.values())
 def test_what_is_wrong_is_named_by_its_place(fields: dict[str, Any], param: str, words: str) -> None:
     body = json.dumps({"max_tokens": 10, "messages": [HI], **fields}).encode()
     with pytest.raises(InvalidRequest) as caught:
-        MessagesDoor().read(body, Client("req-1"))
+        translated(body)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert words in caught.value.message
     assert param.split(".")[0] in caught.value.message

@@ -113,3 +113,5 @@ class StreamBatch:
     """The provider ended the stream with an error, after ``frames`` and ``deltas``."""
     content_type: str = ""
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
+    response: bytes = field(default=b"", repr=False)
+    """The response object (JSON) as the events leave it, where one of them says so; see `Endpoint.RESPONSES`."""

@@ -7,7 +7,7 @@ attempt; any other exception is a bug. Cancelling it closes the provider's conne
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -60,6 +60,10 @@ class Endpoint(Enum):
     IMAGE_EDITS = "images/edits", True
     RERANK = "rerank", True
     MODERATIONS = "moderations", True
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    """Anthropic's. As `RESPONSES` and `COUNT_TOKENS`, only for a provider that speaks it itself."""
+    COUNT_TOKENS = "messages/count_tokens"
 
 
 @define  # not frozen: as `answers.Usage`
@@ -96,12 +100,23 @@ class Call:
     """Names the client's own places in an error that names places in ``body``; None: they are the same."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
+    native: Native | None = field(default=None, repr=False)
+    """The client's own form of it, where that is not ``endpoint``'s."""
+    refusal: ProxyError | None = None
+    """Why it has no form but the client's own: this one is for routing alone."""
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    """To be sent along."""
+    told: Mapping[str, bytes] = field(factory=dict)
+    """Members of the answer that the client is told otherwise, such as the id of a response: their JSON, by name."""
 
-    def at(self, provider: str) -> Call:
-        """The call as `provider` gets it."""
-        if self.own is None:
+    def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
+        """The call as `provider` gets it, which speaks these dialects beside chats."""
+        if self.native is not None and self.native.dialect.path in speaks:
+            call = self.native.write(provider)
+        elif self.own is None:
             return self
-        call = self.own(provider)
+        else:
+            call = self.own(provider)
         call.remarks = self.remarks
         return call
 
@@ -110,6 +125,15 @@ class Call:
         if _PICTURES not in self.body:
             return len(self.body)
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
+
+
+@frozen
+class Native:
+    """A call in the format of the client, for providers that speak it too."""
+
+    dialect: Endpoint
+    write: Callable[[str], Call]
+    """Makes it for the provider of that name."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

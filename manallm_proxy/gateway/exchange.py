@@ -154,8 +154,8 @@ class Exchange:
         chain = self.generation.chain_for(call.summary, self.caller)
         if is_pinned(chain, self.caller, self.request.headers):
             chain = at_home(chain, self.generation.config.providers)
-        if call.endpoint.is_opaque:
-            chain = self.generation.able(chain, call.endpoint)
+        if call.endpoint.is_opaque or call.refusal is not None or not self.generation.all_chat:
+            chain = self.generation.able(chain, call)
         if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
             self._remarks.append("degraded_cpu: tried last")
         visit = self.generation.home.visit(call, ordered)
@@ -172,10 +172,8 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[Answer]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.complete(providers[name], catalog, asked, entry)
+            asked = self._form(call, walk, entry)
+            return relay.complete(providers[entry.target.provider], catalog, asked, entry)
 
         async with await walk.run(visit.in_turn(ask), self._asked) as attempt:
             attempt.served()
@@ -203,10 +201,8 @@ class Exchange:
         catalog, providers = self.generation.catalog, self.generation.providers
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.open_stream(providers[name], catalog, asked, entry)
+            asked = self._form(call, walk, entry)
+            return relay.open_stream(providers[entry.target.provider], catalog, asked, entry)
 
         walking = walk.run(visit.in_turn(ask), self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
@@ -252,14 +248,18 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
-    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
-        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
-        if (
-            walk.log
-            and self.caller is None
-            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
-        ):
-            call.advice = advice(self.generation, walk.chain, walk.log)
+    def _form(self, call: Call, walk: Walk, entry: Entry) -> Call:
+        """`call` as `entry`'s provider gets it."""
+        name = entry.target.provider
+        if call.native is None:
+            asked = call.at(name)
+        else:
+            asked = call.at(name, self.generation.config.providers[name].speaks)
+            self._notes = asked.notes
+        # loopback answers in place of a model, and says why none did where its readers are the operator
+        if walk.log and self.caller is None and isinstance(self.generation.providers[name], LoopbackProvider):
+            asked.advice = advice(self.generation, walk.chain, walk.log)
+        return asked
 
     @property
     def _asked(self) -> str:

@@ -8,7 +8,7 @@ replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -95,6 +95,20 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
     brace = body.index(b"{") + 1
     parts, at = [body[:brace].removeprefix(BOM), front], brace
     for (start, end), value in sorted(edits):
+        parts += [body[at:start], value]
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts)
+
+
+def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> bytes:
+    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added."""
+    new = [b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans]
+    brace = body.index(b"{") + 1
+    if new and body[brace:].lstrip()[:1] == b"}":
+        new[-1] = new[-1][:-1]
+    parts, at = [body[:brace].removeprefix(BOM), *new], brace
+    for (start, end), value in sorted((spans[key], value) for key, value in values.items() if key in spans):
         parts += [body[at:start], value]
         at = end
     parts.append(body[at:])

@@ -54,7 +54,7 @@ class Sniffer:
             return self._events.close()
         body = b"".join(self._held)
         if not body.strip():
-            return StreamBatch(done=True)
+            return self._events.close()
         try:
             answer = self._whole(body)
         except ProviderError as error:

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
@@ -64,6 +65,10 @@ class Asked:
     chat: Fields = field(repr=False)
     tools: Tools = field(repr=False)
     include: frozenset[str]
+    summary: RequestSummary
+    """Of the client's own body."""
+    refusal: Untranslatable | None = None
+    """Why it cannot become a chat, as far as is known without its items; ``tools`` and ``chat`` are empty then."""
 
     @property
     def stores(self) -> bool:
@@ -86,12 +91,15 @@ def read_request(body: bytes) -> Asked:
     for key, kind in _CHECKED.items():
         optional(fields, key, kind)
     include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
-    tools = Tools.read(fields)
+    try:
+        tools = Tools.read(fields)
+    except Untranslatable as refusal:
+        return Asked(fields, {}, Tools(), include, summary, refusal)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}
     chat |= {key: value for key, kind in _PASSED.items() if (value := optional(fields, key, kind)) is not None}
     chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, include) | _tools(fields, tools)
-    return Asked(fields, chat, tools, include)
+    return Asked(fields, chat, tools, include, summary)
 
 
 def _length(fields: Fields) -> Fields:

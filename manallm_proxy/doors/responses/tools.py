@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.responses.tool_names import INPUT, Tool, ToolNames
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
 
@@ -19,7 +19,7 @@ _WEB_SEARCH: Final = "web_search"
 _FILE_SEARCH: Final = "file_search"
 
 
-class UnsupportedTool(InvalidRequest):
+class UnsupportedTool(Untranslatable):
     """A tool that this door cannot offer."""
 
     code = "unsupported_tool"
