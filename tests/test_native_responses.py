@@ -290,6 +290,8 @@ async def test_however_it_is_cut(step: int, tmp_path: Path) -> None:
             _, data = await stream(p)
             events = parsed(data)
             assert len(events) == len(responses_stream())
+            began = [(row["response"]["status"], row["response"]["output"]) for row in events[:2]]
+            assert began == [("in_progress", [])] * 2
             assert "".join(row["delta"] for row in events if row["type"] == "response.output_text.delta") == "Hello"
 
 

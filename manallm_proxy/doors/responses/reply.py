@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.contract.targets import Target
@@ -45,8 +45,10 @@ class ResponsesReply:
     content_type: str = "text/event-stream"
     _sequence: int = 0
     _begun: bool = False
+    _empty: bytes = field(default=b"", repr=False)
+    """The response as a provider that speaks this format began it."""
     _native: bytes = field(default=b"", repr=False)
-    """The response as a provider that speaks this format tells it, so far."""
+    """The same with its output so far, if there is any."""
     _relayed: bytes = field(default=b"", repr=False)
     """Its latest events."""
 
@@ -68,10 +70,7 @@ class ResponsesReply:
         self._shell.model, self._answer.provider = str(target), target.provider
 
     def events(self, batch: StreamBatch) -> bytes:
-        if batch.frames and self._relayed and not batch.response:
-            self._relayed = batch.frames
-            return batch.frames
-        if batch.frames or batch.response:
+        if batch.frames or type(batch) is ResponseBatch:
             return self._relay(batch)
         if not batch.deltas:
             return b""
@@ -81,11 +80,16 @@ class ResponsesReply:
 
     def _relay(self, batch: StreamBatch) -> bytes:
         """A provider's own events, after the first two, which may have left before it was asked."""
-        self._native = batch.response or self._native
+        if type(batch) is ResponseBatch:
+            self._empty = self._empty or batch.begun
+            self._native = batch.response or self._native
+            if batch.done and batch.response:
+                self._keep_native(batch.response)
+        if self._begun:
+            self._relayed = batch.frames or self._relayed
+            return batch.frames
         begin = self._begin()
-        self._relayed = batch.frames or self._relayed or begin
-        if batch.done and batch.response:
-            self._keep_native(batch.response)
+        self._relayed = batch.frames or begin
         return begin + batch.frames
 
     def _keep_native(self, response: bytes) -> None:
@@ -125,7 +129,7 @@ class ResponsesReply:
         return self._write([(kind, {"response": response}) for kind in kinds])
 
     def _in_progress(self) -> Any:
-        return msgspec.Raw(self._native) if self._native else self._shell.render("in_progress", [])
+        return msgspec.Raw(self._empty) if self._empty else self._shell.render("in_progress", [])
 
     def _ended(self, usage: Usage | None) -> tuple[str, dict[str, Any]]:
         """Stores the response; returns the last event's type and its response. Unknown usage is zero."""
@@ -140,8 +144,8 @@ class ResponsesReply:
         """The failed response, with its output so far."""
         self._answer.break_off()
         reported = {"code": error.code or error.type, "message": error.message}
-        if self._native:
-            return {**decode_leniently(self._native), "status": "failed", "error": reported}
+        if told := self._native or self._empty:
+            return {**decode_leniently(told), "status": "failed", "error": reported}
         return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:

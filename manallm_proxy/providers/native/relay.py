@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
@@ -40,8 +40,6 @@ class NamedRelay:
     _said: bool = False
     """Whether the answer holds more than its end."""
     _ended: bool = False
-    _response: bytes = field(default=b"", repr=False)
-    """See `StreamBatch.response`; emptied with each batch."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -63,9 +61,11 @@ class NamedRelay:
                 break
             if self._ended:
                 break
-        response, self._response = self._response, b""
-        has_content = self._has_content and not before
-        return StreamBatch(b"".join(out), has_content=has_content, done=self._ended, error=error, response=response)
+        return self._batch(b"".join(out), has_content=self._has_content and not before, error=error)
+
+    def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
+        """What one read became."""
+        return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
 
     def close(self) -> StreamBatch:
         """The end of the provider's body, before that of the answer."""
@@ -74,7 +74,7 @@ class NamedRelay:
         if batch.done or batch.error:
             return batch
         error = Disconnected("its stream ended in mid answer", detail="cut stream")
-        return StreamBatch(batch.frames, has_content=batch.has_content, error=error, response=batch.response)
+        return evolve(batch, error=error)
 
     def _is_plain(self, data: bytes) -> bool:
         """Whether these are whole events, all named, none of which has to be read."""

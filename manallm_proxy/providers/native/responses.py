@@ -1,7 +1,7 @@
 """OpenAI's Responses, as a provider speaks them: the answer is the client's, but for what the proxy knows better.
 
 In a stream the first events repeat the response, empty, and the last one repeats it whole. The first are left to the
-door, which may have begun the answer before it had a provider for it (`StreamBatch.response`).
+door, which may have begun the answer before it had a provider for it (`ResponseBatch`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer, ProviderError
 from manallm_proxy.contract.targets import Target
@@ -55,6 +55,17 @@ class ResponsesRelay(NamedRelay):
     """The response as the client was told it at the start."""
     _items: list[bytes] = field(factory=list, repr=False)
     """What is complete of its output."""
+    _begun: bytes = field(default=b"", repr=False)
+    _response: bytes = field(default=b"", repr=False)
+    """See `ResponseBatch`, as for ``_begun``; emptied with each batch."""
+
+    def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
+        if not (self._begun or self._response):
+            return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
+        begun, response, self._begun, self._response = self._begun, self._response, b"", b""
+        return ResponseBatch(
+            frames, has_content=has_content, done=self._ended, error=error, begun=begun, response=response
+        )
 
     def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
         if kind in _BEGINS:
@@ -88,7 +99,9 @@ class ResponsesRelay(NamedRelay):
         data = within(data, "response", _told(self._call, self._target))
         span = reply_object(data)[1].get("response")
         if span is not None:
-            self._state = self._response = data[slice(*span)]
+            if not self._state:
+                self._begun = data[slice(*span)]
+            self._state = data[slice(*span)]
 
     def _keep_item(self, data: bytes) -> None:
         span = reply_object(data)[1].get("item")
