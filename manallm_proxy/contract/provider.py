@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _PICTURES: Final = b"data:image/"
 _PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
 
@@ -104,9 +106,11 @@ class Call:
     """The client's own form of it, where that is not ``endpoint``'s."""
     refusal: ProxyError | None = None
     """Why it has no form but the client's own: this one is for routing alone."""
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    cuts_length: bool = False
+    """Whether ``max_tokens`` may be cut to what the target can give: clients of its API have to say some number."""
+    headers: Mapping[str, str] = field(default=_NONE, repr=False)
     """To be sent along."""
-    told: Mapping[str, bytes] = field(factory=dict)
+    told: Mapping[str, bytes] = _NONE
     """Members of the answer that the client is told otherwise, such as the id of a response: their JSON, by name."""
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
@@ -119,6 +123,23 @@ class Call:
             call = self.own(provider)
         call.remarks = self.remarks
         return call
+
+    @property
+    def length(self) -> int | None:
+        """``max_tokens``, where it may be cut."""
+        span = self.summary.spans.get("max_tokens") if self.cuts_length else None
+        digits = self.body[slice(*span)] if span is not None else b""
+        return int(digits) if digits.isdigit() else None
+
+    def cut_to(self, most: int) -> Call:
+        """The same with at most so many tokens. Every byte but theirs keeps its place."""
+        length = self.length
+        if length is None or not 0 < most < length:
+            return self
+        start, end = self.summary.spans["max_tokens"]
+        self.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
+        digits = b"%d" % most
+        return evolve(self, body=self.body[:start] + digits.ljust(end - start) + self.body[end:])
 
     def text_size(self) -> int:
         """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
@@ -173,6 +194,8 @@ class ModelInfo:
     """Other names under which the provider serves it."""
     context_length: int = 0
     """Tokens; 0 where it is not known."""
+    max_output: int = 0
+    """Tokens of one answer; 0 where it is not known."""
     size: int = 0
     """Bytes of its weights; 0 where the list does not say."""
 

@@ -23,7 +23,9 @@ class MessagesDoor:
         """The call is a chat completion, for every kind of provider, and the message itself for one that takes it."""
 
         def write(_provider: str) -> Call:
-            return native_call(body, client.headers, client.request_id, Endpoint.MESSAGES)
+            call = native_call(body, client.headers, client.request_id, Endpoint.MESSAGES)
+            call.cuts_length = True
+            return call
 
         thinking = Thinking()
         try:
@@ -33,7 +35,7 @@ class MessagesDoor:
             call.refusal = refusal
         else:
             summary, thinking = read_summary(asked.chat, ("messages", list)), asked.thinking
-            call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False)
+            call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False, cuts_length=True)
             call.retell = asked.paths.retell
         call.native = Native(Endpoint.MESSAGES, write)
         return call, MessagesReply(client.request_id, Blocks(thinking))
