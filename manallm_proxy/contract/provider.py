@@ -103,7 +103,7 @@ class Call:
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
     native: Native | None = field(default=None, repr=False)
-    """The client's own form of it, where that is not ``endpoint``'s."""
+    """The client's own form of it, where a provider speaks that; if not all of a chain do, it has to be translated."""
     refusal: ProxyError | None = None
     """Why it has no form but the client's own: this one is for routing alone."""
     cuts_length: bool = False
@@ -112,6 +112,13 @@ class Call:
     """To be sent along."""
     told: Mapping[str, bytes] = _NONE
     """Members of the answer that the client is told otherwise, such as the id of a response: their JSON, by name."""
+
+    def translated(self) -> Call:
+        """With the form that a provider of chats gets, or why there is none."""
+        assert self.native is not None
+        call = self.native.translate()
+        call.native, call.is_large = self.native, call.is_large or self.is_large
+        return call
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
         """The call as `provider` gets it, which speaks these dialects beside chats."""
@@ -155,6 +162,8 @@ class Native:
     dialect: Endpoint
     write: Callable[[str], Call]
     """Makes it for the provider of that name."""
+    translate: Callable[[], Call]
+    """Makes the call for all other providers. Raises InvalidRequest where it is none."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

@@ -15,7 +15,7 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry, Timeouts
-from manallm_proxy.doors.messages.native import native_call
+from manallm_proxy.doors.messages.native import native_call, read_native
 from manallm_proxy.doors.messages.tokens import count_tokens
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
@@ -34,7 +34,7 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
     id_, headers = request_id_of(request), request.headers
 
     def read(body: bytes) -> tuple[Call, bytes]:
-        call = native_call(body, headers, id_, Endpoint.COUNT_TOKENS)
+        call = read_native(body, headers, id_, Endpoint.COUNT_TOKENS)
         try:
             return call, count_tokens(body)[1]
         except Untranslatable as refusal:
@@ -56,7 +56,7 @@ async def _asked(call: Call, generation: Generation, entry: Entry) -> bytes | No
         return None
     try:
         provider = generation.providers[entry.target.provider]
-        return (await provider.complete(call, evolve(entry, timeouts=_TIMEOUTS))).body
+        return (await provider.complete(native_call(call), evolve(entry, timeouts=_TIMEOUTS))).body
     except ProviderError as error:
         forget_frames(error)
         return None

@@ -144,16 +144,19 @@ class Exchange:
 
     async def _answer(self) -> web.StreamResponse:
         key = self.caller.key.name if self.caller is not None else None
-        client = Client(self.request_id, key, self.request.headers)
+        client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
         limits = self.generation.config.limits
         reading, large = await read_request(self.request, limits, lambda body: self.door.read(body, client))
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
-        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
+        self._summary = call.summary
         chain = self.generation.chain_for(call.summary, self.caller)
         if is_pinned(chain, self.caller, self.request.headers):
             chain = at_home(chain, self.generation.config.providers)
+        if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
+            call = await aside(call.is_large, call.translated)
+        self._notes, self._remarks = call.notes, call.remarks
         if call.endpoint.is_opaque or call.refusal is not None or not self.generation.all_chat:
             chain = self.generation.able(chain, call)
         if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
@@ -251,11 +254,8 @@ class Exchange:
     def _form(self, call: Call, walk: Walk, entry: Entry) -> Call:
         """`call` as `entry`'s provider gets it."""
         name = entry.target.provider
-        if call.native is None:
-            asked = call.at(name)
-        else:
-            asked = call.at(name, self.generation.config.providers[name].speaks)
-            self._notes = asked.notes
+        asked = call.at(name, () if call.native is None else self.generation.config.providers[name].speaks)
+        self._notes = asked.notes
         # loopback answers in place of a model, and says why none did where its readers are the operator
         if walk.log and self.caller is None and isinstance(self.generation.providers[name], LoopbackProvider):
             asked.advice = advice(self.generation, walk.chain, walk.log)

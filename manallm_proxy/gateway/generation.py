@@ -49,6 +49,8 @@ class Generation:
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
+    dialects: frozenset[str] = field(init=False)
+    """See `door.Client`."""
     all_chat: bool = field(init=False)
     """Every provider takes chats, so that no request but an opaque one has to look for one that does."""
     is_open_on_loopback: bool = field(init=False)
@@ -62,6 +64,8 @@ class Generation:
 
     def __attrs_post_init__(self) -> None:
         config = self.config
+        spoken = {dialect for provider in config.providers.values() for dialect in provider.speaks}
+        self.dialects = frozenset(spoken - {"chat"})
         self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
@@ -196,6 +200,10 @@ class Generation:
                 now.unfilled,
             )
             self.registry.observe(event)
+
+    def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
+        """Whether each provider of `chain` speaks `dialect` itself."""
+        return all(dialect in self.config.providers[entry.target.provider].speaks for entry in chain)
 
     def able(self, chain: Chain, call: Call) -> Chain:
         """`chain` without the targets whose provider knows nothing like `call`, whatever their model.

@@ -101,18 +101,29 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
     return b"".join(parts)
 
 
-def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> bytes:
-    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added."""
-    new = [b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans]
+def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
+    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added.
+
+    And where its own stand then.
+    """
     brace = body.index(b"{") + 1
-    if new and body[brace:].lstrip()[:1] == b"}":
-        new[-1] = new[-1][:-1]
-    parts, at = [body[:brace].removeprefix(BOM), *new], brace
-    for (start, end), value in sorted((spans[key], value) for key, value in values.items() if key in spans):
-        parts += [body[at:start], value]
+    front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
+    if front and body[brace:].lstrip()[:1] == b"}":
+        front = front[:-1]
+    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    moved: dict[str, Span] = {}
+    shift = len(parts[0]) - brace + len(front)
+    for (start, end), key in sorted((span, key) for key, span in spans.items()):
+        new = values.get(key)
+        if new is None:
+            moved[key] = (start + shift, end + shift)
+            continue
+        parts += [body[at:start], new]
+        moved[key] = (start + shift, start + shift + len(new))
+        shift += len(new) - (end - start)
         at = end
     parts.append(body[at:])
-    return b"".join(parts)
+    return b"".join(parts), moved
 
 
 def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:

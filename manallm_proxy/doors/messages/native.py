@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from attrs import evolve
+
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.messages.request import ThreadsUnsupported
 from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import read_summary, spliced
@@ -21,18 +24,27 @@ _PASSED: Final = ("anthropic-version", "anthropic-beta")
 _LONGEST: Final = 4096
 
 
-def native_call(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
-    """The call, for any provider that speaks this. Raises InvalidRequest for what is no request at all."""
+def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
+    """The call, for routing. Raises InvalidRequest for what is no request at all, and ThreadsUnsupported."""
     summary = read_summary(body, ("messages", list))
-    if b'"thinking"' in body:
-        span = summary.spans["messages"]
-        turns = decode_leniently(body[slice(*span)])
-        kept = [_readable(turn) for turn in turns]
-        if any(one is not other for one, other in zip(kept, turns, strict=True)):
-            body = spliced(body, summary.spans, {"messages": encode([turn for turn in kept if turn is not None])})
-            summary = read_summary(body, ("messages", list))
+    thread = summary.spans.get("thread")
+    if thread is not None and body[slice(*thread)] != b"null":
+        raise ThreadsUnsupported
     passed = {name: value for name in _PASSED if (value := _header(headers, name))}
-    return Call(endpoint, summary, body, request_id, headers=passed, is_large=is_large(body))
+    return Call(endpoint, summary, body, request_id, headers=passed)
+
+
+def native_call(call: Call, _provider: str = "") -> Call:
+    """The call as a provider gets it that speaks this."""
+    if b'"thinking"' not in call.body:
+        return evolve(call, native=None)
+    turns = decode_leniently(call.body[slice(*call.summary.spans["messages"])])
+    kept = [_readable(turn) for turn in turns]
+    if all(one is other for one, other in zip(kept, turns, strict=True)):
+        return evolve(call, native=None)
+    values = {"messages": encode([turn for turn in kept if turn is not None])}
+    body, spans = spliced(call.body, call.summary.spans, values)
+    return evolve(call, native=None, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

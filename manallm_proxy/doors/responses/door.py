@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import define, evolve
@@ -18,7 +19,7 @@ from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation, 
 from manallm_proxy.doors.responses.native import NativeForm
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
-from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, read_request
+from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.caller_paths import CallerPaths
@@ -47,11 +48,14 @@ class ResponsesDoor:
         items = await self._resolved(given, client.key)
         repeated = {key: value for key, value in asked.fields.items() if key != "input"}
         shell = Shell(self.store.new_id("resp"), repeated, asked.summary.model)
-        native = NativeForm(body, asked, history, items, items is not given, shell, client.request_id)
-        try:
-            call, kept = await aside(large, _forms, native)
-        except RecursionError:
-            raise InvalidRequest("the body is nested too deeply") from None
+        translate = partial(_translated, asked, history, items, client.request_id)
+        if Endpoint.RESPONSES.path in client.dialects:
+            form = NativeForm(body, asked, history, items, items is not given, shell, client.request_id)
+            native = Native(Endpoint.RESPONSES, form.write, partial(_or_refused, form, translate))
+            call = Call(Endpoint.RESPONSES, asked.summary, body, client.request_id, native=native)
+        else:
+            call = await aside(large, translate)
+        kept = await aside(large, _kept, history, items) if asked.stores else ()
         answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
         keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
         return call, ResponsesReply(shell, answer, keep)
@@ -103,19 +107,32 @@ def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
-def _forms(native: NativeForm) -> tuple[Call, tuple[bytes, ...]]:
-    """The call in all its forms, and the items that are kept with its answer."""
-    asked, history, items = native.asked, native.history, native.items
-    refusal = asked.refusal
-    if refusal is None:
-        try:
-            call = _call(asked, _conversation(asked, history, items), native.request_id)
-        except Untranslatable as error:
-            refusal = error
-    if refusal is not None:
-        call = native.refused(refusal)
-    call.native = Native(Endpoint.RESPONSES, native.write)
-    return call, (*history, *map(encode, items)) if asked.stores else ()
+def _kept(history: Sequence[bytes], items: list[Fields]) -> tuple[bytes, ...]:
+    """What led to the answer, as it is kept with it."""
+    try:
+        return (*history, *map(encode, items))
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _or_refused(form: NativeForm, translate: Callable[[], Call]) -> Call:
+    """The translated call, or one that says why only a provider of this API can serve it."""
+    try:
+        return translate()
+    except Untranslatable as refusal:
+        return form.refused(refusal)
+
+
+def _translated(asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str) -> Call:
+    try:
+        add_chat(asked)
+        return _call(asked, _conversation(asked, history, items), request_id)
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("the body is nested too deeply")
 
 
 def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:

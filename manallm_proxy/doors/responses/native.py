@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
-from manallm_proxy.contract.errors import InvalidRequest, ProxyError
+from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
@@ -19,7 +19,7 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
 from manallm_proxy.openai.json_object import decode, encode
 from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request import read_summary, spliced
+from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
 _PREVIOUS: Final = "previous_response_id"
@@ -39,26 +39,26 @@ class NativeForm:
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
+        asked, spans = self.asked, self.asked.summary.spans
         values = {"store": b"false"}
-        if _PREVIOUS in self.asked.summary.spans:
+        if _PREVIOUS in spans:
             values[_PREVIOUS] = b"null"
         own = [each for item in self.items if (each := readable(item, provider)) is not None]
         before = [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
         unchanged = len(own) == len(self.items) and all(map(_same, own, self.items))
         if before or self.has_references or not unchanged:
             values["input"] = encode([*before, *own])
-        if self.asked.stores and self.asked.fields.get("reasoning") and SEALED not in self.asked.include:
-            values["include"] = encode([*sorted(self.asked.include), SEALED])
-        body = spliced(self.body, self.asked.summary.spans, values)
-        summary = read_summary(body, ("input", (str, list)))
+        if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
+            values["include"] = encode([*sorted(asked.include), SEALED])
+        body, spans = spliced(self.body, spans, values)
+        summary = evolve(asked.summary, spans=spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
-        call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell if before else None
+        if before:
+            call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
         return call
 
     def refused(self, refusal: ProxyError) -> Call:
         """The call where this is its only form."""
-        if not self.items and not self.history:
-            raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
         return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
 
     def _told(self) -> dict[str, bytes]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
-from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.request import read_summary
@@ -57,18 +57,16 @@ _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
 
 
-@frozen
+@define
 class Asked:
-    """A validated request. ``fields``: all of it, decoded. ``chat``: the chat's body, still without messages."""
+    """A validated request. ``fields``: all of it, decoded. ``summary``: of the client's own body."""
 
     fields: Fields = field(repr=False)
-    chat: Fields = field(repr=False)
-    tools: Tools = field(repr=False)
     include: frozenset[str]
     summary: RequestSummary
-    """Of the client's own body."""
-    refusal: Untranslatable | None = None
-    """Why it cannot become a chat, as far as is known without its items; ``tools`` and ``chat`` are empty then."""
+    chat: Fields = field(factory=dict, repr=False)
+    """The chat's body, still without messages, once it was asked for; as ``tools``."""
+    tools: Tools = field(factory=Tools, repr=False)
 
     @property
     def stores(self) -> bool:
@@ -91,15 +89,18 @@ def read_request(body: bytes) -> Asked:
     for key, kind in _CHECKED.items():
         optional(fields, key, kind)
     include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
-    try:
-        tools = Tools.read(fields)
-    except Untranslatable as refusal:
-        return Asked(fields, {}, Tools(), include, summary, refusal)
+    return Asked(fields, include, summary)
+
+
+def add_chat(asked: Asked) -> None:
+    """Translates all but the items. Raises Untranslatable where a tool has no translation, and InvalidRequest."""
+    fields, summary, tools = asked.fields, asked.summary, asked.tools
+    tools.read(fields)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}
     chat |= {key: value for key, kind in _PASSED.items() if (value := optional(fields, key, kind)) is not None}
-    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, include) | _tools(fields, tools)
-    return Asked(fields, chat, tools, include, summary)
+    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, asked.include)
+    asked.chat = chat | _tools(fields, tools)
 
 
 def _length(fields: Fields) -> Fields:

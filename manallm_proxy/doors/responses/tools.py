@@ -35,15 +35,12 @@ class Tools:
     dropped: list[str] = field(factory=list)
     """Types of tools that were dropped, safe to log."""
 
-    @classmethod
-    def read(cls, asked: Fields) -> Tools:
-        """Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
-        tools = cls()
+    def read(self, asked: Fields) -> None:
+        """Adds those of a request, once. Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
         given = all_of(dict, optional(asked, "tools", list) or [], "tools")
         choice = asked.get("tool_choice")
-        tools._offer(given, choice)
-        tools._choose(choice)
-        return tools
+        self._offer(given, choice)
+        self._choose(choice)
 
     def _offer(self, given: list[Fields], choice: object) -> None:
         inside: list[tuple[str, Fields, str]] = []

@@ -14,12 +14,12 @@ from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.openai.json_object import BOM, encode
+from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_messages
 from manallm_proxy.providers.native.relay import NamedRelay
-from manallm_proxy.providers.native.splice import with_values, within
+from manallm_proxy.providers.native.splice import members, with_values, within
 from manallm_proxy.providers.openai import chunks
-from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object
+from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _SAYS: Final = ("text", "thinking", "partial_json", "citation", "data")
 """Members of a delta that add something to its block; a signature alone says nothing."""
@@ -27,21 +27,20 @@ _SAYS: Final = ("text", "thinking", "partial_json", "citation", "data")
 
 def message(call: Call, target: Target, body: bytes) -> Answer:
     """A whole message. Raises the error inside of a 200, and BadResponse if it holds no message."""
-    values, _ = reply_object(body)
+    values = members(body)
     refuse_error(values)
-    content = decoded(values["content"]) if "content" in values else None
-    if not isinstance(content, list):
+    if bytes(values.get("content", b""))[:1] != b"[":
         raise BadResponse("its answer has no 'content'", detail="no content")
-    stopped = decoded(values["stop_reason"]) if "stop_reason" in values else None
-    if call.waits_for_words and stopped != "refusal" and not any(map(_says, content)):
+    refused = bytes(values.get("stop_reason", b"")) == b'"refusal"'
+    if call.waits_for_words and not refused and not any(map(_says, decoded(values["content"]))):
         raise EmptyAnswer(f"{target} ended without a word")
     usage = usage_from_messages(decoded(values["usage"])) if "usage" in values else None
-    return Answer(body=with_values(body.removeprefix(BOM), {"model": encode(str(target))}), usage=usage)
+    return Answer(body=with_values(values, {"model": encode(str(target))}), usage=usage)
 
 
 def counted(body: bytes) -> Answer:
     """The answer to ``count_tokens``."""
-    values, _ = reply_object(body)
+    values = members(body)
     refuse_error(values)
     if type(decoded(values.get("input_tokens", b"null"))) is not int:
         raise BadResponse("its answer has no 'input_tokens'", detail="no count")
@@ -61,7 +60,7 @@ class MessagesRelay(NamedRelay):
             case "message_start":
                 told = event.get("message")
                 self._count(told.get("usage") if isinstance(told, dict) else None)
-                return within(data, "message", {"model": self._model})
+                return within(data, "message", {"model": self._model})[0]
             case "content_block_start":
                 self._says(_says(event.get("content_block")))
             case "content_block_delta":

@@ -16,12 +16,12 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import BOM, encode
+from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_responses
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.relay import NamedRelay
-from manallm_proxy.providers.native.splice import with_values, within
-from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object
+from manallm_proxy.providers.native.splice import members, with_values, within
+from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _BEGINS: Final = frozenset({"response.created", "response.in_progress", "response.queued"})
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
@@ -33,16 +33,15 @@ _EMPTY: Final = frozenset(
 
 def response(call: Call, target: Target, body: bytes) -> Answer:
     """A whole response. Raises the error of one that failed, and BadResponse if it holds no answer."""
-    values, _ = reply_object(body)
+    values = members(body)
     refuse_error(values)
-    status = decoded(values["status"]) if "status" in values else None
-    output = decoded(values["output"]) if "output" in values else None
-    if not isinstance(output, list) or status not in ("completed", "incomplete"):
+    status = decoded(values.get("status", b"null"))
+    if bytes(values.get("output", b""))[:1] != b"[" or status not in ("completed", "incomplete"):
         raise BadResponse("its answer is no response that is complete", detail=f"status {status}"[:64])
-    if call.waits_for_words and not any(map(_says, output)):
+    if call.waits_for_words and not any(map(_says, decoded(values["output"]))):
         raise EmptyAnswer(f"{target} ended without a word")
     usage = usage_from_responses(decoded(values["usage"])) if "usage" in values else None
-    return Answer(body=with_values(body.removeprefix(BOM), _told(call, target)), usage=usage)
+    return Answer(body=with_values(values, _told(call, target)), usage=usage)
 
 
 @define
@@ -79,8 +78,7 @@ class ResponsesRelay(NamedRelay):
             self.usage = usage_from_responses(told.get("usage"))
             output = told.get("output")
             self._ends(said=self._said or (isinstance(output, list) and any(map(_says, output))))
-            data = within(data, "response", _told(self._call, self._target))
-            self._response = data[slice(*reply_object(data)[1]["response"])] if told else b""
+            data, self._response = within(data, "response", _told(self._call, self._target))
             return data
         if kind == "response.output_item.added":
             self._says(_begins(event.get("item")))
@@ -96,18 +94,16 @@ class ResponsesRelay(NamedRelay):
         return data if self._has_content or kind.startswith("response.") else None
 
     def _begin(self, data: bytes) -> None:
-        data = within(data, "response", _told(self._call, self._target))
-        span = reply_object(data)[1].get("response")
-        if span is not None:
-            if not self._state:
-                self._begun = data[slice(*span)]
-            self._state = data[slice(*span)]
+        _, state = within(data, "response", _told(self._call, self._target))
+        if state and not self._state:
+            self._begun = state
+        self._state = state or self._state
 
     def _keep_item(self, data: bytes) -> None:
-        span = reply_object(data)[1].get("item")
-        if span is not None and self._state:
-            self._items.append(data[slice(*span)])
-            self._response = with_values(self._state, {"output": b"[%b]" % b",".join(self._items)})
+        item = members(data).get("item")
+        if item is not None and self._state:
+            self._items.append(bytes(item))
+            self._response = with_values(members(self._state), {"output": b"[%b]" % b",".join(self._items)})
 
 
 def _told(call: Call, target: Target) -> Mapping[str, bytes]:
