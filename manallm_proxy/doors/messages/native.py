@@ -37,18 +37,20 @@ def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoi
 def native_call(call: Call, _provider: str = "") -> Call:
     """The call as a provider gets it that speaks this."""
     if b'"thinking"' not in call.body:
-        return evolve(call, native=None)
+        return call
     turns = decode_leniently(call.body[slice(*call.summary.spans["messages"])])
     kept = [_readable(turn) for turn in turns]
     if all(one is other for one, other in zip(kept, turns, strict=True)):
-        return evolve(call, native=None)
+        return call
     values = {"messages": encode([turn for turn in kept if turn is not None])}
     body, spans = spliced(call.body, call.summary.spans, values)
-    return evolve(call, native=None, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
+    return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:
     """The header's value as one line, all of its lines together; empty if it could not be sent on."""
+    if name not in headers:
+        return ""
     lines = headers.getall(name, []) if hasattr(headers, "getall") else [headers.get(name, "")]
     value = ",".join(filter(None, lines))
     return value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else ""

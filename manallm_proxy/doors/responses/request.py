@@ -83,11 +83,11 @@ def read_request(body: bytes) -> Asked:
     """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
     summary = read_summary(body, ("input", (str, list)))
     fields = decoded(body)
-    for key, why in _REFUSED.items():
-        if fields.get(key) not in (None, False):
-            raise InvalidRequest(f"'{key}' is not served: {why}", param=key)
-    for key, kind in _CHECKED.items():
-        optional(fields, key, kind)
+    for key in fields:
+        if key in _CHECKED:
+            optional(fields, key, _CHECKED[key])
+        elif key in _REFUSED and fields[key] not in (None, False):
+            raise InvalidRequest(f"'{key}' is not served: {_REFUSED[key]}", param=key)
     include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
     return Asked(fields, include, summary)
 
