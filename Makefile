@@ -97,6 +97,10 @@ numbers: $(VENV)/.dev  ## print start time and memory of the real process
 bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
 	@$(BIN)/python -m bench
 
+.PHONY: doors
+doors: $(VENV)/.runtime  ## what a chunk and an answer cost through each door, beside a relayed chat: two minutes (ROUNDS)
+	@$(BIN)/python -m bench.doors
+
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
 	@$(BIN)/python -m bench.compare

@@ -22,6 +22,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from bench.machine import free_port
+from manallm_proxy.doors.responses.store import MemoryStore, Stored
 
 CHUNKS: Final = 400
 """Of one stream: what a request costs by itself is hardly seen in them."""
@@ -256,7 +257,29 @@ def shown(found: dict[str, list[tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
+def stored() -> str:
+    """What 100,000 items, two of each of 50,000 responses, do to a store of the default size."""
+    before, began, highest = resident(), time.perf_counter(), 0
+    store = MemoryStore(time.monotonic)
+    for n in range(50_000):
+        items = [json.dumps({**item(f"{which}{n} {WORDS * 8}"), "id": f"msg_{which}{n}"}).encode() for which in "io"]
+        store.keep("key", Stored(f"resp_{n}", b'{"object":"response"}', (items[0],), (items[1],), (f"msg_o{n}",)))
+        highest = max(highest, store.size)
+    each = (time.perf_counter() - began) / 50_000 * 1e6
+    assert highest <= store.bounds().memory, "the bound does not hold"
+    return (
+        f"100,000 items stored: at most {highest / 2**20:.1f} MiB counted of {store.bounds().memory / 2**20:.0f}, "
+        f"{resident() - before:.1f} MiB resident, {len(store):,} responses left, {each:.0f} us for two"
+    )
+
+
+def resident() -> float:
+    """MiB of this process."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
 def main() -> None:
+    print(stored())
     provider = subprocess.Popen([sys.executable, "-m", "bench.doors", "provide"], stdout=subprocess.PIPE, text=True)
     proxy: subprocess.Popen[bytes] | None = None
     try:
