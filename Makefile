@@ -116,6 +116,10 @@ bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-ro
 simulate: $(VENV)/.runtime  ## a day before a box that is asked for too much: what stays local, who waits how long (LOAD, HOURS, SEED)
 	@$(BIN)/python -m bench.simulation
 
+.PHONY: doors
+doors: $(VENV)/.runtime  ## what a chunk and an answer cost through each door, beside a relayed chat: two minutes (ROUNDS)
+	@$(BIN)/python -m bench.doors
+
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)
 	@$(BIN)/python -m bench.compare

@@ -149,18 +149,22 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        client = Client(self.request_id, self.caller.key.name if self.caller else None, self.request.headers)
+        key = self.caller.key.name if self.caller else None
+        client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
         read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
         reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
-        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
+        self._summary = call.summary
         chain = self.generation.chain_for(call.summary, self.caller)
         if is_pinned(chain, self.caller, self.request.headers):
             chain = at_home(chain, self.generation.config.providers)
-        if call.endpoint.is_opaque:
-            chain = self.generation.able(chain, call.endpoint)
+        if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
+            call = await aside(call.is_large, call.translated)
+        self._notes, self._remarks = call.notes, call.remarks
+        if call.endpoint.is_opaque or call.refusal is not None or not self.generation.all_chat:
+            chain = self.generation.able(chain, call)
         if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
             self._remarks.append("degraded_cpu: tried last")
         visit = self.generation.home.visit(call, ordered)
@@ -255,7 +259,10 @@ class Exchange:
 
     def _attempt(self, call: Call, walk: Walk, entry: Entry) -> tuple[Provider, Call]:
         """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
-        provider, call = self.generation.providers[entry.target.provider], call.at(entry.target.provider)
+        name = entry.target.provider
+        provider = self.generation.providers[name]
+        call = call.at(name, () if call.native is None else self.generation.config.providers[name].speaks)
+        self._notes = call.notes
         if self.trace is not None:
             call = evolve(call, trace=headers_for(self.trace, entry.target))
         if walk.log and self.caller is None and isinstance(provider, LoopbackProvider):

@@ -25,7 +25,6 @@ from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEn
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
-from manallm_proxy.doors.messages.tokens import count_tokens
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.embed import OllamaEmbeddingsDoor, OllamaEmbedDoor
 from manallm_proxy.doors.ollama.errors import ollama_error_body
@@ -37,7 +36,7 @@ from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
-from manallm_proxy.gateway.body_reader import read_request
+from manallm_proxy.gateway.counting import counted_tokens
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.hosts import is_local, is_ours
@@ -91,6 +90,10 @@ class AllWorkers(Protocol):
     @property
     def number(self) -> int:
         """Which of them this is."""
+
+    @property
+    def count(self) -> int:
+        """See `workers_store.OtherWorkers`."""
 
     async def ask_one(self, worker: int, question: str) -> str | None:
         """See `workers_store.OtherWorkers`."""
@@ -238,10 +241,7 @@ class Gateway:
         return self.renderer.json(request, anthropic_model(row) if _is_anthropic(request) else row)
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
-        caller = caller_of(request, self.generation)
-        (model, counted), _ = await read_request(request, self.generation.config.limits, count_tokens)
-        self.generation.resolve(model, caller)
-        return self.renderer.raw(request, counted, "application/json")
+        return self.renderer.raw(request, await counted_tokens(request, self.generation), "application/json")
 
     async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))

@@ -12,10 +12,12 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import join
 from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import ModelList, Provider
+from manallm_proxy.gateway.speaking import anthropic_headers, native_paths, speaks_openai
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.ollama.model_details import ModelDetails
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
@@ -34,6 +36,8 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     else:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
+    if paths := native_paths(provider):
+        wire = NativeWire(wire, paths)
     address, retryable = address_of(provider), provider.extra_retryable_statuses
     details = ModelDetails(address) if provider.kind == "ollama" else None
     return HttpProvider(address, wire, retryable, observe, provider.answers, details)
@@ -54,6 +58,7 @@ def address_of(provider: ProviderConfig) -> Address:
         provider.verify_tls,
         provider.proxy,
         key_header,
+        anthropic_headers(provider),
     )
 
 
@@ -97,10 +102,6 @@ def _mistake(provider: ProviderConfig, error: Exception) -> str:
     if isinstance(error, ValueError) and provider.base_url is not None:
         return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
     return f"{path}: no client can be opened for it ({type(error).__name__})"
-
-
-def speaks_openai(provider: ProviderConfig) -> bool:
-    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
 class Closes(Protocol):

@@ -8,7 +8,7 @@ replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -124,6 +124,31 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         at = end
     parts.append(rest[at:])
     return b"".join(parts)
+
+
+def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
+    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added.
+
+    And where its own stand then.
+    """
+    brace = body.index(b"{") + 1
+    front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
+    if front and body[brace:].lstrip()[:1] == b"}":
+        front = front[:-1]
+    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    moved: dict[str, Span] = {}
+    shift = len(parts[0]) - brace + len(front)
+    for (start, end), key in sorted((span, key) for key, span in spans.items()):
+        new = values.get(key)
+        if new is None:
+            moved[key] = (start + shift, end + shift)
+            continue
+        parts += [body[at:start], new]
+        moved[key] = (start + shift, start + shift + len(new))
+        shift += len(new) - (end - start)
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts), moved
 
 
 def _check_type(first: bytes, key: str, kinds: type | tuple[type, ...]) -> None:

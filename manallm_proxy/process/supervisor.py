@@ -272,7 +272,7 @@ class Supervisor:
         """In the worker: closes what belongs to the supervisor."""
         self._let_go(number)
         ours.close()
-        return WorkerLink(number, sockets, theirs)
+        return WorkerLink(number, self.size, sockets, theirs)
 
     def _let_go(self, number: int = 0) -> None:
         """In a child: resets signals, and closes all sockets but those of worker `number`.

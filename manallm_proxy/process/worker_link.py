@@ -84,6 +84,8 @@ class WorkerLink(asyncio.Protocol):
     """Worker ``number``, which listens on ``sockets``. Messages wait in the socket until `join`."""
 
     number: int
+    count: int
+    """How many workers there are."""
     sockets: list[socket.socket]
     _line: socket.socket
     _duties: Duties | None = None

@@ -64,7 +64,7 @@ class Sniffer:
             return self._events.close()
         body = b"".join(self._held)
         if not body.strip():
-            return StreamBatch(done=True)
+            return self._events.close()
         try:
             if len(body) > EVENT_BYTES:
                 refuse_too_much(body, self._limits)

@@ -26,6 +26,7 @@ class Request:
     content_type: str | None = None
     without: str = field(default="", eq=False)
     """The field that was left out because the provider refused it."""
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 class Translator(Protocol):

@@ -15,7 +15,7 @@ from attrs import define, evolve, frozen
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider import Call, Provider, Stream
+from manallm_proxy.contract.provider import Call, ModelInfo, Provider, Stream
 from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
@@ -26,6 +26,8 @@ HOLD_LIMIT: Final = 64 * 1024
 buffering stays bounded."""
 OPTIONAL: Final = frozenset({"thinking"})
 """Capabilities that a request can do without: the fields that ask for them are left out if the target lacks them."""
+_BYTES_A_TOKEN: Final = 3
+"""Few, so that a prompt is rather taken for too long."""
 COMPLETE: Final = "completion"
 """A list that names this capability (Ollama's does) names all that the model has."""
 
@@ -77,12 +79,27 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
     if EmptyAnswer.widened_by in entry.fallback_on:
         call = evolve(call, waits_for_words=True)
     listed = catalog.find(entry.target)
+    if call.cuts_length and (most := _longest(call, entry, listed)):
+        call = call.cut_to(most)
     if listed is None or listed.capabilities is None:
         return call
     if not call.summary.needs <= listed.capabilities:
         raise _unsupported(entry, min(call.summary.needs - listed.capabilities))
     denied = OPTIONAL - listed.capabilities if COMPLETE in listed.capabilities else None
     return evolve(call, denied=denied) if denied else call
+
+
+def _longest(call: Call, entry: Entry, listed: ModelInfo | None) -> int:
+    """Tokens that an answer of `entry`'s target can have, as far as is known; 0: unknown.
+
+    Prompt and answer share a window. The prompt is estimated high, but a quarter of the window is always the answer's:
+    a prompt that large is refused by the provider, with the true numbers.
+    """
+    asked = entry.options.get("num_ctx")
+    window = asked if isinstance(asked, int) else listed.context_length if listed is not None else 0
+    room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4)
+    most = listed.max_output if listed is not None else 0
+    return min(filter(None, (room, most)), default=0)
 
 
 def _unsupported(entry: Entry, lacking: str) -> Unsupported:

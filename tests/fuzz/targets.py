@@ -105,6 +105,8 @@ def messages(data: bytes) -> None:
         call, reply = MessagesDoor().read(data, Client("req-1"))
     except InvalidRequest:
         return
+    if call.refusal is not None:
+        return
     assert json.loads(call.body)["messages"]
     assert json.loads(reply.whole(openai.ENTRY.target, Answer(choices=(Delta("x"),))))["content"]
 

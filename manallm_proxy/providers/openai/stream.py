@@ -29,6 +29,7 @@ from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import set_model
 
 _DATA: Final = b"data: "
@@ -251,6 +252,17 @@ class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider."""
 
     _calls: CallParts = field(factory=CallParts)
+    _plain: PlainChunks = field(factory=PlainChunks)
+
+    def feed(self, data: bytes) -> StreamBatch:
+        if self._has_content and self._decoder.is_between:
+            if words := self._plain.words(data):
+                return StreamBatch(deltas=(Delta(words),))
+            batch = super().feed(data)
+            if len(batch.deltas) == 1 and data.find(_BLANK) == len(data) - 2 and self._call.endpoint is Endpoint.CHAT:
+                self._plain.learn(data, batch.deltas[0])
+            return batch
+        return super().feed(data)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:

@@ -23,6 +23,7 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, called
+from manallm_proxy.providers.length import cut
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
@@ -81,6 +82,8 @@ class OpenAIWire:
         """
         if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
             return None
+        if call.cuts_length and (shorter := cut(call, body)) is not None:
+            return self.request(shorter, entry)
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
             return self._without_effort(call, entry)
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
@@ -152,7 +155,8 @@ def _whole(body: bytes) -> Answer:
 class _Row(msgspec.Struct):
     """One model of a list: ``id``, and what some servers add.
 
-    The context length has a name for each of these: OpenRouter and Together, vLLM, Groq, LM Studio, in this order.
+    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio, Anthropic call it, in this order; the
+    longest answer what Groq and Anthropic do, and OpenRouter inside of ``top_provider``.
     """
 
     id: str = ""
@@ -165,12 +169,25 @@ class _Row(msgspec.Struct):
     max_model_len: Any = None
     context_window: Any = None
     max_context_length: Any = None
+    max_input_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    top_provider: Any = None
     meta: Any = None
 
     def tokens(self) -> int:
         """Its context length; 0 if the list does not say. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
-        return next((length for length in lengths if type(length) is int and length > 0), 0)
+        return _first(*lengths, self.max_input_tokens)
+
+    def most(self) -> int:
+        """Tokens of its longest answer; 0 where the list does not say."""
+        inside = self.top_provider.get("max_completion_tokens") if isinstance(self.top_provider, dict) else None
+        return _first(self.max_completion_tokens, inside, self.max_tokens)
+
+
+def _first(*numbers: Any) -> int:
+    return next((number for number in numbers if type(number) is int and number > 0), 0)
 
 
 def _listed(row: _Row) -> ModelInfo | None:
@@ -182,6 +199,7 @@ def _listed(row: _Row) -> ModelInfo | None:
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
         row.tokens(),
+        row.most(),
         _size(row.meta),
     )
 
