@@ -75,7 +75,7 @@ def test_a_key_is_found_wherever_clients_put_it(
         ([], [KEY + "x" * LONGEST], [], "cannot be an API key"),
     ]
 )
-def test_what_is_no_key_is_told_and_not_repeated(
+def test_a_malformed_key_is_refused_and_not_repeated(
     authorization: list[str], api_key: list[str], x_api_key: list[str], told: str
 ) -> None:
     """Missing, twice, two, malformed, huge: each in words, none of them the client's."""
@@ -206,7 +206,7 @@ def enter(caller: Caller, now: float) -> None:
 
 
 def test_so_many_a_minute() -> None:
-    """The refusal says when to come again; the headers say how it stands."""
+    """The refusal says when to try again; the headers say how many requests are left."""
     caller = Caller(key(requests_per_minute=2))
     assert caller.rate_headers(0.0) == {
         "x-ratelimit-limit-requests": "2",

@@ -230,7 +230,7 @@ async def silent(connection: Connection) -> None:
         (replies(recorded("refusal-llama-loading-503").body, "503 No"), ServerBusy),
     ],
 )
-async def test_what_is_no_answer_is_told(get: GET, kind: type[ProviderError]) -> None:
+async def test_no_answer_is_an_error(get: GET, kind: type[ProviderError]) -> None:
     """Silence and 5xx; a server that loads its model says so in the body."""
     async with upstream(served(get)) as gpu:
         provider = HttpProvider(Address("gpu", gpu.url), OpenAIWire())

@@ -1,4 +1,4 @@
-"""The real process: signals, drain, reload, exit codes, what systemd hears."""
+"""The real process: signals, drain, reload, exit codes, notifications to systemd."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def read_slowly(running: Process, asked: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("hurried", [True, False])
-async def test_what_outlasts_the_drain_is_told(tmp_path: Path, hurried: bool) -> None:
+async def test_a_stream_that_outlasts_the_drain_gets_an_error_event(tmp_path: Path, hurried: bool) -> None:
     """An endless stream gets an error event, never a silent end: at the limit, or at a second signal."""
     config = settings({"gpu": openai(gpu_url := "http://127.0.0.1:9")}, limits={"drain": 30 if hurried else 0.3})
     async with upstream(each(endless)) as gpu:

@@ -1,4 +1,4 @@
-"""``explain``: what would become of a request for a model now, gate by gate, without a call."""
+"""``explain``: what would happen to a request for a model now, target by target. Calls no provider."""
 
 from __future__ import annotations
 

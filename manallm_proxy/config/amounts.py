@@ -11,7 +11,7 @@ from manallm_proxy.contract.budgets import Amount
 
 DEAREST: Final = 1_000_000.0
 MOST: Final = 1e12
-_AMOUNT: Final = re.compile(r"(?P<number>[0-9]{1,13}(?:\.[0-9]{1,9})?) ?(?P<unit>USD|usd|tokens)")
+AMOUNT: Final = re.compile(r"([0-9]{1,13}(?:\.[0-9]{1,9})?) ?(USD|usd|tokens)")
 
 
 def rate(value: object) -> float:
@@ -27,13 +27,13 @@ def rate(value: object) -> float:
 def amount(value: object) -> Amount:
     """``5 USD`` or ``100000 tokens``."""
     found = plain(value)
-    match = _AMOUNT.fullmatch(found) if isinstance(found, str) else None
+    match = AMOUNT.fullmatch(found) if isinstance(found, str) else None
     if match is None:
         raise expected("an amount with its unit: '5 USD', '100000 tokens'", value)
-    number = float(match["number"])
+    number = float(match[1])
     if not 0 < number <= MOST:
         raise Wrong("expected an amount above 0")
-    if match["unit"] == "tokens":
+    if match[2] == "tokens":
         if not number.is_integer():
             raise Wrong("expected a whole number of tokens")
         return Amount(number, "tokens")

@@ -36,6 +36,7 @@ from manallm_proxy.config.model import (
     SecondsOrZero,
     Status,
     Streaming,
+    Traces,
     Weight,
 )
 from manallm_proxy.contract.budgets import OnBudget
@@ -148,6 +149,7 @@ class ProxyFile:
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
     log: Log = Log()
     cors: Cors = Cors()
     auth: Auth = Auth()

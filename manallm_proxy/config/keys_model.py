@@ -7,22 +7,22 @@ from typing import Annotated, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import amounts
-from manallm_proxy.config.values import matching, whole
+from manallm_proxy.config.values import Matching, Whole
 from manallm_proxy.contract.budgets import Amount, Budget, Limit, OnBudget
 
 Locality = Literal["local"]
-Count = Annotated[int, whole(1)]
+Count = Annotated[int, Whole(1)]
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
 Sha256 = Annotated[
-    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+    str, Matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
 ]
 ModelPattern = Annotated[
-    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+    str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
 BudgetAmount = Annotated[Amount, amounts.amount]
-PerMinute = Annotated[int, whole(1, 60_000)]
-TokensPerMinute = Annotated[int, whole(1, 10**9)]
+PerMinute = Annotated[int, Whole(1, 60_000)]
+TokensPerMinute = Annotated[int, Whole(1, 10**9)]
 
 
 @frozen

@@ -15,7 +15,7 @@ import attrs
 
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
-from manallm_proxy.config.found import Addition
+from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
@@ -23,6 +23,7 @@ from manallm_proxy.config.places import located
 from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
+from manallm_proxy.config.tracing import traces_of
 from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
@@ -89,7 +90,7 @@ def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
 
 
 def _files(path: Path) -> list[Path]:
-    """Both files, as far as they can be told while one of them is wrong."""
+    """Both files, as far as they are known while one of them is wrong."""
     named = read(path, {}, lambda what: None) or {}
     beside = named.get("aliases_file", ALIASES_FILE)
     inline = "aliases" in named or not isinstance(beside, str)
@@ -155,6 +156,7 @@ def _load(
         aliases=aliases.done,
         default=given_aliases.default,
         path=path,
+        traces=traces_of(file.traces, environ, mistakes, providers.notes),
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
         spend_file=path.parent / file.spend_file if file.spend_file is not None else None,
@@ -176,7 +178,7 @@ def _load(
 
 
 def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
-    """Each as its chain entry asks for it, or the first request would load it anew."""
+    """The entries of ``warm``, each as in its chain: with other options the first request would load it again."""
     entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
     found: list[Entry] = []
     for n, target in enumerate(file.warm):

@@ -15,7 +15,7 @@ from attrs import field, frozen
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
 from manallm_proxy.config.price_list import GOOGLE, listed
-from manallm_proxy.config.values import duration, is_loopback, matching, whole
+from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.prices import FREE, Price
@@ -27,30 +27,30 @@ OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
-HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Port = Annotated[int, whole(0, 65535)]
-Status = Annotated[int, whole(400, 599)]
-Seconds = Annotated[float, duration()]
-SecondsOrZero = Annotated[float, duration(zero=True)]
+HostName = Annotated[str, Matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
+Port = Annotated[int, Whole(0, 65535)]
+Status = Annotated[int, Whole(400, 599)]
+Seconds = Annotated[float, Duration()]
+SecondsOrZero = Annotated[float, Duration(zero=True)]
 Size = Annotated[int, values.size]
 Host = Annotated[str, values.host]
-FileName = Annotated[str, matching(r"[^\0]+", "a file's name")]
+FileName = Annotated[str, Matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
 ApiKey = Annotated[str | Unset, values.api_key]
-Prefix = Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
+Prefix = Annotated[str, Matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
 Origin = Annotated[
-    str, matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
+    str, Matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
 ]
 ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
-Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
-Weight = Annotated[int, whole(1, 1000)]
+Pattern = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
+Weight = Annotated[int, Whole(1, 1000)]
 Rate = Annotated[float, amounts.rate]
 Headers = Mapping[
     Annotated[str, values.header_name],
-    Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
+    Annotated[str, Matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
 ]
 
 
@@ -136,6 +136,13 @@ class Metrics:
     """``GET /metrics``."""
 
     enabled: bool = True
+
+
+@frozen
+class Traces:
+    """OpenTelemetry. ``endpoint``: where OTLP is taken over HTTP; `load` adds the path, or takes the environment's."""
+
+    endpoint: BaseUrl | None = None
 
 
 @frozen
@@ -255,6 +262,7 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    traces: Traces = Traces()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)

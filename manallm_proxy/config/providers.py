@@ -23,7 +23,7 @@ OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
 """Paths of Ollama's two APIs, which people copy into its address."""
 OPENAI_HOST: Final = "api.openai.com"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 KNOWN_OPTIONS: Final = frozenset(
     {
@@ -36,7 +36,7 @@ KNOWN_OPTIONS: Final = frozenset(
 )
 """Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
 _SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
-_NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
+NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
 @attrs.define
@@ -56,7 +56,7 @@ class Providers:
 
     def add(self, name: str, raw: object) -> None:
         path = join("providers", name)
-        if _NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None:
             self.mistakes.add(path, "a provider's name is letters, digits, '.', '_' and '-', at most 64 of them")
         elif f"{name}/" == self.alias_prefix:
             self.mistakes.add(path, f"a provider cannot have the aliases' own name (alias_prefix is '{name}/')")
@@ -127,7 +127,7 @@ class Providers:
             if setting is not None and not given.local:
                 self.mistakes.add(f"{path}.{key}", "is for a server of your own: say 'local: true' as well")
         if given.kind == "loopback":
-            for key in _NOT_FOR_LOOPBACK:
+            for key in NOT_FOR_LOOPBACK:
                 if raw.get(key) is not None:
                     self.mistakes.add(f"{path}.{key}", "must not be given: kind loopback calls nobody")
 

@@ -149,3 +149,14 @@ class StreamBatch:
     """To write it takes so long that others would feel it."""
     content_type: str = ""
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
+
+
+@frozen
+class ResponseBatch(StreamBatch):
+    """Of a provider's own Responses: with the response object (JSON), where events told it. A class of its own, since
+    each field of a batch costs every chunk its time."""
+
+    begun: bytes = field(default=b"", repr=False)
+    """The response as it begins, once; the events that told so are not in ``frames``."""
+    response: bytes = field(default=b"", repr=False)
+    """The response as these events leave it."""

@@ -59,6 +59,10 @@ class HostNotAllowed(ProxyError):
     code = "host_not_allowed"
 
 
+class Untranslatable(InvalidRequest):
+    """Legal in the client's own API, and nothing that another has a word for: it takes a provider that speaks it."""
+
+
 class InvalidKey(ProxyError):
     """The key is missing, malformed or unknown."""
 

@@ -10,6 +10,7 @@ from attrs import define, frozen
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.trace import Trace
 
 UNROUTED: Final = "other"
 """The ``endpoint`` of requests that match no route."""
@@ -138,6 +139,8 @@ class RequestEnded:
     """USD, where the price of what answered is known."""
     saved: float = 0.0
     """USD that the next entry of the alias would have cost, had a local one not answered."""
+    trace: Trace | None = None
+    """None where traces are off."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

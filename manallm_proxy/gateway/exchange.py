@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from functools import partial
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.attempts import NoProvider
@@ -25,9 +25,10 @@ from manallm_proxy.contract.events import (
     RequestEnded,
 )
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider import Call, RequestSummary
+from manallm_proxy.contract.provider import Call, Provider, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
@@ -35,7 +36,8 @@ from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.expense import Expense
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
-from manallm_proxy.gateway.way import Way, way_of
+from manallm_proxy.gateway.trace_context import headers_for
+from manallm_proxy.gateway.way import Way, chain_of, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -74,6 +76,7 @@ class Exchange:
     """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
+    trace: Trace | None = None
     walk: Walk | None = None
     resolved: Entry | None = None
     usage: Usage | None = None
@@ -146,14 +149,19 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        client = Client(self.request_id, self.caller.key.name if self.caller else None, self.request.headers)
+        key = self.caller.key.name if self.caller else None
+        client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
         read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
         reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
-        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
-        way = way_of(self.generation, call, self.caller, self.request.headers, self._remarks)
+        self._summary = call.summary
+        chain = chain_of(self.generation, call, self.caller, self.request.headers)
+        if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
+            call = await aside(call.is_large, call.translated)
+        self._notes, self._remarks = call.notes, call.remarks
+        way = way_of(self.generation, call, self.caller, chain)
         self.walk, self._expense = way.walk, way.expense
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, way.walk.chain.alias))
@@ -166,13 +174,11 @@ class Exchange:
         return await answer(call, way, self._reply)
 
     async def _complete(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
-        catalog, providers, walk = self.generation.catalog, self.generation.providers, way.walk
+        catalog, walk = self.generation.catalog, way.walk
 
         def ask(entry: Entry) -> Awaitable[Answer]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.complete(providers[name], catalog, asked, entry)
+            provider, asked = self._attempt(call, walk, entry)
+            return relay.complete(provider, catalog, asked, entry)
 
         async with await walk.run(way.in_turn(ask), self._asked) as attempt:
             attempt.served()
@@ -182,8 +188,7 @@ class Exchange:
         if self._expense is not None and answer.usage is not None:
             self._expense.settle(self.resolved, self.usage, 0)
         if answer.dimensions is not None:
-            observe = self.generation.registry.observe
-            self.generation.spaces.check(walk.chain, call, attempt.entry, answer.dimensions, observe)
+            self.generation.check_dimensions(walk.chain, call, attempt.entry, answer.dimensions)
         write, target = reply.whole, attempt.entry.target
         apart = answer.is_large and answer.body is None
         whole = await aside(True, write, target, answer) if apart else write(target, answer)
@@ -200,13 +205,11 @@ class Exchange:
         return response
 
     async def _stream(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
-        catalog, providers, walk = self.generation.catalog, self.generation.providers, way.walk
+        catalog, walk = self.generation.catalog, way.walk
 
         def ask(entry: Entry) -> Awaitable[relay.Opened]:
-            name = entry.target.provider
-            asked = call.at(name)
-            self._advise(asked, walk, entry)
-            return relay.open_stream(providers[name], catalog, asked, entry)
+            provider, asked = self._attempt(call, walk, entry)
+            return relay.open_stream(provider, catalog, asked, entry)
 
         walking = walk.run(way.in_turn(ask), self._asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
@@ -252,14 +255,17 @@ class Exchange:
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
         return self._writer
 
-    def _advise(self, call: Call, walk: Walk, entry: Entry) -> None:
-        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
-        if (
-            walk.log
-            and self.caller is None
-            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
-        ):
+    def _attempt(self, call: Call, walk: Walk, entry: Entry) -> tuple[Provider, Call]:
+        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        name = entry.target.provider
+        provider = self.generation.providers[name]
+        call = call.at(name, () if call.native is None else self.generation.config.providers[name].speaks)
+        self._notes = call.notes
+        if self.trace is not None:
+            call = evolve(call, trace=headers_for(self.trace, entry.target))
+        if walk.log and self.caller is None and isinstance(provider, LoopbackProvider):
             call.advice = advice(self.generation, walk.chain, walk.log)
+        return provider, call
 
     @property
     def _asked(self) -> str:
@@ -304,12 +310,9 @@ class Exchange:
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
         if self._expense is not None:
-            served = self.resolved if self.outcome != "error" else None
-            self._expense.settle(served, self.usage, self.bytes_sent)
-        registry, summary, first = self.generation.registry, self._summary, self.first_byte_at
-        now = registry.clock()
+            self._expense.settle(self.resolved if self.outcome != "error" else None, self.usage, self.bytes_sent)
+        registry, walk, summary, first = self.generation.registry, self.walk, self._summary, self.first_byte_at
         target = self.resolved.target if self.resolved is not None else None
-        walk = self.walk
         cost, saved = self.generation.costs(self.resolved, self.usage)
         registry.observe(
             RequestEnded(
@@ -324,7 +327,7 @@ class Exchange:
                 outcome=self.outcome,
                 attempts=walk.tried if walk is not None else 0,
                 bytes_sent=self.bytes_sent,
-                duration=now - self.started,
+                duration=registry.clock() - self.started,
                 to_first_byte=first - self.started if first is not None else None,
                 prompt_tokens=self.usage.prompt if self.usage is not None else None,
                 completion_tokens=self.usage.completion if self.usage is not None else None,
@@ -337,6 +340,7 @@ class Exchange:
                 last_at=walk.trying_at if walk is not None else None,
                 cost=cost,
                 saved=saved,
+                trace=self.trace,
             )
         )
 

@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.budgets import Budget, Limit
 from manallm_proxy.contract.errors import BudgetExceeded
-from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller
@@ -152,10 +152,11 @@ class Expense:
 
 
 def expense_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Expense | None:
-    """None where nothing limits what the request may cost, or no provider is asked."""
+    """None if nothing limits what the request may cost, or no model is asked."""
     accounts = accounts_of(caller, chain)
     limited = caller if caller is not None and caller.key.tokens_per_minute is not None else None
-    if call.answer is not None or (limited is None and not accounts):
+    asks_nobody = call.answer is not None or call.endpoint is Endpoint.COUNT_TOKENS
+    if asks_nobody or (limited is None and not accounts):
         return None
     return Expense(generation, accounts, limited, *expected_tokens(call), call.summary.stream)
 

@@ -10,10 +10,10 @@ from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import KeyRevoked, OriginNotAllowed, Overloaded, ProxyError
 from manallm_proxy.gateway.credentials import key_of, request_id_of
 from manallm_proxy.gateway.exchange import Exchange
-from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.trace_context import begin
 from manallm_proxy.http_server import web
 
 
@@ -41,6 +41,8 @@ class Pipeline:
             generation = self.serving.generation
             id_, now = request_id_of(request), generation.registry.clock()
             exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
+            if self.serving.traced:
+                exchange.trace = begin(request.headers)
             try:
                 self._admit(exchange)
             except ProxyError as error:
@@ -70,20 +72,15 @@ class Pipeline:
             exchange.caller = generation.keyring.caller(key_of(request))
         elif "Origin" in request.headers and self.renderer.allowed_origin(request) is None:
             raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
-        self._refuse_many(generation)
+        if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
+            raise _full(most)
         if exchange.caller is not None:
             exchange.caller.ask(exchange.started)
 
-    def _refuse_many(self, generation: Generation) -> None:
-        if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
-            raise Overloaded(
-                f"the proxy has {most} requests in hand, as many as it may (limits.concurrent_requests); try again",
-                retry_after=1.0,
-            )
-
     def _take(self, exchange: Exchange) -> None:
         """Gives an exchange whose body is in a place, and one of its key. Raises Overloaded and KeyLimited."""
-        self._refuse_many(exchange.generation)
+        if len(self.placed) >= (most := exchange.generation.config.limits.concurrent_requests):
+            raise _full(most)
         if exchange.caller is not None:
             exchange.caller.enter()
         self.placed.add(exchange)
@@ -99,3 +96,10 @@ class Pipeline:
         for exchange in list(self.exchanges):
             if exchange.caller is not None and exchange.caller not in keyring:
                 exchange.interrupt(KeyRevoked())
+
+
+def _full(most: int) -> Overloaded:
+    return Overloaded(
+        f"the proxy has {most} requests in hand, as many as it may (limits.concurrent_requests); try again",
+        retry_after=1.0,
+    )

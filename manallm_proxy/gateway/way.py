@@ -49,15 +49,25 @@ class Way:
         return timed
 
 
-def way_of(
-    generation: Generation, call: Call, caller: Caller | None, headers: CIMultiDictProxy[str], remarks: list[str]
-) -> Way:
-    """Raises the ProxyError of a model that is not there, may not be used, or of which nothing is left."""
-    chain = _chain(generation, call, caller, headers, remarks)
-    visit = generation.home.visit(call, chain)
-    expense = expense_of(generation, call, caller, chain)
+def chain_of(generation: Generation, call: Call, caller: Caller | None, headers: CIMultiDictProxy[str]) -> Chain:
+    """Raises the ProxyError of a model that is not there, may not be used, or of which nothing is left at home."""
+    chain = generation.chain_for(call.summary, caller)
+    return at_home(chain, generation.config.providers) if is_pinned(chain, caller, headers) else chain
+
+
+def way_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Way:
+    """Raises Unsupported if no provider of `chain` takes the call."""
+    if call.endpoint.is_opaque or call.refusal is not None or not generation.all_chat:
+        chain = generation.able(chain, call)
+    if chain.has_tiers:
+        asked = Asked(generation.registry.in_flight, partial(_conversation, call, caller), call.summary.stream)
+        chain = generation.tiers.arranged(chain, asked, generation.registry.clock())
+    if (ordered := generation.home.boxes.slow_last(chain)) is not chain:
+        call.remarks.append("degraded_cpu: tried last")
+    visit = generation.home.visit(call, ordered)
+    expense = expense_of(generation, call, caller, ordered)
     gate = visit.gate if expense is None or not expense.accounts else _both(visit, expense)
-    return Way(generation, Walk(chain, generation.registry, call.request_id, gate), visit, expense)
+    return Way(generation, Walk(ordered, generation.registry, call.request_id, gate), visit, expense)
 
 
 def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
@@ -67,23 +77,6 @@ def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None
         return expense.refusal(entry) or visit.gate(entry, last) or expense.gate(entry)
 
     return gate
-
-
-def _chain(
-    generation: Generation, call: Call, caller: Caller | None, headers: CIMultiDictProxy[str], remarks: list[str]
-) -> Chain:
-    chain = generation.chain_for(call.summary, caller)
-    if is_pinned(chain, caller, headers):
-        chain = at_home(chain, generation.config.providers)
-    if call.endpoint.is_opaque:
-        chain = generation.able(chain, call.endpoint)
-    if chain.has_tiers:
-        asked = Asked(generation.registry.in_flight, partial(_conversation, call, caller), call.summary.stream)
-        chain = generation.tiers.arranged(chain, asked, generation.registry.clock())
-    ordered = generation.home.boxes.slow_last(chain)
-    if ordered is not chain:
-        remarks.append("degraded_cpu: tried last")
-    return ordered
 
 
 def _conversation(call: Call, caller: Caller | None) -> bytes:

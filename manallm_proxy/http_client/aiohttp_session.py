@@ -12,6 +12,7 @@ import aiohttp
 from attrs import define, field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
@@ -202,19 +203,23 @@ class SessionConnections:
         request_id: str | None,
         body: bytes | None = None,
         content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> SessionResponse:
         name = self.address.name
-        headers = self.address.headers_for(request_id)
+        lines = self.address.headers_for(request_id, headers)
+        if trace:
+            lines.update(trace)
         if content_type is not None:
-            headers["Content-Type"] = content_type
+            lines["Content-Type"] = content_type
         try:
             async with asyncio.timeout_at(until) as limit:
                 response = await self._session.request(
                     method,
                     f"{self.address.base_url}/{path}",
-                    headers=headers,
+                    headers=lines,
                     data=None if body is None else lambda: _payload(body),
                     connect=connect,
                 )

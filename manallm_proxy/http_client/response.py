@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.http_client.api import OnChunk
 from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
 
+_CONTENT_TYPE: Final = b"content-type"
 READ_HIGH_WATER: Final = 64 * 1024
 """Read high-water mark in bytes: above it the socket is not read until the body is."""
 
@@ -88,7 +89,10 @@ class Response:
     def content_type(self) -> str:
         if self._headers is not None:
             return self._headers.get("Content-Type", "")
-        return next((value for name, value in self.lines if name.lower() == b"content-type"), b"").decode("latin-1")
+        for name, value in self.lines:
+            if len(name) == len(_CONTENT_TYPE) and name.lower() == _CONTENT_TYPE:
+                return value.decode("latin-1")
+        return ""
 
     async def head(self, until: float | None) -> None:
         """Waits for status and headers.

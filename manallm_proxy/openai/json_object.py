@@ -179,7 +179,8 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        _check_utf8(body)
+        if not body.isascii():
+            _check_utf8(body)
         return _OBJECT.decode(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -195,8 +196,6 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
 
 def _check_utf8(body: bytes) -> None:
     """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
-    if body.isascii():
-        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(0, len(body), _SLICE):
         decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))

@@ -11,6 +11,8 @@ BYTES_PER_TOKEN: Final = 4
 """Of English prose in JSON; other languages and code have fewer."""
 STREAMED_BYTES_PER_TOKEN: Final = 200
 """Of a stream, whose events have a token each: Ollama's have 203 bytes, llama.cpp's 291."""
+_MOST: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""The last one is of OpenAI's Responses."""
 LONGEST: Final = 10**9
 
 
@@ -18,7 +20,7 @@ def expected_tokens(call: Call) -> tuple[int, int]:
     """Of the prompt, by its bytes, and of the answer at most, as far as the request says; 0 where it does not."""
     is_json = call.content_type == "application/json"  # a form has sound or pictures in it
     prompt = -(-call.text_size() // BYTES_PER_TOKEN) if is_json else 0
-    most = asked_number(call, "max_completion_tokens") or asked_number(call, "max_tokens")
+    most = next((found for key in _MOST if (found := asked_number(call, key))), 0)
     return prompt, min(most * max(asked_number(call, "n"), 1), LONGEST)
 
 

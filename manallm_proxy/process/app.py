@@ -41,6 +41,7 @@ from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_f
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
 from manallm_proxy.process.start_notes import budgets
+from manallm_proxy.process.tracing import Tracing
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.ledger import Row
 from manallm_proxy.routing.probes import Prober
@@ -79,6 +80,7 @@ class App:
     spend: SpendKeeper = field(init=False)
     observe: FanOut = field(init=False)
     """Takes all events."""
+    tracing: Tracing = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -104,9 +106,9 @@ class App:
         broadcast = self.link.moved if self.link is not None else None
         self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
         generation = Generation.build(self.config, clock, self.observe, broadcast, self.spend.ledger)
-        self.gateway = Gateway(
-            Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
-        )
+        serving, render = Serving(generation), self.metrics.render
+        self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
+        self.tracing = Tracing(self.gateway.serving, self.observe)
         self._reloader = Reloader(self)
         self._take_over(generation)
 
@@ -154,6 +156,7 @@ class App:
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
+            await self.tracing.close()
             self._life("stopped")
             if self.link is not None:
                 await self.link.leave(self.metrics.render()[0].decode())
@@ -243,7 +246,7 @@ class App:
         self.feed.hear(Told(id_, kind, data))
 
     def watch(self, on: bool) -> None:
-        """Whether another worker has readers of the live feed."""
+        """Learns whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
     def hear_spent(self, rows: list[Row]) -> None:
@@ -266,6 +269,7 @@ class App:
         self.observe(LifeChanged(what, detail, self.link.number if self.link is not None else None))
 
     def _take_over(self, generation: Generation) -> None:
+        self.tracing.follow(generation.config)
         settings = generation.config.health
         interval, patience = settings.probe_interval, settings.probe_timeout
         self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, patience)

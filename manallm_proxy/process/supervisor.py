@@ -35,9 +35,9 @@ from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.spend_keeper import keep, recover
 from manallm_proxy.process.start_notes import apart, budgets
-from manallm_proxy.process.worker_line import WorkerLine, how_ended
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
+from manallm_proxy.process.worker_socket import WorkerSocket, how_ended
 from manallm_proxy.process.workers import WorkerManager
 
 STALL_TIMEOUT: Final = 20.0
@@ -66,10 +66,10 @@ class Supervisor:
     """Takes all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
-    _lines: dict[int, WorkerLine] = field(factory=dict)
+    _lines: dict[int, WorkerSocket] = field(factory=dict)
     """By file descriptor."""
     _ids: Ids = field(factory=Ids)
-    """Of what it tells readers of the live feed."""
+    """For its own events in the live feed."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
@@ -81,9 +81,9 @@ class Supervisor:
     _queued: bool = False
     """Whether another reload follows the current one."""
     _adopting: bool = False
+    """Whether workers are still adopting ``config``."""
     _changes: str = ""
     """What the reload that is being adopted changes, in words."""
-    """Whether workers are still adopting ``config``."""
     _code: int = 0
     _spend: Path | None = None
 
@@ -99,7 +99,7 @@ class Supervisor:
         recover(self._workers.ledger, self._spend, self.observe)
 
     def _tell(self, event: Event) -> None:
-        """Readers of the live feed hear of reloads from here: no worker knows whether all have adopted one."""
+        """Sends reloads to the live feed: no worker knows whether all have adopted one."""
         if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
             self._workers.tell(Happened(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
 
@@ -232,13 +232,8 @@ class Supervisor:
         """Reports that all workers serve: after the start, or after a reload."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
-            told = apart(self.config) + budgets(self.config, self._spend)
-            self.observe(
-                LifeChanged(
-                    "started",
-                    f"listening on {where} with {self.size} workers{told}",
-                )
-            )
+            notes = apart(self.config) + budgets(self.config, self._spend)
+            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{notes}"))
         if self._adopting:
             self.observe(Reloaded(changes=self._changes))
         systemd.ready(self._workers.summary, self.environ)
@@ -266,7 +261,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         ours.setblocking(False)
-        self._lines[ours.fileno()] = WorkerLine(ours, number)
+        self._lines[ours.fileno()] = WorkerSocket(ours, number)
         self._poll.register(ours, select.POLLIN)
         self._workers.started(number, pid, now)
         return None
@@ -277,7 +272,7 @@ class Supervisor:
         """In the worker: closes what belongs to the supervisor."""
         self._let_go(number)
         ours.close()
-        return WorkerLink(number, sockets, theirs)
+        return WorkerLink(number, self.size, sockets, theirs)
 
     def _let_go(self, number: int = 0) -> None:
         """In a child: resets signals, and closes all sockets but those of worker `number`.
@@ -295,7 +290,7 @@ class Supervisor:
         self._listeners.close_all(but=number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    def _receive(self, line: WorkerLine) -> None:
+    def _receive(self, line: WorkerSocket) -> None:
         lines = line.receive()
         if lines is None:
             line.over = True

@@ -1,4 +1,4 @@
-"""How much structure an answer may have: told from its bytes, before anything is made of them."""
+"""Bounds on the structure of an answer, counted in its bytes before it is decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.bounds import TooMuch, count_structure
 
 EVENT_BYTES: Final = 64 * 1024
-"""Of one event or line of a stream, from which its structure is counted."""
+"""The structure of an event or line of a stream is counted only if it has more bytes than this."""
 _ROWS: Final = 1000
 _T = TypeVar("_T")
 
@@ -25,7 +25,7 @@ def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
 
 
 def rows_of(kind: type[_T], rows: list[Any]) -> list[_T]:
-    """Decoded `rows` as structs of `kind`, some at once. Raises msgspec.ValidationError."""
+    """Decoded `rows` as structs of `kind`, converted in several short calls. Raises msgspec.ValidationError."""
     found: list[_T] = []
     for at in range(0, len(rows), _ROWS):
         found += msgspec.convert(rows[at : at + _ROWS], list[kind])  # type: ignore[valid-type]  # mypy wants a constant

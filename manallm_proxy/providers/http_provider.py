@@ -191,8 +191,10 @@ class HttpProvider:
             request_id=call.request_id,
             body=request.body,
             content_type=request.content_type,
+            headers=request.headers,
             connect=entry.timeouts.connect,
             until=until,
+            trace=call.trace,
         )
 
     async def _refusal(self, response: Response, until: float | None) -> bytes:

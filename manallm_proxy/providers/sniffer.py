@@ -1,4 +1,5 @@
-"""A streamed request answered without ``text/event-stream``: an event stream all the same, or one whole answer."""
+"""Reads the reply to a streamed request if it is not labelled ``text/event-stream``: it may be an event stream all the
+same, or one complete answer."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ class Sniffer:
             return self._events.close()
         body = b"".join(self._held)
         if not body.strip():
-            return StreamBatch(done=True)
+            return self._events.close()
         try:
             if len(body) > EVENT_BYTES:
                 refuse_too_much(body, self._limits)

@@ -46,10 +46,14 @@ class MessagesReply:
     content_type: str = "text/event-stream"
     _model: str = ""
     _started: bool = False
+    _relays: bool = False
+    """The events are the provider's own."""
     _next_index: int = 0
     _id: str = field(factory=lambda: f"msg_{secrets.token_hex(12)}")
 
     def whole(self, target: Target, answer: Answer) -> bytes:
+        if answer.body is not None:
+            return answer.body
         self._model = str(target)
         for choice in answer.choices:
             self.blocks.add(choice)
@@ -62,11 +66,18 @@ class MessagesReply:
         self._model = str(target)
 
     def events(self, batch: StreamBatch) -> bytes:
+        if batch.frames:
+            self._relays = True
+            return batch.frames
+        if not batch.deltas:
+            return b""
         for delta in batch.deltas:
             self.blocks.add(delta)
         return self._begin() + self._advance()
 
     def end(self, usage: Usage | None) -> bytes:
+        if self._relays:
+            return b""
         delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": None}
         return b"".join(
             (

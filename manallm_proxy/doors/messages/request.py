@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
@@ -90,7 +90,7 @@ def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
 
 def _refuse_mcp_servers(asked: Fields) -> None:
     if optional(asked, "mcp_servers", list):
-        raise InvalidRequest("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
+        raise Untranslatable("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
 
 
 def _max_tokens(asked: Fields, *, required: bool) -> int | None:

@@ -23,7 +23,7 @@ _EMBEDDED: Final[msgspec.json.Decoder[Embedded | list[Embedded]]] = msgspec.json
 
 
 def embeddings(call: Call, model: str, body: bytes) -> Answer:
-    """One vector for each input, BadResponse otherwise. Usage is zero where Gemini does not count it."""
+    """One vector for each input; raises BadResponse otherwise. Usage is zero if Gemini does not count it."""
     reply, vectors = _read_vectors(body) if sliced.is_large(body) else _vectors_of(read_json(_EMBEDDED, body))
     asked = decoded(call.body)  # `request` has checked it
     wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
@@ -53,6 +53,6 @@ def _rows(text: bytes) -> list[list[float]]:
 
 
 def _unit(vector: Any) -> list[float]:
-    """Brought to length 1."""
+    """`vector` scaled to length 1."""
     length = math.hypot(*vector)
     return [value / length for value in vector] if length else vector

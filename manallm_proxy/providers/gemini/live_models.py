@@ -31,7 +31,7 @@ _PAGE: Final = 1000
 
 
 async def live_models(address: Address, seconds: float) -> ModelList:
-    """All models, within `seconds`. ProviderError where Google refuses, or cannot be reached."""
+    """All models, within `seconds`. Raises ProviderError if Google refuses, or cannot be reached."""
     models: dict[str, ModelInfo] = {}
     try:
         async with asyncio.timeout(seconds), _client(address) as client:

@@ -1,4 +1,4 @@
-"""What Gemini answers, in neutral words: deltas, finish reasons, usage, vectors (ai.google.dev/api/generate-content).
+"""Reads what Gemini answers into deltas, finish reasons and usage (ai.google.dev/api/generate-content).
 
 Anything may be missing in its replies: candidates, their content, its parts, the usage. What an answer can do without
 is read leniently.
@@ -127,7 +127,7 @@ _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(
 
 
 def read(body: bytes) -> Reply:
-    """A complete answer or one chunk. BadResponse where it is none; the error that it may hold instead."""
+    """A complete answer or one chunk. Raises BadResponse if it is none, and the error that it may hold instead."""
     return read_json(_REPLY, body)
 
 
@@ -194,7 +194,7 @@ class Reader:
     _called: dict[int, int] = field(factory=dict)
     """Tool calls of each choice so far."""
     failure: BadResponse | None = None
-    """Why the last of the deltas are not the end of an answer."""
+    """Set if the model gave up: the deltas so far are no complete answer."""
 
     @property
     def usage(self) -> Usage | None:
@@ -207,9 +207,9 @@ class Reader:
         return bool(self._finished) and self._begun == self._finished
 
     def deltas(self, reply: Reply) -> list[Delta]:
-        """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer.
+        """What `reply` adds, a delta for each choice. Raises ContentBlocked or BadResponse if it is no answer.
 
-        If the model gave its answer up behind some words, they are in the steps, and `failure` is set.
+        If the model gave up after some words, they are in the deltas, and `failure` is set.
         """
         if isinstance(reply.usage_metadata, dict):
             self._counted = reply.usage_metadata
@@ -220,7 +220,10 @@ class Reader:
         return [self._delta(candidate) for candidate in reply.candidates or ()]
 
     def whole(self, reply: Reply) -> Answer:
-        """A complete answer, each choice with its ``finish``: a body that is whole cannot have been cut."""
+        """A complete answer, each choice with a ``finish``: a complete body cannot have been cut.
+
+        Raises as `deltas`, and BadResponse if there is no content.
+        """
         choices = self.deltas(reply)
         if self.failure is not None:
             raise self.failure
@@ -300,7 +303,7 @@ def _data_uri(blob: _Blob | None) -> str:
 
 
 def usage_of(counted: object) -> Usage | None:
-    """Tokens; None where they are not counted."""
+    """Tokens; None if they are not counted."""
     if not isinstance(counted, dict):
         return None
     thoughts = _count(counted.get("thoughtsTokenCount"))
@@ -320,7 +323,7 @@ def _count(value: object) -> int:
 
 
 def _logprobs(result: object) -> dict[str, Any] | None:
-    """None where there are none, or none that can be read."""
+    """None if there are none, or none that can be read."""
     if not result:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A streamed answer of Gemini: server-sent events, each a `Reply`. The end of the body ends it, there is no mark."""
+"""A streamed answer of Gemini: server-sent events, each a `Reply`. It ends with the body: there is no end marker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.gemini.reply import Reader, read
 
 _DONE: Final = b"[DONE]"
-"""What proxies in between add, as OpenAI has it."""
+"""OpenAI's end marker, which some proxies in between add."""
 
 
 @define

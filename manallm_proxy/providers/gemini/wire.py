@@ -1,8 +1,8 @@
 """Gemini's REST API (ai.google.dev/api): chat and legacy completions go to ``generateContent``, embeddings to
 ``batchEmbedContents``.
 
-Google's own library, google-genai, is not on this way: it builds a checked object for each message and part, on the
-event loop, and breaks a finished answer over a counter that it did not expect. The tests compare with it.
+Google's own library, google-genai, is not used here: it builds a checked object for each message and part, on the
+event loop, and fails a finished answer for a counter that it did not expect. The tests compare with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Ollama answers, read: a line of a stream, a complete answer, vectors (ollama api/types.go at v0.33)."""
+"""Decodes what Ollama answers: a line of a stream, a complete answer, vectors (ollama api/types.go at v0.33)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _VECTORS: Final = msgspec.json.Decoder(list[list[float]])
 
 
 def read_line(line: bytes) -> Reply:
-    """A line of a stream. BadResponse where it is none, and the error that it may hold instead."""
+    """A line of a stream. Raises BadResponse if it is none, and the error that it may hold instead."""
     return _checked(_decoded, _REPLY, line)
 
 

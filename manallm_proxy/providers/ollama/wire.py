@@ -1,7 +1,7 @@
 """Ollama's native API (ollama api/types.go and server/routes.go at v0.33).
 
-Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
-one JSON object a line, read into deltas. What it says of itself is not taken on trust:
+Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream has
+one JSON object per line, read into deltas. Its pitfalls:
 
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
@@ -55,7 +55,7 @@ from manallm_proxy.providers.ollama.reply import (
 from manallm_proxy.providers.wire import Request, Translator
 
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
-"""Clients set these for all models alike."""
+"""Fields that clients set for all models, whether they think or not."""
 
 
 class _Details(Struct):
@@ -75,7 +75,7 @@ class _Model(Struct):
 
 @define
 class OllamaWire:
-    """The dialect. ``client_options``: whether clients may set what concerns everybody, see `settings`."""
+    """The dialect. ``client_options``: whether clients may set what concerns all clients, see `settings`."""
 
     client_options: bool = False
     probe_path: str = "api/tags"
@@ -87,7 +87,7 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """A model that does not think is asked as if nobody had mentioned it, unless the client names ``think``."""
+        """For a model that does not think: leaves out the reasoning effort, unless the client sets ``think`` itself."""
         if status != 400 or b"think" not in body:
             return None
         fields = decode_leniently(call.body)
@@ -114,7 +114,7 @@ class OllamaWire:
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
-        """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
+        """`content_type` is ignored: a web page fails as a line of JSON, and a complete answer is one line."""
         translator = OllamaTranslator(call.endpoint, limits)
         return ForcedTranslator(translator) if is_forced(call) else translator
 

@@ -1,6 +1,6 @@
-"""What goes through as bytes: audio, images, reranking, moderations. The target's model is all that is replaced.
+"""Endpoints whose bodies pass through as bytes: audio, images, reranking, moderations. Only the model is replaced.
 
-An answer is looked at only as far as it takes to tell one from a failure under status 200.
+An answer is examined only so far as to tell it from a failure under status 200.
 """
 
 from __future__ import annotations

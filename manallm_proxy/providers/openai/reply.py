@@ -46,7 +46,7 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
 
 
 def decoded(raw: Any) -> Any:
-    """A part of an answer. Its syntax was checked, but a number in it may be one that nobody can read."""
+    """A part of an answer, decoded. Its syntax was checked, but a number in it may be out of range: BadResponse."""
     try:
         return decode_leniently(bytes(raw))
     except DecodeErrors:

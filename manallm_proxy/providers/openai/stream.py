@@ -29,6 +29,7 @@ from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import set_model
 
 _DATA: Final = b"data: "
@@ -41,7 +42,7 @@ _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 
 @define
 class EventStream:
-    """What relaying and reading have in common: frames, keep-alives, errors, and when an answer is complete."""
+    """What `EventRelay` and `EventReader` share: frames, keep-alives, errors, and when an answer is complete."""
 
     _call: Call
     _target: Target
@@ -100,7 +101,7 @@ class EventStream:
         return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
-        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it tells of."""
+        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it reports."""
         if len(frame.raw) > EVENT_BYTES:
             refuse_too_much(frame.raw, self._limits)
         if frame.fields:
@@ -124,7 +125,7 @@ class EventRelay(EventStream):
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
-    """All events of a stream begin alike up to their model: what that looks like, and what it becomes."""
+    """All events of a stream begin with the same bytes, up to their model: those bytes, and what they become."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -159,7 +160,7 @@ class EventRelay(EventStream):
         )
 
     def _plain_until(self, data: bytes) -> int:
-        """How many bytes at the start of `data` are whole events with content only, all of which begin alike."""
+        """How many bytes at the start of `data` are whole events with content only that begin with ``_old_front``."""
         front = self._old_front
         if b"\r" in data or not data.startswith(front):
             return 0
@@ -251,6 +252,17 @@ class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider."""
 
     _calls: CallParts = field(factory=CallParts)
+    _plain: PlainChunks = field(factory=PlainChunks)
+
+    def feed(self, data: bytes) -> StreamBatch:
+        if self._has_content and self._decoder.is_between:
+            if words := self._plain.words(data):
+                return StreamBatch(deltas=(Delta(words),))
+            batch = super().feed(data)
+            if len(batch.deltas) == 1 and data.find(_BLANK) == len(data) - 2 and self._call.endpoint is Endpoint.CHAT:
+                self._plain.learn(data, batch.deltas[0])
+            return batch
+        return super().feed(data)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:

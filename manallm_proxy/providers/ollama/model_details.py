@@ -1,7 +1,7 @@
-"""What an Ollama's list does not say of a model and ``/api/show`` does: capabilities, before 0.13 or so.
+"""Asks ``/api/show`` for the capabilities of models, which Ollama's list leaves out before version 0.13 or so.
 
-Each model is asked for once, and again only when it was changed. So what a model cannot do is refused before it costs
-a call, and what it can is known.
+Each model is asked for once, and again only when it has changed. So a request that its model cannot serve is refused
+before it costs a call.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from manallm_proxy.contract.provider import ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
-from manallm_proxy.providers.host_line import HostLine
+from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.providers.model_list import words
 from manallm_proxy.providers.ollama.errors import failure
 
 AT_ONCE: Final = 4
+"""Questions at a time."""
 REMEMBERED: Final = 1000
-"""Models; the first to be remembered is the first to be forgotten."""
+"""Models; the oldest makes room."""
 
 
 class _Shown(Struct):
@@ -36,21 +37,21 @@ class _Shown(Struct):
 
 _SHOWN: Final = msgspec.json.Decoder(_Shown)
 _Facts = tuple[frozenset[str] | None, int]
-"""Capabilities and context length, 0 where that is not told."""
+"""Capabilities, and context length in tokens, 0 if unknown."""
 
 
 @define(eq=False)
-class Shown:
+class ModelDetails:
     """See `http_provider.Details`."""
 
     address: Address
-    _line: HostLine = field(init=False, repr=False)
+    _client: HostClient = field(init=False, repr=False)
     _known: dict[tuple[str, int], _Facts] = field(factory=dict)
     """By id, and when the model was last changed."""
 
     def __attrs_post_init__(self) -> None:
         base_url = self.address.base_url.removesuffix("/v1")  # its OpenAI endpoints lie below that, this does not
-        self._line = HostLine(evolve(self.address, base_url=base_url), failure)
+        self._client = HostClient(evolve(self.address, base_url=base_url), failure)
 
     async def added(self, listed: ModelList, seconds: float) -> ModelList:
         """`listed` with what is known by now; what cannot be asked within `seconds` comes with a later list."""
@@ -75,7 +76,7 @@ class Shown:
     async def _ask(self, model: ModelInfo, seconds: float) -> None:
         facts: _Facts = None, 0
         try:
-            facts = _read(await self._line.ask("POST", "api/show", encode({"model": model.id}), seconds))
+            facts = _read(await self._client.ask("POST", "api/show", encode({"model": model.id}), seconds))
         except ProviderError as error:
             if error.blame is Blame.REACH:
                 return  # asked again with the next list
@@ -91,7 +92,7 @@ class Shown:
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._line.close()
+        await self._client.close()
 
 
 def _key(model: ModelInfo) -> tuple[str, int]:
