@@ -17,6 +17,7 @@ import pytest
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
+from tests.native_servers import speaks_messages, speaks_responses
 from tests.proxy import Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
 from tests.upstreams import USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
@@ -344,3 +345,45 @@ async def test_a_place_that_cannot_be_written_costs_no_request(tmp_path: Path) -
         async with proxy(config, tmp_path) as p:
             assert (await ask(p))[0] == 200
             assert "budgets are kept in memory only" in p.log.getvalue()
+
+
+# Every API
+
+
+FORMS: list[tuple[str, str, dict[str, Any]]] = [
+    ("chat", "/v1/chat/completions", {"messages": [], "max_tokens": 100}),
+    ("chat", "/v1/completions", {"prompt": "a", "max_tokens": 100}),
+    ("chat", "/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100}),
+    ("chat", "/v1/responses", {"input": "a", "max_output_tokens": 100}),
+    ("chat", "/api/chat", {"messages": [{"role": "user", "content": "a"}], "options": {"num_predict": 100}}),
+    ("chat", "/api/generate", {"prompt": "a", "options": {"num_predict": 100}}),
+    ("messages", "/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100}),
+    ("responses", "/v1/responses", {"input": "a", "max_output_tokens": 100}),
+]
+SERVERS = {"chat": answers, "messages": speaks_messages, "responses": speaks_responses}
+
+
+@pytest.mark.parametrize(("speaks", "path", "body"), FORMS, ids=[f"{path} over {speaks}" for speaks, path, _ in FORMS])
+async def test_every_api_reserves_and_pays(speaks: str, path: str, body: dict[str, Any], tmp_path: Path) -> None:
+    """Translated or relayed: `max_tokens` by whichever name is reserved, and the usage is charged, streamed or not."""
+    async with upstream(each(SERVERS[speaks])) as cloud:
+        config = settings({"cloud": openai(cloud.url, speaks=[speaks])}, [DEAR])
+        config["auth"] = {"keys": [entry(tokens_per_minute=150, budget={"day": "15 USD"})]}
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        async with proxy(config, tmp_path) as p:
+            for stream in (False, True):
+                before = spent(p, "key alice")
+                payload = {"model": "mana/test", **body, "stream": stream}
+                async with p.client.post(p.url + path, json=payload, headers=headers) as response:
+                    assert (response.status, await response.read() != b"") == (200, True)
+                charged = spent(p, "key alice") - before
+                assert 0.45 < charged < 2, "some tokens at ten cents"
+            for key in ("max_tokens", "max_output_tokens"):
+                if key in body:
+                    body = {**body, key: 200}
+            if "options" in body:
+                body = {**body, "options": {"num_predict": 200}}
+            asked = len(cloud.posts)
+            code, told, _ = await p.post(path, {"model": "mana/test", **body}, headers=headers)
+            assert (code, len(cloud.posts)) == (429, asked), told
+            assert "ask for less" in str(told) or "has spent" in str(told)

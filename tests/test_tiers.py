@@ -119,6 +119,7 @@ def test_what_the_requests_of_a_conversation_have_in_common() -> None:
     assert first and first == began(messages=[SYSTEM, USER, *MORE])
     assert first != began(messages=[SYSTEM, MORE[1]]) and first != began(messages=[USER])
     assert began(prompt="a" * 9999) == began(prompt="a" * 8888) != began(prompt="b")
+    assert began(input=[USER]) == began(input=[USER, *MORE]) != began(input=["Hello"])
     long = "a" * PREFIX
     assert began(messages=[{**SYSTEM, "content": long}, USER]) == began(messages=[{**SYSTEM, "content": long}])
     huge = {**USER, "content": "b" * PARSED}

@@ -25,10 +25,11 @@ _MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 def beginning_of(call: Call) -> bytes:
     """The messages up to the first of a user, or the beginning of the prompt: a provider's cache knows it again."""
-    for key in ("messages", "prompt", "input"):
+    for key in ("messages", "input", "prompt"):
         if (span := call.summary.spans.get(key)) is not None:
             value = memoryview(call.body)[span[0] : span[1]]
-            return _first_turn(value) if key == "messages" and len(value) <= PARSED else bytes(value[:PREFIX])
+            is_list = value[:1] == b"[" and len(value) <= PARSED
+            return _first_turn(value) if is_list else bytes(value[:PREFIX])
     return b""
 
 
@@ -39,6 +40,6 @@ def _first_turn(messages: memoryview) -> bytes:
             found += message
             if _MESSAGE.decode(message).role == "user" or len(found) >= PREFIX:
                 break
-    except DecodeErrors:
+    except DecodeErrors:  # a list of texts
         return bytes(messages[:PREFIX])
     return bytes(found[:PREFIX])
