@@ -260,7 +260,7 @@ class HttpStream:
         return self._translator.usage
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
-        """See `upstream.Stream`."""
+        """See `provider.Stream`."""
         if self._pieces:
             return await self._translate(await self._pieces.next())
         if try_write is None:
