@@ -56,8 +56,8 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
 .PHONY: packages
-packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
-	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py $(ARGS)
+packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal and Prometheus show: a minute
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
