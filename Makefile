@@ -43,7 +43,7 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
 	for sdk in anthropic ollama langchain-ollama; do \
 		$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/$$sdk $$sdk || exit 1; done
-	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
+	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest; fi
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
@@ -92,7 +92,7 @@ constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in te
 		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
 	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)
-	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest
+	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest
 	@cp $(SDKS)/package.json tests/clients
 
 .PHONY: audit
