@@ -43,7 +43,7 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
 	for sdk in anthropic ollama langchain-ollama; do \
 		$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/$$sdk $$sdk || exit 1; done
-	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
+	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest; fi
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
@@ -56,8 +56,8 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
 .PHONY: packages
-packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
-	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py $(ARGS)
+packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal and Prometheus show: a minute
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -92,7 +92,7 @@ constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in te
 		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
 	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)
-	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest
+	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest
 	@cp $(SDKS)/package.json tests/clients
 
 .PHONY: audit
