@@ -8,6 +8,8 @@ SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
 PACKAGERS := $(VENV)/packagers
+CLIENTS := $(VENV)/clients
+REAL := tests/clients/real
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -58,6 +60,10 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 .PHONY: packages
 packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal and Prometheus show: a minute
 	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
+
+.PHONY: clients
+clients: $(VENV)/.dev $(CLIENTS)/.installed  ## codex, opencode, cn, the Agents SDK, LiteLLM, Go's, Open WebUI: 3 GB, minutes
+	$(BIN)/python -m pytest -m clients tests/test_real_clients.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -172,6 +178,17 @@ $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 
 $(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list
 	$(BIN)/python $(PIP) install --upgrade --target $(PACKAGERS) --requirement tests/clients/packagers.list
+	@touch $@
+
+# Whole programs, of which each has its own environment. What has no tool here to install it is skipped, and says so.
+$(CLIENTS)/.installed: $(VENV)/bin/python $(wildcard $(REAL)/*)
+	@mkdir -p $(CLIENTS)/npm $(CLIENTS)/go
+	@cp $(REAL)/package.json $(CLIENTS)/npm
+	@if command -v npm >/dev/null; then $(NPM) $(CLIENTS)/npm; else echo "no npm here: skipped"; fi
+	@if command -v go >/dev/null; then cd $(REAL) && go build -o $(abspath $(CLIENTS))/go/clients .; \
+		else echo "no Go here: skipped"; fi
+	@for name in litellm open-webui; do $(PYTHON) -m venv $(CLIENTS)/$$name && \
+		$(CLIENTS)/$$name/bin/python $(PIP) install --requirement $(REAL)/$$name.list || exit 1; done
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it
