@@ -12,6 +12,8 @@ from manallm_proxy.config.model import (
     ApiKey,
     Auth,
     BaseUrl,
+    Cache,
+    Cached,
     Cors,
     Count,
     Dialect,
@@ -79,6 +81,7 @@ class ProviderGiven:
     proxy: ProxyUrl | None = field(default=None, repr=False)
     options: Options = field(factory=dict)
     stream_usage: bool = True
+    cache: Cached | None = None
 
 
 @frozen
@@ -104,6 +107,7 @@ class AliasGiven:
     fallback_on: tuple[MovesOn, ...] = ()
     locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
+    cache: Cached | None = None
 
 
 @frozen
@@ -120,6 +124,7 @@ class ProxyFile:
     chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
+    cache: Cache = Cache()
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()

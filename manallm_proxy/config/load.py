@@ -145,6 +145,7 @@ def _load(
         timeouts=timeouts,
         streaming=file.streaming,
         responses=file.responses,
+        cache=file.cache,
         metrics=file.metrics,
         log=file.log,
         cors=file.cors,

@@ -117,6 +117,20 @@ class Responses:
 
 
 @frozen
+class Cached:
+    """Of an alias, that its answers are kept; of a provider, that its embeddings are."""
+
+    ttl: Seconds
+
+
+@frozen
+class Cache:
+    """Where answers are kept. ``memory``: bytes of each worker."""
+
+    memory: Size = 64 * 2**20
+
+
+@frozen
 class Metrics:
     """``GET /metrics``."""
 
@@ -207,6 +221,8 @@ class ProviderConfig:
     """Kind ollama: sent with every request."""
     stream_usage: bool = True
     """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
+    cache: Cached | None = None
+    """Whether its embeddings are kept, and for how long."""
 
     @property
     def configured(self) -> bool:
@@ -256,6 +272,7 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    cache: Cache = Cache()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
@@ -270,6 +287,12 @@ class Config:
         if not self.windows or provider.kind != "ollama":
             return provider.options
         return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
+
+    @property
+    def caches(self) -> bool:
+        """Whether any answers are kept."""
+        chains = self.aliases.values()
+        return any(chain.cache for chain in chains) or any(each.cache for each in self.providers.values())
 
     @property
     def exposed(self) -> bool:

@@ -157,6 +157,7 @@ def _request(event: RequestEnded) -> dict[str, Any]:
         "ms": _ms(event.duration),
         "prompt_tokens": event.prompt_tokens,
         "completion_tokens": event.completion_tokens,
+        "cache": event.cache,
     }
 
 

@@ -161,7 +161,9 @@ class Metrics:
         self._observe("request_duration_seconds", event.duration, endpoint)
         if event.outcome == "client_gone":
             self._add("client_disconnects_total")
-        if event.provider is None or event.model is None:
+        if event.cache is not None:
+            self._cached(event)
+        if event.provider is None or event.model is None or event.cache == "hit":
             return
         if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
@@ -185,6 +187,14 @@ class Metrics:
         tokens = event.completion_tokens
         if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
             self._observe("output_tokens_per_second", tokens / streamed, *pair)
+
+    def _cached(self, event: RequestEnded) -> None:
+        alias = event.alias or ""
+        self._add("cache_requests_total", alias, event.cache or "")
+        if event.saved is not None:
+            for kind, tokens in (("prompt", event.saved.prompt), ("completion", event.saved.completion)):
+                if 0 < tokens <= TOKENS_LIMIT:
+                    self._add("cache_saved_tokens_total", alias, kind, amount=tokens)
 
     def _add(self, name: str, *labels: str, amount: float = 1) -> None:
         self._counters[name].numbers[labels] += amount
@@ -248,6 +258,8 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
+    ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
+    ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),

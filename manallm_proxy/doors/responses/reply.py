@@ -7,7 +7,7 @@ The order of a stream, different parts of which different clients rely on: ``res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from attrs import define, field
@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.output import Event, Item
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import decode, encode
 
 Keep = Callable[[dict[str, Any], list[Item]], None]
 """Stores a finished response: the object with an empty ``output``, and its items."""
@@ -37,6 +37,8 @@ class ResponsesReply:
     _shell: Shell
     _answer: AnswerItems
     _keep: Keep | None = field(default=None, repr=False)
+    _knows: Callable[[str], Awaitable[bool]] | None = field(default=None, repr=False)
+    """Whether a response of that id is still stored; None where this one is not to be."""
     content_type: str = "text/event-stream"
     _sequence: int = 0
     _begun: bool = False
@@ -51,6 +53,10 @@ class ResponsesReply:
         for _ in self._answer.end():
             pass
         return encode(self._ended(answer.usage)[1])
+
+    async def is_known(self, whole: bytes) -> bool:
+        """See `door.Remembers`."""
+        return self._knows is None or await self._knows(decode(whole)["id"])
 
     def start(self, target: Target) -> None:
         self._shell.model, self._answer.provider = str(target), target.provider
