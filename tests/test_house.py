@@ -50,6 +50,7 @@ LIBRARIES = {
     "yaml": {"config"},
     "cattrs": {"config"},
     "uvloop": {"cli"},
+    "redis": {"state"},
 }
 """The packages through which a library enters."""
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -36,6 +36,7 @@ from manallm_proxy.config.model import (
     Responses,
     Seconds,
     SecondsOrZero,
+    StateUrl,
     Status,
     Streaming,
 )
@@ -125,6 +126,7 @@ class ProxyFile:
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
     cache: Cache = Cache()
+    state: StateUrl | None = field(default=None, repr=False)
     metrics: Metrics = Metrics()
     log: Log = Log()
     cors: Cors = Cors()

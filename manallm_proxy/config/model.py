@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from attrs import field, frozen
 
 from manallm_proxy.config import values
+from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import duration, is_loopback, matching, whole
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
@@ -35,6 +36,7 @@ Host = Annotated[str, values.host]
 FileName = Annotated[str, matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
+StateUrl = Annotated[str | Unset, state_url]
 ApiKey = Annotated[str | Unset, values.api_key]
 Prefix = Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
 Origin = Annotated[
@@ -273,6 +275,8 @@ class Config:
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
     cache: Cache = Cache()
+    state: str | None = field(default=None, repr=False)
+    """A Redis by which workers and instances share what they keep; None: each keeps its own."""
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)

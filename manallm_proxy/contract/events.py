@@ -203,6 +203,15 @@ class ResidentsUnreadable:
 
 
 @frozen
+class StateChanged:
+    """The server that instances share their state by is not well, or is again. ``server``: without a password."""
+
+    server: str
+    is_well: bool
+    detail: str | None = None
+
+
+@frozen
 class Reloaded:
     """A reload (SIGHUP) has ended. ``mistakes`` empty: the new configuration is in use."""
 
@@ -299,6 +308,7 @@ Event = (
     | ModelLoad
     | HalfOnCpu
     | ResidentsUnreadable
+    | StateChanged
     | Reloaded
     | NotVerified
     | ListUnreadable

@@ -9,26 +9,45 @@ from typing import Final
 import msgspec
 
 from manallm_proxy.config.model import Config
+from manallm_proxy.config.state_url import shown_state
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.targets import Chain
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
 from manallm_proxy.state.answers import Answers
-from manallm_proxy.state.kept import Key, MemoryAnswers
+from manallm_proxy.state.kept import AnswerStore, Key, MemoryAnswers
+from manallm_proxy.state.link import BUDGET, Link
+from manallm_proxy.state.redis_answers import RedisAnswers
+from manallm_proxy.state.redis_client import client_of
 
 _APART: Final = ("stream", "stream_options")
 """Fields that decide how an answer is sent, and not what it is."""
 
 
-def new_answers(config: Config, clock: Callable[[], float]) -> Answers:
-    """For `config`. Nothing is kept yet."""
-    return Answers(MemoryAnswers(clock, config.cache.memory))
+def new_answers(config: Config, clock: Callable[[], float], observe: Observer) -> Answers:
+    """For `config`. Nothing is connected yet."""
+    return Answers(_new_store(config, clock, observe), url=_server(config))
 
 
-def adopt_answers(answers: Answers, config: Config) -> None:
+def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], observe: Observer) -> None:
     """`config` serves from now on. Cannot fail."""
+    if answers.url != _server(config):
+        answers.replace(_new_store(config, clock, observe), _server(config))
     if isinstance(answers.store, MemoryAnswers):
         answers.store.limit = config.cache.memory
         answers.store.trim()
+
+
+def _server(config: Config) -> str | None:
+    """Where answers are kept; None: in this process. Who keeps none connects to nobody."""
+    return config.state if config.caches else None
+
+
+def _new_store(config: Config, clock: Callable[[], float], observe: Observer) -> AnswerStore:
+    url = _server(config)
+    if url is None:
+        return MemoryAnswers(clock, config.cache.memory)
+    return RedisAnswers(Link(shown_state(url), client_of(url, BUDGET), observe))
 
 
 def fingerprint(chain: Chain, config: Config) -> bytes:

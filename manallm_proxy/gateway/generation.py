@@ -81,7 +81,7 @@ class Generation:
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
-        answers = new_answers(config, clock)
+        answers = new_answers(config, clock, observe)
         return cls(config, opened, registry, catalog, keyring, answers, home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
@@ -114,7 +114,7 @@ class Generation:
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
         adopt(self.home, self.config, self.registry.providers)
-        adopt_answers(self.answers, self.config)
+        adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -281,7 +281,7 @@ class Generation:
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
         boxes = self.home.boxes.boxes.values()
-        held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers.store]
+        held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
         await close_all(held, self.registry.observe)
 
 

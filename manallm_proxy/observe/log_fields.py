@@ -28,6 +28,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    StateChanged,
     UsageRefused,
     WorkerEnded,
 )
@@ -69,6 +70,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
         case ResidentsUnreadable():
             return "warning", "loaded models are not told", attrs.asdict(event)
+        case StateChanged():
+            if event.is_well:
+                return "info", "shared state is back", {"server": event.server}
+            todo = "requests go on without it; nothing is lost but what is kept there"
+            return "warning", "shared state is away", {"server": event.server, "detail": event.detail, "todo": todo}
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():

@@ -37,6 +37,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    StateChanged,
     UsageRefused,
     WorkerEnded,
 )
@@ -117,6 +118,8 @@ class Metrics:
         self._add("client_disconnects_total", amount=0)
         for result in ("success", "failure"):
             self._add("reloads_total", result, amount=0)
+        for state in ("well", "away"):
+            self._add("state_changes_total", state, amount=0)
 
     def know(self, targets: Iterable[Target]) -> None:
         """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
@@ -139,6 +142,8 @@ class Metrics:
                 self._add("worker_restarts_total", amount=event.again_in is not None)
             case ModelLoad():
                 self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
+            case StateChanged():
+                self._add("state_changes_total", "well" if event.is_well else "away")
             case HalfOnCpu() | ResidentsUnreadable():
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
@@ -260,6 +265,7 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
     ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
+    ("state_changes_total", "How often the server of shared state was lost or found again", "state"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),
