@@ -66,6 +66,10 @@ class RedisServer:
             self._client = import_module("redis").Redis.from_url(self.url)
         return self._client
 
+    def names(self) -> list[bytes]:
+        """All keys."""
+        return list(self.client().scan_iter())
+
     def kill(self) -> None:
         """As a machine that loses its power."""
         assert self._child is not None

@@ -18,9 +18,10 @@ from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.events import Event, StateChanged
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.state.entries import LARGEST
 from manallm_proxy.state.kept import Kept
 from manallm_proxy.state.link import AGAIN, BUDGET, Link
-from manallm_proxy.state.redis_answers import LARGEST, PREFIX, RedisAnswers, pack
+from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
 from manallm_proxy.state.redis_client import client_of
 from tests.figures import value
 from tests.proxy import Proxy, openai, proxy, settings, written
@@ -29,7 +30,7 @@ from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 KEY = bytes(range(32))
-NAME = PREFIX + KEY.hex()
+NAME = name_of(KEY)
 KEPT = Kept(b'{"id":"1"}', Target("up", "m"), "application/json", Usage(3, 2, 1, 1))
 
 
@@ -41,6 +42,12 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 def store(url: str, seen: list[Event] | None = None) -> RedisAnswers:
     return RedisAnswers(Link("redis", client_of(url, BUDGET), (seen if seen is not None else []).append))
+
+
+async def closed(*stores: RedisAnswers) -> None:
+    for each_ in stores:
+        await each_.close()
+        await each_.link.close()
 
 
 async def kept(answers: RedisAnswers, server: RedisServer, ttl: float = 60.0) -> bytes:
@@ -65,7 +72,7 @@ async def test_what_is_kept_is_found_with_its_age(redis: RedisServer) -> None:
     other.drop(KEY)
     await until(lambda: not redis.client().exists(NAME))
     assert await one.find(KEY) is None
-    await asyncio.gather(one.close(), other.close())
+    await closed(one, other)
 
 
 async def test_what_is_not_ours_is_a_miss_and_deleted(redis: RedisServer) -> None:
@@ -78,7 +85,7 @@ async def test_what_is_not_ours_is_a_miss_and_deleted(redis: RedisServer) -> Non
     seen: list[Event] = []
     answers, client = store(redis.url, seen), redis.client()
     entry = await kept(answers, redis)
-    foreign = pack(b"manallm:1:answer:other", KEPT, 60.0)
+    foreign = pack("manallm:1:answer:other", KEPT, 60.0)
     flipped = entry[:-2] + bytes([entry[-2] ^ 1]) + entry[-1:]
     for wrong in (b"x", b"\0" * 100, entry[:-1], entry[:10], entry + b" ", flipped, foreign, b"manallm2" + entry):
         client.set(NAME, wrong, px=60_000)
@@ -100,7 +107,7 @@ async def test_what_is_not_ours_is_a_miss_and_deleted(redis: RedisServer) -> Non
     assert await answers.find(KEY) is None
     await until(lambda: not client.exists(NAME))
     assert not seen
-    await answers.close()
+    await closed(answers)
 
 
 async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: Path) -> None:
@@ -114,11 +121,11 @@ async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: 
             assert (status, headers["x-mana-llm-cache"]) == (200, "miss")
             assert (await one.chat(model="mana/test"))[2]["x-mana-llm-cache"] == "hit"
             client = redis.client()
-            await until(client.keys)
+            await until(redis.names)
             status, again, headers = await other.chat(model="mana/test")
             assert (status, again, headers["x-mana-llm-cache"]) == (200, first, "hit")
             assert headers["x-mana-llm-resolved"] == "up/m"
-            names = client.keys()
+            names = redis.names()
             assert [name.startswith(b"manallm:1:") for name in names] == [True]
             assert 0 < client.pttl(names[0]) <= 3_600_000
             assert len(server.posts) == 1
@@ -221,18 +228,22 @@ async def test_a_full_server_is_told_and_read_on(tmp_path: Path) -> None:
         assert (await answers.find(KEY)) is not None
         assert await answers.find(b"\1" * 32) is None
         assert seen == [StateChanged("redis", is_well=False, detail="refuses what it is told (OOM)")]
-        await answers.close()
+        await closed(answers)
 
 
 async def test_many_at_a_time_are_served_by_few_connections(redis: RedisServer) -> None:
-    """More lookups than connections are none the worse for it."""
-    answers = store(redis.url)
+    """More lookups than connections wait for their turn, and no crowd is taken for a server that is not well."""
+    seen: list[Event] = []
+    answers = store(redis.url, seen)
     await kept(answers, redis)
-    found = await asyncio.gather(*(answers.find(KEY) for _ in range(200)))
+    found = await asyncio.gather(*(answers.find(KEY) for _ in range(50)))
     assert all(each_ is not None for each_ in found)
-    assert answers.link.is_well
+    found = await asyncio.gather(*(answers.find(KEY) for _ in range(2000)))
+    assert any(each_ is not None for each_ in found)
+    await until(lambda: answers.link.is_well)
+    assert not seen
     assert redis.client().info("clients")["connected_clients"] < 40
-    await answers.close()
+    await closed(answers)
 
 
 async def test_a_reload_changes_the_server(redis: RedisServer, tmp_path: Path) -> None:

@@ -26,28 +26,26 @@ _APART: Final = ("stream", "stream_options")
 
 def new_answers(config: Config, clock: Callable[[], float], observe: Observer) -> Answers:
     """For `config`. Nothing is connected yet."""
-    return Answers(_new_store(config, clock, observe), url=_server(config))
+    link = _link(config.state, observe)
+    return Answers(_store(link, config, clock), url=config.state, link=link)
 
 
 def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], observe: Observer) -> None:
     """`config` serves from now on. Cannot fail."""
-    if answers.url != _server(config):
-        answers.replace(_new_store(config, clock, observe), _server(config))
+    if answers.url != config.state:
+        link = _link(config.state, observe)
+        answers.replace(_store(link, config, clock), config.state, link)
     if isinstance(answers.store, MemoryAnswers):
         answers.store.limit = config.cache.memory
         answers.store.trim()
 
 
-def _server(config: Config) -> str | None:
-    """Where answers are kept; None: in this process. Who keeps none connects to nobody."""
-    return config.state if config.caches else None
+def _link(url: str | None, observe: Observer) -> Link | None:
+    return Link(shown_state(url), client_of(url, BUDGET), observe) if url is not None else None
 
 
-def _new_store(config: Config, clock: Callable[[], float], observe: Observer) -> AnswerStore:
-    url = _server(config)
-    if url is None:
-        return MemoryAnswers(clock, config.cache.memory)
-    return RedisAnswers(Link(shown_state(url), client_of(url, BUDGET), observe))
+def _store(link: Link | None, config: Config, clock: Callable[[], float]) -> AnswerStore:
+    return RedisAnswers(link) if link is not None else MemoryAnswers(clock, config.cache.memory)
 
 
 def fingerprint(chain: Chain, config: Config) -> bytes:

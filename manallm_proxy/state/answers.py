@@ -8,21 +8,29 @@ from attrs import define, field
 
 from manallm_proxy.state.flights import Flights
 from manallm_proxy.state.kept import AnswerStore
+from manallm_proxy.state.link import Link
 
 
 @define(eq=False)
 class Answers:
-    """It outlives reloads. ``url``: of the server that keeps them, if one does."""
+    """It outlives reloads. ``link``: to the server by which instances share what they keep, at ``url``, if any."""
 
     store: AnswerStore
     flights: Flights = field(factory=Flights)
     url: str | None = field(default=None, repr=False)
+    link: Link | None = None
     _closing: asyncio.Task[None] | None = None
 
-    def replace(self, store: AnswerStore, url: str | None) -> None:
+    def replace(self, store: AnswerStore, url: str | None, link: Link | None) -> None:
         """`store` keeps them from now on."""
-        old, self.store, self.url = self.store, store, url
-        self._closing = asyncio.get_running_loop().create_task(old.close())
+        self._closing = asyncio.get_running_loop().create_task(_close(self.store, self.link))
+        self.store, self.url, self.link = store, url, link
 
     async def close(self) -> None:
-        await self.store.close()
+        await _close(self.store, self.link)
+
+
+async def _close(store: AnswerStore, link: Link | None) -> None:
+    await store.close()
+    if link is not None:
+        await link.close()

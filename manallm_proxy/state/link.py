@@ -55,8 +55,11 @@ class Link:
         if not self.is_well or self._closed:
             raise Away
         client: Any = None
+        clock, waited = asyncio.get_running_loop().time, 0.0
+        began = clock()
         try:
             async with asyncio.timeout(BUDGET), self._turns:
+                waited = clock() - began
                 if not self.is_well or self._closed:  # while it waited for its turn
                     raise Away
                 client = self._client
@@ -67,7 +70,7 @@ class Link:
             word = _refusal(error)
             if word is not None:
                 raise Refused(word) from None
-            if client is not None and client is self._client:
+            if client is not None and client is self._client and waited < BUDGET / 2:  # else it had no time to answer
                 self._suspect()
             raise Away from None
 
