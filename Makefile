@@ -57,7 +57,7 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 
 .PHONY: packages
 packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
-	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py $(ARGS)
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -66,6 +66,14 @@ check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurati
 	$(BIN)/mypy
 	$(BIN)/manallm-proxy check --config config/proxy.yaml
 	$(BIN)/manallm-proxy check --config config/quickstart.yaml
+
+.PHONY: man
+man: $(VENV)/.runtime  ## write the man pages anew, from the commands' helps and the comments of the shipped files
+	$(BIN)/python -c 'from manallm_proxy.__main__ import parser; from manallm_proxy.cli.manual import write; write(parser())'
+
+.PHONY: picture
+picture: $(VENV)/.dev  ## take the picture of the status page for README anew, with Chromium
+	$(BIN)/python -m tests.picture docs/status-page.webp
 
 .PHONY: bounds
 bounds: $(VENV)/.tools  ## the tests with the lowest versions that pyproject.toml allows, in an environment of their own
@@ -107,6 +115,10 @@ bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-ro
 .PHONY: simulate
 simulate: $(VENV)/.runtime  ## a day before a box that is asked for too much: what stays local, who waits how long (LOAD, HOURS, SEED)
 	@$(BIN)/python -m bench.simulation
+
+.PHONY: doors
+doors: $(VENV)/.runtime  ## what a chunk and an answer cost through each door, beside a relayed chat: two minutes (ROUNDS)
+	@$(BIN)/python -m bench.doors
 
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)

@@ -40,14 +40,16 @@ def parser() -> argparse.ArgumentParser:
         "--credentials", metavar="DIR", help="read keys from files of this folder, as systemd passes them"
     )
 
-    init = commands.add_parser("init", help="write a configuration from the model servers and keys that are there")
+    init = commands.add_parser("init", help="write a configuration from what is found here")
     init.add_argument("folder", nargs="?", default="config", metavar="DIR", help="where to (%(default)s)")
     init.add_argument("--force", action="store_true", help="replace files that are there, and keep a copy of them")
 
     _chat(commands.add_parser("try", help="one chat through a running proxy: does it work?"), "Hello")
-    _chat(commands.add_parser("chat", help="one chat through a running proxy"), None)
+    _chat(commands.add_parser("chat", help="chat through a running proxy"), None)
     _client(commands.add_parser("models", help="list what a running proxy serves"))
-    _client(commands.add_parser("status", help="show the health of a running proxy's providers"))
+    status = commands.add_parser("status", help="show the health of a running proxy's providers")
+    status.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
+    _client(status)
 
     explain = commands.add_parser("explain", help="what would become of a request now, gate by gate, without a call")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     completion = commands.add_parser("completion", help="print what your shell needs to complete these commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="source <(manallm-proxy completion bash)")
+    commands.add_parser("schema", help="print a JSON schema of the configuration")
     return top
 
 
@@ -87,7 +90,11 @@ def _client(command: argparse.ArgumentParser) -> None:
 
 
 def _chat(command: argparse.ArgumentParser, text: str | None) -> None:
-    what = "standard input where it is - or left out" if text is None else f"'{text}' where it is left out"
+    what = (
+        "standard input where it is -; left out: a conversation, on a terminal"
+        if text is None
+        else f"'{text}' where it is left out"
+    )
     command.add_argument("text", nargs="?", default=text, metavar="TEXT", help=f"what to say; {what}")
     command.add_argument("-m", "--model", help="an alias or provider/model (else the default alias)")
     _client(command)
@@ -144,6 +151,10 @@ def main(argv: list[str] | None = None) -> int:
                 from manallm_proxy.cli.completion import completion
 
                 return completion(arguments.shell, parser())
+            case "schema":
+                from manallm_proxy.cli.schema import schema
+
+                return schema()
             case "init":
                 from manallm_proxy.cli.init import init
 
@@ -180,14 +191,19 @@ def _ask(arguments: argparse.Namespace) -> int:
             case "status":
                 from manallm_proxy.cli.status import status
 
-                return status(arguments.url, arguments.json, os.environ)
+                return status(arguments.url, arguments.json, os.environ, arguments.watch)
             case _:
                 from manallm_proxy.cli.chat import chat
+                from manallm_proxy.cli.conversation import converse, is_wanted
 
+                if is_wanted(arguments.text, arguments.json):
+                    return converse(arguments.url, arguments.model, os.environ)
                 return chat(arguments.url, arguments.model, arguments.text, arguments.json, os.environ)
     except Failed as failed:
         print(failed, file=sys.stderr)
         return failed.code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # whoever reads our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -11,7 +11,7 @@ LAUNCHER := $(PREFIX)/bin/manallm-proxy
 UNIT := $(PREFIX)/lib/systemd/system/manallm-proxy.service
 SOCKET := $(PREFIX)/lib/systemd/system/manallm-proxy.socket
 SYSUSERS := $(PREFIX)/lib/sysusers.d/manallm-proxy.conf
-MAN := $(PREFIX)/share/man/man1/manallm-proxy.1
+MAN := $(PREFIX)/share/man
 ETC := $(SYSCONFDIR)/manallm
 SOURCES := pyproject.toml setup.cfg constraints.txt README.md LICENSE manallm_proxy config systemd
 
@@ -54,7 +54,10 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	@sed -e 's|/usr/local/bin/manallm-proxy|$(LAUNCHER)|g' -e 's|/etc/manallm|$(ETC)|g' \
 		systemd/manallm-proxy.service >'$(DESTDIR)$(UNIT)'
 	@chmod 0644 '$(DESTDIR)$(UNIT)'
-	@install -d '$(DESTDIR)$(dir $(MAN))' && install -m 0644 systemd/manallm-proxy.1 '$(DESTDIR)$(MAN)'
+	@umask 022; install -d '$(DESTDIR)$(MAN)/man1' '$(DESTDIR)$(MAN)/man5'
+	@install -m 0644 systemd/manallm-proxy.1 '$(DESTDIR)$(MAN)/man1'
+	@sed 's|/etc/manallm|$(ETC)|g' systemd/manallm-proxy.yaml.5 >'$(DESTDIR)$(MAN)/man5/manallm-proxy.yaml.5'
+	@chmod 0644 '$(DESTDIR)$(MAN)/man5/manallm-proxy.yaml.5'
 	@install -m 0644 systemd/manallm-proxy.socket '$(DESTDIR)$(SOCKET)'
 	@install -m 0644 systemd/manallm-proxy.sysusers '$(DESTDIR)$(SYSUSERS)'
 	@set -eu; root=; if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then root=yes; fi; \
@@ -77,6 +80,7 @@ uninstall:  ## remove what install brought, except /etc/manallm
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ] && [ -e '$(UNIT)' ]; then \
 		systemctl disable --now manallm-proxy.socket manallm-proxy || exit 1; fi
 	@rm -rf '$(DESTDIR)$(APP)' '$(DESTDIR)$(APP).new' '$(DESTDIR)$(APP).old'
-	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SOCKET)' '$(DESTDIR)$(SYSUSERS)' '$(DESTDIR)$(MAN)'
+	@rm -f '$(DESTDIR)$(LAUNCHER)' '$(DESTDIR)$(UNIT)' '$(DESTDIR)$(SOCKET)' '$(DESTDIR)$(SYSUSERS)'
+	@rm -f '$(DESTDIR)$(MAN)/man1/manallm-proxy.1' '$(DESTDIR)$(MAN)/man5/manallm-proxy.yaml.5'
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Removed. Kept: $(DESTDIR)$(ETC) with configuration and keys, and the user manallm."

@@ -81,8 +81,11 @@ class Opened:
         self.door = ResponsesDoor(self.store)
 
     async def ask(self, key: str | None = None, /, **body: Any) -> Exchanged:
-        """What the door makes of a request of `key`'s."""
-        return Exchanged(*await self.door.read(json.dumps({"input": "hi", **body}).encode(), Client("r", key)))
+        """What the door makes of a request of `key`'s, for providers that speak chat."""
+        call, reply = await self.door.read(json.dumps({"input": "hi", **body}).encode(), Client("r", key))
+        if call.refusal is not None:
+            raise call.refusal
+        return Exchanged(call, reply)
 
 
 async def chat_of(provider: str = "", /, **body: Any) -> Any:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from manallm_proxy.openai.json_object import encode
+from tests.needs import require
 from tests.upstreams import Connection, Seen, answers, chunk, completion
 
 HERE = Path(__file__).parent
@@ -43,6 +47,17 @@ async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any
     assert child.returncode == 0, err.decode()
     saw: dict[str, Any] = json.loads(out)
     return saw
+
+
+def judged(folder: str, program: str, values: dict[str, list[Any]]) -> list[str]:
+    """What an SDK's own types have to say against `values`; `program` in tests/clients knows which are which."""
+    where = require(INSTALLED / folder, "the SDK is installed by make test")
+    command = [sys.executable, str(HERE / "clients" / program)]
+    environ = {**os.environ, "PYTHONPATH": str(where)}
+    read = subprocess.run(command, input=encode(values), capture_output=True, env=environ, timeout=50, check=False)
+    assert read.returncode == 0, read.stderr.decode()
+    wrong: list[str] = json.loads(read.stdout)
+    return wrong
 
 
 async def cloud(connection: Connection, seen: Seen) -> None:

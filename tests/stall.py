@@ -1,17 +1,20 @@
-"""How long the event loop stood still while something went on: a task that ticks, and the longest gap between ticks.
+"""What one request costs all the others: how long the loop stands still for it, and the memory that it takes.
 
-The gap is told in CPU time of the whole process, threads included: on a machine that others use too, the clock on the
-wall says more about them.
+A task ticks meanwhile, and the longest gap between ticks is the stall. The gap is told in CPU time of the whole
+process, threads included: on a machine that others use too, the clock on the wall says more about them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 from attrs import define
+
+from tests.proxy import resident
 
 TICK = 0.001
 """Seconds between two ticks of a loop that is idle."""
@@ -51,6 +54,22 @@ async def stall() -> AsyncIterator[Stall]:
     finally:
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
+
+
+@define
+class Peak:
+    """``mib``: what a process took at most, above what it had before."""
+
+    mib: float = 0.0
+
+
+@contextmanager
+def peak(pid: int) -> Iterator[Peak]:
+    """Measures another process until it is left: the kernel keeps the most that was resident (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    before, seen = resident(pid), Peak()
+    yield seen
+    seen.mib = resident(pid, "VmHWM") - before
 
 
 async def raw_post(port: int, path: str, body: bytes, seconds: float = 50.0) -> bytes:

@@ -75,7 +75,7 @@ def test_a_key_is_found_wherever_clients_put_it(
         ([], [KEY + "x" * LONGEST], [], "cannot be an API key"),
     ]
 )
-def test_what_is_no_key_is_told_and_not_repeated(
+def test_a_malformed_key_is_refused_and_not_repeated(
     authorization: list[str], api_key: list[str], x_api_key: list[str], told: str
 ) -> None:
     """Missing, twice, two, malformed, huge: each in words, none of them the client's."""
@@ -199,8 +199,14 @@ def test_refusals_say_who_and_what_to_do() -> None:
 # How much
 
 
+def enter(caller: Caller, now: float) -> None:
+    """A request whose body came with its head."""
+    caller.ask(now)
+    caller.enter()
+
+
 def test_so_many_a_minute() -> None:
-    """The refusal says when to come again; the headers say how it stands."""
+    """The refusal says when to try again; the headers say how many requests are left."""
     caller = Caller(key(requests_per_minute=2))
     assert caller.rate_headers(0.0) == {
         "x-ratelimit-limit-requests": "2",
@@ -208,30 +214,30 @@ def test_so_many_a_minute() -> None:
         "x-ratelimit-reset-requests": "0s",
     }
     for now in (0.0, 10.0):
-        caller.enter(now)
+        enter(caller, now)
         caller.leave()
     with pytest.raises(KeyLimited, match=r"key 'alice' has made 2 requests within a minute.* try again in 40s") as told:
-        caller.enter(20.0)
+        enter(caller, 20.0)
     assert (told.value.status, told.value.code, told.value.retry_after) == (429, "rate_limit_exceeded", 40.0)
     assert caller.in_flight == 0
     assert list(caller.rate_headers(20.0).values()) == ["2", "0", "50s"]
-    caller.enter(60.0)
+    enter(caller, 60.0)
 
 
 def test_so_many_at_once() -> None:
     """What is refused for that is not counted as one of the minute."""
     caller = Caller(key(requests_per_minute=3, concurrent_requests=2))
-    caller.enter(0.0)
-    caller.enter(0.0)
+    enter(caller, 0.0)
+    enter(caller, 0.0)
     for _ in range(5):
         with pytest.raises(KeyLimited, match="key 'alice' has 2 requests in flight") as told:
-            caller.enter(0.0)
+            enter(caller, 0.0)
     assert told.value.retry_after == 1.0
     caller.leave()
-    caller.enter(0.0)
+    enter(caller, 0.0)
     caller.leave()
     with pytest.raises(KeyLimited, match="within a minute"):
-        caller.enter(0.0)
+        enter(caller, 0.0)
     assert caller.in_flight == 1
 
 
@@ -239,7 +245,7 @@ def test_without_limits_nothing_is_kept() -> None:
     """No window, no headers."""
     caller = Caller(key())
     for _ in range(1000):
-        caller.enter(0.0)
+        enter(caller, 0.0)
     assert caller.rate_headers(0.0) == {}
     assert caller._window is None
 
@@ -251,21 +257,21 @@ def test_what_is_used_outlives_a_reload() -> None:
     """Unchanged or not: a reload is no way to a fresh minute, and requests in flight stay counted."""
     old = Keyring.build([key(requests_per_minute=2, concurrent_requests=2), key("bob", "b")])
     caller = old.caller(KEY)
-    caller.enter(0.0)
+    enter(caller, 0.0)
     same = Keyring.build([key("bob", "b"), key(requests_per_minute=2, concurrent_requests=2)], old)
     assert same.caller(KEY) is caller
-    caller.enter(0.0)
+    enter(caller, 0.0)
     wider = Keyring.build([key("carol", requests_per_minute=3, models=("mana/*",))], same)
     assert (caller.key.name, caller.may_use("gpu/m")) == ("alice", True)  # not before it is adopted
     wider.adopt()
     changed = wider.caller(KEY)
     assert (changed.key.name, changed.in_flight, changed.may_use("gpu/m")) == ("carol", 2, False)
-    changed.enter(0.0)
+    enter(changed, 0.0)
     with pytest.raises(KeyLimited):
-        changed.enter(0.0)
+        enter(changed, 0.0)
     unlimited = Keyring.build([key()], wider)
     unlimited.adopt()
-    unlimited.caller(KEY).enter(0.0)
+    enter(unlimited.caller(KEY), 0.0)
     assert unlimited.caller(KEY).rate_headers(0.0) == {}
 
 

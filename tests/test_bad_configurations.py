@@ -10,39 +10,7 @@ import pytest
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
 from tests.proxy import run
-
-PROXY = """\
-listen:
-  port: 3025
-providers:
-  ollama:
-    kind: ollama
-    base_url: http://127.0.0.1:11434
-  groq:
-    kind: openai
-    base_url: https://api.groq.com/openai/v1
-    api_key: ${GROQ_API_KEY}
-default_provider: ollama
-"""
-ALIASES = """\
-aliases:
-  mana/fast:
-    description: quick
-    chain:
-      - ollama/qwen2.5:7b
-      - groq/llama-3.1-8b-instant
-default: mana/fast
-"""
-
-
-def slips() -> list[tuple[str, str, tuple[str, ...]]]:
-    """The table in ``slips.txt``, in which line ends and the like are written as Python does."""
-    rows = []
-    for block in (Path(__file__).parent / "slips.txt").read_text().strip().split("\n\n")[1:]:
-        first, *wanted = block.splitlines()
-        old, new = (part.encode().decode("unicode_escape") for part in first.split("  =>  "))
-        rows.append((old, "" if new == "(nothing)" else new, tuple(map(str.strip, wanted))))
-    return rows
+from tests.slips import ALIASES, PROXY, slipped, slips
 
 
 def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple[str, ...]:
@@ -56,12 +24,10 @@ def told(folder: Path, proxy: bytes, aliases: bytes = ALIASES.encode()) -> tuple
     return ()
 
 
-def test_a_slip_is_told_where_it_stands(tmp_path: Path) -> None:
+def test_a_slip_is_reported_with_its_place(tmp_path: Path) -> None:
     """File, line and words, all of them, and none beside."""
     for old, new, wanted in slips():
-        proxy = PROXY.replace(old, new, 1)
-        aliases = ALIASES if proxy != PROXY else ALIASES.replace(old, new, 1)
-        assert (proxy, aliases) != (PROXY, ALIASES)
+        proxy, aliases = slipped(old, new)
         assert told(tmp_path, proxy.encode(), aliases.encode()) == wanted, (old, new)
 
 
@@ -73,7 +39,7 @@ def test_without_a_slip_there_is_none(tmp_path: Path) -> None:
 BOM = b"\xef\xbb\xbf"
 OLD, BAD = PROXY.encode(), PROXY.replace("kind: openai", "kind: opnai").encode()
 KIND = "providers.groq.kind: expected one of ollama, openai, google, loopback (did you mean 'openai'?) (proxy.yaml:8)"
-BLANK = "a key with a blank of another kind, as pages have them: type it anew"
+BLANK = "a key with an unusual blank, as copied from a web page: type the key again"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +82,8 @@ def test_a_file_that_is_not_as_it_should_be(
         ("loop", "cannot be read (Too many levels of symbolic links)"),
     ],
 )
-async def test_what_is_no_file(tmp_path: Path, name: str, why: str) -> None:
-    """Said by `check`, with 78, for either file; nobody waits for a pipe."""
+async def test_a_configuration_that_is_no_regular_file(tmp_path: Path, name: str, why: str) -> None:
+    """`check` reports it for either file, with exit code 78, and does not block on a pipe."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     place = tmp_path / name

@@ -23,7 +23,7 @@ RESOLVED = "x-mana-llm-resolved"
 async def house(
     tmp_path: Path, entry: dict[str, Any] | None = None, **more: Any
 ) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
-    """A box and a cloud behind it, in one chain whose first entry is `entry`."""
+    """A box and a cloud after it, in one chain whose first entry is `entry`."""
     async with box() as own, upstream(each(answers)) as cloud:
         own.slow = {"m"}
         providers = {"gpu": own.provider(), "cloud": openai(cloud.url)}
@@ -51,7 +51,7 @@ async def test_a_cold_model_has_a_clock_of_its_own(stream: bool, tmp_path: Path)
         assert (gpu.begun, gpu.finished, gpu.aborted) == (["m"], ["m"], [])
 
 
-async def test_when_patience_ends_the_load_goes_on(tmp_path: Path) -> None:
+async def test_a_load_goes_on_after_its_timeout(tmp_path: Path) -> None:
     """One load however many ask, all are served by the next entry, and traffic comes back with the model."""
     async with house(tmp_path, {"load_timeout": 0.1}) as (p, gpu, _):
         results = await asyncio.gather(*(p.chat() for _ in range(7)))
@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_aborts_no_load(tmp_path: Path) -> None:
 
 
 async def test_cold_next_does_not_wait(tmp_path: Path) -> None:
-    """The load begins, the request goes on at once; where nobody comes next, it waits all the same."""
+    """The load begins, the request moves on at once; on the last entry it waits all the same."""
     async with house(tmp_path, {"cold": "next"}) as (p, gpu, _):
         _, _, headers = await p.chat()
         assert (headers[RESOLVED], headers["x-mana-llm-attempts"]) == ("cloud/m", "1")
@@ -121,7 +121,7 @@ async def test_a_load_that_fails_backs_off(tmp_path: Path) -> None:
         assert (status, answer["error"]["attempts"][0]["reason"]) == (503, "loading")
 
 
-async def test_what_is_not_installed_is_still_said_so(tmp_path: Path) -> None:
+async def test_a_model_that_is_not_installed_is_reported_as_such(tmp_path: Path) -> None:
     """A load that the server refuses as a mistake leaves the answer to the request itself."""
 
     async def empty(connection: Any, seen: Any) -> None:
@@ -160,7 +160,7 @@ async def test_the_last_entry_waits_rather_than_fail(tmp_path: Path) -> None:
 
 
 async def test_another_window_is_cold(tmp_path: Path) -> None:
-    """A model that is loaded with another one is loaded anew, which takes as long as a load; and by one load only."""
+    """A model that is loaded with another window is loaded again, by one load, which has a load's timeout."""
     async with house(tmp_path, {"options": {"num_ctx": 8192}, "load_timeout": 0.1}) as (p, gpu, _):
         gpu.put("m", 4096)
         assert (await p.chat())[2][RESOLVED] == "cloud/m"
@@ -224,8 +224,8 @@ async def test_a_reload_aborts_no_load(tmp_path: Path) -> None:
         assert (await p.chat())[2][RESOLVED] == "cloud/m"
 
 
-async def test_it_is_embedded_by_what_only_embeds(tmp_path: Path) -> None:
-    """Such a model refuses to be loaded by ``generate``, and is asked its own way."""
+async def test_a_model_that_only_embeds_is_loaded_by_embed(tmp_path: Path) -> None:
+    """It refuses to be loaded by ``generate``."""
     seen_paths: list[str] = []
 
     async def script(connection: Any) -> None:

@@ -26,7 +26,7 @@ async def script(connection: Connection) -> None:
 
 
 async def checked(folder: Path, chain: list[Any], **more: Any) -> tuple[int | None, str]:
-    async with upstream(script, ["one:latest", "two:latest", "three:latest"]) as gpu:
+    async with upstream(script, ["one:latest", "two:latest", "three:latest"], shows=True) as gpu:
         path = folder / "proxy.yaml"
         provider = {"kind": "ollama", "base_url": gpu.url, "local": True}
         path.write_text(yaml.safe_dump(settings({"gpu": provider}, chain, **more)))

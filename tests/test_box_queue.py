@@ -23,7 +23,7 @@ RESOLVED = "x-mana-llm-resolved"
 async def house(
     tmp_path: Path, entry: dict[str, Any] | None = None, *, own: dict[str, Any] | None = None, alone: bool = False
 ) -> AsyncIterator[tuple[Proxy, Box, Upstream]]:
-    """A box that answers one at a time, and a cloud behind it unless it is `alone`."""
+    """A box that answers one at a time, and a cloud after it unless it is `alone`."""
     async with box() as gpu, upstream(each(answers)) as cloud:
         gpu.put("m")
         providers = {"gpu": gpu.provider(**{"parallel": 1, **(own or {})}), "cloud": openai(cloud.url)}
@@ -81,7 +81,7 @@ async def test_no_wait_is_longer_than_it_may_be(tmp_path: Path) -> None:
         assert len(cloud.posts) == 1
 
 
-async def test_who_would_wait_too_long_goes_on_at_once(tmp_path: Path) -> None:
+async def test_a_request_that_would_wait_too_long_moves_on_at_once(tmp_path: Path) -> None:
     """With the figure, once the pace is known."""
     async with house(tmp_path, {"max_wait": 0.5}) as (p, gpu, _):
         gpu.answers.clear()
@@ -106,7 +106,7 @@ async def test_who_would_wait_too_long_goes_on_at_once(tmp_path: Path) -> None:
 
 
 async def test_the_last_entry_queues_rather_than_fail(tmp_path: Path) -> None:
-    """However long it takes; who leaves meanwhile is not sent at all."""
+    """However long it takes; the request of a client that leaves meanwhile is not sent at all."""
     async with house(tmp_path, {"max_wait": 0}, alone=True) as (p, gpu, _):
         gpu.answers.clear()
         first = asyncio.ensure_future(p.chat())
@@ -146,7 +146,7 @@ async def test_a_server_that_came_back_is_asked_gently(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
-    """Where it surely does not, by what was learned of the model; alone it is the caller's mistake."""
+    """If it cannot fit, by what was learned of the model's tokens; with no other entry it is the caller's mistake."""
     async with house(tmp_path) as (p, gpu, cloud):
         gpu.bytes_per_token = 4
         for _ in range(3):

@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str | None, str]] = {
         "input[2].content[1]",
         "'input[2].content[1]' must be a base64 data URI",
     ),
-    "a part behind two items of one turn": (
+    "a part after two items of one turn": (
         "/v1/responses",
         "google",
         {"input": [ASKED, SAID, SAID, user(LISTEN)]},

@@ -141,7 +141,7 @@ def test_the_message_is_found_in_every_shape(shape: str) -> None:
     ],
 )
 def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: type[ProviderError]) -> None:
-    """A number, a numeric string or a word (C.3.5); unknown is 502."""
+    """A number, a numeric string or a word; unknown is 502."""
     assert type(in_band(parse_error(data))) is kind
 
 
@@ -189,7 +189,7 @@ def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: t
     ]
 )
 def test_when_to_come_back_in_every_dialect(headers: dict[str, str], text: str, seconds: float | None) -> None:
-    """C.3.6; nonsense is ignored."""
+    """In headers, bodies and messages; nonsense is ignored."""
     got = retry_after_of(headers, text, wall=946684800.0)
     assert got == (pytest.approx(seconds) if seconds is not None else None)
 
@@ -274,7 +274,7 @@ def test_no_part_of_a_key_is_left_where_a_text_is_cut(at: int, word: str) -> Non
 
 @pytest.mark.parametrize("length", [1990, 1999, 2010])
 def test_no_part_of_a_key_is_left_of_a_text_that_shrinks(length: int) -> None:
-    """Long keys become short marks, so what was cut far behind the limit comes before it."""
+    """Long keys become short marks, so a place far beyond the limit moves in front of it."""
     others = ("sk-" + "a" * 197 + " ") * 20
     error = scrubbed(classify(422, {}, ErrorDetails(others[: length - 20] + LONG_KEY * 2)), LONG_KEY)
     assert LONG_KEY[:4] not in error.message
@@ -366,7 +366,7 @@ def test_the_message_of_a_failed_server_is_its_own_business() -> None:
 
 @pytest.mark.parametrize("depth", [10, 600, 900, 5000])
 def test_a_message_nested_without_end_is_none(depth: int) -> None:
-    """It is read as far as anybody nests; nothing of it breaks the reader."""
+    """It is read as deep as real servers nest; deeper ones do not break the reader."""
     body = b'{"error":' + b'{"message":' * depth + b'"x"' + b"}" * depth + b"}"
     assert envelope(body).message in ("", "x")
     assert envelope(b'{"detail":' + b"[" * depth + b"]" * depth + b"}").message == ""
@@ -413,7 +413,7 @@ def test_any_header_is_a_wait_or_none(value: str) -> None:
 
 
 def test_a_date_without_a_zone_is_in_the_worlds_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in that of the machine we run on."""
+    """In UTC, not in the time zone of this machine."""
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:

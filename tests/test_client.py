@@ -195,7 +195,7 @@ async def test_the_first_byte_has_one_limit() -> None:
 
 
 async def test_a_body_that_falls_silent_is_a_read_timeout() -> None:
-    """Behind its first byte ``idle`` counts."""
+    """After its first byte ``idle`` counts."""
 
     async def script(connection: Connection) -> None:
         await connection.request()
@@ -251,7 +251,7 @@ PLAIN = {
 @pytest.mark.parametrize("what", PLAIN)
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 async def test_a_body_that_is_not_encoded_is_read_as_it_is(what: str, framing: str) -> None:
-    """Whatever word a server has for that, and whatever white space behind its headers' values."""
+    """Whatever word a server has for that, and whatever white space follows its headers' values."""
     body = json.dumps(completion()).encode()
     framed = (
         b"Content-Length: %d  \r\n\r\n%b" % (len(body), body)

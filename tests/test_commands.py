@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.__main__ import parser
+from manallm_proxy.cli.client import NAME_LIMIT
 from manallm_proxy.cli.status import table
 from tests.command import DEVNULL, ROOT, start
 from tests.proxy import free_port, openai, proxy, run, settings, written
@@ -187,3 +188,18 @@ async def test_help_fits_one_screen(command: str) -> None:
     code, output = await run(command, "--help", environ={"COLUMNS": "80"})
     lines = output.splitlines()
     assert (code, len(lines) <= 24, max(map(len, lines)) <= 80) == (0, True, True)
+
+
+async def test_names_are_shown_on_one_line_each() -> None:
+    """Whatever lists them: nothing that a terminal obeys, no line break, and not for ever."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            rows = [{"id": name} for name in ("a\nb", "\x1b]0;x\x07", "\u202egnp", "m" * 5000)]
+            await connection.reply({"object": "list", "data": rows})
+
+    async with upstream(script) as server:
+        code, output = await run("models", "--url", server.url)
+    assert code == 0
+    assert [line[:12] for line in output.splitlines()] == ["a?b", "?]0;x?", "?gnp", "m" * 12]
+    assert max(map(len, output.splitlines())) <= NAME_LIMIT + 1

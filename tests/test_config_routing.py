@@ -188,7 +188,7 @@ def test_what_a_cold_model_means_to_an_entry(loaded: Load) -> None:
 
 
 def test_what_is_kept_loaded(loaded: Load) -> None:
-    """As its entry asks for it; only a local Ollama can be told to keep anything."""
+    """As its entry asks for it; only a local Ollama or llama-server can be told to load anything."""
     alias = "aliases: {mana/a: {chain: [{target: box/m, options: {num_ctx: 4096}}]}}\n"
     config = loaded(BOX + alias + "warm: [box/m, box/n, 'box/M:latest']")
     assert [dict(entry.options) for entry in config.warm] == [{"num_ctx": 4096}, {}, {"num_ctx": 4096}]

@@ -1,4 +1,4 @@
-"""What a supervisor decides, with a number as clock."""
+"""What the supervisor's `WorkerManager` decides, with a number as clock."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ask(crew: WorkerManager, topic: str, now: float, number: int = 1, id_: int =
 
 
 def test_all_start_and_serve() -> None:
-    """Numbered from 1; asked for nothing before they have said something."""
+    """Numbered from 1; a worker is asked nothing before its first message."""
     made = WorkerManager(2, 20.0, lambda: "")
     assert made.to_start(0.0) == [1, 2]
     made.started(1, 11, 0.0)
@@ -72,8 +72,8 @@ def test_all_start_and_serve() -> None:
     assert (made.all_serve, made.summary, made.banner) == (True, "well", "hello")
 
 
-def test_who_ends_is_started_again() -> None:
-    """Later each time, up to a limit; anew where it has lived for a minute."""
+def test_a_worker_that_ends_is_restarted() -> None:
+    """After a longer delay each time, up to a limit; it resets after a minute of uptime."""
     made = crew()
     now, waits = 0.0, []
     for _ in range(10):
@@ -89,8 +89,8 @@ def test_who_ends_is_started_again() -> None:
     assert made.ended(1, now + PROVEN) == 0.1
 
 
-def test_who_cannot_be_started_is_tried_again() -> None:
-    """No place for another process is a reason to wait as well."""
+def test_a_worker_that_cannot_be_started_is_tried_again() -> None:
+    """A failed fork leads to the same delay."""
     made = WorkerManager(1, 20.0, lambda: "")
     assert made.ended(1, 0.0) == 0.1
     assert (made.to_start(0.0), made.to_start(0.1)) == ([], [1])
@@ -158,7 +158,7 @@ def served(crew: WorkerManager, now: float, *parts: tuple[int, str]) -> float | 
 
 
 def test_counters_never_fall() -> None:
-    """A worker is silent, killed, another takes its place: what was told once stays told."""
+    """A worker is silent, killed, another takes its place: counts that were reported once stay."""
     made = crew()
     assert served(made, 1.0, (1, worker(3)), (2, worker(4))) == 7
     assert served(made, 2.0, (1, worker(3))) == 7
@@ -173,7 +173,7 @@ def test_counters_never_fall() -> None:
 
 
 def test_a_stuck_worker_is_left_out_and_named() -> None:
-    """Whoever asks waits so long for it and no longer."""
+    """The worker that asked waits for it for `GATHERING`, and no longer."""
     made = crew()
     asked = ask(made, "health", 1.0)
     made.received(1, Part(asked[1], json.dumps(report())), 1.0)
@@ -188,7 +188,7 @@ def test_a_stuck_worker_is_left_out_and_named() -> None:
     assert said["providers"]["gpu"]["in_flight"] == 1
 
 
-def test_who_ends_is_waited_for_no_longer() -> None:
+def test_a_worker_that_ends_is_not_waited_for() -> None:
     """Its part will not come; nor is an answer sent to another process of its number."""
     made = crew()
     asked = ask(made, "health", 1.0, number=2)
@@ -204,7 +204,7 @@ def test_who_ends_is_waited_for_no_longer() -> None:
     assert json.loads(answer.body)["workers"]["2"] == {"status": "starting", "pid": 202}
 
 
-def test_however_many_ask_one_question_is_on_its_way() -> None:
+def test_one_question_at_a_time_however_many_ask() -> None:
     """Those who come meanwhile share the next answer, which is no older than their question."""
     made = crew()
     first = ask(made, "metrics", 1.0)
@@ -223,8 +223,8 @@ def test_however_many_ask_one_question_is_on_its_way() -> None:
     assert [(m.id, value(m.body, "mana_llm_client_disconnects_total")) for m in answers] == [(5, 0), (6, 0)]
 
 
-def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
-    """Until they are void: it is clear again, or the provider is another one."""
+def test_health_changes_go_to_the_others_and_to_later_workers() -> None:
+    """Until they no longer hold: the circuit is clear again, or the provider has changed."""
     made = crew(3)
     made.received(1, Moved("gpu", None, OPEN), 1.0)
     assert [(to, message) for to, message in made.outbox] == [(n, Moved("gpu", None, OPEN)) for n in (2, 3)]
@@ -244,7 +244,7 @@ def test_findings_go_to_the_others_and_to_who_comes_later() -> None:
     assert sent(made, 2) == [Moved("gpu", None, OPEN)]
 
 
-def test_findings_are_bounded() -> None:
+def test_kept_health_changes_are_bounded() -> None:
     """The oldest makes room."""
     made = crew()
     for number in range(UPDATES_LIMIT + 10):
@@ -279,7 +279,7 @@ def test_a_new_configuration_is_served_once_all_serve_it() -> None:
     assert made.workers[2].leaving
 
 
-def test_what_one_refuses_nobody_adopts() -> None:
+def test_a_configuration_that_one_refuses_is_adopted_by_none() -> None:
     """Not even those that had prepared it, and all serve on; the words are the worker's own."""
     made = crew(3)
     made.prepare(b"new", (), 0.0)
@@ -309,7 +309,7 @@ def test_an_answer_to_an_earlier_configuration_does_not_count() -> None:
     assert made.take_outcome() == ()
 
 
-def test_who_leaves_meanwhile_is_not_waited_for_but_who_comes_is() -> None:
+def test_a_worker_that_leaves_meanwhile_is_not_waited_for_but_a_new_one_is() -> None:
     """A successor starts with the configuration that serves, so it must prepare the new one as the others do."""
     made = crew(3)
     made.received(3, Leaving(), 0.0)
@@ -325,7 +325,7 @@ def test_who_leaves_meanwhile_is_not_waited_for_but_who_comes_is() -> None:
     assert made.take_outcome() == ()
 
 
-def test_the_last_that_is_waited_for_may_end() -> None:
+def test_a_rollout_goes_on_if_the_last_worker_waited_for_ends() -> None:
     """What all others have prepared is adopted; its successor starts with it."""
     made = crew()
     made.prepare(b"new", (), 0.0)

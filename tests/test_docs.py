@@ -321,6 +321,6 @@ async def test_the_readmes_commands_work(stage: Stage) -> None:
 
 
 def _as_console(block: Block) -> Block:
-    """Each command of an ``sh`` block behind a prompt."""
+    """Each command of an ``sh`` block that follows a prompt."""
     lines = re.sub(r"(?m)^(?=\S)", "$ ", block.text)
     return Block("console", lines, block.line, block.before)

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import StreamBatch
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.doors.messages import signature
@@ -27,6 +28,7 @@ from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request
 from tests import anthropic_stream
 from tests.cases import every
+from tests.sdks import judged
 
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
@@ -332,11 +334,19 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def translated(body: bytes) -> Call:
+    """The chat that a request becomes. Raises also where only a provider of the same API could serve it."""
+    call, _ = MessagesDoor().read(body, Client("req-1"))
+    if call.refusal is not None:
+        raise call.refusal
+    return call
+
+
 @every(BAD.values())
 def test_what_is_wrong_is_named_by_its_place(fields: dict[str, Any], param: str, words: str) -> None:
     body = json.dumps({"max_tokens": 10, "messages": [HI], **fields}).encode()
     with pytest.raises(InvalidRequest) as caught:
-        MessagesDoor().read(body, Client("req-1"))
+        translated(body)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert words in caught.value.message
     assert param.split(".")[0] in caught.value.message
@@ -435,31 +445,73 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": messages, **draw(fields)}
 
 
-@given(requests())
-def test_any_legal_request_gets_a_legal_answer(asked: dict[str, Any]) -> None:
-    """From loopback; the other dialects can be told of it, or say in words of ours why not."""
+async def answered(asked: dict[str, Any]) -> tuple[Call, bytes]:
+    """What the gateway does, in short, with the loopback provider."""
     call, reply = MessagesDoor().read(json.dumps(asked).encode(), Client("req-1"))
     provider = LoopbackProvider("p")
+    if not asked["stream"]:
+        return call, reply.whole(ENTRY.target, await provider.complete(call, ENTRY))
+    stream = await provider.stream(call, ENTRY)
+    reply.start(ENTRY.target)
+    frames, batch = b"", StreamBatch()
+    while not batch.done:
+        batch = await stream.next()
+        frames += reply.events(batch)
+    return call, frames + reply.end(stream.usage)
 
-    async def answer() -> bytes:
-        if not asked["stream"]:
-            return reply.whole(ENTRY.target, await provider.complete(call, ENTRY))
-        stream = await provider.stream(call, ENTRY)
-        reply.start(ENTRY.target)
-        frames, batch = b"", StreamBatch()
-        while not batch.done:
-            batch = await stream.next()
-            frames += reply.events(batch)
-        return frames + reply.end(stream.usage)
 
-    body = asyncio.run(answer())
-    made = anthropic_stream.message(body) if asked["stream"] else json.loads(body)
-    assert made["content"][0]["text"].startswith("This is manallm-proxy")
-    assert (made["stop_reason"], made["model"], made["type"]) == ("end_turn", "p/gemini-2.5-flash", "message")
-    assert made["usage"]["output_tokens"] > 0
-    for dialect in (ollama_request, gemini_request):
-        with contextlib.suppress(InvalidRequest, Unsupported):
-            dialect.build(call, ENTRY)
+def test_any_legal_request_gets_a_legal_answer() -> None:
+    """From loopback, by a strict client and by the SDK's own types; the other dialects can be told of it, or say in
+    words of ours why not."""
+    told: dict[str, list[Any]] = {"messages": [], "events": []}
+
+    @given(requests())
+    def ask(asked: dict[str, Any]) -> None:
+        call, body = asyncio.run(answered(asked))
+        made = anthropic_stream.message(body) if asked["stream"] else json.loads(body)
+        assert made["content"][0]["text"].startswith("This is manallm-proxy")
+        assert (made["stop_reason"], made["model"], made["type"]) == ("end_turn", "p/gemini-2.5-flash", "message")
+        assert made["usage"]["output_tokens"] > 0
+        told["messages"].append(made)
+        told["events"] += anthropic_stream.events(body) if asked["stream"] else []
+        for dialect in (ollama_request, gemini_request):
+            with contextlib.suppress(InvalidRequest, Unsupported):
+                dialect.build(call, ENTRY)
+
+    ask()
+    told["events"] = [row for row in told["events"] if row["type"] != "ping"]
+    assert judged("anthropic", "anthropic_types.py", told) == []
+
+
+def test_all_that_an_answer_may_hold_is_legal() -> None:
+    """Thinking with a signature, text, a refusal, a picture and calls, cut or not; by the SDK's own types."""
+    told: dict[str, list[Any]] = {"messages": [], "events": []}
+    call = ToolCall("add", '{"x":1}', "c1", 0, {"extra_content": {"google": {"thought_signature": "c2ln"}}})
+    for finish in ("stop", "length", "content_filter", "tool_calls"):
+        deltas = (
+            Delta(reasoning="Hm."),
+            Delta(content="Hi"),
+            Delta(refusal="no"),
+            Delta(images=("data:image/png;base64,aGk=",)),
+            Delta(tool_calls=(call,)),
+            Delta(finish=finish),
+        )
+        for stream in (False, True):
+            _, reply = MessagesDoor().read(json.dumps({"max_tokens": 9, "messages": [HI]}).encode(), Client("req-1"))
+            if not stream:
+                one = Delta("Hi", "Hm.", (call,), finish, refusal="no")
+                told["messages"].append(
+                    json.loads(reply.whole(ENTRY.target, Answer(choices=(one,), usage=Usage(1, 2, 3, 4))))
+                )
+                continue
+            reply.start(ENTRY.target)
+            body = b"".join(reply.events(StreamBatch(deltas=(delta,))) for delta in deltas) + reply.end(
+                Usage(1, 2, 3, 4)
+            )
+            told["messages"].append(anthropic_stream.message(body))
+            told["events"] += anthropic_stream.events(body)
+    assert {block["type"] for row in told["messages"] for block in row["content"]} == {"thinking", "text", "tool_use"}
+    assert judged("anthropic", "anthropic_types.py", told) == []
 
 
 ANYTHING = st.recursive(

@@ -21,6 +21,7 @@ from manallm_proxy.doors.ollama.reply import ChatReply
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request
 from tests.ollama_lines import legal, lines_of
+from tests.sdks import judged
 
 ENTRY = Entry(Target("loop", "m"))
 CLIENT = Client("req-1")
@@ -198,3 +199,33 @@ def test_any_answer(steps: list[Delta]) -> None:
         assert [*json.loads(body.decode().splitlines()[-1])] == ["error"]
     else:
         lines_of(body + last)
+
+
+def test_ollamas_own_types_read_any_answer() -> None:
+    """Of ollama-python, on what all routes answer, whole and streamed."""
+    told: dict[str, list[Any]] = {"chat": [], "generate": [], "embed": []}
+
+    @given(chats, generates, embeds)
+    def ask(chat: dict[str, Any], generate: dict[str, Any], embed: dict[str, Any]) -> None:
+        doors: list[tuple[str, Door, dict[str, Any]]] = [
+            ("chat", OllamaChatDoor(), chat),
+            ("generate", OllamaGenerateDoor(), generate),
+            ("embed", OllamaEmbedDoor(), embed),
+        ]
+        for route, door, asked in doors:
+            told[route] += [json.loads(line) for line in answered(door, asked)[1].splitlines()]
+
+    ask()
+    reply = ChatReply("mana/test")
+    call = ToolCall("add", '{"x":1}', "c1")
+    deltas = (
+        Delta(reasoning="Hm."),
+        Delta("Hi"),
+        Delta(images=("data:image/png;base64,aGk=",)),
+        Delta(tool_calls=(call,)),
+    )
+    reply.start(ENTRY.target)
+    body = b"".join(reply.events(StreamBatch(deltas=(delta,))) for delta in deltas) + reply.end(None)
+    told["chat"] += [json.loads(line) for line in body.splitlines()]
+    assert any(row["message"].get("tool_calls") for row in told["chat"])
+    assert judged("ollama", "ollama_types.py", told) == []

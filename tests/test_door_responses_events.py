@@ -14,6 +14,7 @@ from manallm_proxy.contract.answers import Delta, StreamBatch, ToolCall, Usage
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.doors.responses.carried import unpack
+from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view
 from tests.responses import FIELDS, FUNCTION, TARGET, Exchanged, Opened, chat_of, checked, parsed
 
 SEALED = {"include": ["reasoning.encrypted_content"]}
@@ -154,6 +155,31 @@ async def test_nothing_is_carried_unasked() -> None:
     more = await opened.ask(previous_response_id=response["id"], input=[result])
     assert more.at("p")["messages"][1]["tool_calls"][0]["extra_content"] == SIGNED
     assert "extra_content" not in more.at("q")["messages"][1]["tool_calls"][0]
+
+
+async def test_reasoning_is_kept_unasked() -> None:
+    """It returns to its provider with the next turn, by either reference; the client sees none of it."""
+    opened = Opened()
+    door = await opened.ask(tools=[FUNCTION])
+    thought = Delta(reasoning="I think.", reasoning_key="reasoning", content="so", finish="stop")
+    response = door.whole(thought)
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+    assert "encrypted_content" not in response["output"][0]
+    kept = await opened.store.response(None, response["id"])
+    assert kept is not None
+    assert response_view(kept) == response
+    references = [{"type": "item_reference", "id": item["id"]} for item in response["output"]]
+    user = {"role": "user", "content": "more"}
+    for more in ({"previous_response_id": response["id"], "input": [user]}, {"input": [*references, user]}):
+        again = await opened.ask(**more)
+        said = next(row for row in again.at("p")["messages"] if row["role"] == "assistant")
+        assert said == {"role": "assistant", "content": "so", "reasoning": "I think."}
+        assert "I think." not in json.dumps(again.at("q"))
+        third = await opened.ask(previous_response_id=again.whole(Delta(content="x", finish="stop"))["id"])
+        assert "I think." in json.dumps(third.at("p"))
+        later = await opened.store.response(None, third.whole(Delta(content="y", finish="stop"))["id"])
+        assert later is not None
+        assert "manallm" not in json.dumps(input_view(later, Page(limit=100)))
 
 
 async def test_calls_interleave() -> None:

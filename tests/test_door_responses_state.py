@@ -207,6 +207,8 @@ async def test_workers_find_what_another_keeps() -> None:
     memories = {number: MemoryStore(Clock(), worker=number) for number in (1, 2)}
 
     class Others:
+        count = 2
+
         async def ask_one(self, worker: int, question: str) -> str | None:
             return answer_question(memories[worker], question) if worker in memories else None
 
@@ -215,6 +217,17 @@ async def test_workers_find_what_another_keeps() -> None:
     one.keep("alice", Stored(id_, b'{"id":1}', (b'{"a":1}',), (b'{"b":"\xc3\xa4"}',), (item,)))
     assert await two.response("alice", id_) == await one.response("alice", id_) is not None
     assert await two.items("alice", [item, "msg_nosuch", gone]) == {item: b'{"b":"\xc3\xa4"}'}
+    # an id of a provider's own, of which some look like ours, and none tell who keeps it
+    foreign = (
+        "msg_67ccd3acc8d48190a77525dc6de64b4104becb25c45c1d42",
+        "msg_1",
+        one.new_id("rs"),
+        "rs_" + "0002" + "a" * 44,
+    )
+    for n, name in enumerate(foreign):
+        one.keep("alice", Stored(one.new_id("resp"), b"{}", (), (b'{"n":%d}' % n,), (name,)))
+        assert await two.items("alice", [name, item]) == {name: b'{"n":%d}' % n, item: b'{"b":"\xc3\xa4"}'}
+        assert await two.items("bob", [name]) == {}
     assert await two.response("bob", id_) is None
     assert await two.response("alice", gone) is None
     assert await two.response("alice", "resp_" + "f" * 600) is None

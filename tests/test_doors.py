@@ -1,4 +1,4 @@
-"""A door is a room of its own: one of thirty lines works over every kind of provider without a change elsewhere."""
+"""A door needs no change elsewhere: one of thirty lines works over every kind of provider."""
 
 from __future__ import annotations
 

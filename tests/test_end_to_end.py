@@ -1,4 +1,4 @@
-"""One request through the whole house, over real sockets on both sides."""
+"""One request through the whole proxy, over real sockets on both sides."""
 
 from __future__ import annotations
 

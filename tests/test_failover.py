@@ -107,7 +107,7 @@ BLAMED: dict[str, str] = {
 
 @every(RETRYABLE)
 async def test_a_failure_of_the_providers_moves_on(row: str) -> None:
-    """Noted with its reason, told, and the next target answers."""
+    """Logged with its reason, reported to health, and the next target answers."""
     make, reason = RETRYABLE[row]
     story = Story([make(), "hello"])
     served = await story.run()
@@ -253,7 +253,7 @@ async def test_the_time_to_come_back_is_computed(errors: list[ProviderError], af
 
 @pytest.mark.parametrize("leaves", [asyncio.CancelledError(), RuntimeError("a bug"), InvalidRequest("no")])
 async def test_anything_else_ends_the_walk_and_blames_nobody(leaves: BaseException) -> None:
-    """The client left, a bug, a request that the wire cannot say: the place is free again."""
+    """The client left, a bug, a request that the wire cannot express: the permit is given back."""
     story = Story([leaves, "hello"])
     with pytest.raises(type(leaves)):
         await story.run()
@@ -297,7 +297,7 @@ OUTCOMES = st.sampled_from(["hello", "skip", *RETRYABLE, *PROPAGATED])
 
 @given(st.lists(OUTCOMES, min_size=1, max_size=6))
 def test_any_chain_with_any_outcome(outcomes: list[str]) -> None:
-    """Never a second answer, nothing tried behind one, the log whole and in order, every place given back."""
+    """Never a second answer, no attempt after an answer, the log complete and in order, every permit given back."""
     steps: list[Step] = []
     healths: dict[str, Health] = {}
     for number, word in enumerate(outcomes):
@@ -360,7 +360,7 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
 
 
 async def test_fallback_on_is_one_entrys_own() -> None:
-    """What one entry lets pass another hands back."""
+    """One entry moves on from an error that another returns to the caller."""
     story = Story([classify(409, {}, ErrorDetails("first")), classify(409, {}, ErrorDetails("second")), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"409"})), *story.entries[1:])
     with pytest.raises(UpstreamSaid, match="second"):
@@ -393,7 +393,7 @@ async def test_the_way_is_told_in_order() -> None:
 
 
 async def test_the_body_of_a_chain_that_is_used_up() -> None:
-    """Contract section 7, word by word."""
+    """Message, code, attempts and Retry-After of the 503, word by word."""
     story = Story([ConnectFailed("no secrets here", detail="refused"), "no"], {"p1": Health(configured=False)})
     with pytest.raises(NoProvider) as told:
         await story.run()

@@ -112,6 +112,7 @@ async def test_the_start_screen_names_who_would_answer(tmp_path: Path) -> None:
                 "      nomic-embed-text is not installed: ollama pull nomic-embed-text",
             ]
             assert "  not set:     NO_KEY" in screen
+            assert f"In a browser:  {p.url}/" in screen
             assert '"model": "mana/test"' in screen[-1]  # the default one cannot chat
 
 
@@ -231,7 +232,7 @@ async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["one process", "workers"])
-async def test_an_address_in_use_is_told_with_the_next_step(tmp_path: Path, workers: list[str]) -> None:
+async def test_an_address_in_use_is_reported_with_the_next_step(tmp_path: Path, workers: list[str]) -> None:
     """In the same words with and without workers."""
     async with upstream(each(answers)) as other:
         path = tmp_path / "proxy.yaml"

@@ -53,7 +53,7 @@ def test_any_arguments_pass(value: Any) -> None:
         assert (name, json.loads(arguments), finish) == ('a"b', {"v": value}, "tool_calls")
 
 
-def test_what_the_length_cut_is_told_so() -> None:
+def test_a_call_that_the_length_cut_has_that_finish_reason() -> None:
     """As any other answer that was cut."""
     assert read(TEXT[:40], finish="length")[2] == "length"
 
@@ -138,7 +138,7 @@ async def test_on_the_other_doors_too(tmp_path: Path) -> None:
             assert (body["content"][0]["name"], body["stop_reason"]) == ("weather", "tool_use")
 
 
-async def test_who_talks_all_the_same_is_not_believed(tmp_path: Path) -> None:
+async def test_a_model_that_writes_text_instead_is_a_failure(tmp_path: Path) -> None:
     """The next target is asked, and nothing of the talk leaves."""
 
     async def talker(connection: Connection, seen: Seen) -> None:

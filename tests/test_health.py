@@ -137,7 +137,7 @@ def test_each_witness_has_a_record_of_its_own() -> None:
 
 
 def test_failed_probes_open_and_keep_open() -> None:
-    """So that no request is spent on finding out."""
+    """So that no request is spent on trying an open provider."""
     health = Health()
     health.probed(REFUSED, 0.0)
     health.probed(REFUSED, 30.0)
@@ -342,7 +342,7 @@ def test_what_blames_nobody_changes_nothing(error: ProviderError) -> None:
 
 
 def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
-    """What is kept is bounded, here and on the board."""
+    """What is kept is bounded, here and in the registry."""
     told: list[Event] = []
     registry = HealthRegistry({"gpu": Health()}, lambda: 0.0, told.append)
     for number in range(3 * TARGETS_LIMIT):
@@ -379,7 +379,7 @@ def test_late_failures_tell_nothing_new() -> None:
     assert registry.again_in([target]) == pytest.approx(60.1 - 9.9)
 
 
-def test_changes_are_told_once_each() -> None:
+def test_changes_are_reported_once_each() -> None:
     """Down, up; a target that cools; never the same twice, a reload between them or not. Recovery has no reason."""
     told: list[Event] = []
     clock = [0.0]
@@ -425,7 +425,7 @@ def test_a_new_threshold_does_not_let_a_failed_trial_pass_for_good() -> None:
 
 @pytest.mark.parametrize("threshold", [1, 2, 3])
 def test_the_threshold_is_as_configured(threshold: int) -> None:
-    """One fewer is degraded; behind a trial that has begun a single failure is enough."""
+    """One fewer is degraded; after a trial that has begun to answer a single failure is enough."""
     policy = Policy(threshold, 10.0)
     health = Health(policy)
     for _ in range(threshold - 1):
@@ -440,7 +440,7 @@ def test_the_threshold_is_as_configured(threshold: int) -> None:
 
 
 def test_a_permit_ends_once() -> None:
-    """Whatever is called behind it changes nothing."""
+    """Whatever is called after that changes nothing."""
     health = Health()
     got = permit(health)
     got.served(0.0)
@@ -600,7 +600,7 @@ def test_what_was_told_stays_with_the_health_it_was_told_of() -> None:
     ]
 
 
-def test_nothing_is_told_of_what_is_well() -> None:
+def test_nothing_is_reported_of_what_is_healthy() -> None:
     """Nor kept; and one failure is no change."""
     told: list[Event] = []
     health = Health()

@@ -1,4 +1,4 @@
-"""Several processes' health of one provider: what one finds out, the others go by."""
+"""One provider's health in several processes: what one finds out, the others apply."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Workers:
         assert isinstance(event, HealthChanged)
         self.told.append(event)
 
-    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `registry.Tell`
+    def _teller(self, me: int):  # type: ignore[no-untyped-def]  # a `health_registry.Broadcast`
         def tell(provider: str, model: str | None, update: SharedState) -> None:
             self.sent += 1
             for other in range(self.number):
@@ -98,7 +98,7 @@ class Workers:
 
 @pytest.mark.parametrize("error", [REFUSED, BROKEN])
 def test_one_finds_out_for_all(error: ProviderError) -> None:
-    """The others skip the provider at once, for as long, and one line tells of it."""
+    """The others skip the provider at once, for as long, and there is one log line."""
     workers = Workers()
     workers.fail(0, error)
     workers.all_hear()
@@ -172,8 +172,8 @@ def test_a_target_cools_for_all() -> None:
     assert [workers.health(me).targets for me in range(3)] == [{}, {}, {}]
 
 
-def test_what_is_heard_is_not_told_again() -> None:
-    """Nor is what is known already: findings end."""
+def test_an_update_is_not_sent_on() -> None:
+    """Nor is what is known already, so that updates do not circle."""
     workers = Workers()
     workers.fail(0, CRASHED)
     workers.fail(0, CRASHED)
@@ -197,7 +197,7 @@ def test_two_targets_of_two_workers_open_their_provider() -> None:
 
 
 def test_they_may_cross_on_their_way() -> None:
-    """Neither knew of the other's: whoever hears puts them together, and all come to the same."""
+    """Neither knew of the other's: each worker that receives both combines them, and all reach the same state."""
     workers = Workers()
     for me, model in ((0, "a"), (1, "b")):
         workers.fail(me, BROKEN, model)
@@ -240,7 +240,7 @@ def test_models_that_are_not_there_say_nothing_to_others_either() -> None:
 
 
 def test_the_later_finding_counts() -> None:
-    """Two cross on their way: both ends come to the same, also where one's clock is behind."""
+    """Two updates cross on their way: both workers reach the same state, even if one's clock is late."""
     workers = Workers()
     workers.fail(0, BROKEN)
     workers.fail(0, BROKEN)

@@ -172,7 +172,7 @@ async def raw(p: Proxy, head: list[bytes], path: str = CHAT) -> tuple[int, dict[
 
 
 @pytest.mark.parametrize("what", REFUSED)
-async def test_who_has_no_key_stays_outside(tmp_path: Path, what: str) -> None:
+async def test_a_client_without_a_key_is_refused(tmp_path: Path, what: str) -> None:
     """401 in OpenAI's shape, one line without what was sent, no provider touched, no series of its own."""
     async with upstream(each(answers)) as gpu:
         config = keyed(entry("alice", ALICE), entry("root", ROOT, admin=True), url=gpu.url)
@@ -205,7 +205,7 @@ async def test_a_wrong_key_tells_nothing_by_its_answer(tmp_path: Path) -> None:
         assert len(told) == 1
 
 
-async def test_a_body_is_not_read_for_who_has_no_key(tmp_path: Path) -> None:
+async def test_no_body_is_read_for_a_client_without_a_key(tmp_path: Path) -> None:
     """The answer is there although not a byte of the promised body has come."""
     async with proxy(keyed(entry("alice", ALICE)), tmp_path) as p:
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
@@ -214,7 +214,7 @@ async def test_a_body_is_not_read_for_who_has_no_key(tmp_path: Path) -> None:
         writer.close()
 
 
-async def test_refusals_beside_the_pipeline_are_told(tmp_path: Path) -> None:
+async def test_refusals_outside_the_pipeline_are_logged(tmp_path: Path) -> None:
     """One line with the route as we wrote it, and the name of a key that is known; nothing of the client's path."""
     async with proxy(keyed(entry("alice", ALICE), entry("root", ROOT, admin=True)), tmp_path) as p:
         assert (await ask(p, "GET", "/v1/models/CANARY?key=CANARY", bearer("sk-CANARY-x")))[0] == 401
@@ -306,7 +306,7 @@ async def test_lists_show_what_a_key_may_use(tmp_path: Path) -> None:
 
 
 async def test_a_model_of_a_provider_that_lists_nothing(tmp_path: Path) -> None:
-    """It may have it: found by who may use it, not found by who may not."""
+    """It may have the model: a key that may use it finds it, another does not."""
     async with upstream(each(answers)) as gpu:
         keys = (entry("alice", ALICE, models=["gpu/a"]), entry("bob", BOB, models=["mana/*"]))
         async with proxy(keyed(*keys, url=gpu.url), tmp_path) as p:
@@ -359,7 +359,7 @@ async def held(connection: Connection, seen: Seen) -> None:
 
 
 async def test_so_many_at_once(tmp_path: Path) -> None:
-    """A second one is 429 while the first runs, and served behind it; also where the first one's client left."""
+    """A second one is 429 while the first runs, and served after it; also where the first one's client left."""
     async with upstream(each(held)) as gpu:
         keys = (entry("alice", ALICE, concurrent_requests=1), entry("root", ROOT, admin=True))
         async with proxy(keyed(*keys, url=gpu.url), tmp_path) as p:
@@ -463,7 +463,7 @@ async def test_a_revoked_key_ends_its_streams(tmp_path: Path, how: str) -> None:
 
 
 async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
-    """It is told at once, and no provider is asked."""
+    """The client gets its 401 at once, and no provider is asked."""
     async with upstream(each(answers)) as gpu, proxy(keyed(entry("alice", ALICE), url=gpu.url), tmp_path) as p:
         reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nx-api-key: {ALICE}\r\nContent-Length: 50\r\n\r\n"
@@ -476,7 +476,7 @@ async def test_a_key_revoked_before_its_body_came(tmp_path: Path) -> None:
         assert gpu.posts == []
 
 
-async def test_who_is_told_once_is_not_told_again(tmp_path: Path) -> None:
+async def test_a_client_gets_one_reason_only(tmp_path: Path) -> None:
     """A key revoked at the very end of a drain: the first reason is the one that the client reads."""
     async with upstream(each(held)) as gpu, proxy(keyed(entry("alice", ALICE), url=gpu.url), tmp_path) as p:
         async with p.client.post(p.url + CHAT, json={**HI, "stream": True}, headers=bearer(ALICE)) as response:

@@ -1,4 +1,4 @@
-"""Who is served by a local server, who waits, for how long; and what is learned of its pace."""
+"""Which requests a local server serves, which wait, for how long; and what is learned of its pace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def entered(line: Line, *expected: float, now: float = 0.0, model: str = "m") ->
 
 
 def test_first_come_first_served() -> None:
-    """Not more than there are slots; who ends makes room for who came first."""
+    """Not more than there are slots; one that ends makes room for the one that came first."""
     line = Line(2)
     a, b, c, d = entered(line, 1, 1, 1, 1)
     assert [turn.began_at for turn in (a, b, c, d)] == [0, 0, None, None]
@@ -29,7 +29,7 @@ def test_first_come_first_served() -> None:
     assert (c.began_at, d.began_at, woken) == (5.0, None, ["c"])
 
 
-def test_who_leaves_while_it_waits_frees_its_place() -> None:
+def test_a_request_that_leaves_while_it_waits_frees_its_place() -> None:
     """And is never served."""
     line = Line(1)
     a, b, c = entered(line, 1, 1, 1)
@@ -138,7 +138,7 @@ def test_a_pace_is_learned_from_answers() -> None:
 
 
 def test_what_surely_does_not_fit() -> None:
-    """By the densest prompt of late, and more; by nothing a tokenizer could do, where nothing is known."""
+    """By more than the most bytes per token of late; if nothing is known, by what no tokenizer reaches."""
     pace = Pace()
     assert pace.least_tokens(32_000) == 32_000 / LONGEST_TOKEN
     for size in (4000, 5000, 3000):

@@ -1,4 +1,4 @@
-"""Sockets for several processes: spread, told when they cannot be had, and let go of."""
+"""Sockets for several processes: opened for each, an error if they are in use, and closed again."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_connections_go_to_those_who_listen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_taken_port_is_told(tmp_path: Path, shared: bool) -> None:
-    """Also where who has it would share: another proxy's workers."""
+def test_a_port_in_use_is_an_error(tmp_path: Path, shared: bool) -> None:
+    """Even if its owner would share it: another proxy's workers."""
     with socket.socket() as taken:
         if shared:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -68,7 +68,7 @@ def test_a_taken_port_is_told(tmp_path: Path, shared: bool) -> None:
 
 
 def test_a_unix_socket_is_one_for_all(tmp_path: Path) -> None:
-    """It takes the place of one that a proxy left behind, and of nothing else."""
+    """It replaces one that a dead proxy has left, and nothing else."""
     path = tmp_path / "proxy.sock"
     for _ in range(2):
         made = Listeners.open(config(tmp_path, unix=str(path)), {})

@@ -1,4 +1,4 @@
-"""The live feed: what it tells, how it goes on after a break, and that nobody waits for a slow reader."""
+"""The live feed: its events, how it goes on after a break, and that nobody waits for a slow reader."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_an_unknown_id_begins_anew(last_id: str) -> None:
     assert [each.kind for each in await reader.next() or []] == ["reset", "reload"][not last_id :]
 
 
-def test_a_load_of_a_model_is_told() -> None:
+def test_a_load_of_a_model_is_an_event() -> None:
     """Of a server that loads on demand."""
     told = live_feed.shaped(ModelLoad("box", "m", "begun"))
     assert told == ("load", {"provider": "box", "model": "m", "event": "begun"})

@@ -57,7 +57,7 @@ async def llama() -> AsyncIterator[LlamaServer]:
 async def behind(
     server: LlamaServer, folder: Path, chain: list[Any] | None = None, **more: Any
 ) -> AsyncIterator[Proxy]:
-    """The proxy before it, with loopback behind it, and time enough for a slow machine."""
+    """The proxy in front of it, with loopback as the last entry, and time enough for a slow machine."""
     times = {"connect": 2, "first_byte": 60, "idle": 30, **more}
     config = settings({"llama": openai(server.url), **LOOP}, chain or ["llama/*", "loop/echo"], timeouts=times)
     async with proxy(config, folder) as p:

@@ -6,7 +6,8 @@ import io
 import json
 import logging
 import os
-import shlex
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import (
+    HostNotAllowed,
+    InvalidKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ProxyError,
+    UnknownRoute,
+)
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -43,7 +52,7 @@ def told(event: Event, level: str = "debug") -> list[dict[str, Any]]:
 
 
 def test_one_line_a_request() -> None:
-    """All that the contract names."""
+    """With every field that a request has."""
     [line] = told(ENDED)
     assert line["level"] == "info"
     assert line["request_id"] == "1"
@@ -144,8 +153,67 @@ def test_people_at_a_terminal_get_words(environ: dict[str, str], coloured: bool)
     """`auto` is human there; NO_COLOR is honoured."""
     stream = Terminal()
     Logs.open("debug", "auto", stream, environ)(ENDED)
-    assert "target=gpu/m" in stream.getvalue()
+    assert "mana/test -> gpu/m" in stream.getvalue()
     assert ("\x1b[" in stream.getvalue()) is coloured
+
+
+REQUESTS = [
+    (ENDED, "32"),
+    (evolve(ENDED, outcome="error", status=404, provider=None, error="model_not_found", attempts=0), "33"),
+    (evolve(ENDED, outcome="error", status=503, duration=0.0004, to_first_byte=None, attempts=2), "31"),
+    (evolve(ENDED, outcome="client_gone", status=499, prompt_tokens=None, completion_tokens=None), "36"),
+    (evolve(ENDED, outcome="broken", prompt_tokens=123456, completion_tokens=1234), "31"),
+]
+
+
+def test_requests_stand_below_each_other() -> None:
+    """On a terminal the columns are aligned, the outcome has its colour, and what is as usual is left out."""
+    stream = Terminal()
+    logs = Logs.open("debug", "human", stream, {})
+    for event, colour in REQUESTS:
+        stream.truncate(stream.seek(0))
+        logs(event)
+        assert f"\x1b[{colour}m{event.outcome:<11} {event.status}\x1b[0m" in stream.getvalue()
+    stream.truncate(stream.seek(0))
+    logs = Logs.open("debug", "human", stream, {"NO_COLOR": "1"})
+    for event, _ in REQUESTS:
+        logs(event)
+    logs(HealthChanged("gpu", None, "healthy", "unhealthy", "connect_error"))
+    *lines, health = [re.sub(r"^[0-9:.]{12} ", "", line) for line in stream.getvalue().splitlines()]
+    assert lines == [
+        "ok          200    2.0 s   500 ms        7>30  mana/test -> gpu/m chat/completions request_id=1",
+        "error       404    2.0 s   500 ms        7>30  mana/test -> nobody chat/completions"
+        " error=model_not_found attempts=0 request_id=1",
+        "error       503     0 ms        -        7>30  mana/test -> gpu/m chat/completions attempts=2 request_id=1",
+        "client_gone 499    2.0 s   500 ms           -  mana/test -> gpu/m chat/completions request_id=1",
+        "broken      200    2.0 s   500 ms 123456>1234  mana/test -> gpu/m chat/completions request_id=1",
+    ]
+    assert health == "warning     health provider=gpu was=healthy now=unhealthy reason=connect_error"
+
+
+def test_in_a_file_people_get_the_day_too() -> None:
+    """A terminal shows now; a file is read later."""
+    stream = io.StringIO()
+    Logs.open("debug", "human", stream)(ENDED)
+    assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ok ", stream.getvalue())
+
+
+@pytest.mark.parametrize("form", ["auto", "human", "json"])
+def test_the_journal_gets_priorities(form: str, tmp_path: Path) -> None:
+    """sd-daemon's prefix, where journald reads the stream itself, and not where the variable was only inherited."""
+    events: list[tuple[Event, str]] = [(ENDED, "<6>"), (evolve(ENDED, outcome="broken"), "<4>")]
+    events += [(KeyWasRejected("groq", 401), "<3>"), (FellBack("1", "a/m", "b/m", "http_5xx"), "<7>")]
+    with (tmp_path / "journal").open("w+") as stream:
+        here = os.fstat(stream.fileno())
+        for named, is_journal in ((f"{here.st_dev}:{here.st_ino}", True), (f"{here.st_dev}:1", False), ("", False)):
+            stream.truncate(0)
+            logs = Logs.open("debug", form, stream, {"JOURNAL_STREAM": named})
+            for event, _ in events:
+                logs(event)
+            lines = (tmp_path / "journal").read_text("utf-8").lstrip("\0").splitlines()
+            assert [line[:3] == prefix for line, (_, prefix) in zip(lines, events, strict=True)] == [is_journal] * 4
+            if form != "human":
+                assert all(json.loads(line[3:] if is_journal else line)["event"] for line in lines)
 
 
 def test_libraries_words_are_not_repeated() -> None:
@@ -164,12 +232,14 @@ def test_libraries_words_are_not_repeated() -> None:
 
 @given(text=st.text(st.characters(), max_size=200))
 def test_no_text_forges_a_field_for_people(text: str) -> None:
-    """A name like ``x status=200`` stays one value: the fields are those of an innocent request."""
+    """A name like ``x status=200`` stays one value in quotes: what stands beside it is as for an innocent request."""
 
     def fields(requested: str) -> list[str]:
         stream = io.StringIO()
         Logs.open("debug", "human", stream)(evolve(ENDED, requested=requested))
-        return [part.partition("=")[0] for part in shlex.split(stream.getvalue()) if "=" in part]
+        [line] = stream.getvalue().splitlines()
+        before, after = re.sub(r'"(?:[^"\\]|\\.)*"', '""', line).split(" -> ")
+        return [*before.split()[1:-1], *after.split()]
 
     assert fields("x" + text) == fields("x")
 
@@ -323,7 +393,7 @@ def test_a_librarys_bug_has_frames_and_a_clients_mistake_has_none() -> None:
     assert "CANARY" not in stream.getvalue()
 
 
-def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_is_reported_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of suppressed lines comes with the next one."""
     now = 100.0
     monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: now)
@@ -337,6 +407,23 @@ def test_a_flood_is_told_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == LIBRARY_LINES_PER_SECOND + 1
     assert lines[-1]["suppressed"] == 7
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidKey("no"), OriginNotAllowed("no"), HostNotAllowed("no"), MethodNotAllowed("no"), UnknownRoute("no")],
+)
+def test_strangers_make_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch, error: ProxyError) -> None:
+    """However often a client without a key calls, on served routes too: so many lines a second."""
+    monkeypatch.setattr("manallm_proxy.observe.log.time.monotonic", lambda: 100.0)
+    stream = io.StringIO()
+    logs = Logs.open("info", "json", stream)
+    for _ in range(REFUSALS_PER_SECOND + 7):
+        logs(RequestEnded.refused(error, "1", "chat/completions"))
+        logs(evolve(ENDED, outcome="error", error="rate_limit_exceeded"))
+    lines = [json.loads(line)["error"] for line in stream.getvalue().splitlines()]
+    assert lines.count(error.code) == REFUSALS_PER_SECOND
+    assert lines.count("rate_limit_exceeded") == REFUSALS_PER_SECOND + 7
 
 
 def test_a_flood_of_rubbish_is_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:

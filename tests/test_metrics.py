@@ -220,7 +220,7 @@ def test_an_answer_in_one_piece_has_no_rate() -> None:
 
 
 def test_a_broken_answer_teaches_no_name() -> None:
-    """Behind an early heartbeat a 404 for a made-up model ends as a broken 200."""
+    """After an early heartbeat a 404 for a made-up model ends as a broken 200."""
     metrics = fresh()
     metrics(evolve(ENDED, outcome="broken", model="made-up", error="http_404"))
     models = {dict(labels).get("model") for _, labels in read(metrics)}
@@ -228,7 +228,7 @@ def test_a_broken_answer_teaches_no_name() -> None:
 
 
 def test_the_configuration_has_labels_however_many_models_were_served() -> None:
-    """A reload behind a flood of served names still shows its own targets."""
+    """A reload after a flood of served names still shows its own targets."""
     metrics = fresh()
     for number in range(MODELS_LIMIT + 1):
         metrics(evolve(ENDED, model=f"served{number}"))

@@ -148,7 +148,7 @@ class Machine(RuleBasedStateMachine):
         assert one not in self.running
 
     def go_on(self, one: Running, outcome: BaseException | str | None) -> None:
-        """One step of a walk, and what must hold of its log behind it."""
+        """One step of a walk, and what must hold of its log after it."""
         ended: BaseException | None = None
         try:
             if isinstance(outcome, BaseException):
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.answering)
     @rule(data=st.data(), how=st.sampled_from(["served", "broken", "left"]))
     def an_answer_ends(self, data: st.DataObject, how: str) -> None:
-        """Whatever is said of it behind that is not heard."""
+        """Whatever is called on it after that has no effect."""
         one = data.draw(st.sampled_from(self.answering), "which")
         self.answering.remove(one)
         target, permit = one.served.entry.target, one.served._permit

@@ -81,7 +81,7 @@ async def one_request(plans: list[list[str]], folder: Path) -> None:
                     assert told == [f"{name}/{name}" for name in names]
                 return
             voice = asked[-1]
-            assert resolved == f"{voice}/{voice}", "nobody is asked behind the one that answers"
+            assert resolved == f"{voice}/{voice}", "nobody is asked after the one that answers"
             heard = [name for name in names if f"{name}-".encode() in body]
             assert heard in ([], [voice])
             frames = body.split(b"\n\n")
@@ -94,6 +94,6 @@ async def one_request(plans: list[list[str]], folder: Path) -> None:
 @given(scripts)
 @settings(max_examples=30)
 def test_one_voice_and_one_end(plans: list[list[str]]) -> None:
-    """Whatever fails where: no splice, no second try behind the first byte, a whole log."""
+    """Whatever fails where: no splice, no second try after the first byte, a whole log."""
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(asyncio.wait_for(one_request(plans, Path(folder)), 30))

@@ -133,6 +133,15 @@ def test_a_key_that_is_absent_leaves_its_provider_unconfigured(stage: Path, tmp_
     assert done.returncode == 0, done.stderr
 
 
+def test_man_finds_its_pages(stage: Path) -> None:
+    """Where they were installed, and readable by everyone."""
+    for section, name in (("1", "manallm-proxy"), ("5", "manallm-proxy.yaml")):
+        done = run(require("man", "Debian: apt-get install man-db"), "-M", stage / "usr/share/man", "-w", name)
+        page = Path(done.stdout.strip())
+        assert page == stage / f"usr/share/man/man{section}/{name}.{section}", done.stderr
+        assert stat.S_IMODE(page.stat().st_mode) == 0o644
+
+
 def test_the_launcher_runs_what_was_installed(stage: Path, tmp_path: Path) -> None:
     """Also through a link, where folder and PYTHONPATH hold another manallm_proxy; and it writes nothing."""
     (tmp_path / "manallm_proxy").mkdir()

@@ -201,7 +201,7 @@ async def test_framing_errors_end_the_connection(what: str, size: int) -> None:
 @pytest.mark.parametrize("surplus", [b"x", OK, b"HTTP/1.1 100 Continue\r\n\r\n"])
 @pytest.mark.parametrize("together", [True, False])
 async def test_what_nobody_asked_for_is_nobodys_answer(surplus: bytes, together: bool) -> None:
-    """Behind a whole answer: that one counts, and the connection is not used again (response splitting)."""
+    """After a complete answer: that one counts, and the connection is not used again (response splitting)."""
     connection, response, wire, _ = asked()
     if together:
         connection.data_received(OK + surplus)
@@ -230,8 +230,8 @@ async def test_a_reader_that_does_not_read_stops_the_transport() -> None:
     waiting.cancel()
 
 
-async def test_parts_are_pushed_to_who_takes_them() -> None:
-    """In the call in which they arrive; what is not taken, and the end, wake the reader; nothing twice."""
+async def test_chunks_are_pushed_to_a_callback_that_takes_them() -> None:
+    """In the callback in which they arrive; one that is not taken, and the end, wake the reader; none comes twice."""
     connection, response, _, _ = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
     taken: list[bytes] = []
@@ -258,7 +258,7 @@ async def test_parts_are_pushed_to_who_takes_them() -> None:
 
 
 async def test_what_comes_while_the_reader_sleeps_comes_once() -> None:
-    """uvloop hands over several packets in one turn: what was refused is read alone, the rest behind it, in order."""
+    """uvloop hands over several packets in one turn: what was refused is read alone, the rest after it, in order."""
     connection, response, wire, _ = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")
     offered: list[bytes] = []
@@ -285,7 +285,7 @@ async def test_what_comes_while_the_reader_sleeps_comes_once() -> None:
     response.close()
 
 
-async def test_a_bug_in_who_takes_reaches_the_reader() -> None:
+async def test_a_bug_in_the_callback_reaches_the_reader() -> None:
     """Not the event loop."""
     connection, response, _, _ = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n")

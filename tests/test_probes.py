@@ -63,6 +63,12 @@ def test_a_name_that_nobody_could_print_is_not_learnt(kind: str) -> None:
     assert ([m.id for m in listed.models], listed.fault) == (["a", "m" * 256], ODD_ROWS)
 
 
+def test_no_other_name_that_nobody_could_print_is_learnt() -> None:
+    """An alias of a model is a name as well."""
+    body = b'{"data":[{"id":"a","aliases":["b","c\\nd","\\u001b[2J","' + b"e" * 257 + b'"]}]}'
+    assert WIRES["openai"].listed(body).models[0].aliases == ("b",)
+
+
 @pytest.mark.parametrize("kind", WIRES)
 def test_one_odd_row_costs_only_itself(kind: str) -> None:
     """A number, a list, null, a row without a name, or with one that is none."""
@@ -224,7 +230,7 @@ async def silent(connection: Connection) -> None:
         (replies(recorded("refusal-llama-loading-503").body, "503 No"), ServerBusy),
     ],
 )
-async def test_what_is_no_answer_is_told(get: GET, kind: type[ProviderError]) -> None:
+async def test_no_answer_is_an_error(get: GET, kind: type[ProviderError]) -> None:
     """Silence and 5xx; a server that loads its model says so in the body."""
     async with upstream(served(get)) as gpu:
         provider = HttpProvider(Address("gpu", gpu.url), OpenAIWire())

@@ -1,4 +1,4 @@
-"""The real process: signals, drain, reload, exit codes, what systemd hears."""
+"""The real process: signals, drain, reload, exit codes, notifications to systemd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ import pytest
 import yaml
 
 from tests.command import DEVNULL, start
-from tests.proxy import HI, Process, accepts, everything, openai, process, run, settings, written
+from tests.proxy import (
+    HI,
+    Process,
+    accepts,
+    alive,
+    everything,
+    free_port,
+    openai,
+    process,
+    run,
+    settings,
+    shell,
+    written,
+)
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
 from tests.waiting import until
 
@@ -163,7 +176,7 @@ async def read_slowly(running: Process, asked: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("hurried", [True, False])
-async def test_what_outlasts_the_drain_is_told(tmp_path: Path, hurried: bool) -> None:
+async def test_a_stream_that_outlasts_the_drain_gets_an_error_event(tmp_path: Path, hurried: bool) -> None:
     """An endless stream gets an error event, never a silent end: at the limit, or at a second signal."""
     config = settings({"gpu": openai(gpu_url := "http://127.0.0.1:9")}, limits={"drain": 30 if hurried else 0.3})
     async with upstream(each(endless)) as gpu:
@@ -435,3 +448,17 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     finally:
         child.kill()
         await child.wait()
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", "<&-"])
+async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path, closed: str) -> None:
+    """Else a listening socket or a provider's connection gets such a number, and is written to as if it were a log."""
+    config = settings({"here": {"kind": "loopback"}}, listen={"port": free_port()})
+    async with shell(tmp_path, config, f'exec "$@" {closed}') as (child, url):
+        await alive(url)
+        async with aiohttp.ClientSession() as client, client.post(f"{url}/v1/chat/completions", json=HI) as response:
+            assert response.status == 200
+        links = {number: os.readlink(f"/proc/{child.pid}/fd/{number}") for number in range(3)}
+        wanted = [number for number, sign in ((0, "<&-"), (1, ">&- 2"), (2, "2>&-")) if sign in closed]
+        assert [links[number] for number in wanted] == ["/dev/null"] * len(wanted)
+        assert not any("socket" in link or "eventpoll" in link for link in links.values())

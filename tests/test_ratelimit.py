@@ -42,7 +42,7 @@ def test_the_limit_may_change_and_what_has_passed_still_counts() -> None:
     window = Window(3)
     assert [window.take(float(at)) for at in (0, 1, 2)] == [True] * 3
     window.limit = 1
-    assert (window.remaining(3.0), window.next_in(3.0)) == (0, 59.0)  # behind the last of the three
+    assert (window.remaining(3.0), window.next_in(3.0)) == (0, 59.0)  # after the last of the three
     window.limit = 5
     assert (window.remaining(3.0), window.next_in(3.0)) == (2, 0.0)
 

@@ -119,7 +119,7 @@ async def opened(*steps: StreamBatch | BaseException | None) -> tuple[Opened, Sc
     return await open_stream(Provider(script), Catalog(), CALL, ENTRY), script
 
 
-async def test_it_opens_with_the_first_event_that_says_something() -> None:
+async def test_it_opens_with_the_first_event_that_has_content() -> None:
     """What came before is held, in order, and the rest not yet read."""
     stream, script = await opened(StreamBatch(b": wait"), ROLE, WORD, MORE)
     assert [batch.frames for batch in stream.held] == [b": wait", b"role", b"word"]
@@ -133,7 +133,7 @@ async def test_an_empty_stream_opens(empty: Sequence[StreamBatch]) -> None:
     assert stream.held[-1].done
 
 
-async def test_endless_talk_that_says_nothing_opens_too() -> None:
+async def test_endless_events_without_content_open_too() -> None:
     """What is held is bounded."""
     stream, _ = await opened(*[StreamBatch(b": " + b"x" * 1000)] * 100)
     assert sum(len(batch.frames) for batch in stream.held) < HOLD_LIMIT + 2000
@@ -148,7 +148,7 @@ async def test_what_we_compose_ourselves_is_bounded_too() -> None:
 @pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
 @pytest.mark.parametrize("raised", [True, False])
 async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, raised: bool) -> None:
-    """Raised or told as a piece: nothing was sent, the stream is closed."""
+    """Raised, or in a batch: nothing was sent, the stream is closed."""
     script = Script([ROLE, error if raised else StreamBatch(error=error)])
     with pytest.raises(type(error)):
         await open_stream(Provider(script), Catalog(), CALL, ENTRY)
@@ -208,8 +208,8 @@ async def test_everything_arrives_in_order_and_is_a_success() -> None:
 
 
 @pytest.mark.parametrize("raised", [True, False])
-async def test_a_break_is_told_and_blamed(raised: bool) -> None:
-    """An error event, no [DONE], no other voice."""
+async def test_a_break_is_reported_and_blamed(raised: bool) -> None:
+    """An error event, no [DONE], nothing of another provider."""
     error = Disconnected("closed")
     client = Client()
     relay, health = carrier(Script([error if raised else StreamBatch(b"last", error=error)]), WORD)
@@ -243,7 +243,7 @@ async def test_a_client_that_leaves_blames_nobody(leaves: BaseException) -> None
     assert (script.closed, health.provider.failures, health.in_flight) == (1, 0, 0)
 
 
-async def test_an_error_behind_endless_silence_fails_the_attempt() -> None:
+async def test_an_error_after_events_without_content_fails_the_attempt() -> None:
     """Nothing has left, however much was held: the next target may still answer."""
     script = Script([StreamBatch(b":" * (HOLD_LIMIT + 1), error=ServerFailed("x"))])
     with pytest.raises(ServerFailed):
@@ -251,7 +251,7 @@ async def test_an_error_behind_endless_silence_fails_the_attempt() -> None:
     assert script.closed == 1
 
 
-async def test_an_error_behind_the_first_words_is_told_in_band() -> None:
+async def test_an_error_after_the_first_words_is_reported_in_band() -> None:
     """In one read with them: they leave first, then the error, and no other target is asked."""
     stream, script = await opened(
         ROLE, StreamBatch(b"word", has_content=True, error=ServerFailed("x", provider_status=502))
@@ -385,7 +385,7 @@ async def test_a_client_that_is_gone_when_it_is_told() -> None:
 
 
 async def test_a_bug_closes_the_stream() -> None:
-    """And is told to nobody but the log."""
+    """And appears in the log only."""
     script, client = Script([RuntimeError("a bug")]), Client()
     relay, health = carrier(script, WORD)
     with pytest.raises(RuntimeError):

@@ -50,7 +50,7 @@ def test_half_a_character_can_be_shown() -> None:
 
 
 async def test_each_request_with_its_attempts(tmp_path: Path) -> None:
-    """Who failed, who was passed, who served, and when; what was said is nowhere."""
+    """Which target failed, was skipped, served, and when; no prompt and no answer."""
     async with upstream(each(status("503 No", {"error": {"message": "busy"}}))) as bad, upstream(each(answers)) as good:
         providers = {"bad": openai(bad.url), "off": openai("http://127.0.0.1:9"), "good": openai(good.url)}
         async with proxy(settings(providers), tmp_path) as p:
@@ -134,7 +134,7 @@ async def test_filters(tmp_path: Path) -> None:
 
 
 async def test_explain_says_what_would_happen(tmp_path: Path) -> None:
-    """Gate by gate, without a call; and it takes nobody's place."""
+    """Target by target, without calling one; and it takes no permit."""
     async with upstream(each(answers)) as good:
         providers = {
             "keyless": openai(good.url, api_key="${NOSUCH}"),
@@ -163,7 +163,7 @@ async def test_explain_says_what_would_happen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status_page", [False, True])
 async def test_elsewhere_without_keys(tmp_path: Path, status_page: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reaches it from another machine sees it only where the operator says so."""
-    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_near", lambda request: False)
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
     async with proxy(settings(LOOP, status_page=status_page), tmp_path) as p:
         for path in ("/v1/requests", "/v1/explain?model=mana/test"):
             code, body = await p.get(path)

@@ -12,9 +12,9 @@ from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.routing.residency import (
     FAULTS_LIMIT,
+    LOAD_TIMEOUT_MAX,
+    LOAD_TIMEOUT_MIN,
     PAST_LIMIT,
-    PATIENCE_LEAST,
-    PATIENCE_LONGEST,
     POLL_BUSY,
     POLL_IDLE,
     POLL_REFUSED,
@@ -100,7 +100,7 @@ def test_while_it_loads_it_is_cold() -> None:
     assert residency.is_loaded(M, 102.0) is False
 
 
-def test_a_list_without_what_we_loaded_is_not_gone_by() -> None:
+def test_a_list_without_what_we_loaded_is_not_believed() -> None:
     """The model is there under another tag of the same weights, or the server only imitates an Ollama."""
     residency = seen()
     for at in (101.0, 201.0):
@@ -127,25 +127,25 @@ def test_loads_that_fail_rest_longer_each_time() -> None:
     assert [load(residency, M, at, at + 0.1) for at in (2000.0, 2001.0, 2002.0)] == [0, 0, 0]
 
 
-def test_patience_with_a_load_is_learned_from_loads() -> None:
+def test_the_load_timeout_is_learned_from_loads() -> None:
     """Generous at first; what the entry says holds; a load that ended at once was none."""
     residency = seen()
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
     load(residency, M, 100.0, 100.1)
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
     load(residency, M, 200.0, 220.0)
-    assert residency.patience(M) == 60.0
+    assert residency.load_timeout(M) == 60.0
     load(residency, M, 300.0, 302.0)
-    assert residency.patience(M) == 30.0
-    assert residency.patience(Entry(M.target, load_timeout=7.0)) == 7.0
+    assert residency.load_timeout(M) == 30.0
+    assert residency.load_timeout(Entry(M.target, load_timeout=7.0)) == 7.0
     load(residency, M, 400.0, 402.0)
     load(residency, M, 500.0, 502.0)
-    assert residency.patience(M) == PATIENCE_LEAST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MIN
     load(residency, M, 600.0, 900.0)
-    assert residency.patience(M) == PATIENCE_LONGEST
+    assert residency.load_timeout(M) == LOAD_TIMEOUT_MAX
 
 
-def test_whom_a_rest_concerns() -> None:
+def test_which_models_rest() -> None:
     """A refusal keeps only what is to stay loaded from being tried again; the oldest of too many names is forgotten."""
     residency = seen()
     load(residency, M, 101.0, 101.1, "refused")
@@ -179,7 +179,7 @@ def test_how_often_it_is_asked() -> None:
     [(10, 10, 0, False), (10, 9, 0, False), (10, 4, 0, True), (10, 0, 5, True), (10, 0, 0, False), (0, 0, 5, False)],
 )
 def test_half_on_the_cpu(size: int, vram: int, other: int, slow: bool) -> None:
-    """Where something was seen on a GPU once; a box without one is none that could do better."""
+    """Only if some model was seen on a GPU once: a box without one could not do better."""
     residency = seen(Resident("o", size=other, size_vram=other))
     residency.observed([Resident("m", size=size, size_vram=vram)], 101.0)
     assert (residency.on_cpu("m") is not None) is slow

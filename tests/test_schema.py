@@ -127,7 +127,7 @@ def test_legal_json_that_our_decoder_refuses_keeps_its_bytes(body: bytes, sent: 
 
 
 @pytest.mark.parametrize("prompt", [b"{}", b"3", b"true"])
-def test_a_prompt_of_a_wrong_type_is_told(prompt: bytes) -> None:
+def test_a_prompt_of_a_wrong_type_is_refused(prompt: bytes) -> None:
     """Found by schemathesis: where null is allowed too, it was a 500."""
     with pytest.raises(InvalidRequest, match="'prompt' must be a string or an array or null"):
         CompletionsDoor().read(b'{"prompt":' + prompt + b"}", Client("id-1"))
@@ -175,7 +175,7 @@ def test_a_key_twice_further_in_is_the_providers_business() -> None:
 
 @pytest.mark.parametrize("space", [b" ", b"\t", b"\n", b"\r\n", b" " * 70, b"\n" * 1000])
 def test_white_space_anywhere_stays(space: bytes) -> None:
-    """Before, between, behind; more of it than anyone would write."""
+    """Before, between, after; more of it than anyone would write."""
     parts = [b"", b"{", b'"messages"', b":", b"[]", b",", b'"model"', b":", b'"x"', b",", b'"n"', b":", b"1", b"}", b""]
     body = space.join(parts)
     assert rewrite(read(body), body, "a/b") == body.replace(b'"x"', b'"a/b"')

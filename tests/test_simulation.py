@@ -1,4 +1,4 @@
-"""The queue's promises over a simulated day, in virtual time: nobody waits too long, little is given away."""
+"""The queue over a simulated day, in virtual time: nobody waits too long, little leaves the box."""
 
 from __future__ import annotations
 

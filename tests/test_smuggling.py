@@ -64,7 +64,7 @@ REFUSED: dict[str, bytes] = {
     "a length in two words": lengths(b" 1 5"),
     "a length with _": lengths(b" 1_5"),
     "a length in other digits": lengths(" ١٥".encode()),
-    "a length behind \\v": lengths(b"\x0b15"),
+    "a length after \\v": lengths(b"\x0b15"),
     "no length": lengths(b""),
     "a huge length": lengths(b" 99999999999999999999999"),
     "an unknown coding": coded(b" xchunked"),
@@ -73,7 +73,7 @@ REFUSED: dict[str, bytes] = {
     "gzip, chunked": coded(b" gzip, chunked"),
     "chunked and a comma": coded(b" chunked,"),
     "chunked in quotes": coded(b' "chunked"'),
-    "chunked behind \\v": coded(b"\x0bchunked"),
+    "chunked after \\v": coded(b"\x0bchunked"),
     "chunked twice": coded(b" chunked\r\nTransfer-Encoding: chunked"),
     "chunked, then identity": coded(b" chunked\r\nTransfer-Encoding: identity"),
     "chunked on a folded line": coded(b"\r\n chunked"),
@@ -91,8 +91,8 @@ REFUSED: dict[str, bytes] = {
     "no name": field(b": x\r\n"),
     "a name with (": field(b"X(: x\r\n"),
     "a name in UTF-8": field("Contént-Length: 0\r\n".encode()),
-    "LF behind a chunk's size": chunked(b"f\n" + BODY + b"\r\n0\r\n\r\n"),
-    "LF behind a chunk": chunked(b"f\r\n" + BODY + b"\n0\r\n\r\n"),
+    "LF after a chunk's size": chunked(b"f\n" + BODY + b"\r\n0\r\n\r\n"),
+    "LF after a chunk": chunked(b"f\r\n" + BODY + b"\n0\r\n\r\n"),
     "LF in a chunk's extension": chunked(b"f;a\n" + BODY + b"\r\n0\r\n\r\n"),
     "CR in a chunk's extension": chunked(b"f;a\rb\r\n" + BODY + b"\r\n0\r\n\r\n"),
     "LF in a quoted extension": chunked(b'f;a="\n"\r\n' + BODY + b"\r\n0\r\n\r\n"),
@@ -162,7 +162,7 @@ ONE_REQUEST: dict[str, bytes] = {
 
 
 async def statuses(port: int, data: bytes) -> tuple[list[int], bytes, bool]:
-    """Of what comes back: the statuses, the bytes, whether the connection was closed behind them.
+    """Of what comes back: the statuses, the bytes, whether the connection was closed after them.
 
     A second answer has a quarter of a second after the first one; the first has two, since many are asked at once.
     """

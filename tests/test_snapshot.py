@@ -33,7 +33,7 @@ async def closed(gone: HttpProvider) -> None:
 
 
 async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path) -> None:
-    """Connections, health and counters of one; the other's session ends behind its last request."""
+    """Connections, health and counters of one; the other's session ends after its last request."""
 
     async def waits(connection: Connection, seen: Seen) -> None:
         await connection.upstream.go.wait()
@@ -87,7 +87,7 @@ async def test_two_reloads_do_not_cut_what_began_before_the_first(tmp_path: Path
 
 
 async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> None:
-    """A request of the old generation sees the failure that the new one has told already."""
+    """A request of the old generation sees the failure that the new one has reported already."""
 
     async def waits(connection: Connection, seen: Seen) -> None:
         await connection.upstream.go.wait()
@@ -183,7 +183,7 @@ async def test_listen_cannot_be_reloaded(tmp_path: Path) -> None:
     ],
 )
 async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None) -> None:
-    """Contract, section 4.1: an alias, provider/model, a bare name, or nobody's."""
+    """An alias, provider/model, a bare name of the default provider, or unknown."""
     config = settings({"gpu": openai("http://127.0.0.1:9"), "cloud": openai("http://127.0.0.1:9")})
     async with proxy({**config, "default_provider": "cloud"}, tmp_path) as p:
         generation = p.app.gateway.generation

@@ -117,7 +117,7 @@ def test_a_long_event_costs_no_more_than_its_length() -> None:
 
 
 def test_what_is_held_is_bounded_without_line_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither many small reads nor one long line grow without end; a whole event is read again in full behind it."""
+    """Neither many small reads nor one long line grow without end; a complete event after it is read in full."""
     monkeypatch.setattr(sse, "FRAME_LIMIT", 1000)
     for line in (b"x" * 10, b"data: x\n", b": x\r", b"x\r\n"):
         decoder = sse.Decoder()

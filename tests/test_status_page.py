@@ -11,6 +11,7 @@ import pytest
 
 from manallm_proxy.gateway.status_page import FOLDER, NAMES
 from tests.browser import chromium
+from tests.command import ROOT
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
 
@@ -25,6 +26,13 @@ def test_it_is_small_and_whole() -> None:
     """Under 80 KiB; what is there is served, and what is served is there."""
     assert {path.name for path in FOLDER.iterdir()} == set(NAMES)
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 80 * 1024
+
+
+def test_its_picture_is_light() -> None:
+    """README shows it (`make picture`): whoever reads that on a phone loads it too."""
+    picture = ROOT / "docs/status-page.webp"
+    assert f"]({picture.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
+    assert picture.read_bytes()[8:12] == b"WEBP" and picture.stat().st_size < 100 * 1024
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -65,7 +73,7 @@ async def test_a_browser_gets_the_page_and_others_what_they_got(tmp_path: Path) 
 
 async def test_it_is_not_shown_to_others_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without keys, from another machine: the files neither. JSON is what it was."""
-    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_near", lambda request: False)
+    monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
     async with proxy(settings(LOOP), tmp_path) as p:
         for path in ("/", "/page/main.js"):
             async with p.client.get(p.url + path, headers={"Accept": BROWSER}) as response:

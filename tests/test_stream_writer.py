@@ -33,7 +33,7 @@ async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:
     pipe = Pipe()
     request = make_mocked_request("POST", "/", transport=pipe)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number
-    writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60), lambda: b": keep-alive\n")
+    writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n")
     await writer.write(b"data: 1\n\n")
     await asyncio.sleep(0)  # the timer is due: it fires after us in this turn, and makes the heartbeat's task
     assert writer._heartbeat_task is None

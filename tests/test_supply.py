@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [
     Requirement(line)
-    for group in (PROJECT["dependencies"], *map(PROJECT["optional-dependencies"].get, ("test", "dev")))
+    for group in (PROJECT["dependencies"], *map(PROJECT["optional-dependencies"].get, ("otel", "test", "dev")))
     for line in group
+    if not line.startswith(f"{PROJECT['name']}[")  # one of our groups, which stands here itself
 ]
 PINS = {
     canonicalize_name(pin.name): pin

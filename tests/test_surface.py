@@ -59,7 +59,7 @@ async def test_a_stream_that_we_compose(tmp_path: Path) -> None:
 
 @pytest.mark.built_in
 async def test_health_liveness_readiness_root(tmp_path: Path) -> None:
-    """Each says what the contract says, HEAD too; a wrong method names the right ones."""
+    """Status and body of each, HEAD too; the answer to a wrong method names the right ones."""
     async with proxy(LOOPBACK, tmp_path) as p:
         assert (await p.get("/health"))[0] == (await p.get("/readyz"))[0] == 200
         code, body = await p.get("/v1/health")
@@ -88,7 +88,7 @@ STRAIGHT: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @pytest.mark.built_in
 @pytest.mark.parametrize("state", ["plain", "a page", "another page", "draining"])
-async def test_who_expects_100_continue_gets_the_same_answer(tmp_path: Path, state: str) -> None:
+async def test_a_client_that_expects_100_continue_gets_the_same_answer(tmp_path: Path, state: str) -> None:
     """Status, headers and connection are the same, whether or not the client waits before it sends its body."""
     config = settings({"loopback": {"kind": "loopback"}, "dead": openai("http://127.0.0.1:9")}, ["loopback/echo"])
     config["aliases"]["mana/dead"] = {"chain": ["dead/m"]}
@@ -288,7 +288,7 @@ async def test_heads_that_come_in_pieces_are_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.built_in
-async def test_what_is_no_http_is_told_in_our_shape_and_not_repeated(tmp_path: Path) -> None:
+async def test_malformed_http_gets_an_error_of_ours_and_is_not_repeated(tmp_path: Path) -> None:
     """aiohttp would echo the offending line into answer and log, key and all."""
     async with proxy(LOOPBACK, tmp_path) as p:
         answer = await raw(p, b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-CANARY\x00z\r\n\r\n")
@@ -588,7 +588,7 @@ async def test_silence_before_the_first_byte_falls_back(tmp_path: Path, how: str
 
 @pytest.mark.parametrize("broken", [False, True])
 async def test_silence_after_commit_breaks_the_stream(tmp_path: Path, broken: bool) -> None:
-    """At the idle limit, also behind a broken chunk, where aiohttp's own timer sleeps for ever."""
+    """At the idle limit, also after a broken chunk, where aiohttp's own timer sleeps for ever."""
 
     async def falls_silent(connection: Connection, seen: Seen) -> None:
         await connection.head()
@@ -688,7 +688,7 @@ async def test_a_bug_is_500_and_its_words_stay_here(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("composed", [False, True])
-async def test_a_bug_in_mid_stream_is_told_in_band(
+async def test_a_bug_in_the_middle_of_a_stream_is_reported_in_band(
     tmp_path: Path, composed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error event, no [DONE], never a second answer in the body; the provider's connection is closed."""

@@ -60,7 +60,7 @@ TRANSCRIPTS: dict[str, tuple[list[Part], list[Call]]] = {
     "whole calls without an id": ([(None, "f", '{"x":1}'), (None, "f", '{"x":2}')], [("f", {"x": 1}), ("f", {"x": 2})]),
     "another tool without arguments": ([("a", "f", '{"x":1}'), ("b", "g", "")], [("f", {"x": 1}), ("g", {})]),
     "the same tool without arguments": ([("a", "f", '{"x":1}'), ("b", "f", "")], [("f", {"x": 1}), ("f", {})]),
-    "another tool behind an empty part": (
+    "another tool after an empty part": (
         [("a", "f", '{"x":1}'), (None, "f", ""), ("b", "g", '{"y":2}')],
         [("f", {"x": 1}), ("g", {"y": 2})],
     ),

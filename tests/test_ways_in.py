@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from tests.command import ROOT
 from tests.needs import require
 from tests.newcomer import answer, ollama, started
 from tests.proxy import free_port
+from tests.terminal import terminal
 from tests.upstreams import upstream
 
 PACKAGERS = Path(os.environ.get("PACKAGERS", ROOT / ".venv" / "packagers"))
@@ -129,40 +129,25 @@ async def test_a_fresh_clone_is_one_command(tmp_path: Path) -> None:
 
 
 def test_the_wheel_holds_what_a_user_needs(wheel: Path) -> None:
-    """Quickstart, examples, units, nginx's example, page and description; no test, and no link."""
+    """Quickstart, examples, units, nginx's example, page, man pages; no test, and no link."""
     names = run(sys.executable, "-m", "zipfile", "--list", wheel)
     for name in ("quickstart.yaml", "proxy.yaml", "aliases.yaml", "manallm-proxy.service", "nginx.conf.example"):
         assert re.search(rf"^manallm_proxy/examples/{name} .* [1-9][0-9]+$", names, re.MULTILINE), name
     assert "manallm_proxy/gateway/page/index.html" in names
+    for page in ("man1/manallm-proxy.1", "man5/manallm-proxy.yaml.5"):
+        assert f".data/data/share/man/{page} " in names
     assert "tests/" not in names
 
 
 async def test_what_a_person_sees(tmp_path: Path) -> None:
     """In a terminal of 80 columns, once it is ready: as kept in ``screens/start.txt``, which KEEP=1 writes anew."""
-    tmux = require("tmux", "Debian: apt-get install tmux")
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8", "TERM": "xterm-256color"}
     (tmp_path / "config").mkdir()
     shutil.copy(ROOT / "config/quickstart.yaml", tmp_path / "config")
-
-    def ask(*command: str) -> str:
-        line = (str(tmux), "-S", str(tmp_path / "socket"), "-f", os.devnull, *command)
-        return subprocess.run(line, env=environ, capture_output=True, text=True, timeout=10, check=True).stdout
-
+    arguments = ("serve", "--config", "config/quickstart.yaml", "--port", str(free_port()))
     async with upstream(ollama("smol", "I am smol.")) as box:
-        start = f"{sys.executable} -m manallm_proxy serve --config config/quickstart.yaml --port {free_port()}"
-        variables = f"env PYTHONPATH={ROOT} OLLAMA_URL={box.url} "
-        await asyncio.to_thread(
-            ask, "new-session", "-d", "-x", "80", "-y", "60", "-c", str(tmp_path), variables + start
-        )
-        try:
-            screen = ""
-            async with asyncio.timeout(20):
-                while "curl" not in screen or not screen.rstrip().endswith("'"):
-                    await asyncio.sleep(0.1)
-                    screen = await asyncio.to_thread(ask, "capture-pane", "-p", "-S", "-")
-        finally:
-            await asyncio.to_thread(ask, "kill-server")
-    shown = re.sub(r"127\.0\.0\.1:[0-9]{5}", "127.0.0.1:#####", screen.rstrip() + "\n")
+        async with terminal(tmp_path, *arguments, OLLAMA_URL=box.url) as screen:
+            seen = await screen.until(lambda seen: "curl" in seen and seen.rstrip().endswith("'"))
+    shown = re.sub(r"127\.0\.0\.1:[0-9]{5}", "127.0.0.1:#####", seen.rstrip() + "\n")
     shown = shown[shown.index("manallm-proxy is ready.") :]  # the log's line before it has the time
     shown = re.sub(r"It runs as root.*\n", "", shown)
     kept = SCREENS / "start.txt"

@@ -575,7 +575,7 @@ async def test_an_answer(gemini: Gemini, upstream: HttpProvider) -> None:
     ],
 )
 async def test_finish_reasons(gemini: Gemini, upstream: HttpProvider, theirs: str | None, ours: str) -> None:
-    """Behind some text each finish reason has a counterpart, the unknown ones too"""
+    """After some text each finish reason has a counterpart, the unknown ones too"""
     gemini.has_content(reply({"text": "so far"}, finish=theirs))
     body = await answered(upstream, chat())
     assert body["choices"][0]["finish_reason"] == ours
@@ -740,7 +740,7 @@ async def test_one_choice_of_two_that_was_given_up(gemini: Gemini, upstream: Htt
 
 
 async def test_an_error_inside_a_stream(gemini: Gemini, upstream: HttpProvider) -> None:
-    """It has the meaning of its code, as the first event and behind others."""
+    """It has the meaning of its code, as the first event and after others."""
     overloaded = {"error": {"code": 503, "status": "UNAVAILABLE", "message": "The model is overloaded."}}
     gemini.streams(reply({"text": "a"}, finish=None), overloaded)
     told, last = await streamed(upstream, chat())
@@ -772,7 +772,7 @@ async def test_a_stream_of_something_else(gemini: Gemini, upstream: HttpProvider
 
 
 async def test_a_stream_that_is_dropped(gemini: Gemini, upstream: HttpProvider) -> None:
-    """The connection breaks behind a chunk: disconnected."""
+    """The connection breaks after a chunk: disconnected."""
     gemini.streams(reply({"text": "a"}, finish=None), end="drop")
     with pytest.raises(Disconnected):
         await streamed(upstream, chat())

@@ -35,7 +35,7 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.model_list import ODD_ROWS
-from manallm_proxy.providers.ollama import wire as ollama_module
+from manallm_proxy.providers.ollama import reply as ollama_module
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.wire import Translator, Wire
 from tests.cases import every
@@ -527,7 +527,7 @@ def test_what_ollama_cannot_do_is_refused(endpoint: str, asked: dict[str, Any], 
         ("chat", 3, None),
     ]
 )
-def test_a_mistake_is_told_with_its_place(endpoint: str, asked: Any, param: str | None) -> None:
+def test_a_mistake_is_refused_with_its_path(endpoint: str, asked: Any, param: str | None) -> None:
     """400 with the exact path, before Ollama turns it into a 500."""
     error = refused(asked, ENDPOINTS[endpoint])
     assert isinstance(error, InvalidRequest)
@@ -1062,7 +1062,7 @@ def test_an_end_without_done_is_a_cut_answer() -> None:
     assert not batch.done
 
 
-def test_a_last_line_that_is_whole_but_not_done_is_told_and_then_cut() -> None:
+def test_a_last_line_that_is_whole_but_not_done_is_passed_on_and_then_cut() -> None:
     """Nothing that was said gets lost."""
     batch = poured([has_content("a"), has_content("b")[:-1]])[1]
     assert len(batch.deltas) == 1
@@ -1092,7 +1092,7 @@ def test_an_empty_stream_is_cut_as_well() -> None:
     ],
 )
 def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> None:
-    """Under status 200, behind what was said before; what follows is not read."""
+    """Under status 200, after some content; what follows is not read."""
     translator = stream()
     batch = translator.feed(has_content("a") + line(error=text) + has_content("never"))
     assert len(batch.deltas) == 1
@@ -1104,7 +1104,7 @@ def test_an_error_line_ends_the_stream(text: str, kind: type[ProviderError]) -> 
     "junk", [b"<html>\n", b"data: {}\n", b"[1]\n", b'{"message":"x"}\n', b'"\xff"\n', b"{" * 5000 + b"\n", b"<html>"]
 )
 def test_a_line_that_makes_no_sense(junk: bytes) -> None:
-    """A page, another dialect, broken bytes: told behind what made sense."""
+    """A page, another dialect, broken bytes: an error after what made sense."""
     told, batch = poured([has_content("a") + junk])
     assert len(told) == 1
     assert isinstance(batch.error, BadResponse)
@@ -1113,11 +1113,11 @@ def test_a_line_that_makes_no_sense(junk: bytes) -> None:
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
     """A server that never ends its line cannot fill the memory."""
-    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 1000)
-    batch = stream().feed(has_content("x" * 1000) if ended else b'{"x":"' + b"x" * 1000)
+    monkeypatch.setattr(ollama_module, "LINE_LIMIT", 70_000)
+    batch = stream().feed(has_content("x" * 70_000) if ended else b'{"x":"' + b"x" * 70_000)
     assert isinstance(batch.error, BadResponse)
     translator = stream()
-    assert all(translator.feed(b" " * 100).error is None for _ in range(10))
+    assert all(translator.feed(b" " * 7000).error is None for _ in range(10))
     assert isinstance(translator.feed(b" ").error, BadResponse)
 
 
@@ -1146,7 +1146,7 @@ def test_the_done_object_may_speak() -> None:
 
 
 def test_what_follows_done_is_not_read() -> None:
-    """The answer is complete; junk behind it does no harm."""
+    """The answer is complete; junk after it does no harm."""
     told, batch = poured([done("x") + b"<html>\n"])
     assert (len(told), batch.done) == (2, True)
 

@@ -196,7 +196,7 @@ RECORDED: dict[str, tuple[list[bytes], str]] = {
 
 
 def renamed(part: bytes) -> bytes:
-    """The same bytes with the top-level model exchanged: it stands before ``choices`` and behind ``x`` here."""
+    """The same bytes with the top-level model exchanged: it stands before ``choices`` and after ``x`` here."""
     head, choices, rest = part.partition(b'"choices"')
     at = head.rfind(b'"org/m"')
     return head if at < 0 else head[:at] + b'"p/org/m"' + head[at + 7 :] + choices + rest
@@ -1033,7 +1033,7 @@ def test_a_stream_is_complete_when_every_prompt_has_ended(asked: dict[str, Any],
 
 @pytest.mark.parametrize("rest", [b"d", b"dat", b"data", b"data:", b"data: "])
 def test_an_event_that_is_cut_before_its_data_is_no_empty_answer(rest: bytes) -> None:
-    """An empty stream commits; a cut one is a failure, also behind comments. A finished answer stays one."""
+    """An empty stream commits; a cut one is a failure, also after comments. A finished answer stays one."""
     for front in (b"", b": wait\n\n"):
         assert isinstance(play(front + rest)[1].error, Disconnected)
         assert isinstance(read_deltas(front + rest)[1].error, Disconnected)

@@ -1,4 +1,4 @@
-"""Several real processes behind one port: one dies, all are told, all are summed up, all go."""
+"""Several real processes on one port: health is shared, metrics are summed, one dies, all drain."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ async def test_a_drain_lets_the_answers_of_all_end(tmp_path: Path, group: bool) 
         assert await asyncio.wait_for(running.child.wait(), 10) == 0
 
 
-async def test_who_dies_in_a_drain_is_told_by_the_exit_code(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_in_a_drain_shows_in_the_exit_code(tmp_path: Path) -> None:
     """1, and nobody is started in its place."""
     async with upstream(each(endless)) as gpu, workers(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0)) as client:

@@ -100,7 +100,7 @@ def test_no_header_can_begin_another(evil: str, where: str) -> None:
     assert pipe.written == b""
 
 
-def test_a_client_that_left_is_told_nothing() -> None:
+def test_nothing_is_written_to_a_client_that_left() -> None:
     """As aiohttp's writer does it: the relay hears of it by this."""
     pipe = Pipe(closing=True)
     answer = RawResponse(request(pipe), {}, 2)
@@ -110,7 +110,7 @@ def test_a_client_that_left_is_told_nothing() -> None:
 
 
 async def test_aiohttp_knows_that_it_has_left() -> None:
-    """Or it would send a 500 of its own behind it, when something goes wrong later."""
+    """Or it would send a 500 of its own after it, when something goes wrong later."""
     pipe = Pipe()
     made = request(pipe)
     answer = RawResponse(made, {}, 2)

@@ -47,6 +47,15 @@ class Connection:
 
     async def request(self) -> Seen | None:
         """The next request on this connection; None where the peer closed it."""
+        while (seen := await self._next()) is not None:
+            if seen.path != "/api/show" or self.upstream.shows:
+                self.upstream.seen.append(seen)
+                self.answering = self.answering or seen.method == "POST"
+                return seen
+            await self.reply({"error": "model not found"}, "404 Not Found")
+        return None
+
+    async def _next(self) -> Seen | None:
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -55,10 +64,7 @@ class Connection:
         method, path, _ = lines[0].split(" ", 2)
         headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:] if line)}
         body = await self.reader.readexactly(int(headers.get("content-length", 0)))
-        seen = Seen(method, path, headers, body)
-        self.upstream.seen.append(seen)
-        self.answering = self.answering or method == "POST"
-        return seen
+        return Seen(method, path, headers, body)
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -117,6 +123,8 @@ class Upstream:
     go: asyncio.Event = field(factory=asyncio.Event)
     """For the script to wait on, and for the test to set."""
     probe_status: str = "200 OK"
+    shows: bool = False
+    """Whether the script answers ``/api/show``; else no model has anything to show."""
     port: int = 0
     context: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
@@ -160,9 +168,9 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(script: Script, models: list[str] | None = None) -> AsyncIterator[Upstream]:
+async def upstream(script: Script, models: list[str] | None = None, *, shows: bool = False) -> AsyncIterator[Upstream]:
     """A provider on a port of its own that plays `script` for every connection."""
-    made = Upstream(script, models or [])
+    made = Upstream(script, models or [], shows=shows)
     await made.start()
     try:
         yield made

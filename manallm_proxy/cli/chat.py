@@ -1,4 +1,7 @@
-"""``chat`` and ``try``: one chat through a running proxy, streamed, then one line: who answered, and how fast."""
+"""``chat`` and ``try``: one chat through a running proxy, streamed, then one line: who answered, and how fast.
+
+On a terminal and without a text ``chat`` is a conversation instead, see `conversation`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import define
 
-from manallm_proxy.cli.client import Client, Failed, colours, printable
+from manallm_proxy.cli.client import Client, Failed, clean, colours, printable
 
 TEXT_LIMIT: Final = 32 << 20
 """Bytes of standard input: what a proxy takes at most by default."""
@@ -33,6 +36,8 @@ class Heard:
 def chat(url: str | None, model: str | None, text: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
     """`text` None or ``-``: standard input. Raises Failed."""
     client = Client.find(url, environ)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # LANG=C must not end an answer
     if text is None or text == "-":
         try:
             text = sys.stdin.buffer.read(TEXT_LIMIT).decode(errors="replace")
@@ -40,24 +45,27 @@ def chat(url: str | None, model: str | None, text: str | None, as_json: bool, en
             text = ""
     if not text.strip():
         raise Failed("there is no text to send", 2)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # LANG=C must not end an answer
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    if model:
-        body["model"] = model
     heard = Heard(time.monotonic())
-    response = client.open("POST", "/v1/chat/completions", "answer", body)
-    if response.status != 200:
-        raise Failed(_refusal(client, response))
-    for part in _parts(response, heard):
+    response = ask(client, [{"role": "user", "content": text}], model)
+    for part in parts(response, heard):
         if not as_json:
             print(printable(part), end="", flush=True)
-    _report(response, heard, as_json, environ)
+    report(response, heard, as_json, environ)
     return 0 if heard.error is None else 1
 
 
-def _parts(response: http.client.HTTPResponse, heard: Heard) -> Iterator[str]:
+def ask(client: Client, messages: Sequence[Mapping[str, str]], model: str | None) -> http.client.HTTPResponse:
+    """The answer to a chat, as a stream. Raises Failed, with the proxy's own words where it refuses."""
+    body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    if model:
+        body["model"] = model
+    response = client.open("POST", "/v1/chat/completions", "answer", body)
+    if response.status != 200:
+        raise Failed(_refusal(client, response))
+    return response
+
+
+def parts(response: http.client.HTTPResponse, heard: Heard) -> Iterator[str]:
     """The text as it comes. A break is noted in ``error``."""
     done = False
     try:
@@ -94,7 +102,8 @@ def _text(event: Mapping[str, Any], heard: Heard) -> Iterator[str]:
             yield content
 
 
-def _report(response: http.client.HTTPResponse, heard: Heard, as_json: bool, environ: Mapping[str, str]) -> None:
+def report(response: http.client.HTTPResponse, heard: Heard, as_json: bool, environ: Mapping[str, str]) -> None:
+    """Prints who answered, after how many attempts, and how fast; as JSON with the answer."""
     model, attempts = response.headers.get("X-Mana-LLM-Resolved"), response.headers.get("X-Mana-LLM-Attempts")
     first = heard.first_at - heard.began if heard.first_at is not None else None
     took = heard.last_at - (heard.first_at or heard.last_at)
@@ -117,7 +126,7 @@ def _report(response: http.client.HTTPResponse, heard: Heard, as_json: bool, env
         print(flush=True)
     if heard.error is not None:
         print(printable(heard.error), file=sys.stderr)
-    words = [printable(model or "unknown"), f"{attempts} attempt{'' if attempts == '1' else 's'}"]
+    words = [clean(model or "unknown"), f"{clean(attempts)} attempt{'' if attempts == '1' else 's'}"]
     if first is not None:
         words.append(f"first token after {first:.2f} s")
     if rate is not None:

@@ -159,6 +159,16 @@ def colours(environ: Mapping[str, str]) -> bool:
     return sys.stdout.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
+NAME_LIMIT: Final = 321
+"""Max characters of a name that is shown: of a provider, and of its model."""
+
+
+def clean(text: object, limit: int | None = NAME_LIMIT) -> str:
+    """A name from a provider or client, on one line of a terminal: it may hold escape sequences, or never end."""
+    shown = "".join(each if each.isprintable() else "?" for each in str(text)[: None if limit is None else limit + 1])
+    return shown if limit is None or len(shown) <= limit else shown[:limit] + "…"
+
+
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal."""
+    """A text of several lines, without what could steer a terminal."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")

@@ -1,4 +1,4 @@
-"""Which model servers are there: where to look, and what an answer says. Pure; `look_around` asks.
+"""Finds model servers: which addresses to ask, and what an answer means. Pure; `look_around` asks.
 
 Nothing outside this machine is asked but what ``OLLAMA_URL`` and ``OLLAMA_HOST`` name. A port says nothing of itself:
 servers are told apart by what they answer.
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from manallm_proxy.config.found import address_of
+from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.model import Found, Kind
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.openai.json_object import DecodeErrors, decode

@@ -1,4 +1,4 @@
-"""``explain``: what would become of a request for a model now, gate by gate, without a call."""
+"""``explain``: what would happen to a request for a model now, target by target. Calls no provider."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.cli.client import Client
-from manallm_proxy.cli.operator_client import OperatorClient, clean
+from manallm_proxy.cli.client import Client, clean
+from manallm_proxy.cli.operator_client import OperatorClient
 
 
 def explain(url: str | None, model: str, as_json: bool, environ: Mapping[str, str]) -> int:
@@ -27,5 +27,5 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         mark = ">" if row["target"] == found["serves"] else " "
         fate = "ready" if row["usable"] else row["reason"]
         detail = f"  {row['detail']}" if row["detail"] else ""
-        rows.append(f"{mark} {clean(row['target']):<{width}}  {clean(fate)}{clean(detail)}")
+        rows.append(f"{mark} {clean(row['target']):<{width}}  {clean(fate)}{clean(detail, None)}")
     return [head, *rows]

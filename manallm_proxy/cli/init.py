@@ -15,7 +15,7 @@ from attrs import frozen
 
 from manallm_proxy.cli.discovery import Server
 from manallm_proxy.cli.look_around import Surroundings, look_around
-from manallm_proxy.config.found import free_name
+from manallm_proxy.config.found_servers import free_name
 from manallm_proxy.config.load import QUICKSTART, load
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.providers import OLLAMA_URL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from manallm_proxy.cli.client import Client, Failed, printable
+from manallm_proxy.cli.client import Client, Failed, clean
 
 
 def models(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
@@ -20,5 +20,5 @@ def models(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
         print(json.dumps(answer, indent=2))
         return 0
     for name in names:
-        print(printable(name))
+        print(clean(name))
     return 0

@@ -49,11 +49,6 @@ class OperatorClient:
         raise Failed(f"the proxy at {self.client.place} has ended the connection")
 
 
-def clean(text: object) -> str:
-    """On one line of a terminal: a name from a client may hold escape sequences."""
-    return "".join(each if each.isprintable() else "?" for each in str(text))
-
-
 def seconds(ms: float | None) -> str:
     """A duration, for people."""
     return "-" if ms is None else f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"

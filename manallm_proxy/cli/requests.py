@@ -8,8 +8,8 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from manallm_proxy.cli.client import Client
-from manallm_proxy.cli.operator_client import OperatorClient, clean, seconds
+from manallm_proxy.cli.client import Client, clean
+from manallm_proxy.cli.operator_client import OperatorClient, seconds
 
 
 def requests(

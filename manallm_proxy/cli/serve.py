@@ -40,6 +40,7 @@ def serve(
 
     `discover`: model servers that answer on this machine are added to the configuration.
     """
+    open_standard_descriptors()
     found: tuple[Found, ...] = ()
     path = find_any(environ, config_file)
     if path is None:
@@ -140,7 +141,19 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(20_000, 100, 20)  # so that a large answer, while it is made, is not looked through as a whole
+
+
+def open_standard_descriptors() -> None:
+    """Opens those that are closed on /dev/null: else a socket gets the number, and what is printed goes to a client."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so most likely this one
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
 
 
 def take_descriptors() -> None:

@@ -1,4 +1,4 @@
-"""What `serve` prints for a person once it listens: who is there, who answers for which alias, and what to try."""
+"""What `serve` prints for a person once it listens: providers, the target that answers for each alias, what to try."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def start_screen(app: App) -> str:
     lines += ["", "Aliases, and who would answer now:"]
     for name, chain in generation.config.aliases.items():
         lines += _alias(generation, name, chain, dim)
+    if app.addresses[0].startswith("http"):
+        lines += ["", f"In a browser:  {_from_here(app.addresses[0])}/"]
     lines += ["", "Try:", f"  {try_line(generation, app.addresses[0])}", ""]
     return "\n".join(lines)
 
@@ -87,13 +89,18 @@ def _serves(generation: Generation, entry: Entry) -> bool:
 def try_line(generation: Generation, address: str) -> str:
     """A command that works: an alias or a model that is there, the key's header where keys are set, the socket."""
     unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {shlex.quote(address[5:])} ", "")
-    base = (base or "http://localhost").replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    base = _from_here(base or "http://localhost")
     key = '-H "Authorization: Bearer $MANALLM_API_KEY" ' if generation.config.auth.keys else ""
     model = _model(generation)
     if model is None:
         return f"curl {unix}{key}{base}/v1/models"
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     return f"curl {unix}{key}{base}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def _from_here(address: str) -> str:
+    """How this machine reaches what listens at `address`."""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _model(generation: Generation) -> str | None:

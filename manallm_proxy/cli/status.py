@@ -1,43 +1,78 @@
-"""``status``: the health of each provider of a running proxy, as a table."""
+"""``status``: the health of each provider of a running proxy, as a table, once or again and again."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from manallm_proxy.cli.client import Client, Failed, colours, printable
+from manallm_proxy.cli.client import Client, Failed, clean, colours
 
 WIDTH: Final = 80
+PAUSE: Final = 2.0
+"""Seconds between two looks."""
+HOME, REST_OF_LINE, REST = "\033[H", "\033[K", "\033[J"
 _COLOURS: Final = {"healthy": "32", "unconfigured": "2", "unhealthy": "31"}
 """Of a status; yellow for any other."""
 
 
-def status(url: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
-    """Returns 0 where a proxy answered, whatever its health. Raises Failed."""
+def status(url: str | None, as_json: bool, environ: Mapping[str, str], watches: bool = False) -> int:
+    """Returns 0 where a proxy answered, whatever its health. Raises Failed.
+
+    `watches`: every `PAUSE` seconds, until Ctrl-C; a proxy that is away meanwhile is waited for.
+    """
     client = Client.find(url, environ)
+    shown = _shown(client, as_json, environ)
+    with contextlib.suppress(KeyboardInterrupt):
+        print(_placed(shown) if watches and not as_json else shown, flush=True)
+        while watches:
+            time.sleep(PAUSE)
+            try:
+                shown = _shown(client, as_json, environ)
+            except Failed as failed:
+                print(failed if as_json else _placed(str(failed)), file=sys.stderr if as_json else None, flush=True)
+            else:
+                print(shown if as_json else _placed(shown), flush=True)
+    return 0
+
+
+def _placed(shown: str) -> str:
+    """With the time; in place of what stood there before on a terminal, below it in a pipe."""
+    now = time.strftime("%H:%M:%S")
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return f"{now}\n{shown}\n"
+    # each line over the one that stood there, then what is left of them: nothing flickers, nothing scrolls off
+    rows = [f"{now}  (Ctrl-C ends)", *shown.splitlines()[: shutil.get_terminal_size().lines - 2]]
+    return HOME + "".join(f"{row}{REST_OF_LINE}\n" for row in rows) + REST
+
+
+def _shown(client: Client, as_json: bool, environ: Mapping[str, str]) -> str:
     report = client.get("/v1/health", "show its health", (200, 503))
     if not isinstance(report, dict) or not isinstance(report.get("providers"), dict):
         raise Failed(f"no proxy answers at {client.place}: what answers there is something else")
     if as_json:
-        print(json.dumps(report, indent=2))
-        return 0
-    print(f"{client.place}: {report.get('status')}")
+        return json.dumps(report, indent=2)
+    shown = [f"{client.place}: {clean(report.get('status'))}"]
     rows = [("PROVIDER", "STATUS", "BUSY", "WHY"), *_rows(report["providers"])]
     coloured = colours(environ)
     for line, row in zip(table(rows), rows, strict=True):
         word = row[1]
         known = coloured and word.islower()
-        print(line.replace(word, f"\033[{_COLOURS.get(word, '33')}m{word}\033[0m", 1) if known else line)
-    return 0
+        shown.append(line.replace(word, f"\033[{_COLOURS.get(word, '33')}m{word}\033[0m", 1) if known else line)
+    return "\n".join(shown)
 
 
 def _rows(providers: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, row in providers.items():
-        rows.append((name, str(row.get("status")), str(row.get("in_flight", 0)), _why(row)))
+        rows.append((clean(name), clean(row.get("status")), str(row.get("in_flight", 0)), _why(row)))
         for model, target in (row.get("targets") or {}).items():
-            rows.append((f"  {printable(model)}", str(target.get("status")), "", _why(target)))
+            rows.append((f"  {clean(model)}", clean(target.get("status")), "", _why(target)))
     return rows
 
 
@@ -46,7 +81,7 @@ def _why(row: Mapping[str, Any]) -> str:
         return ""
     until = row.get("cooling_until") or row.get("unhealthy_until")
     parts = [row.get("reason"), row.get("last_error"), f"until {until[11:19]} UTC" if until else None]
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(clean(part, None) for part in parts if part)
 
 
 def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:

@@ -17,7 +17,7 @@ from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.targets import CachePolicy, Chain, Entry
 
-_SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
+SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
 
 @attrs.define
@@ -35,7 +35,7 @@ class Aliases:
     def add(self, name: str, raw: object) -> None:
         path = join("aliases", name)
         segment = name.removeprefix(self.prefix)
-        if not name.startswith(self.prefix) or _SEGMENT.fullmatch(segment) is None:
+        if not name.startswith(self.prefix) or SEGMENT.fullmatch(segment) is None:
             self.mistakes.add(
                 path, f"an alias is '{self.prefix}' and one segment of visible ASCII, without a slash or blanks"
             )

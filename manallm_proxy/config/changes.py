@@ -11,11 +11,11 @@ from manallm_proxy.config.model import Config
 
 NOTHING: Final = "nothing changed"
 _APART: Final = frozenset({"providers", "aliases", "auth", "path", "found", "notes", "timeouts"})
-"""Fields that are told on their own, or show in others."""
+"""Fields that are reported separately, or that show in others."""
 
 
 def changes(before: Config, after: Config) -> str:
-    """No value is shown: it may be a key."""
+    """The differences, in words. No value is shown, since it may be a key."""
     keys = [{key.name: key for key in config.auth.keys} for config in (before, after)]
     parts = [
         *_of("alias", "aliases", before.aliases, after.aliases),

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from manallm_proxy.config.model import (
+    Answers,
     Api,
     ApiKey,
     Auth,
@@ -39,6 +40,7 @@ from manallm_proxy.config.model import (
     StateUrl,
     Status,
     Streaming,
+    Traces,
 )
 from manallm_proxy.contract.targets import Cold, Timeouts
 
@@ -120,6 +122,7 @@ class ProxyFile:
     default_provider: str | None = None
     alias_prefix: Prefix = "mana/"
     limits: Limits = Limits()
+    answers: Answers = Answers()
     health: HealthSettings = HealthSettings()
     timeouts: TimeoutsGiven = TimeoutsGiven()
     chain_timeout: SecondsOrZero = 0.0
@@ -128,6 +131,7 @@ class ProxyFile:
     cache: Cache = Cache()
     state: StateUrl | None = field(default=None, repr=False)
     metrics: Metrics = Metrics()
+    traces: Traces = Traces()
     log: Log = Log()
     cors: Cors = Cors()
     auth: Auth = Auth()

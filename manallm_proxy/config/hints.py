@@ -1,4 +1,4 @@
-"""What was most likely meant, for the end of a message. None of them shows a value."""
+"""Suggestions of what was most likely meant, for the end of a message. None of them shows a value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def suggestion(word: object, known: Iterable[str], others: Mapping[str, str] = E
 
 
 def slip(value: object) -> str:
-    """What `value` looks like that was to be something else: for the end of a message, which never shows the value."""
+    """A hint if `value` looks like a common slip, else empty. For the end of a message; it never shows the value."""
     if not isinstance(value, str):
         return ""
     if re.fullmatch(r"\$[A-Za-z_][A-Za-z0-9_]*", value):

@@ -12,7 +12,7 @@ from manallm_proxy.config.yaml_file import shown
 def mistakes_of(
     auth: Auth, aliases: Collection[str], providers: Collection[str], prefix: str
 ) -> Iterator[tuple[str, str]]:
-    """Path and text of each mistake that no entry shows by itself."""
+    """Path and text of each mistake that shows only across entries."""
     if auth.open and auth.keys:
         yield "auth.open", "give either keys, or 'open: true' for everyone; with both it is not clear who may call"
     names: dict[str, int] = {}

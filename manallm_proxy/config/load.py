@@ -15,13 +15,14 @@ import attrs
 
 from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
-from manallm_proxy.config.found import Addition
+from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
+from manallm_proxy.config.tracing import traces_of
 from manallm_proxy.config.values import is_loopback
 from manallm_proxy.config.yaml_file import Unset, read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
@@ -88,7 +89,7 @@ def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
 
 
 def _files(path: Path) -> list[Path]:
-    """Both files, as far as they can be told while one of them is wrong."""
+    """Both files, as far as they are known while one of them is wrong."""
     named = read(path, {}, lambda what: None) or {}
     beside = named.get("aliases_file", ALIASES_FILE)
     inline = "aliases" in named or not isinstance(beside, str)
@@ -125,7 +126,7 @@ def _load(
     if host is not None or port is not None:
         listen = Listen(listen.host if host is None else host, listen.port if port is None else port)
     timeouts = file.timeouts.over(Timeouts())
-    providers = Providers(path.parent, timeouts, file.alias_prefix, mistakes)
+    providers = Providers(path.parent, timeouts, file.answers.limits, file.alias_prefix, mistakes)
     for name, given in file.providers.items():
         providers.add(name, given)
     aliases = Aliases(providers, file.alias_prefix, file.chain_timeout, mistakes)
@@ -141,6 +142,7 @@ def _load(
         default_provider=_default_provider(file, providers, mistakes),
         alias_prefix=file.alias_prefix,
         limits=file.limits,
+        answers=file.answers,
         health=file.health,
         timeouts=timeouts,
         streaming=file.streaming,
@@ -155,6 +157,7 @@ def _load(
         aliases=aliases.done,
         default=given_aliases.default,
         path=path,
+        traces=traces_of(file.traces, environ, mistakes, providers.notes),
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
         windows=windows,
@@ -174,7 +177,7 @@ def _load(
 
 
 def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
-    """Each as its chain entry asks for it, or the first request would load it anew."""
+    """The entries of ``warm``, each as in its chain: with other options the first request would load it again."""
     entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
     found: list[Entry] = []
     for n, target in enumerate(file.warm):

@@ -14,8 +14,9 @@ from attrs import field, frozen
 
 from manallm_proxy.config import values
 from manallm_proxy.config.state_url import state_url
-from manallm_proxy.config.values import duration, is_loopback, matching, whole
+from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
@@ -25,39 +26,39 @@ OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
-HostName = Annotated[str, matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Count = Annotated[int, whole(1)]
-Port = Annotated[int, whole(0, 65535)]
-Status = Annotated[int, whole(400, 599)]
-Seconds = Annotated[float, duration()]
-SecondsOrZero = Annotated[float, duration(zero=True)]
+HostName = Annotated[str, Matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
+Count = Annotated[int, Whole(1)]
+Port = Annotated[int, Whole(0, 65535)]
+Status = Annotated[int, Whole(400, 599)]
+Seconds = Annotated[float, Duration()]
+SecondsOrZero = Annotated[float, Duration(zero=True)]
 Size = Annotated[int, values.size]
 Host = Annotated[str, values.host]
-FileName = Annotated[str, matching(r"[^\0]+", "a file's name")]
+FileName = Annotated[str, Matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
 StateUrl = Annotated[str | Unset, state_url]
 ApiKey = Annotated[str | Unset, values.api_key]
-Prefix = Annotated[str, matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
+Prefix = Annotated[str, Matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
 Origin = Annotated[
-    str, matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
+    str, Matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
 ]
 ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-KeyName = Annotated[str, matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
 Sha256 = Annotated[
-    str, matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+    str, Matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
 ]
 ModelPattern = Annotated[
-    str, matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+    str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
-Pattern = Annotated[str, matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
-PerMinute = Annotated[int, whole(1, 60_000)]
+Pattern = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
+PerMinute = Annotated[int, Whole(1, 60_000)]
 Headers = Mapping[
     Annotated[str, values.header_name],
-    Annotated[str, matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
+    Annotated[str, Matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
 ]
 
 
@@ -88,8 +89,28 @@ class Limits:
     depth: Count = 256
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
+    body_rate: Size = 8 * 2**10
+    """Bytes a second that a body must come with, after ``body_timeout``."""
     write_timeout: Seconds = 60.0
+    write_rate: Size = 2**10
+    """Bytes a second that an answer must be read with where it waits for its client, after ``write_timeout``."""
     drain: SecondsOrZero = 30.0
+
+
+@frozen
+class Answers:
+    """What one answer of a provider may cost, see `AnswerLimits`."""
+
+    body: Size = DEFAULT_LIMITS.body
+    text: Size = DEFAULT_LIMITS.text
+    keys: Count = DEFAULT_LIMITS.keys
+    parts: Count = DEFAULT_LIMITS.parts
+    elements: Count = DEFAULT_LIMITS.elements
+    depth: Count = DEFAULT_LIMITS.depth
+
+    @property
+    def limits(self) -> AnswerLimits:
+        return AnswerLimits(self.body, self.text, self.keys, self.parts, self.elements, self.depth)
 
 
 @frozen
@@ -137,6 +158,13 @@ class Metrics:
     """``GET /metrics``."""
 
     enabled: bool = True
+
+
+@frozen
+class Traces:
+    """OpenTelemetry. ``endpoint``: where OTLP is taken over HTTP; `load` adds the path, or takes the environment's."""
+
+    endpoint: BaseUrl | None = None
 
 
 @frozen
@@ -221,6 +249,8 @@ class ProviderConfig:
     proxy: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(factory=dict)
     """Kind ollama: sent with every request."""
+    answers: AnswerLimits = DEFAULT_LIMITS
+    """How much it may answer."""
     stream_usage: bool = True
     """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
     cache: Cached | None = None
@@ -253,6 +283,7 @@ class Config:
     default_provider: str | None
     """Serves bare model names."""
     limits: Limits
+    answers: Answers
     health: HealthSettings
     timeouts: Timeouts
     streaming: Streaming
@@ -277,6 +308,7 @@ class Config:
     cache: Cache = Cache()
     state: str | None = field(default=None, repr=False)
     """A Redis by which workers and instances share what they keep; None: each keeps its own."""
+    traces: Traces = Traces()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)

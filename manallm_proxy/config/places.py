@@ -1,4 +1,4 @@
-"""Where a mistake stands: file and line for each path, found only once there is a mistake."""
+"""Finds the file and line of each mistake, by its path. The files are read again for it, once there is a mistake."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from manallm_proxy.config.yaml_file import text_of
 from manallm_proxy.config.yaml_internals import StrictLoader
 
 DEEPEST: Final = 12
+"""Levels of a file that are looked through."""
 LINES_LIMIT: Final = 50_000
 """Paths of one file: anchors can make more of them than a file has bytes."""
 
@@ -32,7 +33,7 @@ def _located(mistake: str, known: dict[Path, dict[str, int]]) -> str:
     path = mistake.partition(": ")[0]
     best: tuple[int, str] = (0, "")
     for file, lines in known.items():
-        if mistake.startswith(f"{file}: "):  # it says already where it is, but for the line of a path
+        if mistake.startswith(f"{file}: "):  # it names its file already, perhaps without the line
             inner = mistake.removeprefix(f"{file}: ")
             line = next((lines[part] for part in _parts(inner.partition(": ")[0]) if part in lines), None)
             return mistake if line is None else f"{inner} ({file}:{line})"
@@ -50,7 +51,7 @@ def _parts(path: str) -> Iterator[str]:
 
 
 def lines_of(file: Path) -> dict[str, int]:
-    """The line of each path in a YAML file; empty where it cannot be read."""
+    """The line of each path in a YAML file; empty if it cannot be read."""
     try:
         node = StrictLoader(text_of(file)).get_single_node()
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

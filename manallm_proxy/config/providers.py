@@ -16,13 +16,14 @@ from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import Wrong, api_key
 from manallm_proxy.config.yaml_file import Unset, without_newline
+from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.targets import LOADED_WITH, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
 """Paths of Ollama's two APIs, which people copy into its address."""
 OPENAI_HOST: Final = "api.openai.com"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 KNOWN_OPTIONS: Final = frozenset(
     {
@@ -35,7 +36,7 @@ KNOWN_OPTIONS: Final = frozenset(
 )
 """Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
 _SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
-_NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
+NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
 @attrs.define
@@ -45,6 +46,7 @@ class Providers:
     folder: Path
     """Paths in the file are relative to it."""
     timeouts: Timeouts
+    answers: AnswerLimits
     alias_prefix: str
     mistakes: Mistakes
     done: dict[str, ProviderConfig] = attrs.field(factory=dict)
@@ -54,7 +56,7 @@ class Providers:
 
     def add(self, name: str, raw: object) -> None:
         path = join("providers", name)
-        if _NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None:
             self.mistakes.add(path, "a provider's name is letters, digits, '.', '_' and '-', at most 64 of them")
         elif f"{name}/" == self.alias_prefix:
             self.mistakes.add(path, f"a provider cannot have the aliases' own name (alias_prefix is '{name}/')")
@@ -82,6 +84,7 @@ class Providers:
             headers=given.headers,
             timeouts=given.timeouts.over(self.timeouts),
             max_concurrent=given.max_concurrent,
+            answers=self.answers,
             api=given.api or "native",
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,
@@ -123,7 +126,7 @@ class Providers:
         if given.parallel is not None and not given.local:
             self.mistakes.add(f"{path}.parallel", "is for a server of your own: say 'local: true' as well")
         if given.kind == "loopback":
-            for key in _NOT_FOR_LOOPBACK:
+            for key in NOT_FOR_LOOPBACK:
                 if raw.get(key) is not None:
                     self.mistakes.add(f"{path}.{key}", "must not be given: kind loopback calls nobody")
 

@@ -2,7 +2,7 @@
 
 cattrs walks the classes. By default it turns ``"3"`` into 3, ``"false"`` into True and ``"ab"`` into ``('a', 'b')``, so
 each kind of value has a strict hook here. What a field requires beyond its type is a reader in its annotation:
-``Annotated[float, duration()]``.
+``Annotated[float, Duration()]``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from attrs import frozen
+
 from manallm_proxy.config.hints import WORDS, suggestion
 from manallm_proxy.config.yaml_file import Filled, Unset
 from manallm_proxy.contract.provider import Endpoint
@@ -23,7 +25,7 @@ from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]
 
-_FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
+FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
     "connection",
     "content-length",
@@ -48,12 +50,14 @@ _ENDPOINTS: Final = (
     *("/models", "/responses", "/messages"),
     *(":generateContent", ":streamGenerateContent", ":batchEmbedContents"),
 )
-"""Of all kinds; where one ends in another, the longer one first."""
+"""Paths of all kinds of provider; if one ends in another, the longer one first."""
 _DEEPEST: Final = 16
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
-_LONGEST: Final = 365 * 24 * 3600.0
-_LARGEST: Final = 2**40
+LONGEST: Final = 365 * 24 * 3600.0
+"""Seconds."""
+LARGEST: Final = 2**40
+"""Bytes."""
 
 
 class Wrong(ValueError):
@@ -108,16 +112,17 @@ def text(value: object) -> str:
     return str(value)
 
 
-def matching(pattern: str, what: str) -> Reader:
-    """A string that matches `pattern` as a whole; `what` describes it for people."""
-    compiled = re.compile(pattern)
+@frozen
+class Matching:
+    """A reader: a string that matches ``pattern`` as a whole; ``what`` describes it for people."""
 
-    def read(value: object) -> str:
-        if compiled.fullmatch(found := text(value)) is None:
-            raise Wrong(f"expected {what}")
+    pattern: str
+    what: str
+
+    def __call__(self, value: object) -> str:
+        if re.fullmatch(self.pattern, found := text(value)) is None:
+            raise Wrong(f"expected {self.what}")
         return found
-
-    return read
 
 
 def truth(value: object) -> bool:
@@ -128,34 +133,37 @@ def truth(value: object) -> bool:
     return found
 
 
-def whole(least: int, most: int | None = None) -> Reader:
-    """A whole number from `least` to `most`."""
-    what = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
+@frozen
+class Whole:
+    """A reader: a whole number from ``least`` to ``most``."""
 
-    def read(value: object) -> int:
+    least: int
+    most: int | None = None
+
+    def __call__(self, value: object) -> int:
+        bounds = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
         found = plain(value)
         if not isinstance(found, int) or isinstance(found, bool):
-            raise expected(what, value)
-        if found < least or (most is not None and found > most):
-            raise Wrong(f"expected {what}")
+            raise expected(f"a whole number {bounds}", value)
+        if found < self.least or (self.most is not None and found > self.most):
+            raise Wrong(f"expected a whole number {bounds}")
         return found
 
-    return read
 
+@frozen
+class Duration:
+    """A reader: seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); ``zero``: whether 0 is allowed."""
 
-def duration(*, zero: bool = False) -> Reader:
-    """Seconds, or text with a unit (``500ms``, ``30s``, ``5m``, ``1h``); `zero`: whether 0 is allowed."""
-    what = "a number of seconds or '500ms', '30s', '5m'"
+    zero: bool = False
 
-    def read(value: object) -> float:
+    def __call__(self, value: object) -> float:
         found = _quantity(plain(value), _UNITS, r"[0-9]+(?:\.[0-9]+)?")
         if found is None:
-            raise expected(what, value)
-        if not math.isfinite(found) or found < 0 or (found == 0 and not zero) or found > _LONGEST:
-            raise Wrong(f"expected a duration {'of at least 0' if zero else 'longer than 0'} and at most 365 days")
+            raise expected("a number of seconds or '500ms', '30s', '5m'", value)
+        if not math.isfinite(found) or found < 0 or (found == 0 and not self.zero) or found > LONGEST:
+            least = "of at least 0" if self.zero else "longer than 0"
+            raise Wrong(f"expected a duration {least} and at most 365 days")
         return found
-
-    return read
 
 
 def size(value: object) -> int:
@@ -164,7 +172,7 @@ def size(value: object) -> int:
     found = None if isinstance(raw, float) else _quantity(raw, _SIZES, "[0-9]+")
     if found is None:
         raise expected("a number of bytes or '64KiB', '32MiB'", value)
-    if not 1 <= found <= _LARGEST:
+    if not 1 <= found <= LARGEST:
         raise Wrong("expected a size of at least 1 byte and at most 1024GiB")
     return int(found)
 
@@ -297,10 +305,10 @@ def moves_on(value: object) -> str:
     if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
     if not isinstance(found, str):
-        raise expected(f"one of {', '.join(_FALLBACK_CLASSES)} or a status from 400 to 499", value)
-    if found not in _FALLBACK_CLASSES and re.fullmatch("4[0-9][0-9]", str(value)) is None:
-        hint = suggestion(found, _FALLBACK_CLASSES)
-        raise Wrong(f"expected one of {', '.join(_FALLBACK_CLASSES)} or a status from 400 to 499{hint}")
+        raise expected(f"one of {', '.join(FALLBACK_CLASSES)} or a status from 400 to 499", value)
+    if found not in FALLBACK_CLASSES and re.fullmatch("4[0-9][0-9]", str(value)) is None:
+        hint = suggestion(found, FALLBACK_CLASSES)
+        raise Wrong(f"expected one of {', '.join(FALLBACK_CLASSES)} or a status from 400 to 499{hint}")
     return str(found)
 
 

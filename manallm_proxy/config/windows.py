@@ -1,7 +1,7 @@
-"""One window a model: what an Ollama loads a model with has one value, whichever alias or name asks for it.
+"""Checks that all entries for one model of an Ollama load it with the same settings, its context window above all.
 
-Ollama loads a model anew where a request's runner options differ from those it was loaded with. Two entries with two
-windows would keep it loading for ever, in turns, while every request still looks fine.
+Ollama loads a model again if a request's runner options differ from those it was loaded with. Two entries with two
+windows would make it load for ever, in turns, while every request still looks fine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ONE_VALUE: Final = (*LOADED_WITH, "keep_alive")
 def windows_of(
     entries: Iterable[tuple[str, Entry]], providers: Mapping[str, ProviderConfig], mistakes: Mistakes
 ) -> dict[ModelKey, dict[str, Any]]:
-    """What each model is loaded with, from all `entries` (path, entry), and a mistake for each second value.
+    """The settings that each model is loaded with, from all `entries` (path, entry). A second value is a mistake.
 
     An entry that leaves out what another one gives gets the other's value: the model's own default would be a second.
     """

@@ -32,7 +32,7 @@ _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """A lone surrogate, from an escape or from bytes in the environment; UTF-8 cannot encode it."""
 _ODD_BLANK: Final = re.compile("[\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u3000\ufeff]")
-"""Looks like a blank and is none to YAML: it comes along with what is copied from a page."""
+"""Looks like a blank but is none to YAML: it comes from text that was copied from a web page."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
 Report = Callable[[str], None]
@@ -107,7 +107,8 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
 
 
 def text_of(path: Path) -> str:
-    """Of a regular file only: nothing that makes its reader wait, and nothing that has no end."""
+    """The text of a regular file. Raises OSError, also for other kinds of file, which may block or never end, and for
+    one over SIZE_LIMIT; ValueError if it is not UTF-8."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         mode = os.fstat(descriptor).st_mode
@@ -136,7 +137,7 @@ class _Loader(StrictLoader):
             if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
                 self.report_at(key, "a key must be plain text")
             elif _ODD_BLANK.search(key.value):
-                self.report_at(key, "a key with a blank of another kind, as pages have them: type it anew")
+                self.report_at(key, "a key with an unusual blank, as copied from a web page: type the key again")
             elif key.value in seen:
                 self.report_at(key, f"key '{shown(key.value)}' is given twice")
             else:
@@ -215,7 +216,7 @@ _IN_OUR_WORDS: Final = (
     (r"expected '<document start>', but", "the indentation of this line fits none of the lines above it"),
     (r"expected a mapping( or list of mappings)? for merging", "'<<' takes what an anchor names, such as *base"),
 )
-"""What PyYAML says of the commonest slips, for people who do not know its grammar."""
+"""PyYAML's messages for the commonest slips, in words for people who do not know its grammar."""
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:

@@ -57,7 +57,7 @@ class StrictLoader(yaml.SafeLoader):
         return node
 
     def _measure(self, node: yaml.Node, holds_itself: bool) -> None:
-        """What is inside has been measured by now."""
+        """Counts the values in `node`. The nodes inside have been measured before."""
         inside: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             inside = node.value

@@ -8,11 +8,36 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, field, frozen
 
 from manallm_proxy.contract.provider_errors import ProviderError
+
+
+@frozen
+class AnswerLimits:
+    """How much a provider may answer: ``answers`` of the configuration. What is over one of them is its failure."""
+
+    body: int = 256 * 2**20
+    """Bytes of a whole answer, inflated: of embeddings, audio, images."""
+    text: int = 64 * 2**20
+    """Bytes of a whole chat or completion, inflated."""
+    keys: int = 1000
+    """At the top."""
+    parts: int = 200_000
+    """Objects and lists in all, of a whole answer or of one event."""
+    elements: int = 16_000_000
+    """Values in all: 20,000 vectors of 768 numbers."""
+    depth: int = 256
+
+    @property
+    def messages(self) -> int:
+        """Objects in the lists at the top: choices, or vectors."""
+        return self.parts
+
+
+DEFAULT_LIMITS: Final = AnswerLimits()
 
 
 @define  # not frozen: there is one for each request, and freezing takes 60 ns a field
@@ -111,5 +136,18 @@ class StreamBatch:
     """The answer is complete; the door writes the end of the stream."""
     error: ProviderError | None = None
     """The provider ended the stream with an error, after ``frames`` and ``deltas``."""
+    is_large: bool = False
+    """To write it takes so long that others would feel it."""
     content_type: str = ""
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
+
+
+@frozen
+class ResponseBatch(StreamBatch):
+    """Of a provider's own Responses: with the response object (JSON), where events told it. A class of its own, since
+    each field of a batch costs every chunk its time."""
+
+    begun: bytes = field(default=b"", repr=False)
+    """The response as it begins, once; the events that told so are not in ``frames``."""
+    response: bytes = field(default=b"", repr=False)
+    """The response as these events leave it."""

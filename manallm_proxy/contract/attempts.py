@@ -66,7 +66,7 @@ class TargetRateLimited(NoProvider):
 
 
 class FitsNowhere(NoProvider):
-    """The prompt is longer than the window of every target: the caller's mistake, told as a provider tells it."""
+    """The prompt is longer than the window of every target: the caller's mistake, in the form that providers use."""
 
     status = 400
     type = "invalid_request_error"

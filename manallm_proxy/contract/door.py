@@ -26,6 +26,8 @@ class Client:
     key: str | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     """The request's headers; names are case-insensitive."""
+    dialects: frozenset[str] = frozenset()
+    """Formats beside chats that a provider speaks itself: a request in one of them may do without its translation."""
 
 
 class Reply(Protocol):

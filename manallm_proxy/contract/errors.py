@@ -59,6 +59,10 @@ class HostNotAllowed(ProxyError):
     code = "host_not_allowed"
 
 
+class Untranslatable(InvalidRequest):
+    """Legal in the client's own API, and nothing that another has a word for: it takes a provider that speaks it."""
+
+
 class InvalidKey(ProxyError):
     """The key is missing, malformed or unknown."""
 
@@ -198,5 +202,9 @@ class ShuttingDown(ProxyError):
     code = "shutting_down"
 
 
+STRANGERS: Final = frozenset(
+    str(kind.code) for kind in (InvalidKey, OriginNotAllowed, HostNotAllowed, MethodNotAllowed, UnknownRoute)
+)
+"""Codes of refusals that need no key: whoever can connect can cause as many as he likes."""
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
 """Codes of the errors that are due to a client's key or the lack of one."""

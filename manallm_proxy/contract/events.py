@@ -11,6 +11,7 @@ from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.trace import Trace
 
 UNROUTED: Final = "other"
 """The ``endpoint`` of requests that match no route."""
@@ -141,6 +142,8 @@ class RequestEnded:
     """None where no answers are kept."""
     saved: Usage | None = None
     """What a hit did not cost."""
+    trace: Trace | None = None
+    """None where traces are off."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

@@ -7,17 +7,20 @@ attempt; any other exception is a bug. Cancelling it closes the provider's conne
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.trace import TraceHeaders
 
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _PICTURES: Final = b"data:image/"
 _PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
 
@@ -60,6 +63,10 @@ class Endpoint(Enum):
     IMAGE_EDITS = "images/edits", True
     RERANK = "rerank", True
     MODERATIONS = "moderations", True
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    """Anthropic's. As `RESPONSES` and `COUNT_TOKENS`, only for a provider that speaks it itself."""
+    COUNT_TOKENS = "messages/count_tokens"
 
 
 @define  # not frozen: as `answers.Usage`
@@ -94,22 +101,72 @@ class Call:
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
     retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
     """Names the client's own places in an error that names places in ``body``; None: they are the same."""
+    trace: TraceHeaders | None = None
+    """Where the attempt stands in a trace, for the provider; None where traces are off."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
+    native: Native | None = field(default=None, repr=False)
+    """The client's own form of it, where a provider speaks that; if not all of a chain do, it has to be translated."""
+    refusal: ProxyError | None = None
+    """Why it has no form but the client's own: this one is for routing alone."""
+    cuts_length: bool = False
+    """Whether ``max_tokens`` may be cut to what the target can give: clients of its API have to say some number."""
+    headers: Mapping[str, str] = field(default=_NONE, repr=False)
+    """To be sent along."""
+    told: Mapping[str, bytes] = _NONE
+    """Members of the answer that the client is told otherwise, such as the id of a response: their JSON, by name."""
 
-    def at(self, provider: str) -> Call:
-        """The call as `provider` gets it."""
-        if self.own is None:
+    def translated(self) -> Call:
+        """With the form that a provider of chats gets, or why there is none."""
+        assert self.native is not None
+        call = self.native.translate()
+        call.native, call.is_large = self.native, call.is_large or self.is_large
+        return call
+
+    def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
+        """The call as `provider` gets it, which speaks these dialects beside chats."""
+        if self.native is not None and self.native.dialect.path in speaks:
+            call = self.native.write(provider)
+        elif self.own is None:
             return self
-        call = self.own(provider)
+        else:
+            call = self.own(provider)
         call.remarks = self.remarks
         return call
+
+    @property
+    def length(self) -> int | None:
+        """``max_tokens``, where it may be cut."""
+        span = self.summary.spans.get("max_tokens") if self.cuts_length else None
+        digits = self.body[slice(*span)] if span is not None else b""
+        return int(digits) if digits.isdigit() else None
+
+    def cut_to(self, most: int) -> Call:
+        """The same with at most so many tokens. Every byte but theirs keeps its place."""
+        length = self.length
+        if length is None or not 0 < most < length:
+            return self
+        start, end = self.summary.spans["max_tokens"]
+        self.remarks.append(f"max_tokens: {most} instead of {length}, which the target cannot give")
+        digits = b"%d" % most
+        return evolve(self, body=self.body[:start] + digits.ljust(end - start) + self.body[end:])
 
     def text_size(self) -> int:
         """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
         if _PICTURES not in self.body:
             return len(self.body)
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
+
+
+@frozen
+class Native:
+    """A call in the format of the client, for providers that speak it too."""
+
+    dialect: Endpoint
+    write: Callable[[str], Call]
+    """Makes it for the provider of that name."""
+    translate: Callable[[], Call]
+    """Makes the call for all other providers. Raises InvalidRequest where it is none."""
 
 
 TryWrite = Callable[[StreamBatch], bool]
@@ -149,6 +206,8 @@ class ModelInfo:
     """Other names under which the provider serves it."""
     context_length: int = 0
     """Tokens; 0 where it is not known."""
+    max_output: int = 0
+    """Tokens of one answer; 0 where it is not known."""
     size: int = 0
     """Bytes of its weights; 0 where the list does not say."""
 

@@ -118,7 +118,7 @@ class ReadTimeout(ProviderError):
 
 
 class StillLoading(ProviderError):
-    """The model was not loaded, and is not yet after ``load_timeout``: the load goes on without this request."""
+    """The model was cold, and its load took longer than the load timeout. The load goes on without this request."""
 
     status = 504
     retryable, blame, reason = True, Blame.NOBODY, "loading"

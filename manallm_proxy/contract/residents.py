@@ -1,4 +1,4 @@
-"""What a server that loads models on demand tells of those that it has loaded, and what can be asked of it."""
+"""A box as the core sees it: what it has loaded, and the interface to ask for that and to load a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Resident:
     name: str
     size: int = 0
     size_vram: int = 0
-    """What of it lies on the GPU; the rest is computed by the CPU."""
+    """How many of these bytes are on the GPU; the CPU computes the rest."""
     context_length: int = 0
     """The window in force, in tokens."""
     expires_in: float | None = None
@@ -24,10 +24,11 @@ class Resident:
 
 
 class ModelHost(Protocol):
-    """One such server. Each method raises a `ProviderError` and nothing else but a bug."""
+    """One box. Its methods raise only `ProviderError`; any other exception is a bug."""
 
     async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
-        """What is loaded, asked within `seconds`; None where such servers do not tell. BadResponse for nonsense."""
+        """What is loaded, asked within `seconds`; None if this server does not report it. Raises BadResponse if its
+        answer cannot be read."""
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """Returns once `entry`'s model is loaded; cancelling it aborts the load. `pinned`: it is to stay."""

@@ -27,7 +27,7 @@ RUNNER_OPTIONS: Final = (
     "draft_num_predict",
 )
 LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
-"""A change of one of these makes Ollama load the model anew (server/sched.go needsReload)."""
+"""If one of these changes, Ollama loads the model again (server/sched.go needsReload)."""
 _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import define, evolve
 
 from manallm_proxy.contract.answers import Answer, Usage
@@ -10,7 +12,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request import EMBEDDING, read_summary
 from manallm_proxy.openai.vectors import vector_text
 
@@ -32,6 +34,10 @@ class EmbeddingsDoor:
         )
 
 
+def _as_it_is(vector: Sequence[float]) -> Sequence[float]:
+    return vector
+
+
 @define
 class EmbeddingsReply(OpenAIReply):
     """base64 exactly if it was requested: openai-node 6 would then read a list of floats as bytes."""
@@ -41,8 +47,9 @@ class EmbeddingsReply(OpenAIReply):
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
             return answer.body
-        written = vector_text if self.as_base64 else list
+        written = vector_text if self.as_base64 else _as_it_is if answer.is_large else list
         rows = [{"object": "embedding", "index": n, "embedding": written(v)} for n, v in enumerate(answer.vectors)]
         prompt = (answer.usage or Usage()).prompt
         usage = {"prompt_tokens": prompt, "total_tokens": prompt}
-        return encode({"object": "list", "data": rows, "model": str(target), "usage": usage})
+        write = encode_whole if answer.is_large else encode
+        return write({"object": "list", "data": rows, "model": str(target), "usage": usage})

@@ -19,7 +19,7 @@ from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.usage import usage_to_openai
 
 HEARTBEAT: Final = b": keep-alive\n"
@@ -54,7 +54,8 @@ class OpenAIReply:
         self.start(target)
         rows = [self.choice(delta) for delta in answer.choices]
         usage = usage_to_openai(answer.usage or Usage())
-        return encode({**self._common_fields(self.whole_object), "choices": rows, "usage": usage})
+        write = encode_whole if answer.is_large else encode
+        return write({**self._common_fields(self.whole_object), "choices": rows, "usage": usage})
 
     def start(self, target: Target) -> None:
         self._model = str(target)

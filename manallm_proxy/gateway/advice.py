@@ -1,6 +1,6 @@
-"""What really happened to a request, and the command that mends it: for the 503, for loopback's answer, for the start.
+"""Says why providers did not serve, and which command mends it: for the 503, for loopback's answer, for the start.
 
-Addresses and what a provider lists are for the operator. Where clients have keys of their own, they are not told.
+It names addresses and models, which are for the operator: if there are client keys, clients do not get it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNREACHED: Final = frozenset({"connect_error", "connect_timeout"})
 
 
 def advice(generation: Generation, chain: Chain, records: Iterable[AttemptRecord]) -> str:
-    """Sentences on each provider that did not serve, without those that only lack their key, and these together."""
+    """A sentence for each target that did not serve, and one for all providers that only lack their key."""
     sentences: list[str] = []
     unset: list[str] = []
     for record in records:
@@ -47,7 +47,7 @@ def unreached(provider: ProviderConfig, reason: str | None, detail: str | None =
 
 
 def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str | None:
-    """That the provider does not have the model `wish`, and how to get it; None where it has it, or does not say."""
+    """That the provider does not have the model `wish`, and how to get it; None if it has it, or lists nothing."""
     target = Target(provider.name, wish)
     if not generation.catalog.knows(provider.name) or generation.catalog.find(target) is not None:
         return None
@@ -76,7 +76,7 @@ def _sentence(
     health = generation.registry.providers[target.provider]
     down = health.provider.last_error if health.provider.failures else None
     if reason == "unhealthy" or (reason == NO_MODEL and down in UNREACHED):
-        # a list that is not known is no list without a model
+        # its list is unknown, which does not mean that it lacks the model
         reason, detail = _last_error(generation, target), health.reach_detail
     if reason in UNREACHED:
         return f"{provider.name}: {unreached(provider, reason, detail)}."
@@ -97,5 +97,5 @@ def _last_error(generation: Generation, target: Target) -> str:
 
 
 def keys_not_set(providers: Sequence[ProviderConfig]) -> list[str]:
-    """The variables that would configure those of `providers` that lack their key."""
+    """The environment variables that would give those of `providers` their key that lack it."""
     return [p.api_key_missing.removesuffix(" is not set") for p in providers if p.api_key_missing]

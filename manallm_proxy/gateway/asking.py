@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.provider import Call, Provider
 from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.openai.large import aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
@@ -32,6 +34,9 @@ class Asking:
     walk: Walk
     visit: Visit
     for_operator: bool
+    trace: Trace | None = None
+    notes: tuple[str, ...] = ()
+    """See `Call.notes`, of the call as the latest target got it."""
 
     async def complete(self) -> tuple[Answer, Entry]:
         """The first whole answer along the chain, and whose it is."""
@@ -58,24 +63,26 @@ class Asking:
     def _ask(
         self, attempt: Callable[[Provider, Catalog, Call, Entry], Awaitable[T]]
     ) -> Callable[[Entry], Awaitable[T]]:
-        catalog, providers = self.generation.catalog, self.generation.providers
+        catalog = self.generation.catalog
 
         def ask(entry: Entry) -> Awaitable[T]:
-            name = entry.target.provider
-            call = self.call.at(name)
-            self._advise(call, entry)
-            return attempt(providers[name], catalog, call, entry)
+            provider, call = self._attempt(entry)
+            return attempt(provider, catalog, call, entry)
 
         return ask
 
-    def _advise(self, call: Call, entry: Entry) -> None:
-        """Lets loopback, which answers in place of a model, say why no model did. Its readers are the operator."""
-        if (
-            self.walk.log
-            and self.for_operator
-            and isinstance(self.generation.providers[entry.target.provider], LoopbackProvider)
-        ):
+    def _attempt(self, entry: Entry) -> tuple[Provider, Call]:
+        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        name = entry.target.provider
+        provider = self.generation.providers[name]
+        native = self.call.native
+        call = self.call.at(name, () if native is None else self.generation.config.providers[name].speaks)
+        self.notes = call.notes
+        if self.trace is not None:
+            call = evolve(call, trace=headers_for(self.trace, entry.target))
+        if self.walk.log and self.for_operator and isinstance(provider, LoopbackProvider):
             call.advice = advice(self.generation, self.walk.chain, self.walk.log)
+        return provider, call
 
 
 async def written(reply: Reply, target: Target, answer: Answer) -> bytes:

@@ -16,12 +16,16 @@ from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside
 T = TypeVar("T")
 
 
-async def read_request(request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T]) -> tuple[T, bool]:
+async def read_request(
+    request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T], arrived: Callable[[], None] = lambda: None
+) -> tuple[T, bool]:
     """What `read` makes of the body, within all limits, and whether the body is large: then it is read in a thread.
 
-    Raises what `read` raises, and InvalidRequest for JSON that has more of something than the limits allow.
+    `arrived` is called once the body is in. Raises what it and `read` raise, and InvalidRequest for JSON that has more
+    of something than the limits allow.
     """
     body = await read_body(request, limits)
+    arrived()
     large = len(body) > LARGE_BYTES
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
         parts = await aside(True, check_structure, body, limits) if large else check_structure(body, limits)
@@ -30,7 +34,11 @@ async def read_request(request: web.BaseRequest, limits: Limits, read: Callable[
 
 
 async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
-    """The whole body. Raises BodyTooLarge over ``limits.body`` bytes, BodyTimeout if it stalls for ``body_timeout``."""
+    """The whole body.
+
+    Raises BodyTooLarge over ``limits.body`` bytes, BodyTimeout if it stalls for ``body_timeout``, or comes slower than
+    ``body_rate`` for that long.
+    """
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMedia("send the body without Content-Encoding")
@@ -46,15 +54,20 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
             if len(parts[0]) > limits.body:
                 raise _too_large(limits.body)
             return parts[0]
+        late = begun = loop.time()
         async with asyncio.timeout(limits.body_timeout) as stall:
             while part := await request.content.readany():
                 size += len(part)
                 if size > limits.body:
                     raise _too_large(limits.body)
                 parts.append(part)
-                stall.reschedule(loop.time() + limits.body_timeout)
+                late = begun + size / limits.body_rate
+                stall.reschedule(min(loop.time(), late) + limits.body_timeout)
     except TimeoutError:
-        raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s") from None
+        if loop.time() - late >= limits.body_timeout and size:
+            slow = f"the body comes slower than {limits.body_rate} bytes a second (limits.body_rate)"
+            raise BodyTimeout(slow) from None
+        raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s (limits.body_timeout)") from None
     except web.RequestPayloadError:
         raise InvalidRequest("the body's transfer encoding is broken") from None
     return await aside(size > LARGE_BYTES, b"".join, parts)

@@ -1,6 +1,6 @@
 """Client keys: who calls, what they may use, how much of it, and the refusals that follow.
 
-No I/O, and the time is an argument; `web` reads the headers, `config` the keys.
+No I/O, and the time is an argument; `credentials` reads the headers, `config` the keys.
 
 We keep no key, only the SHA-256 of each, and look a caller up by the digest of what was presented: one hash and one
 dictionary look-up, however many keys there are. The look-up need not be constant-time, since what it compares is
@@ -32,7 +32,7 @@ _HOW: Final = "send it as 'Authorization: Bearer KEY' (or as api-key, or as x-ap
 
 
 def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
-    """The one key in the values of ``Authorization`` and of the `others` headers. InvalidKey where there is none.
+    """The one key in the values of ``Authorization`` and of the `others` headers. Raises InvalidKey if there is none.
 
     Some clients send the same key under two names, which is fine; two different ones, or one header twice, are
     not: a server before us may have looked at the other. Another scheme than Bearer is for such a server.
@@ -58,7 +58,7 @@ def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
 
 
 def digest_of(key: str) -> str:
-    """What the configuration holds of a key."""
+    """SHA-256 of a key, as the configuration holds it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -86,15 +86,9 @@ class Caller:
         else:
             self._window.limit = limit
 
-    def enter(self, now: float) -> None:
-        """One more request. KeyLimited where it may not; else `leave` ends it."""
-        most = self.key.concurrent_requests
-        if most is not None and self.in_flight >= most:
-            raise KeyLimited(
-                f"key '{self.key.name}' has {most} requests in flight, as many as it may have at once; "
-                "try again when one has ended",
-                retry_after=1.0,
-            )
+    def ask(self, now: float) -> None:
+        """Counts one more request, whose body may be on its way. Raises KeyLimited if the key may make no more now."""
+        self._refuse_many()
         window = self._window
         if window is not None and not window.take(now):
             wait = window.next_in(now)
@@ -103,7 +97,20 @@ class Caller:
                 f"try again in {spoken(wait)}",
                 retry_after=wait,
             )
+
+    def enter(self) -> None:
+        """Its body is in: it is in flight until `leave`. Raises KeyLimited if too many are in flight by now."""
+        self._refuse_many()
         self.in_flight += 1
+
+    def _refuse_many(self) -> None:
+        most = self.key.concurrent_requests
+        if most is not None and self.in_flight >= most:
+            raise KeyLimited(
+                f"key '{self.key.name}' has {most} requests in flight, as many as it may have at once; "
+                "try again when one has ended",
+                retry_after=1.0,
+            )
 
     def leave(self) -> None:
         self.in_flight -= 1
@@ -124,7 +131,7 @@ class Caller:
         return self._allowed.fullmatch(name) is not None
 
     def require(self, *names: str) -> None:
-        """ModelNotAllowed where none of the `names` that one model has is the key's to use."""
+        """Raises ModelNotAllowed if the key may use none of the `names`, which all mean one model."""
         if not any(map(self.may_use, names)):
             raise ModelNotAllowed(
                 f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
@@ -133,7 +140,7 @@ class Caller:
             )
 
     def require_admin(self) -> None:
-        """AdminOnly where the key is none for operators."""
+        """Raises AdminOnly if it is not an operator's key."""
         if not self.key.admin:
             raise AdminOnly(
                 f"key '{self.key.name}' may not see this; it takes one with 'admin: true' in the configuration"
@@ -141,7 +148,7 @@ class Caller:
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """What matches any of them: ``*`` is any text, slashes included, and nothing else is special."""
+    """Matches what any of `patterns` matches: ``*`` is any text, slashes included, and nothing else is special."""
     escaped = (each.replace("[", "[[]").replace("?", "[?]") for each in patterns)
     return re.compile("|".join(fnmatch.translate(each) for each in escaped) or r"(?!)")
 
@@ -186,7 +193,7 @@ class Keyring:
         return self._callers.get(caller.key.sha256.lower()) is caller
 
     def caller(self, key: str) -> Caller:
-        """Who presents `key`. InvalidKey where nobody does."""
+        """The holder of `key`. Raises InvalidKey if there is none."""
         caller = self._callers.get(digest_of(key))
         if caller is None:
             raise InvalidKey("this API key is not known here; check it, or ask whoever runs this proxy for a new one")

@@ -9,6 +9,7 @@ from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.http_server.stream_writer import StreamWriter
+from manallm_proxy.openai.large import aside
 
 
 @define
@@ -20,7 +21,7 @@ class ClientStream:
     stream: Stream
 
     async def send(self, batch: StreamBatch) -> None:
-        await self.writer.write(self.reply.events(batch))
+        await self.writer.write(await aside(batch.is_large, self.reply.events, batch))
 
     def try_write(self, batch: StreamBatch) -> bool:
         if not self.writer.is_writable:

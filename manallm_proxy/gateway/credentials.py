@@ -11,7 +11,7 @@ from manallm_proxy.http_server import web
 
 REQUEST_ID_LIMIT: Final = 128
 CALLER: Final = web.RequestKey("caller", str)
-"""The name of the key that was presented, beside the pipeline."""
+"""Where a request outside the pipeline stores the name of its key, for the log."""
 
 
 def request_id_of(request: web.BaseRequest) -> str:
@@ -28,7 +28,7 @@ def new_request_id() -> str:
 
 
 def key_of(request: web.BaseRequest) -> str:
-    """The key that the client presents. InvalidKey where it presents none, or more than one."""
+    """The key that the client presents. Raises InvalidKey if it presents none, or more than one."""
     headers = request.headers
     return presented(
         headers.getall("Authorization", ()), headers.getall("api-key", ()), headers.getall("x-api-key", ())
@@ -36,7 +36,7 @@ def key_of(request: web.BaseRequest) -> str:
 
 
 def caller_of(request: web.BaseRequest, generation: Generation, *, admin: bool = False) -> Caller | None:
-    """Who asks for a route beside the pipeline; None where nobody is asked for a key."""
+    """Who calls a route outside the pipeline; None if there are no client keys. Raises InvalidKey, AdminOnly."""
     if not generation.keyring:
         return None
     caller = generation.keyring.caller(key_of(request))

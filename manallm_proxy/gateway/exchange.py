@@ -7,8 +7,9 @@ one `RequestEnded`, and the client learns of a failure by status or in-band, nev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from functools import partial
 
 from attrs import define, field
 
@@ -28,6 +29,7 @@ from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.asking import Asking, written
 from manallm_proxy.gateway.body_reader import read_request
@@ -41,6 +43,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.openai.large import aside
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
@@ -69,8 +72,11 @@ class Exchange:
     renderer: Renderer
     request_id: str
     started: float
+    take_place: Callable[[Exchange], None]
+    """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
     caller: Caller | None = None
     """Whose key it came with; None where no key is asked for."""
+    trace: Trace | None = None
     walk: Walk | None = None
     resolved: Entry | None = None
     usage: Usage | None = None
@@ -90,7 +96,7 @@ class Exchange:
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
-    _notes: tuple[str, ...] = ()
+    _asking: Asking | None = None
     _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
@@ -149,29 +155,33 @@ class Exchange:
         return headers
 
     async def _answer(self) -> web.StreamResponse:
-        key = self.caller.key.name if self.caller is not None else None
-        client = Client(self.request_id, key, self.request.headers)
-        limits = self.generation.config.limits
-        reading, large = await read_request(self.request, limits, lambda body: self._read(body, client))
+        key = self.caller.key.name if self.caller else None
+        client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
+        read, arrived = partial(self._read, client=client), partial(self.take_place, self)
+        reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
-        self._summary, self._notes, self._remarks = call.summary, call.notes, call.remarks
+        self._summary = call.summary
         chain = self.generation.chain_for(call.summary, self.caller)
         if is_pinned(chain, self.caller, self.request.headers):
             chain = at_home(chain, self.generation.config.providers)
-        if call.endpoint.is_opaque:
-            chain = self.generation.able(chain, call.endpoint)
+        if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
+            call = await aside(call.is_large, call.translated)
+        self._remarks = call.remarks
+        if call.endpoint.is_opaque or call.refusal is not None or not self.generation.all_chat:
+            chain = self.generation.able(chain, call)
         if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
             self._remarks.append("degraded_cpu: tried last")
         visit = self.generation.home.visit(call, ordered)
         self.walk = Walk(ordered, self.generation.registry, self.request_id, visit.gate)
+        asking = Asking(self.generation, call, self.walk, visit, self.caller is None, self.trace, call.notes)
+        self._asking = asking
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
             whole = self._reply.whole(chain.entries[0].target, call.answer)
             return await self.send(whole, call.answer.content_type)
-        asking = Asking(self.generation, call, self.walk, visit, self.caller is None)
         body, self.body = self.body, b""
         if chain.cache is not None:
             kept = KeptAnswer(self, asking, self._reply, chain, body)
@@ -200,7 +210,7 @@ class Exchange:
         self.state = State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = json_response(self.request, len(body), headers)
-        await write_json(self.request, response, body, self.generation.config.limits.write_timeout)
+        await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
     async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:
@@ -243,7 +253,7 @@ class Exchange:
             config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
-            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout)
+            pace = Pace(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
             self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat if beats else bytes)
         return self._writer
 
@@ -289,6 +299,7 @@ class Exchange:
         summary = self._summary
         first = self.first_byte_at
         walk = self.walk
+        notes = self._asking.notes if self._asking is not None else ()
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
@@ -308,13 +319,14 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
-                notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
+                notes=(*notes, *dict.fromkeys(self._remarks)) if self._remarks else notes,
                 started=self.started,
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
                 cache=self.cache,
                 saved=self.saved,
+                trace=self.trace,
             )
         )
 

@@ -1,4 +1,4 @@
-"""``GET /v1/explain``: what would become of a request for a model now, gate by gate, without a call."""
+"""``GET /v1/explain``: what would happen to a request for a model now, target by target. Calls no provider."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from manallm_proxy.routing.failover import Walk
 
 
 def explain(generation: Generation, model: str) -> dict[str, Any]:
-    """Raises UnknownModel. A walk that goes nowhere is asked, so this can say nothing else than one would find.
+    """The answer's body. Raises UnknownModel. It asks a `Walk`, so that it says what a request would find.
 
-    It is the walk of a plain chat; what a request needs beyond that (tools, pictures) may choose another model.
+    The request is a plain chat; one that needs more (tools, images) may get another model of an open entry.
     """
     chain = generation.resolve(model)
     if chain.is_open:
@@ -35,7 +35,7 @@ def _row(generation: Generation, target: Target, skip: Skip | None) -> dict[str,
 
 
 def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
-    """In words, for people."""
+    """Why, for people; None if the reason says it all."""
     health = generation.registry.providers[target.provider]
     if skip.reason == "unconfigured":
         return generation.config.providers[target.provider].api_key_missing

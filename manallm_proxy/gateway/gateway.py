@@ -25,7 +25,6 @@ from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEn
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
-from manallm_proxy.doors.messages.tokens import count_tokens
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.embed import OllamaEmbeddingsDoor, OllamaEmbedDoor
 from manallm_proxy.doors.ollama.errors import ollama_error_body
@@ -37,7 +36,7 @@ from manallm_proxy.doors.openai_embeddings import EmbeddingsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
-from manallm_proxy.gateway.body_reader import read_request
+from manallm_proxy.gateway.counting import counted_tokens
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.hosts import is_local, is_ours
@@ -84,7 +83,7 @@ HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9-]{1,64}(\s*,\s*[A-Za-z0-9-]{1,64})
 
 
 class AllWorkers(Protocol):
-    """The way to what several workers know together."""
+    """Asks the other workers what they know."""
 
     async def ask(self, topic: Literal["metrics", "health", "requests"]) -> str | None:
         """The merged answer of all workers; None if it does not come in time."""
@@ -93,13 +92,17 @@ class AllWorkers(Protocol):
     def number(self) -> int:
         """Which of them this is."""
 
+    @property
+    def count(self) -> int:
+        """See `workers_store.OtherWorkers`."""
+
     async def ask_one(self, worker: int, question: str) -> str | None:
         """See `workers_store.OtherWorkers`."""
 
 
 @define(eq=False)
 class Gateway:
-    """Serves the generation of the moment. ``render_metrics`` gives body and content type."""
+    """Takes every request to its handler. ``render_metrics`` returns body and content type."""
 
     serving: Serving
     observe: Observer
@@ -107,7 +110,7 @@ class Gateway:
     requests: RequestLog
     feed: LiveFeed
     workers: AllWorkers | None = None
-    """Where this is one of several workers."""
+    """None if this is the only process."""
     pipeline: Pipeline = field(init=False)
     renderer: Renderer = field(init=False)
     table: RouteTable = field(init=False)
@@ -139,14 +142,14 @@ class Gateway:
             self.table.add("GET", path, handler, forgiving=False)
 
     def recall(self, question: str) -> str:
-        """What this process keeps, for another worker."""
+        """Answers another worker's `question` from what this process keeps for ``/v1/responses``."""
         return answer_question(self.responses, question)
 
     def _clock(self) -> float:
         return self.generation.registry.clock()
 
     def _bounds(self) -> Bounds:
-        """As the configuration of the moment has them."""
+        """As the current configuration has them."""
         responses = self.generation.config.responses
         return Bounds(responses.memory, responses.ttl)
 
@@ -171,9 +174,9 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request comes through here. Raises nothing but CancelledError and ConnectionResetError."""
         match = self.table.exact(request.rel_url.raw_path) or self.table.find(request.path)
-        stranger = self._stranger(request) if self.generation.is_open_on_loopback else None
-        if stranger is not None:
-            return self._refuse(request, stranger, match)
+        refused = self._browser_error(request) if self.generation.is_open_on_loopback else None
+        if refused is not None:
+            return self._refuse(request, refused, match)
         if match is None:
             return self._refuse(request, UnknownRoute(NOT_SERVED), None)
         handler = match.route.handler(request.method)
@@ -189,8 +192,8 @@ class Gateway:
             self.observe(Crashed(f"{request.method} request", error))
             return self._refuse(request, InternalError("an internal error; the proxy's log has the details"), match)
 
-    def _stranger(self, request: web.BaseRequest) -> ProxyError | None:
-        """Why a browser may not ask: it was led here by a name that is not ours, or by a page of another site."""
+    def _browser_error(self, request: web.BaseRequest) -> ProxyError | None:
+        """The error for a browser that a page of another site, or a name that is not ours, has led here; else None."""
         headers = request.headers
         host = headers.get("Host", "")
         if not is_local(host) and request.transport is not None:
@@ -240,10 +243,7 @@ class Gateway:
         return self.renderer.json(request, anthropic_model(row) if _is_anthropic(request) else row)
 
     async def _count_tokens(self, request: web.BaseRequest, _rest: str) -> web.Response:
-        caller = caller_of(request, self.generation)
-        (model, counted), _ = await read_request(request, self.generation.config.limits, count_tokens)
-        self.generation.resolve(model, caller)
-        return self.renderer.raw(request, counted, "application/json")
+        return self.renderer.raw(request, await counted_tokens(request, self.generation), "application/json")
 
     async def _aliases(self, request: web.BaseRequest, _rest: str) -> web.Response:
         return self.renderer.json(request, alias_list(self.generation, caller_of(request, self.generation)))
@@ -282,9 +282,9 @@ class Gateway:
 
 
 def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:
-    """What writes an error of `route` or of an unknown path, and the headers that go with it.
+    """What writes an error for `route`, or for an unknown path, and the headers that go with it.
 
-    A door's own path has the door's form; any other has that of the API to which the path or the client belongs.
+    A door's path gets the door's form; any other gets that of the API to which the path or the client belongs.
     ``/v1/api/...`` is what an Ollama client makes of a base URL with ``/v1``.
     """
     bare = route.removeprefix("/v1")

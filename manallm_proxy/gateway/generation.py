@@ -17,22 +17,22 @@ from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import DimensionsDiffer, ModelChosen, Observer
-from manallm_proxy.contract.provider import Endpoint, Provider, RequestSummary
-from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.contract.provider import Call, Provider, RequestSummary
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, CachePolicy, Chain, Entry, Target
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.homes import adopt, new_home
-from manallm_proxy.gateway.opening import Closes, close_all, open_all, speaks_openai
+from manallm_proxy.gateway.opening import Closes, close_all, open_all
+from manallm_proxy.gateway.speaking import takes, unable
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
-from manallm_proxy.routing.health_registry import Clock, HealthRegistry, Tell
+from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
 from manallm_proxy.state.answers import Answers
 
 LATEST: Final = ":latest"
-"""The tag that an Ollama client means where it gives none."""
+"""The tag that an Ollama client means if it gives none."""
 
 
 @define
@@ -48,7 +48,7 @@ class Generation:
     answers: Answers
     """What is kept of them, and what is on its way."""
     home: Home = field(factory=Home)
-    """The gates of those that are local."""
+    """The gates for local providers."""
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
@@ -56,8 +56,12 @@ class Generation:
     caches: bool = field(init=False)
     """Whether any answers are kept."""
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
+    dialects: frozenset[str] = field(init=False)
+    """See `door.Client`."""
+    all_chat: bool = field(init=False)
+    """Every provider takes chats, so that no request but an opaque one has to look for one that does."""
     is_open_on_loopback: bool = field(init=False)
-    """Nothing but being on this machine is asked of who calls, and every page in its browser is on it."""
+    """Whoever is on this machine may call without a key. So is every web page in its browser, see `hosts`."""
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
@@ -68,10 +72,13 @@ class Generation:
     def __attrs_post_init__(self) -> None:
         config = self.config
         self.caches = config.caches
+        spoken = {dialect for provider in config.providers.values() for dialect in provider.speaks}
+        self.dialects = frozenset(spoken - {"chat"})
+        self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
-    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Tell | None = None) -> Generation:
+    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Broadcast | None = None) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
@@ -223,20 +230,20 @@ class Generation:
         if length != dimensions:
             self.registry.observe(DimensionsDiffer(alias, first, length, target, dimensions))
 
-    def able(self, chain: Chain, endpoint: Endpoint) -> Chain:
-        """`chain` without the targets whose kind of provider knows nothing like `endpoint`, whatever their model.
+    def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
+        """Whether each provider of `chain` speaks `dialect` itself."""
+        return all(dialect in self.config.providers[entry.target.provider].speaks for entry in chain)
 
-        Unsupported where none is left. That one of several cannot is no downgrade, so the rest may serve.
+    def able(self, chain: Chain, call: Call) -> Chain:
+        """`chain` without the targets whose provider knows nothing like `call`, whatever their model.
+
+        Where none is left, raises why the call cannot be translated, or Unsupported. That one of several cannot is no
+        downgrade, so the rest may serve.
         """
-        entries = tuple(e for e in chain if speaks_openai(self.config.providers[e.target.provider]))
+        entries = tuple(e for e in chain if takes(self.config.providers[e.target.provider], call))
         if not entries:
-            raise Unsupported(
-                f"none of {chain.alias or chain.entries[0].target}'s providers serves /v1/{endpoint.path}: "
-                "it takes one of kind openai",
-                detail=endpoint.path,
-                param="model",
-            )
-        return evolve(chain, entries=entries)
+            raise call.refusal or unable(chain.alias or str(chain.entries[0].target), call)
+        return evolve(chain, entries=entries) if len(entries) < len(chain) else chain
 
     def _without_latest(self, target: Target) -> Target:
         """Ollama's clients add ``:latest`` to every name without a tag; only Ollama's models have such a name."""

@@ -1,4 +1,4 @@
-"""The gates of local providers, made from a configuration; what is known of a server outlives a reload."""
+"""Builds the gates for local providers (`routing.home`) from a configuration. What is known of a server outlives it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from manallm_proxy.routing.queues import Queue
 def new_home(
     config: Config, catalog: Catalog, registry: HealthRegistry, before: Home | None = None, was: Config | None = None
 ) -> Home:
-    """For `config`. A server that is asked in the same way as `before`, by the configuration that `was`, is kept with
-    its loads and its queue.
+    """The gates for `config`. A server whose address is the same in `was`, the configuration of `before`, keeps its
+    loads and its queue.
     """
     boxes: dict[str, Box] = {}
     queues: dict[str, Queue] = {}
@@ -40,7 +40,7 @@ def new_home(
 
 
 def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
-    """`config` serves from now on. Cannot fail."""
+    """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
     for name, queue in home.queues.items():
         queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
     for name, box in home.boxes.boxes.items():

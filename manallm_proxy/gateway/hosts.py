@@ -1,7 +1,7 @@
-"""Which ``Host`` may be asked for, where a web page could ask for another: on loopback, without client keys.
+"""Which values of ``Host`` are served: a defence against DNS rebinding, for a proxy on loopback without client keys.
 
-A page whose name's address becomes 127.0.0.1 (DNS rebinding) is of the same origin as the proxy for its browser, which
-sends no ``Origin`` with a GET then. Its ``Host`` tells: it is the page's own name, which we do not have.
+A web page may have its own name resolve to 127.0.0.1. For its browser the proxy then has the page's origin, and a GET
+comes without ``Origin``. ``Host`` gives it away: it is the page's name, which is none of ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::[0-9]{1,5})?", 
 
 
 def is_ours(host: str, address: str, configured: Collection[str]) -> bool:
-    """Whether the value of ``Host`` is `is_local`, `address`, at which it was asked, or `configured` (``*``: any)."""
+    """Whether ``Host`` may be `host`: if it `is_local`, is the `address` that was connected to, or is `configured`.
+
+    ``*`` in `configured` stands for any.
+    """
     name = _name_in(host)
     if name is None:
         return False
@@ -27,10 +30,9 @@ def is_ours(host: str, address: str, configured: Collection[str]) -> bool:
 
 @functools.lru_cache(256)
 def is_local(host: str) -> bool:
-    """Whether the value of ``Host`` is this machine's or its network's, at whatever address it was asked.
+    """Whether `host` can only name this machine or one in its network.
 
-    A name without a dot is one of the local network or of this machine: no page on the web has such a name. Without a
-    host there is no browser.
+    So does a name without a dot: no page on the web has one. An empty `host` is local, since no browser sends it.
     """
     name = _name_in(host)
     if name is None:
@@ -42,7 +44,7 @@ def is_local(host: str) -> bool:
 
 
 def _name_in(host: str) -> str | None:
-    """The name or address, without port; None for what is none."""
+    """The name or address in `host`, without its port; None if it is malformed."""
     match = _HOST.fullmatch(host)
     return None if match is None else (match[1] or match[2] or "").lower().rstrip(".")
 

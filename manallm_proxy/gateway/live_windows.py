@@ -1,7 +1,7 @@
-"""``check --live``: two names of one model's weights with two windows, which no file shows.
+"""For ``check --live``: finds two names of the same weights that are used with two windows, which no file shows.
 
-A tag of its own (``ollama cp``, ``ollama create``) is another name for the same blob, and one runner serves them all:
-asked by two names with two windows it loads the weights anew in turns.
+A tag made by ``ollama cp`` or ``ollama create`` is another name for the same blob, and one runner serves all its
+names: used under two of them with two windows, it loads the weights again at each change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from manallm_proxy.providers.ollama.host import OllamaHost
 
 
 async def windows_of_one_blob(config: Config, seconds: float) -> list[str]:
-    """A line for each entry that would load anew what another one, of another name, has loaded."""
+    """A line for each entry that would reload weights which another entry has loaded under another name.
+
+    Each server is asked within `seconds`; one that does not answer is left out.
+    """
     entries = [
         (f"aliases.{alias}.chain[{place}]", entry)
         for alias, chain in config.aliases.items()
@@ -52,7 +55,7 @@ def _shown(value: object) -> str:
 
 
 async def _blob(config: Config, target: Target, seconds: float) -> str | None:
-    """The weights behind a name; None where the server does not say."""
+    """The digest of the weights that a name stands for; None if the server does not report it."""
     provider = config.providers[target.provider]
     if not provider.configured:
         return None

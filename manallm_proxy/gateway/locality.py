@@ -1,4 +1,4 @@
-"""What must stay in the house: requests that only providers on the operator's own hardware may serve."""
+"""Keeps requests local: those that only providers on the operator's own hardware may serve."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HEADER: Final = "X-Mana-Locality"
 
 
 def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str]) -> bool:
-    """Whether the alias, the client's key or the request itself says so.
+    """Whether the alias, the client's key or the request's own header says that it must stay local.
 
-    InvalidRequest for another word than ``local``: whoever mistypes it does not want the prompt to leave.
+    Raises InvalidRequest for any other value than ``local``: a client that mistypes it does not want to be sent away.
     """
     given = headers.getall(HEADER, ())
     if given and any(value.strip().lower() != "local" for value in given):
@@ -29,7 +29,7 @@ def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str
 
 
 def at_home(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
-    """`chain` without the targets that are not local. LocalUnavailable where none is left."""
+    """`chain` without the targets that are not local. Raises LocalUnavailable if none is left."""
     entries = tuple(entry for entry in chain if is_local(providers[entry.target.provider], entry.target))
     if not entries:
         asked = chain.alias or str(chain.entries[0].target)

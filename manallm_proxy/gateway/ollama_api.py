@@ -1,4 +1,4 @@
-"""Ollama's own API beside its completions: the lists that its clients begin with, and what is not done here."""
+"""Ollama's API except for completions: the lists that its clients ask for first, and what is refused here."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ MANAGEMENT: Final = (
     ("GET", "/api/blobs/{id}"),
     ("POST", "/api/blobs/{id}"),
 )
-"""Routes that change what a server has: this one has no models of its own."""
+"""Routes that change which models a server has. They are refused: this one has none of its own."""
 
 
 @define
 class OllamaAPI:
-    """Answers from what probes have brought, and waits for nobody."""
+    """Answers from what probes have learned, and never waits for a provider."""
 
     serving: Serving
     renderer: Renderer
     _since: float = field(factory=time.time)
-    """When a model was modified of which nothing is known."""
+    """Stands for an unknown time of modification; seconds since the epoch."""
 
     def add_to(self, table: RouteTable) -> None:
         table.add("GET", "/api/version", self._version)
@@ -62,12 +62,12 @@ class OllamaAPI:
     async def _tags(self, request: web.BaseRequest, _rest: str) -> web.Response:
         generation = self._generation
         rows = model_list(generation, caller_of(request, generation))
-        rows = [row for row in rows if _is_told(generation, row["id"])]
+        rows = [row for row in rows if _is_shown(generation, row["id"])]
         models = [self._listed(generation, row["id"], row["created"]).listed() for row in rows]
         return self.renderer.json(request, {"models": models})
 
     async def _running(self, request: web.BaseRequest, _rest: str) -> web.Response:
-        """Which models are loaded is their servers' to say."""
+        """Always empty: which models are loaded, only their servers can tell."""
         caller_of(request, self._generation)
         return self.renderer.json(request, {"models": []})
 
@@ -79,7 +79,7 @@ class OllamaAPI:
         chain = generation.resolve(name, caller)
         row = find_model(generation, name or chain.alias or "", caller)
         if row is None:
-            raise UnknownModel("no provider of it lists it; GET /api/tags lists what is served", param="model")
+            raise UnknownModel("no provider lists this model; GET /api/tags lists what is served", param="model")
         shown = self._row(generation, chain.alias or name, chain.entries, row["created"]).shown()
         return self.renderer.json(request, shown)
 
@@ -97,29 +97,29 @@ class OllamaAPI:
         return self._row(generation, name, (Entry(target, options=options),), created)
 
     def _row(self, generation: Generation, name: str, entries: Sequence[Entry], created: int) -> ModelRow:
-        """`name` as the first usable target of `entries` has it."""
+        """The row of `name`, with what is known of the first usable target of `entries`."""
         may_pass = generation.registry.may_pass
         entry = next((entry for entry in entries if may_pass(entry.target)), entries[0])
         listed = generation.catalog.find(entry.target)
         capabilities = listed.capabilities if listed is not None else None
         if capabilities is not None and "completion" in capabilities:
-            capabilities -= {"embedding"}  # of a chat model that only does not deny it
+            capabilities -= {"embedding"}  # a chat model has it only because nothing denies it
         return ModelRow(
-            name if _is_another(generation, name) else tagged(name),
+            name if _has_tagged_twin(generation, name) else tagged(name),
             created or self._since,
             capabilities,
             _window(entry) or (listed.context_length if listed is not None else 0),
         )
 
 
-def _is_told(generation: Generation, name: str) -> bool:
-    """False for one of the two names of an Ollama's model, where it lists both."""
+def _is_shown(generation: Generation, name: str) -> bool:
+    """False for the name without a tag if an Ollama lists a model under both of its names."""
     provider = generation.config.providers.get(name.partition("/")[0])
-    return provider is None or provider.kind != "ollama" or not _is_another(generation, name)
+    return provider is None or provider.kind != "ollama" or not _has_tagged_twin(generation, name)
 
 
-def _is_another(generation: Generation, name: str) -> bool:
-    """Whether `name` has no tag, and with ``:latest`` it is the name of something else: then it is told as it is."""
+def _has_tagged_twin(generation: Generation, name: str) -> bool:
+    """Whether `name` has no tag and there is another entry with ``:latest``: then none may be added to `name`."""
     with_tag = tagged(name)
     if with_tag == name:
         return False
@@ -129,6 +129,6 @@ def _is_another(generation: Generation, name: str) -> bool:
 
 
 def _window(entry: Entry) -> int:
-    """What the operator has the server use."""
+    """The window that the operator has set, in tokens; 0: none."""
     window: Any = entry.options.get("num_ctx")
     return window if isinstance(window, int) else 0

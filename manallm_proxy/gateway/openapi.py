@@ -1,4 +1,4 @@
-"""``openapi.yaml`` as a client gets it."""
+"""``GET /openapi.json``: ``openapi.yaml`` with our version, as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE: Final = Path(__file__).with_name("openapi.yaml")
 
 @cache
 def description() -> bytes:
-    """As JSON. Read when it is first asked for: that takes tens of milliseconds, too many for the event loop."""
+    """The body. Reads the file at the first call, which takes tens of milliseconds: too long for the event loop."""
     mistakes: list[str] = []
     content = yaml_file.read(FILE, {}, mistakes.append)
     if content is None or mistakes:

@@ -1,4 +1,4 @@
-"""From one provider's configuration to the client that speaks its dialect; opened together, closed together."""
+"""Opens a client for each configured provider, with the wire of its dialect; closes them together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import join
 from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import ModelList, Provider
+from manallm_proxy.gateway.speaking import anthropic_headers, native_paths, speaks_openai
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.providers.native.wire import NativeWire
+from manallm_proxy.providers.ollama.model_details import ModelDetails
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
@@ -33,11 +36,15 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
     else:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
-    return HttpProvider(address_of(provider), wire, provider.extra_retryable_statuses, observe)
+    if paths := native_paths(provider):
+        wire = NativeWire(wire, paths)
+    address, retryable = address_of(provider), provider.extra_retryable_statuses
+    details = ModelDetails(address) if provider.kind == "ollama" else None
+    return HttpProvider(address, wire, retryable, observe, provider.answers, details)
 
 
 def address_of(provider: ProviderConfig) -> Address:
-    """Where it is, and what goes with every request to it."""
+    """The provider's URL, and what is sent with every request to it."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
         base_url, key_header = versioned(provider.base_url), KEY_HEADER
@@ -51,13 +58,14 @@ def address_of(provider: ProviderConfig) -> Address:
         provider.verify_tls,
         provider.proxy,
         key_header,
+        anthropic_headers(provider),
     )
 
 
 async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | None:
-    """The models of a configured provider that is not probed, for ``check --live``; None where there is no list.
+    """The models of a configured provider that is not probed, for ``check --live``; None if there is no list.
 
-    ProviderError where they cannot be had within `seconds`.
+    Raises ProviderError if they do not come within `seconds`.
     """
     if provider.kind != "google":
         return None
@@ -96,12 +104,8 @@ def _mistake(provider: ProviderConfig, error: Exception) -> str:
     return f"{path}: no client can be opened for it ({type(error).__name__})"
 
 
-def speaks_openai(provider: ProviderConfig) -> bool:
-    return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
-
-
 class Closes(Protocol):
-    """A provider, or what watches it."""
+    """A provider's client, or a box."""
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -1,4 +1,4 @@
-"""Who may look at what operators look at: the last requests, the live feed, the status page."""
+"""Who may use the routes for operators: the last requests, the live feed, the status page."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ELSEWHERE: Final = (
 
 @define(eq=False)
 class OperatorAccess:
-    """With client keys: those with ``admin: true``. Without any: whoever is on this machine."""
+    """If there are client keys: those with ``admin: true``. If not: connections from this machine."""
 
     serving: Serving
     renderer: Renderer
 
     def check(self, request: web.BaseRequest) -> None:
-        """Raises InvalidKey, AdminOnly or OriginNotAllowed where `request` may not see it."""
+        """Raises InvalidKey, AdminOnly or OriginNotAllowed if `request` may not."""
         generation = self.serving.generation
         if caller_of(request, generation, admin=True) is not None:
             return
@@ -39,13 +39,13 @@ class OperatorAccess:
         self.check_place(request)
 
     def check_place(self, request: web.BaseRequest) -> None:
-        """Raises AdminOnly where nobody is asked for a key and the connection may come from another machine."""
+        """Raises AdminOnly if there are no client keys and the connection may come from another machine."""
         config = self.serving.generation.config
-        if not (config.auth.keys or config.status_page or _is_near(request)):
+        if not (config.auth.keys or config.status_page or _is_on_this_machine(request)):
             raise AdminOnly(ELSEWHERE)
 
 
-def _is_near(request: web.BaseRequest) -> bool:
+def _is_on_this_machine(request: web.BaseRequest) -> bool:
     """Whether it came by a unix socket or over loopback: the address on our side cannot be forged from afar."""
     name = request.transport.get_extra_info("sockname") if request.transport is not None else None
     if not isinstance(name, tuple):
@@ -54,7 +54,7 @@ def _is_near(request: web.BaseRequest) -> bool:
 
 
 def _has_public_name(host: str) -> bool:
-    """Whether a name in the DNS led here: a stranger's page may let its own name point to this machine, and read."""
+    """Whether `host` is a name of the public DNS: a web page may have its own name resolve to this machine."""
     name = host.lower().rpartition(":")[0] if _PORT.search(host) else host.lower()
     if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False

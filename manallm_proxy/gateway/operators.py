@@ -26,7 +26,7 @@ READERS_LIMIT: Final = 100
 
 
 class AskAll(Protocol):
-    """The way to all workers."""
+    """Asks all workers."""
 
     async def ask(self, topic: Literal["requests"]) -> str | None:
         """What each of them keeps, as a JSON array of their arrays; None if it does not come in time."""
@@ -50,7 +50,7 @@ class Operators:
         self.feed.follow = self._follow
 
     def add_to(self, table: RouteTable) -> None:
-        """Their exact paths only: whoever hides one behind nginx hides it so."""
+        """Exact paths only: an operator who hides one with nginx names only that path."""
         table.add("GET", "/v1/requests", self._requests, forgiving=False)
         table.add("GET", "/v1/requests/{id}", self._request, forgiving=False)
         table.add("GET", "/v1/explain", self._explain, forgiving=False)
@@ -98,7 +98,7 @@ class Operators:
         if self.serving.draining:
             raise ShuttingDown("the proxy is shutting down", retry_after=1.0)
         if len(self.feed.readers) >= READERS_LIMIT:
-            raise Overloaded(f"{READERS_LIMIT} look on already, as many as may", retry_after=5.0)
+            raise Overloaded(f"the live feed has {READERS_LIMIT} readers, as many as it may have", retry_after=5.0)
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client left")
@@ -109,7 +109,7 @@ class Operators:
             self.feed.leave(reader)
 
     async def _read(self, request: web.BaseRequest, reader: Reader) -> Frames | None:
-        """Ends too where a reload has taken away what let this reader in."""
+        """The next events; None ends the feed, also if a reload has taken this reader's access away."""
         told = await reader.next()
         with contextlib.suppress(ProxyError):
             self.access.check(request)

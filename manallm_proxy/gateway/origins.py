@@ -2,7 +2,7 @@
 
 A browser sends ``Origin`` for a web page, and the page cannot choose it: it is where the page was loaded from. So a
 page whose origin is this machine or an installed app was put there by the user, and may call without being listed;
-any other page needs to stand under ``cors.origins``. Ollama allows the same by default (``AllowedOrigins`` in its
+any other page has to be listed under ``cors.origins``. Ollama allows the same by default (``AllowedOrigins`` in its
 envconfig/config.go), so what works with Ollama works here.
 """
 

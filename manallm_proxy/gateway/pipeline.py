@@ -13,17 +13,23 @@ from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.trace_context import begin
 from manallm_proxy.http_server import web
 
 
 @define(eq=False)
 class Pipeline:
-    """``exchanges`` are in flight; ``idle`` is set while there are none."""
+    """``exchanges`` are in flight; ``idle`` is set while there are none.
+
+    A place is taken by a request whose body is in: who sends slowly keeps nobody out.
+    """
 
     serving: Serving
     renderer: Renderer
     exchanges: set[Exchange] = field(factory=set)
     idle: asyncio.Event = field(factory=asyncio.Event)
+    placed: set[Exchange] = field(factory=set)
+    """Those that have a place."""
 
     def __attrs_post_init__(self) -> None:
         self.idle.set()
@@ -33,9 +39,10 @@ class Pipeline:
 
         async def handle(request: web.BaseRequest, _rest: str) -> web.StreamResponse:
             generation = self.serving.generation
-            exchange = Exchange(
-                request, door, generation, self.renderer, request_id_of(request), generation.registry.clock()
-            )
+            id_, now = request_id_of(request), generation.registry.clock()
+            exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
+            if self.serving.traced:
+                exchange.trace = begin(request.headers)
             try:
                 self._admit(exchange)
             except ProxyError as error:
@@ -52,23 +59,36 @@ class Pipeline:
                 if not self.exchanges:
                     self.idle.set()
                 generation.release()
-                if exchange.caller is not None:
-                    exchange.caller.leave()
+                if exchange in self.placed:
+                    self._give_back(exchange)
                 exchange.report()
 
         return handle
 
     def _admit(self, exchange: Exchange) -> None:
-        """Raises the ProxyError that keeps the exchange out; else it holds a place, and its key's."""
+        """Raises the ProxyError that keeps the exchange out before its body is read."""
         request, generation = exchange.request, exchange.generation
         if generation.keyring:
             exchange.caller = generation.keyring.caller(key_of(request))
         elif "Origin" in request.headers and self.renderer.allowed_origin(request) is None:
             raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
-        if len(self.exchanges) >= generation.config.limits.concurrent_requests:
-            raise Overloaded("the proxy has as many requests in hand as it may; try again", retry_after=1.0)
+        if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
+            raise _full(most)
         if exchange.caller is not None:
-            exchange.caller.enter(exchange.started)
+            exchange.caller.ask(exchange.started)
+
+    def _take(self, exchange: Exchange) -> None:
+        """Gives an exchange whose body is in a place, and one of its key. Raises Overloaded and KeyLimited."""
+        if len(self.placed) >= (most := exchange.generation.config.limits.concurrent_requests):
+            raise _full(most)
+        if exchange.caller is not None:
+            exchange.caller.enter()
+        self.placed.add(exchange)
+
+    def _give_back(self, exchange: Exchange) -> None:
+        self.placed.discard(exchange)
+        if exchange.caller is not None:
+            exchange.caller.leave()
 
     def end_revoked(self) -> None:
         """After a reload: requests whose key is gone end, each with the reason."""
@@ -76,3 +96,10 @@ class Pipeline:
         for exchange in list(self.exchanges):
             if exchange.caller is not None and exchange.caller not in keyring:
                 exchange.interrupt(KeyRevoked())
+
+
+def _full(most: int) -> Overloaded:
+    return Overloaded(
+        f"the proxy has {most} requests in hand, as many as it may (limits.concurrent_requests); try again",
+        retry_after=1.0,
+    )

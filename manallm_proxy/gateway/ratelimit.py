@@ -39,7 +39,7 @@ class Window:
         return max(0, self.limit - len(self._passed))
 
     def next_in(self, now: float) -> float:
-        """Seconds until one more may pass; 0 where one may."""
+        """Seconds until one more may pass; 0 if one may."""
         self._forget(now)
         over = len(self._passed) - self.limit
         return 0.0 if over < 0 else SPAN - (now - self._passed[over])

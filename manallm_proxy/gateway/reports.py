@@ -1,4 +1,4 @@
-"""What a snapshot says of itself: its models, its health."""
+"""The bodies of ``GET /v1/models``, ``/v1/aliases`` and ``/v1/health``, from one generation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model_list(generation: Generation, caller: Caller | None = None) -> list[dic
 
 
 def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:
-    """``GET /v1/models/{id}``: the row of every name that a request may use; None where nothing is known of it.
+    """``GET /v1/models/{id}``: a row for every name that a request may use; None if no provider would have it.
 
     A bare name is the default provider's, ``:latest`` is implied, and a provider that does not list its models
     may have any.
@@ -56,7 +56,7 @@ def find_model(generation: Generation, wanted: str, caller: Caller | None = None
 
 
 def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
-    """``GET /v1/aliases``, of those that a `caller` may use."""
+    """``GET /v1/aliases``: those that `caller` may use."""
     config = generation.config
     rows = [
         _alias(generation, name, chain)
@@ -67,7 +67,7 @@ def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str
 
 
 def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
-    """``chosen``, where the chain has open entries: place by place the target as of now, null where nothing fits."""
+    """One alias. ``chosen``, if the chain has open entries: the target of each entry by now, null if nothing fits."""
     row: dict[str, Any] = {"name": name, "description": chain.description, "chain": [str(e.target) for e in chain]}
     if chain.is_open:
         filled = generation.catalog.filled(chain, needs_of(name))
@@ -107,7 +107,7 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
 
 
 def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
-    """By alias: the model that serves its first open entry (``provider/*``) as of now; None where nothing fits."""
+    """By alias: the model that serves its first open entry (``provider/*``) by now; None if nothing fits."""
     found: dict[str, str | None] = {}
     for name, chain in generation.config.aliases.items():
         if chain.is_open:
@@ -119,7 +119,7 @@ def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
 
 
 def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
-    """By model: how each target of `provider` is asked for."""
+    """By model: an entry for each target of `provider` in the configuration."""
     config = generation.config
     entries = (*itertools.chain.from_iterable(each.entries for each in config.aliases.values()), *config.warm)
     return {entry.target.model: entry for entry in entries if entry.target.provider == provider}
@@ -128,7 +128,7 @@ def _entries(generation: Generation, provider: str) -> dict[str, Entry]:
 def _add_residents(
     rows: dict[str, dict[str, Any]], entries: dict[str, Entry], residency: Residency, now: float
 ) -> None:
-    """What is loaded of a server that loads on demand: its targets, and what else is there."""
+    """Adds to `rows` what a box has loaded: its targets, and other models that are there."""
     residents = residency.residents or {}
     known = set(map(ollama_name, entries))
     others = [each.name for name, each in residents.items() if name not in known]
@@ -146,7 +146,7 @@ def _add_residents(
 
 
 def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line: Line, now: float) -> None:
-    """Who waits for a local server, and for how long another one would, in seconds."""
+    """Adds to `rows` how many requests wait for a local server, and how many seconds another one would wait."""
     for model in (*entries, *(name for name in rows if name not in entries)):
         row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
         row["queue"] = len(line.of(model).waiting)

@@ -1,4 +1,4 @@
-"""Filters of ``GET /v1/requests``: what is asked for, or the mistake with what is allowed."""
+"""The filters of ``GET /v1/requests``: checks them, with a message of what is allowed, and applies them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.events import Outcome
 
 MOST: Final = 1000
+"""Max rows of one answer."""
 FILTERS: Final = ("alias", "target", "outcome", "key", "limit")
 SHOWN: Final = 40
 """Names that a message lists."""
 
 
 def only(query: Mapping[str, str], allowed: Collection[str]) -> None:
-    """InvalidRequest where `query` has another parameter: a slip would else look as if it had been heeded."""
+    """Raises InvalidRequest if `query` has any other parameter: a misspelt one would seem to have been applied."""
     for name in query:
         if name not in allowed:
             shown = name[:40].encode("ascii", "replace").decode()
@@ -24,7 +25,7 @@ def only(query: Mapping[str, str], allowed: Collection[str]) -> None:
 
 
 def check(query: Mapping[str, str], config: Config) -> None:
-    """InvalidRequest for the first filter that cannot match anything."""
+    """Raises InvalidRequest for the first filter that cannot match anything."""
     only(query, FILTERS)
     _one_of(query, "alias", config.aliases)
     _one_of(query, "outcome", get_args(Outcome))
@@ -40,7 +41,7 @@ def check(query: Mapping[str, str], config: Config) -> None:
 
 
 def select(query: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Those of `rows` that `query` asks for, without their attempts, which are shown one by one."""
+    """Those of `rows` that match `query`, without their attempts, which only ``GET /v1/requests/{id}`` shows."""
     wanted = {name: value for name, value in query.items() if name != "limit"}
     limit = int(query.get("limit", MOST))
     found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]

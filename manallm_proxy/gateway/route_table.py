@@ -1,8 +1,8 @@
 """The one table of routes: paths and methods to handlers, with 404, 405, OPTIONS and HEAD.
 
 A slip in a URL is served as meant where a client's base URL is joined with a path (``//v1/...``, ``/v1//...``,
-``/v1/v1/...``, a trailing slash), but never for an operator's route: whoever hides ``/metrics`` behind nginx hides
-it by its exact path.
+``/v1/v1/...``, a trailing slash), but never for an operator's route: with nginx, ``/metrics`` is hidden by its exact
+path.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class RouteTable:
 
     _exact: dict[str, Match] = field(factory=dict)
     _open: dict[tuple[str, str], Route] = field(factory=dict)
-    """By what stands before the id and after it."""
+    """By the parts of the path before and after the id."""
 
     def add(self, method: str, path: str, handler: Handler, *, forgiving: bool = True) -> None:
         """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL.
 
-        Not where it is not `forgiving`: an operator's route has one name.
+        Unless `forgiving` is False: an operator's route has one path only.
         """
         paths = [path, path.removeprefix("/v1")] if forgiving and path.startswith("/v1/") else [path]
         for each in paths:
@@ -88,7 +88,7 @@ class RouteTable:
         return match if match is not None and match.route.forgiving else None
 
     def exact(self, path: str) -> Match | None:
-        """The same for nearly all requests, in one look-up."""
+        """As `find`, in one look-up, for a path that is written exactly; else None."""
         return self._exact.get(path)
 
     def _find_open(self, path: str) -> Match | None:
@@ -102,7 +102,7 @@ class RouteTable:
 
 
 def meant_path(path: str) -> str:
-    """`path` without the slips that are forgiven."""
+    """`path` with the slips mended that are forgiven."""
     path = _SLASHES.sub("/", path)
     path = _REPEATED.sub("/v1", path, count=1)
     return path.rstrip("/") or "/"

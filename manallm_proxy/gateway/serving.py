@@ -1,4 +1,4 @@
-"""What serves now: the generation of the configuration, and whether the process is draining."""
+"""What all routes share: the generation that serves now, and whether the process is draining."""
 
 from __future__ import annotations
 
@@ -14,4 +14,6 @@ class Serving:
     generation: Generation
     draining: bool = False
     followed: bool = False
-    """Whether somebody follows requests live, so that their beginnings are reported too."""
+    """Whether the live feed has readers, so that the beginnings of requests are reported too."""
+    traced: bool = False
+    """Whether requests become spans, and providers are told of them."""

@@ -1,7 +1,7 @@
-"""The status page: static files of the folder ``page``. What they show they ask for themselves, with the admin's key.
+"""The status page: static files from the folder ``page``, whose scripts ask for the data with the admin's key.
 
-They hold nothing of the configuration, so with client keys they need none. Nothing is loaded from elsewhere, no
-script stands in the page, and nobody may frame it: a click on it is meant for it.
+The files hold nothing of the configuration, so they are served without a key. Nothing is loaded from elsewhere, there
+are no inline scripts, and no page may frame this one, so that no click on it can be stolen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMES: Final = (
 
 
 def wants_html(request: web.BaseRequest) -> bool:
-    """Whether a browser asks: only those name HTML."""
+    """Whether a browser asks: only browsers accept HTML by name."""
     return "text/html" in request.headers.get("Accept", "").lower()
 
 
@@ -71,7 +71,7 @@ class StatusPage:
         return self.answer(request, name)
 
     def answer(self, request: web.BaseRequest, name: str = "index.html") -> web.Response:
-        """One file. AdminOnly where the page is not shown."""
+        """One file. Raises AdminOnly if the page is not shown to this client."""
         self.access.check_place(request)
         if name not in self._held:
             self._held[name] = (FOLDER / name).read_bytes()

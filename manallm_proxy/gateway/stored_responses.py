@@ -16,20 +16,20 @@ from manallm_proxy.http_server import web
 
 @define(eq=False)
 class StoredResponses:
-    """Each key sees its own."""
+    """Each key sees only its own."""
 
     serving: Serving
     renderer: Renderer
     store: Store
 
     async def get(self, request: web.BaseRequest, id_: str) -> web.Response:
-        """The response. It cannot be streamed once more: that is refused, not passed over."""
+        """The response. Raises InvalidRequest for ``stream=true``: it is not streamed again."""
         if request.query.get("stream", "false") != "false":
             raise InvalidRequest("a response that is over is not streamed again: leave 'stream' out", param="stream")
         return self.renderer.json(request, response_view(await self._find(request, id_)))
 
     async def input_items(self, request: web.BaseRequest, id_: str) -> web.Response:
-        """A page of what led to it."""
+        """A page of the input items that led to it."""
         page = Page.read(request.query)
         return self.renderer.json(request, input_view(await self._find(request, id_), page))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ import aiohttp
 from attrs import define, field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
-from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
+from manallm_proxy.http_client.errors import ERRORS, malformed, transport_error, was_stale
+from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
 
 
 @define
@@ -49,7 +52,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
         max_field_size=HEAD_LIMIT,
         read_bufsize=65536,  # the default of 256 KiB doubles the memory of a client that does not read
         trust_env=False,
-        auto_decompress=True,
+        auto_decompress=False,  # it would inflate a whole socket read at once: 64 KiB may hold 64 MiB
         trace_configs=[trace],
     )
 
@@ -110,6 +113,8 @@ class SessionResponse:
 
     _name: str
     _response: aiohttp.ClientResponse = field(repr=False)
+    _inflater: Any = field(default=None, repr=False)
+    """See `inflate.inflater`; None for a body that is not compressed."""
     silent_since: float | None = None
     _tail: asyncio.Task[None] | None = None
 
@@ -126,6 +131,23 @@ class SessionResponse:
         return self._response.headers.get("Content-Type", "")
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
+        if self._inflater is None:
+            return await self._read(until)
+        while True:
+            if data := self._inflater.unconsumed_tail:
+                await asyncio.sleep(0)  # a bomb is as many reads as it has pieces
+            elif not (data := await self._read(until)):
+                if not self._inflater.eof:
+                    raise malformed(self._name)
+                return b""
+            try:
+                plain: bytes = self._inflater.decompress(data, INFLATE_LIMIT)
+            except zlib.error:
+                raise malformed(self._name) from None
+            if plain:
+                return plain
+
+    async def _read(self, until: float | None) -> bytes:
         self.silent_since = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(until) as limit:
@@ -181,19 +203,23 @@ class SessionConnections:
         request_id: str | None,
         body: bytes | None = None,
         content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> SessionResponse:
         name = self.address.name
-        headers = self.address.headers_for(request_id)
+        lines = self.address.headers_for(request_id, headers)
+        if trace:
+            lines.update(trace)
         if content_type is not None:
-            headers["Content-Type"] = content_type
+            lines["Content-Type"] = content_type
         try:
             async with asyncio.timeout_at(until) as limit:
                 response = await self._session.request(
                     method,
                     f"{self.address.base_url}/{path}",
-                    headers=headers,
+                    headers=lines,
                     data=None if body is None else lambda: _payload(body),
                     connect=connect,
                 )
@@ -201,7 +227,13 @@ class SessionConnections:
             if limit.expired():
                 raise
             raise transport_error(error, name) or error from None
-        return SessionResponse(name, response)
+        encoding = response.headers.get("Content-Encoding", "").lower().encode("latin-1", "replace")
+        if encoding in IDENTITY:
+            return SessionResponse(name, response)
+        if (inflating := inflater(encoding)) is None:
+            response.close()
+            raise malformed(name)
+        return SessionResponse(name, response, inflating)
 
     async def close(self) -> None:
         await self._session.close()

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.trace import TraceHeaders
 
 KEEP_ALIVE_TIMEOUT: Final = 4.0
 """Seconds an idle connection is kept: below the 5 of uvicorn's ``timeout_keep_alive`` (vLLM, SGLang)."""
@@ -85,14 +86,16 @@ class Address:
     proxy: str | None = field(default=None, repr=False)
     key_header: str | None = field(default=None, repr=False)
     """The header that holds the bare key; None: ``Authorization: Bearer``."""
+    defaults: Mapping[str, str] = field(factory=dict, repr=False)
+    """Headers that each request has unless the configuration, or the request, has its own."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """See `secrets_of`."""
         return secrets_of(self.api_key, self.headers)
 
-    def headers_for(self, request_id: str | None) -> CIMultiDict[str]:
-        """The headers of each request. Of the client's, only the request id passes; configured headers win."""
+    def headers_for(self, request_id: str | None, extra: Mapping[str, str] | None = None) -> CIMultiDict[str]:
+        """The headers of a request. Of the client's, only the request id and `extra` pass; configured headers win."""
         headers = CIMultiDict(
             {
                 "User-Agent": f"manallm-proxy/{__version__}",
@@ -107,6 +110,8 @@ class Address:
             headers["Authorization"] = f"Bearer {self.api_key}"
         if request_id:
             headers["X-Request-Id"] = request_id
+        headers.update(self.defaults)
+        headers.update(extra or {})
         headers.update(self.headers)
         return headers
 
@@ -161,12 +166,15 @@ class Connections(Protocol):
         request_id: str | None,
         body: bytes | None = None,
         content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> Response:
         """Requests `path` below the base URL; returns when status and headers have arrived.
 
-        `connect`: max seconds for DNS lookup, TCP and TLS. `content_type` None: `body` is JSON.
+        `connect`: max seconds for DNS lookup, TCP and TLS. `content_type` None: `body` is JSON. `headers`: of this
+        request alone.
 
         Raises TimeoutError at loop time `until`, ProviderError if the attempt fails.
 

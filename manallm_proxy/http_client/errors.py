@@ -66,7 +66,7 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
             return Disconnected(f"{name}: closed the connection before its answer was complete", detail="closed")
         case aiohttp.ClientResponseError() | HttpProcessingError() | aiohttp.InvalidURL():
-            return BadResponse(f"{name}: its answer is not valid HTTP", detail="malformed http")
+            return malformed(name)
         case aiohttp.ClientOSError() | OSError() if not isinstance(error, TimeoutError):
             return Disconnected(f"{name}: the connection was reset", detail="reset")
         case TimeoutError():
@@ -75,6 +75,11 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
             return Disconnected(f"{name}: the connection failed", detail=type(error).__name__)
         case _:
             return None
+
+
+def malformed(name: str) -> BadResponse:
+    """What provider `name` sent is no valid HTTP."""
+    return BadResponse(f"{name}: its answer is not valid HTTP", detail="malformed http")
 
 
 def connect_error(error: BaseException, name: str) -> ConnectFailed | NothingLeftHere:

@@ -7,7 +7,7 @@ import functools
 import ipaddress
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import aiohappyeyeballs
@@ -15,6 +15,7 @@ from attrs import define, field
 from yarl import URL
 
 from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
+from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.dns import AddrInfo, look_up
@@ -54,14 +55,9 @@ class Pool:
 
     def __attrs_post_init__(self) -> None:
         self._url = url = URL(self.address.base_url)
-        headers = self.address.headers_for(None)
-        headers.setdefault("Host", url.host_port_subcomponent or "")
-        self._sends_request_id = "X-Request-Id" not in headers
-        self._json = headers.pop("Content-Type")
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
-            raise ValueError(f"{self.address.name}: a header holds a line break")
-        self._fixed_lines = lines.encode() + b"\r\n"
+        self._json = self.address.headers_for(None)["Content-Type"]
+        self._sends_request_id = "X-Request-Id" not in self.address.headers_for(None)
+        self._fixed_lines = self._lines()
         self._base_path = url.raw_path.rstrip("/")
         self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
 
@@ -73,12 +69,17 @@ class Pool:
         request_id: str | None,
         body: bytes | None = None,
         content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
         connect: float,
         until: float | None = None,
+        trace: TraceHeaders | None = None,
     ) -> Response:
         if self.closed:
             raise self._closed_error()
         head = self._head(method, path, request_id, body, content_type)
+        if trace:
+            head += "".join(f"{name}: {value}\r\n" for name, value in trace.items()).encode()
+        head += self._lines(headers) if headers else self._fixed_lines
         pooled = self._most_recent()
         if pooled is not None:
             try:
@@ -125,7 +126,17 @@ class Pool:
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
         kind = f"Content-Type: {content_type or self._json}\r\n"
         head = f"{method} {self._base_path}/{path} HTTP/1.1\r\n{request_id_line}{length}{kind}"
-        return head.encode() + self._fixed_lines
+        return head.encode()
+
+    def _lines(self, extra: Mapping[str, str] | None = None) -> bytes:
+        """The header lines that do not depend on the body, with `extra` ones, and the blank line after them."""
+        headers = self.address.headers_for(None, extra)
+        headers.setdefault("Host", self._url.host_port_subcomponent or "")
+        del headers["Content-Type"]
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        if lines.count("\r") != len(headers) or lines.count("\n") != len(headers) or "\0" in lines:
+            raise ValueError(f"{self.address.name}: a header holds a line break")
+        return lines.encode() + b"\r\n"
 
     @staticmethod
     async def _send(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:

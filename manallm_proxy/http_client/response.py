@@ -12,14 +12,11 @@ from multidict import CIMultiDict
 
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.http_client.api import OnChunk
+from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
 
+_CONTENT_TYPE: Final = b"content-type"
 READ_HIGH_WATER: Final = 64 * 1024
 """Read high-water mark in bytes: above it the socket is not read until the body is."""
-INFLATE_LIMIT: Final = 256 * 1024
-"""Max bytes that one `Response.read` returns of a compressed body, so that the reader can count a zip bomb."""
-_IDENTITY: Final = frozenset({b"", b"identity", b"none"})
-"""``none`` is not a registered coding, but servers send it to keep others from compressing an event stream."""
-_WINDOW_BITS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": zlib.MAX_WBITS}
 
 
 class Owner(Protocol):
@@ -92,7 +89,10 @@ class Response:
     def content_type(self) -> str:
         if self._headers is not None:
             return self._headers.get("Content-Type", "")
-        return next((value for name, value in self.lines if name.lower() == b"content-type"), b"").decode("latin-1")
+        for name, value in self.lines:
+            if len(name) == len(_CONTENT_TYPE) and name.lower() == _CONTENT_TYPE:
+                return value.decode("latin-1")
+        return ""
 
     async def head(self, until: float | None) -> None:
         """Waits for status and headers.
@@ -103,11 +103,10 @@ class Response:
             if self._error is not None:
                 raise self._error
             await self._wait(None, until)
-        if self.encoding not in _IDENTITY:
-            bits = _WINDOW_BITS.get(self.encoding)
-            if bits is None:
+        if self.encoding not in IDENTITY:
+            self._inflater = inflater(self.encoding)
+            if self._inflater is None:
                 raise self._unreadable()
-            self._inflater = zlib.decompressobj(bits)
 
     async def read(self, on_chunk: OnChunk | None = None, until: float | None = None) -> bytes:
         while True:

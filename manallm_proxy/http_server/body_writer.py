@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Protocol
 
 from aiohttp import web
 from attrs import define
@@ -14,7 +15,7 @@ from manallm_proxy.http_server.stream_writer import WRITE_HIGH_WATER, Progress
 
 @define
 class _Guard:
-    """After `watch`, aborts the connection of a client that reads nothing for ``write_timeout`` seconds."""
+    """After `watch`, aborts the connection of a client that reads too little for ``write_timeout`` seconds."""
 
     transport: asyncio.Transport
     write_timeout: float
@@ -38,10 +39,19 @@ def json_response(request: web.BaseRequest, size: int, headers: Mapping[str, str
     return RawResponse(request, {"Content-Type": "application/json", **headers}, size)
 
 
-async def write_json(request: web.BaseRequest, response: RawResponse, body: bytes, write_timeout: float) -> None:
+class Limits(Protocol):
+    """``limits`` of the configuration, as far as they are about clients that read slowly; see `Pace`."""
+
+    @property
+    def write_timeout(self) -> float: ...
+    @property
+    def write_rate(self) -> int: ...
+
+
+async def write_json(request: web.BaseRequest, response: RawResponse, body: bytes, limits: Limits) -> None:
     """Sends `body`. A large one returns only once it has left our buffer, since the answer is not over before.
 
-    Raises ConnectionResetError if the client left, or was cut off for reading nothing for `write_timeout` seconds.
+    Raises ConnectionResetError if the client left, or was cut off for reading too little.
     """
     transport = request.transport
     if transport is None:
@@ -49,7 +59,7 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
     if len(body) <= WRITE_HIGH_WATER and not transport.get_write_buffer_size():
         response.put(body)
         return
-    guard = _Guard(transport, write_timeout, Progress(asyncio.get_running_loop().time()))
+    guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
     transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
     guard.watch()
     try:

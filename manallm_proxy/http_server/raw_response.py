@@ -14,6 +14,8 @@ from aiohttp.helpers import rfc822_formatted_time
 from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
 
 LAST_CHUNK = b"0\r\n\r\n"
+COPIED = 64 * 1024
+"""Max bytes of a body that is sent in one write with the head; copying more costs more than a second write."""
 
 
 class RawResponse(web.StreamResponse):
@@ -58,8 +60,12 @@ class RawResponse(web.StreamResponse):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client left")
         if self.head:
-            data, self.head = self.head + data, b""
-            mark_answered(self._request, len(data))
+            mark_answered(self._request, len(self.head) + len(data))
+            if len(data) > COPIED:
+                transport.write(self.head)
+            else:
+                data = self.head + data
+            self.head = b""
         transport.write(data)
 
     def put_part(self, data: bytes, *, last: bool = False) -> None:

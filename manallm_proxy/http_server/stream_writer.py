@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
-from attrs import define
+from attrs import define, field
 
 from manallm_proxy.http_server.raw_response import RawResponse
 
@@ -24,10 +24,14 @@ WRITE_HIGH_WATER: Final = 64 * 1024
 
 @define  # not frozen: there is one for each request
 class Pace:
-    """In seconds: between heartbeats on a silent stream (0: none), and until a client that does not read is cut off."""
+    """In seconds: between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
+
+    ``write_rate``: bytes a second that it must read where something waits for it.
+    """
 
     heartbeat: float
     write_timeout: float
+    write_rate: float
 
 
 @define
@@ -35,15 +39,26 @@ class Progress:
     """Whether a client reads what is written to it. ``since``: loop time of the last sign that it does."""
 
     since: float
+    rate: float
+    """Least bytes a second."""
+    debt: float = 0.0
+    """Seconds by which the client was behind already."""
     _backlog: int = 0
+    _due: float = field(init=False)
+    """Loop time until which what was read would do."""
+
+    def __attrs_post_init__(self) -> None:
+        self._due = self.since - self.debt
 
     def stalled_for(self, transport: asyncio.Transport, now: float) -> float:
-        """Seconds since the transport's buffer was last seen to shrink. `now`: loop time."""
+        """Seconds since the transport's buffer was last seen to shrink, or that it is behind. `now`: loop time."""
         backlog = transport.get_write_buffer_size()
         if backlog < self._backlog:
             self.since = now
+            self._due += (self._backlog - backlog) / self.rate
         self._backlog = backlog
-        return now - self.since
+        self.debt = max(0.0, now - self._due)
+        return max(now - self.since, self.debt)
 
 
 @define(eq=False)
@@ -60,6 +75,8 @@ class StreamWriter:
     _response: RawResponse | None = None
     _last_write: float = 0.0
     _writing: Progress | None = None
+    _debt: float = 0.0
+    """See `Progress`: a client that is slow with each write is slow in all."""
     _timer: asyncio.TimerHandle | None = None
     _heartbeat_task: asyncio.Task[None] | None = None
 
@@ -126,18 +143,25 @@ class StreamWriter:
     async def _put(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
         response = self._response or self._begin()
         loop = asyncio.get_running_loop()
-        self._writing = Progress(loop.time())
+        transport = self.request.transport
+        self._writing = progress = Progress(loop.time(), self.pace.write_rate, self._debt)
         if counts and self.first_at is None:
-            self.first_at = self._writing.since
+            self.first_at = progress.since
         response.put_part(data, last=last)
-        await response.drain()
+        if transport is not None and transport.get_write_buffer_size() > WRITE_HIGH_WATER:
+            progress.stalled_for(transport, progress.since)
+            await response.drain()
+            progress.stalled_for(transport, loop.time())
+            self._debt = progress.debt
+        else:
+            await response.drain()
         self._writing = None
         self._last_write = loop.time()
         self.bytes_sent += len(data)
 
     def _note_write(self, data: bytes) -> None:
         now = asyncio.get_running_loop().time()
-        self._writing = Progress(now)
+        self._writing = Progress(now, self.pace.write_rate)
         self.first_at = now if self.first_at is None else self.first_at
         self.bytes_sent += len(data)
 

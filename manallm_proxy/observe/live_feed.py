@@ -1,12 +1,12 @@
-"""What happens, told to those who look on while it happens.
+"""The live feed (``GET /v1/events``): events of requests, health and reloads, sent to its readers as they happen.
 
-1. While nobody looks on, nothing is done: no event is even shaped.
-2. A reader gets its events by a bounded queue. One that does not keep up is dropped, never waited for.
-3. What was told lately is kept, so that a reader that comes back goes on where it was. That memory is given up
-   `LINGER` seconds after the last reader has left; an id from before is then as unknown as another proxy's.
-4. At most `RATE` requests a second are told of; the others are only counted, since nobody can read faster.
-5. Several workers: while one has readers all of them tell each other, and all keep what is told (``share``). So a
-   reader that comes back goes on at any of them.
+1. Without readers nothing is done: no event is even shaped.
+2. Each reader has a bounded queue. A reader that does not keep up is dropped, never waited for.
+3. The latest events are kept, so that a reader that reconnects continues where it was. They are dropped `LINGER`
+   seconds after the last reader has left; ids from before are then as unknown as those of another proxy.
+4. At most `RATE` requests a second are shown; the others are only counted, since nobody can read faster.
+5. Several workers: while one of them has readers, all exchange their events and keep them (``share``), so that a
+   reader may reconnect to any of them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Kind = Literal["request", "health", "load", "reload", "reset", "skipped"]
 LINGER: Final = 60.0
 RATE: Final = 50
 KEPT: Final = 500
-"""Events that a reader who comes back may have missed."""
+"""Latest events that are kept for a reader that reconnects."""
 OVERLAP: Final = 0.5
-"""Seconds by which two workers may have the same events in another order. A reader that comes back to another worker
-gets what that one heard from others in this time once more, under the same ids, rather than miss any."""
+"""Seconds by which the order of events may differ between two workers. A reader that reconnects to another worker gets
+the events of this time again, under the same ids, rather than miss any."""
 QUEUE: Final = 1000
 """Events that may wait for one reader."""
 
@@ -55,7 +55,7 @@ class Told:
 
 @define(eq=False)
 class Ids:
-    """Of events, in order; no other process has the same."""
+    """Makes ids of events, in order. No other process makes the same."""
 
     _token: str = field(factory=lambda: secrets.token_hex(6))
     _number: int = 0
@@ -73,7 +73,7 @@ def _is_up_to(id_: str, last_id: str) -> bool:
 
 
 def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
-    """What the feed says of `event`; None where it says nothing."""
+    """What the feed shows of `event`: kind and data; None if it shows nothing."""
     match event:
         case RequestBegun():
             return "request", _phase("begun", event.request_id, event.requested, event.alias, None)
@@ -99,7 +99,7 @@ def _phase(phase: str, id_: str, requested: str, alias: str | None, target: str 
 
 @define(eq=False)
 class Reader:
-    """One who looks on. ``drop`` ends its connection at once."""
+    """One reader of the feed, and its queue. ``drop`` ends its connection at once."""
 
     drop: Callable[[], None]
     _waiting: deque[Told] = field(factory=deque, repr=False)
@@ -107,7 +107,7 @@ class Reader:
     _over: bool = False
 
     def give(self, told: Told) -> None:
-        """Never waits: with QUEUE events before it the reader is too slow."""
+        """Queues an event. Never waits: a reader with QUEUE events in its queue is too slow, and dropped."""
         if self._over:
             return
         if len(self._waiting) >= QUEUE:
@@ -119,12 +119,12 @@ class Reader:
         self._wake.set()
 
     def end(self) -> None:
-        """After what waits there is no more."""
+        """Ends the feed after the events in the queue."""
         self._over = True
         self._wake.set()
 
     async def next(self) -> list[Told] | None:
-        """All that waits, at least one; None at the end."""
+        """All events in the queue, at least one; None at the end."""
         while not self._waiting:
             if self._over:
                 return None
@@ -137,46 +137,47 @@ class Reader:
 
 @define(eq=False)
 class LiveFeed:
-    """An observer. ``follow`` learns whether anybody looks on, here or elsewhere; ``clock`` is monotonic."""
+    """An observer of all events. ``follow`` is called with whether there are readers, here or elsewhere. ``clock``:
+    monotonic seconds."""
 
     clock: Callable[[], float]
     follow: Callable[[bool], None] = lambda on: None
     share: Callable[[str, str, str], None] | None = None
     """Passes id, kind and data to the other workers."""
     call_out: Callable[[bool], None] | None = None
-    """Tells them whether somebody looks on here."""
+    """Reports to the other workers whether there are readers here."""
     elsewhere: bool = False
-    """Whether somebody looks on at another worker."""
+    """Whether another worker has readers."""
     readers: set[Reader] = field(factory=set)
     _listening: bool = False
-    """There are readers, or there were a moment ago."""
+    """There are readers here, or there were less than `LINGER` seconds ago."""
     _ids: Ids = field(factory=Ids)
     _start: str = ""
-    """The id of the moment before the first event of ``_kept``; empty once that has made room for a later one."""
+    """An id for the moment before the first event of ``_kept``; empty once that event has made room for a later one."""
     _kept: deque[tuple[float, Told]] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
-    """With the times at which they came here."""
-    _rest: asyncio.TimerHandle | None = None
+    """With the time at which each came here."""
+    _linger: asyncio.TimerHandle | None = None
     _second: int = 0
     _told: int = 0
     _skipped: int = 0
 
     def __call__(self, event: Event) -> None:
-        if not self._told_of:
+        if not self._is_followed:
             return
         found = shaped(event) if self._within_rate(event) else None
         if found is not None:
             self.tell(found[0], msgspec.json.encode(found[1]).decode())
 
     def tell(self, kind: str, data: str) -> None:
-        """To the readers of all workers."""
+        """Sends an event to the readers of all workers."""
         told = Told(self._ids.next(), kind, data)
         self.hear(told)
         if self.share is not None:
             self.share(told.id, kind, data)
 
     def hear(self, told: Told) -> None:
-        """To the readers here."""
-        if self._told_of:
+        """Sends an event to the readers here."""
+        if self._is_followed:
             if len(self._kept) == KEPT:
                 self._start = ""
             self._kept.append((self.clock(), told))
@@ -184,15 +185,15 @@ class LiveFeed:
                 reader.give(told)
 
     def watch_elsewhere(self, on: bool) -> None:
-        """Whether another worker has readers."""
+        """Learns whether another worker has readers."""
         self.elsewhere = on
         self._changed()
 
     def subscribe(self, last_id: str | None, drop: Callable[[], None]) -> Reader:
-        """A reader that goes on after `last_id`; where that is unknown it begins anew, and is told so."""
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+        """A new reader, which continues after `last_id`; if that is unknown, it starts over with a ``reset`` event."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
         reader = Reader(drop)
         if not self._listening:
             self._listening = True
@@ -206,39 +207,39 @@ class LiveFeed:
         return reader
 
     def leave(self, reader: Reader) -> None:
-        """It looks on no more."""
+        """`reader` has gone."""
         self.readers.discard(reader)
-        if not self.readers and self._listening and self._rest is None:
-            self._rest = asyncio.get_running_loop().call_later(LINGER, self._stop)
+        if not self.readers and self._listening and self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER, self._stop)
 
     def close(self) -> None:
         """The process drains: every reader comes to its end."""
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
         for reader in self.readers:
             reader.end()
 
     def _stop(self) -> None:
-        """Nobody has come back: what happens from now on is not told, so ids from before are void."""
-        self._rest, self._listening = None, False
+        """No reader has come back. Events from now on are not kept, so earlier ids can no longer be continued."""
+        self._linger, self._listening = None, False
         self._changed()
         if self.call_out is not None:
             self.call_out(False)
 
     @property
-    def _told_of(self) -> bool:
-        """Whether anybody looks on, here or elsewhere."""
+    def _is_followed(self) -> bool:
+        """Whether there are readers, here or elsewhere."""
         return self._listening or self.elsewhere
 
     def _changed(self) -> None:
-        """Somebody looks on now, or nobody does."""
-        if not self._told_of:
+        """The first reader came, or the last one has gone."""
+        if not self._is_followed:
             self._kept.clear()
             self._start = ""
         elif not self._kept and not self._start:
             self._start = self._ids.next()
-        self.follow(self._told_of)
+        self.follow(self._is_followed)
 
     def _since(self, last_id: str) -> list[Told]:
         if last_id == self._start:
@@ -251,7 +252,7 @@ class LiveFeed:
         return [Told(now, "reset", msgspec.json.encode(why).decode())]
 
     def _within_rate(self, event: Event) -> bool:
-        """Whether `event` is to be told. Above the rate the beginnings of requests are not even reported."""
+        """Whether `event` is shown. Above the rate, beginnings of requests are not even reported (``follow``)."""
         if not isinstance(event, RequestBegun | RequestCommitted | RequestEnded):
             return True
         second = int(self.clock())

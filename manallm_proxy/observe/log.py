@@ -22,8 +22,10 @@ from typing import Any, Final, TextIO
 import msgspec
 from attrs import define, field
 
+from manallm_proxy.contract.errors import STRANGERS
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
 from manallm_proxy.observe.log_fields import REQUEST, Level, frames, line_of
+from manallm_proxy.observe.log_forms import PRIORITY, Form, human_line
 from manallm_proxy.observe.output import Output, open_output
 
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
@@ -33,15 +35,13 @@ FIELD_LIMIT: Final = 2000
 """Max characters of any other text."""
 LIBRARY_LINES_PER_SECOND: Final = 5
 REFUSALS_PER_SECOND: Final = 20
-"""Max lines about requests that reached no route (invalid HTTP, unknown path). Metrics count all of them."""
+"""Max lines about requests without a key, or that reached no route (invalid HTTP). Metrics count all of them."""
 RETRY: Final = 1.0
 """Seconds from a loss to the next attempt to write, if no other line is written before."""
 
 _CLIENTS: Final = frozenset({"request_id", "requested"})
 """Fields whose text a client sent."""
-_SEPARATORS: Final = frozenset(" ='\"\\")
 _LARGE: Final = 2**53
-_COLOURS: Final = {"debug": "2", "info": "0", "warning": "33", "error": "31"}
 _encode: Final = msgspec.json.encode
 
 
@@ -56,12 +56,9 @@ def clean(text: str, limit: int = TEXT_LIMIT) -> str:
     return text.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def _quoted(value: Any) -> str:
-    """A field's value for people, quoted if it could be mistaken for the next field."""
-    text = "; ".join(value) if isinstance(value, list) else str(value)
-    if text and _SEPARATORS.isdisjoint(text):
-        return text
-    return '"' + text.replace('"', '\\"') + '"'
+def _is_strangers(event: RequestEnded) -> bool:
+    """Whether anybody who can connect may cause it."""
+    return event.error is not None and (event.endpoint == UNROUTED or event.error in STRANGERS)
 
 
 @define
@@ -92,8 +89,7 @@ class Logs:
     """Writes to ``stream`` every event of at least ``level``. Without a stream (closed at startup) lines are lost."""
 
     level: Level
-    json: bool
-    colour: bool
+    form: Form
     stream: TextIO | None
     dropped: int = 0
     """Lines lost since startup."""
@@ -121,18 +117,17 @@ class Logs:
     @classmethod
     def open(cls, level: Level, form: str, stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> Logs:
         """`form`: ``json``, ``human``, or ``auto``: human on a terminal, JSON lines otherwise."""
-        as_json, colour = _appearance(form, stream, environ)
-        return cls(level, as_json, colour, stream)
+        return cls(level, Form.of(form, stream, environ), stream)
 
     def adjust(self, level: Level, form: str, environ: Mapping[str, str] = os.environ) -> None:
         """Applies what a reload may change; the stream stays."""
         self.level, self._floor = level, LEVELS.index(level)
-        self.json, self.colour = _appearance(form, self.stream, environ)
+        self.form = Form.of(form, self.stream, environ)
 
     def __call__(self, event: Event) -> None:
         try:
             level, name, fields = line_of(event)
-            if isinstance(event, RequestEnded) and event.endpoint == UNROUTED:  # these come in floods
+            if isinstance(event, RequestEnded) and _is_strangers(event):  # these come in floods
                 if not self._refusals.admits():
                     return
                 fields["suppressed"] = self._refusals.suppressed()
@@ -209,8 +204,8 @@ class Logs:
         return True
 
     def _line(self, level: Level, name: str, fields: Mapping[str, Any]) -> bytes:
-        now = self._now()
-        shown: dict[str, Any] = {"time": now, "level": level, "event": name} if self.json else {}
+        now, form = self._now(), self.form
+        shown: dict[str, Any] = {"time": now, "level": level, "event": name} if form.json else {}
         for key, value in fields.items():
             kind = type(value)  # the usual cases of `_shown` come first, in half the time
             if kind is str:
@@ -220,12 +215,8 @@ class Logs:
                 shown[key] = value
             elif value is not None:
                 shown[key] = _shown(key, value)
-        if self.json:
-            return _encode(shown) + b"\n"
-        line = f"{now} {level:<7} {name} " + " ".join([f"{key}={_quoted(value)}" for key, value in shown.items()])
-        if self.colour:
-            line = f"\033[{_COLOURS[level]}m{line}\033[0m"
-        return line.encode() + b"\n"
+        line = _encode(shown) if form.json else human_line(form, now, level, name, shown).encode()
+        return PRIORITY[level] + line + b"\n" if form.journal else line + b"\n"
 
     def _now(self) -> str:
         """The time in RFC 3339, UTC, with milliseconds. All but these are formatted once per second."""
@@ -233,12 +224,6 @@ class Logs:
         if self._clock[0] != seconds:
             self._clock = (seconds, datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
         return f"{self._clock[1]}.{nanoseconds // 1_000_000:03d}Z"
-
-
-def _appearance(form: str, stream: TextIO | None, environ: Mapping[str, str]) -> tuple[bool, bool]:
-    """Whether lines are JSON, and whether they are coloured."""
-    terminal = stream is not None and stream.isatty()
-    return form == "json" or (form == "auto" and not terminal), terminal and not environ.get("NO_COLOR")
 
 
 def _shown(key: str, value: Any) -> Any:

@@ -45,6 +45,26 @@ class Origins:
 
 
 @define
+class HistoryPaths:
+    """Places in a list before whose items `before` others were put, which came from the request's field `field_`."""
+
+    root: str
+    before: int
+    field_: str
+
+    def retell(self, error: ProxyError) -> None:
+        """As `CallerPaths.retell`."""
+        place = re.compile(rf"\b{re.escape(self.root)}\[(\d+)\]((?:\.\w+|\[\d+\])*)")
+        if error.param is not None:
+            error.param = place.sub(self._own, error.param)
+        error.message = place.sub(self._own, error.message)
+
+    def _own(self, match: re.Match[str]) -> str:
+        number = int(match[1]) - self.before
+        return self.field_ if number < 0 else f"{self.root}[{number}]{match[2]}"
+
+
+@define
 class CallerPaths:
     """``root``: what the client calls all messages. ``fields``: its names of other fields, where they differ."""
 

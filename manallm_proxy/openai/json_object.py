@@ -9,12 +9,14 @@ import codecs
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
+from manallm_proxy.openai import sliced
 
 encode: Final = msgspec.json.encode
 decode: Final = msgspec.json.decode
@@ -28,6 +30,7 @@ _ESCAPE: Final = re.compile(
 )
 """An escape in a string: a surrogate pair, a lone surrogate (the group), or any other."""
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _END: Final = re.compile(rb"\s*\}")
 
@@ -37,10 +40,48 @@ def decode_leniently(body: bytes) -> Any:
 
     Both are legal JSON (RFC 8259, sections 8.1 and 8.2) that msgspec refuses. Raises one of DecodeErrors.
     """
+    if len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body):
+        return sliced.decode_large(body.removeprefix(BOM), _decode_leniently)
+    return _decode_leniently(body)
+
+
+def encode_whole(value: Any) -> bytes:
+    """As `encode`, for what may be large: no call into C takes long."""
+    return sliced.encode_large(value, encode)
+
+
+def _decode_leniently(body: bytes) -> Any:
     try:
         return decode(body)
     except msgspec.DecodeError:
         return decode(whole_surrogates(body.removeprefix(BOM)))
+
+
+def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
+    """Whether `pattern`, which matches at most a kilobyte, is anywhere in `text` (bytes, or what has their buffer)."""
+    size = memoryview(text).nbytes
+    if size <= _SLICE:
+        return pattern.search(text) is not None
+    return any(pattern.search(text, at, at + _SLICE + 1024) is not None for at in range(0, size, _SLICE))
+
+
+def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
+    """`body` with other bytes at some spans, which do not overlap; an empty span is a place to insert."""
+    if len(body) <= sliced.LARGE_BYTES:
+        return b"".join(_pieces(body, edits))
+    # joining many bytes objects, and nothing else, leaves the interpreter to others meanwhile
+    pieces = _pieces(memoryview(body), edits)
+    return b"".join([bytes(piece[n : n + _SLICE]) for piece in pieces for n in range(0, len(piece), _SLICE)])
+
+
+def _pieces(body: Any, edits: Iterable[tuple[Span, bytes]]) -> list[Any]:
+    parts: list[Any] = []
+    at = 0
+    for (start, end), value in sorted(edits):
+        parts += (body[at:start], value)
+        at = end
+    parts.append(body[at:])
+    return parts
 
 
 def whole_surrogates(body: bytes) -> bytes:
@@ -56,6 +97,59 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
     are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object without duplicate
     keys: a provider might read the other of two values than we routed by.
     """
+    if len(body) > sliced.LARGE_BYTES:
+        return _split_large(body)
+    return _split(body, last)
+
+
+def _split_large(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The same in many short calls."""
+    start, end = sliced.trimmed(body, len(BOM) if body.startswith(BOM) else 0, len(body))
+    if body[start : start + 1] != b"{":
+        raise InvalidRequest("the body must be a JSON object")
+    values: dict[str, msgspec.Raw] = {}
+    spans: dict[str, Span] = {}
+    try:
+        for a, b in sliced.members(body, start, end):
+            if b - a <= 2 * sliced.SMALL:
+                some, places = _split(b"{%b}" % body[a:b], None)
+                if not some:
+                    raise InvalidRequest("the body is not valid JSON: a value is missing")
+                moved = {key: (x + a - 1, y + a - 1) for key, (x, y) in places.items()}
+            else:
+                some, moved = _split_member(body, a, b)
+            if not values.keys().isdisjoint(some):
+                raise InvalidRequest("a key is given twice", param=next(iter(values.keys() & some.keys()))[:64])
+            values |= some
+            spans |= moved
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not valid UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    return values, spans
+
+
+def _split_member(body: bytes, start: int, end: int) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+    """The one member there, whose value is large."""
+    name, at = sliced.key_at(body, start, end)
+    key = str(_decode_leniently(name))
+    span = sliced.trimmed(body, at, end)
+    sliced.check_large(body, *span, _check)
+    return {key: msgspec.Raw(memoryview(body)[slice(*span)])}, {key: span}
+
+
+def _check(text: bytes) -> None:
+    """Whether `text` is one JSON value. Raises one of DecodeErrors."""
+    text.decode()
+    try:
+        _RAW.decode(text)
+    except msgspec.DecodeError:
+        _RAW.decode(whole_surrogates(text))
+
+
+def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     try:
         values = _values(body)
     except InvalidRequest:
@@ -85,7 +179,8 @@ def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspe
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        _check_utf8(body)
+        if not body.isascii():
+            _check_utf8(body)
         return _OBJECT.decode(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -101,8 +196,6 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
 
 def _check_utf8(body: bytes) -> None:
     """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
-    if body.isascii():
-        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(0, len(body), _SLICE):
         decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))

@@ -8,14 +8,15 @@ replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -30,6 +31,7 @@ _IMAGE_URL: Final = b'"image_url"'
 _UNDERSCORES: Final = 50
 """Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+_QUOTED_IMAGE_URL: Final = re.compile(_IMAGE_URL)
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -54,19 +56,25 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     values, spans = split_object(body)
     refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
-    stream = _typed(values, "stream", bool) or False
+    stream = "stream" in values and (_typed(values, "stream", bool) or False)
     key, kinds = required
     if key not in values:
         raise InvalidRequest(f"'{key}' is missing", param=key)
-    _typed(values, key, kinds, deep=False)
+    _check_type(body[spans[key][0] : spans[key][0] + 1], key, kinds)
     options = _typed(values, "stream_options", dict) if "stream_options" in values else None
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and may_have_images(body) and _IMAGE.search(values[key]):
+    if key == "messages" and _has_images(body, values[key]):
         needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+
+
+def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
+    if len(body) <= LARGE_BYTES:
+        return may_have_images(body) and _IMAGE.search(messages) is not None
+    return holds(body, _QUOTED_IMAGE_URL) and holds(messages, _IMAGE)
 
 
 def may_have_images(body: bytes) -> bool:
@@ -93,6 +101,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
     edits: list[tuple[Span, bytes]] = []
+    brace = body.index(b"{") + 1
     front = b""
     if "model" in summary.spans:
         edits.append((summary.spans["model"], encode(model)))
@@ -105,7 +114,8 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    brace = body.index(b"{") + 1
+    if len(body) > LARGE_BYTES:
+        return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
     rest = memoryview(body)  # its slices are no copies
     parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
     at = brace
@@ -116,24 +126,48 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
     return b"".join(parts)
 
 
-def _typed(values: dict[str, msgspec.Raw], key: str, kinds: type | tuple[type, ...], *, deep: bool = True) -> Any:
-    """The value of `key`; None if it is missing or null. Raises InvalidRequest if it is of another type.
+def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
+    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added.
 
-    Not `deep`: returns None, and checks only the type, by the first byte, since the value may be megabytes.
+    And where its own stand then.
     """
+    brace = body.index(b"{") + 1
+    front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
+    if front and body[brace:].lstrip()[:1] == b"}":
+        front = front[:-1]
+    parts, at = [body[:brace].removeprefix(BOM), front], brace
+    moved: dict[str, Span] = {}
+    shift = len(parts[0]) - brace + len(front)
+    for (start, end), key in sorted((span, key) for key, span in spans.items()):
+        new = values.get(key)
+        if new is None:
+            moved[key] = (start + shift, end + shift)
+            continue
+        parts += [body[at:start], new]
+        moved[key] = (start + shift, start + shift + len(new))
+        shift += len(new) - (end - start)
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts), moved
+
+
+def _check_type(first: bytes, key: str, kinds: type | tuple[type, ...]) -> None:
+    """Raises InvalidRequest if a value that begins with `first` is of none of `kinds`: it may have megabytes."""
+    kind = _TYPES.get(first, int)
+    if kind is not kinds and (type(kinds) is not tuple or kind not in kinds):
+        wanted = " or ".join(_TYPE_NAMES[k] for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
+
+
+def _typed(values: dict[str, msgspec.Raw], key: str, kind: type) -> Any:
+    """The value of `key`; None if it is missing or null. Raises InvalidRequest if it is of another type."""
     raw = values.get(key)
     if raw is None:
         return None
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    first = bytes(memoryview(raw)[:1])
-    if first == b"n" and deep:
+    first = memoryview(raw)[:1].tobytes()
+    if first == b"n":
         return None
-    kind = _TYPES.get(first, int)
-    if kind not in kinds:
-        wanted = " or ".join(_TYPE_NAMES[k] for k in kinds)
-        raise InvalidRequest(f"'{key}' must be {wanted}", param=key)
-    if not deep:
-        return None
+    _check_type(first, key, kind)
     try:
         return decode(raw)
     except DecodeErrors:

@@ -105,6 +105,15 @@ class Decoder:
         """Whether the next byte begins a frame."""
         return self._begun and not self._held
 
+    @property
+    def held(self) -> int:
+        """Bytes of the event that has not ended."""
+        return len(self._held)
+
+    def is_open(self, data: bytes) -> bool:
+        """Whether `data` has no line end, so that it ends no event."""
+        return b"\n" not in data and b"\r" not in data and not self._held.endswith((b"\n", b"\r"))
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Raises FrameTooLong if an unfinished one exceeds FRAME_LIMIT."""
         if not self._begun:

@@ -1,4 +1,4 @@
-"""Token counts to and from OpenAI's ``usage`` object."""
+"""Token counts to and from the ``usage`` objects of chats, of Responses, and of Anthropic's messages."""
 
 from __future__ import annotations
 
@@ -25,16 +25,46 @@ def usage_from_openai(usage: object) -> Usage | None:
     """Reads a provider's ``usage``; None if it is not an object. Invalid values count as 0."""
     if not isinstance(usage, dict):
         return None
-
-    def number(of: object, key: str) -> int:
-        value = of.get(key) if isinstance(of, dict) else None
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        return value if type(value) is int and value > 0 else 0  # not bool
-
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return Usage(
-        prompt=number(usage, "prompt_tokens"),
-        completion=number(usage, "completion_tokens"),
-        reasoning=number(usage.get("completion_tokens_details"), "reasoning_tokens"),
-        cached=number(usage.get("prompt_tokens_details"), "cached_tokens"),
+        prompt=prompt if type(prompt) is int and prompt > 0 else _number(prompt),
+        completion=completion if type(completion) is int and completion > 0 else _number(completion),
+        reasoning=_inside(usage, "completion_tokens_details", "reasoning_tokens"),
+        cached=_inside(usage, "prompt_tokens_details", "cached_tokens"),
     )
+
+
+def usage_from_responses(usage: object) -> Usage | None:
+    """The same for a response's ``usage``."""
+    if not isinstance(usage, dict):
+        return None
+    return Usage(
+        prompt=_number(usage.get("input_tokens")),
+        completion=_number(usage.get("output_tokens")),
+        reasoning=_inside(usage, "output_tokens_details", "reasoning_tokens"),
+        cached=_inside(usage, "input_tokens_details", "cached_tokens"),
+    )
+
+
+def usage_from_messages(usage: object) -> Usage | None:
+    """The same for a message's ``usage``, whose ``input_tokens`` leave out what was read from a cache or put there."""
+    if not isinstance(usage, dict):
+        return None
+    cached = _number(usage.get("cache_read_input_tokens"))
+    return Usage(
+        prompt=_number(usage.get("input_tokens")) + cached + _number(usage.get("cache_creation_input_tokens")),
+        completion=_number(usage.get("output_tokens")),
+        reasoning=_inside(usage, "output_tokens_details", "thinking_tokens"),
+        cached=cached,
+    )
+
+
+def _inside(usage: dict[str, Any], name: str, key: str) -> int:
+    details = usage.get(name)
+    return _number(details.get(key)) if isinstance(details, dict) else 0
+
+
+def _number(value: object) -> int:
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value > 0 else 0  # not bool

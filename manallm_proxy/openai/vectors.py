@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.openai import sliced
 
 FLOAT32_LARGEST: Final = 3.4028234663852886e38
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
@@ -17,6 +19,19 @@ _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 def vector_text(vector: Sequence[float]) -> str:
     """A vector as base64 of little-endian float32, which all of OpenAI's SDKs decode."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def read_vectors(
+    body: bytes, span: tuple[int, int], read: Callable[[bytes], Iterable[Sequence[float]]]
+) -> list[Sequence[float]]:
+    """The vectors of the list at `span` in `body`; `read` gets some of its members at once, as a list.
+
+    Raises what `read` raises, and DecodeError. 8 bytes a number, where a list takes 32.
+    """
+    found: list[Sequence[float]] = []
+    for start, end in sliced.members(body, *span):
+        found += [array("d", vector) for vector in read(b"[%b]" % body[start:end])]
+    return found
 
 
 def checked_vectors(vectors: Sequence[Sequence[float]], wanted: int, name: str) -> Sequence[Sequence[float]]:

@@ -1,6 +1,6 @@
-"""What all workers say together: the metrics and the health of the process, from each worker's part.
+"""Merges the metrics and the health of all workers, from each one's part.
 
-`parts`: what the workers that answered in time said, by number.
+`parts`: the answers of the workers that answered in time, by number.
 """
 
 from __future__ import annotations

@@ -36,13 +36,9 @@ from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
-from manallm_proxy.process.listeners import (
-    drain_note,
-    name_of,
-    reread,
-    sites_for,
-)
+from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
 from manallm_proxy.process.reload import Reloader
+from manallm_proxy.process.tracing import Tracing
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
 
@@ -79,6 +75,7 @@ class App:
     gateway: Gateway = field(init=False)
     observe: FanOut = field(init=False)
     """Takes all events."""
+    tracing: Tracing = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -106,6 +103,7 @@ class App:
         self.gateway = Gateway(
             Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
         )
+        self.tracing = Tracing(self.gateway.serving, self.observe)
         self._reloader = Reloader(self)
         self._take_over(generation)
 
@@ -151,6 +149,7 @@ class App:
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
+            await self.tracing.close()
             self._life("stopped")
             if self.link is not None:
                 await self.link.leave(self.metrics.render()[0].decode())
@@ -240,7 +239,7 @@ class App:
         self.feed.hear(Told(id_, kind, data))
 
     def watch(self, on: bool) -> None:
-        """Whether another worker has readers of the live feed."""
+        """Learns whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
     def drain(self, hurry: bool) -> None:
@@ -259,6 +258,7 @@ class App:
         self.observe(LifeChanged(what, detail, self.link.number if self.link is not None else None))
 
     def _take_over(self, generation: Generation) -> None:
+        self.tracing.follow(generation.config)
         settings = generation.config.health
         self._prober = Prober(
             generation.providers,

@@ -1,4 +1,4 @@
-"""What the metrics read of a generation when they are scraped."""
+"""Values that metrics read from the current generation at each scrape."""
 
 from __future__ import annotations
 

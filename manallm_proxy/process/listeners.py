@@ -189,7 +189,7 @@ def sites_for(
 
 
 def refuse_displacing(path: str) -> None:
-    """Raises OSError where somebody listens on the unix socket at `path`; one that was left behind is nobody's."""
+    """Raises OSError if a process listens on the unix socket at `path`. A socket without one may be replaced."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

@@ -36,7 +36,7 @@ class Reloadable(Protocol):
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where systemd's socket is named."""
+        """The environment, which names systemd's socket."""
 
     @property
     def generation(self) -> Generation:
@@ -112,7 +112,7 @@ class Reloader:
             generation = await self.app.generation.prepare(config)
         except ConfigError as error:
             return error.located
-        except Exception as error:  # a bug must not cost the reloads to come
+        except Exception as error:  # a bug must not end later reloads
             return self._crashed(error)
         if self.app.stopping:
             await generation.discard()

@@ -32,9 +32,9 @@ from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import systemd
 from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
-from manallm_proxy.process.worker_line import WorkerLine, how_ended
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
+from manallm_proxy.process.worker_socket import WorkerSocket, how_ended
 from manallm_proxy.process.workers import WorkerManager
 
 STALL_TIMEOUT: Final = 20.0
@@ -63,10 +63,10 @@ class Supervisor:
     """Takes all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
-    _lines: dict[int, WorkerLine] = field(factory=dict)
+    _lines: dict[int, WorkerSocket] = field(factory=dict)
     """By file descriptor."""
     _ids: Ids = field(factory=Ids)
-    """Of what it tells readers of the live feed."""
+    """For its own events in the live feed."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
@@ -78,9 +78,9 @@ class Supervisor:
     _queued: bool = False
     """Whether another reload follows the current one."""
     _adopting: bool = False
+    """Whether workers are still adopting ``config``."""
     _changes: str = ""
     """What the reload that is being adopted changes, in words."""
-    """Whether workers are still adopting ``config``."""
     _code: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Supervisor:
         self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
 
     def _tell(self, event: Event) -> None:
-        """Readers of the live feed hear of reloads from here: no worker knows whether all have adopted one."""
+        """Sends reloads to the live feed: no worker knows whether all have adopted one."""
         if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
             self._workers.tell(Happened(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
 
@@ -225,7 +225,8 @@ class Supervisor:
         """Reports that all workers serve: after the start, or after a reload."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
-            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{self._apart()}"))
+            limits = self._per_worker_limits()
+            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{limits}"))
         if self._adopting:
             self.observe(Reloaded(changes=self._changes))
         systemd.ready(self._workers.summary, self.environ)
@@ -233,8 +234,8 @@ class Supervisor:
             self.greet(self._workers.banner)
         self._announced, self._adopting = True, False
 
-    def _apart(self) -> str:
-        """Names the limits that hold for each worker, which an operator might take for limits of all together."""
+    def _per_worker_limits(self) -> str:
+        """Names the limits that hold for each worker, which an operator might take for limits on all together."""
         limits = [f"providers.{p.name}.max_concurrent" for p in self.config.providers.values() if p.max_concurrent]
         keys = self.config.auth.keys
         limits += [f"auth.keys of {key.name}" for key in keys if key.requests_per_minute or key.concurrent_requests]
@@ -260,7 +261,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         ours.setblocking(False)
-        self._lines[ours.fileno()] = WorkerLine(ours, number)
+        self._lines[ours.fileno()] = WorkerSocket(ours, number)
         self._poll.register(ours, select.POLLIN)
         self._workers.started(number, pid, now)
         return None
@@ -271,7 +272,7 @@ class Supervisor:
         """In the worker: closes what belongs to the supervisor."""
         self._let_go(number)
         ours.close()
-        return WorkerLink(number, sockets, theirs)
+        return WorkerLink(number, self.size, sockets, theirs)
 
     def _let_go(self, number: int = 0) -> None:
         """In a child: resets signals, and closes all sockets but those of worker `number`.
@@ -289,7 +290,7 @@ class Supervisor:
         self._listeners.close_all(but=number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    def _receive(self, line: WorkerLine) -> None:
+    def _receive(self, line: WorkerSocket) -> None:
         lines = line.receive()
         if lines is None:
             line.over = True

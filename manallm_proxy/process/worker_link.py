@@ -67,13 +67,13 @@ class Duties(Protocol):
         """Closes the configuration that was prepared under `number`."""
 
     def recall(self, question: str) -> str:
-        """What this worker alone knows."""
+        """Answers another worker's question from what only this one keeps."""
 
     def hear(self, id_: str, kind: str, data: str) -> None:
         """Takes an event of the live feed from another worker."""
 
     def watch(self, on: bool) -> None:
-        """Whether another worker has such readers."""
+        """Learns whether another worker has readers of the live feed."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -84,6 +84,8 @@ class WorkerLink(asyncio.Protocol):
     """Worker ``number``, which listens on ``sockets``. Messages wait in the socket until `join`."""
 
     number: int
+    count: int
+    """How many workers there are."""
     sockets: list[socket.socket]
     _line: socket.socket
     _duties: Duties | None = None

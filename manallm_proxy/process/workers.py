@@ -1,4 +1,4 @@
-"""What the supervisor decides about its workers, and what it sends them.
+"""Decides for the supervisor what happens to its workers, and what it sends them.
 
 1. A worker that ends is restarted after 0.1 s; the delay doubles with each restart, up to 10 s, and resets after a
    minute of uptime. Nothing is restarted during a drain.
@@ -23,7 +23,7 @@ from attrs import define, field
 
 from manallm_proxy.observe.metrics_merge import Families, add, parse
 from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
-from manallm_proxy.process.audience import Audience
+from manallm_proxy.process.feed_readers import FeedReaders
 from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
     Abandon,
@@ -97,7 +97,7 @@ class WorkerManager:
     _past: Families = field(factory=dict)
     _questions: dict[Topic, _Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
-    _audience: Audience = field(factory=Audience)
+    _feed_readers: FeedReaders = field(factory=FeedReaders)
     _last_id: int = 0
     _rollout: Rollout | None = None
     _outcome: tuple[str, ...] | None = None
@@ -130,7 +130,7 @@ class WorkerManager:
     def started(self, number: int, pid: int, now: float) -> None:
         del self._start_at[number]
         self.workers[number] = Worker(number, pid, now, silent_since=now)
-        self.outbox += self._audience.started(number)
+        self.outbox += self._feed_readers.started(number)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
         if self._rollout is not None:
@@ -141,7 +141,7 @@ class WorkerManager:
         """Records that a worker has ended, or could not be started. Returns the restart delay; None during a drain."""
         worker = self.workers.pop(number, None)
         self._start_at.pop(number, None)
-        self.outbox += self._audience.set(number, False, self.workers)
+        self.outbox += self._feed_readers.set(number, False, self.workers)
         if worker is not None:
             add(self._past, worker.counted, counted_only=True)
             for topic in list(self._questions):
@@ -199,7 +199,7 @@ class WorkerManager:
         worker.silent_since, worker.joined = None, True
         match message:
             case Moved():
-                self._found(number, message)
+                self._share_update(number, message)
             case Serving():
                 worker.serving = True
                 self.summary, self.banner = message.summary, message.banner
@@ -226,7 +226,7 @@ class WorkerManager:
                 if asker is not None:
                     self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Watching():
-                self.outbox += self._audience.set(number, message.on, self.workers)
+                self.outbox += self._feed_readers.set(number, message.on, self.workers)
             case Happened():
                 self.tell(message, but=number)
             case Beat():
@@ -235,8 +235,8 @@ class WorkerManager:
                 assert_never(message)
 
     def tell(self, happened: Happened, but: int | None = None) -> None:
-        """One event of the live feed, while anybody reads it: to all, so that a reader may come back to any."""
-        if self._audience.watching:
+        """Sends an event of the live feed to all workers while any has readers, so that one may reconnect to any."""
+        if self._feed_readers.watching:
             self._tell_all(happened, but)
 
     # 7
@@ -285,13 +285,13 @@ class WorkerManager:
             case "health":
                 return all_health(self.workers, numbers, parts)
             case "requests":
-                return f"[{','.join(parts.values())}]"  # whoever asked merges them, so that nobody else waits
+                return f"[{','.join(parts.values())}]"  # the worker that asked merges them: the supervisor never waits
             case _:
                 assert_never(topic)
 
     # 4
 
-    def _found(self, number: int, moved: Moved) -> None:
+    def _share_update(self, number: int, moved: Moved) -> None:
         key, update = (moved.provider, moved.model), moved.update
         known = self._updates.get(key)
         if known is None or update.rank > known.rank:

@@ -1,9 +1,9 @@
-"""Mistakes of the caller that local servers report as failures of their own.
+"""Recognizes mistakes of the caller that local servers report as failures of their own.
 
 llama-server answers every ``std::runtime_error`` of its request parser with 500 (tools/server/server.cpp,
 ``ex_wrapper``; the texts are in server-common.cpp, server-context.cpp and common/chat.cpp). Ollama does so for
 options and, in 0.12, for schemas (server/routes.go, ``handleScheduleError``), and hands on what the llama-server
-inside it said. Taken for failures, two such requests would close the model for everybody.
+inside it said. Counted as failures, two such requests would open the model's circuit for everybody.
 
 Each pattern matches at the start of the message: what follows may quote the request, or the model.
 """
@@ -66,7 +66,7 @@ _ECHO: Final = re.compile(r"; (?:messages|tools|tool_choice) = .*", re.DOTALL)
 
 
 def mistake_in(text: str) -> Mistake | None:
-    """The caller's mistake that `text`, a cleaned message, reports; None where it reports something else."""
+    """The caller's mistake that `text`, a cleaned message, reports; None if it reports something else."""
     for pattern, mistake in _PATTERNS:
         if pattern.match(text):
             return mistake

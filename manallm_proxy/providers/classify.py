@@ -1,6 +1,6 @@
-"""What a provider's refusal means: a status, a message and a few words become one of our errors.
+"""Classifies a provider's refusal: its status, message and error codes become one of our errors.
 
-Dialects peel the details out of their own error shapes; `envelope` knows those of the OpenAI-compatible servers.
+Each dialect reads the details out of its own error format; `envelope` knows those of the OpenAI-compatible servers.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from manallm_proxy.providers.retry_after import retry_after_of
 from manallm_proxy.providers.scrub import clean
 
 QUOTA_COOLING: Final = 600.0
-"""Seconds that an exhausted quota cools."""
+"""Seconds that a target cools if its quota is used up."""
 
 _NESTING: Final = 8
-"""How deep a message may lie in what should be one."""
+"""How deep in objects and lists a message is looked for."""
 _NESTED_JSON: Final = 3
-"""How often a message may be JSON in a string."""
+"""How many times a message may be JSON in a string, itself with a message."""
 _WAIT_LONGEST: Final = 1e9
 
 _QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
@@ -48,7 +48,7 @@ _CONTEXT: Final = re.compile(
     r"|exceeds? the (?:context|maximum number of tokens)",
     re.IGNORECASE,
 )
-"""Speaks of an overflow where the status says already that the request is at fault."""
+"""Means that the context overflows, if the status already says that the request is at fault."""
 _BLOCKED: Final = ("content_filter", "content_policy_violation", "moderation_blocked", "refusal")
 _NO_MODEL: Final = ("model_not_found", "model_not_available", "model_decommissioned")
 _CAPABILITY: Final = re.compile(
@@ -58,9 +58,9 @@ _CAPABILITY: Final = re.compile(
 )
 _BUSY: Final = re.compile(r"server busy|overloaded|loading model|at capacity|capacity_exceeded", re.IGNORECASE)
 OWN_FAILURES: Final = (RateLimited, PaymentRequired, KeyRejected, MissingModel, ServerFailed, ServerBusy)
-"""What is no matter of the request's content, so that the provider's words are the operator's to read."""
-_CALLERS: Final = (400, 413, 422)
-"""Statuses by which a body may correct a 500: the server inside has found the request at fault."""
+"""Errors that have nothing to do with the request's content, so that the operator may read the provider's message."""
+_CALLER_STATUSES: Final = (400, 413, 422)
+"""Statuses in a body that override a 500: a server behind this one found the request at fault."""
 
 
 @frozen
@@ -72,12 +72,12 @@ class ErrorDetails:
     code: str | None = None
     param: str | None = None
     status: int | None = None
-    """Where the body names one of its own (``error.code`` as a number)."""
+    """If the body names one of its own (``error.code`` as a number)."""
     retry_after: float | None = None
 
 
 def envelope(body: bytes) -> ErrorDetails:
-    """Reads an error body of any OpenAI-compatible server, or of Ollama. HTML says nothing."""
+    """Reads an error body of any OpenAI-compatible server, or of Ollama. Of HTML nothing is used."""
     try:
         data = decode(body)
     except DecodeErrors:
@@ -173,7 +173,7 @@ _STATUS_OF_WORD: Final = (
 
 
 def in_band(details: ErrorDetails) -> ProviderError:
-    """An error that came inside a 200. Its status is the number or the word it brings, else 502."""
+    """The error for one inside a 200. Its status is its number, or what its words stand for, else 502."""
     status = details.status
     if status is None:
         words = f"{details.code or ''} {details.kind or ''}".lower()
@@ -188,16 +188,16 @@ def classify(status: int, headers: Mapping[str, str], details: ErrorDetails) -> 
 
 
 def with_words(error: ProviderError, message: str) -> ProviderError:
-    """`error` with the provider's own words, where they are about the provider. `own_words` makes them fit to show."""
+    """`error` with the provider's message, if it is one of `OWN_FAILURES`. `own_words` masks it before it is shown."""
     if isinstance(error, OWN_FAILURES):
         error.raw_message = without_echo(clean(message))
     return error
 
 
 def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
-    """Numbered as it is decided.
+    """In this order:
 
-    1 redirects and odd statuses, 2 money and rate, 3 what the caller got wrong, whatever the status, 4 the provider's
+    1 redirects and odd statuses, 2 money and rate, 3 the caller's mistakes, whatever the status, 4 the provider's
     failures, 5 keys and filters, 6 what a 4xx may really mean, 7 any other.
     """
     words = {w.lower() for w in (details.kind, details.code) if w}
@@ -227,10 +227,10 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
             text or "the provider asks for payment", provider_status=402, provider_code=code, retry_after=after
         )
     # 3
-    if status == 500 and details.status in _CALLERS:
+    if status == 500 and details.status in _CALLER_STATUSES:
         status = details.status
     mistake = mistake_in(text)
-    if words.intersection(_TOO_LONG) or (status in _CALLERS and _CONTEXT.search(text)):
+    if words.intersection(_TOO_LONG) or (status in _CALLER_STATUSES and _CONTEXT.search(text)):
         mistake = Mistake("context")
     if mistake is not None and (status >= 500 or mistake.kind in ("capability", "context")):
         return _mistaken(mistake, status, text, param)
@@ -240,7 +240,7 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
     if status >= 500:
         return _server(status, text, words, after)
     # 5
-    if _refers_to_blocked(status, words, text):
+    if _is_blocked(status, words, text):
         return ContentBlocked(text or "the provider's content filter refused this", provider_status=status)
     if status in (401, 403):
         return KeyRejected(
@@ -298,14 +298,14 @@ def _server(status: int, text: str, words: set[str], after: float | None) -> Pro
     return ServerFailed(shown, detail=detail, provider_status=status, retry_after=after)
 
 
-def _refers_to_blocked(status: int, words: set[str], text: str) -> bool:
+def _is_blocked(status: int, words: set[str], text: str) -> bool:
     if status not in (400, 403):
         return False
     return bool(words.intersection(_BLOCKED)) or (status == 403 and "moderation" in text.lower())
 
 
 def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
-    """`error`, or RetryableStatus where its status is one of the provider's ``extra_retryable_statuses``."""
+    """`error`, or RetryableStatus if its status is one of the provider's ``extra_retryable_statuses``."""
     status = error.status
     if not isinstance(error, UpstreamSaid) or status not in statuses:
         return error

@@ -1,4 +1,4 @@
-"""Answers of a server that was made to call a tool by structured output: what it writes is the call."""
+"""Reads tool calls out of structured output, by which servers that cannot be told to call a tool are made to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from manallm_proxy.providers.wire import Translator
 
 
 def called(answer: Answer) -> Answer:
-    """`answer` with each choice's text as the call. Raises BadResponse where one is none."""
+    """`answer` with each choice's text read as a tool call. Raises BadResponse if one is none."""
     return evolve(answer, choices=tuple(CallReader().read(choice) for choice in answer.choices))
 
 
 @define
 class ForcedTranslator:
-    """See `wire.Translator`: the deltas of another one, with their text as parts of the call."""
+    """See `wire.Translator`. Makes the text in another one's deltas into parts of a tool call."""
 
     _inner: Translator
     _readers: dict[int, CallReader] = field(factory=dict)
@@ -26,6 +26,13 @@ class ForcedTranslator:
     @property
     def usage(self) -> Usage | None:
         return self._inner.usage
+
+    @property
+    def held(self) -> int:
+        return self._inner.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._inner.is_open(data)
 
     def feed(self, data: bytes) -> StreamBatch:
         return self._read(self._inner.feed(data))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable
-from typing import Final
+from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.events import Observer, UsageRefused
-from manallm_proxy.contract.provider import Call, ModelList, TryWrite
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ConnectTimeout,
@@ -29,6 +29,7 @@ from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import widened
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
@@ -36,8 +37,6 @@ from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.turns import Pieces, fits
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
-ANSWER_LIMIT: Final = 256 * 1024 * 1024
-"""Bytes of one complete answer: thousands of embeddings fit, a flood does not."""
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
@@ -48,6 +47,15 @@ def connections_to(address: Address) -> Connections:
     return SessionConnections(address) if address.proxy else Pool(address)
 
 
+class Details(Protocol):
+    """What a list does not say of its models, and a server tells of each."""
+
+    async def added(self, listed: ModelList, seconds: float) -> ModelList:
+        """`listed` with what is known of its models within `seconds`. Never raises."""
+
+    async def close(self) -> None: ...
+
+
 @define
 class HttpProvider:
     """One provider over HTTP."""
@@ -56,6 +64,8 @@ class HttpProvider:
     wire: Wire
     extra_retryable_statuses: frozenset[int] = frozenset()
     observe: Observer = lambda event: None
+    limits: AnswerLimits = AnswerLimits()
+    details: Details | None = None
     _connections: Connections = field(repr=False)
 
     @_connections.default
@@ -69,13 +79,13 @@ class HttpProvider:
         until = asyncio.get_running_loop().time() + times.first_byte
         try:
             response = await self._post(call, entry, until)
-            whole = await _gather(response, parts, ANSWER_LIMIT, until, times.idle)
+            whole = await _gather(response, parts, self._most(call), until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
             raise self.first_byte_error(times.first_byte) from None
         if not whole:
-            raise self._endless()
+            raise self._too_long(call)
         try:
             return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
@@ -84,16 +94,22 @@ class HttpProvider:
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
         body = parts[0] if len(parts) == 1 else await aside(sum(map(len, parts)) > LARGE_BYTES, b"".join, parts)
+        parts.clear()
         if not is_large(body, ANSWER_ELEMENTS):
             return self.wire.answer(call, entry, body, content_type)
-        answer = await aside(True, self.wire.answer, call, entry, body, content_type)
+        answer = await aside(True, self._large_answer, call, entry, body, content_type)
         answer.is_large = True
         return answer
+
+    def _large_answer(self, call: Call, entry: Entry, body: bytes, content_type: str) -> Answer:
+        if not call.endpoint.is_opaque or "json" in content_type:
+            refuse_too_much(body, self.limits)
+        return self.wire.answer(call, entry, body, content_type)
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
-        translator = self.wire.translator(call, entry, response.content_type)
+        translator = self.wire.translator(call, entry, response.content_type, self.limits)
         return HttpStream(self.address, response, translator, call)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
@@ -106,6 +122,7 @@ class HttpProvider:
             return None
         response: Response | None = None
         parts: list[bytes] = []
+        until = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
                 response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
@@ -127,9 +144,14 @@ class HttpProvider:
             if response is None or response.status != 200:
                 raise
             return ModelList(fault=CUT_SHORT)
-        return self.wire.listed(b"".join(parts))
+        listed = self.wire.listed(b"".join(parts))
+        if self.details is None:
+            return listed
+        return await self.details.added(listed, until - asyncio.get_running_loop().time())
 
     async def close(self) -> None:
+        if self.details is not None:
+            await self.details.close()
         await self._connections.close()
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
@@ -169,8 +191,10 @@ class HttpProvider:
             request_id=call.request_id,
             body=request.body,
             content_type=request.content_type,
+            headers=request.headers,
             connect=entry.timeouts.connect,
             until=until,
+            trace=call.trace,
         )
 
     async def _refusal(self, response: Response, until: float | None) -> bytes:
@@ -181,8 +205,13 @@ class HttpProvider:
             await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    def _endless(self) -> BadResponse:
-        return BadResponse(f"{self.address.name}: its answer does not end", detail="too long")
+    def _most(self, call: Call) -> int:
+        return self.limits.text if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else self.limits.body
+
+    def _too_long(self, call: Call) -> BadResponse:
+        key = "text" if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else "body"
+        words = f"its answer is longer than {self._most(call)} bytes (answers.{key})"
+        return BadResponse(f"{self.address.name}: {words}", detail=f"too long (answers.{key})")
 
 
 async def _gather(
@@ -233,7 +262,7 @@ class HttpStream:
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
         """See `upstream.Stream`."""
         if self._pieces:
-            return self._translated(await self._pieces.next())
+            return await self._translate(await self._pieces.next())
         if try_write is None:
             data = await self._response.read()
         else:
@@ -242,18 +271,24 @@ class HttpStream:
             if batch is not None:
                 return batch
         if fits(data):
-            return self._translated(data)
+            return await self._translate(data)
         self._pieces.add(data)
-        return self._translated(await self._pieces.next())
+        return await self._translate(await self._pieces.next())
 
     def _try_write(self, data: bytes, try_write: TryWrite) -> bool:
-        if not fits(data):
+        if not fits(data) or self._translator.held > EVENT_BYTES:
             return False
         batch = self._translated(data)
         if not (batch.done or batch.error) and try_write(batch):
             return True
         self._piece = batch
         return False
+
+    async def _translate(self, data: bytes) -> StreamBatch:
+        """In a thread where it may end a large event."""
+        if self._translator.held <= EVENT_BYTES or (data and self._translator.is_open(data)):
+            return self._translated(data)
+        return evolve(await aside(True, self._translated, data), is_large=True)
 
     def _translated(self, data: bytes) -> StreamBatch:
         batch = self._translator.feed(data) if data else self._translator.close()

@@ -19,7 +19,7 @@ TEXT = (
     "This is manallm-proxy's built-in loopback provider: the proxy works, but no model was reached. ",
     "Start Ollama or set a provider's key, and ask again.",
 )
-"""The second sentence is for who knows nothing better, see `Call.advice`."""
+"""The second sentence is sent if there is no better advice, see `Call.advice`."""
 DIMENSIONS = 8
 
 
@@ -28,7 +28,7 @@ def _text(call: Call) -> tuple[str, ...]:
 
 
 def _usage(call: Call) -> Usage:
-    """Words, not tokens: nobody is billed for them."""
+    """Estimates: nobody is billed for these tokens."""
     return Usage(prompt=len(call.body) // 4, completion=sum(len(part.split()) for part in _text(call)))
 
 

@@ -1,4 +1,4 @@
-"""Reading a provider's model list, whatever stands there: a probe that brings a page has reached the provider."""
+"""Reads a provider's model list, and never fails: a probe that gets a web page has still reached the provider."""
 
 from __future__ import annotations
 
@@ -39,14 +39,19 @@ def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_
             model = to_model(decode(row, type=row_type))
         except DecodeErrors:
             model = None
-        if model is not None and 0 < len(model.id) <= MODEL_LIMIT and model.id.isprintable():
+        if model is not None and is_name(model.id):
             models.append(model)
     fault = TOO_MANY if len(rows) > MODELS_LIMIT else ODD_ROWS if len(models) < len(rows) else None
     return ModelList(tuple(models), fault)
 
 
 def words(value: object) -> frozenset[str] | None:
-    """A list of words as a set of those that are some; None for anything else, and for an empty one."""
+    """The names in a list, as a set; None if there are none, or `value` is no list."""
     if not isinstance(value, list):
         return None
-    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and len(word) <= MODEL_LIMIT) or None
+    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and is_name(word)) or None
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may be a name. Names are shown on terminals and sent back, so no control characters."""
+    return 0 < len(text) <= MODEL_LIMIT and text.isprintable()

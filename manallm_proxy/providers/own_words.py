@@ -1,12 +1,12 @@
-"""What of a provider's own words the log may hold: nothing that the request held, and nothing that a model said.
+"""Masks a provider's error message for the log: nothing from the request and nothing that a model said may be left.
 
 A provider may quote the request in any error, whole, cut or escaped. So there are three gates:
 
-1. Only failures of the provider's own (`classify.OWN_FAILURES`) have words at all. The caller's mistakes are told to
-   the caller; most messages that quote a prompt are among them.
-2. What is quoted at length, and what follows a word such as ``raw=``, is masked: it is the request's, or a model's.
-3. Word by word: what the request holds too is masked, unless it is one of the words of which such messages are made.
-   A request that cannot be read, or takes long to be read, has no words of its failure in the log.
+1. Only the provider's own failures (`classify.OWN_FAILURES`) bring a message at all. The caller's mistakes go to the
+   caller; most messages that quote a prompt are among them.
+2. Long quotations, and what follows a word such as ``raw=``, are masked: they are from the request, or from a model.
+3. Each word that the request holds too is masked, unless it is in `_VOCABULARY`, of which such messages are made. If
+   the request cannot be read, or would take long to read, the log gets no message.
 
 So no word of a prompt is left but those of `_VOCABULARY`. `scrub` has removed our keys before.
 """
@@ -22,9 +22,9 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 REQUEST_LIMIT: Final = 128 * 1024
 WORDS_LIMIT: Final = 24
-"""Bytes of a request that are compared, and words that are looked for; more are masked. Together some 2 ms."""
+"""Max bytes of a request to compare with, and max words to look up in it: others are masked. Together some 2 ms."""
 _LONGEST: Final = 24
-"""Characters of a word: what is longer is an id, or something that was encoded."""
+"""Characters of a word. A longer one is masked: it is an id, or something encoded."""
 _MASK: Final = "…"
 _QUOTED: Final = re.compile(r"(['\"`])(?:(?!\1).){33,}?(?:\1|$)")
 _ECHO: Final = re.compile(
@@ -61,7 +61,7 @@ def reveal(error: ProviderError, body: bytes) -> None:
 
 
 def without_request(text: str, body: bytes) -> str | None:
-    """`text` with a mask for what `body`, a JSON object, holds as well; None where nothing is left to read."""
+    """`text` with a mask for what `body`, a JSON object, holds as well; None if nothing is left to read."""
     try:
         request = decode_leniently(body)
     except DecodeErrors:
@@ -87,7 +87,7 @@ def without_request(text: str, body: bytes) -> str | None:
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    """The character of an escape, twice escaped ones included; a blank for those that are none in a word."""
+    """The character that an escape stands for, even if escaped twice; a blank for line breaks and the like."""
     digits = match[1] or match[2] or match[3]
     return chr(int(digits, 16)) if digits else " "
 

@@ -19,7 +19,7 @@ _UNITS: Final = (0.001, 60.0, 3600.0)
 
 
 def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | None = None) -> float | None:
-    """Seconds to wait, from whichever dialect says it; None where none does, or only nonsense.
+    """Seconds to wait, from whichever dialect says it; None if none does, or only nonsense.
 
     `wall` is the time for an HTTP date, seconds since the epoch. Not capped here: `health` caps.
     """
@@ -64,7 +64,7 @@ def _number(value: str | None) -> float | None:
 def _until(date: str, wall: float) -> float | None:
     try:
         when = email.utils.parsedate_to_datetime(date)
-        if when.tzinfo is None:  # "-0000": the world's time, no zone told
+        if when.tzinfo is None:  # "-0000": in UTC, from an unknown zone (RFC 5322, section 3.3)
             when = when.replace(tzinfo=UTC)
         return max(0.0, when.timestamp() - wall)
     except (ValueError, TypeError, OverflowError, IndexError):

@@ -1,4 +1,4 @@
-"""What may be shown of a provider's words: bounded, on one line, no markup, no key."""
+"""Cleans a provider's error message for clients: bounded, on one line, without markup and without keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _READ_LIMIT: Final = 4 * MESSAGE_LIMIT
 _CUT: Final = "…"
 _REDACTED: Final = "[redacted]"
 _SHORTEST_REST: Final = 4
-"""Characters of a secret's beginning that are worth removing where a cut has left no more of it."""
+"""Min characters of a secret's beginning that are removed if a cut has left no more of it."""
 
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|gsk|pk|key|AIza|tgp|xai|hf|r8)[-_A-Za-z0-9]{12,}|Bearer\s+\S+", re.ASCII)
 _PAGE: Final = re.compile(
@@ -22,7 +22,7 @@ _PAGE: Final = re.compile(
 
 
 def clean(message: str) -> str:
-    """A provider's message as a client may see it. Where it was cut it ends in an ellipsis: see `scrubbed`."""
+    """A provider's message as a client may see it. If it was cut, it ends in an ellipsis, which `scrubbed` needs."""
     cut = len(message) > _READ_LIMIT
     text = " ".join(message[:_READ_LIMIT].split()).lstrip("\ufeff")
     if text[:1] == "<":
@@ -36,7 +36,7 @@ def clean(message: str) -> str:
 def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
     """`error` without our secrets, should the provider have quoted one, in whichever of its fields.
 
-    `clean` has been there: it may have redacted a part of a secret, or cut one in two.
+    `clean` ran before: it may have redacted part of a secret, or cut one in two.
     """
     forms = {form for secret in secrets if secret for form in (secret, _KEY_LIKE.sub(_REDACTED, secret))}
     known = sorted(forms - {_REDACTED}, key=len, reverse=True)  # the whole before its parts

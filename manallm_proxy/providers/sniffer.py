@@ -1,4 +1,5 @@
-"""A streamed request answered without ``text/event-stream``: an event stream all the same, or one whole answer."""
+"""Reads the reply to a streamed request if it is not labelled ``text/event-stream``: it may be an event stream all the
+same, or one complete answer."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
@@ -23,6 +25,7 @@ class Sniffer:
 
     _events: Translator
     _whole: Callable[[bytes], Answer]
+    _limits: AnswerLimits = AnswerLimits()
     _held: list[bytes] = field(factory=list, repr=False)
     _size: int = 0
     _start: bytes = field(default=b"", repr=False)
@@ -33,6 +36,13 @@ class Sniffer:
     @property
     def usage(self) -> Usage | None:
         return self._usage or self._events.usage
+
+    @property
+    def held(self) -> int:
+        return self._events.held if self._is_sse else self._size
+
+    def is_open(self, data: bytes) -> bool:
+        return self._events.is_open(data) if self._is_sse else True
 
     def feed(self, data: bytes) -> StreamBatch:
         if self._is_sse:
@@ -54,8 +64,10 @@ class Sniffer:
             return self._events.close()
         body = b"".join(self._held)
         if not body.strip():
-            return StreamBatch(done=True)
+            return self._events.close()
         try:
+            if len(body) > EVENT_BYTES:
+                refuse_too_much(body, self._limits)
             answer = self._whole(body)
         except ProviderError as error:
             return StreamBatch(error=error)

@@ -1,28 +1,30 @@
-"""How much of a stream is worked on before the event loop gets its turn.
+"""Cuts what has arrived of a stream into pieces, so that reading it does not block the event loop.
 
-A provider may send as fast as the socket takes, or compress twenty megabytes to a few kilobytes: what has arrived
-is cut so that no piece costs more than a few milliseconds, whatever is in it.
+A provider may send as fast as the socket takes, or compress twenty megabytes to a few kilobytes. A piece costs a few
+milliseconds at most, whatever is in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from attrs import define, field
 
 PIECE_BYTES: Final = 16 * 1024
 PIECE_LINES: Final = 160
-"""Line ends in one piece: what is worked on for each event costs more than its bytes."""
+"""Line ends in one piece: an event costs more than its bytes."""
 _UNCOUNTED: Final = 2 * PIECE_LINES
-"""Bytes which cannot hold so many events."""
+"""Up to so many bytes cannot hold so many events, so their line ends are not counted."""
 _BUDGET: Final = 0.002
 """Seconds of work after which the loop gets a turn."""
 
 
 def fits(data: bytes) -> bool:
-    """Whether `data` may be worked on in one go."""
+    """Whether `data` may be read in one piece."""
     size = len(data)
     return size <= _UNCOUNTED or (size <= PIECE_BYTES and _lines(data, 0, size) <= PIECE_LINES)
 
@@ -31,30 +33,67 @@ def _lines(data: bytes, start: int, end: int) -> int:
     return data.count(b"\n", start, end) + data.count(b"\r", start, end)
 
 
+@define(eq=False)
+class Turnstile:
+    """Lets streams read pieces in this turn of the event loop until the budget is spent, then one in each later turn.
+
+    All streams of a loop share one: a hundred with a budget each would block the loop a hundred times as long.
+    """
+
+    _since: float = 0.0
+    """When the first piece of this turn, or of an earlier one, was let through; monotonic seconds."""
+    _waiting: deque[asyncio.Future[None]] = field(factory=deque)
+
+    async def turn(self) -> None:
+        """Returns when there is time for a piece. A caller that is cancelled meanwhile loses its place only."""
+        now = time.monotonic()
+        if not self._waiting and now - self._since <= _BUDGET:
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(future)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._let_in)
+        await future
+
+    def _let_in(self) -> None:
+        self._since = time.monotonic()
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                break
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+
+_TURNSTILES: WeakKeyDictionary[asyncio.AbstractEventLoop, Turnstile] = WeakKeyDictionary()
+
+
+def turnstile() -> Turnstile:
+    """The one of the running loop."""
+    return _TURNSTILES.setdefault(asyncio.get_running_loop(), Turnstile())
+
+
 @define
 class Pieces:
-    """What has arrived and is not worked on yet, given out in pieces."""
+    """Data that has arrived and is not read yet, given out in pieces."""
 
     _data: bytes = field(default=b"", repr=False)
     _at: int = 0
     _size: int = PIECE_BYTES
     """Of the last piece: the next is likely to be as dense."""
-    _since: float = 0.0
-    """When the loop had its last turn, as far as it is known here."""
 
     def __bool__(self) -> bool:
         return self._at < len(self._data)
 
     def add(self, data: bytes) -> None:
-        """More has arrived; all that was there is out."""
+        """Takes new data, once all that came before is given out."""
         self._data, self._at = data, 0
 
     async def next(self) -> bytes:
-        """The next piece, after a turn for the loop where there was none for long."""
-        now = time.monotonic()
-        if now - self._since > _BUDGET:
-            await asyncio.sleep(0)
-            self._since = time.monotonic()
+        """The next piece, when there is time for it."""
+        await turnstile().turn()
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
         while size > _UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
             size //= 2

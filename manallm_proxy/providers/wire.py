@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
@@ -25,15 +25,23 @@ class Request:
     body: bytes = field(repr=False)
     content_type: str | None = None
     without: str = field(default="", eq=False)
-    """The field that was left out since the provider refused it."""
+    """The field that was left out because the provider refused it."""
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 class Translator(Protocol):
-    """One streamed reply: bytes in as they arrive, cut anywhere; pieces of whole events out."""
+    """Reads one streamed reply: bytes as they arrive, cut anywhere, become batches of whole events."""
 
     @property
     def usage(self) -> Usage | None:
         """Tokens, once the provider has counted them."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of an event that has begun and not ended."""
+
+    def is_open(self, data: bytes) -> bool:
+        """Whether `data` does not end the event that is held, so that it can only be added to it."""
 
     def feed(self, data: bytes) -> StreamBatch:
         """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
@@ -47,28 +55,30 @@ class Wire(Protocol):
 
     @property
     def probe_path(self) -> str | None:
-        """What a probe GETs below the base URL; None where it is not probed."""
+        """What a probe GETs below the base URL; None if this kind is not probed."""
 
     def request(self, call: Call, entry: Entry) -> Request:
-        """Raises Unsupported or InvalidRequest for what this dialect cannot say."""
+        """The request for `entry`'s target. Raises Unsupported or InvalidRequest if this dialect cannot express it."""
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What a status other than 200 means. `headers` compare without case, `body` is at most 64 KiB."""
+        """The error for a status other than 200. `headers` compare without case, `body` is at most 64 KiB."""
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """The same request in a form that the provider will take, where its refusal tells which; else None."""
+        """After a refusal, the request in a form that the provider will accept, if `body` shows which; else None."""
 
     def took(self, entry: Entry, request: Request) -> bool:
-        """`entry`'s target answered `request`, reshaped, with 200. Where that was its way, it is asked so from now on.
+        """`entry`'s target answered `request`, reshaped, with 200. A wire may send it that form from now on.
 
-        Whether that is news.
+        Returns whether it has just learned that.
         """
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
-        """A complete 200 body, checked. Raises ProviderError where it is not what was asked for."""
+        """The answer in the complete body of a 200, checked. Raises ProviderError if it is none to `call`."""
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
-        """For a 200 to a streamed request."""
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
+        """What reads the body of a 200 to a streamed request."""
 
     def listed(self, body: bytes) -> ModelList:
         """The models in a probe's 200 body. Never raises: what cannot be read is left out, and said in ``fault``."""

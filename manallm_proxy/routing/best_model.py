@@ -1,10 +1,11 @@
 """Which model of a provider's list serves an entry such as ``ollama/*``. Pure: the same list, the same choice.
 
-A model *fits* a request if nothing denies what that needs, and something speaks for what not every model has:
+A model *fits* a request if nothing denies that it can do what the request needs, and something shows that it can do
+what few models can:
 
 1. Where the list names capabilities, they decide: an embedding model never chats, a chat model never embeds.
-2. Where it does not, the name does: ``nomic-embed-text`` embeds, ``llava`` sees. Embeddings and images are asked of
-   nobody for whom neither speaks, since a wrong guess is an error that goes to the caller. Tools are.
+2. Where it does not, the name does: ``nomic-embed-text`` embeds, ``llava`` sees. Without either sign a model gets no
+   embeddings and no images, since a wrong guess is an error that goes to the caller. It does get tools.
 
 Of those that fit, the first in this order is chosen: the earliest pattern of ``prefer``, evidence in the list over that
 of a name, this machine's models over an Ollama cloud's, the larger one, the newer one, the name.
@@ -109,7 +110,7 @@ def _rank(model: ModelInfo, patterns: Sequence[re.Pattern[str]]) -> tuple[object
 
 
 def _size(model: ModelInfo) -> float:
-    """Bytes as listed; else, at a byte each, the parameters of which the name speaks (``qwen2.5:7b``, ``135m``)."""
+    """Bytes as listed; else the number of parameters in the name (``qwen2.5:7b``, ``135m``), at a byte each."""
     if model.size:
         return float(model.size)
     found = _BILLIONS.search(model.id.lower())

@@ -1,7 +1,8 @@
-"""Servers that load models on demand: asked what is loaded, and made to load what is wanted, whoever leaves.
+"""Boxes: local servers that load models on demand. Watches what each has loaded, and loads what requests need.
 
-A load is ours and no client's: it has a connection of its own, goes on when patience with it ends, and is one per
-model however many ask. `residency` decides; here is what waits. Providers that are none of these cost one look-up.
+A load belongs to the proxy and not to a client: it has a connection of its own, goes on when the client has left or
+has waited long enough, and there is one per model however many clients ask for it. `residency` decides; this file
+waits. A provider that is not a box costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.residency import POLL_BUSY, Outcome, Residency
 
 ANSWER_TIMEOUT: Final = 3.0
-"""Seconds for the server to tell what is loaded."""
-_LOADS_FAIL: Final = (Blame.TARGET, Blame.LOAD)
-"""What a failed load says of the model. Any other failure the request itself will meet, and say so better."""
+"""Max seconds for a server to answer which models are loaded."""
+_LOAD_FAILURES: Final = (Blame.TARGET, Blame.LOAD)
+"""Failures that show that the model itself cannot be loaded. After any other the request is sent all the same: it will
+meet the failure itself, and report it better."""
 
 
 @define(eq=False)
 class Box:
-    """One such server. ``warm``: what is to be loaded always."""
+    """One box. ``warm``: entries whose models are kept loaded."""
 
     provider: str
     host: ModelHost
@@ -37,7 +39,7 @@ class Box:
     observe: Observer
     warm: tuple[Entry, ...] = ()
     slow_last: bool = True
-    """Whether a model that is half on the CPU is tried behind all others."""
+    """Whether a model that is half on the CPU is tried after all others."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
@@ -46,14 +48,14 @@ class Box:
     _watching: asyncio.Task[None] | None = None
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
-        """As `refusal`. A model for which nobody waits is loaded for those who come later."""
+        """As `refusal`. If this request does not wait for a cold model, the model is loaded for later requests."""
         skip = self.refusal(entry, last)
         if skip is not None and skip.again_in is None:
             self._load(entry)
         return skip
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
-        """Why `entry` is not to be tried now; None where it may be, after `loaded`. `last`: nobody comes after it."""
+        """Why `entry` should be skipped now; None if it may be tried, after `loaded`. `last`: in its chain."""
         now = self.clock()
         if self._is_ready(entry, now):
             return None
@@ -66,23 +68,23 @@ class Box:
         return None
 
     async def loaded(self, entry: Entry) -> None:
-        """Returns once `entry`'s model is loaded, as far as is known. The load goes on if this does not wait for it.
+        """Returns once `entry`'s model is loaded, as far as is known. Cancelling this does not end the load.
 
-        StillLoading after ``load_timeout``, LoadFailed.
+        Raises StillLoading after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
         """
         if self._is_ready(entry, self.clock()):
             return
         task = self._load(entry)
-        patience = self.residency.patience(entry)
-        done, _ = await asyncio.wait([task], timeout=patience)
+        seconds = self.residency.load_timeout(entry)
+        done, _ = await asyncio.wait([task], timeout=seconds)
         if not done:
-            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{patience:.3g} s")
+            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{seconds:.3g} s")
         error = None if task.cancelled() else task.result()
-        if error is not None and error.blame in _LOADS_FAIL:
+        if error is not None and error.blame in _LOAD_FAILURES:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
 
     def _is_ready(self, entry: Entry, now: float) -> bool:
-        """Loaded, or not known: then it is asked as any other."""
+        """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""
         if self.residency.is_loaded(entry, now) is False:
             return False
         self.residency.used(entry, now)
@@ -91,18 +93,18 @@ class Box:
         return True
 
     def _load(self, entry: Entry, *, pinned: bool = False) -> asyncio.Task[ProviderError | None]:
-        """The one load of this model, begun if there is none."""
+        """The one load of this model; begins it if there is none."""
         name = ollama_name(entry.target.model)
         task = self._loading.get(name)
         if task is None:
             self.residency.load_begun(entry, self.clock())
             self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
-            task = self._loading[name] = asyncio.ensure_future(self._carry(entry, pinned))
+            task = self._loading[name] = asyncio.ensure_future(self._run_load(entry, pinned))
             task.add_done_callback(lambda _: self._loading.pop(name, None))
         return task
 
-    async def _carry(self, entry: Entry, pinned: bool) -> ProviderError | None:
-        """A load to its end: what kept it from finishing, None where nothing did."""
+    async def _run_load(self, entry: Entry, pinned: bool) -> ProviderError | None:
+        """Runs a load to its end. Returns the error that it ended with, or None."""
         began, error = self.clock(), None
         try:
             await self.host.load(entry, pinned=pinned)
@@ -116,7 +118,7 @@ class Box:
 
     def _ended(self, entry: Entry, began: float, event: LoadEvent, error: ProviderError | None = None) -> None:
         now = self.clock()
-        kept_out = error is not None and error.blame not in _LOADS_FAIL
+        kept_out = error is not None and error.blame not in _LOAD_FAILURES
         outcome: Outcome = "well" if event == "finished" else "refused" if kept_out or error is None else "failed"
         failures = self.residency.load_ended(entry, now, outcome)
         detail = None if error is None else error.detail or error.error_type
@@ -146,7 +148,7 @@ class Box:
                 await asyncio.sleep(POLL_BUSY)
 
     async def look(self, seconds: float = ANSWER_TIMEOUT) -> None:
-        """Asks what is loaded, and loads what should be."""
+        """Asks which models are loaded, within `seconds`, and loads those of ``warm`` that are not."""
         asked_at = self.clock()
         try:
             residents = await self.host.residents(seconds)
@@ -165,14 +167,14 @@ class Box:
                 self._load(entry, pinned=True)
 
     def _report_slow(self, residents: Iterable[Resident]) -> None:
-        """Once, and again when it has been well in between."""
+        """Reports each such model once, and again only if it was wholly on the GPU in between."""
         slow = {each.name: each for each in residents if self.residency.on_cpu(each.name) is not None}
         for name in slow.keys() - self._slow:
             self.observe(HalfOnCpu(self.provider, name, slow[name].size, slow[name].size_vram))
         self._slow = set(slow)
 
     async def close(self) -> None:
-        """Ends the watch, and what it loads."""
+        """Stops watching, and aborts the loads."""
         tasks = [*self._loading.values(), *([self._watching] if self._watching is not None else [])]
         for task in tasks:
             task.cancel()
@@ -182,7 +184,7 @@ class Box:
 
 @define
 class Boxes:
-    """All of them, by provider."""
+    """All boxes, by provider."""
 
     boxes: Mapping[str, Box] = field(factory=dict)
 
@@ -202,7 +204,7 @@ class Boxes:
             await box.loaded(entry)
 
     def slow_last(self, chain: Chain) -> Chain:
-        """`chain` with the targets behind all others that are half on the CPU: used when no other can serve."""
+        """`chain` with the targets that are half on the CPU moved to its end, for when no other can serve."""
         if not self.boxes or len(chain) < 2:
             return chain
         slow = [entry for entry in chain if self._goes_last(entry)]
@@ -215,7 +217,7 @@ class Boxes:
         return box is not None and box.slow_last and box.residency.on_cpu(entry.target.model) is not None
 
     async def look(self, seconds: float) -> None:
-        """One look at each, for a start; what goes wrong, `Box.start` will meet again."""
+        """Asks each box once, at the start, within `seconds`. Errors are dropped: the watch will meet them again."""
         await asyncio.gather(*(box.look(seconds) for box in self.boxes.values()), return_exceptions=True)
 
     def start(self) -> None:

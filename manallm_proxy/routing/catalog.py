@@ -1,4 +1,4 @@
-"""What each provider last said it has. Probes write it; nobody waits for it."""
+"""The models that each provider last listed. Probes write it; requests read it and never wait for a probe."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Catalog:
     """Model lists by provider."""
 
     faults: dict[str, str] = field(factory=dict)
-    """What was last reported of a provider's list."""
+    """By provider: the fault of its list that was last reported."""
     _models: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     _names: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     """By every name of a model, ids first."""
     _chosen: dict[str, dict[_Question, tuple[str | None, str]]] = field(factory=dict)
-    """By provider: what its list as of now answers, and why that is nothing."""
+    """By provider: the model chosen for a question, or None and why there is none. Forgotten when the list changes."""
 
     def learn(self, provider: str, models: Iterable[ModelInfo]) -> None:
-        """The list as of now. An id that no request could name is refused."""
+        """Replaces the provider's list. Ids that no request could name are left out."""
         known = {model.id: model for model in models if is_name(model.id)}
         names = {id_.lower(): model for id_, model in known.items()}
         for model in known.values():
@@ -104,7 +104,7 @@ class Catalog:
 
 
 def is_name(name: str) -> bool:
-    """Printable, and no longer than what is asked for."""
+    """Whether a request could name it: printable, at most MODEL_LIMIT characters."""
     return 0 < len(name) <= MODEL_LIMIT and name.isprintable()
 
 
@@ -114,7 +114,7 @@ def short_name(id_: str) -> str:
 
 
 def _file_names(id_: str) -> Iterator[str]:
-    """llama-server lists the path of its file where it was given no alias."""
+    """llama-server lists the path of its file if it was given no alias."""
     if id_.lower().endswith(".gguf"):
         name = id_.replace("\\", "/").rpartition("/")[2]
         yield from (name, name[: -len(".gguf")])

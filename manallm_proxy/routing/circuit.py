@@ -1,4 +1,6 @@
-"""Failures in a row of one provider or one target, and what follows from them. `health` decides by circuits.
+"""A circuit breaker for one provider or one target: counts failures in a row, opens, half-opens, closes, cools.
+
+`health` holds the circuits and decides by them.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -26,17 +28,17 @@ class Policy:
 
 @frozen
 class Skip:
-    """Not worth trying now. ``again_in``: seconds after which it may be, where that is known."""
+    """Not worth trying now. ``again_in``: seconds after which it may be, if known."""
 
     reason: SkipReason
     again_in: float | None = None
     detail: str | None = None
-    """Why it cools."""
+    """More about the reason, for people."""
 
 
 @frozen
 class SharedState:
-    """A circuit's state as workers tell it each other; times are of the monotonic clock that they share."""
+    """A circuit's state as workers exchange it. Times are seconds of CLOCK_MONOTONIC, which they share."""
 
     at: float
     open_until: float | None = None
@@ -58,7 +60,8 @@ class SharedState:
 
     @property
     def rank(self) -> tuple[float, float, float, int, bool]:
-        """The greatest counts. Of two states at the same time it is the worse one, so that all workers agree."""
+        """Of two states the one with the greater rank holds: the later one; at the same time the worse one, so that all
+        workers agree."""
         return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures, self.witnessed
 
 
@@ -79,7 +82,7 @@ class Circuit:
     last_error: str | None = None
     last_check: float | None = None
     witnessed: bool = False
-    """Opened by what only requests show, and no request to the provider was served since."""
+    """Opened by failures that only requests can show, and no request to the provider was served since."""
     recoveries: int = field(default=0, eq=False)
     """How often it has closed after it was open."""
 
@@ -94,12 +97,12 @@ class Circuit:
 
     @property
     def is_blank(self) -> bool:
-        """Nothing is known that a new circuit would not say."""
+        """Whether it is like a new circuit: no failures, not open, not cooling."""
         return not self.failures and self.open_until is None and self.cooling_until is None
 
     @property
     def lacks_model(self) -> bool:
-        """The provider does not have the model (its 4xx), which says nothing against the provider."""
+        """Whether the provider said that it does not have the model (4xx), which says nothing against the provider."""
         return self.cooling_until is None and (self.last_error or "").startswith("http_4")
 
     def is_cooling(self, now: float) -> bool:
@@ -113,7 +116,7 @@ class Circuit:
         return "degraded" if self.failures else "healthy"
 
     def refusal(self, now: float) -> Skip | None:
-        """Why no request may pass now; None where one may."""
+        """Why no request may pass now; None if one may."""
         if self.open_until is not None:
             if now < self.open_until:
                 return Skip("unhealthy", self.open_until - now)
@@ -133,10 +136,10 @@ class Circuit:
     def fail(
         self, policy: Policy, now: float, reason: str, *, reach: bool, again: bool, witnessed: bool = False
     ) -> bool:
-        """One more failure; whether it opened the circuit, for the first time or anew.
+        """Counts a failure. Returns whether it opened the circuit, for the first time or again.
 
-        `again`: of a trial or a probe, which opens the circuit for a whole backoff anew. A failure of a request that
-        began before the circuit opened shows nothing new, so it moves no time.
+        `again`: it is that of a trial or a probe, which opens the circuit for the whole backoff again. A failure of a
+        request that began before the circuit opened shows nothing new, so it does not move ``open_until``.
         """
         self.last_error, self.last_check = reason, now
         if reach:
@@ -150,7 +153,7 @@ class Circuit:
         return opens
 
     def open_by_targets(self, policy: Policy, now: float, reason: str, number: int, *, again: bool) -> None:
-        """A provider's, since `number` of its targets are. Where it is open already, only `again` moves its time."""
+        """Opens a provider's circuit because `number` of its targets are open. `again`: also if it is open already."""
         self.last_error, self.last_check = reason, now
         self.service_failures = max(self.service_failures, policy.failure_threshold, number)
         self.witnessed = True
@@ -185,7 +188,7 @@ class Circuit:
         self.cooling_until = max(until, self.cooling_until or until)
 
     def shared_state(self, now: float) -> SharedState:
-        """What is known, for other workers."""
+        """The state to send to other workers."""
         return SharedState(
             now,
             self.open_until,
@@ -198,7 +201,7 @@ class Circuit:
         )
 
     def adopt(self, state: SharedState) -> None:
-        """What another worker knows holds here too. A trial under way goes on; no cooling is shortened."""
+        """Takes over another worker's state. A trial in progress goes on; cooling is never shortened."""
         self.reach_failures, self.service_failures = state.reach_failures, state.service_failures
         self.recoveries += self.is_open and state.open_until is None
         self.open_until, self.witnessed = state.open_until, state.witnessed

@@ -2,11 +2,11 @@
 
 For each target in order:
 
-1. Not worth trying now (`health` says why), or open with no model that fits: note it, next.
+1. Not worth trying now (health or a gate says why), or no listed model fits an open entry: note it, next.
 2. Attempt it. An answer: done.
-3. A failure that is the provider's, or one that ``fallback_on`` lists: blame it, note it, next.
-4. Any other failure is the caller's to hear: it ends the walk and blames nobody.
-5. Anything else (the client left, a bug) ends the walk too, and the trial's place is free again.
+3. A failure of the provider, or one that ``fallback_on`` lists: report it to health, note it, next.
+4. Any other failure is for the caller to hear: it ends the walk and blames nobody.
+5. Any other exception (the client left, a bug) ends the walk too, and gives the permit back.
 
 No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @define(eq=False)
 class Attempt(Generic[T]):
-    """One target that serves: the owner of its permit and of its stream, from the walk's end to the answer's.
+    """An attempt that succeeded. It owns its permit and its stream from the end of the walk to the end of the answer.
 
     ``async with`` closes what is open and gives the permit back. Before that, `served` or `failed` says how it
     ended; without either nobody is blamed: the client left.
@@ -79,13 +79,13 @@ class Attempt(Generic[T]):
 
 @define
 class Walk:
-    """One request's way along its chain. ``log`` can be read at any time, also when the walk was left."""
+    """One request's way along its chain. ``log`` can be read at any time, even after the walk was cancelled."""
 
     chain: Chain
     registry: HealthRegistry
     request_id: str
     gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
-    """What beside health says that a target is not worth trying now; it is told whether it is the chain's last."""
+    """Checks beyond health: why an entry should be skipped now, or None. The flag: whether it is the chain's last."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
@@ -103,7 +103,7 @@ class Walk:
         """The first answer along the chain.
 
         `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
-        for the error's message.
+        for the error's message. Raises NoProvider, or the ProviderError that ends the walk (4).
         """
         clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
@@ -114,11 +114,11 @@ class Walk:
             # 1
             verdict = self._verdict(entry, is_last=entry is last)
             if isinstance(verdict, Skip):
-                line = AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock())
-                self._pass(line)
+                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock()))
                 continue
             # 2
-            self._report_fallback(entry)
+            if self._passed:
+                self._report_fallback(entry)
             started = clock()
             self.tried += 1
             self.trying, self.trying_at = entry.target, started
@@ -148,7 +148,7 @@ class Walk:
         return skip
 
     def refusal(self, entry: Entry, *, is_last: bool) -> Skip | None:
-        """What would be said against `entry` now, without taking a place; for those who only want to know."""
+        """Why `entry` would be skipped now, or None. Takes no permit: for reports about the chain."""
         return self.registry.refusal(entry.target) or self._refusal(entry, is_last)
 
     def _refusal(self, entry: Entry, is_last: bool) -> Skip | None:
@@ -179,12 +179,12 @@ class Walk:
         # 3
         self.registry.failed(target, permit, error)
         self.trying = None
-        line = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
-        self._pass(line, widened=widened)
+        record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
+        self._pass(record, widened=widened)
 
-    def _pass(self, line: AttemptRecord, *, widened: bool = False) -> None:
-        self.log.append(line)
-        self._passed.append((line.model, line.reason, widened))
+    def _pass(self, record: AttemptRecord, *, widened: bool = False) -> None:
+        self.log.append(record)
+        self._passed.append((record.model, record.reason, widened))
 
     def _report_fallback(self, to: Entry) -> None:
         for model, reason, widened in self._passed:
@@ -204,24 +204,24 @@ async def _within(seconds: float, asking: Awaitable[T]) -> T:
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:
-    """Whether the operator lets the walk move on from an error that is not the provider's failure."""
+    """Whether ``fallback_on`` lets the walk move on from an error that is not the provider's failure."""
     if not entry.fallback_on:
         return False
     return error.widened_by in entry.fallback_on or str(error.provider_status) in entry.fallback_on
 
 
 async def in_background(
-    walking: Coroutine[Any, Any, Attempt[T]], patience: float, signal: Callable[[], Awaitable[None]]
+    walking: Coroutine[Any, Any, Attempt[T]], interval: float, signal: Callable[[], Awaitable[None]]
 ) -> Attempt[T]:
-    """The result of `walking`, calling `signal` after each `patience` seconds that it takes.
+    """The result of `walking`. Until it is there, calls `signal` every `interval` seconds.
 
-    However this ends, an attempt that serves is either returned or closed: a client may leave in the very turn
-    of the loop in which the walk succeeds, and may be cancelled again while we clean up.
+    However this ends, an attempt that succeeded is either returned or closed: a client may leave in the very turn
+    of the loop in which the walk succeeds, and its task may be cancelled again while we clean up.
     """
     task = asyncio.ensure_future(walking)
     try:
         while True:
-            done, _ = await asyncio.wait([task], timeout=patience)
+            done, _ = await asyncio.wait([task], timeout=interval)
             if done:
                 return task.result()
             await signal()
@@ -232,7 +232,7 @@ async def in_background(
 
 
 def _close_unwanted(task: asyncio.Task[Attempt[T]]) -> None:
-    """Closes what a walk brought that nobody waits for any more."""
+    """Closes the attempt of a walk that nobody waits for any more."""
     if task.cancelled() or task.exception() is not None:
         return
     closing = asyncio.ensure_future(task.result().aclose())

@@ -1,4 +1,4 @@
-"""Is it worth trying now? One `Health` a provider decides, from what probes and traffic have shown.
+"""Is a target worth trying now? Each provider's `Health` decides, from what probes and requests have shown.
 
 Rules, in the order in which `Health.admit` asks them:
 
@@ -15,20 +15,20 @@ Whom a failed attempt counts against, no wider than it shows (`Health._failed`):
 6. *reach*: the provider. It could not be connected to, and a probe can see that as well.
 7. *load*: the target cools.
 8. *model*: the target. The provider answers as it should and does not have this model.
-9. *target*: the target. Two targets that opened with no request to the provider served between them open the
-   provider, and the failed trial of a provider that was opened so opens it again. The trial of a provider that could
-   not be reached shows nothing of its reach by such a failure: the next request may try.
+9. *target*: the target. If two targets open and no request to the provider was served in between, the provider opens
+   too, and if its trial then fails in this way, it opens again. If the provider had opened because it could not be
+   reached, a trial that fails in this way says nothing about reach: the next request may try.
 
 Probes and requests are two witnesses, kept apart: a good probe clears failures of reach, a served request clears
 everything. What a probe finds (`Health.probed`):
 
 10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
-11. A probe that ran out of time shows nothing where the provider has answered a request since the probe was sent, or
-    is answering one: a server with one thread is at work on it.
+11. A probe that timed out shows nothing if the provider has answered a request since the probe was sent, or is
+    answering one: a server with a single thread is busy with that.
 12. A probe that finds the provider busy, or without a list of models, has reached it.
 
-Several workers may serve the same providers. Each decides for itself, and they tell each other when a circuit
-opened, opened anew, cools, or is clear again. The later state counts.
+Several workers may serve the same providers. Each decides for itself, and tells the others when a circuit opened,
+opened again, cools, or is clear again. The later state holds.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -49,14 +49,13 @@ COOLING_LONGEST = 300.0
 COOLING_QUOTA = 600.0
 """Seconds a target cools: without a ``Retry-After``, at most with one, and for an exhausted quota."""
 
-
 TARGETS_LIMIT = 100
 """Targets of one provider whose state is kept; a client chooses their names, so the oldest makes room."""
 
 
 @define
 class Permit:
-    """Leave to attempt one target. Exactly one of `failed`, `served`, `released` ends it; more are harmless."""
+    """Leave to attempt one target. The first `failed`, `served` or `released` ends it; more are harmless."""
 
     _health: Health
     _model: str
@@ -82,7 +81,7 @@ class Permit:
             self._health._served(self._model, now)
 
     def failed(self, error: ProviderError, now: float) -> None:
-        """The attempt failed, or its answer broke. What follows from it the error says itself."""
+        """The attempt failed, or its answer broke. ``error.blame`` says what follows (rules 5 to 9)."""
         trials = self._trial_of
         if self._end():
             self._health._failed(self._model, error, now, trials)
@@ -111,9 +110,9 @@ class Health:
     max_concurrent: int | None = None
     in_flight: int = 0
     answering: int = 0
-    """Of those in flight: answers that have begun."""
+    """How many of those in flight have begun to answer."""
     reach_detail: str | None = field(default=None, eq=False)
-    """Why it could last not be reached ("refused"), for people; None if it was, since."""
+    """Why it could not be reached ("refused"), for people; None once a probe has reached it."""
     heard_at: float | None = field(default=None, eq=False)
     """When the provider last answered a request, or began to."""
     served_at: float = field(default=-math.inf, eq=False)
@@ -122,11 +121,11 @@ class Health:
     targets: dict[str, Circuit] = field(factory=dict)
     """By model; only those that have a state of their own."""
     reported: dict[str | None, Status] = field(factory=dict)
-    """What was last reported of each target, and under None of the provider, where it is not *healthy*."""
+    """The last reported status of each target, and under None of the provider; without those that are *healthy*."""
     shared: dict[str | None, SharedState] = field(factory=dict)
-    """What all workers know of each target, and under None of the provider, where that is not all clear."""
+    """The state that all workers know of each target, and under None of the provider; without those that are clear."""
     _cleared: dict[str | None, float] = field(factory=dict)
-    """When the last of them became clear."""
+    """When those that are not in ``shared`` became clear."""
 
     @property
     def recoveries(self) -> int:
@@ -139,11 +138,13 @@ class Health:
         if refusal is not None:
             return refusal
         self.in_flight += 1
-        circuits = self.provider, self.targets.get(model)
-        return Permit(self, model, tuple([c for c in circuits if c is not None and c.take_trial()]))
+        target = self.targets.get(model)
+        if target is None and not self.provider.is_open:
+            return Permit(self, model, ())
+        return Permit(self, model, tuple([c for c in (self.provider, target) if c is not None and c.take_trial()]))
 
     def refusal(self, model: str, now: float) -> Skip | None:
-        """What speaks against trying `model` now (rules 1 to 4); None where nothing does. Changes nothing."""
+        """Why `model` should not be tried now (rules 1 to 4), or None. Changes nothing."""
         # 1
         if not self.configured:
             return Skip("unconfigured")
@@ -157,7 +158,7 @@ class Health:
         return None
 
     def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
-        """A probe's outcome (rules 10 to 12); `error` None where the provider is alive, `sent_at` when it was asked."""
+        """A probe's outcome (rules 10 to 12). `error` None: the provider is alive. `sent_at`: when it was asked."""
         if isinstance(error, NothingLeftHere):
             return  # nobody was asked
         # 12
@@ -208,10 +209,10 @@ class Health:
         again = any(each is circuit for each in trials)
         opened = circuit.fail(policy, now, reason, reach=False, again=again, witnessed=witness)
         if witness and (opened or trial):
-            self._weigh(now, reason, trial=trial)
+            self._judge_provider(now, reason, trial=trial)
 
-    def _weigh(self, now: float, reason: str, *, trial: bool) -> None:
-        """Whether the targets that have failed speak against their provider."""
+    def _judge_provider(self, now: float, reason: str, *, trial: bool) -> None:
+        """Opens the provider if its failed targets speak against it (rule 9)."""
         number = sum(circuit.is_open and circuit.witnessed for circuit in self.targets.values())
         if number > 1 or (trial and self.provider.witnessed):
             self.provider.open_by_targets(self.policy, now, reason, number, again=trial)
@@ -232,13 +233,13 @@ class Health:
         )
         if not moved and (known.is_clear or not update.is_clear):
             return None
-        if update.at <= known.at:  # the other's clock was a little ahead, and this is later all the same
+        if update.at <= known.at:  # another worker's clock was a little ahead; this state is later all the same
             update = evolve(update, at=math.nextafter(known.at, math.inf))
         self._note(model, update)
         return update
 
     def merge_update(self, model: str | None, update: SharedState) -> bool:
-        """Another worker's state of the provider (`model` None) or a target. False where we know better."""
+        """Takes over another worker's state of the provider (`model` None) or a target. False if ours holds instead."""
         if update.rank <= self._known(model).rank:
             return False
         circuit = self.provider if model is None else self._target(model)
@@ -249,7 +250,7 @@ class Health:
             del self.targets[model]
         self._note(model, update)
         if model is not None and opens and circuit.witnessed:
-            self._weigh(update.at, update.last_error or "", trial=False)
+            self._judge_provider(update.at, update.last_error or "", trial=False)
         return True
 
     def _known(self, model: str | None) -> SharedState:
@@ -283,7 +284,7 @@ class Health:
 
 
 def _make_room(held: dict[Any, Any]) -> None:
-    """The oldest of TARGETS_LIMIT goes."""
+    """Drops the oldest if there are TARGETS_LIMIT."""
     if len(held) >= TARGETS_LIMIT:
         del held[next(iter(held))]
 

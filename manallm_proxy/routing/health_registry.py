@@ -13,8 +13,8 @@ from manallm_proxy.routing.circuit import Circuit, SharedState, Skip
 from manallm_proxy.routing.health import Health, Permit
 
 Clock = Callable[[], float]
-Tell = Callable[[str, str | None, SharedState], None]
-"""Takes the state of a provider, or of one of its models, to the other workers."""
+Broadcast = Callable[[str, str | None, SharedState], None]
+"""Sends the state of a provider (model None), or of one of its models, to the other workers."""
 
 
 @define
@@ -24,15 +24,15 @@ class HealthRegistry:
     providers: Mapping[str, Health]
     clock: Clock
     observe: Observer
-    broadcast: Tell | None = None
-    """None where there are no others."""
+    broadcast: Broadcast | None = None
+    """None if there are no other workers."""
 
     def admit(self, target: Target) -> Permit | Skip:
         """See `Health.admit`."""
         return self.providers[target.provider].admit(target.model, self.clock())
 
     def refusal(self, target: Target) -> Skip | None:
-        """What `admit` would say against `target` now, without taking a place."""
+        """Why `admit` would refuse `target` now, or None. Takes no permit."""
         return self.providers[target.provider].refusal(target.model, self.clock())
 
     def may_pass(self, target: Target) -> bool:
@@ -60,7 +60,7 @@ class HealthRegistry:
         self.note(provider)
 
     def again_in(self, targets: Iterable[Target]) -> float | None:
-        """Seconds until the first of `targets` may be tried; None where none ever may."""
+        """Seconds until the first of `targets` may be tried; None if none ever may."""
         now = self.clock()
         waits = [self._again_in(t, now) for t in targets if self.providers[t.provider].configured]
         return min(waits, default=None)
@@ -86,7 +86,8 @@ class HealthRegistry:
                 self.broadcast(provider, model, update)
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Another worker's state. It has logged that itself, but not what our own targets make of it together."""
+        """Takes over another worker's state. That worker has reported it; here only what it means together with our
+        own targets is reported (rule 9 of `health`)."""
         health = self.providers.get(provider)
         if health is None:
             return
@@ -108,5 +109,5 @@ class HealthRegistry:
         else:
             reported[model] = is_now
         if is_now != was:
-            reason = None if is_now == "healthy" else circuit.last_error  # that of a failure is over
+            reason = None if is_now == "healthy" else circuit.last_error
             observe(HealthChanged(provider, model, was, is_now, reason))

@@ -1,7 +1,7 @@
-"""The gates of the operator's own hardware, beside health's: does a request fit, is the model loaded, whose turn is it?
+"""Gates for local providers, in addition to health: does the request fit, is the queue short, is the model loaded?
 
-In this order: a prompt that surely does not fit the window in force is not sent; one that would wait too long goes on;
-one whose model is cold waits for it or goes on, as its entry says. Without local providers none of it runs.
+In this order: a prompt that cannot fit the model's context window is not sent; a request that would wait too long
+moves on; one whose model is cold waits for it or moves on, as its entry says. Without local providers none of it runs.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Ask = Callable[[Entry], Awaitable[A]]
 
 @define
 class Home:
-    """``queues``: by provider, one for each that is local. ``boxes``: those of them that load models on demand."""
+    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand."""
 
     catalog: Catalog = field(factory=Catalog)
     boxes: Boxes = field(factory=Boxes)
     queues: Mapping[str, Queue] = field(factory=dict)
 
     def visit(self, call: Call, chain: Chain) -> Visit:
-        """The way of one request along `chain`."""
+        """The gates for one request along `chain`."""
         return Visit(self, call, chain.entries[-1])
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
-        """What speaks against a short request to `entry` now. It begins no load."""
+        """Why a short request would skip `entry` now; None if it would not. Begins no load."""
         return self._saturated(entry, last, 0) or self.boxes.refusal(entry, last)
 
     def _saturated(self, entry: Entry, last: bool, size: int) -> Skip | None:
@@ -55,7 +55,7 @@ class Home:
         return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
 
     def window(self, entry: Entry) -> int | None:
-        """Tokens that `entry`'s model may read at a time, as far as that is known."""
+        """Context window of `entry`'s model in tokens: as configured, else in force, else listed; None if unknown."""
         asked = entry.options.get("num_ctx")
         if isinstance(asked, int):
             return asked
@@ -68,7 +68,7 @@ class Home:
 
 @define(eq=False)
 class Visit:
-    """One request. ``last``: the entry after which nobody comes."""
+    """One request at the gates. ``last``: the last entry of its chain."""
 
     home: Home
     call: Call = field(repr=False)
@@ -77,7 +77,7 @@ class Visit:
 
     @property
     def size(self) -> int:
-        """See `Call.text_size`; only requests that may go to a local provider pay for it."""
+        """Bytes, see `Call.text_size`. Computed when first used: only requests to a local provider pay for it."""
         if self._size is None:
             self._size = self.call.text_size()
         return self._size
@@ -93,7 +93,7 @@ class Visit:
         )
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """`ask`, once the model is loaded and the request's turn has come: its time begins then."""
+        """Makes `ask` wait until the model is loaded and the request's turn has come. Its timeouts begin then."""
         if not self.home.queues:
             return ask
 

@@ -1,12 +1,12 @@
-"""Who is served by one local server now, who waits, and for how long.
+"""The queue in front of one local server: which requests it serves now, which wait, and for how long.
 
 1. At most `slots` requests for one model are served at a time; the others wait here, first come first served, so
-   that the server's own queue, which nobody sees, stays empty.
-2. After an outage the server takes one request at a time, whichever model it is for, and one more for each answer:
+   that the server's own queue, which we cannot see, stays empty.
+2. After an outage the server gets one request at a time, whichever model it is for, and one more for each answer:
    1, 2, 4, ... round by round, so that a server that has just come back is not flooded.
-3. A request is expected to wait until the first of those before it has made room, by what each is expected to take.
+3. A request is expected to wait for the first slot to become free, and for those that wait before it to be served.
 
-Nothing here waits: `queues` does. The time is an argument, any monotonic number of seconds.
+This is the deciding half and never waits: `queues` does. The time is an argument, any monotonic number of seconds.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from manallm_proxy.routing.pace import Pace
 MODELS_LIMIT: Final = 100
 """Models whose pace is remembered; clients choose their names, so the oldest that is idle makes room."""
 RAMP_LIMIT: Final = 32
-"""Requests at a time with which an outage is over."""
+"""Once so many requests are allowed at a time, the ramp after an outage ends."""
 OVERDUE: Final = 0.1
-"""Part of what a request was expected to take that it is expected to take still, once that is over."""
+"""A request that takes longer than expected is expected to need this part of the expected time still."""
 
 
 @define(eq=False)
@@ -34,16 +34,16 @@ class Turn:
 
     model: str
     expected: float
-    """Seconds that it will take from then on."""
+    """Seconds that it is expected to take once it is served."""
     began_at: float | None = None
     on_turn: Callable[[], None] | None = field(default=None, repr=False)
-    """Called when it is served after it has waited."""
+    """Called when a request that has waited is served."""
     ended: bool = False
 
 
 @define(eq=False)
 class ModelLine:
-    """Those for one model."""
+    """The requests for one model: with the server, and waiting here."""
 
     name: str
     pace: Pace = field(factory=Pace)
@@ -57,13 +57,13 @@ class ModelLine:
 
 @define(eq=False)
 class Line:
-    """Those for one server. ``slots`` None: it takes as many as come."""
+    """The requests for one server. ``slots``: how many it serves at a time for one model; None: no limit."""
 
     slots: int | None
     models: dict[str, ModelLine] = field(factory=dict)
     """By `ollama_name`."""
     ramp: int | None = None
-    """How many are served at a time after an outage; None: it is over."""
+    """After an outage, how many are served at a time for all models together; else None."""
 
     def of(self, model: str) -> ModelLine:
         """The line for `model`."""
@@ -76,7 +76,7 @@ class Line:
         return line
 
     def enter(self, turn: Turn, now: float) -> None:
-        """It is served at once where there is room; else it waits at the end."""
+        """Serves `turn` at once if there is room; else it waits, last in line."""
         line = self.of(turn.model)
         if not line.waiting and self._has_room(line):
             self._serve(line, turn, now)
@@ -84,7 +84,10 @@ class Line:
             line.waiting.append(turn)
 
     def leave(self, turn: Turn, now: float, *, answered: bool) -> None:
-        """Its answer is over, or it does not wait any longer; the next ones are served. Harmless when repeated."""
+        """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
+
+        `answered`: its answer was complete.
+        """
         if turn.ended:
             return
         turn.ended = True
@@ -99,16 +102,16 @@ class Line:
                 self._serve(each, each.waiting.popleft(), now)
 
     def came_back(self) -> None:
-        """Its outage is over."""
+        """The server is back after an outage (rule 2)."""
         self.ramp = 1
 
     def expected_wait(self, model: str, now: float) -> float:
-        """Seconds that a request for `model` would wait."""
+        """Seconds that a new request for `model` would wait (rule 3)."""
         line = self.of(model)
         if not line.waiting and self._has_room(line):
             return 0.0
         slots = min(each for each in (self.slots, self.ramp) if each is not None)
-        rest = sorted(_rest(turn, now) for turn in line.serving)[:slots]
+        rest = sorted(_remaining(turn, now) for turn in line.serving)[:slots]
         first = rest[0] if len(rest) == slots else 0.0
         return first + sum(turn.expected for turn in line.waiting) / slots
 
@@ -130,6 +133,6 @@ class Line:
             del self.models[idle]
 
 
-def _rest(turn: Turn, now: float) -> float:
+def _remaining(turn: Turn, now: float) -> float:
     began = turn.began_at if turn.began_at is not None else now
     return max(turn.expected - (now - began), OVERDUE * turn.expected)

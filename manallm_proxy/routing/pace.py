@@ -1,7 +1,7 @@
-"""How fast one model of a local server is, and how many bytes of a request one of its tokens takes.
+"""Estimates how fast one model of a local server answers, and how many bytes of a request make one token.
 
-Both are learned from the answers that it gave, and both are estimates: they order requests and bound their wait, and
-nothing else. Nothing here waits. Times are in seconds.
+Both are learned from its answers, and serve only to order requests and to bound their wait. Nothing here waits. Times
+are in seconds.
 """
 
 from __future__ import annotations
@@ -12,42 +12,43 @@ from typing import Final
 from attrs import define, field
 
 RECENT: Final = 20
-"""Answers from which the bytes of a token are told."""
+"""Latest answers from which the bytes per token are estimated."""
 LENGTHS: Final = 50
-"""Answers from which the length of the next is told."""
-SHORTER: Final = 0.2
-"""Part of the answers that are shorter than the one that is expected. Nobody knows how long the next will be, and a
-wait is bounded in any case: so only who would surely wait too long is sent away (``make simulate`` compares)."""
-LEARNT: Final = 3
-"""Answers from which on that is gone by."""
+"""Latest answers from which the length of the next one is estimated."""
+QUANTILE: Final = 0.2
+"""Of the latest answers' lengths, taken for the next one's. It is low since nobody knows how long an answer will be and
+every wait is bounded: only a request that would surely wait too long moves on (``make simulate`` compares)."""
+LEARNED_MIN: Final = 3
+"""Answers that are needed before the estimate of bytes per token is used."""
 MARGIN: Final = 1.5
-"""A prompt may have so many times more bytes to a token than any that was seen lately: code beside prose."""
+"""A prompt may have so many times the bytes per token of any recent one: prose after code."""
 LONGEST_TOKEN: Final = 32.0
-"""Bytes of a token that no prompt reaches on average: gone by as long as nothing was learned."""
+"""Bytes per token that no prompt reaches on average: assumed until enough was learned."""
 SHORT: Final = 500
-"""Bytes of a request below which the template around its text would falsify what is learned."""
+"""Requests of fewer bytes teach nothing about bytes per token: the template around their text counts too much."""
 _WEIGHT: Final = 0.3
-"""Of the latest answer in an average."""
+"""Weight of the latest answer in a moving average."""
 
 
 @define
 class Pace:
-    """What one model's answers take; None: not known."""
+    """The estimates for one model; None: not known."""
 
     answer: float | None = None
-    """Seconds of a short one."""
+    """Seconds of a short answer (`QUANTILE`)."""
     prompt_token: float | None = None
     """Seconds until the first byte, for each token of the prompt."""
     output_token: float | None = None
     """Seconds from the first byte to the last, for each token of the answer."""
     output: float | None = None
-    """Tokens of a short one."""
+    """Tokens of a short answer (`QUANTILE`)."""
     _seconds: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
     _outputs: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
     _bytes_per_token: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
 
     def learn(self, size: int | None, prompt: int, output: int, first: float | None, total: float) -> None:
-        """One answer: bytes of its request (None: they say nothing), tokens, seconds to the first byte and in all."""
+        """Learns from one answer: bytes of its request (None: they say nothing of its tokens), tokens of prompt and
+        output, seconds to the first byte and in all."""
         self.answer = _short(self._seconds, total)
         if prompt > 0 and size is not None and size >= SHORT:
             self._bytes_per_token.append(size / prompt)
@@ -58,29 +59,29 @@ class Pace:
         self.output_token = _average(self.output_token, max(total - first, 0.0) / output)
 
     def seconds(self, size: int) -> float:
-        """What a request of `size` bytes is expected to take; 0 where nothing is known."""
+        """Seconds that a request of `size` bytes is expected to take; 0 if nothing is known."""
         tokens = self.tokens(size)
         if tokens is None or self.prompt_token is None or self.output_token is None or self.output is None:
             return self.answer or 0.0
         return tokens * self.prompt_token + self.output * self.output_token
 
     def tokens(self, size: int) -> int | None:
-        """Of a prompt of `size` bytes, on average; None where nothing is known."""
-        if len(self._bytes_per_token) < LEARNT:
+        """Tokens that a prompt of `size` bytes has on average; None if too little is known."""
+        if len(self._bytes_per_token) < LEARNED_MIN:
             return None
         return round(size * len(self._bytes_per_token) / sum(self._bytes_per_token))
 
     def least_tokens(self, size: int) -> int:
-        """Of a prompt of `size` bytes: it surely has so many."""
-        known = len(self._bytes_per_token) >= LEARNT
+        """Tokens that a prompt of `size` bytes has at least."""
+        known = len(self._bytes_per_token) >= LEARNED_MIN
         most = MARGIN * max(self._bytes_per_token) if known else LONGEST_TOKEN
         return int(size / most)
 
 
 def _short(known: deque[float], latest: float) -> float:
-    """The length than which `SHORTER` of those that are known, and the latest, are shorter."""
+    """Adds `latest` to `known`. Returns the length at `QUANTILE` of them."""
     known.append(latest)
-    return sorted(known)[int(SHORTER * len(known))]
+    return sorted(known)[int(QUANTILE * len(known))]
 
 
 def _average(known: float | None, latest: float) -> float:

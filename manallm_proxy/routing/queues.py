@@ -1,6 +1,6 @@
-"""The queue in front of each local server: who may go on waits for its turn, who would wait too long goes elsewhere.
+"""The queue in front of each local server: a request waits for its turn, or moves on if that would take too long.
 
-`line` decides who is next, `pace` what is expected; here is what waits. Each worker has queues of its own.
+`line` decides which is next, `pace` estimates how long each takes; this file waits. Each worker has its own queues.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Served:
     first_at: float | None = None
 
     def began(self) -> None:
-        """The first byte of a stream is here."""
+        """A stream's first content has arrived."""
         self.first_at = self.queue.clock()
 
     def end(self, usage: Usage | None) -> None:
-        """The answer is over; without `usage` it was not complete. Harmless when repeated."""
+        """The answer has ended; `usage` is None if it was not complete. Harmless when repeated."""
         now, turn = self.queue.clock(), self.turn
         if turn.ended or turn.began_at is None:
             return
@@ -47,7 +47,7 @@ class Served:
 
 @define(eq=False)
 class Queue:
-    """One server's. ``health`` tells when it came back."""
+    """The queue of one server. ``health`` shows when the server came back from an outage."""
 
     clock: Clock
     health: Health
@@ -55,11 +55,11 @@ class Queue:
     _recoveries: int = field(init=False)
 
     @_recoveries.default
-    def _of_now(self) -> int:
+    def _recoveries_now(self) -> int:
         return self.health.recoveries
 
     def refusal(self, entry: Entry, last: bool, size: int) -> Skip | None:
-        """Why a request of `size` bytes is not to wait here; None where it may, or need not. `last`: nobody follows."""
+        """Why a request of `size` bytes should not wait here; None if it may, or need not. `last`: in its chain."""
         if last:
             return None
         wait = self.line.expected_wait(entry.target.model, self.clock())
@@ -68,9 +68,9 @@ class Queue:
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
     async def turn(self, entry: Entry, last: bool, size: int, *, learns_bytes: bool) -> Served:
-        """Returns when the request is to be sent. Raises WaitedTooLong after ``max_wait``, if it is not the `last`.
+        """Waits until the request may be sent. Raises WaitedTooLong after ``max_wait`` seconds, unless it is `last`.
 
-        A client that leaves frees its place.
+        `learns_bytes`: whether `size`, in bytes, tells how many tokens the prompt has. Cancelling it frees the place.
         """
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
@@ -80,7 +80,7 @@ class Queue:
         if turn.began_at is None:
             try:
                 async with asyncio.timeout(None if last else entry.max_wait):
-                    await _come(turn)
+                    await _turn_comes(turn)
             except TimeoutError:
                 self.line.leave(turn, self.clock(), answered=False)
                 raise WaitedTooLong(
@@ -92,8 +92,8 @@ class Queue:
         return Served(self, turn, size, learns_bytes)
 
 
-async def _come(turn: Turn) -> None:
-    """Returns when it is served."""
+async def _turn_comes(turn: Turn) -> None:
+    """Returns when `turn` is served."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     turn.on_turn = lambda: None if future.done() else future.set_result(None)
     await future

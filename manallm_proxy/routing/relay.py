@@ -1,7 +1,7 @@
 """One answer from its first event to its last.
 
-The commit is a place in this file: `open_stream` returns when the stream has content, and until it does a
-failure costs the client nothing. `Relay` begins there, and from there on nothing is ever spliced.
+The commit is a place in this file: `open_stream` returns when the stream has content, and a failure before that
+costs the client nothing. `Relay` carries the stream from there on, and never continues it with another provider's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attrs import define, evolve, frozen
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider import Call, Provider, Stream
+from manallm_proxy.contract.provider import Call, ModelInfo, Provider, Stream
 from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
@@ -25,23 +25,25 @@ HOLD_LIMIT: Final = 64 * 1024
 """Bytes (of raw events) or deltas that may come before there is content. Above this we commit anyway, so that
 buffering stays bounded."""
 OPTIONAL: Final = frozenset({"thinking"})
-"""Capabilities that a request can do without: what asks for them is left out where the target lacks them."""
+"""Capabilities that a request can do without: the fields that ask for them are left out if the target lacks them."""
+_BYTES_A_TOKEN: Final = 3
+"""Few, so that a prompt is rather taken for too long."""
 COMPLETE: Final = "completion"
-"""A listing that names this capability (Ollama's) names all that there are."""
+"""A list that names this capability (Ollama's does) names all that the model has."""
 
 
 @frozen
 class Opened:
-    """A stream that has content: what was held until then, and the rest to come."""
+    """A stream that has content: the batches held until then, and the stream of those to come."""
 
     stream: Stream
     held: tuple[StreamBatch, ...]
     left: Callable[[Usage | None], None] | None = None
-    """Told the usage when it is closed; None where it did not come to its end."""
+    """Called with the usage when the stream is closed; None if none was reported."""
 
     @property
     def content_type(self) -> str:
-        """See `StreamBatch.content_type`; empty where the door's own holds."""
+        """See `StreamBatch.content_type`; empty: the door's own."""
         return next((batch.content_type for batch in self.held if batch.content_type), "")
 
     async def aclose(self) -> None:
@@ -66,23 +68,38 @@ class Sink(Protocol):
         """The end of a complete answer."""
 
     async def fail(self, error: ProxyError) -> None:
-        """An error event on an event boundary, and an end that nobody takes for the end of an answer."""
+        """Writes an error event between two events, and ends so that no client takes the answer for complete."""
 
 
 def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
     """`call` as `entry`'s target gets it.
 
-    Raises Unsupported if the provider's own listing denies what the request needs; the unknown is tried.
+    Raises Unsupported if the provider's own list denies what the request needs. What the list leaves open is tried.
     """
     if EmptyAnswer.widened_by in entry.fallback_on:
         call = evolve(call, waits_for_words=True)
     listed = catalog.find(entry.target)
+    if call.cuts_length and (most := _longest(call, entry, listed)):
+        call = call.cut_to(most)
     if listed is None or listed.capabilities is None:
         return call
     if not call.summary.needs <= listed.capabilities:
         raise _unsupported(entry, min(call.summary.needs - listed.capabilities))
     denied = OPTIONAL - listed.capabilities if COMPLETE in listed.capabilities else None
     return evolve(call, denied=denied) if denied else call
+
+
+def _longest(call: Call, entry: Entry, listed: ModelInfo | None) -> int:
+    """Tokens that an answer of `entry`'s target can have, as far as is known; 0: unknown.
+
+    Prompt and answer share a window. The prompt is estimated high, but a quarter of the window is always the answer's:
+    a prompt that large is refused by the provider, with the true numbers.
+    """
+    asked = entry.options.get("num_ctx")
+    window = asked if isinstance(asked, int) else listed.context_length if listed is not None else 0
+    room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4)
+    most = listed.max_output if listed is not None else 0
+    return min(filter(None, (room, most)), default=0)
 
 
 def _unsupported(entry: Entry, lacking: str) -> Unsupported:
@@ -139,31 +156,31 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
 
 def _is_bare_end(batch: StreamBatch) -> bool:
-    """Whether the steps in `batch` say no more than that the answer ends. Of frames their wire knows it."""
+    """Whether the deltas in `batch` say only that the answer ends. (Of raw events the wire has judged that itself.)"""
     return bool(batch.deltas) and not any(delta.has_words for delta in batch.deltas)
 
 
 def _retell(call: Call, error: ProxyError) -> None:
-    """The caller's mistake, by its place in what the caller sent."""
+    """Makes `error` name places in what the client sent, see `Call.retell`."""
     if call.retell is not None:
         call.retell(error)
 
 
 @define
 class Relay:
-    """Carries one committed stream. ``error`` is what broke it, None where it ended well."""
+    """Carries one committed stream. ``error`` is what broke it; None if it ended well."""
 
     attempt: Attempt[Opened]
     error: ProviderError | None = None
 
     async def run(self, sink: Sink) -> None:
-        """To the last event. Cancelled where the client leaves: then nobody is blamed."""
+        """Until the last event. Cancelled when the client leaves: then nobody is blamed."""
         stream, entry = self.attempt.value.stream, self.attempt.entry
         self.attempt.began()
         try:
             for batch in self.attempt.value.held:
                 await sink.send(batch)
-            stream.commit(entry.timeouts.idle)  # after the first byte, since a timer takes its time
+            stream.commit(entry.timeouts.idle)  # after the first byte is out, since arming a timer takes time
             while not batch.done and batch.error is None:
                 batch = await stream.next(sink.try_write)
                 await sink.send(batch)
@@ -188,7 +205,7 @@ class Relay:
 
 
 def in_band(error: ProviderError) -> ProviderError:
-    """A transport failure as a client reads it in mid stream; what a provider said itself stays as it is."""
+    """A transport failure as a client gets it in the middle of a stream; a provider's own error stays as it is."""
     if error.source == "provider" and error.provider_status is not None:
         return error
     interrupted = StreamInterrupted(f"the answer broke off: {error.message}", detail=error.detail)

@@ -1,19 +1,19 @@
-"""Which models of one server are loaded, as far as it has said, and what follows from it.
+"""Which models a box has loaded, as far as it has reported, and what follows for requests.
 
-Rules, of the last observation and of what we did ourselves since:
+Rules, from the last observation and from what we did since:
 
-1. *Not known* (never observed, or the server does not tell): requests go as to any other provider. So do those for a
-   model that is not listed although we have loaded it, twice: the list has it under another name, or lies.
-2. *Loaded*: listed, with the window that the request will ask for, and not expired. A model that we have loaded since
-   the observation is loaded too. The window that our own load led to is the one we ask for, whatever the number: a
-   server cuts a window down to what the model can.
-3. *Cold* is every other. Taken for cold by mistake costs a round trip, since a load of what is loaded ends at once;
-   taken for loaded by mistake would count the time of a load against the model.
-4. A load that *failed*, or that has to be begun again soon after it ended (a *flap*), rests: twice as long each time.
-   The last entry of a chain flaps rather than fail. A load that was *refused* (no such model) keeps no request from
-   hearing so itself; only what is to be kept loaded is not tried again at once.
-5. It is asked again every few seconds while there is traffic or a load, seldom while idle; hardly ever if it cannot
-   answer.
+1. *Not known* (never observed, or the server does not report it): requests are sent as to any other provider. So are
+   those for a model that the list lacked after two loads in a row: it is listed under another name, or wrongly not.
+2. *Loaded*: listed, with the window that the request will ask for, and not expired; or loaded by us since the
+   observation. If the server listed another window after our own load, that one counts as what we asked for: a server
+   cuts a window down to what the model can take.
+3. *Cold*: every other. To take a loaded model for cold costs a round trip, since its load ends at once; to take a cold
+   one for loaded would count the time of the load against the model.
+4. A model whose load *failed*, or that has to be loaded again soon after a load (a *flap*), rests, twice as long each
+   time. As the last entry of a chain a model that flaps is loaded all the same. A load that was *refused* (no such
+   model) stops no request, which will get the same refusal; it only delays the next try to keep the model loaded.
+5. The server is asked every few seconds while there is traffic or a load, seldom while idle, and hardly ever once it
+   has proved unable to answer.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -32,28 +32,30 @@ from manallm_proxy.contract.targets import Entry, is_ollama_cloud, ollama_name
 POLL_BUSY: Final = 3.0
 POLL_IDLE: Final = 60.0
 POLL_REFUSED: Final = 600.0
-"""Seconds between two observations."""
+"""Seconds between two observations: with traffic or a load, while idle, and from a server that cannot answer."""
 BUSY_FOR: Final = 60.0
 """Seconds after a request during which there is traffic."""
 FAULTS_LIMIT: Final = 3
-"""Unreadable answers in a row after which it is hardly asked any more."""
+"""Unreadable answers in a row after which the server counts as unable to answer."""
 REST_FIRST: Final = 5.0
 REST_LONGEST: Final = 900.0
+"""Seconds that a model rests after its first failed load, and at most."""
 FLAP: Final = 30.0
 """Seconds after a load's end within which another one of the same model is a flap."""
 PAST_LIMIT: Final = 100
 """Models whose loads are remembered; a client chooses their names, so the oldest makes room."""
 UNLISTED_LIMIT: Final = 2
-"""Loads after which a list without the model is not gone by."""
+"""Loads in a row after which a list that lacks the model is no longer believed about it."""
 QUICK: Final = 1.0
-"""Seconds. A load that takes less was none: the model was there under another name, or unloaded a moment ago."""
-PATIENCE_LONGEST: Final = 300.0
-PATIENCE_LEAST: Final = 10.0
-"""Seconds that a request waits for a load: at first, and at least once it is known how long they take."""
-PATIENCE: Final = 3.0
-"""Times the longest load of late after which one is not waited for any longer: the disk may have lost it meanwhile."""
+"""Seconds. A shorter load loaded nothing: the model was there under another name, or was unloaded a moment ago."""
+LOAD_TIMEOUT_MAX: Final = 300.0
+LOAD_TIMEOUT_MIN: Final = 10.0
+"""Seconds that a request waits for a load: at most, and at least. It is the most until a load has shown its time."""
+LOAD_TIMEOUT_FACTOR: Final = 3.0
+"""A request waits for a load so many times as long as the longest recent one took, which the disk cache may have
+helped."""
 VRAM_WHOLE: Final = 0.9
-"""Share of a model on the GPU below which it is half on the CPU."""
+"""Share of a model's bytes on the GPU below which it counts as half on the CPU."""
 
 
 @frozen
@@ -78,11 +80,11 @@ class _Past:
     window: int | None = None
     """What our last load asked for."""
     unseen: bool = False
-    """It ended well, and no observation has told yet what came of it."""
+    """The last load ended well, and there was no observation since."""
     took: float = 0.0
-    """Seconds of its longest load of late; 0: not known."""
+    """Seconds of the longest recent load; 0: not known."""
     unlisted: int = 0
-    """How often in a row the list did not have it after that."""
+    """How often in a row the list lacked it after a load that ended well."""
 
 
 @define
@@ -92,20 +94,20 @@ class Residency:
     residents: dict[str, Resident] | None = None
     """None: not known."""
     observed_at: float = -math.inf
-    """When the last observation was asked for, whatever came of it."""
+    """When we last asked, whether or not an answer came."""
     used_at: float = -math.inf
-    """The last request."""
+    """When the last request came."""
     faults: int = 0
     has_gpu: bool = False
-    """Something was seen on it once: else a server without one would look half on the CPU."""
+    """Some model was seen on a GPU once. Without this, all models of a server that has none were half on the CPU."""
     loads: dict[str, _Load] = field(factory=dict)
     """In flight."""
     _past: dict[str, _Past] = field(factory=dict)
     _windows: dict[tuple[str, int], int] = field(factory=dict)
-    """The window in force that a load with another one led to."""
+    """The window that the server listed after our load, by model and the window that the load asked for."""
 
     def observed(self, residents: Iterable[Resident], asked_at: float) -> None:
-        """What the server listed, asked at `asked_at`. What we have loaded since then stays."""
+        """Takes over what the server listed when asked at `asked_at`. What we have loaded since then stays."""
         before = self.residents or {}
         self.observed_at, self.faults = asked_at, 0
         now = {ollama_name(each.name): each for each in residents}
@@ -114,17 +116,17 @@ class Residency:
             if past.ended_at > asked_at and name in before:
                 now.setdefault(name, before[name])
             elif past.unseen:
-                self._came_of_it(name, past, now.get(name))
+                self._learn_from_load(name, past, now.get(name))
         self.residents = now
 
-    def _came_of_it(self, name: str, past: _Past, resident: Resident | None) -> None:
+    def _learn_from_load(self, name: str, past: _Past, resident: Resident | None) -> None:
         past.unseen = False
         past.unlisted = past.unlisted + 1 if resident is None else 0
         if past.window is not None and resident is not None:
             self._windows[name, past.window] = resident.context_length
 
     def not_observed(self, asked_at: float, *, unreadable: bool) -> bool:
-        """It could not be asked, or (`unreadable`) answered something else. Whether it is given up by that."""
+        """The server did not answer, or (`unreadable`) not as it should. Returns whether it now counts as unable to."""
         self.observed_at, self.residents = asked_at, None
         self.faults = self.faults + 1 if unreadable else self.faults
         return unreadable and self.faults == FAULTS_LIMIT
@@ -138,7 +140,7 @@ class Residency:
         return max(0.0, self.observed_at + interval - now)
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
-        """Rules 1 to 3; None where it is not known."""
+        """Rules 1 to 3; None if it is not known."""
         if self.residents is None or is_ollama_cloud(entry.target.model):
             return None
         name = ollama_name(entry.target.model)
@@ -157,32 +159,32 @@ class Residency:
         return now < self.observed_at + resident.expires_in or since >= self.observed_at
 
     def used(self, entry: Entry, now: float) -> None:
-        """A request for a loaded model."""
+        """A request for a loaded model is sent."""
         self.used_at = now
         past = self._past.get(ollama_name(entry.target.model))
         if past is not None:
             past.used_at = now
 
     def rest(self, model: str, now: float, kinds: Container[Outcome] = ("flap", "failed", "refused")) -> float:
-        """Seconds that `model` is not to be loaded, after an outcome of these `kinds` (rule 4)."""
+        """Seconds that `model` rests still after an outcome of these `kinds` (rule 4); 0: it may be loaded."""
         past = self._past.get(ollama_name(model))
         return max(0.0, past.rests_until - now) if past is not None and past.outcome in kinds else 0.0
 
-    def patience(self, entry: Entry) -> float:
+    def load_timeout(self, entry: Entry) -> float:
         """Seconds that a request waits for a load of `entry`'s model."""
         if entry.load_timeout is not None:
             return entry.load_timeout
         past = self._past.get(ollama_name(entry.target.model))
         if past is None or not past.took:
-            return PATIENCE_LONGEST
-        return min(max(PATIENCE * past.took, PATIENCE_LEAST), PATIENCE_LONGEST)
+            return LOAD_TIMEOUT_MAX
+        return min(max(LOAD_TIMEOUT_FACTOR * past.took, LOAD_TIMEOUT_MIN), LOAD_TIMEOUT_MAX)
 
     def load_begun(self, entry: Entry, now: float) -> None:
         self.used_at = now
         self.loads[ollama_name(entry.target.model)] = _Load(now, _window(entry))
 
     def load_ended(self, entry: Entry, now: float, outcome: Outcome = "well") -> int:
-        """Failures in a row, this one included; 0 where it went well."""
+        """Notes how a load ended. Returns the failures in a row, this one included; 0 if it went well."""
         name = ollama_name(entry.target.model)
         load = self.loads.pop(name)
         past = self._past.pop(name, None) or _Past()
@@ -207,12 +209,12 @@ class Residency:
         return past.failures
 
     def window(self, model: str) -> int:
-        """Tokens of the window in force; 0 where it is not known."""
+        """The context window in force, in tokens; 0 if it is not known."""
         resident = (self.residents or {}).get(ollama_name(model))
         return resident.context_length if resident is not None else 0
 
     def on_cpu(self, model: str) -> Resident | None:
-        """The model, where a good part of it is not on the GPU that there is."""
+        """The model as listed, if it is half on the CPU although the server has a GPU (`VRAM_WHOLE`); else None."""
         resident = (self.residents or {}).get(ollama_name(model))
         if resident is None or not self.has_gpu or not resident.size:
             return None

@@ -1,4 +1,4 @@
-"""Each fault behind the first event: how the provider's answer breaks off."""
+"""Each fault after the first event: how the provider's answer breaks off."""
 
 from __future__ import annotations
 

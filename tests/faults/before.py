@@ -128,12 +128,12 @@ GZIP: Final = GONE + b"Content-Encoding: gzip\r\n"
 CUT_GZIP: Final = gzip.compress(b'{"choices":[]}' * 100)[:-9]
 
 FAULTS: Final = [
-    # C.1 U4, U5: the end comes instead of an answer
+    # the connection ends instead of an answer
     raw("accepts and closes", b"", at_accept=True, **CLOSED),
     raw("accepts and resets", b"", "reset", at_accept=True, **CLOSED),
     raw("half-closes at once", b"", "half-close", **CLOSED),
-    raw("closes behind the request", b"", **CLOSED),
-    raw("resets behind the request", b"", "reset", **CLOSED),
+    raw("closes after the request", b"", **CLOSED),
+    raw("resets after the request", b"", "reset", **CLOSED),
     raw("one byte, closes", b"H", **CLOSED),
     raw("one byte, resets", b"H", "reset", **CLOSED),
     raw("half a head, closes", b"HTTP/1.1 200 OK\r\nX-Secret: 1\r\nCont", **CLOSED),

@@ -22,7 +22,7 @@ PASSED: pytest.StashKey[bool] = pytest.StashKey()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Notes what a test came to, for the fixtures that look behind it."""
+    """Notes the outcome of a test, for the fixtures that check after it."""
     report = yield
     if report.when == "call":
         item.stash[PASSED] = report.passed

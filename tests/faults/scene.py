@@ -1,4 +1,4 @@
-"""Two providers, a faulty one and a good one behind it, one proxy, one client; and what holds after every case."""
+"""Two providers, a faulty one and a good one after it, one proxy, one client; and what holds after every case."""
 
 from __future__ import annotations
 

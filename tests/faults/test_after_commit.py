@@ -1,4 +1,4 @@
-"""Faults behind the first event (C.2): an error event, no [DONE], nobody else's voice, and the provider is blamed."""
+"""Faults after the first event: an error event, no [DONE], nothing of another provider, and the provider is blamed."""
 
 from __future__ import annotations
 

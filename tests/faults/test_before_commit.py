@@ -1,4 +1,4 @@
-"""Faults before the first byte (C.1): the next of the chain serves; without one, 503 that says why; then a skip."""
+"""Faults before the first byte: the next of the chain serves; without one, 503 that says why; then a skip."""
 
 from __future__ import annotations
 

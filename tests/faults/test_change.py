@@ -1,4 +1,4 @@
-"""Nothing lost over change (C.5): reloads and restarts under load, with the real signals and descriptors."""
+"""Nothing is lost when things change: reloads and restarts under load, with the real signals and descriptors."""
 
 from __future__ import annotations
 

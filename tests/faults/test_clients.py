@@ -1,4 +1,4 @@
-"""Clients that vanish, say nothing, or too much (C.3)."""
+"""Clients that vanish, say nothing, or too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources that run out (C.7): descriptors, disks, readers that stall."""
+"""Resources that run out: descriptors, disks, readers that stall."""
 
 from __future__ import annotations
 

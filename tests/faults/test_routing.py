@@ -1,4 +1,4 @@
-"""Health and routing under faults (C.4): storms, flapping, all down, clocks that jump."""
+"""Health and routing under faults: storms, flapping, all down, clocks that jump."""
 
 from __future__ import annotations
 

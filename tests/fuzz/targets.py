@@ -105,6 +105,8 @@ def messages(data: bytes) -> None:
         call, reply = MessagesDoor().read(data, Client("req-1"))
     except InvalidRequest:
         return
+    if call.refusal is not None:
+        return
     assert json.loads(call.body)["messages"]
     assert json.loads(reply.whole(openai.ENTRY.target, Answer(choices=(Delta("x"),))))["content"]
 
@@ -143,7 +145,7 @@ _SOUND: Final = re.compile(rb"HTTP/1\.[01] \d{3} ")
 
 
 def http(data: bytes) -> None:
-    """Bytes on a connection: each answer is one of ours, nothing is repeated, and none comes behind a refusal."""
+    """Bytes on a connection: each answer is one of ours, nothing is repeated, and none comes after a refusal."""
     _, pieces = cut(data)
     _LOOP.run_until_complete(_connection(pieces))
 

@@ -25,7 +25,7 @@ _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
 class Blocks:
     """The queue of blocks. Only the first one is being sent."""
 
-    thinking: Thinking
+    thinking: Thinking = field(factory=Thinking)
     _queue: deque[Block] = field(factory=deque, repr=False)
     _calls: dict[int, Block] = field(factory=dict, repr=False)
     """The last tool call of each index in the provider's answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.openai.request_fields import Fields, all_of, is_base64, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
@@ -23,10 +23,10 @@ def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
     return [(block, required(block, "type", str, f"{path}[{n}]."), f"{path}[{n}]") for n, block in rows]
 
 
-def unknown_block(kind: str, path: str, known: tuple[str, ...]) -> InvalidRequest:
+def unknown_block(kind: str, path: str, known: tuple[str, ...]) -> Untranslatable:
     """The error for a block that is not allowed at `path`, or not supported at all."""
     listed = ", ".join(f"'{each}'" for each in known)
-    return InvalidRequest(f"'{path}' is of type '{cut(kind)}'; served here: {listed}", param=path)
+    return Untranslatable(f"'{path}' is of type '{cut(kind)}'; served here: {listed}", param=path)
 
 
 def cut(word: str) -> str:
@@ -116,7 +116,7 @@ def _document(block: Fields, path: str) -> list[Fields]:
             inner = blocks_of(source.get("content"), path + ".content")
             return [*head, *(part for each, name, at in inner for part in parts_of(each, name, at, (TEXT, IMAGE)))]
         case "url":
-            raise InvalidRequest(f"'{path}' is a URL, and none are fetched here: send the document's data", param=path)
+            raise Untranslatable(f"'{path}' is a URL, and none are fetched here: send the document's data", param=path)
     raise wrong(path + ".type", "'base64', 'text' or 'content'")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.errors import Untranslatable
+from manallm_proxy.contract.provider import Call, Endpoint, Native
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import error_body
+from manallm_proxy.doors.messages.native import native_call, read_native
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import read_request
 from manallm_proxy.openai.request import read_summary
@@ -18,13 +22,35 @@ class MessagesDoor:
     error_body = staticmethod(error_body)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:
-        """The call is a chat completion, for every kind of provider."""
-        asked = read_request(body)
-        summary = read_summary(asked.chat, ("messages", list))
-        call = Call(Endpoint.CHAT, summary, asked.chat, client.request_id, relays=False)
-        call.retell = asked.paths.retell
-        return call, MessagesReply(client.request_id, Blocks(asked.thinking))
+        """The call is a chat completion, for every kind of provider; or the message itself, where one may take it."""
+        blocks = Blocks()
+        translate = partial(_translated, body, client.request_id, blocks)
+        if Endpoint.MESSAGES.path not in client.dialects:
+            return translate(), MessagesReply(client.request_id, blocks)
+        call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
+        call.cuts_length = True
+        write = partial(native_call, call)
+        call.native = Native(Endpoint.MESSAGES, write, partial(_or_refused, call, translate))
+        return call, MessagesReply(client.request_id, blocks)
 
     def headers(self, request_id: str) -> dict[str, str]:
         """``request-id``, which the SDKs show in their errors."""
         return {"request-id": request_id}
+
+
+def _translated(body: bytes, request_id: str, blocks: Blocks) -> Call:
+    """The chat. `blocks`, which will become the answer, learn which of them the client wants."""
+    asked = read_request(body)
+    blocks.thinking = asked.thinking
+    summary = read_summary(asked.chat, ("messages", list))
+    call = Call(Endpoint.CHAT, summary, asked.chat, request_id, relays=False, cuts_length=True)
+    call.retell = asked.paths.retell
+    return call
+
+
+def _or_refused(native: Call, translate: partial[Call]) -> Call:
+    """The chat, or a call that says why only a provider of this API can serve it."""
+    try:
+        return translate()
+    except Untranslatable as refusal:
+        return Call(native.endpoint, native.summary, native.body, native.request_id, refusal=refusal)

@@ -19,7 +19,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 
 _DELTAS: Final = {
     Kind.TEXT: ("text_delta", "text"),
@@ -46,26 +46,38 @@ class MessagesReply:
     content_type: str = "text/event-stream"
     _model: str = ""
     _started: bool = False
+    _relays: bool = False
+    """The events are the provider's own."""
     _next_index: int = 0
     _id: str = field(factory=lambda: f"msg_{secrets.token_hex(12)}")
 
     def whole(self, target: Target, answer: Answer) -> bytes:
+        if answer.body is not None:
+            return answer.body
         self._model = str(target)
         for choice in answer.choices:
             self.blocks.add(choice)
         content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
         usage = usage_to_json(answer.usage or Usage())
-        return encode(self._message(content, self.blocks.stop_reason, usage))
+        write = encode_whole if answer.is_large else encode
+        return write(self._message(content, self.blocks.stop_reason, usage))
 
     def start(self, target: Target) -> None:
         self._model = str(target)
 
     def events(self, batch: StreamBatch) -> bytes:
+        if batch.frames:
+            self._relays = True
+            return batch.frames
+        if not batch.deltas:
+            return b""
         for delta in batch.deltas:
             self.blocks.add(delta)
         return self._begin() + self._advance()
 
     def end(self, usage: Usage | None) -> bytes:
+        if self._relays:
+            return b""
         delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": None}
         return b"".join(
             (

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
-from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.json_object import encode, encode_whole, split_object
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
@@ -80,7 +81,8 @@ def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
     fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
     fields |= tool_fields(asked) | _output(asked, effort)
     try:
-        chat = encode({key: value for key, value in fields.items() if value is not None})
+        write = encode_whole if is_large(body) else encode
+        chat = write({key: value for key, value in fields.items() if value is not None})
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     return Asked(chat, thinking, CallerPaths("messages", history.origins, _FIELDS))
@@ -88,7 +90,7 @@ def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
 
 def _refuse_mcp_servers(asked: Fields) -> None:
     if optional(asked, "mcp_servers", list):
-        raise InvalidRequest("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
+        raise Untranslatable("'mcp_servers' are not served here: run their tools in the client", param="mcp_servers")
 
 
 def _max_tokens(asked: Fields, *, required: bool) -> int | None:

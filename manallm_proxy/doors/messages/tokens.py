@@ -1,6 +1,6 @@
 """``POST /v1/messages/count_tokens``: an estimate from the number of bytes.
 
-No provider is asked: OpenAI-compatible servers and Ollama cannot count tokens before they answer.
+OpenAI-compatible servers and Ollama cannot count tokens before they answer; a provider that speaks Messages is asked.
 """
 
 from __future__ import annotations

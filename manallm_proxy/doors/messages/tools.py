@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.messages.content import cut
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -21,7 +21,7 @@ def tool_fields(asked: Fields) -> Fields:
 def _tool(tool: Fields, path: str) -> Fields:
     kind = optional(tool, "type", str, path + ".")
     if kind not in (None, "custom"):
-        raise InvalidRequest(
+        raise Untranslatable(
             f"'{path}' is of type '{cut(kind)}', a tool that Anthropic's servers run; "
             "only tools that the client runs are served here (type 'custom', with an input_schema)",
             param=path,

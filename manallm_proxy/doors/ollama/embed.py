@@ -80,7 +80,7 @@ class EmbedReply:
         prompt = (answer.usage or Usage()).prompt
         total = time.monotonic_ns() - self._began
         counted = {"total_duration": total, "load_duration": 0, "prompt_eval_count": prompt}
-        return one_line({"model": self.model, "embeddings": answer.vectors, **counted})
+        return one_line({"model": self.model, "embeddings": answer.vectors, **counted}, answer.is_large)
 
     def start(self, target: Target) -> None:
         self.model = str(target)

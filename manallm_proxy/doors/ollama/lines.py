@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 
 _LINE_ENDS: Final = (
     ("\u2028".encode(), rb"\u2028"),
@@ -15,9 +15,9 @@ _LINE_ENDS: Final = (
 """Characters that JSON allows unescaped, but at which ``str.splitlines`` (in httpx, so ollama-python) ends a line."""
 
 
-def one_line(value: dict[str, Any]) -> bytes:
+def one_line(value: dict[str, Any], large: bool = False) -> bytes:
     """`value` as JSON, without a line end in it or after it."""
-    text = encode(value)
+    text = encode_whole(value) if large else encode(value)
     if not text.isascii():
         for raw, escape in _LINE_ENDS:
             text = text.replace(raw, escape)

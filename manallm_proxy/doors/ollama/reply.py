@@ -100,9 +100,7 @@ class LinesReply:
         """A chunk without content: ollama-python fails on a blank line."""
         return self._line(self.said())
 
-    def said(
-        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
-    ) -> Fields:
+    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         """The part of an object that holds what the model says."""
         raise NotImplementedError  # chat and generate differ here
 
@@ -121,9 +119,9 @@ class LinesReply:
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
-        images = [url.partition(",")[2] for url in delta.images if url.startswith("data:")]
-        links = "".join([f"![image]({url})" for url in delta.images if not url.startswith("data:")])
-        said = self.said(delta.content + delta.refusal + links, delta.reasoning, calls, images)
+        # ollama-python cannot read ``images`` in an answer: it wants an object where others have base64
+        links = "".join([f"![image]({url})" for url in delta.images])
+        said = self.said(delta.content + delta.refusal + links, delta.reasoning, calls)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
 
@@ -173,14 +171,10 @@ class LinesReply:
 class ChatReply(LinesReply):
     """Chat: the content is in ``message``."""
 
-    def said(
-        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
-    ) -> Fields:
+    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         message: Fields = {"role": "assistant", "content": content}
         if thinking:
             message["thinking"] = thinking
-        if images:
-            message["images"] = images
         if calls:
             message["tool_calls"] = calls
         return {"message": message}
@@ -190,9 +184,7 @@ class ChatReply(LinesReply):
 class GenerateReply(LinesReply):
     """Generate: the text is in ``response``. Requests offer no tools, so none are called."""
 
-    def said(
-        self, content: str = "", thinking: str = "", calls: list[Fields] | None = None, images: list[str] | None = None
-    ) -> Fields:
+    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         said: Fields = {"response": content}
         if thinking:
             said["thinking"] = thinking

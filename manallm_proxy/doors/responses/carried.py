@@ -7,6 +7,7 @@ What another server wrote there is ignored.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,8 @@ from manallm_proxy.openai.json_object import DecodeErrors, encode
 _PREFIX: Final = "manallm1."
 EXTRA: Final = "extra_content"
 """The member of a tool call, in OpenAI's format, that holds what its provider expects back with it."""
+KEPT: Final = "manallm_carried"
+"""The member of a stored item that holds the same, where the client did not ask for it or has no place for it."""
 _KEYS: Final = ("reasoning_content", "reasoning")
 
 
@@ -37,6 +40,16 @@ class Carried:
 def pack(carried: Carried) -> str:
     """The value of ``encrypted_content``."""
     return _PREFIX + base64.urlsafe_b64encode(encode(carried)).decode()
+
+
+def of_item(item: Mapping[str, Any]) -> Carried:
+    """What an item carries."""
+    return unpack(item.get("encrypted_content") if KEPT not in item else item[KEPT])
+
+
+def is_ours(content: object) -> bool:
+    """Whether we wrote it, and so no provider can read it."""
+    return isinstance(content, str) and content.startswith(_PREFIX)
 
 
 def unpack(content: object) -> Carried:

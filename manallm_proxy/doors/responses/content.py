@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.openai.request_fields import Fields, all_of, image_url, is_base64, optional, required, wrong
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -45,7 +45,7 @@ def _part(part: Fields, path: str) -> Fields:
     if kind == "input_audio":
         return {"type": kind, kind: required(part, kind, dict, path + ".")}
     known = "input_text, input_image, input_file, input_audio, output_text and refusal"
-    raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {known}", param=path)
+    raise Untranslatable(f"{path} is of type '{kind[:64]}', and this door reads {known}", param=path)
 
 
 def _image(part: Fields, path: str) -> Fields:
@@ -65,7 +65,7 @@ def _image(part: Fields, path: str) -> Fields:
 def _file(part: Fields, path: str) -> Fields:
     if part.get("file_data") is None:
         if part.get("file_url") is not None:
-            raise InvalidRequest(f"{path}.file_url: URLs are not fetched, send file_data", param=path + ".file_url")
+            raise Untranslatable(f"{path}.file_url: URLs are not fetched, send file_data", param=path + ".file_url")
         if part.get("file_id") is not None:
             raise _uploaded(path, "file_data")
     data = required(part, "file_data", str, path + ".")

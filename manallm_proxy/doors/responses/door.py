@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from attrs import define, evolve
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.provider import Call, Endpoint, Native
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation, input_items
+from manallm_proxy.doors.responses.native import NativeForm
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
-from manallm_proxy.doors.responses.output import Item
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
-from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, read_request
+from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.caller_paths import CallerPaths
@@ -44,13 +44,18 @@ class ResponsesDoor:
         large = is_large(body)
         asked = await aside(large, read_request, body)
         history = await self._history(asked.previous, client.key)
-        items = await self._resolved(input_items(asked.fields["input"]), client.key)
-        try:
-            call, kept = await aside(large, _translated, asked, history, items, client.request_id)
-        except RecursionError:
-            raise InvalidRequest("the body is nested too deeply") from None
+        given = input_items(asked.fields["input"])
+        items = await self._resolved(given, client.key)
         repeated = {key: value for key, value in asked.fields.items() if key != "input"}
-        shell = Shell(self.store.new_id("resp"), repeated, call.summary.model)
+        shell = Shell(self.store.new_id("resp"), repeated, asked.summary.model)
+        translate = partial(_translated, asked, history, items, client.request_id)
+        if Endpoint.RESPONSES.path in client.dialects:
+            form = NativeForm(body, asked, history, items, items is not given, shell, client.request_id)
+            native = Native(Endpoint.RESPONSES, form.write, partial(_or_refused, form, translate))
+            call = Call(Endpoint.RESPONSES, asked.summary, body, client.request_id, native=native)
+        else:
+            call = await aside(large, translate)
+        kept = await aside(large, _kept, history, items) if asked.stores else ()
         answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
         keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
         knows = partial(self._knows, client.key) if asked.stores else None
@@ -85,9 +90,10 @@ class ResponsesDoor:
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
         loop, here = asyncio.get_running_loop(), threading.get_ident()
 
-        def keep(response: dict[str, Any], items: list[Item]) -> None:
-            output = tuple(encode(item.stored()) for item in items)
-            stored = Stored(id_, encode(response), input_, output, tuple(item.id for item in items))
+        def keep(response: dict[str, Any], items: list[Fields]) -> None:
+            output = tuple(map(encode, items))
+            ids = tuple(str(item.get("id") or f"{id_}/{n}") for n, item in enumerate(items))
+            stored = Stored(id_, encode(response), input_, output, ids)
             if threading.get_ident() == here:
                 self.store.keep(owner, stored)
             else:  # a large answer is written in a thread, and the store belongs to the loop's
@@ -105,12 +111,32 @@ def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
-def _translated(
-    asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str
-) -> tuple[Call, tuple[bytes, ...]]:
-    """The call, and the items that are kept with its answer."""
-    call = _call(asked, _conversation(asked, history, items), request_id)
-    return call, (*history, *map(encode, items)) if asked.stores else ()
+def _kept(history: Sequence[bytes], items: list[Fields]) -> tuple[bytes, ...]:
+    """What led to the answer, as it is kept with it."""
+    try:
+        return (*history, *map(encode, items))
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _or_refused(form: NativeForm, translate: Callable[[], Call]) -> Call:
+    """The translated call, or one that says why only a provider of this API can serve it."""
+    try:
+        return translate()
+    except Untranslatable as refusal:
+        return form.refused(refusal)
+
+
+def _translated(asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str) -> Call:
+    try:
+        add_chat(asked)
+        return _call(asked, _conversation(asked, history, items), request_id)
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("the body is nested too deeply")
 
 
 def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.doors.responses.carried import EXTRA, Carried, unpack
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.doors.responses.carried import EXTRA, Carried, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
@@ -129,7 +129,7 @@ class Conversation:
             case None:
                 raise InvalidRequest(f"{path} has neither 'type' nor 'role'", param=path)
             case _:
-                raise InvalidRequest(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
+                raise Untranslatable(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
 
     def messages(self, provider: str = "") -> list[Fields]:
         """All messages, as `provider` gets them."""
@@ -214,7 +214,7 @@ class Conversation:
             self._turn(path).reasoning.append(carried)
 
     def _carry(self, item: Fields) -> Carried:
-        carried = unpack(item.get("encrypted_content"))
+        carried = of_item(item)
         self._extras |= dict.fromkeys(carried.extras, carried)
         self.carries = self.carries or bool(carried.provider)
         return carried

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.doors.responses.carried import Carried, pack
+from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 
 Event = tuple[str, dict[str, Any]]
@@ -123,10 +123,14 @@ class ReasoningItem(Item):
         summary = [{"type": "summary_text", "text": text}] if text else []
         item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": summary}
         if self.packs:
-            done = self.status != IN_PROGRESS
-            carried = Carried(self.provider, text, self.key, self.extras)
-            item["encrypted_content"] = pack(carried) if done else None
+            item["encrypted_content"] = self._packed() if self.status != IN_PROGRESS else None
         return item
+
+    def stored(self) -> dict[str, Any]:
+        return self.view() if self.packs else {**self.view(), KEPT: self._packed()}
+
+    def _packed(self) -> str:
+        return pack(Carried(self.provider, "".join(self._words), self.key, self.extras))
 
     def think(self, words: str) -> Iterator[Event]:
         if not self._words:
@@ -184,7 +188,7 @@ class CallItem(Item):
         if self.extra is None:
             return self.view()
         carried = Carried(self.provider, extras={self.call_id: self.extra})
-        return {**self.view(), "encrypted_content": pack(carried)}
+        return {**self.view(), KEPT: pack(carried)}
 
     def call(self, arguments: str) -> Iterator[Event]:
         """Adds arguments; yields their event. A custom tool's input is inside them, so it is reported at the end."""

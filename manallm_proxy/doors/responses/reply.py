@@ -7,22 +7,27 @@ The order of a stream, different parts of which different clients rely on: ``res
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems
-from manallm_proxy.doors.responses.output import Event, Item
+from manallm_proxy.doors.responses.native import stored_items
+from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.json_object import decode, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.request_fields import Fields
 
-Keep = Callable[[dict[str, Any], list[Item]], None]
-"""Stores a finished response: the object with an empty ``output``, and its items."""
+Keep = Callable[[dict[str, Any], list[Fields]], None]
+"""Stores a finished response: the object with an empty ``output``, and its items as they are stored."""
+_SEQUENCE: Final = b'"sequence_number":'
 
 
 def _failed_midway() -> ProxyError:
@@ -42,9 +47,18 @@ class ResponsesReply:
     content_type: str = "text/event-stream"
     _sequence: int = 0
     _begun: bool = False
+    _empty: bytes = field(default=b"", repr=False)
+    """The response as a provider that speaks this format began it."""
+    _native: bytes = field(default=b"", repr=False)
+    """The same with its output so far, if there is any."""
+    _relayed: bytes = field(default=b"", repr=False)
+    """Its latest events."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         self.start(target)
+        if answer.body is not None:
+            self._keep_native(answer.body)
+            return answer.body
         for delta in answer.choices[:1]:
             for _ in self._answer.take(delta):
                 pass  # the events of a stream
@@ -52,7 +66,8 @@ class ResponsesReply:
             return encode(self._failed(_failed_midway()))
         for _ in self._answer.end():
             pass
-        return encode(self._ended(answer.usage)[1])
+        write = encode_whole if answer.is_large else encode
+        return write(self._ended(answer.usage)[1])
 
     async def is_known(self, whole: bytes) -> bool:
         """See `door.Remembers`."""
@@ -62,11 +77,38 @@ class ResponsesReply:
         self._shell.model, self._answer.provider = str(target), target.provider
 
     def events(self, batch: StreamBatch) -> bytes:
+        if batch.frames or type(batch) is ResponseBatch:
+            return self._relay(batch)
+        if not batch.deltas:
+            return b""
         begin = self._begin()
         said = [self._write(self._answer.take(delta)) for delta in batch.deltas if delta.index == 0]
         return begin + b"".join(said)
 
+    def _relay(self, batch: StreamBatch) -> bytes:
+        """A provider's own events, after the first two, which may have left before it was asked."""
+        if type(batch) is ResponseBatch:
+            self._empty = self._empty or batch.begun
+            self._native = batch.response or self._native
+            if batch.done and batch.response:
+                self._keep_native(batch.response)
+        if self._begun:
+            self._relayed = batch.frames or self._relayed
+            return batch.frames
+        begin = self._begin()
+        self._relayed = batch.frames or begin
+        return begin + batch.frames
+
+    def _keep_native(self, response: bytes) -> None:
+        if self._keep is not None:
+            told = decode_leniently(response)
+            output = told.get("output")
+            items = stored_items(output if isinstance(output, list) else [], self._answer.provider)
+            self._keep({**told, "output": []}, items)
+
     def end(self, usage: Usage | None) -> bytes:
+        if self._relayed:
+            return b""
         if self._answer.failed:
             return self.error(_failed_midway())
         begin, last = self._begin(), self._write(self._answer.end())
@@ -93,27 +135,39 @@ class ResponsesReply:
         kinds = ("response.created", "response.in_progress")
         return self._write([(kind, {"response": response}) for kind in kinds])
 
-    def _in_progress(self) -> dict[str, Any]:
-        return self._shell.render("in_progress", [])
+    def _in_progress(self) -> Any:
+        return msgspec.Raw(self._empty) if self._empty else self._shell.render("in_progress", [])
 
     def _ended(self, usage: Usage | None) -> tuple[str, dict[str, Any]]:
         """Stores the response; returns the last event's type and its response. Unknown usage is zero."""
         cut, usage = self._answer.incomplete, usage or Usage()
         status = "completed" if cut is None else "incomplete"
         if self._keep is not None:
-            self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), self._answer.items)
+            items = [item.stored() for item in self._answer.items]
+            self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), items)
         return f"response.{status}", self._shell.render(status, self._answer.views(), usage=usage, incomplete=cut)
 
     def _failed(self, error: ProxyError) -> dict[str, Any]:
         """The failed response, with its output so far."""
         self._answer.break_off()
         reported = {"code": error.code or error.type, "message": error.message}
+        if told := self._native or self._empty:
+            return {**decode_leniently(told), "status": "failed", "error": reported}
         return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:
         frames: list[bytes] = []
+        if self._relayed:
+            self._sequence = _after(self._relayed, self._sequence)
         for kind, fields in events:
             data = encode({"type": kind, "sequence_number": self._sequence, **fields})
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
             self._sequence += 1
         return b"".join(frames)
+
+
+def _after(events: bytes, known: int) -> int:
+    """The number that follows those of `events`; at least `known`."""
+    digits = events[events.rfind(_SEQUENCE) + len(_SEQUENCE) :].lstrip()[:10] if _SEQUENCE in events else b""
+    number = re.match(rb"\d+", digits)
+    return max(known, int(number[0]) + 1) if number is not None else known

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
@@ -56,14 +57,16 @@ _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
 
 
-@frozen
+@define
 class Asked:
-    """A validated request. ``fields``: all of it, decoded. ``chat``: the chat's body, still without messages."""
+    """A validated request. ``fields``: all of it, decoded. ``summary``: of the client's own body."""
 
     fields: Fields = field(repr=False)
-    chat: Fields = field(repr=False)
-    tools: Tools = field(repr=False)
     include: frozenset[str]
+    summary: RequestSummary
+    chat: Fields = field(factory=dict, repr=False)
+    """The chat's body, still without messages, once it was asked for; as ``tools``."""
+    tools: Tools = field(factory=Tools, repr=False)
 
     @property
     def stores(self) -> bool:
@@ -80,18 +83,24 @@ def read_request(body: bytes) -> Asked:
     """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
     summary = read_summary(body, ("input", (str, list)))
     fields = decoded(body)
-    for key, why in _REFUSED.items():
-        if fields.get(key) not in (None, False):
-            raise InvalidRequest(f"'{key}' is not served: {why}", param=key)
-    for key, kind in _CHECKED.items():
-        optional(fields, key, kind)
+    for key in fields:
+        if key in _CHECKED:
+            optional(fields, key, _CHECKED[key])
+        elif key in _REFUSED and fields[key] not in (None, False):
+            raise InvalidRequest(f"'{key}' is not served: {_REFUSED[key]}", param=key)
     include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
-    tools = Tools.read(fields)
+    return Asked(fields, include, summary)
+
+
+def add_chat(asked: Asked) -> None:
+    """Translates all but the items. Raises Untranslatable where a tool has no translation, and InvalidRequest."""
+    fields, summary, tools = asked.fields, asked.summary, asked.tools
+    tools.read(fields)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}
     chat |= {key: value for key, kind in _PASSED.items() if (value := optional(fields, key, kind)) is not None}
-    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, include) | _tools(fields, tools)
-    return Asked(fields, chat, tools, include)
+    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, asked.include)
+    asked.chat = chat | _tools(fields, tools)
 
 
 def _length(fields: Fields) -> Fields:

@@ -22,10 +22,16 @@ class Shell:
     model: str = ""
     """The requested model, until a target answers."""
     created_at: int = field(factory=lambda: int(time.time()))
-    _long: Fields = field(init=False, repr=False)
-    """Fields that may be long: encoded once, although several events repeat them."""
+    _encoded: Fields = field(factory=dict, repr=False)
 
-    def __attrs_post_init__(self) -> None:
+    @property
+    def _long(self) -> Fields:
+        """Fields that may be long: encoded once, although several events repeat them."""
+        if not self._encoded:
+            self._encode()
+        return self._encoded
+
+    def _encode(self) -> None:
         asked = self.asked
         long = {
             "instructions": asked.get("instructions"),
@@ -34,7 +40,7 @@ class Shell:
             "tools": asked.get("tools") or [],
             "metadata": asked.get("metadata") or {},
         }
-        self._long = {key: msgspec.Raw(encode(value)) for key, value in long.items()}
+        self._encoded = {key: msgspec.Raw(encode(value)) for key, value in long.items()}
 
     def render(
         self,

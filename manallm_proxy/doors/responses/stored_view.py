@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
+from manallm_proxy.doors.responses.carried import KEPT
 from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai.json_object import decode
 from manallm_proxy.openai.request_fields import wrong
@@ -90,7 +91,5 @@ def _text_part(role: str, text: str) -> dict[str, Any]:
 
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:
-    """`item` without what `output.CallItem.stored` added to a call for its provider."""
-    if item.get("type") == "reasoning":
-        return item
-    return {key: value for key, value in item.items() if key != "encrypted_content"}
+    """`item` without what was added to it for its provider."""
+    return {key: value for key, value in item.items() if key != KEPT}

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.responses.tool_names import INPUT, Tool, ToolNames
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
 
@@ -19,7 +19,7 @@ _WEB_SEARCH: Final = "web_search"
 _FILE_SEARCH: Final = "file_search"
 
 
-class UnsupportedTool(InvalidRequest):
+class UnsupportedTool(Untranslatable):
     """A tool that this door cannot offer."""
 
     code = "unsupported_tool"
@@ -35,15 +35,12 @@ class Tools:
     dropped: list[str] = field(factory=list)
     """Types of tools that were dropped, safe to log."""
 
-    @classmethod
-    def read(cls, asked: Fields) -> Tools:
-        """Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
-        tools = cls()
+    def read(self, asked: Fields) -> None:
+        """Adds those of a request, once. Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
         given = all_of(dict, optional(asked, "tools", list) or [], "tools")
         choice = asked.get("tool_choice")
-        tools._offer(given, choice)
-        tools._choose(choice)
-        return tools
+        self._offer(given, choice)
+        self._choose(choice)
 
     def _offer(self, given: list[Fields], choice: object) -> None:
         inside: list[tuple[str, Fields, str]] = []

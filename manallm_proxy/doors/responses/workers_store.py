@@ -43,6 +43,10 @@ _FOUND: Final = msgspec.json.Decoder(Found)
 class OtherWorkers(Protocol):
     """The connection to the other workers."""
 
+    @property
+    def count(self) -> int:
+        """How many workers there are; they are numbered from 1."""
+
     async def ask_one(self, worker: int, question: str) -> str | None:
         """The answer of `worker`; None if it is gone or does not answer."""
 
@@ -83,10 +87,20 @@ class WorkersStore:
         by_worker: dict[int | None, list[str]] = {}
         for id_ in ids:
             by_worker.setdefault(self._keeper(id_), []).append(id_)
+        asked = list(by_worker.values())
         found = self.memory.find_items(owner, by_worker.pop(None, ()))
         for worker, theirs in by_worker.items():
             assert worker is not None
             found |= (await self._ask(worker, Question("items", owner, tuple(theirs)))).items
+        return found | await self._foreign(owner, [id_ for theirs in asked for id_ in theirs if id_ not in found])
+
+    async def _foreign(self, owner: Owner, ids: list[str]) -> dict[str, bytes]:
+        """Items whose ids tell nothing: a provider that speaks this API made them, and any worker may have them."""
+        found = self.memory.find_items(owner, ids)
+        for worker in range(1, self.others.count + 1):
+            missing = tuple(id_ for id_ in ids if id_ not in found)
+            if missing and worker != self.memory.worker:
+                found |= (await self._ask(worker, Question("items", owner, missing))).items
         return found
 
     async def drop(self, owner: Owner, id_: str) -> bool:

@@ -39,7 +39,7 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderErr
     try:
         data = decode_leniently(body)
     except DecodeErrors:
-        data = None  # a page of something in between
+        data = None  # the page of a reverse proxy in between
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
     error = data.get("error") if isinstance(data, dict) else None

@@ -21,7 +21,7 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.errors import transport_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.gemini import errors
-from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY
+from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY, is_name
 from manallm_proxy.providers.scrub import scrubbed
 
 _NOT_THE_SHAPE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
@@ -31,14 +31,14 @@ _PAGE: Final = 1000
 
 
 async def live_models(address: Address, seconds: float) -> ModelList:
-    """All models, within `seconds`. ProviderError where Google refuses, or cannot be reached."""
+    """All models, within `seconds`. Raises ProviderError if Google refuses, or cannot be reached."""
     models: dict[str, ModelInfo] = {}
     try:
         async with asyncio.timeout(seconds), _client(address) as client:
             async for model in await client.aio.models.list(config={"page_size": _PAGE}):
                 if len(models) >= MODELS_LIMIT:
                     return ModelList(tuple(models.values()), TOO_MANY)
-                if model.name:
+                if model.name and is_name(model.name):
                     models[model.name] = _info(model)
     except TimeoutError:
         raise ConnectTimeout(f"{address.name}: its models were not listed in {seconds:g} s") from None

@@ -42,7 +42,7 @@ class Conversation:
 
     @classmethod
     def read(cls, messages: list[Any], *, signed: bool) -> Conversation:
-        """InvalidRequest with the path of what cannot be read, Unsupported for what Gemini cannot be told."""
+        """Raises InvalidRequest with the path of what cannot be read, Unsupported for what Gemini has no form for."""
         conversation = cls(signed)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
@@ -149,7 +149,7 @@ def _object(text: str) -> msgspec.Raw | None:
 
 
 def _signature(call: Fields, path: str) -> str | None:
-    """The signature that a client hands back (`SIGNATURE_PATH`); None where it, or another provider, has none."""
+    """The signature that a client hands back (`SIGNATURE_PATH`); None if there is none, as of other providers."""
     holder: Any = call
     for key in SIGNATURE_PATH:
         holder = holder.get(key) if isinstance(holder, dict) else None

@@ -1,4 +1,4 @@
-"""What Gemini answers, in neutral words: deltas, finish reasons, usage, vectors (ai.google.dev/api/generate-content).
+"""Reads what Gemini answers into deltas, finish reasons and usage (ai.google.dev/api/generate-content).
 
 Anything may be missing in its replies: candidates, their content, its parts, the usage. What an answer can do without
 is read leniently.
@@ -6,7 +6,7 @@ is read leniently.
 
 from __future__ import annotations
 
-import math
+import re
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -14,15 +14,13 @@ from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_call_id
-from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
+from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, whole_surrogates
-from manallm_proxy.openai.request_fields import decoded
-from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates
+from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
-from manallm_proxy.providers.scrub import clean
 
 _FILTERED: Final = frozenset(
     (
@@ -55,6 +53,10 @@ _GIVEN_UP: Final = frozenset(
 told ``stop`` takes "Let me look." for the end of its task."""
 _WITHOUT: Final = frozenset(("FINISH_REASON_UNSPECIFIED", "NO_IMAGE", "IMAGE_OTHER"))
 """No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
+
+
+_WORD: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+"""A reason: never cut, or a part of a key might be left."""
 
 
 class _Blob(Struct, rename="camel"):
@@ -96,12 +98,12 @@ class Reply(Struct, rename="camel"):
     error: Any = None
 
 
-class _Vector(Struct):
+class Vector(Struct):
     values: list[float] | None = None
 
 
-class _Embedded(Struct, rename="camel"):
-    embeddings: list[_Vector] | None = None
+class Embedded(Struct, rename="camel"):
+    embeddings: list[Vector] | None = None
     usage_metadata: Any = None
     error: Any = None
 
@@ -120,17 +122,17 @@ class _Logprobs(Struct, rename="camel"):
     top_candidates: list[_Tokens] | None = None
 
 
-_T = TypeVar("_T", Reply, _Embedded)
+_T = TypeVar("_T", Reply, Embedded)
 _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
-_EMBEDDED: Final[msgspec.json.Decoder[_Embedded | list[_Embedded]]] = msgspec.json.Decoder(_Embedded | list[_Embedded])
 
 
 def read(body: bytes) -> Reply:
-    """A complete answer or one chunk. BadResponse where it is none; the error that it may hold instead."""
-    return _read(_REPLY, body)
+    """A complete answer or one chunk. Raises BadResponse if it is none, and the error that it may hold instead."""
+    return read_json(_REPLY, body)
 
 
-def _read(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
+def read_json(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
+    """See `read`."""
     try:
         reply = _decoded(decoder, body)
     except DecodeErrors:
@@ -145,6 +147,8 @@ def _read(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
+    if len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body):
+        return _decoded_large(decoder, body)
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
@@ -152,6 +156,30 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
         if lenient == body:
             raise
         return decoder.decode(lenient)
+
+
+def _decoded_large(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
+    """The same in many short calls: only a candidate's parts are many."""
+    fields = decode_leniently(body)
+    parts = [_parts(candidate) for candidate in _candidates(fields)]
+    found: _T | list[_T] = msgspec.convert(fields, decoder.type)
+    if isinstance(found, Reply) and found.candidates:
+        for candidate, rows in zip(found.candidates, parts, strict=True):
+            if rows and candidate.content is not None:
+                candidate.content.parts = rows_of(_Part, rows)
+    return found
+
+
+def _candidates(fields: Any) -> list[Any]:
+    rows = fields.get("candidates") if isinstance(fields, dict) else None
+    return rows if isinstance(rows, list) else []
+
+
+def _parts(candidate: Any) -> list[Any]:
+    """The parts of a candidate, which are taken out of it."""
+    content = candidate.get("content") if isinstance(candidate, dict) else None
+    rows = content.pop("parts", None) if isinstance(content, dict) else None
+    return rows if isinstance(rows, list) else []
 
 
 @define
@@ -166,12 +194,12 @@ class Reader:
     _called: dict[int, int] = field(factory=dict)
     """Tool calls of each choice so far."""
     failure: BadResponse | None = None
-    """Why the last of the deltas are not the end of an answer."""
+    """Set if the model gave up: the deltas so far are no complete answer."""
 
     @property
     def usage(self) -> Usage | None:
         """Tokens so far; None if the answer does not count them."""
-        return _usage(self._counted)
+        return usage_of(self._counted)
 
     @property
     def is_complete(self) -> bool:
@@ -179,20 +207,23 @@ class Reader:
         return bool(self._finished) and self._begun == self._finished
 
     def deltas(self, reply: Reply) -> list[Delta]:
-        """What `reply` adds, one step a choice. ContentBlocked or BadResponse where it is no answer.
+        """What `reply` adds, a delta for each choice. Raises ContentBlocked or BadResponse if it is no answer.
 
-        If the model gave its answer up behind some words, they are in the steps, and `failure` is set.
+        If the model gave up after some words, they are in the deltas, and `failure` is set.
         """
         if isinstance(reply.usage_metadata, dict):
             self._counted = reply.usage_metadata
         blocked = reply.prompt_feedback.get("blockReason") if isinstance(reply.prompt_feedback, dict) else None
         if blocked and not reply.candidates:
-            reason = clean(str(blocked))[:64]
+            reason = blocked if isinstance(blocked, str) and _WORD.fullmatch(blocked) else "no reason given"
             raise ContentBlocked(f"Gemini blocked the prompt ({reason})", detail=reason)
         return [self._delta(candidate) for candidate in reply.candidates or ()]
 
     def whole(self, reply: Reply) -> Answer:
-        """A complete answer, each choice with its ``finish``: a body that is whole cannot have been cut."""
+        """A complete answer, each choice with a ``finish``: a complete body cannot have been cut.
+
+        Raises as `deltas`, and BadResponse if there is no content.
+        """
         choices = self.deltas(reply)
         if self.failure is not None:
             raise self.failure
@@ -271,7 +302,8 @@ def _data_uri(blob: _Blob | None) -> str:
     return f"data:{blob.mime_type};base64,{blob.data}" if blob is not None else ""
 
 
-def _usage(counted: object) -> Usage | None:
+def usage_of(counted: object) -> Usage | None:
+    """Tokens; None if they are not counted."""
     if not isinstance(counted, dict):
         return None
     thoughts = _count(counted.get("thoughtsTokenCount"))
@@ -291,7 +323,7 @@ def _count(value: object) -> int:
 
 
 def _logprobs(result: object) -> dict[str, Any] | None:
-    """None where there are none, or none that can be read."""
+    """None if there are none, or none that can be read."""
     if not result:
         return None
     try:
@@ -310,23 +342,3 @@ def _logprobs(result: object) -> dict[str, Any] | None:
 def _token(token: _Token) -> dict[str, Any]:
     text = token.token or ""
     return {"token": text, "logprob": token.log_probability or 0.0, "bytes": list(text.encode())}
-
-
-# --- embeddings -----------------------------------------------------------------------------------
-
-
-def embeddings(call: Call, model: str, body: bytes) -> Answer:
-    """One vector for each input, BadResponse otherwise. Usage is zero where Gemini does not count it."""
-    reply = _read(_EMBEDDED, body)
-    asked = decoded(call.body)  # `request` has checked it
-    wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
-    vectors = checked_vectors([found.values or [] for found in reply.embeddings or ()], wanted, "Gemini")
-    if asked.get("dimensions") is not None and model.endswith("gemini-embedding-001"):
-        vectors = [_unit(vector) for vector in vectors]  # that model leaves shorter vectors as they are
-    return Answer(usage=_usage(reply.usage_metadata) or Usage(), vectors=vectors, dimensions=len(vectors[0]))
-
-
-def _unit(vector: Any) -> list[float]:
-    """Brought to length 1."""
-    length = math.hypot(*vector)
-    return [value / length for value in vector] if length else vector

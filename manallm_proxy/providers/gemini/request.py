@@ -1,8 +1,7 @@
-"""OpenAI's requests as Gemini's (ai.google.dev/api/generate-content and /api/embeddings).
+"""Translates OpenAI's requests to Gemini's (ai.google.dev/api/generate-content and /api/embeddings).
 
-What the caller got wrong is refused here with its path in ``param``; what would change the answer and has no
-word in Gemini's API is refused as well. The rest that OpenAI knows and Gemini does not (``user``, ``logit_bias``,
-``metadata``, ...) is left out.
+The caller's mistakes are refused here with their path in ``param``; so are fields that would change the answer and
+have no equivalent in Gemini's API. Other fields without one (``user``, ``logit_bias``, ``metadata``, ...) are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
     Fields,
@@ -31,7 +30,7 @@ from manallm_proxy.providers.gemini.messages import Conversation
 from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
-"""It becomes part of a path under our key: nothing that would lead that path elsewhere."""
+"""It becomes part of a URL that is requested with our key, so nothing in it may lead that URL elsewhere."""
 _GENERATION: Final = re.compile(r"(?:.*/)?gemini-(\d+)(?:\.(\d+))?\b")
 
 _SETTINGS: Final[dict[str, tuple[str, type]]] = {
@@ -61,7 +60,7 @@ _LEAST_PRO_BUDGET: Final = 128
 
 
 def build(call: Call, entry: Entry) -> Request:
-    """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``."""
+    """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``."""
     asked, model = decoded(call.body), _model(entry)
     match call.endpoint:
         case Endpoint.CHAT:
@@ -71,7 +70,8 @@ def build(call: Call, entry: Entry) -> Request:
         case Endpoint.EMBEDDINGS:
             method, fields = "batchEmbedContents", _embedding(asked, model)
     try:
-        return Request(f"{model}:{method}", encode(fields))
+        write = encode_whole if call.is_large else encode
+        return Request(f"{model}:{method}", write(fields))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
@@ -81,7 +81,7 @@ def _generates(call: Call) -> str:
 
 
 def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
-    _refuse_unsaid(asked)
+    _reject_ignored_fields(asked)
     talk = Conversation.read(required(asked, "messages", list, ""), signed=_version(model) >= (3, 0))
     if talk.has_broken_arguments:
         remarks.append(NO_OBJECT)
@@ -93,8 +93,8 @@ def _chat(asked: Fields, model: str, remarks: list[str]) -> Fields:
 
 
 def _completion(asked: Fields) -> Fields:
-    _refuse_unsaid(asked)
-    _refuse_legacy(asked)
+    _reject_ignored_fields(asked)
+    _reject_legacy_fields(asked)
     contents = [{"role": "user", "parts": [{"text": _prompt(asked.get("prompt"))}]}]
     return {"contents": contents} | _config(_settings(asked))
 
@@ -159,8 +159,8 @@ def _inputs(given: object) -> list[str]:
     return all_of(str, given, "input")
 
 
-def _refuse_unsaid(asked: Fields) -> None:
-    """What Gemini would pass over in silence although the answer depends on it."""
+def _reject_ignored_fields(asked: Fields) -> None:
+    """Raises Unsupported for fields that would be dropped silently although the answer depends on them."""
     if "audio" in (optional(asked, "modalities", list) or ()):
         raise Unsupported("audio answers are not translated for Gemini: leave modalities at text", param="modalities")
     if asked.get("web_search_options") is not None:
@@ -169,7 +169,7 @@ def _refuse_unsaid(asked: Fields) -> None:
         raise Unsupported("'functions' is an older form that is not translated: send 'tools'", param="functions")
 
 
-def _refuse_legacy(asked: Fields) -> None:
+def _reject_legacy_fields(asked: Fields) -> None:
     for key in ("suffix", "logprobs", "echo"):
         if asked.get(key) not in (None, False, ""):
             raise Unsupported(f"Gemini has nothing like '{key}' for legacy completions", param=key)
@@ -199,7 +199,7 @@ def _logprobs(asked: Fields) -> Fields:
 
 
 def _thinking(asked: Fields, model: str) -> Fields:
-    """Only where the client asks: models that do not think refuse to be told how much."""
+    """Only if the client sets an effort: models that do not think refuse these fields."""
     effort = optional(asked, "reasoning_effort", str)
     if effort is None:
         return {}

@@ -1,4 +1,4 @@
-"""A streamed answer of Gemini: server-sent events, each a `Reply`. The end of the body ends it, there is no mark."""
+"""A streamed answer of Gemini: server-sent events, each a `Reply`. It ends with the body: there is no end marker."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.gemini.reply import Reader, read
 
 _DONE: Final = b"[DONE]"
-"""What proxies in between add, as OpenAI has it."""
+"""OpenAI's end marker, which some proxies in between add."""
 
 
 @define
 class GeminiTranslator:
     """See `wire.Translator`."""
 
+    _limits: AnswerLimits = AnswerLimits()
     _reader: Reader = field(factory=Reader)
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _begun: bool = False
@@ -28,6 +30,13 @@ class GeminiTranslator:
     @property
     def usage(self) -> Usage | None:
         return self._reader.usage
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._decoder.is_open(data)
 
     def feed(self, data: bytes) -> StreamBatch:
         try:
@@ -59,6 +68,8 @@ class GeminiTranslator:
             if data is None:
                 continue
             try:
+                if len(data) > EVENT_BYTES:
+                    refuse_too_much(data, self._limits)
                 chunk = read(data)
                 self._begun = True
                 new = [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]

@@ -1,8 +1,8 @@
 """Gemini's REST API (ai.google.dev/api): chat and legacy completions go to ``generateContent``, embeddings to
 ``batchEmbedContents``.
 
-Google's own library, google-genai, is not on this way: it builds a checked object for each message and part, on the
-event loop, and breaks a finished answer over a counter that it did not expect. The tests compare with it.
+Google's own library, google-genai, is not used here: it builds a checked object for each message and part, on the
+event loop, and fails a finished answer for a counter that it did not expect. The tests compare with it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.providers.gemini import errors, reply
 from manallm_proxy.providers.gemini import request as gemini_request
+from manallm_proxy.providers.gemini.embeddings import embeddings
 from manallm_proxy.providers.gemini.stream import GeminiTranslator
 from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
@@ -56,12 +57,14 @@ class GeminiWire:
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
-            return reply.embeddings(call, entry.target.model, body)
+            return embeddings(call, entry.target.model, body)
         return _whole(body)
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         """Whatever `content_type` says: an error may come as plain JSON where a stream is promised."""
-        return Sniffer(GeminiTranslator(), _whole)
+        return Sniffer(GeminiTranslator(limits), _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         """Never asked for."""

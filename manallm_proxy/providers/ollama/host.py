@@ -1,6 +1,6 @@
-"""What an Ollama has loaded (``/api/ps``), and loads that no client's leaving can abort.
+"""Asks an Ollama what it has loaded (``/api/ps``), and to load a model, over connections of its own.
 
-It has connections of its own: a load keeps one open for minutes, and Ollama aborts the load when that closes.
+A load keeps its connection open for minutes, and Ollama aborts it if that closes: so it must not be a client's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
-from manallm_proxy.providers.host_line import HostLine
+from manallm_proxy.providers.host_client import HostClient
 from manallm_proxy.providers.ollama.errors import failure
 
 LOAD_LONGEST: Final = 3600.0
@@ -55,14 +55,14 @@ class OllamaHost:
     """See `residents.ModelHost`."""
 
     address: Address
-    _line: HostLine = field(repr=False)
+    _client: HostClient = field(repr=False)
 
-    @_line.default
-    def _new_line(self) -> HostLine:
-        return HostLine(self.address, failure)
+    @_client.default
+    def _new_client(self) -> HostClient:
+        return HostClient(self.address, failure)
 
     async def residents(self, seconds: float) -> tuple[Resident, ...]:
-        body = await self._line.ask("GET", "api/ps", None, seconds)
+        body = await self._client.ask("GET", "api/ps", None, seconds)
         try:
             rows = _ROWS.decode(body).models or []
         except (*DecodeErrors, msgspec.ValidationError):
@@ -73,28 +73,28 @@ class OllamaHost:
         )
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
-        """``generate`` without a prompt loads a model; one that only embeds refuses that, and is asked its own way."""
+        """``generate`` without a prompt loads a model. One that only embeds refuses it, and is loaded by ``embed``."""
         wanted = _wanted(entry, pinned)
         try:
-            await self._line.ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
+            await self._client.ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
         except Unsupported:
             wanted.pop("shift", None)
-            await self._line.ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
+            await self._client.ask("POST", "api/embed", encode({**wanted, "input": []}), LOAD_LONGEST)
 
     async def blob(self, model: str, seconds: float) -> str | None:
-        """The digest of the weights behind a name (``FROM`` of its Modelfile); None where they have none."""
-        body = await self._line.ask("POST", "api/show", encode({"model": model}), seconds)
+        """The digest of the weights behind a name (``FROM`` of its Modelfile); None if they have none."""
+        body = await self._client.ask("POST", "api/show", encode({"model": model}), seconds)
         with contextlib.suppress(*DecodeErrors, msgspec.ValidationError):
             found = _FROM.search(_SHOWN.decode(body).modelfile)
             return found[1].lower() if found is not None else None
         return None
 
     async def close(self) -> None:
-        await self._line.close()
+        await self._client.close()
 
 
 def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:
-    """The model as requests will ask for it, or the first of them would load it anew."""
+    """The model, with the settings that requests will have: with others the first of them would load it again."""
     given = {name: value for name, value in entry.options.items() if value is not None}
     wanted: dict[str, Any] = {"model": entry.target.model}
     wanted |= {name: given[name] for name in ("shift", "keep_alive") if name in given}
@@ -106,7 +106,7 @@ def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:
 
 
 def _seconds_to(expires_at: object, now: datetime) -> float | None:
-    """Go writes nanoseconds, which Python reads as far as it can; without a zone it is nothing to go by."""
+    """Seconds until `expires_at` (RFC 3339, with Go's nanoseconds); None if it cannot be read, or has no zone."""
     try:
         then = datetime.fromisoformat(str(expires_at))
         return (then - now).total_seconds()

@@ -18,7 +18,7 @@ class Token(Struct):
 
 
 def tokens_of(logprobs: object) -> list[Token]:
-    """Empty where there are none, or none that can be read."""
+    """Empty if there are none, or none that can be read."""
     if not logprobs:
         return []
     try:

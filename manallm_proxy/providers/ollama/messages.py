@@ -39,7 +39,10 @@ class _Talk:
 
 
 def translate(messages: list[Any], remarks: list[str]) -> list[Fields]:
-    """`remarks` takes what could not be handed on as it was."""
+    """OpenAI's `messages` in Ollama's form. Adds to `remarks` what had to be changed.
+
+    Raises InvalidRequest or Unsupported with the path of the message.
+    """
     talk = _Talk()
     rows = enumerate(all_of(dict, messages, "messages"))
     said = [_message(message, f"messages[{n}].", talk) for n, message in rows]
@@ -90,10 +93,10 @@ def _tool_call(call: Fields, path: str, talk: _Talk) -> Fields:
 
 
 def _arguments(text: object, path: str, talk: _Talk) -> object:
-    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all means ``{}``.
+    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all becomes ``{}``.
 
-    So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
-    would end the conversation for good.
+    So does a text that is no JSON object: a model once wrote it, the client sends it back with every turn, and a
+    refusal would end the conversation for good.
     """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}

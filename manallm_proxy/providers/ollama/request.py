@@ -1,12 +1,12 @@
-"""OpenAI's requests in Ollama's native words (ollama api/types.go at v0.33).
+"""Translates OpenAI's requests to Ollama's native API (ollama api/types.go at v0.33).
 
-The native API rather than Ollama's own ``/v1``: there an error in mid stream is lost, a silent client gets
-temperature 1.0, and ``num_ctx`` cannot be set.
+Ollama's own ``/v1`` is not used: it loses errors in the middle of a stream, takes temperature 1.0 if the client sets
+none, and has no ``num_ctx``.
 
-What the caller got wrong is refused here with the path of the mistake, because Ollama answers part of it
-with 500, which would blame the model and send the request on to the next target. What Ollama would
-ignore although the answer depends on it (``n: 2``) is refused as well; ``tool_choice: required``, which it ignores
-too, is made true by structured output (`forced_call`).
+The caller's mistakes are refused here with their path, because Ollama answers some of them with 500, which would
+blame the model and send the request on to the next target. Fields that Ollama would ignore although the answer
+depends on them (``n: 2``) are refused as well; ``tool_choice: required``, which it ignores too, is enforced by
+structured output (`forced_call`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import schema_of_calls
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import encode, encode_whole
 from manallm_proxy.openai.request_fields import (
     Fields,
     all_of,
@@ -36,7 +36,7 @@ from manallm_proxy.providers.wire import Request
 
 
 def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
-    """The POST for one target. InvalidRequest and Unsupported name the offending field in ``param``.
+    """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``.
 
     `client_options`: whether the client may set what concerns all clients of the model, see `settings`.
     """
@@ -56,7 +56,8 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     if "thinking" in call.denied and asked.get("think") is None:
         fields.pop("think", None)  # Ollama would answer 400; an effort is often a client's global setting
     try:
-        return Request(path, encode({"model": entry.target.model, **fields}))
+        write = encode_whole if call.is_large else encode
+        return Request(path, write({"model": entry.target.model, **fields}))
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
 
@@ -65,7 +66,7 @@ def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
 
 
 def _chat(asked: Fields, remarks: list[str]) -> Fields:
-    _refuse_unheard(asked)
+    _reject_ignored_fields(asked)
     messages = required(asked, "messages", list, "")
     if not messages:
         raise InvalidRequest("'messages' is empty", param="messages")  # Ollama would only load the model
@@ -78,8 +79,8 @@ def _chat(asked: Fields, remarks: list[str]) -> Fields:
 
 
 def _generate(asked: Fields) -> Fields:
-    """openai/openai.go FromCompleteRequest, without its silences."""
-    _refuse_unheard(asked)
+    """As Ollama's own openai/openai.go FromCompleteRequest, but fields that it drops silently are refused."""
+    _reject_ignored_fields(asked)
     fields: Fields = {"prompt": _prompt(asked.get("prompt"))} | _format(asked)
     if (suffix := optional(asked, "suffix", str)) is not None:
         fields["suffix"] = suffix
@@ -133,8 +134,8 @@ def _is_token_ids(given: list[Any]) -> bool:
     return bool(flat) and all(isinstance(token, int) and not isinstance(token, bool) for token in flat)
 
 
-def _refuse_unheard(asked: Fields) -> None:
-    """What Ollama passes over in silence although the answer depends on it."""
+def _reject_ignored_fields(asked: Fields) -> None:
+    """Raises Unsupported for fields that Ollama ignores silently although the answer depends on them."""
     for key in ("n", "best_of"):
         choices = optional(asked, key, int)
         if choices is not None and choices < 1:

@@ -1,4 +1,4 @@
-"""Ollama's ``options`` and what stands beside it: the operator's, the client's, and who wins.
+"""Merges the operator's and the client's settings for Ollama: ``options``, and the fields beside it.
 
 What one client sets here may cost all the others: another window reloads the model for everybody, ``num_gpu: 0``
 leaves it on the CPU until it is unloaded, ``keep_alive: 0`` unloads it. So these are the operator's, unless the
@@ -17,7 +17,7 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed,
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
 """Of the same kind, in versions before 0.12."""
 OPERATORS: Final = (*LOADED_WITH, *_OLD_RUNNER_OPTIONS, "keep_alive")
-"""What a client may set only where the provider says so, as it concerns every client of the model."""
+"""What a client may set only if the provider has ``client_options``, since it concerns every client of the model."""
 
 _OPTION_KINDS: Final[dict[str, type]] = {
     **dict.fromkeys(RUNNER_OPTIONS, int),
@@ -27,7 +27,7 @@ _OPTION_KINDS: Final[dict[str, type]] = {
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
     "stop": list,
 }
-"""api/types.go Options. Ollama answers 500 to another type, and passes over a name that it does not know."""
+"""api/types.go Options. Ollama answers 500 to another type, and ignores names that it does not know."""
 
 _SAMPLING: Final = {
     "temperature": "temperature",
@@ -61,11 +61,11 @@ _THINK: Final[dict[str, bool | str]] = {
 def settings(
     asked: Fields, operators: Mapping[str, Any], endpoint: Endpoint, *, allowed: bool, remarks: list[str]
 ) -> Fields:
-    """``options`` and what stands beside it: the `operators` defaults, the client's explicit values over them.
+    """``options`` and the fields beside it: the `operators` defaults, overridden by what the client sets.
 
-    What concerns every client (`OPERATORS`) is the operator's where it is set, and the client's only where `allowed`.
-    `remarks` takes what was left out. A prompt that does not fit is an error, never cut in silence, unless somebody
-    asks for that.
+    For what concerns every client (`OPERATORS`) the operator's value wins, and the client's counts only if `allowed`.
+    Adds to `remarks` what was left out. A prompt that does not fit is an error, and is cut only if somebody sets
+    ``truncate``.
     """
     theirs = {k: v for k, v in operators.items() if v is not None}
     clients = {**({} if endpoint is Endpoint.EMBEDDINGS else _sampling(asked)), **_client_options(asked)}
@@ -120,7 +120,7 @@ def _top_level(asked: Fields) -> Fields:
 
 
 def _think(asked: Fields) -> bool | str | None:
-    """Only where the client asks: a model that does not think answers 400 to anything but false."""
+    """Only if the client sets it: a model that does not think answers 400 to anything but false."""
     think = asked.get("think")
     if think is not None:
         if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):

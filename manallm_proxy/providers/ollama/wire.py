@@ -1,7 +1,7 @@
 """Ollama's native API (ollama api/types.go and server/routes.go at v0.33).
 
-Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream is
-one JSON object a line, read into deltas. What it says of itself is not taken on trust:
+Chat, legacy completions and embeddings go to ``api/chat``, ``api/generate`` and ``api/embed``. A stream has
+one JSON object per line, read into deltas. Its pitfalls:
 
 * an error in mid stream is a line of its own, under status 200;
 * a stream may end without ``done: true`` and without an error: that is a cut answer, not a short one;
@@ -14,79 +14,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import msgspec
 from attrs import define, evolve, field
 from msgspec import Struct
 
-from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, new_call_id
+from manallm_proxy.contract.answers import (
+    DEFAULT_LIMITS,
+    Answer,
+    AnswerLimits,
+    Delta,
+    StreamBatch,
+    ToolCall,
+    Usage,
+    new_call_id,
+)
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.forced_call import is_forced
-from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, whole_surrogates
-from manallm_proxy.openai.vectors import checked_vectors
+from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.ollama import errors as ollama_failure
+from manallm_proxy.providers.ollama import reply as ollama_reply
 from manallm_proxy.providers.ollama import request as ollama_request
 from manallm_proxy.providers.ollama.logprobs import chat_logprobs, legacy_logprobs, tokens_of
+from manallm_proxy.providers.ollama.reply import (
+    Message,
+    Reply,
+    ToolCalled,
+    count,
+    embeddings,
+    read_large_line,
+    read_line,
+    read_whole,
+    too_long,
+)
 from manallm_proxy.providers.wire import Request, Translator
 
-LINE_LIMIT: Final = 16 << 20
-"""Bytes of one line of a stream, without its end."""
-
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
-"""Clients set these for all models alike."""
-
-
-class _Function(Struct):
-    name: str = ""
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Call(Struct):
-    function: _Function
-    id: Any = ""
-
-
-class _Message(Struct):
-    content: str | None = None
-    thinking: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Reply(Struct):
-    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one.
-
-    What an answer can do without is read leniently: servers that imitate Ollama send counters as null or 4.0.
-    """
-
-    message: _Message | None = None
-    response: str | None = None
-    thinking: str | None = None
-    done: bool = False
-    done_reason: Any = None
-    prompt_eval_count: Any = 0
-    eval_count: Any = 0
-    logprobs: Any = None
-    error: Any = None
-
-
-class _Embedded(Struct):
-    """api/types.go EmbedResponse."""
-
-    embeddings: list[list[float]] | None = None
-    prompt_eval_count: Any = 0
-    error: Any = None
-
-
-class _Asked(Struct):
-    """How many vectors an embeddings answer must have; `request` has checked it."""
-
-    input: str | list[Any] = ""
+"""Fields that clients set for all models, whether they think or not."""
 
 
 class _Details(Struct):
@@ -104,14 +73,9 @@ class _Model(Struct):
     details: Any = None
 
 
-_T = TypeVar("_T", _Reply, _Embedded)
-_REPLY: Final = msgspec.json.Decoder(_Reply)
-_EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
-
-
 @define
 class OllamaWire:
-    """The dialect. ``client_options``: whether clients may set what concerns everybody, see `settings`."""
+    """The dialect. ``client_options``: whether clients may set what concerns all clients, see `settings`."""
 
     client_options: bool = False
     probe_path: str = "api/tags"
@@ -123,7 +87,7 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """A model that does not think is asked as if nobody had mentioned it, unless the client names ``think``."""
+        """For a model that does not think: leaves out the reasoning effort, unless the client sets ``think`` itself."""
         if status != 400 or b"think" not in body:
             return None
         fields = decode_leniently(call.body)
@@ -138,8 +102,8 @@ class OllamaWire:
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint is Endpoint.EMBEDDINGS:
-            return _embeddings(call, body)
-        reply = _read(_REPLY, body)
+            return embeddings(call, body)
+        reply = read_whole(body)
         said = reply.message if call.endpoint is Endpoint.CHAT else reply.response
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
@@ -147,9 +111,11 @@ class OllamaWire:
         answer = Answer(usage=_usage(reply), choices=(delta,))
         return called(answer) if is_forced(call) else answer
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
-        """Whatever `content_type` says: a page or junk is no line of JSON, a whole answer is one."""
-        translator = OllamaTranslator(call.endpoint)
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
+        """`content_type` is ignored: a web page fails as a line of JSON, and a complete answer is one line."""
+        translator = OllamaTranslator(call.endpoint, limits)
         return ForcedTranslator(translator) if is_forced(call) else translator
 
     def listed(self, body: bytes) -> ModelList:
@@ -161,9 +127,17 @@ class OllamaTranslator:
     """One stream: lines in, deltas out. It remembers a line's beginning, and how many tools were called."""
 
     _endpoint: Endpoint
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _held: bytearray = field(factory=bytearray, repr=False)
     _called: int = 0
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    def is_open(self, data: bytes) -> bool:
+        return b"\n" not in data
 
     def feed(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
@@ -171,7 +145,7 @@ class OllamaTranslator:
             lines[0] = bytes(self._held) + lines[0]
             self._held.clear()
         self._held += rest
-        return self._translate(lines, overflow=len(self._held) > LINE_LIMIT)
+        return self._translate(lines, overflow=len(self._held) > ollama_reply.LINE_LIMIT)
 
     def close(self) -> StreamBatch:
         """A last line may lack its end; without ``done`` in it, or in one before, the answer was cut."""
@@ -192,16 +166,16 @@ class OllamaTranslator:
             if not line or line.isspace():
                 continue
             try:
-                reply = _line(line)
+                reply = read_line(line) if len(line) <= EVENT_BYTES else read_large_line(line, self._limits)
             except ProviderError as error:
                 return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
             has_content |= self._add(reply, deltas)
             if reply.done:
                 return StreamBatch(deltas=tuple(deltas), has_content=True, done=True)
-        too_long = _too_long() if overflow else None
-        return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=too_long)
+        error_at_end = too_long() if overflow else None
+        return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error_at_end)
 
-    def _add(self, reply: _Reply, deltas: list[Delta]) -> bool:
+    def _add(self, reply: Reply, deltas: list[Delta]) -> bool:
         """Appends what `reply` becomes; whether that has content."""
         delta = _delta(self._endpoint, reply, first_call=self._called)
         self._called += len(delta.tool_calls)
@@ -216,52 +190,13 @@ class OllamaTranslator:
 # --- from Ollama's words to OpenAI's --------------------------------------------------------------
 
 
-def _line(line: bytes) -> _Reply:
-    if len(line) > LINE_LIMIT:
-        raise _too_long()
-    return _read(_REPLY, line)
-
-
-def _too_long() -> BadResponse:
-    return BadResponse(f"Ollama sent a line of more than {LINE_LIMIT >> 20} MiB", detail="line too long")
-
-
-def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    """A decoded 200 body or line. BadResponse where it is none, and the error that it may hold instead."""
-    try:
-        reply = _decoded(decoder, body)
-    except DecodeErrors:
-        raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
-    if reply.error is not None and says_error(reply.error):
-        raise ollama_failure.in_band(reply.error)
-    return reply
-
-
-def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    try:
-        return decoder.decode(body)
-    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
-        lenient = whole_surrogates(body)
-        if lenient == body:
-            raise
-        return decoder.decode(lenient)
-
-
-def _embeddings(call: Call, body: bytes) -> Answer:
-    reply = _read(_EMBEDDED, body)
-    asked = decode(call.body, type=_Asked)
-    wanted = 1 if isinstance(asked.input, str) else len(asked.input)
-    vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
-    return Answer(usage=Usage(prompt=_count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
-
-
-def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_call: int = 0) -> Delta:
+def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_call: int = 0) -> Delta:
     """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
         tokens = tokens_of(reply.logprobs)
         logprobs = legacy_logprobs(tokens) if tokens else None
         return Delta(content=reply.response or "", reasoning=reply.thinking or "", finish=finish, logprobs=logprobs)
-    said = reply.message or _Message()
+    said = reply.message or Message()
     return Delta(
         content=said.content or "",
         reasoning=said.thinking or "",
@@ -271,7 +206,7 @@ def _delta(endpoint: Endpoint, reply: _Reply, finish: str | None = None, first_c
     )
 
 
-def _tool_call(call: _Call, index: int) -> ToolCall:
+def _tool_call(call: ToolCalled, index: int) -> ToolCall:
     """Calls come whole. Older servers give no id."""
     id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
     return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
@@ -287,22 +222,15 @@ def _arguments(raw: bytes) -> str:
     return text if text.strip() else "{}"
 
 
-def _finish(reply: _Reply, *, called: bool) -> str:
+def _finish(reply: Reply, *, called: bool) -> str:
     """``load``, ``unload`` and nothing at all come from requests without a prompt: a short, whole answer."""
     if reply.done_reason == "length":
         return "length"
     return "tool_calls" if called else "stop"
 
 
-def _usage(reply: _Reply) -> Usage:
-    return Usage(prompt=_count(reply.prompt_eval_count), completion=_count(reply.eval_count))
-
-
-def _count(value: object) -> int:
-    """A counter; 0 for what cannot be one."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return max(0, value) if type(value) is int else 0
+def _usage(reply: Reply) -> Usage:
+    return Usage(prompt=count(reply.prompt_eval_count), completion=count(reply.eval_count))
 
 
 def _listed(row: _Model) -> ModelInfo | None:
@@ -310,7 +238,7 @@ def _listed(row: _Model) -> ModelInfo | None:
     if not id_:
         return None
     capabilities = words(row.capabilities)
-    length, size = _context_length(row.details), _count(row.size)
+    length, size = _context_length(row.details), count(row.size)
     return ModelInfo(id_, _unix(row.modified_at), capabilities, context_length=length, size=size)
 
 

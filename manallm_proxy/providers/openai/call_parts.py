@@ -1,4 +1,4 @@
-"""Parts of streamed tool calls, from servers that repeat a name where nothing begins.
+"""Corrects the parts of streamed tool calls from servers that repeat the name although no new call begins.
 
 OpenAI sends id and name with a call's first part. vLLM sends both with every part where ``tool_choice`` names the tool,
 under another id each time, and other servers end a call with its name and no arguments: read as a beginning, that is a
@@ -32,7 +32,7 @@ class _Latest:
 
 @define
 class CallParts:
-    """One stream's tool calls. Every named part that it lets pass has an id."""
+    """One stream's tool calls. Every named part that it returns has an id."""
 
     _latest: dict[tuple[int, int], _Latest] = field(factory=dict)
     """By choice and index."""
@@ -40,7 +40,7 @@ class CallParts:
     """Likewise: what came of a call before its name."""
 
     def read(self, delta: Delta) -> Delta:
-        """`delta` with those of its parts that say something. What has no name by the end comes without."""
+        """`delta` with its parts corrected, empty ones left out. A call without a name by the end is passed on so."""
         if not delta.tool_calls and not (delta.finish and self._nameless):
             return delta
         parts = [self._read((delta.index, part.index), part) for part in delta.tool_calls]

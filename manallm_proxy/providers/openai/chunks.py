@@ -1,4 +1,4 @@
-"""What one event of an OpenAI-compatible stream says, in any of the crowd's forms.
+"""Reads one event of an OpenAI-compatible stream, in any form that some server uses.
 
 Errors come as ``data: {"error": {...}}``, as ``{"error": "text"}``, under ``event: error`` with the words at the top
 level (OpenRouter, vLLM), as a field ``error:`` (llama.cpp before September 2025) or inside Groq's ``x_groq``.
@@ -21,7 +21,7 @@ KEEP_ALIVES: Final = frozenset({b"", b"null", b"{}"})
 
 
 def refuse_odd_fields(frame: sse.Frame) -> None:
-    """Raises for an error in a field of its own, and for a body that SDKs would skip in silence: no event at all."""
+    """Raises the error in a field ``error:``, and BadResponse for a body without events, which SDKs skip silently."""
     if b"error" in frame.fields:
         raise in_band(envelope(frame.raw.partition(b"error:")[2]))
     if frame.data is None and any(name[:1] in (b"{", b"<") for name in frame.fields):
@@ -42,7 +42,7 @@ def read_chunk(frame: sse.Frame) -> dict[str, Any] | None:
 
 
 def refuse_error(frame: sse.Frame) -> None:
-    """Raises the error that `frame` holds; returns if the words only stand in a text, or say nothing."""
+    """Raises the error that `frame` holds, if any: the word may only be part of a text, or its value be empty."""
     data = frame.data or b""
     try:
         chunk = decode_leniently(data)
@@ -69,7 +69,7 @@ def choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def index_of(choice: dict[str, Any]) -> int:
-    """The place of a choice among those of its answer; 0 where it does not say."""
+    """The index of a choice in its answer; 0 if it has none."""
     index = choice.get("index")
     return index if isinstance(index, int) else 0
 
@@ -77,7 +77,7 @@ def index_of(choice: dict[str, Any]) -> int:
 def has_content(choice: dict[str, Any], *, words: bool = False) -> bool:
     """Whether a choice holds more than a role: content, reasoning, a tool call, audio, text, a finish reason.
 
-    `words`: an end alone does not count, but a filter's.
+    `words`: a finish reason alone does not count, except ``content_filter``.
     """
     finish = choice.get("finish_reason")
     if choice.get("text") or (finish == "content_filter" if words else finish):
@@ -87,7 +87,7 @@ def has_content(choice: dict[str, Any], *, words: bool = False) -> bool:
 
 
 def ends_in_error(choice: dict[str, Any]) -> bool:
-    """``finish_reason: error`` with nothing said: no answer came of it."""
+    """Whether it has ``finish_reason: error`` and no content: no answer came of it."""
     if not gives_up(choice) or choice.get("text"):
         return False
     delta = choice.get("delta", choice.get("message"))
@@ -95,7 +95,7 @@ def ends_in_error(choice: dict[str, Any]) -> bool:
 
 
 def gives_up(choice: dict[str, Any]) -> bool:
-    """``finish_reason: error``, whatever was said."""
+    """Whether it has ``finish_reason: error``, with or without content."""
     return choice.get("finish_reason") == "error"
 
 

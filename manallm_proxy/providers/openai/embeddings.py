@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai import sliced
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, replaced
 from manallm_proxy.openai.usage import usage_from_openai
-from manallm_proxy.openai.vectors import checked_vectors, vector_length, vector_text
-from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object, set_model
+from manallm_proxy.openai.vectors import checked_vectors, read_vectors, vector_length, vector_text
+from manallm_proxy.providers.openai.reply import decoded, model_edit, refuse_error, reply_object
 
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(["\[])')
 
@@ -23,24 +25,25 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     """Raises BadResponse if there are fewer vectors than inputs."""
     values, spans = reply_object(body)
     refuse_error(values)
-    raw = bytes(values.get("data", b"null"))
-    if raw[:1] != b"[":
+    start, end = spans.get("data", (0, 0))
+    if body[start : start + 1] != b"[":
         raise BadResponse("its answer has no 'data'", detail="no data")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
-    kinds = _VECTOR.findall(raw)
+    kinds = [kind for rows in _some_rows(body, start, end) for kind in _VECTOR.findall(rows)]
     wanted = _inputs(call)
     if len(kinds) < wanted:
         raise BadResponse(f"it gave {len(kinds)} vectors for {wanted} inputs", detail="wrong number of vectors")
     if not call.relays:
-        vectors = checked_vectors(_vectors(raw), wanted, "the provider")
+        vectors = checked_vectors(_all_vectors(body, start, end), wanted, "the provider")
         return Answer(usage=usage, vectors=vectors, dimensions=len(vectors[0]))
     span = call.summary.spans.get("encoding_format")
     as_base64 = span is not None and call.body[span[0] : span[1]] == b'"base64"'
+    edits: list[tuple[tuple[int, int], bytes]] = []
     if as_base64 != (kinds[0] == b'"'):
-        start, end = spans["data"]
-        body = body[:start] + _reencoded(raw, as_base64=as_base64) + body[end:]
-        spans = reply_object(body)[1]
-    body = set_model(body, spans.get("model"), encode(str(entry.target)))
+        rows = b",".join([_reencoded(rows, as_base64=as_base64) for rows in _some_rows(body, start, end)])
+        edits.append(((start, end), b"[%b]" % rows))
+    edits.append(model_edit(body, spans.get("model"), encode(str(entry.target))))
+    body = replaced(body, edits)
     return Answer(body=body, usage=usage, dimensions=vector_length(body))
 
 
@@ -52,12 +55,27 @@ def _inputs(call: Call) -> int:
     return len(inputs) if several else 1
 
 
+def _some_rows(body: bytes, start: int, end: int) -> Iterator[bytes]:
+    """The list at `start`, as a list of all rows, or of some at once where they are many."""
+    if end - start <= sliced.LARGE_BYTES:
+        yield body[start:end]
+        return
+    for a, b in sliced.members(body, start, end):
+        yield b"[%b]" % body[a:b]
+
+
+def _all_vectors(body: bytes, start: int, end: int) -> Sequence[Sequence[float]]:
+    if end - start <= sliced.LARGE_BYTES:
+        return _vectors(body[start:end])
+    return read_vectors(body, (start, end), _vectors)
+
+
 def _reencoded(raw: bytes, *, as_base64: bool) -> bytes:
-    """base64 exactly when it was asked for: openai-node 6 reads a list of floats as bytes then."""
+    """Rows without their brackets. base64 exactly when it was asked for: openai-node 6 takes floats for bytes."""
     rows = _rows(raw)
     for row, vector in zip(rows, _vectors(raw), strict=True):
         row["embedding"] = vector_text(vector) if as_base64 else vector
-    return encode(rows)
+    return encode(rows)[1:-1]
 
 
 def _rows(raw: bytes) -> list[dict[str, Any]]:

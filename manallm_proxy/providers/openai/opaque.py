@@ -1,6 +1,6 @@
-"""What goes through as bytes: audio, images, reranking, moderations. The target's model is all that is replaced.
+"""Endpoints whose bodies pass through as bytes: audio, images, reranking, moderations. Only the model is replaced.
 
-An answer is looked at only as far as it takes to tell one from a failure under status 200.
+An answer is examined only so far as to tell it from a failure under status 200.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ class ByteRelay:
     def _holds(self) -> bool:
         kind = _kind(self._content_type)
         return _is_json(kind) or kind == "text/html"
+
+    @property
+    def held(self) -> int:
+        return self._size
+
+    def is_open(self, data: bytes) -> bool:
+        """What is held ends with the body."""
+        return True
 
     def feed(self, data: bytes) -> StreamBatch:
         if self._holds:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, split_object
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, holds, replaced, split_object
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
+
+_ERROR: Final = re.compile(rb'error"')
+_LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
+"""That has something in it."""
+_EMPTY: Final = re.compile(rb"\s*\}")
 
 
 def set_model(data: bytes, span: tuple[int, int] | None, model: bytes) -> bytes:
     """The JSON object `data` with its ``model`` (at `span`, None: it has none) as the JSON string `model`."""
-    if span is None:
-        brace = data.index(b"{") + 1
-        comma = b"" if data[brace:].lstrip()[:1] == b"}" else b","
-        return data[:brace] + b'"model":' + model + comma + data[brace:]
-    return data[: span[0]] + model + data[span[1] :]
+    if span is not None and len(data) <= LARGE_BYTES:
+        return data[: span[0]] + model + data[span[1] :]
+    return replaced(data, [model_edit(data, span, model)])
+
+
+def model_edit(data: bytes, span: tuple[int, int] | None, model: bytes) -> tuple[tuple[int, int], bytes]:
+    """See `set_model`, for `replaced`."""
+    if span is not None:
+        return span, model
+    brace = data.index(b"{") + 1
+    comma = b"" if _EMPTY.match(data, brace) else b","
+    return (brace, brace), b'"model":' + model + comma
 
 
 def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
@@ -32,20 +46,25 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
 
 
 def decoded(raw: Any) -> Any:
-    """A part of an answer. Its syntax was checked, but a number in it may be one that nobody can read."""
+    """A part of an answer, decoded. Its syntax was checked, but a number in it may be out of range: BadResponse."""
     try:
         return decode_leniently(bytes(raw))
     except DecodeErrors:
         raise BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON") from None
 
 
-def checked_choices(values: Mapping[str, Any], *, decode_always: bool = True) -> list[dict[str, Any]]:
+def checked_choices(
+    values: Mapping[str, Any], *, decode_always: bool = True, large: bool = False
+) -> list[dict[str, Any]]:
     """The choices of a complete answer. Raises the error that it holds, and BadResponse if it holds no answer.
 
     Unless `decode_always`, they are decoded only if something may be wrong with them, and ``[]`` is returned.
     """
     refuse_error(values)
-    raw = bytes(values.get("choices", b"null"))
+    raw = values.get("choices", b"null")
+    if not decode_always and large and _LIST.match(raw) and not holds(raw, _ERROR):
+        return []
+    raw = bytes(raw)
     if raw[:1] != b"[":
         raise BadResponse("its answer has no 'choices'", detail="no choices")
     if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":

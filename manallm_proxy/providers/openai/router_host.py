@@ -1,7 +1,7 @@
-"""A llama-server without a model of its own (router mode): what it has loaded, and loads that it is asked for.
+"""Asks a llama-server in router mode (with no model of its own) what it has loaded, and to load a model.
 
-Its model list says of each model ``status.value``: unloaded, loading, loaded, failed (llama.cpp build 11669). Lists
-of other servers have no such word; they are asked a few times, then hardly ever.
+Its model list has a ``status.value`` for each model: unloaded, loading, loaded, failed (llama.cpp build 11669). The
+lists of other servers have none; they are asked a few times, then hardly ever.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.host_line import HostLine
+from manallm_proxy.providers.host_client import HostClient
 
 LOAD_LONGEST: Final = 3600.0
+"""Max seconds for a load."""
 POLL: Final = 0.5
-"""Seconds between two looks at a load."""
+"""Seconds between two checks of a load."""
 ANSWER: Final = 10.0
-"""Seconds for an answer that waits for nothing."""
+"""Max seconds for an answer that needs no load."""
 BEGINS: Final = 5.0
-"""Seconds after which a load that was asked for must be seen."""
+"""Max seconds until the list shows that a load has begun."""
 _ROOT: Final = "/v1"
 
 
@@ -39,13 +40,13 @@ class _Row(Struct):
 
     @property
     def state(self) -> str | None:
-        """None where the server has no word for it."""
+        """Its ``status.value``; None if the server does not report it."""
         value = self.status.get("value") if isinstance(self.status, dict) else None
         return value if isinstance(value, str) else None
 
     @property
     def window(self) -> int:
-        """Tokens in force; 0 where it does not say."""
+        """The context window in force, in tokens; 0 if the server does not report it."""
         tokens = self.meta.get("n_ctx") if isinstance(self.meta, dict) else None
         return tokens if type(tokens) is int and tokens > 0 else 0
 
@@ -62,13 +63,13 @@ class RouterHost:
     """See `residents.ModelHost`. ``address``: of the provider, with or without ``/v1``."""
 
     address: Address
-    _line: HostLine = field(init=False, repr=False)
+    _client: HostClient = field(init=False, repr=False)
     _list: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         base = self.address.base_url
         self._list = "v1/models" if base.endswith(_ROOT) else "models"
-        self._line = HostLine(evolve(self.address, base_url=base.removesuffix(_ROOT)), _failure)
+        self._client = HostClient(evolve(self.address, base_url=base.removesuffix(_ROOT)), _failure)
 
     async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
         rows = await self._rows(seconds)
@@ -77,9 +78,10 @@ class RouterHost:
         return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
-        """It goes on whoever leaves. `pinned` has no word here: the server unloads what it has not used for longest."""
+        """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used
+        for longest."""
         model = entry.target.model
-        await self._line.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
         begun = False
         for look in range(round(LOAD_LONGEST / POLL)):
             state = next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
@@ -92,10 +94,10 @@ class RouterHost:
         raise BadResponse(f"{self.address.name}: it could not load {model}", detail="failed to load")
 
     async def close(self) -> None:
-        await self._line.close()
+        await self._client.close()
 
     async def _rows(self, seconds: float) -> list[_Row]:
-        body = await self._line.ask("GET", self._list, None, seconds)
+        body = await self._client.ask("GET", self._list, None, seconds)
         try:
             return _ROWS.decode(body).data or []
         except (*DecodeErrors, msgspec.ValidationError):

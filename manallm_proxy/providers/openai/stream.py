@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
@@ -22,11 +22,14 @@ from manallm_proxy.openai.json_object import (
     decode,
     decode_leniently,
     encode,
+    holds,
     split_object,
 )
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import set_model
 
 _DATA: Final = b"data: "
@@ -39,15 +42,23 @@ _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 
 @define
 class EventStream:
-    """What relaying and reading have in common: frames, keep-alives, errors, and when an answer is complete."""
+    """What `EventRelay` and `EventReader` share: frames, keep-alives, errors, and when an answer is complete."""
 
     _call: Call
     _target: Target
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _has_content: bool = False
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._decoder.is_open(data)
 
     def feed(self, data: bytes) -> StreamBatch:
         """See `wire.Translator`."""
@@ -90,7 +101,9 @@ class EventStream:
         return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
-        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it tells of."""
+        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it reports."""
+        if len(frame.raw) > EVENT_BYTES:
+            refuse_too_much(frame.raw, self._limits)
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         data = frame.data
@@ -112,7 +125,7 @@ class EventRelay(EventStream):
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
-    """All events of a stream begin alike up to their model: what that looks like, and what it becomes."""
+    """All events of a stream begin with the same bytes, up to their model: those bytes, and what they become."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -147,7 +160,7 @@ class EventRelay(EventStream):
         )
 
     def _plain_until(self, data: bytes) -> int:
-        """How many bytes at the start of `data` are whole events with content only, all of which begin alike."""
+        """How many bytes at the start of `data` are whole events with content only that begin with ``_old_front``."""
         front = self._old_front
         if b"\r" in data or not data.startswith(front):
             return 0
@@ -167,7 +180,7 @@ class EventRelay(EventStream):
         return new + events[len(old) :].replace(_BLANK + old, _BLANK + new) if events else b""
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or data[:1] != b"{" or _FINISH.search(data) or _USAGE.search(data):
+        if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
             new = self._read_chunk(frame, data)
             if new is None:
                 return
@@ -239,6 +252,17 @@ class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider."""
 
     _calls: CallParts = field(factory=CallParts)
+    _plain: PlainChunks = field(factory=PlainChunks)
+
+    def feed(self, data: bytes) -> StreamBatch:
+        if self._has_content and self._decoder.is_between:
+            if words := self._plain.words(data):
+                return StreamBatch(deltas=(Delta(words),))
+            batch = super().feed(data)
+            if len(batch.deltas) == 1 and data.find(_BLANK) == len(data) - 2 and self._call.endpoint is Endpoint.CHAT:
+                self._plain.learn(data, batch.deltas[0])
+            return batch
+        return super().feed(data)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
@@ -257,6 +281,10 @@ class EventReader(EventStream):
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
+
+
+def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
+    return pattern.search(data) is not None if len(data) <= EVENT_BYTES else holds(data, pattern)
 
 
 def promised_choices(call: Call) -> int:

@@ -1,4 +1,4 @@
-"""OpenAI's own dialect, and that of everybody who speaks it: relayed, not rewritten.
+"""The dialect of OpenAI and of all compatible servers: bytes are relayed, not rewritten.
 
 A request keeps its bytes but for ``model`` and, where we count tokens, ``stream_options``. A reply keeps
 its bytes but for ``model``, and for the usage chunk that only we asked for.
@@ -12,16 +12,18 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode
 from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, called
+from manallm_proxy.providers.length import cut
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
@@ -38,12 +40,12 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
-"""Targets of one provider of which it is known that they refuse ``stream_options``; clients choose their names."""
+"""Models of one provider that are known to refuse ``stream_options``. Clients choose their names: the oldest goes."""
 
 
 @define
 class OpenAIWire:
-    """`asks_usage`: whether ``stream_options.include_usage`` may be sent to anybody.
+    """`asks_usage`: whether ``stream_options.include_usage`` may be sent at all.
 
     `forces_tools`: whether a tool that must be called is asked for as structured output (see `forced_call`).
     """
@@ -52,7 +54,7 @@ class OpenAIWire:
     forces_tools: bool = False
     probe_path: str = "models"
     _strict: dict[str, None] = field(factory=dict)
-    """Models that refused it, the oldest first: another of the same aggregator may know it."""
+    """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
@@ -73,13 +75,15 @@ class OpenAIWire:
         return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Mistral and other strict servers refuse ``stream_options``: then ours is not sent again to that target.
+        """Leaves out ``stream_options``, which Mistral and other strict servers refuse; `took` will remember that.
 
-        A model that does not think may refuse to be told not to (``reasoning_effort: none``, which Ollama's clients
-        say by default): then the field is left out.
+        Or leaves out ``reasoning_effort: none``, which Ollama's clients send by default, and which a model that does
+        not think may refuse.
         """
         if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
             return None
+        if call.cuts_length and (shorter := cut(call, body)) is not None:
+            return self.request(shorter, entry)
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
             return self._without_effort(call, entry)
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
@@ -113,19 +117,21 @@ class OpenAIWire:
         if not call.relays:
             return _whole(body)
         values, spans = reply_object(body, "model")
-        checked_choices(values, decode_always=False)
+        checked_choices(values, decode_always=False, large=len(body) > LARGE_BYTES)
         usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
         return Answer(
             body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
         )
 
-    def translator(self, call: Call, entry: Entry, content_type: str) -> Translator:
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
         if call.endpoint.is_opaque:
             return ByteRelay(content_type)
-        events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target)
+        events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
         if self._forces(call):
-            events = ForcedTranslator(EventReader(call, entry.target))
-        return events if "event-stream" in content_type else Sniffer(events, _whole)
+            events = ForcedTranslator(EventReader(call, entry.target, limits))
+        return events if "event-stream" in content_type else Sniffer(events, _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
         return read_list(body, "data", _Row, _listed)
@@ -147,9 +153,10 @@ def _whole(body: bytes) -> Answer:
 
 
 class _Row(msgspec.Struct):
-    """One model of a list, as far as anybody says more than its id.
+    """One model of a list: ``id``, and what some servers add.
 
-    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio call it, in this order.
+    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio, Anthropic call it, in this order; the
+    longest answer what Groq and Anthropic do, and OpenRouter inside of ``top_provider``.
     """
 
     id: str = ""
@@ -162,12 +169,25 @@ class _Row(msgspec.Struct):
     max_model_len: Any = None
     context_window: Any = None
     max_context_length: Any = None
+    max_input_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    top_provider: Any = None
     meta: Any = None
 
     def tokens(self) -> int:
-        """Its context length; 0 where the list does not say. A bool is no number."""
+        """Its context length; 0 if the list does not say. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
-        return next((length for length in lengths if type(length) is int and length > 0), 0)
+        return _first(*lengths, self.max_input_tokens)
+
+    def most(self) -> int:
+        """Tokens of its longest answer; 0 where the list does not say."""
+        inside = self.top_provider.get("max_completion_tokens") if isinstance(self.top_provider, dict) else None
+        return _first(self.max_completion_tokens, inside, self.max_tokens)
+
+
+def _first(*numbers: Any) -> int:
+    return next((number for number in numbers if type(number) is int and number > 0), 0)
 
 
 def _listed(row: _Row) -> ModelInfo | None:
@@ -179,6 +199,7 @@ def _listed(row: _Row) -> ModelInfo | None:
         _capabilities(row),
         tuple(sorted(words(row.aliases) or ())),
         row.tokens(),
+        row.most(),
         _size(row.meta),
     )
 
@@ -190,9 +211,9 @@ def _size(meta: object) -> int:
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:
-    """OpenRouter lists parameters and modalities, llama-server modalities. What neither speaks of is not denied.
+    """OpenRouter lists parameters and modalities, llama-server modalities. What neither mentions counts as supported.
 
-    llama-server's router says "text" of each model that it has not loaded, which may see images all the same.
+    llama-server's router lists "text" for each model that it has not loaded, even if that takes images too.
     """
     parameters = words(row.supported_parameters)
     modalities = words(row.architecture.get("input_modalities")) if isinstance(row.architecture, dict) else None

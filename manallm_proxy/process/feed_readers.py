@@ -1,4 +1,4 @@
-"""Which workers have readers of the live feed. What happens travels between workers only while there are any."""
+"""Which workers have readers of the live feed: events travel between workers only while there are any."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from manallm_proxy.process.worker_messages import Watch
 
 
 @define(eq=False)
-class Audience:
-    """In the supervisor. Its methods return what is to be sent, and to whom."""
+class FeedReaders:
+    """Kept by the supervisor. Its methods return the messages to send, and to whom."""
 
     watching: set[int] = field(factory=set)
     """Numbers of workers."""
 
     def set(self, number: int, on: bool, workers: Collection[int]) -> list[tuple[int, Watch]]:
-        """Worker `number` has its first reader, or none any more. The others of `workers` learn what follows."""
+        """Worker `number` has its first reader, or none any more. Tells those of `workers` for which that matters."""
         if on == (number in self.watching):
             return []
         before = {each: self._for(each) for each in workers}

@@ -1,4 +1,4 @@
-"""Connections to a server that loads models, beside those of clients' requests: a load keeps one open for minutes."""
+"""HTTP to a local server about its models, over connections of its own: a load keeps one open for minutes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CONNECT: Final = 3.0
 
 
 @define(eq=False)
-class HostLine:
-    """``failure`` reads a status other than 200, as `wire.Wire.failure` does."""
+class HostClient:
+    """One server's connections. ``failure`` reads a status other than 200, as `wire.Wire.failure` does."""
 
     address: Address
     failure: Callable[[int, Mapping[str, str], bytes], ProviderError]

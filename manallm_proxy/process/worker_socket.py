@@ -1,4 +1,4 @@
-"""The supervisor's end of the pair of sockets to one worker."""
+"""The supervisor's end of the pair of sockets to one worker; the other end is a `WorkerLink`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNK = 2**18
 
 
 @define(eq=False)
-class WorkerLine:
+class WorkerSocket:
     """Never waits: what cannot be sent yet is kept in ``unsent``."""
 
     socket: socket.socket

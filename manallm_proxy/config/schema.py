@@ -1,0 +1,177 @@
+"""A JSON schema of both files, made from the classes and readers that read them: editors complete and mark by it.
+
+It accepts all that `load` accepts, and marks what can be seen without the rest of the configuration: unknown keys,
+wrong types, words, ranges and forms. One document serves both files, since all that ``aliases.yaml`` may hold may stand
+in ``proxy.yaml`` itself. Draft 7 is what editors' YAML servers know best.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import attrs
+
+from manallm_proxy.config import values
+from manallm_proxy.config.aliases import SEGMENT
+from manallm_proxy.config.described import EACH, FILES, Description, Place, described
+from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile
+from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
+from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
+
+Schema = dict[str, Any]
+
+DRAFT: Final = "http://json-schema.org/draft-07/schema#"
+_VARIABLE: Final = r"\$\{"
+"""What is filled from the environment may become anything."""
+_VISIBLE: Final = r"[\x21-\x7e]"
+_ENTRIES: Final[dict[Place, type[Any]]] = {
+    ("providers", EACH): ProviderGiven,
+    ("aliases", EACH): AliasGiven,
+    ("aliases", EACH, "chain", EACH): EntryGiven,
+}
+"""What is read one by one, and so is no type in `file_model`."""
+_NAMES: Final[dict[Place, str]] = {
+    ("providers",): NAME.pattern,
+    ("aliases",): rf"[\x21-\x2e\x30-\x7e]+/{SEGMENT.pattern}",
+}
+_LENGTHS: Final = r"[0-9]+(\.[0-9]+)? ?(ms|s|m|h)"
+_SIZES: Final = "[0-9]+ ?([KMG]i?B|B)"
+
+
+def schema() -> Schema:
+    """The whole document."""
+    words = {each.place: each for name in FILES for each in described(name).keys}
+    made = _Maker(words).made(ProxyFile, ())
+    # a file that names another one for the aliases has none of its own
+    both = {"required": ["aliases", "aliases_file"], "properties": {"aliases": {"type": "object"}}}
+    return {"$schema": DRAFT, "title": "manallm-proxy: proxy.yaml and aliases.yaml", **made, "not": both}
+
+
+@attrs.frozen
+class _Maker:
+    """``words``: what is said of each key, by its place."""
+
+    words: abc.Mapping[Place, Description]
+
+    def made(self, cls: type[Any], place: Place) -> Schema:
+        """Of a class: keys and values. Null is a section whose keys are all commented out."""
+        hints = get_type_hints(cls, include_extras=True)
+        keys = {each.name: self._key(each, hints[each.name], (*place, each.name)) for each in attrs.fields(cls)}
+        wanted = [each.name for each in attrs.fields(cls) if each.default is attrs.NOTHING]
+        made: Schema = {"type": "object", "properties": keys, "additionalProperties": False}
+        if wanted:
+            return made | {"required": wanted} | (_of_kinds() if cls is ProviderGiven else {})
+        return made | {"type": ["object", "null"]} if place else made
+
+    def _key(self, key: attrs.Attribute[Any], kind: Any, place: Place) -> Schema:
+        made = dict(self._value(kind, place))
+        said = self.words.get(place) or self.words.get(place[-2:])
+        if said is not None and said.text:
+            made["description"] = said.text.removesuffix(":")
+        if isinstance(key.default, bool | int | float | str):
+            is_whole = isinstance(key.default, float) and key.default.is_integer()
+            made["default"] = int(key.default) if is_whole else key.default
+        return made
+
+    def _value(self, kind: Any, place: Place) -> Schema:
+        if place in _ENTRIES and kind is Any:
+            entry = self.made(_ENTRIES[place], place)
+            return _either(_of_reader(values.target), entry) if place[-2:] == ("chain", EACH) else entry
+        if attrs.has(kind):
+            return self.made(kind, place)
+        match get_origin(kind), get_args(kind):
+            case abc.Mapping, (_, inner):
+                names = {"propertyNames": {"pattern": _whole(_NAMES[place])}} if place in _NAMES else {}
+                each = self._value(inner, (*place, EACH))
+                return {"type": ["object", "null"], "additionalProperties": each} | names
+            case found, (inner, *_) if found is tuple:
+                least = {"minItems": 1} if place[-1] == "chain" else {}
+                return {"type": "array", "items": self._value(inner, (*place, EACH))} | least
+            case found, words if found is Literal:
+                return _either({"enum": list(words)}, _VARIABLE_ALONE)
+            case found, (_, reader) if found is Annotated:
+                return _of_reader(reader)
+            case found, inner if found in (Union, UnionType):
+                return _either(
+                    *(self._value(each, place) for each in inner if each is not type(None)), {"type": "null"}
+                )
+            case _ if kind is bool:
+                return _either({"type": "boolean"}, _VARIABLE_ALONE)
+        assert kind is str, kind
+        return {"type": "string"}
+
+
+def _of_reader(reader: Any) -> Schema:
+    """What a single value may be."""
+    match reader:
+        case Whole(least=least, most=most):
+            return _either(
+                {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}, _VARIABLE_ALONE
+            )
+        case Duration(zero=zero):
+            bounds = {"maximum": LONGEST, "minimum" if zero else "exclusiveMinimum": 0}
+            return _either({"type": "number", **bounds}, _text(_LENGTHS))
+        case Matching(pattern=pattern):
+            return _text(pattern)
+    return _READERS[reader]
+
+
+def _of_kinds() -> Schema:
+    """What a provider's kind needs, and what it does not know."""
+    never = {key: {"type": "null"} for key in NOT_FOR_LOOPBACK}
+    return {
+        "allOf": [
+            _where("openai", {"required": ["base_url"]}),
+            _where("loopback", {"properties": never}),
+            {
+                "not": {
+                    "required": ["api_key", "api_key_file"],
+                    "properties": {"api_key": {"type": "string"}, "api_key_file": {"type": "string"}},
+                }
+            },
+        ]
+    }
+
+
+def _where(kind: str, then: Schema) -> Schema:
+    return {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": then}
+
+
+def _whole(pattern: str) -> str:
+    return rf"^(?:{pattern})$"
+
+
+def _text(pattern: str) -> Schema:
+    return {"type": "string", "pattern": rf"{_whole(pattern)}|{_VARIABLE}"}
+
+
+def _either(*parts: Schema) -> Schema:
+    """Any of `parts`. Those of different types become one, so that a mark stands at the value that is wrong in it."""
+    flat = [each for part in parts for each in part.get("anyOf", [part])]
+    typed = [part for part in flat if "type" in part]
+    types = [name for part in typed for name in ([part["type"]] if isinstance(part["type"], str) else part["type"])]
+    types = list(dict.fromkeys(types))
+    one = {key: value for part in typed for key, value in part.items() if key != "type"}
+    others = [part for part in flat if "type" not in part]
+    one = {"type": types[0] if len(types) == 1 else types, **one}
+    return {"anyOf": [*others, one]} if others else one
+
+
+_VARIABLE_ALONE: Final[Schema] = {"type": "string", "pattern": _VARIABLE}
+_URL: Final = _text(r"[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+(/[^\s?#]*)?")
+_READERS: Final[dict[Any, Schema]] = {
+    values.size: _either({"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES)),
+    values.host: _text("[A-Za-z0-9_:.%-]{1,255}"),
+    values.base_url: _URL,
+    values.proxy_url: _URL,
+    values.api_key: _text(f"{_VISIBLE}+"),
+    values.header_name: {"type": "string"},
+    values.target: _text(f"[^/]+/{_VISIBLE}{{1,256}}"),
+    values.moves_on: _either(
+        {"enum": list(FALLBACK_CLASSES)}, {"type": "integer", "minimum": 400, "maximum": 499}, _text("4[0-9][0-9]")
+    ),
+    values.options: {"type": ["object", "null"]},
+}
+"""By function, those without settings of their own."""

@@ -1,0 +1,47 @@
+"""Where traces go: ``traces.endpoint``, else what OpenTelemetry's own variables say, as its SDKs read them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Final
+
+from manallm_proxy.config.model import Traces
+from manallm_proxy.config.structure import Mistakes
+
+PATH: Final = "/v1/traces"
+"""Of OTLP over HTTP, below an endpoint for all signals."""
+OWN: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+"""The whole URL."""
+ALL: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""Without the path."""
+_WANTED: Final = "needs OpenTelemetry: pip install 'manallm-proxy[otel]'"
+
+
+def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, notes: list[str]) -> Traces:
+    """With the whole URL; None: no traces. Whoever asks for traces in the file needs the library, or has a mistake."""
+    if given.endpoint is not None:
+        if not _is_installed():
+            mistakes.add("traces.endpoint", _WANTED)
+        return Traces(f"{given.endpoint.removesuffix(PATH)}{PATH}")
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return Traces()
+    for name, path in ((OWN, ""), (ALL, PATH)):
+        if not (url := environ.get(name, "").strip()):
+            continue
+        if not url.startswith(("http://", "https://")):
+            notes.append(f"traces: {name} is no URL with http:// or https://, so there are none")
+        elif not _is_installed():
+            notes.append(f"traces: {name} is set, so they are wanted; that {_WANTED}")
+        else:
+            return Traces(f"{url.rstrip('/')}{path}" if path else url)
+        return Traces()
+    return Traces()
+
+
+def _is_installed() -> bool:
+    """Whether the optional libraries are there. It is asked only where traces are wanted, and imports none of them."""
+    for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.exporter.otlp"):
+        if importlib.util.find_spec(name) is None:
+            return False
+    return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None

@@ -1,0 +1,74 @@
+"""A request as it goes to a provider that speaks Messages itself: the client's own bytes.
+
+Thinking blocks that this proxy signed, or that came without a signature, are left out: the provider would refuse a
+signature that is not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.messages import signature
+from manallm_proxy.doors.messages.request import ThreadsUnsupported
+from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.large import is_large
+from manallm_proxy.openai.request import read_summary, spliced
+from manallm_proxy.openai.request_fields import Fields
+
+_PASSED: Final = ("anthropic-version", "anthropic-beta")
+"""Headers of the client's that say how its request is to be read."""
+_LONGEST: Final = 4096
+
+
+def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
+    """The call, for routing. Raises InvalidRequest for what is no request at all, and ThreadsUnsupported."""
+    summary = read_summary(body, ("messages", list))
+    thread = summary.spans.get("thread")
+    if thread is not None and body[slice(*thread)] != b"null":
+        raise ThreadsUnsupported
+    passed = {name: value for name in _PASSED if (value := _header(headers, name))}
+    return Call(endpoint, summary, body, request_id, headers=passed)
+
+
+def native_call(call: Call, _provider: str = "") -> Call:
+    """The call as a provider gets it that speaks this."""
+    if b'"thinking"' not in call.body:
+        return call
+    turns = decode_leniently(call.body[slice(*call.summary.spans["messages"])])
+    kept = [_readable(turn) for turn in turns]
+    if all(one is other for one, other in zip(kept, turns, strict=True)):
+        return call
+    values = {"messages": encode([turn for turn in kept if turn is not None])}
+    body, spans = spliced(call.body, call.summary.spans, values)
+    return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    """The header's value as one line, all of its lines together; empty if it could not be sent on."""
+    if name not in headers:
+        return ""
+    lines = headers.getall(name, []) if hasattr(headers, "getall") else [headers.get(name, "")]
+    value = ",".join(filter(None, lines))
+    return value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else ""
+
+
+def _readable(turn: Any) -> Fields | None:
+    """`turn` without thoughts that its provider did not sign; None if that was all."""
+    blocks = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "assistant" else None
+    if not isinstance(blocks, list):
+        return turn  # type: ignore[no-any-return]  # whatever it is, its provider will say so
+    kept = [block for block in blocks if not (isinstance(block, dict) and _is_unsigned(block))]
+    if len(kept) == len(blocks):
+        return turn  # type: ignore[no-any-return]
+    return {**turn, "content": kept} if kept else None
+
+
+def _is_unsigned(block: Fields) -> bool:
+    if block.get("type") != "thinking":
+        return False
+    signed = block.get("signature")
+    return not signed or bool(signature.read(signed))

@@ -1,0 +1,93 @@
+"""A request as it goes to a provider that speaks Responses itself: the client's own bytes, but for its state.
+
+The proxy keeps the state, so the provider is asked to keep none and gets the whole conversation. Reasoning goes to
+whoever can read it: what this proxy wrote for itself, and what another provider encrypted, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
+from manallm_proxy.doors.responses.request import SEALED, Asked
+from manallm_proxy.doors.responses.shell import Shell
+from manallm_proxy.openai.caller_paths import HistoryPaths
+from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.large import is_large
+from manallm_proxy.openai.request import spliced
+from manallm_proxy.openai.request_fields import Fields
+
+_PREVIOUS: Final = "previous_response_id"
+
+
+@define
+class NativeForm:
+    """One request. ``history``: items of earlier responses. ``items``: its own, each reference resolved."""
+
+    body: bytes = field(repr=False)
+    asked: Asked = field(repr=False)
+    history: Sequence[bytes] = field(repr=False)
+    items: list[Fields] = field(repr=False)
+    has_references: bool
+    shell: Shell = field(repr=False)
+    request_id: str
+
+    def write(self, provider: str) -> Call:
+        """The call as `provider` gets it."""
+        asked, spans = self.asked, self.asked.summary.spans
+        values = {"store": b"false"}
+        if _PREVIOUS in spans:
+            values[_PREVIOUS] = b"null"
+        own = [each for item in self.items if (each := readable(item, provider)) is not None]
+        before = [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
+        unchanged = len(own) == len(self.items) and all(map(_same, own, self.items))
+        if before or self.has_references or not unchanged:
+            values["input"] = encode([*before, *own])
+        if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
+            values["include"] = encode([*sorted(asked.include), SEALED])
+        body, spans = spliced(self.body, spans, values)
+        was = asked.summary
+        summary = RequestSummary(was.model, was.stream, was.wants_usage, was.needs, spans)
+        call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
+        if before:
+            call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
+        return call
+
+    def refused(self, refusal: ProxyError) -> Call:
+        """The call where this is its only form."""
+        return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
+
+    def _told(self) -> dict[str, bytes]:
+        """What the response says of itself, although the provider was asked otherwise."""
+        previous = self.asked.previous
+        return {"id": encode(self.shell.id), "store": encode(self.asked.stores), _PREVIOUS: encode(previous)}
+
+
+def _same(one: Fields, other: Fields) -> bool:
+    return one is other
+
+
+def readable(item: Fields, provider: str) -> Fields | None:
+    """`item` as `provider` can read it; None if it cannot."""
+    carried = of_item(item)
+    if item.get("type") == "reasoning":
+        if KEPT in item and carried.provider != provider:
+            return None
+        sealed = item.get("encrypted_content")
+        if is_ours(sealed) or not (sealed or item.get("content")):
+            return None
+    elif is_ours(item.get("encrypted_content")):
+        item = {key: value for key, value in item.items() if key != "encrypted_content"}
+    return {key: value for key, value in item.items() if key != KEPT} if KEPT in item else item
+
+
+def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
+    """The items of an answer that `provider` gave in this format, as they are kept for the next turn."""
+    mark = pack(Carried(provider))
+    rows = [item for item in output if isinstance(item, dict)]
+    return [{**item, KEPT: mark} if item.get("type") == "reasoning" else item for item in rows]

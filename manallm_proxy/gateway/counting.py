@@ -1,0 +1,79 @@
+"""``POST /v1/messages/count_tokens``: by the provider that would serve the request, where it can count; else estimated.
+
+Nobody falls back or is blamed for a count: whatever goes wrong, the estimate is the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import evolve
+
+from manallm_proxy.contract.attempts import LocalUnavailable
+from manallm_proxy.contract.errors import Untranslatable
+from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.targets import Entry, Timeouts
+from manallm_proxy.doors.messages.native import native_call, read_native
+from manallm_proxy.doors.messages.tokens import count_tokens
+from manallm_proxy.gateway.body_reader import read_request
+from manallm_proxy.gateway.client_keys import Caller
+from manallm_proxy.gateway.credentials import caller_of, request_id_of
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.locality import at_home, is_pinned
+from manallm_proxy.http_server import web
+from manallm_proxy.routing.circuit import Skip
+
+_TIMEOUTS: Final = Timeouts(connect=3.0, first_byte=10.0, idle=10.0)
+
+
+async def counted_tokens(request: web.BaseRequest, generation: Generation) -> bytes:
+    """The body of the answer. Raises what a request for the message itself would raise before any provider is asked."""
+    caller = caller_of(request, generation)
+    id_, headers = request_id_of(request), request.headers
+
+    def read(body: bytes) -> tuple[Call, bytes]:
+        call = read_native(body, headers, id_, Endpoint.COUNT_TOKENS)
+        try:
+            return call, count_tokens(body)[1]
+        except Untranslatable as refusal:
+            call.refusal = refusal
+            return call, b""
+
+    (call, estimate), _ = await read_request(request, generation.config.limits, read)
+    entry = _first(call, generation, caller, request)
+    counted = await _asked(call, generation, entry) if entry is not None else None
+    if counted is None and call.refusal is not None:
+        raise call.refusal
+    return counted or estimate
+
+
+async def _asked(call: Call, generation: Generation, entry: Entry) -> bytes | None:
+    """What `entry`'s provider counts; None if it does not."""
+    permit = generation.registry.admit(entry.target)
+    if isinstance(permit, Skip):
+        return None
+    try:
+        provider = generation.providers[entry.target.provider]
+        return (await provider.complete(native_call(call), evolve(entry, timeouts=_TIMEOUTS))).body
+    except ProviderError as error:
+        forget_frames(error)
+        return None
+    finally:
+        permit.released()
+
+
+def _first(call: Call, generation: Generation, caller: Caller | None, request: web.BaseRequest) -> Entry | None:
+    """The first target that would be tried now, if its provider counts."""
+    chain = generation.chain_for(call.summary, caller)
+    if is_pinned(chain, caller, request.headers):
+        try:
+            chain = at_home(chain, generation.config.providers)
+        except LocalUnavailable:
+            return None
+    usable = (e for e in chain if not e.target.is_open and generation.registry.refusal(e.target) is None)
+    entry = next(usable, None)
+    if entry is None or Endpoint.MESSAGES.path not in generation.config.providers[entry.target.provider].speaks:
+        return None
+    return entry

@@ -1,0 +1,345 @@
+"""Large JSON, decoded, encoded and split in many short calls into C.
+
+A thread does not keep the event loop waiting, but one call into C does, for as long as it takes: 32 MiB of text take
+msgspec 30 ms, a million numbers 40. So a large value is cut between the members of its lists and objects, and a long
+string between its characters; what is in between is msgspec's as everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+SMALL: Final = 32 * 1024
+"""Bytes that one call decodes."""
+LARGE_BYTES: Final = 2**20
+LARGE_ELEMENTS: Final = 50_000
+"""Above one of these, a text is decoded in slices: below, it takes a few milliseconds."""
+_TEXT: Final = 256 * 1024
+"""Bytes or characters of a string that one call works on."""
+_KEY_LIMIT: Final = 256 * 1024
+"""Bytes of a key whose value is not small."""
+_BUDGET: Final = 4096
+"""Values that one call encodes."""
+NESTED_LIMIT: Final = 24
+"""Levels above a value that is not small: each of them is looked through once more."""
+_SLICE: Final = 16 * 1024
+"""Bytes that are looked through at once."""
+_OPEN: Final = (b"[", b"{")
+_CLOSE: Final = (b"]", b"}")
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
+_CURLY: Final = bytes.maketrans(b"[]", b"{}")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_ROUNDS: Final = 8
+"""Levels that open and close within a slice, and are seen without a walk."""
+_ESCAPED: Final = re.compile(rb"(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\[^u])*+", re.DOTALL)
+"""Text up to where an escape would be cut."""
+_STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_HIGH: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}$")
+"""Half of a pair."""
+KEY: Final = re.compile(rb'\s*("(?:[^"\\]++|\\.)*+")\s*:\s*', re.DOTALL)
+_BLANK: Final = b" \t\r\n"
+
+Decode = Callable[[bytes], Any]
+Span = tuple[int, int]
+
+
+def is_large(text: bytes) -> bool:
+    """Whether to decode `text` in one call would be felt."""
+    size = len(text)
+    return size > LARGE_BYTES or (size > LARGE_ELEMENTS and text.count(b",") > LARGE_ELEMENTS)
+
+
+def decode_large(text: bytes, decode: Decode) -> Any:
+    """`text` decoded, small parts of it by `decode`. Raises what `decode` raises, DecodeError, RecursionError."""
+    start, end = trimmed(text, 0, len(text))
+    return _value(text, start, end, decode, NESTED_LIMIT)
+
+
+def trimmed(text: bytes, start: int, end: int) -> Span:
+    """The span without white space around it."""
+    while start < end and text[start] in _BLANK:
+        start += 1
+    while end > start and text[end - 1] in _BLANK:
+        end -= 1
+    return start, end
+
+
+def members(text: bytes, start: int, end: int) -> Iterator[Span]:
+    """Spans of whole members of the list or object at `start`, many small ones at once, each large one alone.
+
+    Between two spans there is a comma. Brackets are not checked: where each span is well-formed, so is the whole.
+    Raises DecodeError for a list or object that does not end.
+    """
+    if end - start < 2 or text[end - 1] != (0x5D if text[start] == 0x5B else 0x7D):
+        raise msgspec.DecodeError("a list or object does not end")
+    begin = start + 1
+    cut = begin - 1
+    for comma in _commas(text, begin, end - 1):
+        if comma - begin > SMALL and cut >= begin:
+            yield begin, cut
+            begin = cut + 1
+        if comma - begin > SMALL:
+            yield begin, comma
+            begin = comma + 1
+        cut = comma
+    if end - 1 - begin > SMALL and cut >= begin:
+        yield begin, cut
+        begin = cut + 1
+    yield begin, end - 1
+
+
+def _commas(text: bytes, at: int, end: int) -> Iterator[int]:
+    """Places of commas between members: the first and the last of each slice that has some."""
+    depth, inside = 0, False
+    while at < end:
+        stop = min(at + _SLICE, end)
+        piece = text[at:stop]
+        if piece.endswith(b"\\") and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
+            piece = text[at : (stop := min(stop + 1, end))]  # with what the last one escapes
+        plain, inside = _without_strings(piece, inside)
+        if depth == 0 or _goes_up(plain, depth):
+            depth, first, last = _walked(plain, depth)
+            if first >= 0:
+                yield at + first
+                yield at + last
+        else:
+            depth += sum(map(plain.count, _OPEN)) - sum(map(plain.count, _CLOSE))
+        at = stop
+    if depth or inside:
+        raise msgspec.DecodeError("a list, an object or a string does not end")
+
+
+def _without_strings(piece: bytes, inside: bool) -> tuple[bytes, bool]:
+    """`piece` with another character for each in a string; `inside`: it begins in one. Whether it ends in one."""
+    if b"\\" in piece:
+        piece = piece.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    if b'"' not in piece:
+        return b"" if inside else piece, inside
+    parts = piece.split(b'"')
+    first = 0 if inside else 1
+    parts[first::2] = [b"_" * len(part) for part in parts[first::2]]
+    return b"_".join(parts), inside ^ (len(parts) % 2 == 0)
+
+
+def _goes_up(plain: bytes, depth: int) -> bool:
+    """Whether anything in `plain` is outside of what is open at its beginning."""
+    closed = sum(map(plain.count, _CLOSE))
+    if closed < depth:
+        return False
+    brackets = plain.translate(_CURLY, _NO_BRACKETS)
+    for _ in range(_ROUNDS):
+        size = len(brackets)
+        brackets = brackets.replace(b"{}", b"")
+        if len(brackets) == size:
+            break
+    else:
+        return True
+    opened = brackets.find(b"{")
+    return (len(brackets) if opened < 0 else opened) >= depth
+
+
+def _walked(plain: bytes, depth: int) -> tuple[int, int, int]:
+    """The depth at the end, and where the first and the last comma is that is in no list or object; -1: none."""
+    first = last = -1
+    at = 0
+    for found in _BRACKET.finditer(plain):
+        here = found.start()
+        if depth == 0 and (comma := plain.rfind(b",", at, here)) >= 0:
+            first, last = plain.find(b",", at, here) if first < 0 else first, comma
+        depth += 1 if plain[here] in b"[{" else -1
+        if depth < 0:
+            raise msgspec.DecodeError("brackets do not match")
+        at = here + 1
+    if depth == 0 and (comma := plain.rfind(b",", at)) >= 0:
+        first, last = plain.find(b",", at) if first < 0 else first, comma
+    return depth, first, last
+
+
+def _end_of_string(text: bytes, at: int, end: int) -> int:
+    """Where the closing quote is of a string whose first character is at `at`."""
+    while at < end:
+        stop = min(at + _TEXT, end)
+        quote = text.find(b'"', at, stop)
+        plain = stop if quote < 0 else quote
+        if text.find(b"\\", at, plain) < 0:
+            if quote >= 0:
+                return quote
+            at = stop
+            continue
+        found = _STRING.match(text, at, stop)
+        assert found is not None  # it matches nothing, too
+        at = found.end()
+        if at < end and text[at] == 0x22:
+            return at
+        if at < stop and at + 1 >= end:
+            break
+        if at < stop and found.end() == found.start():
+            break
+    raise msgspec.DecodeError("a string does not end")
+
+
+def _value(text: bytes, start: int, end: int, decode: Decode, levels: int) -> Any:
+    first = text[start : start + 1]
+    if first == b'"':
+        return decode(text[start:end]) if end - start <= _TEXT else _string(text, start, end, decode)
+    if end - start <= SMALL or first not in (b"[", b"{"):
+        return decode(text[start:end])
+    if not levels:
+        raise RecursionError
+    return (_list if first == b"[" else _object)(text, start, end, decode, levels - 1)
+
+
+def _list(text: bytes, start: int, end: int, decode: Decode, levels: int) -> list[Any]:
+    found: list[Any] = []
+    for a, b in members(text, start, end):
+        if b - a <= 2 * SMALL:
+            some = decode(b"[%b]" % text[a:b])
+            if not some:
+                raise msgspec.DecodeError("a value is missing")
+            found += some
+        else:
+            found.append(_value(text, *trimmed(text, a, b), decode, levels))
+    return found
+
+
+def _object(text: bytes, start: int, end: int, decode: Decode, levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for a, b in members(text, start, end):
+        if b - a <= 2 * SMALL:
+            some = decode(b"{%b}" % text[a:b])
+            if not some:
+                raise msgspec.DecodeError("a value is missing")
+            found |= some
+        else:
+            name, at = key_at(text, a, b)
+            found[decode(name)] = _value(text, *trimmed(text, at, b), decode, levels)
+    return found
+
+
+def key_at(text: bytes, start: int, end: int) -> tuple[bytes, int]:
+    """The key of the one member there, as it is written, and where its value begins."""
+    found = KEY.match(text, start, min(end, start + _KEY_LIMIT))
+    if found is None:
+        raise msgspec.DecodeError("a key is missing, or too long")
+    return found[1], found.end()
+
+
+def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
+    pieces = (text[at : at + _TEXT] for at in range(start, end, _TEXT))
+    if not all(piece.isascii() and b"\\" not in piece for piece in pieces):
+        return "".join(_texts(text, start, end, decode))
+    for _ in _texts(text, start, end, decode):
+        pass  # no character that must be escaped; then one copy is enough
+    return str(memoryview(text)[start + 1 : end - 1], "ascii")
+
+
+def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
+    """What `decode` makes of each part of the string there."""
+    at, last = start + 1, end - 1
+    if _end_of_string(text, at, end) != last:
+        raise msgspec.DecodeError("something follows a string")
+    while at < last:
+        stop = _safe(text, at, min(at + _TEXT, last), last)
+        yield decode(b'"%b"' % text[at:stop])
+        at = stop
+
+
+def _safe(text: bytes, at: int, stop: int, last: int) -> int:
+    """Where a string may be cut, at or before `stop`: in no escape, in no pair of them, in no character."""
+    if stop == last:
+        return last
+    if text.find(b"\\", at, stop) >= 0:
+        found = _ESCAPED.match(text, at, stop)
+        assert found is not None
+        half = _HIGH.search(text, max(at, found.end() - 6), found.end())
+        stop = half.start() if half is not None and half.start() > at else found.end()
+        if stop == at:  # no escape at all
+            raise msgspec.DecodeError("invalid escape")
+    while stop - 1 > at and text[stop] & 0xC0 == 0x80:
+        stop -= 1
+    return stop
+
+
+def check_large(text: bytes, start: int, end: int, check: Decode, levels: int = NESTED_LIMIT) -> None:
+    """Whether the value there is JSON, small parts of it by `check`. Raises as `decode_large`."""
+    first = text[start : start + 1]
+    if first == b'"' and end - start > _TEXT:
+        for _ in _texts(text, start, end, check):
+            pass
+    elif end - start <= SMALL or first not in (b"[", b"{"):
+        check(text[start:end])
+    elif not levels:
+        raise RecursionError
+    else:
+        around = b"[%b]" if first == b"[" else b"{%b}"
+        for a, b in members(text, start, end):
+            if b - a <= 2 * SMALL:
+                if not (some := text[a:b].strip(_BLANK)):
+                    raise msgspec.DecodeError("a value is missing")
+                check(around % some)
+            else:
+                at = a
+                if first == b"{":
+                    name, at = key_at(text, a, b)
+                    check(name)
+                check_large(text, *trimmed(text, at, b), check, levels - 1)
+
+
+def encode_large(value: Any, encode: Callable[[Any], bytes]) -> bytes:
+    """`value` encoded, small parts of it by `encode`."""
+    return b"".join(_encoded(value, encode))
+
+
+def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes]:
+    if isinstance(value, array):
+        for at in range(0, len(value), _BUDGET):
+            yield (b"," if at else b"[") + encode(value[at : at + _BUDGET].tolist())[1:-1]
+        yield b"]" if value else b"[]"
+    elif _left(value, _BUDGET) >= 0 or not isinstance(value, str | dict | list | tuple):
+        yield encode(value)
+    elif isinstance(value, str):
+        yield b'"'
+        for at in range(0, len(value), _TEXT):
+            yield encode(value[at : at + _TEXT])[1:-1]
+        yield b'"'
+    elif isinstance(value, dict):
+        yield b"{"
+        for n, (key, each) in enumerate(value.items()):
+            yield (b"," if n else b"") + encode(key) + b":"
+            yield from _encoded(each, encode)
+        yield b"}"
+    elif value and all(isinstance(each, int | float) for each in value):
+        yield b"["
+        for at in range(0, len(value), _BUDGET):
+            yield (b"," if at else b"") + encode(value[at : at + _BUDGET])[1:-1]
+        yield b"]"
+    else:
+        yield b"["
+        for n, each in enumerate(value):
+            if n:
+                yield b","
+            yield from _encoded(each, encode)
+        yield b"]"
+
+
+def _left(value: Any, budget: int) -> int:
+    """What is left of `budget` values after `value`; negative: it is too large for one call. Text counts by length."""
+    if isinstance(value, str):
+        return budget - 1 - len(value) * _BUDGET // _TEXT
+    if isinstance(value, dict):
+        value = value.values()
+    elif isinstance(value, array):
+        return -1
+    elif not isinstance(value, list | tuple):
+        return budget - 1
+    budget -= len(value)
+    for each in value:
+        if budget < 0:
+            break
+        budget = _left(each, budget)
+    return budget

@@ -1,0 +1,80 @@
+"""Traces, switched on and off by the configuration. Off, nothing of OpenTelemetry is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from attrs import define, field
+
+from manallm_proxy.config.model import Config
+from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.observe.fan_out import FanOut
+from manallm_proxy.process.reload import in_thread
+
+if TYPE_CHECKING:
+    from manallm_proxy.observe.traces import Attributes, Traces
+
+LAST_SPANS: Final = 2.0
+"""Max seconds that the end of the process waits for the collector to take the last spans."""
+_PORTS: Final = {"http": 80, "https": 443}
+_NAMES: Final[Mapping[str, str]] = {"google": "gcp.gemini"}
+"""By kind: the conventions' name of a provider; any other has the name that the configuration gives it."""
+
+
+@define(eq=False)
+class Tracing:
+    """``observe`` gets one listener more while there is an endpoint."""
+
+    serving: Serving
+    observe: FanOut
+    _traces: Traces | None = None
+    _closing: set[asyncio.Task[None]] = field(factory=set)
+
+    def follow(self, config: Config) -> None:
+        """From now on as `config` says. What an earlier exporter holds is still sent."""
+        wanted = config.traces.endpoint
+        if wanted == (self._traces.endpoint if self._traces is not None else None):
+            return
+        if self._traces is not None:
+            self._let_go(self._traces)
+            self._traces = None
+        if wanted is not None:
+            from manallm_proxy.observe.traces import Traces  # which takes 0.2 s and 15 MB
+
+            self._traces = Traces(wanted, self._describe)
+            self.observe.listeners = [*self.observe.listeners, self._traces]
+        self.serving.traced = self._traces is not None
+
+    async def close(self) -> None:
+        """Sends what waits, for up to `LAST_SPANS` seconds."""
+        if self._traces is not None:
+            self._let_go(self._traces)
+            self._traces, self.serving.traced = None, False
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=LAST_SPANS)
+
+    def _let_go(self, traces: Traces) -> None:
+        self.observe.listeners = [each for each in self.observe.listeners if each is not traces]
+        task = asyncio.get_running_loop().create_task(_closed(traces))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _describe(self, provider: str) -> Attributes:
+        """What is told of a provider beside its model."""
+        config = self.serving.generation.config.providers.get(provider)
+        if config is None:  # a reload took it away meanwhile
+            return {"gen_ai.provider.name": provider}
+        found: Attributes = {"gen_ai.provider.name": _NAMES.get(config.kind, provider)}
+        parts = urlsplit(config.base_url or "")
+        if parts.hostname:
+            found |= {"server.address": parts.hostname, "server.port": parts.port or _PORTS[parts.scheme.lower()]}
+        return found
+
+
+async def _closed(traces: Traces) -> None:
+    with contextlib.suppress(Exception):  # spans are never worth a stop
+        await in_thread(traces.close)

@@ -1,0 +1,32 @@
+"""Bounds on the structure of an answer, counted in its bytes before it is decoded."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.openai.bounds import TooMuch, count_structure
+
+EVENT_BYTES: Final = 64 * 1024
+"""The structure of an event or line of a stream is counted only if it has more bytes than this."""
+_ROWS: Final = 1000
+_T = TypeVar("_T")
+
+
+def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
+    """Raises BadResponse for an answer, or one event of it, with more of something than `limits` allow."""
+    try:
+        count_structure(body, limits, "answers")
+    except TooMuch as error:
+        raise BadResponse(f"its answer {error}", detail=f"too much ({error.key})") from None
+
+
+def rows_of(kind: type[_T], rows: list[Any]) -> list[_T]:
+    """Decoded `rows` as structs of `kind`, converted in several short calls. Raises msgspec.ValidationError."""
+    found: list[_T] = []
+    for at in range(0, len(rows), _ROWS):
+        found += msgspec.convert(rows[at : at + _ROWS], list[kind])  # type: ignore[valid-type]  # mypy wants a constant
+    return found

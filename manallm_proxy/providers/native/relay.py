@@ -1,0 +1,147 @@
+"""A stream of named events, relayed with its bytes; of Responses and Messages, which differ in what the events say.
+
+Nearly every event adds a few words to what was begun before. It is told by its bytes, and not read. What may begin or
+end something, count, or fail is decoded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from attrs import define, evolve, field
+
+from manallm_proxy.contract.answers import StreamBatch, Usage
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import encode
+from manallm_proxy.providers.classify import in_band, parse_error
+from manallm_proxy.providers.openai import chunks
+
+_BLANK = b"\n\n"
+_NAME = b"event: "
+
+
+@define
+class NamedRelay:
+    """See `wire.Translator`. Events that clients do without, and those that the door writes itself, are dropped."""
+
+    marks: ClassVar[tuple[bytes, ...]]
+    """One of these is in the bytes of every event that has to be read. The first is the likeliest."""
+
+    _call: Call
+    _target: Target
+    usage: Usage | None = None
+    _model: bytes = field(default=b"", repr=False)
+    _decoder: sse.Decoder = field(factory=sse.Decoder)
+    _has_content: bool = False
+    _said: bool = False
+    """Whether the answer holds more than its end."""
+    _ended: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self._model = encode(str(self._target))
+
+    @property
+    def held(self) -> int:
+        return self._decoder.held
+
+    def is_open(self, data: bytes) -> bool:
+        return self._decoder.is_open(data)
+
+    def feed(self, data: bytes) -> StreamBatch:
+        if self._is_plain(data):
+            return StreamBatch(data)
+        try:
+            frames = self._decoder.feed(data)
+        except sse.FrameTooLong:
+            return StreamBatch(error=BadResponse("it sent an event without an end", detail="endless event"))
+        out: list[bytes] = []
+        before, error = self._has_content, None
+        for frame in frames:
+            try:
+                self._add(frame, out)
+            except ProviderError as failure:
+                error = failure
+                break
+            if self._ended:
+                break
+        return self._batch(b"".join(out), has_content=self._has_content and not before, error=error)
+
+    def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
+        """What one read became."""
+        return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
+
+    def close(self) -> StreamBatch:
+        """The end of the provider's body, before that of the answer."""
+        rest = self._decoder.close()
+        batch = self.feed(rest + _BLANK) if rest and _is_whole(rest) else StreamBatch()
+        if batch.done or batch.error:
+            return batch
+        error = Disconnected("its stream ended in mid answer", detail="cut stream")
+        return evolve(batch, error=error)
+
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether these are whole events, all named, none of which has to be read."""
+        if not (self._has_content and data.startswith(_NAME) and data.endswith(_BLANK)):
+            return False
+        for mark in self.marks:
+            if mark in data:
+                return False
+        if b"\r" in data or b"error" in data or not self._decoder.is_between:
+            return False
+        return data.find(_BLANK) == len(data) - 2 or data.count(_BLANK + _NAME) + 1 == data.count(_BLANK)
+
+    def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
+        """Appends what `frame` becomes. Raises the ProviderError that it tells of."""
+        if frame.fields:
+            chunks.refuse_odd_fields(frame)
+        if frame.data is None or frame.data.strip() in (*chunks.KEEP_ALIVES, b"[DONE]"):
+            return
+        try:
+            event = chunks.read_chunk(frame)
+        except ValueError:
+            raise BadResponse("its stream is not JSON", detail="broken JSON") from None
+        if event is None:
+            return
+        kind = event.get("type")
+        kind = kind if isinstance(kind, str) else frame.event.decode(errors="replace")
+        error = event.get("error")
+        if kind == "error" or says_error(error):
+            raise in_band(parse_error({"error": error} if says_error(error) else event))
+        data = self._take(kind, event, frame.data)
+        if data is not None:
+            out.append(_written(frame, kind, data))
+
+    def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
+        """Reads one event; returns its data as the client gets it, None if it gets none."""
+        raise NotImplementedError  # each format has its own
+
+    def _says(self, said: object) -> None:
+        """`said` is what an event adds: anything at all commits."""
+        if said:
+            self._said = self._has_content = True
+
+    def _ends(self, *, said: bool = False) -> None:
+        """The answer is complete. Its end alone commits, unless words are waited for."""
+        self._ended = True
+        self._has_content = self._has_content or said or not self._call.waits_for_words
+
+
+def _is_whole(rest: bytes) -> bool:
+    """Whether `rest` lacks no more than its blank line."""
+    frame = sse.parse(rest + _BLANK)
+    try:
+        return frame.data is not None and chunks.read_chunk(frame) is not None
+    except ValueError:
+        return False
+
+
+def _written(frame: sse.Frame, kind: str, data: bytes) -> bytes:
+    """`frame` with `data` in place of its own. SDKs drop events without a name."""
+    at = frame.raw.find(frame.data or b"") if frame.event else -1
+    if at < 0:
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data.replace(b"\n", b" "))
+    return frame.raw[:at] + data + frame.raw[at + len(frame.data or b"") :]

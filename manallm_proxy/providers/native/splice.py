@@ -1,0 +1,36 @@
+"""Replaces members of an object, or of one inside of it. All other members keep their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.providers.openai.reply import reply_object
+
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def members(data: bytes) -> dict[str, Any]:
+    """The members of the JSON object `data`, not decoded. Raises BadResponse if it is none."""
+    try:
+        return dict(_OBJECT.decode(data))
+    except (msgspec.ValidationError, *DecodeErrors):
+        return reply_object(data)[0]  # which reads what others call JSON, or says what it is
+
+
+def with_values(values: Mapping[str, Any], new: Mapping[str, bytes]) -> bytes:
+    """The JSON object of these members, with the JSON of `new` in place of their own."""
+    return encode({**values, **{key: msgspec.Raw(value) for key, value in new.items()}})
+
+
+def within(data: bytes, key: str, new: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+    """`data` with its member `key` changed in this way, and that member; empty where it is no object."""
+    outer = members(data)
+    inner = bytes(outer.get(key, b""))
+    if inner[:1] != b"{":
+        return data, b""
+    inner = with_values(members(inner), new)
+    return with_values(outer, {key: inner}), inner

@@ -1,0 +1,81 @@
+"""What a provider speaks beside chats: OpenAI's Responses and Anthropic's Messages, relayed with their bytes.
+
+A client of one of these gets the provider's own answer, but for the members that name what only the proxy knows: the
+model, and of a response its id and what is said of its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import define
+
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
+from manallm_proxy.contract.provider import Call, Endpoint, ModelList
+from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.request import rewrite
+from manallm_proxy.providers.length import cut
+from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
+from manallm_proxy.providers.native.responses import ResponsesRelay, response
+from manallm_proxy.providers.openai.reply import refuse_error, reply_object
+from manallm_proxy.providers.sniffer import Sniffer
+from manallm_proxy.providers.wire import Request, Translator, Wire
+
+
+@define
+class NativeWire:
+    """See `wire.Wire`. ``chats``: what reads and writes all other calls. ``paths``: below the base URL."""
+
+    chats: Wire
+    paths: Mapping[Endpoint, str]
+
+    @property
+    def probe_path(self) -> str | None:
+        return self.chats.probe_path
+
+    def request(self, call: Call, entry: Entry) -> Request:
+        path = self.paths.get(call.endpoint)
+        if path is None:
+            return self.chats.request(call, entry)
+        return Request(path, rewrite(call.summary, call.body, entry.target.model), headers=call.headers)
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        return self.chats.failure(status, headers, body)
+
+    def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
+        if call.endpoint not in self.paths:
+            return self.chats.reshape(call, entry, status, body)
+        shorter = cut(call, body) if status == 400 and call.cuts_length else None
+        return self.request(shorter, entry) if shorter is not None else None
+
+    def took(self, entry: Entry, request: Request) -> bool:
+        return self.chats.took(entry, request)
+
+    def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
+        if call.endpoint not in self.paths:
+            return self.chats.answer(call, entry, body, content_type)
+        match call.endpoint:
+            case Endpoint.RESPONSES:
+                return response(call, entry.target, body)
+            case Endpoint.COUNT_TOKENS:
+                return counted(body)
+        return message(call, entry.target, body)
+
+    def translator(
+        self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
+    ) -> Translator:
+        if call.endpoint not in self.paths:
+            return self.chats.translator(call, entry, content_type, limits)
+        relay = ResponsesRelay if call.endpoint is Endpoint.RESPONSES else MessagesRelay
+        events: Translator = relay(call, entry.target)
+        return events if "event-stream" in content_type else Sniffer(events, _no_stream, limits)
+
+    def listed(self, body: bytes) -> ModelList:
+        return self.chats.listed(body)
+
+
+def _no_stream(body: bytes) -> Answer:
+    """Raises what a body says that is no event stream, although one was asked for."""
+    refuse_error(reply_object(body)[0])
+    raise BadResponse("its answer is no event stream", detail="not an event stream")

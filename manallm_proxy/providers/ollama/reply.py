@@ -1,0 +1,189 @@
+"""Decodes what Ollama answers: a line of a stream, a complete answer, vectors (ollama api/types.go at v0.33)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from manallm_proxy.contract.answers import Answer, AnswerLimits, Usage
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.openai import sliced
+from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.json_object import (
+    DecodeErrors,
+    decode,
+    decode_leniently,
+    encode,
+    split_object,
+    whole_surrogates,
+)
+from manallm_proxy.openai.vectors import checked_vectors, read_vectors
+from manallm_proxy.providers.answer_bounds import refuse_too_much, rows_of
+from manallm_proxy.providers.ollama import errors as ollama_failure
+
+LINE_LIMIT: Final = 16 << 20
+"""Bytes of one line of a stream, without its end."""
+
+
+class Function(Struct):
+    name: str = ""
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class ToolCalled(Struct):
+    function: Function
+    id: Any = ""
+
+
+class _LargeFunction(Struct):
+    name: str = ""
+    arguments: Any = msgspec.field(default_factory=dict)
+
+
+class _LargeCall(Struct):
+    """A call of an answer that was decoded in slices: its arguments are an object."""
+
+    function: _LargeFunction
+    id: Any = ""
+
+
+class Message(Struct):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[ToolCalled] | None = None
+
+
+class Reply(Struct):
+    """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one.
+
+    What an answer can do without is read leniently: servers that imitate Ollama send counters as null or 4.0.
+    """
+
+    message: Message | None = None
+    response: str | None = None
+    thinking: str | None = None
+    done: bool = False
+    done_reason: Any = None
+    prompt_eval_count: Any = 0
+    eval_count: Any = 0
+    logprobs: Any = None
+    error: Any = None
+
+
+class _Embedded(Struct):
+    """api/types.go EmbedResponse."""
+
+    embeddings: Sequence[Sequence[float]] | None = None
+    prompt_eval_count: Any = 0
+    error: Any = None
+
+
+class _Asked(Struct):
+    """How many vectors an embeddings answer must have; `request` has checked it."""
+
+    input: str | list[Any] = ""
+
+
+_T = TypeVar("_T", Reply, _Embedded)
+_REPLY: Final = msgspec.json.Decoder(Reply)
+_EMBEDDED: Final = msgspec.json.Decoder(_Embedded)
+_VECTORS: Final = msgspec.json.Decoder(list[list[float]])
+
+
+def read_line(line: bytes) -> Reply:
+    """A line of a stream. Raises BadResponse if it is none, and the error that it may hold instead."""
+    return _checked(_decoded, _REPLY, line)
+
+
+def read_large_line(line: bytes, limits: AnswerLimits) -> Reply:
+    """The same, within the limits of size and structure."""
+    if len(line) > LINE_LIMIT:
+        raise too_long()
+    refuse_too_much(line, limits)
+    return read_whole(line)
+
+
+def too_long() -> BadResponse:
+    return BadResponse(f"Ollama sent a line of more than {LINE_LIMIT >> 20} MiB", detail="line too long")
+
+
+def read_whole(body: bytes) -> Reply:
+    """A complete answer; see `read_line`."""
+    return _read(_REPLY, body)
+
+
+def _read(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    large = len(body) > sliced.LARGE_ELEMENTS and sliced.is_large(body)
+    return _checked(_decoded_large if large else _decoded, decoder, body)
+
+
+def _checked(
+    decode: Callable[[msgspec.json.Decoder[_T], bytes], _T], decoder: msgspec.json.Decoder[_T], body: bytes
+) -> _T:
+    try:
+        reply = decode(decoder, body)
+    except DecodeErrors:
+        raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
+    if reply.error is not None and says_error(reply.error):
+        raise ollama_failure.in_band(reply.error)
+    return reply
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+        lenient = whole_surrogates(body)
+        if lenient == body:
+            raise
+        return decoder.decode(lenient)
+
+
+def _decoded_large(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """The same in many short calls."""
+    fields = decode_leniently(body)
+    calls: list[Any] = []
+    if isinstance(fields, dict) and isinstance(said := fields.get("message"), dict):
+        calls = said.pop("tool_calls", None) or []
+    found: _T = msgspec.convert(fields, decoder.type)
+    if isinstance(found, Reply) and found.message is not None and calls:
+        found.message.tool_calls = [
+            ToolCalled(Function(call.function.name, msgspec.Raw(encode(call.function.arguments))), call.id)
+            for call in rows_of(_LargeCall, calls)
+        ]
+    return found
+
+
+def embeddings(call: Call, body: bytes) -> Answer:
+    """One vector for each input. BadResponse otherwise."""
+    reply = _read(_EMBEDDED, body) if not sliced.is_large(body) else _read_vectors(body)
+    asked = decode(call.body, type=_Asked)
+    wanted = 1 if isinstance(asked.input, str) else len(asked.input)
+    vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
+    return Answer(usage=Usage(prompt=count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
+
+
+def _read_vectors(body: bytes) -> _Embedded:
+    """The same in many short calls."""
+    try:
+        values, spans = split_object(body)
+        span = spans.get("embeddings")
+        rows = read_vectors(body, span, _VECTORS.decode) if span and body[span[0]] == 0x5B else []
+    except (InvalidRequest, *DecodeErrors):
+        raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
+    rest = encode({key: values[key] for key in ("prompt_eval_count", "error") if key in values})
+    reply = _read(_EMBEDDED, rest)
+    reply.embeddings = rows
+    return reply
+
+
+def count(value: object) -> int:
+    """A counter; 0 for what cannot be one."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return max(0, value) if type(value) is int else 0

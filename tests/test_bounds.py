@@ -1,0 +1,214 @@
+"""What a request or an answer may hold: counted right whatever its shape, and refused in words that help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.openai import bounds
+from manallm_proxy.openai.bounds import TooMuch, count_structure
+from manallm_proxy.providers.answer_bounds import refuse_too_much
+from tests.proxy import openai, process, proxy, settings
+from tests.stall import peak, raw_post
+from tests.upstreams import Connection, Seen, answers, completion, each, upstream
+
+TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:,é\\n'), max_size=12)
+VALUES = st.recursive(
+    st.none() | st.integers(0, 99) | TEXTS,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(TEXTS, inner, max_size=6),
+    max_leaves=40,
+)
+
+
+class Counted:
+    """A JSON value, counted in the plain way. A comma of an empty list is none, hence ``elements``."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.keys = len(value)
+        rows = [each for key in value for each in (value[key] if isinstance(value[key], list) else ())]
+        self.messages = sum(isinstance(row, dict) for row in rows)
+        self.parts = self.commas = self.depth = 0
+        self._add(value, 1)
+        self.elements = self.parts + self.commas
+
+    def _add(self, value: Any, level: int) -> None:
+        if isinstance(value, dict | list):
+            self.parts += 1
+            self.commas += max(0, len(value) - 1)
+            self.depth = max(self.depth, level)
+            for each in value.values() if isinstance(value, dict) else value:
+                self._add(each, level + 1)
+
+
+BOUNDS = ("keys", "messages", "parts", "elements", "depth")
+
+
+class Limits:
+    """Each bound far away, but for one."""
+
+    keys = messages = parts = elements = depth = 10**6
+
+    def __init__(self, key: str, bound: int) -> None:
+        setattr(self, key, bound)
+
+
+@given(st.dictionaries(TEXTS, VALUES, max_size=6), st.sampled_from(BOUNDS), st.integers(3, 40), st.booleans())
+@hypothesis_settings(max_examples=60)
+@example({"\\": ['"', {"a": [[]]}]}, "depth", 5, True)
+def test_a_bound_holds_exactly(value: dict[str, Any], key: str, size: int, spaced: bool) -> None:
+    """As many pass, one more does not, and the refusal names the key: whatever the shape, wherever a slice ends."""
+    counted = getattr(Counted(value), key)
+    body = json.dumps(value, separators=None if spaced else (",", ":")).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "_SLICE", size)
+        count_structure(body, Limits(key, counted), "limits")
+        if counted > 0:
+            with pytest.raises(TooMuch, match=rf"\(limits\.{key}\)"):
+                count_structure(body, Limits(key, counted - 1), "limits")
+
+
+def test_counting_ends_at_the_bound() -> None:
+    """A hundred megabytes cost what the bound costs, since no slice after it is looked at."""
+    seen: list[bytes] = []
+    with pytest.MonkeyPatch.context() as patch:
+        structure = bounds._structure
+
+        def counted(body: bytes) -> Iterator[bytes]:
+            for each in structure(body):
+                seen.append(each)
+                yield each
+
+        patch.setattr(bounds, "_structure", counted)
+        with pytest.raises(BadResponse, match=r"its answer has more than 200000 objects and lists \(answers\.parts\)"):
+            refuse_too_much(b'{"a":[' + b"[]," * 2_000_000 + b"[]]}", AnswerLimits())
+    assert sum(map(len, seen)) < 700_000
+
+
+SMALL = {"keys": 12, "messages": 5, "parts": 40, "elements": 60, "depth": 8, "body": 4096}
+TOO_MUCH: dict[str, Any] = {
+    "keys": {f"k{n}": 1 for n in range(13)},
+    "messages": {"x": [{}] * 6},
+    "parts": {"x": [[]] * 41},
+    "elements": {"x": [1] * 70},
+    "depth": {"x": [[[[[[[[[]]]]]]]]]},
+    "body": {"x": "y" * 4096},
+}
+DOORS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": []},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/messages": {"messages": [], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": []},
+    "/v1/responses": {"input": "x"},
+    "/v1/audio/speech": {"input": "x"},
+    "/v1/images/generations": {"prompt": "x"},
+    "/v1/rerank": {"query": "x"},
+    "/v1/moderations": {"input": "x"},
+    "/api/chat": {"messages": []},
+    "/api/generate": {"prompt": "x"},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+    "/api/show": {},
+}
+
+
+async def test_every_door_says_which_bound(tmp_path: Path) -> None:
+    """400 or 413 with the bound and its key, in the door's shape, before any provider is asked."""
+    async with upstream(each(answers)) as gpu:
+        async with proxy(settings({"gpu": openai(gpu.url)}, limits=SMALL), tmp_path) as p:
+            for path, asked in DOORS.items():
+                for key, extra in TOO_MUCH.items():
+                    status, body, _ = await p.post(path, {"model": "gpu/m", **asked, **extra})
+                    error = body["error"]
+                    message = error if path.startswith("/api/") else error["message"]
+                    assert status == (413 if key == "body" else 400), (path, key, body)
+                    assert f"limits.{key})" in message and str(SMALL[key]) in message, (path, key, message)
+                    assert (body.get("type") == "error") is path.startswith("/v1/messages")
+            assert gpu.posts == []
+
+
+ANSWERS = {"text": 300_000, "keys": 30, "parts": 1000, "elements": 20_000, "depth": 12}
+ODD: dict[str, Any] = {
+    "text": {"user": "x" * 300_000},
+    "keys": {f"k{n}": "x" * 9000 for n in range(32)},
+    "parts": {"x": [[]] * 10_000},
+    "elements": {"x": [1] * 25_000},
+    "depth": {"x": [[[[[[[[[[[[[]]]]]]]]]]]]], "y": [1] * 9000},
+}
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+@pytest.mark.parametrize("key", ODD)
+async def test_an_answer_over_a_bound_is_its_providers_failure(tmp_path: Path, key: str, kind: str) -> None:
+    """The next target serves; attempts and log name the key that raises the bound."""
+
+    async def much(connection: Connection, seen: Seen) -> None:
+        message = {"role": "assistant", "content": "Hello"}
+        ours = completion() if kind == "openai" else {"message": message, "done": True}
+        await connection.reply({**ours, **ODD[key]})
+
+    async with upstream(each(much)) as odd, upstream(each(answers)) as well:
+        first = openai(odd.url) if kind == "openai" else {"kind": "ollama", "base_url": odd.url}
+        config = settings({"odd": first, "well": openai(well.url)}, answers=ANSWERS)
+        async with proxy(config, tmp_path) as p:
+            status, body, headers = await p.chat()
+            assert (status, headers["x-mana-llm-resolved"]) == (200, "well/m")
+            status, body, _ = await p.chat(model="odd/m")
+        assert status == 503
+        assert f"answers.{key}" in body["error"]["message"]
+        assert f"(answers.{key})" in body["error"]["attempts"][0]["detail"]
+        assert f"(answers.{key})" in p.log.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+async def test_one_event_has_the_bounds_of_an_answer(tmp_path: Path, kind: str) -> None:
+    """A line of a stream before the commit: the next target serves."""
+    row: Any = {"choices": [], "x": [[]] * 40_000} if kind == "openai" else {"x": [[]] * 40_000}
+
+    async def much(connection: Connection, seen: Seen) -> None:
+        await connection.head(content_type="text/event-stream" if kind == "openai" else "application/x-ndjson")
+        line = json.dumps(row).encode()
+        await connection.chunk(b"data: " + line + b"\n\n" if kind == "openai" else line + b"\n")
+        await connection.end()
+
+    async with upstream(each(much)) as odd, upstream(each(answers)) as well:
+        first = openai(odd.url) if kind == "openai" else {"kind": "ollama", "base_url": odd.url}
+        async with proxy(settings({"odd": first, "well": openai(well.url)}, answers=ANSWERS), tmp_path) as p:
+            status, body, headers = await p.stream()
+        assert (status, headers["x-mana-llm-resolved"]) == (200, "well/m")
+        assert b"[DONE]" in body
+        assert "(answers.parts)" in p.log.getvalue()
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("door", ["/v1/chat/completions", "/v1/messages"])
+async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
+    """At most three times its body, or its answer's, and 32 MiB."""
+    size = 12 * MIB
+
+    async def large(connection: Connection, seen: Seen) -> None:
+        await connection.reply(completion("x" * size if b'"large"' in seen.body else "hi"))
+
+    async with upstream(each(large)) as gpu, process(settings({"gpu": openai(gpu.url)}), tmp_path) as running:
+        port = int(running.url.rpartition(":")[2])
+        for text in ("x" * size, "large"):
+            asked = {
+                "model": "gpu/m",
+                "max_tokens": 9,
+                "stream": False,
+                "messages": [{"role": "user", "content": text}],
+            }
+            with peak(running.pid) as taken:
+                assert (await raw_post(port, door, json.dumps(asked).encode())).startswith(b"HTTP/1.1 200")
+            assert taken.mib <= 3 * size / MIB + 32

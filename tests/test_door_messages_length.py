@@ -1,0 +1,125 @@
+"""``max_tokens`` of Anthropic's clients, who have to name some number: no more than the target can give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.native_servers import speaks_messages
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, answers, each, upstream
+from tests.waiting import until
+
+USER = {"role": "user", "content": "hi"}
+
+
+def lists(**row: Any) -> Any:
+    """A server that says this of its model ``m``; it answers in both formats."""
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"object": "list", "data": [{"id": "m", **row}]})
+            else:
+                await (speaks_messages if "messages" in seen.path else answers)(connection, seen)
+
+    return script
+
+
+async def asked(p: Proxy, most: int, **body: Any) -> None:
+    fields = {"model": "p/m", "max_tokens": most, "messages": [USER], "temperature": 0.5, **body}
+    code, told, _ = await p.post("/v1/messages", fields)
+    assert code == 200, told
+
+
+@pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
+@pytest.mark.parametrize(
+    ("row", "sent"),
+    [
+        ({}, 128_000),
+        ({"max_completion_tokens": 8192, "context_window": 131_072}, 8192),
+        ({"top_provider": {"max_completion_tokens": 8000, "context_length": 1}, "context_length": 200_000}, 8000),
+        ({"max_tokens": 64_000, "max_input_tokens": 1_000_000}, 64_000),
+        ({"max_model_len": 4096}, range(3900, 4096)),
+        ({"max_model_len": 200_000}, 128_000),
+        ({"max_completion_tokens": True, "context_length": "x", "top_provider": 3}, 128_000),
+    ],
+)
+async def test_what_is_listed_is_the_most(row: dict[str, Any], sent: Any, speaks: list[str], tmp_path: Path) -> None:
+    """Longest answer and window, in each server's words; the rest of the request is as it was."""
+    async with upstream(lists(**row)) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
+        await until(lambda: any(model.id == "m" for model in p.app.generation.catalog.models("p")))
+        await asked(p, 128_000)
+        got = up.posts[-1].json
+        assert got["max_tokens"] in (sent if isinstance(sent, range) else [sent])
+        assert (got["model"], got["temperature"]) == ("m", 0.5)
+        cut = got["max_tokens"] != 128_000
+        assert ("which the target cannot give" in p.log.getvalue()) is cut
+        await asked(p, 100, messages=[{"role": "user", "content": "word " * 5000}])
+        assert up.posts[-1].json["max_tokens"] == 100
+
+
+async def test_a_prompt_that_fills_the_window_leaves_the_refusal_to_the_server(tmp_path: Path) -> None:
+    """It knows the numbers: nobody gets an answer of one word."""
+    async with upstream(lists(max_model_len=4096)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        await until(lambda: any(model.id == "m" for model in p.app.generation.catalog.models("p")))
+        await asked(p, 4000, messages=[{"role": "user", "content": "word " * 5000}])
+        assert up.posts[-1].json["max_tokens"] == 1024
+
+
+async def test_a_window_that_an_entry_asks_for(tmp_path: Path) -> None:
+    """Of an Ollama."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        await connection.reply({"message": {"content": "x"}, "done": True, "done_reason": "stop"})
+
+    async with upstream(each(answer)) as up:
+        provider = {"kind": "ollama", "base_url": up.url, "options": {"num_ctx": 2048}}
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+            await asked(p, 128_000)
+            assert 1900 < up.posts[-1].json["options"]["num_predict"] < 2048
+
+
+REFUSALS = {
+    "max_tokens is too large: 9000. This model supports at most 4096 completion tokens, whereas you gave 9000.": 4096,
+    "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 10000 tokens "
+    "and your request has 1500 input tokens (9000 > 10000 - 1500). None": 8500,
+    "This model's maximum context length is 8192 tokens. However, you requested 9064 tokens (64 in the messages, 9000 "
+    "in the completion). Please reduce the length of the messages or completion.": 8128,
+    "max_tokens: 9000 > 8000, which is the maximum allowed number of output tokens for claude-x": 8000,
+    "Invalid max_tokens value, the valid range of max_tokens is [1, 8192]": 8192,
+    "`max_tokens` must be less than or equal to `8190`, the maximum value for `max_tokens` is less": 8190,
+    "The parameter `max_completion_tokens` specified in the request are not valid: integer above maximum value, "
+    "expected a value <= 8188, but got 9000 instead.": 8188,
+    "max_tokens must be at least 1": None,
+    "max_tokens is not supported with this model": None,
+    "This model supports at most 99999 completion tokens": None,
+    "messages[0] is wrong: at most 3": None,
+}
+
+
+@pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
+async def test_what_a_refusal_says_is_the_most(speaks: list[str], tmp_path: Path) -> None:
+    """It is asked once more, with that; any other refusal is the client's to read, and so is one of a chat."""
+    words = ""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if seen.json["max_tokens"] == 9000:
+            await connection.reply({"error": {"message": words, "type": "invalid_request_error"}}, "400 Bad Request")
+        else:
+            await (speaks_messages if "messages" in seen.path else answers)(connection, seen)
+
+    async with upstream(each(answer)) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
+        for words, most in REFUSALS.items():
+            before = len(up.posts)
+            body = {"max_tokens": 9000, "messages": [USER]}
+            code, told, _ = await p.post("/v1/messages", body)
+            assert (code, len(up.posts) - before) == ((400, 1) if most is None else (200, 2)), (words, told)
+            assert up.posts[-1].json["max_tokens"] == (most or 9000)
+            if "chat" in speaks:
+                before = len(up.posts)
+                assert (await p.chat(max_tokens=9000))[0] == 400
+                assert (len(up.posts) - before, json.loads(up.posts[-1].body)["max_tokens"]) == (1, 9000)

@@ -1,0 +1,116 @@
+"""An answer that is read in slices is the answer that is read in one go, for each kind of provider."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+
+from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.openai import sliced
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.gemini.wire import GeminiWire
+from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
+from manallm_proxy.providers.wire import Wire
+from tests.upstreams import completion
+
+WIRES: dict[str, Wire] = {"openai": OpenAIWire(), "ollama": OllamaWire(), "google": GeminiWire()}
+VECTORS = [[0.5, -0.25, 3.0, 1e-7], [1.0, 2.0, -2.5, 0.125], [0.0, -1.0, 7.5, 100.0]] * 4
+PACKED = [base64.b64encode(struct.pack("<4f", *vector)).decode() for vector in VECTORS]
+CALLS = [
+    {"id": f"c{n}", "type": "function", "function": {"name": f"f{n}", "arguments": f'{{"a":{n}}}'}} for n in range(9)
+]
+
+
+def chat(**message: Any) -> dict[str, Any]:
+    whole = completion('Hello \\ "you" \u00e9\U0001f600')
+    whole["choices"][0]["message"] |= message
+    return whole
+
+
+def embeddings(vectors: list[Any], **more: Any) -> dict[str, Any]:
+    rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)]
+    return {"object": "list", "data": rows, "model": "m", "usage": {"prompt_tokens": 3, "total_tokens": 3}, **more}
+
+
+def called(name: str, number: int) -> dict[str, Any]:
+    return {"function": {"name": name, "arguments": {"a": number, "b": [1, {"c": None}]}}, "id": f"c{number}"}
+
+
+PARTS = [{"text": "Hello"}, *({"functionCall": {"name": f"f{n}", "id": f"c{n}", "args": {"a": n}}} for n in range(9))]
+DONE = {"done": True, "done_reason": "stop", "eval_count": 3, "prompt_eval_count": 2}
+CHATS: dict[str, tuple[str, Any]] = {
+    "text": ("openai", chat()),
+    "tool calls": ("openai", chat(tool_calls=CALLS)),
+    "an error inside": ("openai", {**chat(), "error": {"message": "no room left here"}}),
+    "a choice that failed": ("openai", {"choices": [{"error": {"message": "no", "code": 429}, "message": {}}]}),
+    "no choices": ("openai", {"x": "y" * 200, "choices": []}),
+    "no object": ("openai", ["x" * 300]),
+    "Ollama's text": ("ollama", {"message": {"role": "assistant", "content": "Hi \u2028 there"}, **DONE}),
+    "Ollama's calls": (
+        "ollama",
+        {"message": {"tool_calls": [called(f"f{n}", n) for n in range(9)]}, **DONE},
+    ),
+    "Ollama's error": ("ollama", {"error": "the model runner has stopped", "x": "y" * 200}),
+    "Ollama's nonsense": ("ollama", {"message": {"content": 5, "tool_calls": [3]}, "x": "y" * 200, **DONE}),
+    "Gemini's": (
+        "google",
+        {"candidates": [{"content": {"parts": PARTS}, "finishReason": "STOP"}], "usageMetadata": {}},
+    ),
+    "Gemini's nonsense": ("google", {"candidates": [{"content": {"parts": [{"text": 5}]}}], "x": "y" * 200}),
+    "Gemini's block": ("google", {"promptFeedback": {"blockReason": "SAFETY"}, "x": "y" * 200}),
+}
+LISTS: dict[str, tuple[str, Any]] = {
+    "floats": ("openai", embeddings(VECTORS)),
+    "base64": ("openai", embeddings(PACKED)),
+    "floats and more": ("openai", {"data": embeddings(VECTORS)["data"], "x": "y" * 300}),
+    "too few": ("openai", embeddings(VECTORS[:-1])),
+    "no vectors": ("openai", embeddings([{"x": 1}] * 12)),
+    "Ollama's vectors": ("ollama", {"embeddings": VECTORS, "prompt_eval_count": 3}),
+    "Ollama's, too few": ("ollama", {"embeddings": VECTORS[:-1]}),
+    "Ollama's, no numbers": ("ollama", {"embeddings": [["x"] * 20] * 12}),
+    "Ollama's error": ("ollama", {"error": "the model runner has stopped", "x": "y" * 200}),
+    "Gemini's vectors": ("google", {"embeddings": [{"values": vector} for vector in VECTORS]}),
+    "Gemini's, too few": ("google", {"embeddings": [{"values": vector} for vector in VECTORS[:-1]]}),
+}
+
+
+def read(kind: str, body: Any, asked: dict[str, Any], relays: bool) -> Any:
+    """The answer, comparable; or what was wrong with it."""
+    endpoint = Endpoint.EMBEDDINGS if "input" in asked else Endpoint.CHAT
+    request = json.dumps({"model": "p/m", **asked}).encode()
+    key, types = ("input", (str, list)) if "input" in asked else ("messages", list)
+    call = Call(endpoint, read_summary(request, (key, types)), request, "1", relays=relays)
+    spaces: dict[str, Any] = {"separators": (",", ":")} if kind == "ollama" else {"indent": 1}
+    text = json.dumps(body, **spaces).encode()  # arguments of Ollama's calls lose their white space where it is large
+    try:
+        answer: Answer = WIRES[kind].answer(call, Entry(Target("p", "m")), text, "application/json")
+    except ProviderError as error:
+        return type(error), error.message, error.detail
+    vectors = [list(vector) for vector in answer.vectors]
+    return answer.body and json.loads(answer.body), answer.usage, answer.choices, vectors, answer.dimensions
+
+
+@pytest.mark.parametrize("relays", [True, False])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        *((name, {"messages": [{"role": "user", "content": "hi"}]}) for name in CHATS),
+        *((name, {"input": ["x"] * 12}) for name in LISTS),
+        *((name, {"input": ["x"] * 12, "encoding_format": "base64"}) for name in LISTS),
+    ],
+)
+def test_the_same_answer(monkeypatch: pytest.MonkeyPatch, name: str, asked: dict[str, Any], relays: bool) -> None:
+    """Or the same failure, in the same words."""
+    kind, body = (LISTS if "input" in asked else CHATS)[name]
+    wanted = read(kind, body, asked, relays)
+    for part, size in {"LARGE_BYTES": 64, "LARGE_ELEMENTS": 32, "SMALL": 24, "_SLICE": 37, "_TEXT": 40}.items():
+        monkeypatch.setattr(sliced, part, size)
+    assert read(kind, body, asked, relays) == wanted

@@ -1,0 +1,107 @@
+"""Large JSON in slices: what comes out is what msgspec makes of it in one go, and what it refuses is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from manallm_proxy.openai import sliced
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode
+
+TEXTS = st.text(max_size=60) | st.sampled_from(
+    ['"' * 30, "\\" * 31, "a" * 70, "é" * 40, "😀" * 20, "\n" * 33, "\ud83d"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=12) | st.dictionaries(TEXTS, inner, max_size=8),
+    max_leaves=60,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_slices() -> Any:
+    """A few bytes are large here, so that each shape is cut everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliced, "SMALL", 8)
+        patch.setattr(sliced, "_SLICE", 5)
+        patch.setattr(sliced, "_TEXT", 24)
+        patch.setattr(sliced, "_BUDGET", 4)
+        yield
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, 1]))
+@settings(max_examples=40)
+@example({"a": [{}, [], {"b": "x" * 90}], "": "\\\\" * 40}, True, None)
+def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) -> None:
+    """Decoded, checked and encoded, whatever is escaped, wherever the slices end."""
+    text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode("utf-8", "surrogatepass")
+    try:
+        wanted = decode_leniently(text)
+    except DecodeErrors:
+        return  # half of a pair as bytes, which is no text
+    assert sliced.decode_large(text, decode_leniently) == wanted
+    sliced.check_large(text, *sliced.trimmed(text, 0, len(text)), lambda part: decode_leniently(part) and None)
+    assert decode(sliced.encode_large(wanted, encode)) == wanted
+
+
+@given(VALUES, st.data())
+@settings(max_examples=40)
+def test_what_is_broken_is_refused(value: Any, data: st.DataObject) -> None:
+    """A byte too many, one missing, another: what msgspec refuses is refused here, and nothing else."""
+    text = bytearray(json.dumps(value).encode())
+    at = data.draw(st.integers(0, len(text) - 1))
+    match data.draw(st.sampled_from(["insert", "delete", "replace"])):
+        case "insert":
+            text[at:at] = data.draw(st.sampled_from([b",", b":", b'"', b"]", b"{", b"\\", b"1", b" "]))
+        case "delete":
+            del text[at]
+        case _:
+            text[at] = data.draw(st.sampled_from(b',:"]}[{\\1x'))
+    body = bytes(text)
+    try:
+        wanted: Any = decode(body)
+    except DecodeErrors:
+        with pytest.raises(DecodeErrors):
+            sliced.decode_large(body, decode)
+        with pytest.raises(DecodeErrors):
+            sliced.check_large(body, *sliced.trimmed(body, 0, len(body)), decode)
+    else:
+        assert sliced.decode_large(body, decode) == wanted
+
+
+@given(
+    st.sampled_from([b"[1,2,3,4,5,6,7,8,9,10,]", b"[,1,2,3,4,5,6,7,8]", b'{"aaaaaaa":1,"b":2,}', b"[1,,2,3,4,5,6,7,8]"])
+)
+def test_commas_stand_between_values(body: bytes) -> None:
+    """And nowhere else, also where a slice ends at one."""
+    with pytest.raises(msgspec.DecodeError):
+        sliced.decode_large(body, decode)
+    with pytest.raises(msgspec.DecodeError):
+        sliced.check_large(body, 0, len(body), decode)
+
+
+def test_no_call_gets_much() -> None:
+    """Whatever the shape: lists of numbers, objects, one text, nesting."""
+    seen: list[int] = []
+
+    def counted(text: bytes) -> Any:
+        seen.append(len(text))
+        return decode_leniently(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliced, "SMALL", 1024)
+        patch.setattr(sliced, "_TEXT", 4096)
+        for value in (
+            list(range(100_000)),
+            [[0.25] * 768] * 50,
+            {"messages": [{"role": "user", "content": "hi"}] * 5000},
+            {"a": {"b": {"c": ["x" * 100_000, "\\" * 100_000, "é" * 100_000]}}},
+        ):
+            assert sliced.decode_large(json.dumps(value).encode(), counted) == value
+    assert max(seen) <= 4096 + 8
+    assert len(seen) > 400
