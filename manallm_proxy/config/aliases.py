@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import attrs
 
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven
 from manallm_proxy.config.hints import suggestion
-from manallm_proxy.config.model import ModelKey, model_key
+from manallm_proxy.config.model import Cached, ModelKey, ProviderConfig, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
-from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.contract.targets import CachePolicy, Chain, Entry
 
 SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
@@ -48,12 +49,14 @@ class Aliases:
             if entry is not None and entry in entries[:number] and not entry.target.is_open:
                 again = join(path, "chain", number)
                 self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
+        found = tuple(entry for entry in entries if entry is not None)
         self.done[name] = Chain(
             alias=name,
-            entries=tuple(entry for entry in entries if entry is not None),
+            entries=found,
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
             local_only=given.locality == "local",
+            cache=cache_policy(given.cache, (self.providers.done[entry.target.provider] for entry in found)),
         )
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:
@@ -114,3 +117,11 @@ class Aliases:
         )
         self._places.append((path, entry))
         return entry
+
+
+def cache_policy(given: Cached | None, providers: Iterable[ProviderConfig]) -> CachePolicy | None:
+    """What is kept of a chain over `providers` whose alias says `given`; None: nothing."""
+    embeddings = {each.name: each.cache.ttl for each in providers if each.cache is not None}
+    if given is None and not embeddings:
+        return None
+    return CachePolicy(given.ttl if given is not None else None, embeddings)

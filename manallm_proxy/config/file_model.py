@@ -13,6 +13,8 @@ from manallm_proxy.config.model import (
     ApiKey,
     Auth,
     BaseUrl,
+    Cache,
+    Cached,
     Cors,
     Count,
     Dialect,
@@ -35,6 +37,7 @@ from manallm_proxy.config.model import (
     Responses,
     Seconds,
     SecondsOrZero,
+    StateUrl,
     Status,
     Streaming,
     Traces,
@@ -81,6 +84,7 @@ class ProviderGiven:
     proxy: ProxyUrl | None = field(default=None, repr=False)
     options: Options = field(factory=dict)
     stream_usage: bool = True
+    cache: Cached | None = None
 
 
 @frozen
@@ -106,6 +110,7 @@ class AliasGiven:
     fallback_on: tuple[MovesOn, ...] = ()
     locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
+    cache: Cached | None = None
 
 
 @frozen
@@ -123,6 +128,8 @@ class ProxyFile:
     chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
+    cache: Cache = Cache()
+    state: StateUrl | None = field(default=None, repr=False)
     metrics: Metrics = Metrics()
     traces: Traces = Traces()
     log: Log = Log()

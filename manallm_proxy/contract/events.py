@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from attrs import define, frozen
 
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
@@ -17,6 +18,8 @@ UNROUTED: Final = "other"
 Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
 """Health of a provider or a target."""
 Outcome = Literal["ok", "error", "client_gone", "broken"]
+CacheOutcome = Literal["hit", "miss", "bypass"]
+"""An answer that was kept, or that another request had begun; one that was asked for; one that nobody may keep."""
 
 
 @frozen
@@ -135,6 +138,10 @@ class RequestEnded:
     last: Target | None = None
     """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
     last_at: float | None = None
+    cache: CacheOutcome | None = None
+    """None where no answers are kept."""
+    saved: Usage | None = None
+    """What a hit did not cost."""
     trace: Trace | None = None
     """None where traces are off."""
 
@@ -196,6 +203,15 @@ class ResidentsUnreadable:
 
     provider: str
     detail: str | None
+
+
+@frozen
+class StateChanged:
+    """The server that instances share their state by is not well, or is again. ``server``: without a password."""
+
+    server: str
+    is_well: bool
+    detail: str | None = None
 
 
 @frozen
@@ -295,6 +311,7 @@ Event = (
     | ModelLoad
     | HalfOnCpu
     | ResidentsUnreadable
+    | StateChanged
     | Reloaded
     | NotVerified
     | ListUnreadable

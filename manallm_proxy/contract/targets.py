@@ -110,6 +110,22 @@ class Entry:
 
 
 @frozen
+class CachePolicy:
+    """Whose answers are kept, for how many seconds."""
+
+    ttl: float | None = None
+    """Of all answers of the alias; None: only embeddings are kept, as their providers say."""
+    embeddings: Mapping[str, float] = field(factory=dict)
+    """By provider."""
+
+    def seconds(self, provider: str, *, is_embedding: bool) -> float | None:
+        """How long an answer of `provider` is kept; None: it is not."""
+        if self.ttl is not None or not is_embedding:
+            return self.ttl
+        return self.embeddings.get(provider)
+
+
+@frozen
 class Chain:
     """What to try, in order. ``alias`` is the name that the client used, None for a plain ``provider/model``."""
 
@@ -120,6 +136,8 @@ class Chain:
     """Seconds for the whole walk, up to the commit; 0: no limit."""
     local_only: bool = False
     """Only targets on the operator's own hardware may serve."""
+    cache: CachePolicy | None = None
+    """None: no answer is kept."""
     is_open: bool = field(init=False, repr=False)
     """Whether an entry's model is still to be chosen."""
 

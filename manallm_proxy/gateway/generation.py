@@ -16,9 +16,10 @@ from attrs import define, evolve, field
 from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import ModelChosen, Observer
+from manallm_proxy.contract.events import DimensionsDiffer, ModelChosen, Observer
 from manallm_proxy.contract.provider import Call, Provider, RequestSummary
-from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, CachePolicy, Chain, Entry, Target
+from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
@@ -28,6 +29,7 @@ from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
+from manallm_proxy.state.answers import Answers
 
 LATEST: Final = ":latest"
 """The tag that an Ollama client means if it gives none."""
@@ -43,12 +45,17 @@ class Generation:
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
+    answers: Answers
+    """What is kept of them, and what is on its way."""
     home: Home = field(factory=Home)
     """The gates for local providers."""
     dimensions: dict[str, tuple[str, int]] = field(factory=dict)
     """For each alias the first target that returned embeddings, and their length."""
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
+    caches: bool = field(init=False)
+    """Whether any answers are kept."""
+    _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`."""
     all_chat: bool = field(init=False)
@@ -64,6 +71,7 @@ class Generation:
 
     def __attrs_post_init__(self) -> None:
         config = self.config
+        self.caches = config.caches
         spoken = {dialect for provider in config.providers.values() for dialect in provider.speaks}
         self.dialects = frozenset(spoken - {"chat"})
         self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
@@ -80,7 +88,8 @@ class Generation:
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
-        return cls(config, opened, registry, catalog, keyring, home, opened=opened)
+        answers = new_answers(config, clock, observe)
+        return cls(config, opened, registry, catalog, keyring, answers, home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -102,7 +111,7 @@ class Generation:
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
         home = new_home(config, self.catalog, registry, self.home, self.config)
-        return Generation(config, providers, registry, self.catalog, keyring, home, opened=opened)
+        return Generation(config, providers, registry, self.catalog, keyring, self.answers, home, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -112,6 +121,7 @@ class Generation:
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
         adopt(self.home, self.config, self.registry.providers)
+        adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -170,7 +180,9 @@ class Generation:
             )
         target = self._without_latest(Target(provider, rest))
         entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
-        return Chain(None, (entry,), timeout=self.config.chain_timeout)
+        kept = self.config.providers[target.provider].cache
+        cache = CachePolicy(embeddings={target.provider: kept.ttl}) if kept is not None else None
+        return Chain(None, (entry,), timeout=self.config.chain_timeout, cache=cache)
 
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
         """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""
@@ -200,6 +212,23 @@ class Generation:
                 now.unfilled,
             )
             self.registry.observe(event)
+
+    def fingerprint(self, chain: Chain) -> bytes:
+        """Another one wherever `chain` could answer otherwise, in this generation or another."""
+        if chain is not self.config.aliases.get(chain.alias or ""):  # pinned, filled, or no alias at all
+            return fingerprint(chain, self.config)
+        assert chain.alias is not None
+        known = self._fingerprints.get(chain.alias)
+        if known is None:
+            known = self._fingerprints[chain.alias] = fingerprint(chain, self.config)
+        return known
+
+    def compare_dimensions(self, alias: str, dimensions: int, entry: Entry) -> None:
+        """Reports where `entry` gives embeddings of another length than `alias` gave before."""
+        target = str(entry.target)
+        first, length = self.dimensions.setdefault(alias, (target, dimensions))
+        if length != dimensions:
+            self.registry.observe(DimensionsDiffer(alias, first, length, target, dimensions))
 
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
         """Whether each provider of `chain` speaks `dialect` itself."""
@@ -259,7 +288,8 @@ class Generation:
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
         boxes = self.home.boxes.boxes.values()
-        await close_all([*self.providers.values(), *boxes, *self._orphans], self.registry.observe)
+        held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
+        await close_all(held, self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:

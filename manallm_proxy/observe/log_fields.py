@@ -29,6 +29,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    StateChanged,
     UsageRefused,
     WorkerEnded,
 )
@@ -70,6 +71,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
         case ResidentsUnreadable():
             return "warning", "loaded models are not told", attrs.asdict(event)
+        case StateChanged():
+            if event.is_well:
+                return "info", "shared state is back", {"server": event.server}
+            todo = "requests go on without it; nothing is lost but what is kept there"
+            return "warning", "shared state is away", {"server": event.server, "detail": event.detail, "todo": todo}
         case NotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
@@ -161,6 +167,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     ms: float
     prompt_tokens: Any = None
     completion_tokens: Any = None
+    cache: str | None = None
     suppressed: int | None = None
     """Lines of strangers that were left out before this one."""
 
@@ -189,6 +196,7 @@ def request_line(event: RequestEnded) -> RequestLine:
         ms=round(event.duration * 1000, 1),
         prompt_tokens=event.prompt_tokens,
         completion_tokens=event.completion_tokens,
+        cache=event.cache,
     )
 
 

@@ -37,6 +37,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    StateChanged,
     UsageRefused,
     WorkerEnded,
 )
@@ -119,6 +120,8 @@ class Metrics:
         self._add("client_disconnects_total", amount=0)
         for result in ("success", "failure"):
             self._add("reloads_total", result, amount=0)
+        for state in ("well", "away"):
+            self._add("state_changes_total", state, amount=0)
 
     def know(self, targets: Iterable[Target]) -> None:
         """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
@@ -141,6 +144,8 @@ class Metrics:
                 self._add("worker_restarts_total", amount=event.again_in is not None)
             case ModelLoad():
                 self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
+            case StateChanged():
+                self._add("state_changes_total", "well" if event.is_well else "away")
             case HalfOnCpu() | ResidentsUnreadable():
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
@@ -163,7 +168,9 @@ class Metrics:
         self._observe("request_duration_seconds", event.duration, endpoint)
         if event.outcome == "client_gone":
             self._add("client_disconnects_total")
-        if event.provider is None or event.model is None:
+        if event.cache is not None:
+            self._cached(event)
+        if event.provider is None or event.model is None or event.cache == "hit":
             return
         if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
@@ -187,6 +194,14 @@ class Metrics:
         tokens = event.completion_tokens
         if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
             self._observe("output_tokens_per_second", tokens / streamed, *pair)
+
+    def _cached(self, event: RequestEnded) -> None:
+        alias = event.alias or ""
+        self._add("cache_requests_total", alias, event.cache or "")
+        if event.saved is not None:
+            for kind, tokens in (("prompt", event.saved.prompt), ("completion", event.saved.completion)):
+                if 0 < tokens <= TOKENS_LIMIT:
+                    self._add("cache_saved_tokens_total", alias, kind, amount=tokens)
 
     def _add(self, name: str, *labels: str, amount: float = 1) -> None:
         self._counters[name].numbers[labels] += amount
@@ -252,6 +267,9 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
+    ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
+    ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
+    ("state_changes_total", "How often the server of shared state was lost or found again", "state"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),
