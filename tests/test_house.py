@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contract": set(),
     "openai": {"contract"},
     "routing": {"contract"},
+    "state": {"contract"},
     "config": {"contract"},
     "http_client": {"contract"},
     "observe": {"contract"},
@@ -25,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "contract",
         "openai",
         "routing",
+        "state",
         "config",
         "http_client",
         "observe",
@@ -50,6 +52,7 @@ LIBRARIES = {
     "yaml": {"config"},
     "cattrs": {"config"},
     "uvloop": {"cli"},
+    "redis": {"state"},
 }
 """The packages through which a library enters."""
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -11,13 +11,13 @@ import attrs
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, TierGiven
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import budget_mistakes
-from manallm_proxy.config.model import ModelKey, model_key
+from manallm_proxy.config.model import Cached, ModelKey, ProviderConfig, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.prices import Price
-from manallm_proxy.contract.targets import Chain, Entry, Tier
+from manallm_proxy.contract.targets import CachePolicy, Chain, Entry, Tier
 
 SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
@@ -61,6 +61,7 @@ class Aliases:
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
             local_only=given.locality == "local",
             budget=given.budget.with_policy(given.on_budget) if given.budget is not None else None,
+            cache=cache_policy(given.cache, (self.providers.done[entry.target.provider] for entry in entries)),
         )
 
     def _check_dimensions(self, placed: Iterable[tuple[str, Entry]]) -> None:
@@ -177,3 +178,11 @@ class Aliases:
         )
         self._places.append((path, entry))
         return entry
+
+
+def cache_policy(given: Cached | None, providers: Iterable[ProviderConfig]) -> CachePolicy | None:
+    """What is kept of a chain over `providers` whose alias says `given`; None: nothing."""
+    embeddings = {each.name: each.cache.ttl for each in providers if each.cache is not None}
+    if given is None and not embeddings:
+        return None
+    return CachePolicy(given.ttl if given is not None else None, embeddings)

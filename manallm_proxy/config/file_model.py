@@ -13,6 +13,8 @@ from manallm_proxy.config.model import (
     Api,
     ApiKey,
     BaseUrl,
+    Cache,
+    Cached,
     Cors,
     Dialect,
     FileName,
@@ -34,6 +36,7 @@ from manallm_proxy.config.model import (
     Responses,
     Seconds,
     SecondsOrZero,
+    StateUrl,
     Status,
     Streaming,
     Traces,
@@ -83,6 +86,7 @@ class ProviderGiven:
     proxy: ProxyUrl | None = field(default=None, repr=False)
     options: Options = field(factory=dict)
     stream_usage: bool = True
+    cache: Cached | None = None
 
 
 @frozen
@@ -131,6 +135,7 @@ class AliasGiven:
     chain_timeout: SecondsOrZero | None = None
     budget: BudgetGiven | None = None
     on_budget: OnBudget | None = None
+    cache: Cached | None = None
 
 
 @frozen
@@ -148,6 +153,8 @@ class ProxyFile:
     chain_timeout: SecondsOrZero = 0.0
     streaming: Streaming = Streaming()
     responses: Responses = Responses()
+    cache: Cache = Cache()
+    state: StateUrl | None = field(default=None, repr=False)
     metrics: Metrics = Metrics()
     traces: Traces = Traces()
     log: Log = Log()

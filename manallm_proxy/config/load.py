@@ -25,7 +25,7 @@ from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
 from manallm_proxy.config.tracing import traces_of
 from manallm_proxy.config.values import is_loopback
-from manallm_proxy.config.yaml_file import read, shown
+from manallm_proxy.config.yaml_file import Unset, read, shown
 from manallm_proxy.contract.targets import Entry, Timeouts
 
 PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
@@ -148,6 +148,8 @@ def _load(
         timeouts=timeouts,
         streaming=file.streaming,
         responses=file.responses,
+        cache=file.cache,
+        state=None if isinstance(file.state, Unset) else file.state,
         metrics=file.metrics,
         log=file.log,
         cors=file.cors,

@@ -15,6 +15,7 @@ from attrs import field, frozen
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
 from manallm_proxy.config.price_list import GOOGLE, listed
+from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
@@ -37,6 +38,7 @@ Host = Annotated[str, values.host]
 FileName = Annotated[str, Matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
+StateUrl = Annotated[str | Unset, state_url]
 ApiKey = Annotated[str | Unset, values.api_key]
 Prefix = Annotated[str, Matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
 Origin = Annotated[
@@ -132,6 +134,20 @@ class Responses:
 
 
 @frozen
+class Cached:
+    """Of an alias, that its answers are kept; of a provider, that its embeddings are."""
+
+    ttl: Seconds
+
+
+@frozen
+class Cache:
+    """Where answers are kept. ``memory``: bytes of each worker."""
+
+    memory: Size = 64 * 2**20
+
+
+@frozen
 class Metrics:
     """``GET /metrics``."""
 
@@ -208,6 +224,8 @@ class ProviderConfig:
     """How much it may answer."""
     stream_usage: bool = True
     """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
+    cache: Cached | None = None
+    """Whether its embeddings are kept, and for how long."""
 
     @property
     def configured(self) -> bool:
@@ -262,6 +280,9 @@ class Config:
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
     responses: Responses = Responses()
+    cache: Cache = Cache()
+    state: str | None = field(default=None, repr=False)
+    """A Redis by which workers and instances share what they keep; None: each keeps its own."""
     traces: Traces = Traces()
     status_page: bool = False
     """Without client keys: whether operators' pages are shown where others reach the proxy."""
@@ -301,6 +322,12 @@ class Config:
         if not self.windows or provider.kind != "ollama":
             return provider.options
         return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
+
+    @property
+    def caches(self) -> bool:
+        """Whether any answers are kept."""
+        chains = self.aliases.values()
+        return any(chain.cache for chain in chains) or any(each.cache for each in self.providers.values())
 
     @property
     def exposed(self) -> bool:

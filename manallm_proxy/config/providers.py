@@ -97,6 +97,7 @@ class Providers:
             proxy=given.proxy,
             options=given.options,
             stream_usage=given.stream_usage,
+            cache=given.cache,
         )
 
     def note_unknown(self, options: Iterable[str], path: str) -> None:

@@ -207,7 +207,7 @@ def host(value: object) -> str:
     return found
 
 
-_HOST_WANTED: Final = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
+HOST_WANTED: Final = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
 
 
 def _http_url(value: object, *, user: bool) -> str:
@@ -222,7 +222,7 @@ def _http_url(value: object, *, user: bool) -> str:
         port = parts.port  # raises ValueError where it is none
     except ValueError:
         if "[" in found and "]" in found:  # which some versions of Python refuse here already
-            raise Wrong(_HOST_WANTED) from None
+            raise Wrong(HOST_WANTED) from None
         if re.search(r"://[^/:]+:[0-9]+(/|$)", found):
             raise Wrong("expected a port from 1 to 65535") from None
         raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
@@ -232,8 +232,8 @@ def _http_url(value: object, *, user: bool) -> str:
         raise Wrong("holds a user or a password; give the key as api_key")
     if "?" in found or "#" in found:
         raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
-    if not _is_host(parts.netloc.rpartition("@")[2]):
-        raise Wrong(_HOST_WANTED)
+    if not is_host(parts.netloc.rpartition("@")[2]):
+        raise Wrong(HOST_WANTED)
     if port == 0:
         raise Wrong("expected a port from 1 to 65535")
     if _PATH.fullmatch(parts.path) is None:
@@ -241,7 +241,7 @@ def _http_url(value: object, *, user: bool) -> str:
     return found.rstrip("/")
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
     """Whether `text`, the part of a URL between ``//`` and its path, is a host that can be looked up, with its port."""
     match = _HOST.fullmatch(text)
     if match is None:

@@ -8,7 +8,7 @@ What real clients need: docs/clients.md.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -56,6 +56,14 @@ class Reply(Protocol):
 
     def heartbeat(self) -> bytes:
         """Bytes that clients ignore, to be sent between two events during a silence; empty if the format has none."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A `Reply` of a door that keeps its answers for later requests."""
+
+    async def is_known(self, whole: bytes) -> bool:
+        """Whether later requests may refer to this whole answer, so that it may be given again."""
 
 
 class Door(Protocol):

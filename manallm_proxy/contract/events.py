@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from attrs import define, frozen
 
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
@@ -17,6 +18,8 @@ UNROUTED: Final = "other"
 Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
 """Health of a provider or a target."""
 Outcome = Literal["ok", "error", "client_gone", "broken"]
+CacheOutcome = Literal["hit", "miss", "bypass"]
+"""An answer that was kept, or that another request had begun; one that was asked for; one that nobody may keep."""
 
 
 @frozen
@@ -137,8 +140,14 @@ class RequestEnded:
     last_at: float | None = None
     cost: float | None = None
     """USD, where the price of what answered is known."""
-    saved: float = 0.0
+    avoided: float = 0.0
     """USD that the next entry of the alias would have cost, had a local one not answered."""
+    cache: CacheOutcome | None = None
+    """None where no answers are kept."""
+    saved: Usage | None = None
+    """What a hit did not cost."""
+    saved_cost: float = 0.0
+    """The same in USD."""
     trace: Trace | None = None
     """None where traces are off."""
 
@@ -200,6 +209,15 @@ class ResidentsUnreadable:
 
     provider: str
     detail: str | None
+
+
+@frozen
+class StateChanged:
+    """The server that instances share their state by is not well, or is again. ``server``: without a password."""
+
+    server: str
+    is_well: bool
+    detail: str | None = None
 
 
 @frozen
@@ -307,6 +325,7 @@ Event = (
     | ModelLoad
     | HalfOnCpu
     | ResidentsUnreadable
+    | StateChanged
     | Reloaded
     | NotVerified
     | ListUnreadable

@@ -122,7 +122,7 @@ class Entry:
     """Of an open target: patterns of models to choose first, in this order."""
     unfilled: str | None = None
     """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
-    price: Price | None = None
+    price: Price | None = field(default=None, repr=False)
     """What its tokens cost; None: not known, or not of an open target before it is filled."""
     dimensions: int | None = None
     """Length of its vectors, and so of all of its alias; None: that of the first one."""
@@ -130,8 +130,24 @@ class Entry:
     """The tier that it belongs to."""
     weight: int = 1
     """Its share of that."""
-    spares: Price | None = None
+    spares: Price | None = field(default=None, repr=False)
     """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
+
+
+@frozen
+class CachePolicy:
+    """Whose answers are kept, for how many seconds."""
+
+    ttl: float | None = None
+    """Of all answers of the alias; None: only embeddings are kept, as their providers say."""
+    embeddings: Mapping[str, float] = field(factory=dict)
+    """By provider."""
+
+    def seconds(self, provider: str, *, is_embedding: bool) -> float | None:
+        """How long an answer of `provider` is kept; None: it is not."""
+        if self.ttl is not None or not is_embedding:
+            return self.ttl
+        return self.embeddings.get(provider)
 
 
 @frozen
@@ -147,6 +163,8 @@ class Chain:
     """What all of its requests together may spend."""
     local_only: bool = False
     """Only targets on the operator's own hardware may serve."""
+    cache: CachePolicy | None = None
+    """None: no answer is kept."""
     is_open: bool = field(init=False, repr=False)
     """Whether an entry's model is still to be chosen."""
 

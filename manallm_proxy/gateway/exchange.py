@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from functools import partial
 
-from attrs import define, evolve, field
+from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.door import Client, Door, Reply
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.events import (
+    CacheOutcome,
     Crashed,
     Outcome,
     RequestBegun,
@@ -25,27 +26,26 @@ from manallm_proxy.contract.events import (
     RequestEnded,
 )
 from manallm_proxy.contract.frames import forget_frames
-from manallm_proxy.contract.provider import Call, Provider, RequestSummary
+from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
+from manallm_proxy.gateway.asking import Asking, written
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
-from manallm_proxy.gateway.expense import Expense
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.kept_answer import KeptAnswer
 from manallm_proxy.gateway.render import Renderer
-from manallm_proxy.gateway.trace_context import headers_for
-from manallm_proxy.gateway.way import Way, chain_of, way_of
+from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
 from manallm_proxy.openai.large import aside
-from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
-from manallm_proxy.routing.failover import Walk, in_background
+from manallm_proxy.routing.failover import Walk
 
 
 class State(Enum):
@@ -88,11 +88,15 @@ class Exchange:
     first_byte_at: float | None = None
     interrupted: ProxyError | None = None
     """Why it was ended from outside."""
+    cache: CacheOutcome | None = None
+    saved: Usage | None = None
+    """What a kept answer did not cost."""
+    body: bytes = field(default=b"", repr=False)
+    """The request's, where answers are kept, until it is known whether this one's is."""
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
-    _expense: Expense | None = None
-    _notes: tuple[str, ...] = ()
+    _asking: Asking | None = None
     _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
@@ -104,14 +108,14 @@ class Exchange:
             return await self._answer()
         except asyncio.CancelledError:
             if self.interrupted is None:
-                self._end("client_gone", 499)
+                self.end("client_gone", 499)
                 raise
             assert self._task is not None
             self._task.uncancel()
             return await self._fail(self.interrupted)
         except ConnectionResetError:
             # a write to a client that left, or that has been cut since it did not read
-            self._end("client_gone", 499)
+            self.end("client_gone", 499)
             return self._cut()
         except ProxyError as error:
             return await self._fail(error)
@@ -128,7 +132,7 @@ class Exchange:
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The answer where the exchange may not even begin, or found nobody."""
-        self._end("error", error.status, _kind(error))
+        self.end("error", error.status, _kind(error))
         return self.renderer.error(self.request, error, self.door.error_body, self.headers())
 
     def interrupt(self, error: ProxyError) -> None:
@@ -144,6 +148,8 @@ class Exchange:
             headers["X-Mana-LLM-Attempts"] = str(self.walk.tried)
         if self.resolved is not None:
             headers["X-Mana-LLM-Resolved"] = str(self.resolved.target)
+        if self.cache is not None:
+            headers["X-Mana-LLM-Cache"] = self.cache
         if self.caller is not None:
             headers |= self.caller.rate_headers(self.generation.registry.clock())
         return headers
@@ -151,7 +157,7 @@ class Exchange:
     async def _answer(self) -> web.StreamResponse:
         key = self.caller.key.name if self.caller else None
         client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
-        read, arrived = partial(self.door.read, client=client), partial(self.take_place, self)
+        read, arrived = partial(self._read, client=client), partial(self.take_place, self)
         reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
@@ -160,41 +166,39 @@ class Exchange:
         chain = chain_of(self.generation, call, self.caller, self.request.headers)
         if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
             call = await aside(call.is_large, call.translated)
-        self._notes, self._remarks = call.notes, call.remarks
+        self._remarks = call.remarks
         way = way_of(self.generation, call, self.caller, chain)
-        self.walk, self._expense = way.walk, way.expense
+        self.walk = way.walk
+        asking = Asking(self.generation, call, way, self.caller is None, self.trace, call.notes)
+        self._asking = asking
         if self.renderer.serving.followed:
-            self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, way.walk.chain.alias))
+            self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
-            whole = self._reply.whole(way.walk.chain.entries[0].target, call.answer)
-            return await self._send(whole, call.answer.content_type)
-        if self._expense is not None:
-            self._expense.reserve(way.walk.chain)
-        answer = self._stream if call.summary.stream else self._complete
-        return await answer(call, way, self._reply)
+            whole = self._reply.whole(chain.entries[0].target, call.answer)
+            return await self.send(whole, call.answer.content_type)
+        body, self.body = self.body, b""
+        if chain.cache is not None:
+            kept = KeptAnswer(self, asking, self._reply, chain, body)
+            if kept.is_meant:
+                return await kept.answer()
+        return await self.ask(asking, self._reply)
 
-    async def _complete(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
-        catalog, walk = self.generation.catalog, way.walk
+    def _read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
+        if self.generation.caches:
+            self.body = body
+        return self.door.read(body, client)
 
-        def ask(entry: Entry) -> Awaitable[Answer]:
-            provider, asked = self._attempt(call, walk, entry)
-            return relay.complete(provider, catalog, asked, entry)
-
-        async with await walk.run(way.in_turn(ask), self._asked) as attempt:
-            attempt.served()
-            self.resolved, answer = attempt.entry, attempt.value
-            self._committed(attempt.entry)
+    async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse:
+        """The answer of the first target of the chain that has one."""
+        asking.way.reserve()
+        if asking.call.summary.stream:
+            return await self._stream(asking, reply)
+        answer, self.resolved = await asking.complete()
+        self.note_commit(self.resolved)
         self.usage = answer.usage
-        if self._expense is not None and answer.usage is not None:
-            self._expense.settle(self.resolved, self.usage, 0)
-        if answer.dimensions is not None:
-            self.generation.check_dimensions(walk.chain, call, attempt.entry, answer.dimensions)
-        write, target = reply.whole, attempt.entry.target
-        apart = answer.is_large and answer.body is None
-        whole = await aside(True, write, target, answer) if apart else write(target, answer)
-        return await self._send(whole, answer.content_type)
+        return await self.send(await written(reply, self.resolved.target, answer), answer.content_type)
 
-    async def _send(self, body: bytes, content_type: str) -> web.StreamResponse:
+    async def send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent = len(body)
@@ -204,38 +208,26 @@ class Exchange:
         await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
-    async def _stream(self, call: Call, way: Way, reply: Reply) -> web.StreamResponse:
-        catalog, walk = self.generation.catalog, way.walk
-
-        def ask(entry: Entry) -> Awaitable[relay.Opened]:
-            provider, asked = self._attempt(call, walk, entry)
-            return relay.open_stream(provider, catalog, asked, entry)
-
-        walking = walk.run(way.in_turn(ask), self._asked, relay.Opened.aclose)
-        patience = self.generation.config.streaming.early_heartbeat
-        if patience > 0 and not call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
-            served = await in_background(walking, patience, self._early_heartbeat)
-        else:
-            served = await walking
-        async with served as attempt:
+    async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:
+        async with await asking.opened(self._early_heartbeat) as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
-            self._committed(attempt.entry)
+            self.note_commit(attempt.entry)
             reply.start(attempt.entry.target)
             reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
             carrier = relay.Relay(attempt)
-            writer = self._stream_writer(reply)
+            writer = self.stream_writer(reply)
             try:
                 await carrier.run(ClientStream(reply, writer, stream))
             finally:
                 self.usage = stream.usage
         if carrier.error is not None:
-            self._end("broken", 200, carrier.error.error_type)
+            self.end("broken", 200, carrier.error.error_type)
         response = writer.response
         assert response is not None
         return response
 
-    def _committed(self, entry: Entry) -> None:
+    def note_commit(self, entry: Entry) -> None:
         """For those who look on; nobody else needs to hear of it before the end."""
         if self.renderer.serving.followed and self.walk is not None and self._summary is not None:
             asked, alias = self._summary.model, self.walk.chain.alias
@@ -244,34 +236,21 @@ class Exchange:
     async def _early_heartbeat(self) -> None:
         """200 and a heartbeat while the walk goes on: from now on a failure is reported in-band."""
         assert self._reply is not None
-        await self._stream_writer(self._reply).beat()
+        await self.stream_writer(self._reply).beat()
 
-    def _stream_writer(self, reply: Reply) -> StreamWriter:
+    def commit(self, entry: Entry, reply: Reply) -> None:
+        """`entry`'s answer, which `reply` writes, is on its way."""
+        self.resolved, self.state, self._reply = entry, State.COMMITTED, reply
+        self.note_commit(entry)
+
+    def stream_writer(self, reply: Reply, *, beats: bool = True) -> StreamWriter:
         if self._writer is None:
             config = self.generation.config
             headers = {"Content-Type": reply.content_type, **STREAM_HEADERS}
             headers |= self.renderer.common_headers(self.request) | self.headers()
             pace = Pace(config.streaming.heartbeat, config.limits.write_timeout, config.limits.write_rate)
-            self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat)
+            self._writer = StreamWriter(self.request, headers, pace, reply.heartbeat if beats else bytes)
         return self._writer
-
-    def _attempt(self, call: Call, walk: Walk, entry: Entry) -> tuple[Provider, Call]:
-        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
-        name = entry.target.provider
-        provider = self.generation.providers[name]
-        call = call.at(name, () if call.native is None else self.generation.config.providers[name].speaks)
-        self._notes = call.notes
-        if self.trace is not None:
-            call = evolve(call, trace=headers_for(self.trace, entry.target))
-        if walk.log and self.caller is None and isinstance(provider, LoopbackProvider):
-            call.advice = advice(self.generation, walk.chain, walk.log)
-        return provider, call
-
-    @property
-    def _asked(self) -> str:
-        """Safe name for the 503's message: an alias or target of ours, never client text."""
-        assert self.walk is not None
-        return self.walk.chain.alias or str(self.walk.chain.entries[0].target)
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
@@ -281,13 +260,13 @@ class Exchange:
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
         if self._response is not None:  # its head has left: no second answer may follow
-            self._end("broken", self.status, _kind(error))
+            self.end("broken", self.status, _kind(error))
             return self._cut()
         writer = self._writer
         if writer is None or writer.response is None:
             return self.refuse(error)
         assert self._reply is not None
-        self._end("broken" if self.state is State.COMMITTED else "error", 200, _kind(error))
+        self.end("broken" if self.state is State.COMMITTED else "error", 200, _kind(error))
         if writer.response.ended:
             return self._cut()
         try:
@@ -303,17 +282,19 @@ class Exchange:
         response = self._writer.response if self._writer is not None else self._response
         return response if response is not None else web.Response(status=499)
 
-    def _end(self, outcome: Outcome, status: int, error: str | None = None) -> None:
+    def end(self, outcome: Outcome, status: int, error: str | None = None) -> None:
         self.state = State.ENDED
         self.outcome, self.status, self.error = outcome, status, error
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
-        if self._expense is not None:
-            self._expense.settle(self.resolved if self.outcome != "error" else None, self.usage, self.bytes_sent)
         registry, walk, summary, first = self.generation.registry, self.walk, self._summary, self.first_byte_at
         target = self.resolved.target if self.resolved is not None else None
-        cost, saved = self.generation.costs(self.resolved, self.usage)
+        notes = self._asking.notes if self._asking is not None else ()
+        if self._asking is not None:
+            paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
+            self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
+        cost, avoided = self.generation.costs(self.resolved, self.usage)
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
@@ -333,13 +314,16 @@ class Exchange:
                 completion_tokens=self.usage.completion if self.usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
-                notes=(*self._notes, *dict.fromkeys(self._remarks)) if self._remarks else self._notes,
+                notes=(*notes, *dict.fromkeys(self._remarks)) if self._remarks else notes,
                 started=self.started,
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
                 cost=cost,
-                saved=saved,
+                avoided=avoided,
+                cache=self.cache,
+                saved=self.saved,
+                saved_cost=self.generation.costs(self.resolved, self.saved)[0] or 0.0,
                 trace=self.trace,
             )
         )

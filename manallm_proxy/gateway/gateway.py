@@ -48,6 +48,7 @@ from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
 from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, meant_path
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
 from manallm_proxy.gateway.stored_responses import StoredResponses
 from manallm_proxy.http_server import web
@@ -123,7 +124,8 @@ class Gateway:
         self.table = RouteTable()
         number = self.workers.number if self.workers is not None else 0
         self.responses = MemoryStore(self._clock, self._bounds, number)
-        store = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
+        own = WorkersStore(self.responses, self.workers) if self.workers is not None else self.responses
+        store = SharedResponses(own, lambda: self.generation.answers.link, self._bounds)
         for path, door in {**DOORS, RESPONSES: ResponsesDoor(store)}.items():
             self.table.add("POST", path, self.pipeline.handler(door))
         self.table.add("POST", "/v1/messages/count_tokens", self._count_tokens)

@@ -20,7 +20,8 @@ from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.provider import Call, Provider, RequestSummary
-from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, CachePolicy, Chain, Entry, Target
+from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
@@ -33,6 +34,7 @@ from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegist
 from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.ledger import Ledger
 from manallm_proxy.routing.tiers import Tiers
+from manallm_proxy.state.answers import Answers
 
 LATEST: Final = ":latest"
 """The tag that an Ollama client means if it gives none."""
@@ -48,6 +50,8 @@ class Generation:
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
+    answers: Answers
+    """What is kept of them, and what is on its way."""
     ledger: Ledger
     """What was spent. It outlives reloads."""
     home: Home = field(factory=Home)
@@ -56,6 +60,9 @@ class Generation:
     tiers: Tiers = field(factory=Tiers)
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
+    caches: bool = field(init=False)
+    """Whether any answers are kept."""
+    _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`."""
     all_chat: bool = field(init=False)
@@ -71,6 +78,7 @@ class Generation:
 
     def __attrs_post_init__(self) -> None:
         config = self.config
+        self.caches = config.caches
         spoken = {dialect for provider in config.providers.values() for dialect in provider.speaks}
         self.dialects = frozenset(spoken - {"chat"})
         self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
@@ -94,7 +102,8 @@ class Generation:
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
-        return cls(config, opened, registry, catalog, keyring, ledger or Ledger(), home, opened=opened)
+        answers = new_answers(config, clock, observe)
+        return cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -116,7 +125,8 @@ class Generation:
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
         home = new_home(config, self.catalog, registry, self.home, self.config)
-        return Generation(config, providers, registry, self.catalog, keyring, self.ledger, home, opened=opened)
+        shared = (self.catalog, keyring, self.answers, self.ledger)
+        return Generation(config, providers, registry, *shared, home, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -126,6 +136,7 @@ class Generation:
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
         adopt(self.home, self.config, self.registry.providers)
+        adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -184,7 +195,9 @@ class Generation:
             )
         target = self._without_latest(Target(provider, rest))
         entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
-        return Chain(None, (entry,), timeout=self.config.chain_timeout)
+        kept = self.config.providers[target.provider].cache
+        cache = CachePolicy(embeddings={target.provider: kept.ttl}) if kept is not None else None
+        return Chain(None, (entry,), timeout=self.config.chain_timeout, cache=cache)
 
     def check_dimensions(self, chain: Chain, call: Call, entry: Entry, length: int) -> None:
         """Raises EmbeddingSpaceMismatch, see `EmbeddingSpaces.check`."""
@@ -237,6 +250,16 @@ class Generation:
                 now.unfilled,
             )
             self.registry.observe(event)
+
+    def fingerprint(self, chain: Chain) -> bytes:
+        """Another one wherever `chain` could answer otherwise, in this generation or another."""
+        if chain is not self.config.aliases.get(chain.alias or ""):  # pinned, filled, or no alias at all
+            return fingerprint(chain, self.config)
+        assert chain.alias is not None
+        known = self._fingerprints.get(chain.alias)
+        if known is None:
+            known = self._fingerprints[chain.alias] = fingerprint(chain, self.config)
+        return known
 
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
         """Whether each provider of `chain` speaks `dialect` itself."""
@@ -296,7 +319,8 @@ class Generation:
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
         boxes = self.home.boxes.boxes.values()
-        await close_all([*self.providers.values(), *boxes, *self._orphans], self.registry.observe)
+        held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
+        await close_all(held, self.registry.observe)
 
 
 def _is_sendable(model: str) -> bool:

@@ -28,8 +28,8 @@ ErrorBody = Callable[[ProxyError], bytes]
 """Writes an error in the format of the client's door."""
 
 EXPOSED: Final = (
-    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Request-Id, request-id, Retry-After, x-should-retry, "
-    "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Mana-LLM-Cache, X-Request-Id, request-id, Retry-After, "
+    "x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """Headers that a web page's script may read."""

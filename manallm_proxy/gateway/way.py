@@ -8,6 +8,7 @@ from functools import partial
 from attrs import define
 from multidict import CIMultiDictProxy
 
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.client_keys import Caller
@@ -29,6 +30,16 @@ class Way:
     walk: Walk
     visit: Visit
     expense: Expense | None
+
+    def reserve(self) -> None:
+        """KeyLimited or BudgetExceeded if the targets may not be asked."""
+        if self.expense is not None:
+            self.expense.reserve(self.walk.chain)
+
+    def settle(self, served: Entry | None, usage: Usage | None, sent: int) -> None:
+        """See `Expense.settle`. Harmless when repeated."""
+        if self.expense is not None:
+            self.expense.settle(served, usage, sent)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """`ask`, once it is the request's turn there; and who pays."""

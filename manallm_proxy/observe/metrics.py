@@ -38,6 +38,7 @@ from manallm_proxy.contract.events import (
     RequestEnded,
     ResidentsUnreadable,
     SpendUnkept,
+    StateChanged,
     UsageRefused,
     WorkerEnded,
 )
@@ -69,7 +70,7 @@ ENDPOINTS: Final = frozenset(
 )
 
 
-def _error_words() -> Iterator[str]:
+def error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
     yield from (
         "unconfigured",
@@ -104,8 +105,10 @@ class Metrics:
     """
     queues: Callable[[], Iterable[tuple[str, str, int, float]]] = tuple
     """Called at each scrape: provider, model, requests that wait for it here, seconds that another one would wait."""
+    aliases: Callable[[], Iterable[tuple[str, int]]] = tuple
+    """Called at each scrape: name, targets that may be asked now."""
     _known: set[tuple[str, str]] = field(factory=set)
-    _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
+    _words: frozenset[str] = field(factory=lambda: frozenset(error_words()))
     _reloaded_at: float = field(factory=time.time)
     _process_started: float | None = field(factory=lambda: _process_start())
     _registry: Registry = field(factory=Registry)
@@ -120,6 +123,8 @@ class Metrics:
         self._add("client_disconnects_total", amount=0)
         for result in ("success", "failure"):
             self._add("reloads_total", result, amount=0)
+        for state in ("well", "away"):
+            self._add("state_changes_total", state, amount=0)
 
     def know(self, targets: Iterable[Target]) -> None:
         """Gives the configuration's `targets` labels of their own, even above MODELS_LIMIT."""
@@ -142,6 +147,8 @@ class Metrics:
                 self._add("worker_restarts_total", amount=event.again_in is not None)
             case ModelLoad():
                 self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
+            case StateChanged():
+                self._add("state_changes_total", "well" if event.is_well else "away")
             case HalfOnCpu() | ResidentsUnreadable():
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
@@ -168,7 +175,9 @@ class Metrics:
         self._observe("request_duration_seconds", event.duration, endpoint)
         if event.outcome == "client_gone":
             self._add("client_disconnects_total")
-        if event.provider is None or event.model is None:
+        if event.cache is not None:
+            self._cached(event)
+        if event.provider is None or event.model is None or event.cache == "hit":
             return
         if event.outcome == "ok":  # not "broken": so does a 404 for an unknown model end after an early heartbeat
             self._learn(event.provider, event.model)
@@ -190,12 +199,22 @@ class Metrics:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
         if event.cost:
             self._add("cost_usd_total", *pair, amount=event.cost)
-        if event.saved and event.alias is not None:
-            self._add("avoided_cost_usd_total", event.alias, amount=event.saved)
+        if event.avoided and event.alias is not None:
+            self._add("avoided_cost_usd_total", event.alias, amount=event.avoided)
         streamed = event.duration - (event.to_first_byte or 0.0)
         tokens = event.completion_tokens
         if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
             self._observe("output_tokens_per_second", tokens / streamed, *pair)
+
+    def _cached(self, event: RequestEnded) -> None:
+        alias = event.alias or ""
+        self._add("cache_requests_total", alias, event.cache or "")
+        if event.saved_cost:
+            self._add("cache_saved_usd_total", alias, amount=event.saved_cost)
+        if event.saved is not None:
+            for kind, tokens in (("prompt", event.saved.prompt), ("completion", event.saved.completion)):
+                if 0 < tokens <= TOKENS_LIMIT:
+                    self._add("cache_saved_tokens_total", alias, kind, amount=tokens)
 
     def _add(self, name: str, *labels: str, amount: float = 1) -> None:
         self._counters[name].numbers[labels] += amount
@@ -233,6 +252,8 @@ class Metrics:
         in_flight = [((name,), number) for name, _, number in providers]
         gauge("provider_healthy", "Whether the provider may be asked now", ("provider",), usable)
         gauge("requests_in_flight", "Requests in flight at the provider", ("provider",), in_flight)
+        targets = [((name,), number) for name, number in self.aliases()]
+        gauge("alias_usable_targets", "Targets of the alias that may be asked now", ("alias",), targets)
         keys = [((name,), number) for name, number in self.keys()]
         gauge("key_requests_in_flight", "Requests in flight by the client's key", ("key",), keys)
         shares: list[tuple[Labels, float]] = [((p, self._model(p, m)), share) for p, m, share in self.models()]
@@ -261,6 +282,10 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("cost_usd_total", "What answers cost, where the price is known", "provider", "model"),
     ("avoided_cost_usd_total", "What the next entry would have cost, had no local one answered", "alias"),
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
+    ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
+    ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
+    ("cache_saved_usd_total", "What they would have cost, where the price is known", "alias"),
+    ("state_changes_total", "How often the server of shared state was lost or found again", "state"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),
     ("key_refusals_total", "Requests refused for their key, or for having none", "error_type"),

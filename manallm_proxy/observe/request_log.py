@@ -81,6 +81,7 @@ def summary(ended_at: float, event: RequestEnded) -> dict[str, Any]:
         "first_byte_ms": _ms(event.to_first_byte),
         "tokens": {"prompt": event.prompt_tokens, "completion": event.completion_tokens},
         "passed": len(event.log),
+        "cache": event.cache,
     }
 
 

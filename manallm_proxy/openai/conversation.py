@@ -28,7 +28,7 @@ def beginning_of(call: Call) -> bytes:
     for key in ("messages", "input", "prompt"):
         if (span := call.summary.spans.get(key)) is not None:
             value = memoryview(call.body)[span[0] : span[1]]
-            is_list = value[:1] == b"[" and len(value) <= PARSED
+            is_list = bytes(value[:1]) == b"[" and len(value) <= PARSED
             return _first_turn(value) if is_list else bytes(value[:PREFIX])
     return b""
 

@@ -97,6 +97,7 @@ class App:
             lambda: gauges.keys(self.gateway.generation),
             lambda: gauges.models(self.gateway.generation),
             lambda: gauges.queues(self.gateway.generation),
+            lambda: gauges.aliases(self.gateway.generation),
         )
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock)
@@ -123,7 +124,6 @@ class App:
             head_timeout=lambda: self.config.limits.body_timeout,
             refusal=self.gateway.refusal,
         )
-        self.spend.start()
         runner = Runner(server)
         await runner.setup()
         sites = await self._listen(runner)

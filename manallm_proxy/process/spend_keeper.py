@@ -54,8 +54,7 @@ class SpendKeeper:
     _writing: asyncio.Task[None] | None = None
     _failed: bool = False
 
-    def start(self) -> None:
-        """From now on, in the running loop."""
+    def __attrs_post_init__(self) -> None:
         self.ledger.changed = self._changed
 
     def heard(self, rows: list[Row]) -> None:

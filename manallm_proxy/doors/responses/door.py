@@ -58,7 +58,8 @@ class ResponsesDoor:
         kept = await aside(large, _kept, history, items) if asked.stores else ()
         answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
         keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
-        return call, ResponsesReply(shell, answer, keep)
+        knows = partial(self._knows, client.key) if asked.stores else None
+        return call, ResponsesReply(shell, answer, keep, knows)
 
     async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
         """All items of the previous response and of those that it continued.
@@ -82,6 +83,9 @@ class ResponsesDoor:
             if id_ not in found:
                 raise ItemNotFound(id_, f"input[{n}]")
         return [decode(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
+
+    async def _knows(self, owner: Owner, id_: str) -> bool:
+        return await self.store.response(owner, id_) is not None
 
     def _keeper(self, id_: str, owner: Owner, input_: tuple[bytes, ...]) -> Keep:
         loop, here = asyncio.get_running_loop(), threading.get_ident()

@@ -8,7 +8,7 @@ The order of a stream, different parts of which different clients rely on: ``res
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import decode_leniently, encode, encode_whole
+from manallm_proxy.openai.json_object import decode, decode_leniently, encode, encode_whole
 from manallm_proxy.openai.request_fields import Fields
 
 Keep = Callable[[dict[str, Any], list[Fields]], None]
@@ -42,6 +42,8 @@ class ResponsesReply:
     _shell: Shell
     _answer: AnswerItems
     _keep: Keep | None = field(default=None, repr=False)
+    _knows: Callable[[str], Awaitable[bool]] | None = field(default=None, repr=False)
+    """Whether a response of that id is still stored; None where this one is not to be."""
     content_type: str = "text/event-stream"
     _sequence: int = 0
     _begun: bool = False
@@ -66,6 +68,10 @@ class ResponsesReply:
             pass
         write = encode_whole if answer.is_large else encode
         return write(self._ended(answer.usage)[1])
+
+    async def is_known(self, whole: bytes) -> bool:
+        """See `door.Remembers`."""
+        return self._knows is None or await self._knows(decode(whole)["id"])
 
     def start(self, target: Target) -> None:
         self._shell.model, self._answer.provider = str(target), target.provider

@@ -1,0 +1,42 @@
+"""``state``: the address of a Redis or Valkey by which instances share what they know."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import Final
+from urllib.parse import urlsplit
+
+from manallm_proxy.config.values import HOST_WANTED, Wrong, is_host, text
+from manallm_proxy.config.yaml_file import Unset
+
+_STATE: Final = re.compile(
+    r"(?:rediss?|(?:redis|rediss)\+cluster)://(?:[^@/]*@)?(?P<host>[^@/?]+)(?:/[0-9]*)?(?:\?[^#]*)?"
+    r"|rediss?\+sentinel://(?:[^@/]*@)?[^@/?]+/[^/?]+(?:/[0-9]*)?(?:\?[^#]*)?"
+    r"|unix://(?:[^@/]*@)?/[^?]+(?:\?[^#]*)?"
+)
+
+
+def state_url(value: object) -> str | Unset:
+    """The address of a Redis or Valkey: ``redis://host:6379/0``, ``rediss://``, ``unix:///path``; of a cluster
+    ``redis+cluster://host``, of sentinels ``redis+sentinel://host:26379,host/service``. It may hold a password.
+
+    `Unset` passes: nothing is shared.
+    """
+    if isinstance(value, Unset):
+        return value
+    found = text(value)
+    match = _STATE.fullmatch(found)
+    if match is None or re.search(r"[^\x21-\x7e]", found):
+        raise Wrong("expected redis://host:6379/0, rediss://, unix:///path, redis+cluster:// or redis+sentinel://")
+    if match["host"] is not None and not is_host(match["host"]):
+        raise Wrong(HOST_WANTED)
+    if find_spec("redis") is None:
+        raise Wrong("needs a package that is not installed: pip install 'manallm-proxy[redis]'")
+    return found
+
+
+def shown_state(url: str) -> str:
+    """`url` for log and pages: what and where, without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

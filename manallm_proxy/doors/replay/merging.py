@@ -1,0 +1,41 @@
+"""Puts the steps of a streamed answer together, members that we do not know included."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_WORDS: Final = frozenset(
+    {
+        *("content", "text", "reasoning", "reasoning_content", "refusal", "thinking", "response", "arguments"),
+        *("data", "transcript", "summary"),
+    }
+)
+"""Members whose text goes on from step to step; any other text is said again, or is the last word."""
+
+
+def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
+    """Adds `step` to `whole`: words and lists go on, elements of lists with an ``index`` each on their own."""
+    for key, new in step.items():
+        old = whole.get(key)
+        if isinstance(new, list):
+            whole[key] = _rows(old if isinstance(old, list) else [], new)
+        elif isinstance(new, dict):
+            whole[key] = old if isinstance(old, dict) else {}
+            merge(whole[key], new)
+        elif key in _WORDS and isinstance(old, str) and isinstance(new, str):
+            whole[key] = old + new
+        elif new not in (None, "") or key not in whole:
+            whole[key] = new
+
+
+def _rows(old: list[Any], new: list[Any]) -> list[Any]:
+    for row in new:
+        if not isinstance(row, dict):
+            old.append(row)
+            continue
+        index = row.get("index")
+        same = next((each for each in old if isinstance(each, dict) and each.get("index") == index), None)
+        if index is None or same is None:
+            old.append(same := {})
+        merge(same, row)
+    return old

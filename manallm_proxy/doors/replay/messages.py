@@ -1,0 +1,71 @@
+"""Anthropic's messages: events to one object, and one object to events."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.doors.messages.block import Block, Kind
+from manallm_proxy.doors.messages.reply import event, usage_to_json
+from manallm_proxy.openai import sse
+from manallm_proxy.openai.json_object import decode, encode
+
+_PIECES: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
+"""By type of delta: its member that continues the block's text."""
+
+
+def to_stream(whole: bytes, with_usage: bool) -> bytes:
+    """One delta a block. The usage is always told, as the live stream does."""
+    message = decode(whole)
+    begun = {**message, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage_to_json(Usage())}
+    out = [event({"type": "message_start", "message": begun})]
+    for index, block in enumerate(message["content"]):
+        empty, deltas = _opened(block)
+        out.append(event({"type": "content_block_start", "index": index, "content_block": empty}))
+        out += [event({"type": "content_block_delta", "index": index, "delta": delta}) for delta in deltas]
+        out.append(event({"type": "content_block_stop", "index": index}))
+    ending = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
+    out.append(event({"type": "message_delta", "delta": ending, "usage": message["usage"]}))
+    return b"".join((*out, event({"type": "message_stop"})))
+
+
+def _opened(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A block as its start has it, and its deltas."""
+    match block["type"]:
+        case "text":
+            return {**block, "text": ""}, [{"type": "text_delta", "text": block["text"]}]
+        case "thinking":
+            deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}] if block["thinking"] else []
+            if block["signature"]:
+                deltas.append({"type": "signature_delta", "signature": block["signature"]})
+            return {**block, "thinking": "", "signature": ""}, deltas
+        case "tool_use":
+            text = encode(block["input"]).decode()
+            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": text}]
+    return block, []
+
+
+def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
+    """None where the stream has no end."""
+    message: dict[str, Any] = {}
+    blocks: dict[int, Block] = {}
+    for frame in sse.Decoder().feed(stream):
+        told = decode(frame.data or b"{}")
+        match told.get("type"):
+            case "message_start":
+                message = told["message"]
+            case "content_block_start":
+                begun = told["content_block"]
+                blocks[told["index"]] = Block(Kind(begun["type"]), begun.get("id", ""), begun.get("name", ""))
+            case "content_block_delta":
+                delta, block = told["delta"], blocks[told["index"]]
+                if delta["type"] == "signature_delta":
+                    block.signature = delta["signature"]
+                else:
+                    block.pieces.append(delta[_PIECES[delta["type"]]])
+            case "message_delta":
+                message |= {**told["delta"], "usage": told["usage"]}
+            case "message_stop":
+                content = [block.whole() for _, block in sorted(blocks.items())]
+                return encode({**message, "content": content})
+    return None

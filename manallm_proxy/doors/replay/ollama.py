@@ -1,0 +1,33 @@
+"""Ollama's chat and generate: lines to one object, and one object to lines."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.doors.ollama.lines import one_line
+from manallm_proxy.doors.replay.merging import merge
+from manallm_proxy.openai.json_object import decode
+
+_WORDS: Final = ("message", "response", "thinking", "tool_calls", "logprobs")
+"""What a line adds to the answer; all else in it is about the line."""
+_COMMON: Final = ("model", "created_at")
+
+
+def to_stream(whole: bytes, with_usage: bool) -> bytes:
+    """One line with all that is said, and the last, which says nothing."""
+    answer = decode(whole)
+    said = {key: value for key, value in answer.items() if key in (*_COMMON, *_WORDS)}
+    silent = {"message": {"role": "assistant", "content": ""}} if "message" in answer else {"response": ""}
+    last = {**silent, **{key: value for key, value in answer.items() if key not in _WORDS}}
+    return one_line({**said, "done": False}) + b"\n" + one_line(last) + b"\n"
+
+
+def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
+    """None where the last line is not the end of an answer."""
+    said: dict[str, Any] = {}
+    line: dict[str, Any] = {}
+    for raw in stream.splitlines():
+        line = decode(raw)
+        merge(said, {key: value for key, value in line.items() if key in _WORDS})
+    return one_line({**line, **said}) if line.get("done") else None

@@ -1,0 +1,92 @@
+"""What is kept of answers, made from a configuration; and what an answer depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from manallm_proxy.config.model import Config
+from manallm_proxy.config.state_url import shown_state
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.events import Observer
+from manallm_proxy.contract.targets import Chain
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
+from manallm_proxy.state.answers import Answers
+from manallm_proxy.state.kept import AnswerStore, Key, MemoryAnswers
+from manallm_proxy.state.link import BUDGET, Link
+from manallm_proxy.state.redis_answers import RedisAnswers
+from manallm_proxy.state.redis_client import client_of
+
+_APART: Final = ("stream", "stream_options")
+"""Fields that decide how an answer is sent, and not what it is."""
+
+
+def new_answers(config: Config, clock: Callable[[], float], observe: Observer) -> Answers:
+    """For `config`. Nothing is connected yet."""
+    link = _link(config.state, observe)
+    return Answers(_store(link, config, clock), url=config.state, link=link)
+
+
+def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], observe: Observer) -> None:
+    """`config` serves from now on. Cannot fail."""
+    if answers.url != config.state:
+        link = _link(config.state, observe)
+        answers.replace(_store(link, config, clock), config.state, link)
+    if isinstance(answers.store, MemoryAnswers):
+        answers.store.limit = config.cache.memory
+        answers.store.trim()
+
+
+def _link(url: str | None, observe: Observer) -> Link | None:
+    return Link(shown_state(url), client_of(url, BUDGET), observe) if url is not None else None
+
+
+def _store(link: Link | None, config: Config, clock: Callable[[], float]) -> AnswerStore:
+    return RedisAnswers(link) if link is not None else MemoryAnswers(clock, config.cache.memory)
+
+
+def fingerprint(chain: Chain, config: Config) -> bytes:
+    """SHA-256 of what `chain` asks, and whom: another server behind the same name is another chain."""
+    content: list[object] = [chain.alias]
+    for entry in chain:
+        provider = config.providers[entry.target.provider]
+        content.append((repr(entry), provider.kind, provider.base_url, provider.api, sorted(provider.headers.items())))
+    return hashlib.sha256(repr(content).encode()).digest()
+
+
+def key_of(body: bytes, door: str, fingerprint: bytes, caller: str | None) -> Key | None:
+    """SHA-256 of the whole request, but for how it is sent; None where it cannot be told from others."""
+    request = canonical(body)
+    if request is None:
+        return None
+    digest = hashlib.sha256(fingerprint)
+    for part in (door.encode(), b"" if caller is None else b"=" + caller.encode(), request):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def canonical(body: bytes) -> bytes | None:
+    """`body` without `_APART` in one form, whatever its white space and the order of its keys.
+
+    Where decoding would lose something (a key given twice, of which a provider may read the one or the other; digits
+    of a number), the values keep their bytes, and only the order of the keys at the top does not matter.
+    """
+    try:
+        plain = msgspec.json.format(body, indent=-1)
+        try:
+            request = decode(plain)
+            if isinstance(request, dict) and encode(request) == plain:
+                for key in _APART:
+                    request.pop(key, None)
+                return msgspec.json.encode(request, order="sorted")
+        except DecodeErrors:
+            pass
+        values, _ = split_object(plain)
+    except (*DecodeErrors, ProxyError):
+        return None
+    fields = [encode(key) + b":" + bytes(values[key]) for key in sorted(values) if key not in _APART]
+    return b"{" + b",".join(fields) + b"}"

@@ -1,0 +1,97 @@
+"""Asks the targets of a chain on behalf of one request, or of all who share its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from attrs import define, evolve, field
+
+from manallm_proxy.contract.answers import Answer
+from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.provider import Call, Provider
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.contract.trace import Trace
+from manallm_proxy.gateway.advice import advice
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.trace_context import headers_for
+from manallm_proxy.gateway.way import Way
+from manallm_proxy.openai.large import aside
+from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.routing import relay
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.failover import Attempt, Walk, in_background
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Asking:
+    """One `call` along its `way`. ``for_operator``: whether the reader may be told why no model answered."""
+
+    generation: Generation
+    call: Call = field(repr=False)
+    way: Way
+    for_operator: bool
+    trace: Trace | None = None
+    notes: tuple[str, ...] = ()
+    """See `Call.notes`, of the call as the latest target got it."""
+
+    @property
+    def walk(self) -> Walk:
+        """Of ``way``."""
+        return self.way.walk
+
+    async def complete(self) -> tuple[Answer, Entry]:
+        """The first whole answer along the chain, and whose it is."""
+        async with await self.walk.run(self.way.in_turn(self._ask(relay.complete)), self.asked) as attempt:
+            attempt.served()
+        answer = attempt.value
+        if answer.usage is not None:
+            self.way.settle(attempt.entry, answer.usage, 0)
+        if answer.dimensions is not None:
+            self.generation.check_dimensions(self.walk.chain, self.call, attempt.entry, answer.dimensions)
+        return answer, attempt.entry
+
+    async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
+        """The first stream along the chain; `beat` is called in the silence until then."""
+        walking = self.walk.run(self.way.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
+        patience = self.generation.config.streaming.early_heartbeat
+        if patience > 0 and not self.call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
+            return await in_background(walking, patience, beat)
+        return await walking
+
+    @property
+    def asked(self) -> str:
+        """Safe name for the 503's message: an alias or target of ours, never client text."""
+        return self.walk.chain.alias or str(self.walk.chain.entries[0].target)
+
+    def _ask(
+        self, attempt: Callable[[Provider, Catalog, Call, Entry], Awaitable[T]]
+    ) -> Callable[[Entry], Awaitable[T]]:
+        catalog = self.generation.catalog
+
+        def ask(entry: Entry) -> Awaitable[T]:
+            provider, call = self._attempt(entry)
+            return attempt(provider, catalog, call, entry)
+
+        return ask
+
+    def _attempt(self, entry: Entry) -> tuple[Provider, Call]:
+        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        name = entry.target.provider
+        provider = self.generation.providers[name]
+        native = self.call.native
+        call = self.call.at(name, () if native is None else self.generation.config.providers[name].speaks)
+        self.notes = call.notes
+        if self.trace is not None:
+            call = evolve(call, trace=headers_for(self.trace, entry.target))
+        if self.walk.log and self.for_operator and isinstance(provider, LoopbackProvider):
+            call.advice = advice(self.generation, self.walk.chain, self.walk.log)
+        return provider, call
+
+
+async def written(reply: Reply, target: Target, answer: Answer) -> bytes:
+    """`target`'s whole answer in the client's format."""
+    apart = answer.is_large and answer.body is None
+    return await aside(True, reply.whole, target, answer) if apart else reply.whole(target, answer)

@@ -1,0 +1,226 @@
+"""The step of an exchange before anybody is asked: an answer that is kept, or that another request has begun.
+
+Without either, the exchange asks in a flight of its own, which others may join, and a complete answer is kept. A
+failure is each one's own: whoever waited for another's request then asks for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.door import Door, Remembers, Reply
+from manallm_proxy.contract.events import CacheOutcome, Outcome
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.targets import Chain, Entry
+from manallm_proxy.doors.replay.forms import REPLAYS, Replay
+from manallm_proxy.gateway.answers import key_of
+from manallm_proxy.gateway.asking import Asking
+from manallm_proxy.gateway.client_keys import Caller
+from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.production import Production
+from manallm_proxy.gateway.wishes import Wishes
+from manallm_proxy.http_server import web
+from manallm_proxy.http_server.stream_writer import StreamWriter
+from manallm_proxy.openai.large import LARGE_BYTES, aside
+from manallm_proxy.state.flights import Flight, Form, Seat
+from manallm_proxy.state.kept import Kept, Key
+
+
+class Served(Protocol):
+    """What the step needs of its `Exchange`."""
+
+    request: web.BaseRequest
+    door: Door
+    generation: Generation
+    caller: Caller | None
+    resolved: Entry | None
+    usage: Usage | None
+    cache: CacheOutcome | None
+    saved: Usage | None
+
+    async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse: ...
+
+    async def send(self, body: bytes, content_type: str) -> web.StreamResponse: ...
+
+    def stream_writer(self, reply: Reply, *, beats: bool = True) -> StreamWriter: ...
+
+    def commit(self, entry: Entry, reply: Reply) -> None: ...
+
+    def end(self, outcome: Outcome, status: int, error: str | None = None) -> None: ...
+
+
+@define
+class KeptAnswer:
+    """One exchange whose chain keeps answers. ``body``: the request's, as the client sent it."""
+
+    exchange: Served
+    asking: Asking
+    reply: Reply = field(repr=False)
+    chain: Chain
+    body: bytes = field(repr=False)
+
+    @property
+    def is_meant(self) -> bool:
+        """Whether answers to this request are kept at all."""
+        assert self.chain.cache is not None
+        covered = self.chain.cache.ttl is not None or self._is_embedding
+        return covered and self.exchange.door.name in REPLAYS
+
+    @property
+    def _is_embedding(self) -> bool:
+        return self.asking.call.endpoint is Endpoint.EMBEDDINGS
+
+    @property
+    def _replay(self) -> Replay:
+        return REPLAYS[self.exchange.door.name]
+
+    @property
+    def _form(self) -> Form:
+        summary = self.asking.call.summary
+        return Form(summary.stream, summary.stream and summary.wants_usage)
+
+    async def answer(self) -> web.StreamResponse:
+        """See the module."""
+        exchange, answers = self.exchange, self.exchange.generation.answers
+        wishes = Wishes.of(exchange.request.headers)
+        key = await self._key() if wishes.keeps else None
+        if key is None:
+            exchange.cache = "bypass"
+            return await exchange.ask(self.asking, self.reply)
+        if wishes.reads and (kept := await self._find(key, wishes)) is not None:
+            return await self._give(kept)
+        flight = answers.flights.find(key) if wishes.reads else None
+        if flight is not None and (response := await self._follow(flight)) is not None:
+            return response
+        exchange.cache = "miss"
+        return await self._lead(key, is_shared=wishes.reads and flight is None)
+
+    async def _key(self) -> Key | None:
+        exchange = self.exchange
+        caller = exchange.caller.key.name if exchange.caller is not None else None
+        chain = exchange.generation.fingerprint(self.chain)
+        body, self.body = self.body, b""
+        return await aside(self.asking.call.is_large, key_of, body, type(exchange.door).__qualname__, chain, caller)
+
+    async def _find(self, key: Key, wishes: Wishes) -> Kept | None:
+        store = self.exchange.generation.answers.store
+        found = await store.find(key)
+        if found is None:
+            return None
+        most = self._seconds(found.kept.target.provider)
+        if most is None or found.age >= most:  # a reload has shortened it
+            return None
+        if wishes.max_age is not None and found.age > wishes.max_age:
+            return None
+        if isinstance(self.reply, Remembers) and not await self.reply.is_known(found.kept.body):
+            store.drop(key)
+            return None
+        return found.kept
+
+    def _seconds(self, provider: str) -> float | None:
+        assert self.chain.cache is not None
+        return self.chain.cache.seconds(provider, is_embedding=self._is_embedding)
+
+    async def _give(self, kept: Kept) -> web.StreamResponse:
+        """The client gets what is kept, in the form that it asked for."""
+        exchange = self.exchange
+        exchange.cache, exchange.saved = "hit", kept.usage
+        entry = next((each for each in self.chain if each.target == kept.target), Entry(kept.target))
+        exchange.commit(entry, self.reply)
+        if not self._form.stream:
+            return await exchange.send(kept.body, kept.content_type)
+        large = len(kept.body) > LARGE_BYTES
+        data = await aside(large, self._replay.to_stream, kept.body, self._form.with_usage)
+        writer = exchange.stream_writer(self.reply, beats=False)
+        await writer.finish(data)
+        return _response(writer)
+
+    async def _follow(self, flight: Flight) -> web.StreamResponse | None:
+        """The answer that another request has begun; None where it must be asked for after all."""
+        exchange = self.exchange
+        exchange.cache = "hit"
+        with flight.join() as seat:
+            if flight.form == self._form and flight.form.stream:
+                response = await self._hear(flight, seat)
+                exchange.saved = flight.usage
+            else:
+                await seat.over()
+                response = await self._give(flight.kept) if flight.kept is not None else None
+            if response is not None and flight.leader_left and (usage := flight.claim()) is not None:
+                exchange.usage, exchange.saved = usage, None
+            return response
+
+    async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:
+        """Asks in a flight, which others may join if it `is_shared`."""
+        exchange = self.exchange
+        self.asking.way.reserve()
+        flight, generation = Flight(self._form), exchange.generation
+        flights = generation.answers.flights
+        production = Production(self.asking, key, self.reply, self._replay, self._seconds)
+        generation.hold()
+
+        def landed() -> None:
+            flights.remove(key, flight)
+            generation.release()
+
+        with flight.join() as seat:
+            flight.start(production.run, landed)
+            if is_shared:
+                flights.add(key, flight)
+            try:
+                if flight.form.stream:
+                    response = await self._hear(flight, seat)
+                else:
+                    await seat.over()
+                    response = await self._send(flight)
+            except BaseException:
+                flight.leader_left = True
+                raise
+            if response is None:
+                assert flight.error is not None
+                raise flight.error
+            exchange.usage = flight.claim()
+            return response
+
+    async def _send(self, flight: Flight) -> web.StreamResponse | None:
+        kept, entry = flight.kept, flight.entry
+        if kept is None or entry is None:
+            return None
+        self.exchange.commit(entry, self.reply)
+        return await self.exchange.send(kept.body, kept.content_type)
+
+    async def _hear(self, flight: Flight, seat: Seat) -> web.StreamResponse | None:
+        """Hands on a stream as it comes; None where nobody answered."""
+        exchange = self.exchange
+        writer: StreamWriter | None = None
+        async for data in seat.parts():
+            self._commit(flight)
+            writer = exchange.stream_writer(self.reply, beats=False)
+            await writer.write(data)
+        if flight.error is not None and flight.entry is None:
+            return None
+        if flight.error is not None:
+            raise flight.error
+        self._commit(flight)
+        writer = exchange.stream_writer(self.reply, beats=False)
+        if flight.broken is not None:
+            data, error = flight.broken
+            exchange.end("broken", 200, error)
+            await writer.break_off(data)
+        else:
+            await writer.finish(flight.last)
+        return _response(writer)
+
+    def _commit(self, flight: Flight) -> None:
+        if flight.entry is not None and self.exchange.resolved is None:
+            assert flight.reply is not None
+            self.exchange.commit(flight.entry, flight.reply)
+
+
+def _response(writer: StreamWriter) -> web.StreamResponse:
+    response = writer.response
+    assert response is not None
+    return response

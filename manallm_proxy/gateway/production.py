@@ -1,0 +1,145 @@
+"""Asks for an answer on behalf of all who share a flight, and keeps it where it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import StreamBatch
+from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.provider import Stream
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.doors.replay.forms import Replay
+from manallm_proxy.gateway.asking import Asking, written
+from manallm_proxy.openai.json_object import DecodeErrors
+from manallm_proxy.openai.large import LARGE_BYTES, aside
+from manallm_proxy.providers.loopback import LoopbackProvider
+from manallm_proxy.routing.relay import Relay
+from manallm_proxy.state.flights import Flight
+from manallm_proxy.state.kept import Kept, Key
+
+_NOT_AN_ANSWER = (*DecodeErrors, TypeError, KeyError, AttributeError, ValueError)
+"""What comes of reading bytes that a provider sent, and that the relay had no reason to read."""
+
+
+@define
+class Production:
+    """One answer. ``seconds``: how long an answer of that provider is kept; None: not at all."""
+
+    asking: Asking
+    key: Key
+    reply: Reply = field(repr=False)
+    replay: Replay
+    seconds: Callable[[str], float | None]
+
+    async def run(self, flight: Flight) -> None:
+        """To the end of the answer. Raises what `Asking` does where none begins."""
+        flight.reply = self.reply
+        await (self._stream(flight) if flight.form.stream else self._complete(flight))
+
+    async def _complete(self, flight: Flight) -> None:
+        answer, entry = await self.asking.complete()
+        flight.entry, flight.usage = entry, answer.usage
+        body = await written(self.reply, entry.target, answer)
+        kept = Kept(body, entry.target, answer.content_type, answer.usage)
+        if all(choice.finish != "error" for choice in answer.choices) and self.replay.is_success(body):
+            self._keep(kept, entry)
+        flight.complete(kept)
+
+    async def _stream(self, flight: Flight) -> None:
+        beat = _Beat(flight, self.reply, self.asking.generation.config.streaming.heartbeat)
+        async with await self.asking.opened(beat.early) as attempt:
+            flight.entry = attempt.entry
+            self.reply.start(attempt.entry.target)
+            stream = attempt.value.stream
+            carrier, sink = Relay(attempt), _Sink(self, flight, stream)
+            beat.start()
+            try:
+                await carrier.run(sink)
+            finally:
+                beat.stop()
+                flight.usage = stream.usage
+        if carrier.error is not None:
+            flight.break_off(sink.error, carrier.error.error_type)
+
+    async def end(self, flight: Flight, stream: Stream) -> None:
+        """The end of a complete stream."""
+        last, said, usage = self.reply.end(stream.usage), flight.held(), stream.usage
+        whole = None
+        if said is not None:
+            try:
+                large = len(said) > LARGE_BYTES
+                whole = await aside(large, self.replay.to_whole, said + last, usage)
+            except _NOT_AN_ANSWER:
+                whole = None
+        entry = flight.entry
+        assert entry is not None
+        kept = Kept(whole, entry.target, usage=usage) if whole is not None else None
+        if kept is not None:
+            self._keep(kept, entry)
+        flight.complete(kept, last)
+
+    def _keep(self, kept: Kept, entry: Entry) -> None:
+        seconds = self.seconds(entry.target.provider)
+        if seconds is not None and not isinstance(
+            self.asking.generation.providers[entry.target.provider], LoopbackProvider
+        ):
+            self.asking.generation.answers.store.keep(self.key, kept, seconds)
+
+
+@define
+class _Sink:
+    """See `relay.Sink`. ``error``: the end of a stream that broke."""
+
+    production: Production
+    flight: Flight
+    stream: Stream
+    error: bytes = field(default=b"", repr=False)
+
+    async def send(self, batch: StreamBatch) -> None:
+        self.flight.put(self.production.reply.events(batch))
+        await self.flight.room()
+
+    def try_write(self, batch: StreamBatch) -> bool:
+        if not self.flight.has_room:
+            return False
+        self.flight.put(self.production.reply.events(batch))
+        return True
+
+    async def finish(self) -> None:
+        await self.production.end(self.flight, self.stream)
+
+    async def fail(self, error: ProxyError) -> None:
+        self.error = self.production.reply.error(error)
+
+
+@define
+class _Beat:
+    """Heartbeats for all who hear the stream, since only one reply knows what has been said. ``interval``: seconds."""
+
+    flight: Flight
+    reply: Reply = field(repr=False)
+    interval: float
+    _timer: asyncio.TimerHandle | None = None
+    _seen: int = 0
+
+    async def early(self) -> None:
+        """While nobody has answered."""
+        self.flight.put(self.reply.heartbeat())
+
+    def start(self) -> None:
+        if self.interval:
+            self._seen = self.flight.said
+            self._timer = asyncio.get_running_loop().call_later(self.interval, self._check)
+
+    def _check(self) -> None:
+        if self.flight.said == self._seen:
+            self.flight.put(self.reply.heartbeat())
+        self.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,123 @@
+"""What ``/v1/responses`` keeps, for all instances: in Redis, and in this process for as long as that is away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+from attrs import define, field
+
+from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
+from manallm_proxy.state.entries import LARGEST, PREFIX, WriteBehind, read, seal, unseal
+from manallm_proxy.state.link import Away, Link, Refused
+
+_STORED: Final = msgspec.msgpack.Decoder(Stored)
+_GONE: Final = b"deleted"
+"""Stands in place of a response that was deleted, so that no instance gives its own copy."""
+_NOTHING: Final = b""
+
+
+@define(eq=False)
+class SharedResponses:
+    """See `store.Store`. ``link`` None: nothing is shared, as the configuration of the moment has it.
+
+    ``own`` keeps the same: what was kept while the server was away is found here at least.
+    """
+
+    own: Store
+    link: Callable[[], Link | None]
+    bounds: Callable[[], Bounds]
+    _behind: WriteBehind | None = field(default=None, init=False)
+
+    def new_id(self, prefix: str) -> str:
+        return self.own.new_id(prefix)
+
+    def keep(self, owner: Owner, stored: Stored) -> None:
+        self.own.keep(owner, stored)
+        size = len(stored.shell) + sum(map(len, stored.input)) + sum(map(len, stored.output))
+        if self.link() is not None and size <= LARGEST:
+            self._write(_name(owner, "response", stored.id), msgspec.msgpack.encode(stored))
+            for item in stored.output_ids:
+                self._write(_name(owner, "item", item), stored.id.encode())
+
+    async def response(self, owner: Owner, id_: str) -> Stored | None:
+        content = await self._read(owner, "response", id_)
+        if content == _GONE:
+            return None
+        if content:
+            try:
+                return _STORED.decode(content)
+            except ValueError:
+                self._forget(_name(owner, "response", id_))
+        return await self.own.response(owner, id_)
+
+    async def items(self, owner: Owner, ids: Iterable[str]) -> dict[str, bytes]:
+        wanted = list(ids)
+        found = await self.own.items(owner, wanted)
+        for id_ in wanted:
+            if id_ not in found and (response := (await self._read(owner, "item", id_)).decode(errors="replace")):
+                stored = await self.response(owner, response)
+                found |= dict(zip(stored.output_ids, stored.output, strict=True)) if stored is not None else {}
+        return {id_: found[id_] for id_ in wanted if id_ in found}
+
+    async def drop(self, owner: Owner, id_: str) -> bool:
+        known = await self.response(owner, id_) is not None
+        await self.own.drop(owner, id_)
+        if known and self.link() is not None:
+            self._write(_name(owner, "response", id_), _GONE)
+        return known
+
+    async def _read(self, owner: Owner, kind: str, id_: str) -> bytes:
+        """What stands there, which is used again with that; `_NOTHING` where nothing of ours does."""
+        link = self.link()
+        if link is None or len(id_) > LONGEST_ID:
+            return _NOTHING
+        name = _name(owner, kind, id_)
+        try:
+            entry, _ = await read(link, name, ("PEXPIRE", name, self._milliseconds()))
+        except Away:
+            return _NOTHING
+        except Refused as refusal:
+            if str(refusal) == "WRONGTYPE":
+                self._forget(name)
+            else:
+                link.told(str(refusal))
+            return _NOTHING
+        try:
+            return unseal(name, entry) if entry else _NOTHING
+        except ValueError:
+            self._forget(name)
+            return _NOTHING
+
+    def _milliseconds(self) -> int:
+        return max(1, int(self.bounds().ttl * 1000))
+
+    def _write(self, name: str, content: bytes) -> None:
+        entry, lifetime = seal(name, content), self._milliseconds()
+
+        async def write(client: Any) -> None:
+            await client.set(name, entry, px=lifetime)
+
+        self._send(write, len(entry))
+
+    def _forget(self, name: str) -> None:
+        async def forget(client: Any) -> None:
+            await client.unlink(name)
+
+        self._send(forget, 0)
+
+    def _send(self, command: Callable[[Any], Any], size: int) -> None:
+        link = self.link()
+        if link is None:
+            return
+        if self._behind is None or self._behind.link is not link:  # a reload has changed it
+            self._behind = WriteBehind(link)
+        self._behind.send(command, size)
+
+
+def _name(owner: Owner, kind: str, id_: str) -> str:
+    """Names of clients' keys, and what clients call an id, stay out of the server's sight."""
+    whose = hashlib.sha256(b"" if owner is None else b"=" + owner.encode()).hexdigest()[:32]
+    return f"{PREFIX}{kind}:{whose}:{hashlib.sha256(id_.encode()).hexdigest()[:48]}"

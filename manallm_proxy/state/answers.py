@@ -1,0 +1,36 @@
+"""What one process keeps of answers: those that are complete, and those on their way."""
+
+from __future__ import annotations
+
+import asyncio
+
+from attrs import define, field
+
+from manallm_proxy.state.flights import Flights
+from manallm_proxy.state.kept import AnswerStore
+from manallm_proxy.state.link import Link
+
+
+@define(eq=False)
+class Answers:
+    """It outlives reloads. ``link``: to the server by which instances share what they keep, at ``url``, if any."""
+
+    store: AnswerStore
+    flights: Flights = field(factory=Flights)
+    url: str | None = field(default=None, repr=False)
+    link: Link | None = None
+    _closing: asyncio.Task[None] | None = None
+
+    def replace(self, store: AnswerStore, url: str | None, link: Link | None) -> None:
+        """`store` keeps them from now on."""
+        self._closing = asyncio.get_running_loop().create_task(_close(self.store, self.link))
+        self.store, self.url, self.link = store, url, link
+
+    async def close(self) -> None:
+        await _close(self.store, self.link)
+
+
+async def _close(store: AnswerStore, link: Link | None) -> None:
+    await store.close()
+    if link is not None:
+        await link.close()

@@ -1,0 +1,96 @@
+"""What stands in Redis under one of our names: sealed, so that nothing else is taken for it, and written behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from attrs import define, field
+
+from manallm_proxy.state.link import Away, Link, Refused
+
+PREFIX: Final = "manallm:1:"
+"""Of all our names. Another version of what stands there is another prefix."""
+LARGEST: Final = 4 * 2**20
+"""Bytes of an entry. No more is read, whatever stands there."""
+WAITING: Final = 16 * 2**20
+"""Bytes of entries that are on their way to the server; above it nothing more is sent."""
+_DIGEST: Final = 16
+
+
+def seal(name: str, content: bytes) -> bytes:
+    """`content` as it stands under `name`."""
+    return _digest(name, content) + content
+
+
+def unseal(name: str, entry: bytes) -> bytes:
+    """What `seal` was given. ValueError for what it did not make, or not under this name."""
+    content = entry[_DIGEST:]
+    if len(entry) < _DIGEST or _digest(name, content) != entry[:_DIGEST]:
+        raise ValueError("not ours, or not whole")
+    return content
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    key = hashlib.sha256(name.encode()).digest()
+    return hashlib.blake2b(content, digest_size=_DIGEST, key=key).digest()
+
+
+async def read(link: Link, name: str, *more: tuple[Any, ...]) -> list[Any]:
+    """The entry under `name` (``b""``: none), and what the commands `more` return, in one turn.
+
+    Raises what `Link.use` does.
+    """
+
+    async def ask(client: Any) -> list[Any]:
+        asked = client.pipeline(transaction=False)
+        asked.getrange(name, 0, LARGEST)
+        for command in more:
+            asked.execute_command(*command)
+        found: list[Any] = await asked.execute(raise_on_error=False)  # which would put words before the server's
+        for each in found:
+            if isinstance(each, Exception):
+                raise each
+        return found
+
+    return await link.use(ask)
+
+
+@define(eq=False)
+class WriteBehind:
+    """Commands that nobody waits for."""
+
+    link: Link
+    _waiting: int = 0
+    _tasks: set[asyncio.Task[None]] = field(factory=set)
+
+    def send(
+        self, command: Callable[[Any], Awaitable[Any]], size: int = 0, done: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Whether `command`, of `size` bytes, is on its way; `done` is called when it is over, however it ended."""
+        if not self.link.is_well or size > LARGEST or self._waiting + size > WAITING:
+            return False
+        self._waiting += size
+
+        async def run() -> None:
+            try:
+                await self.link.use(command)
+            except Away:
+                pass
+            except Refused as refusal:
+                self.link.told(str(refusal))
+            finally:
+                self._waiting -= size
+                done()
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def close(self) -> None:
+        """What was sent by now may still arrive."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)

@@ -1,0 +1,213 @@
+"""One answer on its way to several clients that asked for the same.
+
+What asks upstream runs in a task of its own, so that it outlives the client whose request began it; the last of them
+to leave ends it. Each client has a seat, reads at its own pace, and hears what was said before it came. What is held
+for them is bounded: above that nobody can join, and the provider waits for the slowest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import define, field, frozen
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.state.kept import Kept, Key
+
+HELD: Final = 4 * 2**20
+"""Bytes of a stream that are held for those who come late."""
+
+
+@frozen
+class Form:
+    """How an answer is sent: whole or as a stream, and whether the stream ends with its usage."""
+
+    stream: bool
+    with_usage: bool = False
+
+
+@define(eq=False)
+class Flight:
+    """See the module. ``form``: that of the request that began it."""
+
+    form: Form
+    entry: Entry | None = None
+    """Who answers; None until that is certain."""
+    kept: Kept | None = None
+    """The whole answer, once it is complete; None still if it grew beyond what is held."""
+    last: bytes = field(default=b"", repr=False)
+    """The end of a complete stream, after all its parts."""
+    error: BaseException | None = None
+    """Why nothing came of it."""
+    broken: tuple[bytes, str] | None = field(default=None, repr=False)
+    """The end of a stream that broke, and why, in the word for metrics."""
+    reply: Reply | None = field(default=None, repr=False)
+    """What writes the answer, for all alike: its ids are in there."""
+    usage: Usage | None = None
+    leader_left: bool = False
+    """The client whose request began it is gone: another one accounts for what it costs."""
+    is_over: bool = False
+    overflown: bool = False
+    """Some of what was said is no longer held: nobody can join."""
+    _task: asyncio.Task[None] | None = None
+    _seats: set[Seat] = field(factory=set)
+    _parts: list[bytes] = field(factory=list, repr=False)
+    _gone: int = 0
+    """How many parts are no longer held."""
+    _size: int = 0
+    _news: set[asyncio.Future[None]] = field(factory=set)
+
+    def start(self, produce: Callable[[Flight], Awaitable[None]], landed: Callable[[], None]) -> None:
+        """Begins `produce`, which calls `put` and at its end `complete` or `break_off`; `landed` is called last."""
+
+        async def run() -> None:
+            try:
+                await produce(self)
+            except BaseException as error:
+                forget_frames(error)
+                self.error = error
+            finally:
+                self.is_over = True
+                self._tell()
+
+        self._task = asyncio.get_running_loop().create_task(run())
+        self._task.add_done_callback(lambda _: landed())
+
+    def put(self, data: bytes) -> None:
+        """The next part of a stream."""
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+            self._trim()
+            self._tell()
+
+    @property
+    def said(self) -> int:
+        """How many parts there were so far."""
+        return self._gone + len(self._parts)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the slowest is not too far behind."""
+        return self._size <= HELD
+
+    async def room(self) -> None:
+        """Returns once the slowest has caught up."""
+        while not self.has_room:
+            await self._wait()
+            self._trim()
+
+    def held(self) -> bytes | None:
+        """All that was said; None if it was too much."""
+        return None if self.overflown else b"".join(self._parts)
+
+    def complete(self, kept: Kept | None, last: bytes = b"") -> None:
+        """It has ended well."""
+        self.kept, self.last = kept, last
+
+    def break_off(self, data: bytes, error: str) -> None:
+        """It has broken after its commit."""
+        self.broken = data, error
+
+    def claim(self) -> Usage | None:
+        """What it cost, for the first who asks: it is paid once."""
+        usage, self.usage = self.usage, None
+        return usage
+
+    @contextmanager
+    def join(self) -> Iterator[Seat]:
+        """A seat until the context is left; where nobody is left, the flight ends."""
+        seat = Seat(self)
+        self._seats.add(seat)
+        try:
+            yield seat
+        finally:
+            self._seats.discard(seat)
+            self._tell()  # the provider may have waited for this one
+            if not self._seats and self._task is not None:
+                self._task.cancel()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others may join."""
+        return not (self.is_over or self.overflown) and bool(self._seats)
+
+    def _trim(self) -> None:
+        """Lets go of what all have read, once there is more than is held for those who come late."""
+        read = min(min((seat.read for seat in self._seats), default=0), self.said)
+        if self._size > HELD and self._gone < read:
+            self._size -= sum(map(len, self._parts[: read - self._gone]))
+            del self._parts[: read - self._gone]
+            self._gone, self.overflown = read, True
+
+    def _tell(self) -> None:
+        news, self._news = self._news, set()
+        for waiting in news:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def _wait(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._news.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._news.discard(waiting)
+
+
+@define(eq=False)
+class Seat:
+    """One client of a flight. ``read``: how many of its parts it has taken."""
+
+    flight: Flight
+    read: int = 0
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """All parts from the first on, several at a time where they are there, until the flight is over."""
+        flight = self.flight
+        while True:
+            new = self.read - flight._gone
+            if new < len(flight._parts):
+                data = b"".join(flight._parts[new:])
+                self.read = flight.said
+                flight._tell()
+                yield data
+            elif flight.is_over:
+                return
+            else:
+                await flight._wait()
+
+    async def over(self) -> None:
+        """Returns when the flight is over."""
+        self.read = sys.maxsize  # who waits for all of it keeps nobody waiting
+        while not self.flight.is_over:
+            await self.flight._wait()
+
+
+@define(eq=False)
+class Flights:
+    """Those that others may join, by key."""
+
+    _by_key: dict[Key, Flight] = field(factory=dict)
+
+    def find(self, key: Key) -> Flight | None:
+        """The one to join."""
+        flight = self._by_key.get(key)
+        return flight if flight is not None and flight.is_open else None
+
+    def add(self, key: Key, flight: Flight) -> None:
+        self._by_key[key] = flight
+
+    def remove(self, key: Key, flight: Flight) -> None:
+        if self._by_key.get(key) is flight:
+            del self._by_key[key]
+
+    def __len__(self) -> int:
+        return len(self._by_key)

@@ -1,0 +1,110 @@
+"""Answers that are kept, and what keeps them: the interface, and the memory of one process."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.targets import Target
+
+Key = bytes
+"""SHA-256 of all that an answer depends on."""
+OVERHEAD: Final = 900
+"""Bytes of a kept answer beside its body: objects, its key, its place in the order of use."""
+
+
+@frozen
+class Kept:
+    """One complete answer: the whole answer's bytes, as its door wrote them, or would have."""
+
+    body: bytes = field(repr=False)
+    target: Target
+    """Who gave it."""
+    content_type: str = "application/json"
+    usage: Usage | None = None
+    """What it cost, and a hit saves."""
+
+
+@frozen
+class Aged:
+    """A kept answer, and how many seconds ago it was."""
+
+    kept: Kept
+    age: float
+
+
+class AnswerStore(Protocol):
+    """Keeps answers by key. What it cannot say in time, it does not know."""
+
+    async def find(self, key: Key) -> Aged | None:
+        """What is kept under `key`, unless its time is over."""
+
+    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+        """Keeps it for `ttl` seconds, if there is room."""
+
+    def drop(self, key: Key) -> None:
+        """Forgets it."""
+
+    async def close(self) -> None:
+        """Ends what is open."""
+
+
+@define(eq=False)
+class _Record:
+    kept: Kept
+    at: float
+    ttl: float
+
+
+@define(eq=False)
+class MemoryAnswers:
+    """See `AnswerStore`. Over ``limit`` bytes, the least recently used answers go. ``clock``: monotonic seconds."""
+
+    clock: Callable[[], float]
+    limit: int
+    size: int = 0
+    """Bytes kept, with their overhead."""
+    _records: OrderedDict[Key, _Record] = field(factory=OrderedDict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    async def find(self, key: Key) -> Aged | None:
+        record = self._records.get(key)
+        if record is None:
+            return None
+        age = self.clock() - record.at
+        if age >= record.ttl:
+            self.drop(key)
+            return None
+        self._records.move_to_end(key)
+        return Aged(record.kept, age)
+
+    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+        self.drop(key)
+        if _cost(kept) <= self.limit:
+            self._records[key] = _Record(kept, self.clock(), ttl)
+            self.size += _cost(kept)
+            self.trim()
+
+    def drop(self, key: Key) -> None:
+        record = self._records.pop(key, None)
+        if record is not None:
+            self.size -= _cost(record.kept)
+
+    def trim(self) -> None:
+        """Until the rest is within ``limit``, which a reload may have lowered."""
+        while self.size > self.limit:
+            self.size -= _cost(self._records.popitem(last=False)[1].kept)
+
+    async def close(self) -> None:
+        self._records.clear()
+        self.size = 0
+
+
+def _cost(kept: Kept) -> int:
+    return len(kept.body) + OVERHEAD

@@ -1,0 +1,173 @@
+"""The way to Redis, off the path of requests: each use has a budget, and where it fails nobody else waits for it.
+
+After one failure all uses fail at once, while a task of the link's own asks the server until it answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+from attrs import define, field
+
+from manallm_proxy.contract.events import Observer, StateChanged
+
+T = TypeVar("T")
+
+BUDGET: Final = 0.05
+"""Seconds that one use may take."""
+AT_A_TIME: Final = 32
+"""Uses, and so connections; others wait for their turn within their budget."""
+AGAIN: Final = 0.25
+"""Seconds between two questions whether the server is back."""
+
+
+class Away(Exception):
+    """The server is not there, or not in time."""
+
+
+class Refused(Exception):
+    """The server is there, and refuses this one command. ``str()``: the first word of its answer, such as ``OOM``."""
+
+
+@define(eq=False)
+class Link:
+    """See the module. ``name``: the server's address, without a password; ``open_client``: a new client of it."""
+
+    name: str
+    open_client: Callable[[], Any]
+    observe: Observer
+    is_well: bool = True
+    _client: Any = None
+    _turns: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    _told: bool = False
+    """That it is away."""
+    _refusals: set[str] = field(factory=set)
+    _asking: asyncio.Task[None] | None = None
+    _leaving: set[asyncio.Task[None]] = field(factory=set)
+    """Clients that are being closed."""
+    _closed: bool = False
+
+    async def use(self, command: Callable[[Any], Awaitable[T]]) -> T:
+        """What `command` returns, within the budget. Raises Away, and Refused for what the server says no to."""
+        if not self.is_well or self._closed:
+            raise Away
+        client: Any = None
+        clock, waited = asyncio.get_running_loop().time, 0.0
+        began = clock()
+        try:
+            async with asyncio.timeout(BUDGET), self._turns:
+                waited = clock() - began
+                if not self.is_well or self._closed:  # while it waited for its turn
+                    raise Away
+                client = self._client
+                if client is None:
+                    client = self._client = self.open_client()
+                return await command(client)
+        except Exception as error:  # the library's own, and whatever a server can make of it
+            word = _refusal(error)
+            if word is not None:
+                raise Refused(word) from None
+            if client is not None and client is self._client and waited < BUDGET / 2:  # else it had no time to answer
+                self._suspect()
+            raise Away from None
+
+    def told(self, refusal: str) -> None:
+        """Reports a command that the server refused, once for each reason."""
+        if refusal not in self._refusals:
+            self._refusals.add(refusal)
+            self.observe(StateChanged(self.name, is_well=False, detail=f"refuses what it is told ({refusal})"))
+
+    async def close(self) -> None:
+        """Harmless when repeated."""
+        self._closed = True
+        if self._asking is not None:
+            self._asking.cancel()
+        self._leave(self._client)
+        self._client = None
+        left = [*self._leaving, *([self._asking] if self._asking is not None else [])]
+        if left:
+            await asyncio.wait(left, timeout=2 * BUDGET)
+
+    def _suspect(self) -> None:
+        """From now on nobody waits for it until it has answered; the client is a new one then, since this one's
+        connections may be dead."""
+        self.is_well = False
+        self._leave(self._client)
+        self._client = None
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """Until it answers. A single failure is not told: our own loop may have been late."""
+        while isinstance(client := await self._answering(), Exception):
+            if not self._told:
+                self._told = True
+                self.observe(StateChanged(self.name, is_well=False, detail=_why(client)))
+            await asyncio.sleep(AGAIN)
+        self._client, self.is_well = client, True
+        self._refusals.clear()
+        if self._told:
+            self._told = False
+            self.observe(StateChanged(self.name, is_well=True))
+
+    async def _answering(self) -> Any:
+        """A client of a server that answers, or why there is none."""
+        client: Any = None
+        try:
+            async with asyncio.timeout(BUDGET):
+                client = self.open_client()
+                await client.ping()
+        except BaseException as error:
+            self._leave(client)
+            if isinstance(error, Exception):
+                return error
+            raise
+        return client
+
+    def _leave(self, client: Any) -> None:
+        """Closes it, and waits for nobody."""
+        if client is not None:
+            task = asyncio.get_running_loop().create_task(_close(client))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+
+async def _close(client: Any) -> None:
+    """Within the budget, whatever the server does."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(BUDGET):
+            await client.aclose()
+
+
+def _refusal(error: Exception) -> str | None:
+    """The first word of the server's no, by the name of the class: the library may not be here. None: no such thing."""
+    names = {each.__name__ for each in type(error).__mro__}
+    if "ResponseError" not in names or names & {"AuthenticationError", "ClusterError"}:
+        return None
+    if "NoPermissionError" in names:
+        return "NOPERM"
+    if "OutOfMemoryError" in names:
+        return "OOM"
+    if "ReadOnlyError" in names:
+        return "READONLY"
+    word = str(error).partition(" ")[0]
+    return word if word.isalpha() and word.isupper() and len(word) <= 16 else "ERR"
+
+
+def _why(error: Exception) -> str:
+    """In our own words: the library's may hold an address with a password."""
+    names: set[str] = set()
+    link: BaseException | None = error
+    while link is not None:
+        names |= {each.__name__ for each in type(link).__mro__}
+        link = link.__cause__
+    if names & {"AuthenticationError", "AuthorizationError"}:
+        return "refuses the user or the password"
+    if names & {"TimeoutError"}:
+        return f"no answer within {BUDGET * 1000:g} ms"
+    if names & {"ConnectionError", "OSError"}:
+        return "cannot be reached"
+    return type(error).__name__

@@ -1,0 +1,110 @@
+"""Answers kept in Redis, for all workers and instances. What is not an entry of ours is a miss, and deleted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from attrs import define, field, frozen
+
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.state.entries import LARGEST, PREFIX, WriteBehind, read, seal, unseal
+from manallm_proxy.state.kept import Aged, Kept, Key
+from manallm_proxy.state.link import Away, Link, Refused
+
+_HEAD: Final = 4
+
+
+@frozen
+class _Meta:
+    """What stands before the body, as JSON. ``ttl`` in seconds."""
+
+    provider: str
+    model: str
+    content_type: str
+    ttl: float
+    usage: Usage | None = None
+
+
+_META: Final = msgspec.json.Decoder(_Meta)
+
+
+def pack(name: str, kept: Kept, ttl: float) -> bytes:
+    """The entry under `name`: a seal, a length, `_Meta`, the body."""
+    target = kept.target
+    meta = msgspec.json.encode(_Meta(target.provider, target.model, kept.content_type, ttl, kept.usage))
+    return seal(name, len(meta).to_bytes(_HEAD, "big") + meta + kept.body)
+
+
+def unpack(name: str, entry: bytes) -> tuple[Kept, float]:
+    """What `pack` was given. ValueError for what it did not make, or not for this name."""
+    content = unseal(name, entry)
+    end = _HEAD + int.from_bytes(content[:_HEAD], "big")
+    meta = _META.decode(content[_HEAD:end])  # its errors are ValueErrors
+    return Kept(content[end:], Target(meta.provider, meta.model), meta.content_type, meta.usage), meta.ttl
+
+
+@define(eq=False)
+class RedisAnswers:
+    """See `AnswerStore`. Writing waits for nobody: until it is done, this process knows what it wrote."""
+
+    link: Link
+    _behind: WriteBehind = field(init=False)
+    _writing: dict[Key, Kept] = field(factory=dict, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._behind = WriteBehind(self.link)
+
+    async def find(self, key: Key) -> Aged | None:
+        if (kept := self._writing.get(key)) is not None:
+            return Aged(kept, 0.0)
+        name = name_of(key)
+        try:
+            entry, left = await read(self.link, name, ("PTTL", name))
+        except Away:
+            return None
+        except Refused as refusal:
+            if str(refusal) == "WRONGTYPE":
+                self.drop(key)
+            else:
+                self.link.told(str(refusal))
+            return None
+        if not entry:
+            return None
+        try:
+            kept, ttl = unpack(name, entry)
+            age = ttl - left / 1000
+            if left < 0 or age < -1:  # it never ends, or lives longer than it was given
+                raise ValueError("not as we keep it")
+        except (ValueError, TypeError):
+            self.drop(key)
+            return None
+        return Aged(kept, max(0.0, age))
+
+    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+        if not self.link.is_well or len(kept.body) > LARGEST:
+            return
+        name = name_of(key)
+        entry = pack(name, kept, ttl)
+
+        def done() -> None:
+            if self._writing.get(key) is kept:
+                del self._writing[key]
+
+        async def write(client: Any) -> None:
+            await client.set(name, entry, px=max(1, int(ttl * 1000)))
+
+        if self._behind.send(write, len(entry), done):
+            self._writing[key] = kept
+
+    def drop(self, key: Key) -> None:
+        self._writing.pop(key, None)
+        self._behind.send(lambda client: client.unlink(name_of(key)))
+
+    async def close(self) -> None:
+        await self._behind.close()
+
+
+def name_of(key: Key) -> str:
+    return f"{PREFIX}answer:{key.hex()}"

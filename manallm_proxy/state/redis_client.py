@@ -1,0 +1,55 @@
+"""Where the library enters: a client of Redis or Valkey from a URL, with its retries switched off.
+
+By itself it tries a dead server ten times within four seconds (seen with redis 8.1), so every limit is set here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+SENTINEL_PORT: Final = 26379
+
+
+def client_of(url: str, seconds: float) -> Callable[[], Any]:
+    """What opens a client for `url` (see `config.state_url`); one connects with its first command.
+
+    `seconds` bounds each of its waits. The library is imported here, which takes longer than a use of it may. Any
+    exception of it where one is opened means that the URL is none for it.
+    """
+    redis = import_module("redis.asyncio")
+    retry = import_module("redis.asyncio.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
+    limits: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry": retry}
+    return partial(_open, redis, url, limits)
+
+
+def _open(redis: Any, url: str, limits: dict[str, Any]) -> Any:
+    kind, plus, rest = url.partition("+")
+    if not plus or "://" in kind:
+        return redis.Redis.from_url(url, **limits)
+    kind_of_cluster, _, place = rest.partition("://")
+    if kind_of_cluster == "cluster":
+        return redis.RedisCluster.from_url(f"{kind}://{place}", **limits)
+    return _master(redis, kind, f"{kind}://{place}", limits)
+
+
+def _master(redis: Any, kind: str, url: str, limits: dict[str, Any]) -> Any:
+    """The master that the sentinels of ``host:port,host:port/service/db`` name at the moment."""
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    _, service, *db = parts.path.split("/")
+    sentinels = [_host(each) for each in hosts.split(",")]
+    login = {"username": unquote(name) or None, "password": unquote(password) or None} if user else {}
+    more: dict[str, Any] = dict(parse_qsl(parts.query))
+    secure = {"ssl": True} if kind == "rediss" else {}
+    sentinel = redis.Sentinel(sentinels, sentinel_kwargs={**limits, **secure}, **limits, **secure, **login, **more)
+    return sentinel.master_for(unquote(service), db=int(db[0]) if db and db[0] else 0)
+
+
+def _host(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "", parts.port or SENTINEL_PORT

@@ -1,0 +1,290 @@
+"""Answers kept in a real Redis: shared by instances, and missed by nobody while it is not well."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manallm_proxy.config.load import load
+from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.events import Event, StateChanged
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.state.entries import LARGEST
+from manallm_proxy.state.kept import Kept
+from manallm_proxy.state.link import AGAIN, BUDGET, Link
+from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
+from manallm_proxy.state.redis_client import client_of
+from tests.figures import value
+from tests.proxy import Proxy, openai, proxy, settings, written
+from tests.redis_server import RedisServer, redis_server
+from tests.upstreams import answers, each, upstream
+from tests.waiting import until
+
+KEY = bytes(range(32))
+NAME = name_of(KEY)
+KEPT = Kept(b'{"id":"1"}', Target("up", "m"), "application/json", Usage(3, 2, 1, 1))
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+def store(url: str, seen: list[Event] | None = None) -> RedisAnswers:
+    return RedisAnswers(Link("redis", client_of(url, BUDGET), (seen if seen is not None else []).append))
+
+
+async def closed(*stores: RedisAnswers) -> None:
+    for each_ in stores:
+        await each_.close()
+        await each_.link.close()
+
+
+async def kept(answers: RedisAnswers, server: RedisServer, ttl: float = 60.0) -> bytes:
+    """What stands in the server once `KEPT` is there."""
+    answers.keep(KEY, KEPT, ttl)
+    client = server.client()
+    await until(lambda: client.exists(NAME))
+    await until(lambda: not answers._writing)
+    entry: bytes = client.get(NAME)
+    return entry
+
+
+async def test_what_is_kept_is_found_with_its_age(redis: RedisServer) -> None:
+    """By another instance too; the age is the server's to tell, not one machine's clock."""
+    one, other = store(redis.url), store(redis.url)
+    await kept(one, redis)
+    found = await other.find(KEY)
+    assert found is not None and found.kept == KEPT and 0 <= found.age < 5
+    redis.client().pexpire(NAME, 20_000)
+    found = await other.find(KEY)
+    assert found is not None and 40 <= found.age < 45
+    other.drop(KEY)
+    await until(lambda: not redis.client().exists(NAME))
+    assert await one.find(KEY) is None
+    await closed(one, other)
+
+
+async def test_what_is_not_ours_is_a_miss_and_deleted(redis: RedisServer) -> None:
+    """Poisoned, cut short, of another key, of another version, without an end, of another type; never unpickled."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("it was unpickled",))
+
+    seen: list[Event] = []
+    answers, client = store(redis.url, seen), redis.client()
+    entry = await kept(answers, redis)
+    foreign = pack("manallm:1:answer:other", KEPT, 60.0)
+    flipped = entry[:-2] + bytes([entry[-2] ^ 1]) + entry[-1:]
+    for wrong in (b"x", b"\0" * 100, entry[:-1], entry[:10], entry + b" ", flipped, foreign, b"manallm2" + entry):
+        client.set(NAME, wrong, px=60_000)
+        assert await answers.find(KEY) is None, wrong
+        await until(lambda: not client.exists(NAME))
+    client.set(NAME, pickle.dumps(Bomb()), px=60_000)
+    assert await answers.find(KEY) is None
+    await until(lambda: not client.exists(NAME))
+    client.set(NAME, entry)  # without an end
+    assert await answers.find(KEY) is None
+    await until(lambda: not client.exists(NAME))
+    client.set(NAME, entry, px=600_000)  # an end further off than it was given
+    assert await answers.find(KEY) is None
+    await until(lambda: not client.exists(NAME))
+    client.lpush(NAME, "a list")
+    assert await answers.find(KEY) is None
+    await until(lambda: not client.exists(NAME))
+    client.set(NAME, b"x" * (LARGEST + 100), px=60_000)
+    assert await answers.find(KEY) is None
+    await until(lambda: not client.exists(NAME))
+    assert not seen
+    await closed(answers)
+
+
+async def test_two_instances_share_what_they_keep(redis: RedisServer, tmp_path: Path) -> None:
+    """Under keys that begin with our name and a version, and that expire."""
+    config, two = shared(redis.url), tmp_path / "two"
+    two.mkdir()
+    async with upstream(each(answers)) as server:
+        config["providers"]["up"] = openai(server.url)
+        async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+            status, first, headers = await one.chat(model="mana/test")
+            assert (status, headers["x-mana-llm-cache"]) == (200, "miss")
+            assert (await one.chat(model="mana/test"))[2]["x-mana-llm-cache"] == "hit"
+            client = redis.client()
+            await until(redis.names)
+            status, again, headers = await other.chat(model="mana/test")
+            assert (status, again, headers["x-mana-llm-cache"]) == (200, first, "hit")
+            assert headers["x-mana-llm-resolved"] == "up/m"
+            names = redis.names()
+            assert [name.startswith(b"manallm:1:") for name in names] == [True]
+            assert 0 < client.pttl(names[0]) <= 3_600_000
+            assert len(server.posts) == 1
+
+
+def shared(url: str, **more: Any) -> dict[str, Any]:
+    config = settings({"up": openai("http://127.0.0.1:9")}, state=url, **more)
+    config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+    return config
+
+
+def lines(gate: Proxy, text: str = "shared state") -> list[dict[str, Any]]:
+    return [row for row in map(json.loads, gate.log.getvalue().splitlines()) if text in row["event"]]
+
+
+def has_told(gate: Proxy, times: int) -> bool:
+    return len(lines(gate)) == times
+
+
+async def asked(gate: Proxy, **more: Any) -> tuple[str, float]:
+    """What the header says of one chat, and the seconds it took."""
+    began = time.perf_counter()
+    status, _, headers = await gate.chat(model="mana/test", **more)
+    assert status == 200
+    return headers["x-mana-llm-cache"], time.perf_counter() - began
+
+
+async def test_whatever_happens_to_it_no_request_fails(redis: RedisServer, tmp_path: Path) -> None:
+    """Stopped, killed, started again: each is a miss meanwhile, told once, and over within a second of its return."""
+    async with upstream(each(answers)) as server:
+        config = shared(redis.url)
+        config["providers"]["up"] = openai(server.url)
+        async with proxy(config, tmp_path) as gate:
+            assert (await asked(gate))[0] == "miss"
+            await until(lambda: redis.client().dbsize())
+            assert (await asked(gate))[0] == "hit"
+            for harm, mend in ((redis.stop, redis.go_on), (redis.kill, redis.start)):
+                before = len(lines(gate))
+                harm()
+                told = [await asked(gate) for _ in range(20)]
+                assert {cache for cache, _ in told} == {"miss"}
+                assert max(seconds for _, seconds in told) < BUDGET + 0.15
+                assert sorted(seconds for _, seconds in told)[10] < BUDGET, "one waits, the others do not"
+                await until(partial(has_told, gate, before + 1))
+                mend()
+                began = time.perf_counter()
+                while (await asked(gate))[0] != "hit":
+                    assert time.perf_counter() - began < AGAIN + 1
+                await until(partial(has_told, gate, before + 2))
+            assert [row["event"] for row in lines(gate)] == ["shared state is away", "shared state is back"] * 2
+            assert "redis.sock" in lines(gate)[0]["server"]
+            async with gate.client.get(gate.url + "/metrics") as response:
+                assert value(await response.text(), "mana_llm_state_changes_total", state="away") == 2
+
+
+async def test_one_that_never_was_there_is_told_once(tmp_path: Path) -> None:
+    """Absent from the start; the start does not wait for it, nor does the end."""
+    pytest.importorskip("redis")
+    async with upstream(each(answers)) as server:
+        config = shared("redis://127.0.0.1:9/0")
+        config["providers"]["up"] = openai(server.url)
+        async with proxy(config, tmp_path) as gate:
+            assert [(await asked(gate))[0] for _ in range(5)] == ["miss"] * 5
+            await until(lambda: lines(gate))
+            assert [(row["detail"], row["server"]) for row in lines(gate)] == [
+                ("cannot be reached", "redis://127.0.0.1:9/0")
+            ]
+
+
+async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
+    """And the right one works; neither is in the log."""
+    with redis_server(tmp_path, "open-sesame") as redis:
+        async with upstream(each(answers)) as server:
+            for password, cache in (("wrong-word", "miss"), (None, "miss"), ("open-sesame", "hit")):
+                config = shared(redis.url_with(password))
+                config["providers"]["up"] = openai(server.url)
+                async with proxy(config, tmp_path) as gate:
+                    await asked(gate)
+                    if cache == "hit":
+                        await until(lambda: redis.client().dbsize())
+                    else:
+                        await until(partial(has_told, gate, 1))
+                        assert [row["detail"] for row in lines(gate)] == ["refuses the user or the password"]
+                    assert (await asked(gate))[0] == cache
+                    assert "open-sesame" not in gate.log.getvalue() and "wrong-word" not in gate.log.getvalue()
+
+
+async def test_a_full_server_is_told_and_read_on(tmp_path: Path) -> None:
+    """What it does not take is not kept; what it has is still a hit."""
+    with redis_server(tmp_path, None, "--maxmemory-policy", "noeviction") as redis:
+        seen: list[Event] = []
+        answers, client = store(redis.url, seen), redis.client()
+        await kept(answers, redis)
+        filling = [client.execute_command("SET", f"fill{n}", b"x" * 10_000) for n in range(50)]
+        assert all(filling)
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        for n in range(3):
+            answers.keep(bytes([n]) * 32, KEPT, 60.0)
+        await until(lambda: not answers._writing)
+        assert (await answers.find(KEY)) is not None
+        assert await answers.find(b"\1" * 32) is None
+        assert seen == [StateChanged("redis", is_well=False, detail="refuses what it is told (OOM)")]
+        await closed(answers)
+
+
+async def test_many_at_a_time_are_served_by_few_connections(redis: RedisServer) -> None:
+    """More lookups than connections wait for their turn, and no crowd is taken for a server that is not well."""
+    seen: list[Event] = []
+    answers = store(redis.url, seen)
+    await kept(answers, redis)
+    found = await asyncio.gather(*(answers.find(KEY) for _ in range(2000)))
+    assert any(each_ is not None for each_ in found)
+    await until(lambda: answers.link.is_well)
+    assert not seen
+    assert redis.client().info("clients")["connected_clients"] < 40
+    await closed(answers)
+
+
+async def test_a_reload_changes_the_server(redis: RedisServer, tmp_path: Path) -> None:
+    """From memory to Redis and back, without a request that fails."""
+    async with upstream(each(answers)) as server:
+        config = shared(redis.url)
+        config["providers"]["up"] = openai(server.url)
+        without = {key: inner for key, inner in config.items() if key != "state"}
+        async with proxy(without, tmp_path) as gate:
+            assert [(await asked(gate))[0] for _ in range(2)] == ["miss", "hit"]
+            gate.write(config)
+            await gate.app.reload()
+            assert [(await asked(gate))[0] for _ in range(2)] == ["miss", "hit"]
+            assert redis.client().dbsize() == 1
+            gate.write(without)
+            await gate.app.reload()
+            assert [(await asked(gate))[0] for _ in range(2)] == ["miss", "hit"]
+
+
+WRONG = (
+    "http://127.0.0.1",
+    "redis://",
+    "redis:///0",
+    "redis://host:port/0",
+    "redis://host/zero",
+    "redis+cluster:///x",
+    "redis+sentinel://host:1",
+    "unix://",
+    "",
+)
+
+
+def test_an_address_that_cannot_be_is_named(tmp_path: Path) -> None:
+    """Without its text, which may hold a password."""
+    pytest.importorskip("redis")
+    path = tmp_path / "proxy.yaml"
+    for url in WRONG:
+        path.write_text(written({**shared(url)}))
+        with pytest.raises(ConfigError) as raised:
+            load(path, {})
+        assert [mistake.partition(":")[0] for mistake in raised.value.mistakes] == ["state"], url
+    for url in ("redis://u:p@h:1/2?x=1", "rediss://[::1]", "redis+cluster://h", "redis+sentinel://h:1,i/main/0"):
+        path.write_text(written({**shared(url)}))
+        assert load(path, {}).state == url
+    path.write_text(written({**shared("${REDIS_URL}")}))
+    assert load(path, {}).state is None
