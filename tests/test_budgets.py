@@ -17,6 +17,7 @@ import pytest
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
+from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.proxy import Proxy, openai, process, proxy, settings, written
 from tests.supervised import health, pids
@@ -387,3 +388,32 @@ async def test_every_api_reserves_and_pays(speaks: str, path: str, body: dict[st
             code, told, _ = await p.post(path, {"model": "mana/test", **body}, headers=headers)
             assert (code, len(cloud.posts)) == (429, asked), told
             assert "ask for less" in str(told) or "has spent" in str(told)
+
+
+async def test_a_kept_answer_costs_nothing(tmp_path: Path) -> None:
+    """Nor does one that several share; who is at its budget still gets what is kept. What it saved is counted."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "4 USD"})
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        config["auth"] = {"keys": [entry(tokens_per_minute=1000)]}
+        async with proxy(config, tmp_path) as p:
+            asked = [ask(p, seed=1), ask(p, seed=1, stream=False), ask(p, seed=1)]
+            found = await asyncio.gather(*asked)
+            assert sorted(headers["x-mana-llm-cache"] for _, _, headers in found) == ["hit", "hit", "miss"]
+            assert spent(p, "alias mana/test") == pytest.approx(0.5) and len(cloud.posts) == 1
+            left = found[-1][2]["x-ratelimit-remaining-tokens"]
+            p.app.gateway.generation.ledger.merge([("alias mana/test", p.app.gateway.generation.ledger.day, 4.0, 40)])
+            code, _, headers = await ask(p, seed=1)
+            assert (code, headers["x-mana-llm-cache"]) == (200, "hit")
+            assert int(headers["x-ratelimit-remaining-tokens"]) == 995 >= int(left)
+            code, body, headers = await ask(p, seed=2)
+            assert (code, body["error"]["code"], len(cloud.posts)) == (429, "budget_exceeded", 1)
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+            payload = {"messages": [], "seed": 1, "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload, headers=bearer) as response:
+                assert (response.status, response.headers["x-mana-llm-cache"]) == (200, "hit")
+                assert (await response.read()).endswith(b"[DONE]\n\n")
+            assert spent(p, "alias mana/test") == pytest.approx(4.5)
+            told = p.app.metrics.render()[0].decode()
+            assert value(told, "mana_llm_cache_saved_usd_total", alias="mana/test") == pytest.approx(4 * 0.5)
+            assert value(told, "mana_llm_cost_usd_total", provider="cloud", model="m") == pytest.approx(0.5)
