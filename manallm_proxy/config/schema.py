@@ -18,6 +18,7 @@ from manallm_proxy.config.aliases import SEGMENT
 from manallm_proxy.config.described import EACH, FILES, Description, Place, described
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
+from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
 
 Schema = dict[str, Any]
@@ -178,5 +179,8 @@ _READERS: Final[dict[Any, Schema]] = {
         _text("4[0-9][0-9]", "a class or a status from 400 to 499"),
     ),
     values.options: {"type": ["object", "null"]},
+    state_url: _text(
+        r"(rediss?|unix|(redis|rediss)\+(cluster|sentinel))://\S+", "redis://host:6379/0, rediss://, unix:///path"
+    ),
 }
 """By function, those without settings of their own."""
