@@ -25,6 +25,7 @@ from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.contract.events import LifeChanged, NotVerified
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.hints import Hints
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
@@ -76,6 +77,7 @@ class App:
     observe: FanOut = field(init=False)
     """Takes all events."""
     tracing: Tracing = field(init=False)
+    _hints: Hints = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -99,8 +101,8 @@ class App:
         if self.link is not None:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
-        broadcast = self.link.moved if self.link is not None else None
-        generation = Generation.build(self.config, clock, self.observe, broadcast=broadcast)
+        self._hints = Hints(lambda: self.gateway.generation, self.link.moved if self.link is not None else None)
+        generation = Generation.build(self.config, clock, self.observe, broadcast=self._hints.moved)
         self.gateway = Gateway(
             Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
         )
@@ -146,6 +148,7 @@ class App:
                 self._probing.cancel()
             await self._reloader.close()
             await runner.cleanup()
+            await self._hints.close()
             await self.gateway.generation.close()
             if watchdog is not None:
                 watchdog.cancel()
@@ -260,6 +263,7 @@ class App:
 
     def _take_over(self, generation: Generation) -> None:
         self.tracing.follow(generation.config)
+        self._hints.follow(generation)
         settings = generation.config.health
         self._prober = Prober(
             generation.providers,
