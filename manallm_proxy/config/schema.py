@@ -18,6 +18,7 @@ from manallm_proxy.config.aliases import SEGMENT
 from manallm_proxy.config.described import EACH, FILES, Description, Place, described
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile, TierGiven
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
+from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
 
 Schema = dict[str, Any]
@@ -191,5 +192,8 @@ _READERS: Final[dict[Any, Schema]] = {
     values.options: {"type": ["object", "null"]},
     amounts.rate: _either({"type": "number", "minimum": 0, "maximum": amounts.DEAREST}, _VARIABLE_ALONE),
     amounts.amount: _text(amounts.AMOUNT.pattern, "an amount with its unit, such as 5 USD or 100000 tokens"),
+    state_url: _text(
+        r"(rediss?|unix|(redis|rediss)\+(cluster|sentinel))://\S+", "redis://host:6379/0, rediss://, unix:///path"
+    ),
 }
 """By function, those without settings of their own."""

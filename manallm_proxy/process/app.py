@@ -26,6 +26,7 @@ from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.contract.events import LifeChanged, NotVerified
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.hints import Hints
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
@@ -43,7 +44,6 @@ from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
 from manallm_proxy.process.start_notes import budgets
 from manallm_proxy.process.tracing import Tracing
 from manallm_proxy.routing.circuit import SharedState
-from manallm_proxy.routing.ledger import Row
 from manallm_proxy.routing.probes import Prober
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class App:
     observe: FanOut = field(init=False)
     """Takes all events."""
     tracing: Tracing = field(init=False)
+    _hints: Hints = field(init=False)
     _prober: Prober = field(init=False)
     _probing: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(factory=asyncio.Event)
@@ -104,9 +105,9 @@ class App:
         if self.link is not None:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
-        broadcast = self.link.moved if self.link is not None else None
+        self._hints = Hints(lambda: self.gateway.generation, self.link.moved if self.link is not None else None)
         self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
-        generation = Generation.build(self.config, clock, self.observe, broadcast, self.spend.ledger)
+        generation = Generation.build(self.config, clock, self.observe, self._hints.moved, self.spend.ledger)
         serving, render = Serving(generation), self.metrics.render
         self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
         self.tracing = Tracing(self.gateway.serving, self.observe)
@@ -151,6 +152,7 @@ class App:
                 self._probing.cancel()
             await self._reloader.close()
             await runner.cleanup()
+            await self._hints.close()
             await self.gateway.generation.close()
             await self.spend.close()
             if watchdog is not None:
@@ -249,10 +251,6 @@ class App:
         """Learns whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
-    def hear_spent(self, rows: list[Row]) -> None:
-        """Takes what other workers have spent."""
-        self.spend.heard(rows)
-
     def drain(self, hurry: bool) -> None:
         """Drains. Not `stop`: the signal may have reached this process too, and must not count twice."""
         self._stop.set()
@@ -270,6 +268,7 @@ class App:
 
     def _take_over(self, generation: Generation) -> None:
         self.tracing.follow(generation.config)
+        self._hints.follow(generation)
         settings = generation.config.health
         interval, patience = settings.probe_interval, settings.probe_timeout
         self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, patience)

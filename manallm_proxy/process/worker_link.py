@@ -50,8 +50,19 @@ FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
 
+class HearsSpent(Protocol):
+    """Knows what all have spent."""
+
+    def heard(self, rows: list[Row]) -> None:
+        """Takes what other workers have spent."""
+
+
 class Duties(Protocol):
     """What a worker does at its supervisor's request."""
+
+    @property
+    def spend(self) -> HearsSpent:
+        """Where it is counted what is spent."""
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
@@ -76,9 +87,6 @@ class Duties(Protocol):
 
     def watch(self, on: bool) -> None:
         """Learns whether another worker has readers of the live feed."""
-
-    def hear_spent(self, rows: list[Row]) -> None:
-        """Takes what other workers have spent."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -190,7 +198,7 @@ class WorkerLink(asyncio.Protocol):
             case Happened():
                 duties.hear(message.id, message.kind, message.data)
             case Spent():
-                duties.hear_spent(message.rows)
+                duties.spend.heard(message.rows)
             case Beat():
                 self._send(message)
             case Prepare():

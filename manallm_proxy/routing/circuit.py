@@ -65,6 +65,32 @@ class SharedState:
         return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures, self.witnessed
 
 
+@frozen
+class Hint:
+    """A circuit's state as another instance knows it, whose clock is not ours: seconds from now on; None: not so."""
+
+    open_for: float | None = None
+    cooling_for: float | None = None
+    reach: bool = False
+    """It could not be reached; else requests failed."""
+    witnessed: bool = False
+    reason: str | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        return self.open_for is None and self.cooling_for is None
+
+    @classmethod
+    def of(cls, state: SharedState) -> Hint:
+        return cls(
+            None if state.open_until is None else max(0.0, state.open_until - state.at),
+            None if state.cooling_until is None else max(0.0, state.cooling_until - state.at),
+            state.reach_failures > state.service_failures,
+            state.witnessed,
+            state.last_error,
+        )
+
+
 @define
 class Circuit:
     """Failures in a row, and what they led to.

@@ -28,7 +28,7 @@ everything. What a probe finds (`Health.probed`):
 12. A probe that finds the provider busy, or without a list of models, has reached it.
 
 Several workers may serve the same providers. Each decides for itself, and tells the others when a circuit opened,
-opened again, cools, or is clear again. The later state holds.
+opened again, cools, or is clear again. The later state holds. What other instances say is a hint (`Health.take_hint`).
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -42,13 +42,15 @@ from attrs import define, evolve, field
 
 from manallm_proxy.contract.events import Status
 from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, NothingLeftHere, ProviderError
-from manallm_proxy.routing.circuit import Circuit, Policy, SharedState, Skip
+from manallm_proxy.routing.circuit import Circuit, Hint, Policy, SharedState, Skip
 
 COOLING_DEFAULT = 15.0
 COOLING_LONGEST = 300.0
 COOLING_QUOTA = 600.0
 """Seconds a target cools: without a ``Retry-After``, at most with one, and for an exhausted quota."""
 
+OWN_EVIDENCE = 1.0
+"""Seconds for which a served request counts more than what other instances say."""
 TARGETS_LIMIT = 100
 """Targets of one provider whose state is kept; a client chooses their names, so the oldest makes room."""
 
@@ -252,6 +254,34 @@ class Health:
         if model is not None and opens and circuit.witnessed:
             self._judge_provider(update.at, update.last_error or "", trial=False)
         return True
+
+    def take_hint(self, model: str | None, hint: Hint, now: float) -> bool:
+        """What another instance has found out (`model` None: of the provider). Our own evidence counts more.
+
+        A cooling holds, since the limit is the account's. An outage holds unless we know of one ourselves, and never
+        for longer than one of our own; its end lets one request try. A provider that serves us at this moment is not
+        taken for down: True says that it should be probed, and that with a failed probe it is.
+        """
+        circuit = self.provider if model is None else self._target(model)
+        doubtful = model is None and hint.open_for is not None and not circuit.is_open and self._serves(now)
+        if hint.cooling_for is not None:
+            circuit.cool(now + min(max(hint.cooling_for, 0.0), COOLING_QUOTA), hint.reason or "rate_limited")
+        if hint.is_clear:
+            circuit.open_until = None if circuit.open_until is None else min(circuit.open_until, now)
+        elif doubtful and hint.reach:
+            circuit.reach_failures = max(circuit.reach_failures, self.policy.failure_threshold - 1)
+            circuit.last_error, circuit.last_check = hint.reason, now
+        elif hint.open_for is not None and not (circuit.is_open or doubtful):
+            circuit.fail(self.policy, now, hint.reason or "unknown", reach=hint.reach, again=False)
+            circuit.open_until = now + min(max(hint.open_for, 0.0), self.policy.backoff)
+            circuit.witnessed = hint.witnessed
+        if model is not None and circuit.is_blank:
+            del self.targets[model]
+        self._note(model, circuit.shared_state(now))
+        return doubtful and hint.reach
+
+    def _serves(self, now: float) -> bool:
+        return self.answering > 0 or now - self.served_at <= OWN_EVIDENCE
 
     def _known(self, model: str | None) -> SharedState:
         return self.shared.get(model) or SharedState(self._cleared.get(model, -math.inf))

@@ -9,7 +9,7 @@ from attrs import define
 from manallm_proxy.contract.events import HealthChanged, Observer
 from manallm_proxy.contract.provider_errors import Blame, ProviderError
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.routing.circuit import Circuit, SharedState, Skip
+from manallm_proxy.routing.circuit import Circuit, Hint, SharedState, Skip
 from manallm_proxy.routing.health import Health, Permit
 
 Clock = Callable[[], float]
@@ -100,6 +100,13 @@ class HealthRegistry:
             self._report(provider, model, self.clock(), lambda event: None)
             if model is not None and health.provider.open_until != before:
                 self.note(provider)
+
+    def take_hint(self, provider: str, model: str | None, hint: Hint) -> bool:
+        """What another instance has found out, which has logged it. Whether the provider should be probed."""
+        now = self.clock()
+        doubtful = self.providers[provider].take_hint(model, hint, now)
+        self._report(provider, model, now, lambda event: None)
+        return doubtful
 
     def _report(self, provider: str, model: str | None, now: float, observe: Observer) -> None:
         health = self.providers[provider]
