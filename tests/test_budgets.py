@@ -71,6 +71,8 @@ async def test_an_alias_at_its_budget_stays_local(tmp_path: Path) -> None:
             code, body, _ = await ask(p)
             assert (code, body["error"]["code"]) == (503, "no_healthy_provider")
             assert [a["reason"] for a in body["error"]["attempts"]] == ["budget", "connect_error"]
+            _, _, headers = [await ask(p) for _ in range(2)][-1]
+            assert (headers["x-should-retry"], headers["retry-after"]) == ("false", "60"), "the budget is no hope"
             async with p.client.get(f"{p.url}/metrics") as response:
                 assert 'from_model="cloud/m",reason="budget",to_model="box/m"' in await response.text()
             assert (await ask(p, model="cloud/m"))[0] == 200, "an alias's budget is not that of its targets"

@@ -264,6 +264,17 @@ async def test_a_slow_target_is_overtaken(stream: bool, tmp_path: Path) -> None:
             assert value(told, "mana_llm_fallback_total", **labels) == 1
 
 
+async def test_twice_the_same_target_pays_once(tmp_path: Path) -> None:
+    """Nothing stays reserved of what lost, though both have one name."""
+    async with upstream(each(silent)) as slow:
+        entry = {"target": "slow/m", "price": {"input": 1, "output": 1}, "timeouts": {"first_byte": 0.2}}
+        config = settings({"slow": openai(slow.url)}, [{"any": [entry, entry], "hedge": 0.05}])
+        config["aliases"]["mana/test"]["budget"] = {"day": "5 USD"}
+        async with proxy(config, tmp_path) as p:
+            assert (await p.stream())[0] == 503
+            assert p.app.gateway.generation.ledger._reserved == {}
+
+
 async def test_a_tier_shares_its_load(tmp_path: Path) -> None:
     """By weight; one that is down leaves its share to the other, by the rules of health."""
     async with upstream(each(answers)) as a, upstream(each(answers)) as b:

@@ -63,6 +63,16 @@ def test_what_is_reserved_counts() -> None:
     assert ledger.rows() == []
 
 
+def test_what_nobody_hears_of_is_forgotten_too() -> None:
+    """Of a single process, with the month."""
+    clock = Clock(at("2026-11-28 12:00"))
+    ledger = Ledger(clock)
+    for text in ("2026-11-28", "2026-11-29", "2026-12-01"):
+        clock.now = at(text)
+        ledger.charge("a", Spend(1.0, 1))
+    assert len(ledger.take_unshared()) == 1
+
+
 def test_what_others_have_spent_counts_and_is_not_told_again() -> None:
     """Each row once; what comes from an earlier month is none."""
     clock = Clock(at("2026-12-01 12:00"))

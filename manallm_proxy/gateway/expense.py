@@ -22,7 +22,7 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.ratelimit import Taken
 from manallm_proxy.openai.token_counts import answered_tokens, expected_tokens
-from manallm_proxy.routing.circuit import Skip
+from manallm_proxy.routing.circuit import BUDGET, Skip
 from manallm_proxy.routing.home import A, Ask
 from manallm_proxy.routing.ledger import Spend
 
@@ -71,7 +71,7 @@ class Expense:
         """Why `entry` is not to be asked; None where it may be."""
         for account in self.accounts:
             if (limit := self._over(account, entry)) is not None:
-                return Skip("budget", self.generation.ledger.resets_in(limit), self._used(account, limit))
+                return Skip(BUDGET, self.generation.ledger.resets_in(limit), self._used(account, limit))
         return None
 
     def gate(self, entry: Entry) -> Skip | None:
@@ -100,6 +100,7 @@ class Expense:
         return Spend(price.cost(usage) if price is not None else 0.0, max(usage.prompt + usage.completion, 1))
 
     def _hold(self, entry: Entry) -> None:
+        self._release(entry.target)
         wanted = self._held[entry.target] = self._cost(entry, Usage(self.prompt, self.answer))
         for account in self.accounts:
             self.generation.ledger.reserve(account.name, wanted)

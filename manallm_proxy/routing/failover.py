@@ -27,7 +27,7 @@ from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejecte
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import NO_MODEL, Skip
+from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.hedging import Racer, next_end
@@ -147,7 +147,8 @@ class Walk:
             else:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
-        again_in = self.registry.again_in(entry.target for entry in self.chain)
+        spent = {line.model for line in self.log if line.reason == BUDGET}  # of which no time to come back is near
+        again_in = self.registry.again_in(entry.target for entry in self.chain if str(entry.target) not in spent)
         names_target = self.chain.alias is None
         raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
 

@@ -128,6 +128,8 @@ class Ledger:
             for days in self._days.values():
                 for old in [each for each in days if month_of(each) < this_month]:
                     del days[old]
+            for key in [each for each in self._unshared if month_of(each[1]) < this_month]:
+                del self._unshared[key]
         if month_of(day) >= this_month:
             self._days.setdefault(account, {}).setdefault(day, Spend()).add(usd, tokens)
 
