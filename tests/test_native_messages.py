@@ -37,7 +37,7 @@ def rows(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: ")]
 
 
-async def test_a_whole_answer(tmp_path: Path) -> None:
+async def test_a_whole_answer(http: None, tmp_path: Path) -> None:
     """Every field both ways, the model replaced; the key in both places where servers look for one."""
     async with upstream(each(speaks_messages)) as up:
         config = settings({"p": openai(up.url, speaks=NATIVE, api_key="sk-own-key")})
@@ -192,6 +192,25 @@ async def test_thoughts_go_to_whoever_signed_them(tmp_path: Path) -> None:
             ]
             await p.post("/v1/messages", {**ASKED, "messages": messages})
             assert up.posts[-1].json["messages"] == [USER, {"role": "assistant", "content": turn[2:]}, USER, USER]
+
+
+async def test_a_call_that_has_lost_its_thought(tmp_path: Path) -> None:
+    """Its turn goes on without thinking, which its provider would refuse; the next one thinks again."""
+    async with upstream(each(speaks_messages)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
+            thought = {"type": "thinking", "thinking": "a", "signature": ""}
+            use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
+            called = {"role": "assistant", "content": [thought, use]}
+            result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "2"}]}
+            thinking = {"type": "enabled", "budget_tokens": 2048}
+            body = {**ASKED, "thinking": thinking, "messages": [USER, called, result]}
+            await p.post("/v1/messages", body)
+            sent = up.posts[-1].json
+            assert (sent["thinking"], sent["messages"][1]["content"]) == ({"type": "disabled"}, [use])
+            own = {"role": "assistant", "content": [{**thought, "signature": SIGNED}, use]}
+            for more in ([own], [{"role": "assistant", "content": "so"}, USER]):
+                await p.post("/v1/messages", {**body, "messages": [USER, called, result, *more]})
+                assert up.posts[-1].json["thinking"] == thinking
 
 
 async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) -> None:
