@@ -235,6 +235,25 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
             assert (await p.post("/v1/messages", ASKED))[1]["model"] == "a/m"
 
 
+async def test_what_is_kept_of_it(tmp_path: Path) -> None:
+    """Whole and streamed are one answer; who asks in another way of its API has another, also in a mixed chain."""
+    async with upstream(each(speaks_messages)) as up, upstream(each(answers)) as chats:
+        providers = {"p": openai(up.url, speaks=NATIVE), "b": openai(chats.url)}
+        for chain in (["p/m"], ["p/m", "b/m"]):
+            config = settings(providers, chain=chain)
+            config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+            async with proxy(config, tmp_path) as p:
+                _, whole, told = await p.post("/v1/messages", ASKED)
+                assert told["x-mana-llm-cache"] == "miss"
+                _, data = await stream(p)
+                first, last = rows(data)[0], rows(data)[-1]
+                assert (first["message"]["id"], last["type"]) == (whole["id"], "message_stop")
+                beta = {"anthropic-beta": "a-1"}
+                assert (await p.post("/v1/messages", ASKED, headers=beta))[2]["x-mana-llm-cache"] == "miss"
+                assert (await p.post("/v1/messages", ASKED, headers=beta))[2]["x-mana-llm-cache"] == "hit"
+        assert len(up.posts) == 4
+
+
 async def test_it_counts_tokens_itself(tmp_path: Path) -> None:
     """If it is the first that would be asked; otherwise, and where it fails, they are estimated."""
     async with upstream(each(answers)) as chats, upstream(each(speaks_messages)) as up:

@@ -120,7 +120,8 @@ class Call:
         """With the form that a provider of chats gets, or why there is none."""
         assert self.native is not None
         call = self.native.translate()
-        call.native, call.is_large = self.native, call.is_large or self.is_large
+        call.native, call.headers = self.native, self.headers
+        call.is_large = call.is_large or self.is_large
         return call
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
