@@ -371,6 +371,11 @@ async def test_ollamas_own_is_asked_under_its_v1(tmp_path: Path) -> None:
             assert (await p.post("/v1/responses", {"input": "hi"}))[0] == 200
             assert (await p.chat())[0] == 404
             assert [post.path for post in up.posts] == ["/v1/responses", "/api/chat"]
+        config["providers"]["p"]["api"] = "openai"
+        async with proxy(config, tmp_path) as p:
+            assert (await p.post("/v1/responses", {"input": "hi"}))[0] == 200
+            assert (await p.chat())[0] == 404
+            assert [post.path for post in up.posts[2:]] == ["/v1/responses", "/v1/chat/completions"]
 
 
 async def test_one_that_takes_no_chats_gets_none(tmp_path: Path) -> None:
