@@ -116,7 +116,7 @@ def _of_reader(reader: Any) -> Schema:
             return _either({"type": "number", **bounds}, _text(_LENGTHS, "a number of seconds or 500ms, 30s, 5m, 1h"))
         case Matching(pattern=pattern, what=what):
             return _text(pattern, what)
-    return _READERS[reader]
+    return _READERS.get(reader, {})  # a reader that is not known here accepts anything; a test reports it
 
 
 def _of_kinds() -> Schema:
@@ -164,6 +164,7 @@ def _either(*parts: Schema) -> Schema:
 _VARIABLE_ALONE: Final[Schema] = {"type": "string", "pattern": _VARIABLE}
 _URL: Final = _text(r"[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+(/[^\s?#]*)?", "a URL with http:// or https:// and a host")
 _READERS: Final[dict[Any, Schema]] = {
+    state_url: _text(r"(rediss?|redis\+cluster|rediss\+cluster|rediss?\+sentinel|unix)://\S+", "redis://host:6379/0"),
     values.size: _either(
         {"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES, "a number of bytes or 64KiB, 32MiB")
     ),
