@@ -164,7 +164,6 @@ def _either(*parts: Schema) -> Schema:
 _VARIABLE_ALONE: Final[Schema] = {"type": "string", "pattern": _VARIABLE}
 _URL: Final = _text(r"[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+(/[^\s?#]*)?", "a URL with http:// or https:// and a host")
 _READERS: Final[dict[Any, Schema]] = {
-    state_url: _text(r"(rediss?|redis\+cluster|rediss\+cluster|rediss?\+sentinel|unix)://\S+", "redis://host:6379/0"),
     values.size: _either(
         {"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES, "a number of bytes or 64KiB, 32MiB")
     ),
