@@ -75,6 +75,7 @@ class Traces:
     describe: Callable[[str], Attributes]
     clock: Callable[[], int] = time.time_ns
     _ids: _GivenIds = field(factory=_GivenIds)
+    _exporter: OTLPSpanExporter = field(init=False)
     _provider: TracerProvider = field(init=False)
     _tracer: Tracer = field(init=False)
 
@@ -82,7 +83,8 @@ class Traces:
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         ours = {"service.version": __version__, **({} if named else {"service.name": "manallm-proxy"})}
         self._provider = TracerProvider(resource=Resource.create(ours), id_generator=self._ids, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(self.endpoint)))
+        self._exporter = OTLPSpanExporter(self.endpoint)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("manallm-proxy", __version__)
 
     def __call__(self, event: Event) -> None:
@@ -92,6 +94,10 @@ class Traces:
     def close(self) -> None:
         """Exports queued spans. Blocks until the collector answers, so call it in a thread."""
         self._provider.shutdown()
+
+    def give_up(self) -> None:
+        """Ends the retries of a `close` that takes too long. Does not block."""
+        self._exporter.shutdown()
 
     def _record(self, event: RequestEnded, trace: Trace) -> None:
         ends = self.clock()

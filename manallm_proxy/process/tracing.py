@@ -33,7 +33,7 @@ class Tracing:
     serving: Serving
     observe: FanOut
     _traces: Traces | None = None
-    _closing: set[asyncio.Task[None]] = field(factory=set)
+    _closing: dict[asyncio.Task[None], Traces] = field(factory=dict)
 
     def follow(self, config: Config) -> None:
         """Switches traces on or off as `config` says; an earlier exporter still sends what it holds.
@@ -64,12 +64,14 @@ class Tracing:
             self._traces, self.serving.traced = None, False
         if self._closing:
             await asyncio.wait(self._closing, timeout=LAST_SPANS)
+        for traces in self._closing.values():
+            traces.give_up()
 
     def _let_go(self, traces: Traces) -> None:
         self.observe.listeners = [each for each in self.observe.listeners if each is not traces]
         task = asyncio.get_running_loop().create_task(_closed(traces))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = traces
+        task.add_done_callback(self._closing.pop)
 
     def _describe(self, provider: str) -> Attributes:
         """A provider's span attributes."""
