@@ -8,6 +8,8 @@ SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
 PACKAGERS := $(VENV)/packagers
+CLIENTS := $(VENV)/clients
+REAL := tests/clients/real
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
@@ -43,7 +45,7 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/openai-newest openai
 	for sdk in anthropic ollama langchain-ollama; do \
 		$(FRESH)/bin/python $(PIP) install --target $(FRESH)/sdks/$$sdk $$sdk || exit 1; done
-	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest; fi
+	@if command -v npm >/dev/null; then $(NPM) $(FRESH)/sdks openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest; fi
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
@@ -56,8 +58,12 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
 .PHONY: packages
-packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal shows: a minute
-	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py $(ARGS)
+packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal and Prometheus show: a minute
+	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
+
+.PHONY: clients
+clients: $(VENV)/.dev $(CLIENTS)/.installed  ## codex, opencode, cn, the Agents SDK, LiteLLM, Go's, Open WebUI: 3 GB, minutes
+	$(BIN)/python -m pytest -m clients tests/test_real_clients.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## formatter, linter, strict types, the shipped configurations
@@ -92,7 +98,7 @@ constraints: $(VENV)/.tools  ## pin the newest versions, those of the SDKs in te
 		echo "$$2" | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 			--no-header --no-annotate --output-file tests/clients/$$1.txt - || exit 1; done
 	@mkdir -p $(SDKS) && cp tests/clients/package.json $(SDKS)
-	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest
+	@$(NPM) $(SDKS) --save-exact openai@latest openai-6@npm:openai@6 @anthropic-ai/sdk@latest axe-core@latest
 	@cp $(SDKS)/package.json tests/clients
 
 .PHONY: audit
@@ -172,6 +178,17 @@ $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 
 $(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list
 	$(BIN)/python $(PIP) install --upgrade --target $(PACKAGERS) --requirement tests/clients/packagers.list
+	@touch $@
+
+# Whole programs, of which each has its own environment. What has no tool here to install it is skipped, and says so.
+$(CLIENTS)/.installed: $(VENV)/bin/python $(wildcard $(REAL)/*)
+	@mkdir -p $(CLIENTS)/npm $(CLIENTS)/go
+	@cp $(REAL)/package.json $(CLIENTS)/npm
+	@if command -v npm >/dev/null; then $(NPM) $(CLIENTS)/npm; else echo "no npm here: skipped"; fi
+	@if command -v go >/dev/null; then cd $(REAL) && go build -o $(abspath $(CLIENTS))/go/clients .; \
+		else echo "no Go here: skipped"; fi
+	@for name in litellm open-webui; do $(PYTHON) -m venv $(CLIENTS)/$$name && \
+		$(CLIENTS)/$$name/bin/python $(PIP) install --requirement $(REAL)/$$name.list || exit 1; done
 	@touch $@
 
 # Clients' SDKs, a folder each, beside the environment: two versions of one do not fit into it

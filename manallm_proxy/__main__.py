@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
     _client(status)
 
-    explain = commands.add_parser("explain", help="what would become of a request now, gate by gate, without a call")
+    explain = commands.add_parser("explain", help="what would happen to a request now, target by target")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
     _client(explain)
 

@@ -14,9 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.contract.events import WorkerEnded
 from manallm_proxy.contract.provider_errors import KeyRejected
+from manallm_proxy.observe.metrics import error_words
 from tests.command import ROOT
 from tests.figures import ENDED
 from tests.needs import require
+from tests.ollama_box import box
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, status, upstream
 
@@ -63,11 +65,14 @@ async def test_every_metric_is_there_from_the_start(tmp_path: Path) -> None:
 async def test_every_label_is_one_of_its_metrics(tmp_path: Path) -> None:
     """Of a proxy that has seen an answer, a fallback, a failure, and a key that is refused."""
     keys = [{"name": "a", "sha256": "4cc5c94f" + "0" * 56}]
-    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(answers)) as good:
-        config = settings({"bad": openai(bad.url), "good": openai(good.url)})
+    no = status("503 No", {"error": {"message": "no"}})
+    async with upstream(each(no)) as bad, upstream(each(answers)) as good, box() as gpu:
+        gpu.put("m")
+        config = settings({"bad": openai(bad.url), "good": openai(good.url), "box": gpu.provider(parallel=1)})
         async with proxy(config, tmp_path) as p:
             await p.chat(model="mana/test")
             await p.stream(model="mana/test")
+            await p.chat(model="box/m")
             async with p.client.get(f"{p.url}/metrics") as response:
                 text = await response.text()
         async with proxy({**config, "auth": {"keys": keys}}, tmp_path) as p:
@@ -87,9 +92,89 @@ async def test_every_label_is_one_of_its_metrics(tmp_path: Path) -> None:
 
 def test_reasons_in_alerts_are_words_of_ours() -> None:
     """A misspelt one would never fire."""
-    assert f'error_type="{KeyRejected.reason}"' in next(
-        r["expr"] for r in rules() if r["alert"] == "ManallmKeyRejected"
+    words = [word for each in expressions() for word in re.findall(r'(?:error_type|reason)="([^"]*)"', each)]
+    assert set(words) == {KeyRejected.reason, "saturated"} and set(words) <= set(error_words())
+
+
+AT = 'instance="i",job="j"'
+FIRES: dict[str, tuple[int, dict[str, str]]] = {
+    "ManallmNoProviderUsable": (5, {'provider_healthy{provider="a"}': "0x60"}),
+    "ManallmAliasDown": (5, {'alias_usable_targets{alias="mana/a"}': "0x60"}),
+    "ManallmGone": (22, {f"build_info{{{AT}}}": "1x8 _x60"}),
+    "ManallmRequestsFail": (15, {'requests_total{status="502"}': "0+2x60", 'requests_total{status="200"}': "0+10x60"}),
+    "ManallmKeyRejected": (20, {'llm_errors_total{provider="a",error_type="provider_auth_error"}': "_x17 1x60"}),
+    "ManallmProviderDown": (20, {'provider_healthy{provider="a"}': "0x60", 'provider_healthy{provider="b"}': "1x60"}),
+    "ManallmSpills": (60, {'fallback_total{reason="unhealthy"}': "0+6x120", "llm_requests_total": "0+10x120"}),
+    "ManallmSaturated": (90, {'fallback_total{from_model="a/m",reason="saturated"}': "0+1x120"}),
+    "ManallmQueue": (15, {'expected_wait_seconds{model="m"}': "61x60"}),
+    "ManallmHalfOnCpu": (15, {'model_vram_ratio{model="m"}': "0.5x60"}),
+    "ManallmSlow": (
+        40,
+        {
+            f'time_to_first_byte_seconds_bucket{{le="{le}"}}': f"0+{n}x60"
+            for le, n in (("30", 8), ("60", 10), ("+Inf", 10))
+        },
+    ),
+    "ManallmReloadRefused": (10, {'reloads_total{result="failure"}': "0x5 1x60"}),
+    "ManallmRestarts": (30, {f"process_start_time_seconds{{{AT}}}": "0+60x60", f"build_info{{{AT}}}": "1x60"}),
+    "ManallmWorkersEnd": (20, {"worker_restarts_total": "0+1x60"}),
+    "ManallmDescriptors": (
+        15,
+        {
+            f"process_open_fds{{{AT}}}": "81x60",
+            f"process_max_fds{{{AT}}}": "100x60",
+            f"build_info{{{AT}}}": "1x60",
+        },
+    ),
+}
+"""What makes each alert fire, and after how many minutes it has; in promtool's notation for series."""
+WELL = {
+    'provider_healthy{provider="a"}': "1x120",
+    'alias_usable_targets{alias="mana/a"}': "1x120",
+    f"build_info{{{AT}}}": "1x120",
+    'requests_total{status="200"}': "0+10x120",
+    'requests_total{status="502"}': "0+1x120",
+    'llm_errors_total{provider="a",error_type="http_5xx"}': "0+1x120",
+    'fallback_total{from_model="a/m",reason="saturated"}': "0x120",
+    "llm_requests_total": "0+10x120",
+    'expected_wait_seconds{model="m"}': "59x120",
+    'model_vram_ratio{model="m"}': "1x120",
+    'time_to_first_byte_seconds_bucket{le="30"}': "0+10x120",
+    'time_to_first_byte_seconds_bucket{le="+Inf"}': "0+10x120",
+    'reloads_total{result="failure"}': "3x120",
+    f"process_start_time_seconds{{{AT}}}": "60x120",
+    "worker_restarts_total": "2x120",
+    f"process_open_fds{{{AT}}}": "79x120",
+    f"process_max_fds{{{AT}}}": "100x120",
+}
+"""An hour and more in which nobody is to be woken."""
+
+
+def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
+    """By Prometheus' own tool; and none where all is well."""
+    promtool = require("promtool", "Debian: apt-get install prometheus")
+    assert set(FIRES) == {rule["alert"] for rule in rules()}
+
+    def case(series: dict[str, str], minute: int, query: str, samples: list[dict[str, object]]) -> dict[str, object]:
+        named = [
+            {"series": name if name.startswith("process") else f"mana_llm_{name}", "values": values}
+            for name, values in series.items()
+        ]
+        expected = [{"expr": query, "eval_time": f"{minute}m", "exp_samples": samples}]
+        return {"name": query, "interval": "1m", "input_series": named, "promql_expr_test": expected}
+
+    firing = 'count(ALERTS{{alertstate="firing",alertname="{}"}})'
+    tests = [
+        case(series, minute, firing.format(name), [{"labels": "{}", "value": 1}])
+        for name, (minute, series) in FIRES.items()
+    ]
+    tests.append(case(WELL, 110, "ALERTS", []))
+    file = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(file))
+    done = subprocess.run(
+        [promtool, "test", "rules", tmp_path / "alerts.yml"], capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_prometheus_takes_the_rules(tmp_path: Path) -> None:

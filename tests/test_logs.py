@@ -41,6 +41,7 @@ from manallm_proxy.contract.events import (
     WorkerEnded,
 )
 from manallm_proxy.observe.log import LIBRARY_LINES_PER_SECOND, REFUSALS_PER_SECOND, LibraryHandler, Logs
+from manallm_proxy.observe.log_fields import line_of
 from tests.cases import every
 from tests.figures import ENDED
 
@@ -442,3 +443,23 @@ def test_a_flood_of_rubbish_is_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch
     refused = [line for line in lines if line["endpoint"] == "other"]
     assert len(lines) - len(refused) == REFUSALS_PER_SECOND + 7
     assert [line.get("suppressed") for line in refused] == [None] * REFUSALS_PER_SECOND + [7]
+
+
+_TEXTS = st.none() | st.text(max_size=12) | st.sampled_from(["x" * 200, "a\\b", "é", "\x1b[31m"])
+_COUNTS = st.none() | st.sampled_from([0, 7, 2**53, 2**70])
+
+
+@given(_TEXTS, _TEXTS, _TEXTS, _TEXTS, _COUNTS, st.lists(st.text(max_size=9), max_size=2))
+def test_a_request_is_written_as_everything_else_is(
+    id_: str | None, requested: str | None, model: str | None, error: str | None, tokens: int | None, notes: list[str]
+) -> None:
+    """Its line takes a shorter way, to the same bytes but for the time."""
+    event = RequestEnded.refused(InvalidRequest("no"), id_ or "i", "chat/completions", None)
+    event = evolve(event, requested=requested or "", provider="p" if model else None, model=model, error=error)
+    event = evolve(event, prompt_tokens=tokens, completion_tokens=tokens, notes=tuple(notes))
+    stream = io.StringIO()
+    logs = Logs.open("debug", "json", stream)
+    logs(event)
+    logs.write(*line_of(event))
+    short, long = ({**json.loads(line), "time": ""} for line in stream.getvalue().splitlines())
+    assert list(short.items()) == list(long.items())

@@ -15,7 +15,7 @@ import pytest
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.openai.bounds import check_structure
-from manallm_proxy.providers.turns import PIECE_BYTES, PIECE_LINES, Pieces, fits
+from manallm_proxy.providers.pieces import PIECE_BYTES, PIECE_LINES, Pieces, fits
 from tests.proxy import openai, proxy, settings
 from tests.servers import gemini_server, ollama_server
 from tests.stall import raw_post, stall

@@ -12,7 +12,9 @@ import pytest
 from manallm_proxy.gateway.status_page import FOLDER, NAMES
 from tests.browser import chromium
 from tests.command import ROOT
+from tests.needs import require
 from tests.proxy import openai, proxy, settings
+from tests.sdks import INSTALLED
 from tests.upstreams import answers, each, status, upstream
 
 LOOP = {"loop": {"kind": "loopback"}}
@@ -116,6 +118,32 @@ async def test_in_a_browser(tmp_path: Path) -> None:
                     await page.picture(Path(PICTURES) / f"{width}-{'dark' if dark else 'light'}.png")
             assert page.problems == []
             assert {each.startswith(p.url) for each in page.asked} == {True}
+
+
+@pytest.mark.built_in
+async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
+    """Contrast, names, roles, order of headings: with a target that is down, a refusal, and a request that is open."""
+    axe = require(INSTALLED / "node_modules/axe-core/axe.min.js", "`make test` fetches it by npm").read_text()
+    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(answers)) as good:
+        providers = {"bad": openai(bad.url), "good": openai(good.url), "none": openai("http://x", api_key="${NONE}")}
+        async with proxy(settings(providers, ["bad/m", "good/m", "none/m"]), tmp_path) as p, chromium(tmp_path) as page:
+            await p.chat(model="mana/none")
+            for _ in range(2):
+                await p.chat(model="mana/test")
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#requests > li').length == 3")
+            await page.value("document.querySelector('#requests summary').click()")
+            await page.until("document.querySelectorAll('#requests .line-of').length == 2")
+            await page.value("document.getElementById('send').click()")
+            await page.until("document.getElementById('walk').innerText.includes('good/m ·')")
+            await page.value(f"{axe}; 0")
+            for width, dark in ((1100, False), (1100, True), (360, False), (360, True)):
+                await page.looks(width, dark=dark)
+                found = await page.value(
+                    "axe.run().then((found) => found.violations.map((each) => "
+                    "`${each.id}: ${each.nodes.map((node) => node.target + ' ' + node.failureSummary).join('; ')}`))"
+                )
+                assert found == [], (width, dark)
 
 
 @pytest.mark.built_in

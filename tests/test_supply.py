@@ -73,7 +73,7 @@ def test_pins_name_no_place() -> None:
 def test_the_sdks_for_node_are_pinned_too() -> None:
     """One version each, and no range."""
     versions = json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"]
-    assert set(versions) == {"openai", "openai-6", "@anthropic-ai/sdk"}
+    assert set(versions) == {"openai", "openai-6", "@anthropic-ai/sdk", "axe-core"}
     for version in versions.values():
         assert re.fullmatch(r"(npm:openai@)?\d+\.\d+\.\d+", version), version
 

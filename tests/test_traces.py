@@ -246,7 +246,8 @@ async def test_what_the_client_does_not_record(tmp_path: Path) -> None:
 
 @needs_library
 async def test_a_collector_that_takes_nothing_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs, and what waits for it is bounded: requests go on, and the end waits two seconds at most."""
+    """It hangs, and what waits for it is bounded: requests go on, and the end waits for so long at most."""
+    monkeypatch.setattr("manallm_proxy.process.tracing.LAST_SPANS", 0.2)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
@@ -369,3 +370,24 @@ def test_a_wrong_address_is_told_by_its_place(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"traces\.endpoint: expected a URL with http"):
         load(path, {})
     assert FAST.get("traces") is None
+
+
+@needs_library
+@pytest.mark.built_in
+async def test_an_exporter_that_cannot_be_made_costs_the_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK refuses values of its own variables: the proxy serves without traces, at a reload too, and logs it."""
+    async with collector() as seen, upstream(each(answers)) as gpu:
+        off, on = settings({"gpu": openai(gpu.url)}), settings({"gpu": openai(gpu.url)}, traces=seen.endpoint)
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
+        async with proxy(on, tmp_path) as p:
+            assert await ask(p, {}) == 200
+            assert p.log.getvalue().count('"where":"traces"') == 1
+            p.write(off)
+            await p.app.reload()
+            p.write(on)
+            await p.app.reload()
+            assert await ask(p, {}) == 200
+            assert p.app.generation.config.traces.endpoint is not None and not p.app.gateway.serving.traced
+            assert p.log.getvalue().count('"where":"traces"') == 2

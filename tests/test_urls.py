@@ -111,7 +111,7 @@ async def test_what_the_reader_accepts_both_clients_can_ask(url: str) -> None:
     address = Address("p", accepted)
     pool, session = Pool(address), SessionConnections(address)
     try:
-        head = pool._head("GET", "models", None, None, None).decode()
+        head = (pool._head("GET", "models", None, None, None) + pool._lines()).decode()
         asked = URL(f"{accepted}/models")
         assert asked.raw_host
         assert asked.port

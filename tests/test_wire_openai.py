@@ -30,10 +30,12 @@ from manallm_proxy.contract.provider_errors import (
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai.deltas import whole_deltas
+from manallm_proxy.providers.openai.reply import reply_object, usual_reply
 from manallm_proxy.providers.openai.wire import STRICT_LIMIT, OpenAIWire
 from manallm_proxy.providers.wire import Request, Translator
 from tests.cases import each_with_each, every
 from tests.through_doors import reply_to
+from tests.upstreams import completion
 
 ENTRY = Entry(Target("p", "org/m"))
 DONE = b"data: [DONE]\n\n"
@@ -521,6 +523,37 @@ def test_a_relayed_stream_is_the_same_wherever_it_is_cut(events: list[bytes], cu
     out, last, wire = play(*parts)
     slow, end, reference = play(*(bytes([byte]) for byte in whole))
     assert (out, last.done, type(last.error), wire.usage) == (slow, end.done, type(end.error), reference.usage)
+
+
+_MEMBERS = st.tuples(
+    st.sampled_from(["id", "object", "created", "model", "choices", "usage", "error", "x\\u0061", "é", 'm"odel']),
+    st.sampled_from(
+        ['"a"', "1", "null", "[]", '[{"model":"x"}]', '{"model":1}', r'"\"model\": "', r'"\ud800"', '"é{"']
+    ),
+    st.sampled_from([":", ": ", " :", ":\n"]),
+)
+
+
+@given(st.lists(_MEMBERS, max_size=7), st.sampled_from([",", ", ", ",\n "]), st.sampled_from(["", " ", "\ufeff"]))
+def test_the_usual_answer_is_read_as_any_other(members: list[tuple[str, str, str]], comma: str, front: str) -> None:
+    """The short way finds what the long one does, or says that it is not for it."""
+    body = (front + "{" + comma.join(f'"{key}"{colon}{value}' for key, value, colon in members) + "}").encode()
+    quick = usual_reply(body)
+    keys = [key for key, _, _ in members]
+    if quick is not None and len(keys) == len(set(keys)):  # the long way refuses a key that is given twice
+        values, spans = reply_object(body, "model")
+        assert spans["model"] == quick[1]
+        for name, value in quick[0].items():
+            assert bytes(value) == bytes(values.get(name, b"null"))
+
+
+def test_which_answers_are_usual() -> None:
+    """In either style of white space, with its model after plain values."""
+    whole = completion()
+    for separators in ((",", ":"), (", ", ": ")):
+        assert usual_reply(json.dumps(whole, separators=separators).encode()) is not None
+    assert usual_reply(json.dumps({**whole, "model": 5}).encode()) is None
+    assert usual_reply(json.dumps({"choices": [], "model": "m"}).encode()) is None
 
 
 @given(

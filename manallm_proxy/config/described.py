@@ -1,7 +1,7 @@
-"""What each key of both files is for: the words that stand behind it in ``proxy.yaml`` and ``aliases.yaml`` as shipped.
+"""What each key of both files is for: reads the comments of ``proxy.yaml`` and ``aliases.yaml`` as shipped.
 
-They are the one source: the schema for editors and the man page take their words from there. A key is described by the
-comment behind it, and the lines below that begin in the same column; one that is commented out counts too. Keys in a
+They are the one source: the schema for editors and the man page are made from them. A key is described by the
+comment after it, and the lines below that begin in the same column; one that is commented out counts too. Keys in a
 comment above a section, indented under the ``#``, are those of each thing in that section.
 """
 

@@ -18,6 +18,7 @@ from manallm_proxy.config.aliases import SEGMENT
 from manallm_proxy.config.described import EACH, FILES, Description, Place, described
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
+from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
 
 Schema = dict[str, Any]
@@ -112,9 +113,9 @@ def _of_reader(reader: Any) -> Schema:
             )
         case Duration(zero=zero):
             bounds = {"maximum": LONGEST, "minimum" if zero else "exclusiveMinimum": 0}
-            return _either({"type": "number", **bounds}, _text(_LENGTHS))
-        case Matching(pattern=pattern):
-            return _text(pattern)
+            return _either({"type": "number", **bounds}, _text(_LENGTHS, "a number of seconds or 500ms, 30s, 5m, 1h"))
+        case Matching(pattern=pattern, what=what):
+            return _text(pattern, what)
     return _READERS[reader]
 
 
@@ -143,8 +144,9 @@ def _whole(pattern: str) -> str:
     return rf"^(?:{pattern})$"
 
 
-def _text(pattern: str) -> Schema:
-    return {"type": "string", "pattern": rf"{_whole(pattern)}|{_VARIABLE}"}
+def _text(pattern: str, what: str) -> Schema:
+    """``patternErrorMessage`` is a keyword of VS Code's language servers: nobody wants to read a pattern."""
+    return {"type": "string", "pattern": rf"{_whole(pattern)}|{_VARIABLE}", "patternErrorMessage": f"expected {what}"}
 
 
 def _either(*parts: Schema) -> Schema:
@@ -160,18 +162,25 @@ def _either(*parts: Schema) -> Schema:
 
 
 _VARIABLE_ALONE: Final[Schema] = {"type": "string", "pattern": _VARIABLE}
-_URL: Final = _text(r"[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+(/[^\s?#]*)?")
+_URL: Final = _text(r"[Hh][Tt][Tt][Pp][Ss]?://[^\s/?#]+(/[^\s?#]*)?", "a URL with http:// or https:// and a host")
 _READERS: Final[dict[Any, Schema]] = {
-    values.size: _either({"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES)),
-    values.host: _text("[A-Za-z0-9_:.%-]{1,255}"),
+    values.size: _either(
+        {"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES, "a number of bytes or 64KiB, 32MiB")
+    ),
+    values.host: _text("[A-Za-z0-9_:.%-]{1,255}", "an address or a host's name, such as 127.0.0.1 or ::1"),
     values.base_url: _URL,
     values.proxy_url: _URL,
-    values.api_key: _text(f"{_VISIBLE}+"),
+    values.api_key: _text(f"{_VISIBLE}+", "a key: visible ASCII without blanks"),
     values.header_name: {"type": "string"},
-    values.target: _text(f"[^/]+/{_VISIBLE}{{1,256}}"),
+    values.target: _text(f"[^/]+/{_VISIBLE}{{1,256}}", "provider/model"),
     values.moves_on: _either(
-        {"enum": list(FALLBACK_CLASSES)}, {"type": "integer", "minimum": 400, "maximum": 499}, _text("4[0-9][0-9]")
+        {"enum": list(FALLBACK_CLASSES)},
+        {"type": "integer", "minimum": 400, "maximum": 499},
+        _text("4[0-9][0-9]", "a class or a status from 400 to 499"),
     ),
     values.options: {"type": ["object", "null"]},
+    state_url: _text(
+        r"(rediss?|unix|(redis|rediss)\+(cluster|sentinel))://\S+", "redis://host:6379/0, rediss://, unix:///path"
+    ),
 }
 """By function, those without settings of their own."""

@@ -1,6 +1,6 @@
-"""``POST /v1/messages/count_tokens``: by the provider that would serve the request, where it can count; else estimated.
+"""``POST /v1/messages/count_tokens``: counted by the provider that would serve the request, if it can; else estimated.
 
-Nobody falls back or is blamed for a count: whatever goes wrong, the estimate is the answer.
+A count that fails is blamed on nobody and leads to no fallback: the answer is the estimate then.
 """
 
 from __future__ import annotations

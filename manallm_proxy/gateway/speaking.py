@@ -1,4 +1,4 @@
-"""Which formats a provider takes, as its configuration says (``speaks``), and where."""
+"""Which formats a provider accepts (``speaks`` in its configuration), and at which paths."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 
 VERSION: Final = "2023-06-01"
-"""``anthropic-version`` for clients that do not say one; without it Anthropic's server refuses a request."""
+"""``anthropic-version`` for clients that send none; without it Anthropic's server refuses a request."""
 _VERSIONED: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _NATIVE: Final = (Endpoint.RESPONSES, Endpoint.MESSAGES)
 
 
 def speaks_openai(provider: ProviderConfig) -> bool:
-    """Whether its chats are OpenAI's."""
+    """Whether it takes chats in OpenAI's format."""
     return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
@@ -30,7 +30,7 @@ def takes(provider: ProviderConfig, call: Call) -> bool:
 
 
 def unable(asked: str, call: Call) -> Unsupported:
-    """The error where no provider of `asked`, an alias or a target, takes `call`."""
+    """The error if no provider of `asked`, an alias or a target, takes `call`."""
     path = call.endpoint.path
     wanted = "one of kind openai" if call.endpoint.is_opaque else "one that speaks chat"
     message = f"none of {asked}'s providers serves /v1/{path}: it takes {wanted}"

@@ -16,6 +16,8 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
 from manallm_proxy.http_client.response import Response
 
+_LENGTHS: Final = frozenset(map(len, (b"content-length", b"transfer-encoding", b"content-encoding")))
+"""Of the names of headers that tell how a body is framed and coded."""
 COALESCE_LIMIT: Final = 16 * 1024
 """Max bytes of a request body that is sent in one write with the head; copying more costs more than a second write."""
 
@@ -187,6 +189,8 @@ class Connection(asyncio.Protocol):
             return  # a trailer
         value = value.strip(b" \t")  # llhttp keeps trailing blanks, which are not part of the value (RFC 9110, 5.5)
         response.lines.append((name, value))
+        if len(name) not in _LENGTHS:
+            return
         lowered = name.lower()
         if lowered == b"content-length":
             self._framed = True

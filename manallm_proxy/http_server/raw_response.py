@@ -40,10 +40,10 @@ class RawResponse(web.StreamResponse):
         elif self.chunked_body:
             lines["Transfer-Encoding"] = "chunked"
         lines["Date"] = rfc822_formatted_time()
-        head = "".join([f"{name}: {value}\r\n" for name, value in lines.items()])
-        if head.count("\n") != len(lines) or head.count("\r") != len(lines) or "\0" in head:
+        head = "\r\n".join(map(": ".join, lines.items()))
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
             raise ValueError("a header holds a line break")
-        self.head = f"HTTP/1.{0 if old else 1} 200 OK\r\n{head}\r\n".encode()
+        self.head = f"HTTP/1.{0 if old else 1} 200 OK\r\n{head}\r\n\r\n".encode()
         self.ended = False
         self._request = request
         mark_sent(self, keep)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, assert_never
 
 import attrs
+import msgspec
 
 from manallm_proxy.contract.events import (
     AttemptFailed,
@@ -43,7 +44,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
     """Level, name and fields of `event`."""
     match event:
         case RequestEnded():
-            return _request_level(event), REQUEST, _request(event)
+            return request_level(event), REQUEST, request_line(event).fields()
         case AttemptFailed():
             fields = attrs.asdict(event)
             fields["duration_ms"] = _ms(fields.pop("duration"))
@@ -138,33 +139,65 @@ def _load(event: ModelLoad) -> dict[str, Any]:
     return {"provider": event.provider, "model": event.model, "detail": event.detail, "ms": _ms(event.duration)}
 
 
-def _request_level(event: RequestEnded) -> Level:
+def request_level(event: RequestEnded) -> Level:
     if event.outcome == "broken" or (event.outcome == "error" and event.status >= 500):
         return "warning"
     return "info"
 
 
-def _request(event: RequestEnded) -> dict[str, Any]:
-    target = f"{event.provider}/{event.model}" if event.provider is not None else None
-    return {
-        "request_id": event.request_id,
-        "endpoint": event.endpoint,
-        "key": event.key,
-        "requested": event.requested or None,
-        "target": target,
-        "status": event.status,
-        "outcome": event.outcome,
-        "error": event.error,
-        "notes": event.notes or None,
-        "attempts": event.attempts,
-        "stream": event.streaming,
-        "bytes": event.bytes_sent,
-        "first_byte_ms": _ms(event.to_first_byte),
-        "ms": _ms(event.duration),
-        "prompt_tokens": event.prompt_tokens,
-        "completion_tokens": event.completion_tokens,
-        "cache": event.cache,
-    }
+class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
+    """The line of a request: one is written for each, so it has no dict on its way."""
+
+    time: str = ""
+    level: str = ""
+    event: str = ""
+    request_id: str
+    endpoint: str
+    key: str | None = None
+    requested: str | None = None
+    target: str | None = None
+    status: int
+    outcome: str
+    error: str | None = None
+    notes: Sequence[str] | None = None
+    attempts: int
+    stream: bool
+    bytes: int
+    first_byte_ms: float | None = None
+    ms: float
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    cache: str | None = None
+    suppressed: int | None = None
+    """Lines of strangers that were left out before this one."""
+
+    def fields(self) -> dict[str, Any]:
+        """Without time, level and event, which every line has."""
+        return {name: getattr(self, name) for name in self.__struct_fields__[3:]}
+
+
+def request_line(event: RequestEnded) -> RequestLine:
+    """Its texts are as they came: not fit to be written yet."""
+    first = event.to_first_byte
+    return RequestLine(
+        request_id=event.request_id,
+        endpoint=event.endpoint,
+        key=event.key,
+        requested=event.requested or None,
+        target=f"{event.provider}/{event.model}" if event.provider is not None else None,
+        status=event.status,
+        outcome=event.outcome,
+        error=event.error,
+        notes=event.notes or None,
+        attempts=event.attempts,
+        stream=event.streaming,
+        bytes=event.bytes_sent,
+        first_byte_ms=None if first is None else round(first * 1000, 1),
+        ms=round(event.duration * 1000, 1),
+        prompt_tokens=event.prompt_tokens,
+        completion_tokens=event.completion_tokens,
+        cache=event.cache,
+    )
 
 
 def _ms(seconds: float | None) -> float | None:

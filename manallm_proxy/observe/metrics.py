@@ -69,7 +69,7 @@ ENDPOINTS: Final = frozenset(
 )
 
 
-def _error_words() -> Iterator[str]:
+def error_words() -> Iterator[str]:
     """Every value of ``error_type`` and ``reason``: why a target was skipped, an attempt failed or a stream broke."""
     yield from (
         "unconfigured",
@@ -102,8 +102,10 @@ class Metrics:
     """
     queues: Callable[[], Iterable[tuple[str, str, int, float]]] = tuple
     """Called at each scrape: provider, model, requests that wait for it here, seconds that another one would wait."""
+    aliases: Callable[[], Iterable[tuple[str, int]]] = tuple
+    """Called at each scrape: name, targets that may be asked now."""
     _known: set[tuple[str, str]] = field(factory=set)
-    _words: frozenset[str] = field(factory=lambda: frozenset(_error_words()))
+    _words: frozenset[str] = field(factory=lambda: frozenset(error_words()))
     _reloaded_at: float = field(factory=time.time)
     _process_started: float | None = field(factory=lambda: _process_start())
     _registry: Registry = field(factory=Registry)
@@ -237,6 +239,8 @@ class Metrics:
         in_flight = [((name,), number) for name, _, number in providers]
         gauge("provider_healthy", "Whether the provider may be asked now", ("provider",), usable)
         gauge("requests_in_flight", "Requests in flight at the provider", ("provider",), in_flight)
+        targets = [((name,), number) for name, number in self.aliases()]
+        gauge("alias_usable_targets", "Targets of the alias that may be asked now", ("alias",), targets)
         keys = [((name,), number) for name, number in self.keys()]
         gauge("key_requests_in_flight", "Requests in flight by the client's key", ("key",), keys)
         shares: list[tuple[Labels, float]] = [((p, self._model(p, m)), share) for p, m, share in self.models()]

@@ -94,6 +94,7 @@ class App:
             lambda: gauges.keys(self.gateway.generation),
             lambda: gauges.models(self.gateway.generation),
             lambda: gauges.queues(self.gateway.generation),
+            lambda: gauges.aliases(self.gateway.generation),
         )
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock)

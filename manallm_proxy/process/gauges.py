@@ -14,6 +14,12 @@ def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
         yield name, health.is_usable(now), health.in_flight
 
 
+def aliases(generation: Generation) -> Iterable[tuple[str, int]]:
+    """Name, and how many of its targets may be asked now, as far as their health goes."""
+    for name, chain in generation.config.aliases.items():
+        yield name, sum(generation.registry.may_pass(entry.target) for entry in chain)
+
+
 def keys(generation: Generation) -> Iterable[tuple[str, int]]:
     """Name of a client key, requests in flight."""
     return ((caller.key.name, caller.in_flight) for caller in generation.keyring)

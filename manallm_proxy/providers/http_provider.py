@@ -33,8 +33,8 @@ from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import widened
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
+from manallm_proxy.providers.pieces import Pieces, fits
 from manallm_proxy.providers.scrub import scrubbed
-from manallm_proxy.providers.turns import Pieces, fits
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 ERROR_LIMIT: Final = 64 * 1024
@@ -260,7 +260,7 @@ class HttpStream:
         return self._translator.usage
 
     async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
-        """See `upstream.Stream`."""
+        """See `provider.Stream`."""
         if self._pieces:
             return await self._translate(await self._pieces.next())
         if try_write is None:

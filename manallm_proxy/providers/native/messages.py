@@ -1,4 +1,4 @@
-"""Anthropic's Messages, as a provider speaks them: the answer is the client's, but for its ``model``.
+"""Relays the answers of a provider that speaks Anthropic's Messages: only ``model`` is replaced.
 
 In a stream the message's end is ``message_stop``. Tokens are counted in ``message_start`` and again, as sums so far,
 in ``message_delta``.
@@ -22,7 +22,7 @@ from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _SAYS: Final = ("text", "thinking", "partial_json", "citation", "data")
-"""Members of a delta that add something to its block; a signature alone says nothing."""
+"""Members of a delta that count as content; a signature does not."""
 
 
 def message(call: Call, target: Target, body: bytes) -> Answer:
@@ -80,7 +80,7 @@ class MessagesRelay(NamedRelay):
 
 
 def _says(block: object) -> bool:
-    """Whether a block holds anything. A call does by its name."""
+    """Whether a block has content. A tool call has, by its name."""
     if not isinstance(block, dict):
         return False
     kind = block.get("type")

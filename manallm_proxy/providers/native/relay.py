@@ -1,7 +1,7 @@
-"""A stream of named events, relayed with its bytes; of Responses and Messages, which differ in what the events say.
+"""Relays a stream of named events with its bytes: what the streams of Responses and of Messages have in common.
 
-Nearly every event adds a few words to what was begun before. It is told by its bytes, and not read. What may begin or
-end something, count, or fail is decoded.
+Nearly every event only adds a few words. Such an event is recognized by its bytes, and not decoded. One that may begin
+or end something, count tokens, or report an error is decoded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class NamedRelay:
         return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
 
     def close(self) -> StreamBatch:
-        """The end of the provider's body, before that of the answer."""
+        """The end of the provider's body: an error, unless the last event ends the answer."""
         rest = self._decoder.close()
         batch = self.feed(rest + _BLANK) if rest and _is_whole(rest) else StreamBatch()
         if batch.done or batch.error:
@@ -95,7 +95,7 @@ class NamedRelay:
         return data.find(_BLANK) == len(data) - 2 or data.count(_BLANK + _NAME) + 1 == data.count(_BLANK)
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
-        """Appends what `frame` becomes. Raises the ProviderError that it tells of."""
+        """Appends what `frame` becomes. Raises the ProviderError that it reports."""
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         if frame.data is None or frame.data.strip() in (*chunks.KEEP_ALIVES, b"[DONE]"):

@@ -1,4 +1,4 @@
-"""OpenAI's Responses, as a provider speaks them: the answer is the client's, but for what the proxy knows better.
+"""Relays the answers of a provider that speaks OpenAI's Responses: members that only the proxy knows are replaced.
 
 In a stream the first events repeat the response, empty, and the last one repeats it whole. The first are left to the
 door, which may have begun the answer before it had a provider for it (`ResponseBatch`).
@@ -41,7 +41,7 @@ def response(call: Call, target: Target, body: bytes) -> Answer:
     if call.waits_for_words and not any(map(_says, decoded(values["output"]))):
         raise EmptyAnswer(f"{target} ended without a word")
     usage = usage_from_responses(decoded(values["usage"])) if "usage" in values else None
-    return Answer(body=with_values(values, _told(call, target)), usage=usage)
+    return Answer(body=with_values(values, _replaced(call, target)), usage=usage)
 
 
 @define
@@ -51,9 +51,9 @@ class ResponsesRelay(NamedRelay):
     marks: ClassVar[tuple[bytes, ...]] = (b'"response"', b'"item"')
 
     _state: bytes = field(default=b"", repr=False)
-    """The response as the client was told it at the start."""
+    """The response as the client got it at the start."""
     _items: list[bytes] = field(factory=list, repr=False)
-    """What is complete of its output."""
+    """The items of its output that are complete."""
     _begun: bytes = field(default=b"", repr=False)
     _response: bytes = field(default=b"", repr=False)
     """See `ResponseBatch`, as for ``_begun``; emptied with each batch."""
@@ -78,7 +78,7 @@ class ResponsesRelay(NamedRelay):
             self.usage = usage_from_responses(told.get("usage"))
             output = told.get("output")
             self._ends(said=self._said or (isinstance(output, list) and any(map(_says, output))))
-            data, self._response = within(data, "response", _told(self._call, self._target))
+            data, self._response = within(data, "response", _replaced(self._call, self._target))
             return data
         if kind == "response.output_item.added":
             self._says(_begins(event.get("item")))
@@ -94,7 +94,7 @@ class ResponsesRelay(NamedRelay):
         return data if self._has_content or kind.startswith("response.") else None
 
     def _begin(self, data: bytes) -> None:
-        _, state = within(data, "response", _told(self._call, self._target))
+        _, state = within(data, "response", _replaced(self._call, self._target))
         if state and not self._state:
             self._begun = state
         self._state = state or self._state
@@ -106,7 +106,7 @@ class ResponsesRelay(NamedRelay):
             self._response = with_values(members(self._state), {"output": b"[%b]" % b",".join(self._items)})
 
 
-def _told(call: Call, target: Target) -> Mapping[str, bytes]:
+def _replaced(call: Call, target: Target) -> Mapping[str, bytes]:
     return {"model": encode(str(target)), **call.told}
 
 

@@ -1,4 +1,4 @@
-"""Replaces members of an object, or of one inside of it. All other members keep their bytes."""
+"""Replaces members of a JSON object, or of one inside it. All other members keep their bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a provider speaks beside chats: OpenAI's Responses and Anthropic's Messages, relayed with their bytes.
+"""The wire of providers that speak OpenAI's Responses or Anthropic's Messages themselves: both are relayed as bytes.
 
-A client of one of these gets the provider's own answer, but for the members that name what only the proxy knows: the
-model, and of a response its id and what is said of its state.
+A client of one of these APIs gets the provider's own answer, except for members that only the proxy knows: the model,
+and of a response its id and what refers to stored state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from manallm_proxy.providers.wire import Request, Translator, Wire
 
 @define
 class NativeWire:
-    """See `wire.Wire`. ``chats``: what reads and writes all other calls. ``paths``: below the base URL."""
+    """See `wire.Wire`. ``chats``: the wire for all other calls. ``paths``: of the provider's own endpoints, below the
+    base URL."""
 
     chats: Wire
     paths: Mapping[Endpoint, str]
@@ -76,6 +77,6 @@ class NativeWire:
 
 
 def _no_stream(body: bytes) -> Answer:
-    """Raises what a body says that is no event stream, although one was asked for."""
+    """For a body that should have been an event stream: raises the error that it holds, else BadResponse."""
     refuse_error(reply_object(body)[0])
     raise BadResponse("its answer is no event stream", detail="not an event stream")

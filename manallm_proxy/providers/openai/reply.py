@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
@@ -14,6 +16,11 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
 
+_TEXT: Final = rb'"[^"\\]*"'
+_FRONT: Final = re.compile(
+    rb'\s*\{(?:\s*(?!"model")%b\s*:\s*(?:%b|[0-9.]+|null|true|false)\s*,){0,9}\s*"model"\s*:\s*(%b)' % ((_TEXT,) * 3)
+)
+"""An object up to its model, before which there are only plain keys and values."""
 _ERROR: Final = re.compile(rb'error"')
 _LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
 """That has something in it."""
@@ -43,6 +50,34 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
     except InvalidRequest:
         detail = "empty body" if not body.strip() else "html" if body.lstrip()[:1] == b"<" else "not a JSON object"
         raise BadResponse(f"its answer is not what was asked for ({detail})", detail=detail) from None
+
+
+class _Usual(msgspec.Struct):
+    """What is looked at of an answer."""
+
+    choices: msgspec.Raw
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_USUAL: Final = msgspec.json.Decoder(_Usual)
+
+
+def usual_reply(body: bytes) -> tuple[dict[str, Any], tuple[int, int]] | None:
+    """What `reply_object` finds in an answer, and where its model stands; None if only plain values may be before it.
+
+    Nearly all servers write an answer so that one match finds its model. A key that is given twice is not noticed.
+    """
+    front = _FRONT.match(body)
+    if front is None:
+        return None
+    try:
+        if not body.isascii():
+            body.decode()
+        reply = _USUAL.decode(body)
+    except (*DecodeErrors, msgspec.ValidationError):
+        return None
+    return {"choices": reply.choices, "usage": reply.usage, "error": reply.error}, front.span(1)
 
 
 def decoded(raw: Any) -> Any:

@@ -34,6 +34,7 @@ from manallm_proxy.providers.openai.reply import (
     decoded,
     reply_object,
     set_model,
+    usual_reply,
 )
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.sniffer import Sniffer
@@ -116,12 +117,16 @@ class OpenAIWire:
             return called(_whole(body))
         if not call.relays:
             return _whole(body)
+        model = encode(str(entry.target))
+        if len(body) <= LARGE_BYTES and (usual := usual_reply(body)) is not None:
+            values, span = usual
+            checked_choices(values, decode_always=False)
+            usage = usage_from_openai(decoded(values["usage"]))
+            return Answer(body=body[: span[0]] + model + body[span[1] :], usage=usage)
         values, spans = reply_object(body, "model")
         checked_choices(values, decode_always=False, large=len(body) > LARGE_BYTES)
         usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
-        return Answer(
-            body=set_model(body, spans.get("model"), encode(str(entry.target))).removeprefix(BOM), usage=usage
-        )
+        return Answer(body=set_model(body, spans.get("model"), model).removeprefix(BOM), usage=usage)
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS

@@ -1,0 +1,244 @@
+"""Whole programs as clients: codex, opencode, Continue's cn, the Agents SDK, LiteLLM, Go's clients, Open WebUI.
+
+``make clients`` installs them and runs this; docs/clients.md says what was seen. Each runs in a home of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.needs import require
+from tests.proxy import Proxy, alive, free_port, openai, proxy, settings
+from tests.real_servers import SAID, server
+from tests.sdks import HERE, run
+from tests.upstreams import each, upstream
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(120)]
+
+FOLDER = Path(os.environ.get("CLIENTS", HERE.parent / ".venv" / "clients"))
+WHY = "it is installed by make clients"
+NPM = FOLDER / "npm"
+PROGRAMS = HERE / "clients" / "real"
+SECONDS = 60.0
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[Proxy]:
+    """``mana/test`` answers at once, ``mana/dies`` after two that fail before a word, ``mana/cut`` breaks after one."""
+    async with upstream(each(server), ["m"]) as up:
+        config = settings({"p": openai(up.url)}, ["p/m"], health={"failure_threshold": 99})
+        config["aliases"]["mana/dies"] = {"chain": ["p/dead", "p/mute", "p/m"]}
+        config["aliases"]["mana/cut"] = {"chain": ["p/cut", "p/m"]}
+        async with proxy(config, folder) as p:
+            yield p
+
+
+async def said(command: list[str], folder: Path, **environ: str) -> tuple[int | None, str, str]:
+    """Exit code, output and errors of a program in `folder`, which is its home too."""
+    env = {**os.environ, "HOME": str(folder), "PWD": str(folder), "NO_COLOR": "1"}
+    env |= {"XDG_CONFIG_HOME": str(folder / ".config"), **environ}
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), SECONDS)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return child.returncode, out.decode(), err.decode()
+
+
+def program(name: str) -> str:
+    require("node", "npm's programs need Node")
+    return str(require(NPM / "node_modules" / ".bin" / name, WHY))
+
+
+def requests_of(p: Proxy) -> list[tuple[str, str, int]]:
+    """Endpoint, outcome and attempts of each request so far."""
+    rows = [json.loads(row) for row in p.log.getvalue().splitlines()]
+    return [(row["endpoint"], row["outcome"], row["attempts"]) for row in rows if row["event"] == "request"]
+
+
+async def test_codex(tmp_path: Path) -> None:
+    """Speaks Responses alone: a word, a shell command and its output, a chain that begins badly, and a break."""
+    codex = program("codex")
+    async with served(tmp_path) as p:
+        home = tmp_path / "codex"
+        home.mkdir()
+        retries = "request_max_retries = 0\nstream_max_retries = 0\n"
+        provider = f'[model_providers.mana]\nname = "mana"\nbase_url = "{p.url}/v1"\nwire_api = "responses"\n{retries}'
+        (home / "config.toml").write_text(f'model = "mana/test"\nmodel_provider = "mana"\n{provider}')
+
+        async def ask(model: str, prompt: str) -> tuple[int | None, str, str]:
+            command = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
+            return await said([*command, "-m", model, prompt], tmp_path, CODEX_HOME=str(home))
+
+        for model in ("mana/test", "mana/dies"):
+            code, out, err = await ask(model, "say hi")
+            assert (code, out.strip()) == (0, "Hello"), err
+        code, out, err = await ask("mana/test", "use the tool")
+        assert (code, out.strip()) == (0, f"It says {SAID}."), err
+        code, out, err = await ask("mana/cut", "say hi")
+        assert "stream disconnected" in err and "Hello" not in out
+        assert requests_of(p) == [
+            ("responses", "ok", 1),
+            ("responses", "ok", 3),
+            *[("responses", "ok", 1)] * 2,
+            ("responses", "broken", 1),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("package", "endpoint", "base"),
+    [
+        ("@ai-sdk/openai-compatible", "chat/completions", "/v1"),
+        ("@ai-sdk/openai", "responses", "/v1"),
+        ("@ai-sdk/anthropic", "messages", "/v1"),
+    ],
+)
+async def test_opencode(package: str, endpoint: str, base: str, tmp_path: Path) -> None:
+    """Through each door that one of its packages speaks."""
+    opencode = program("opencode")
+    async with served(tmp_path) as p:
+        names = ("mana/test", "mana/dies")  # a break it retries for minutes
+        provider = {
+            "npm": package,
+            "options": {"baseURL": p.url + base, "apiKey": "unused"},
+            "models": {name: {"name": name} for name in names},
+        }
+        config = {
+            "model": "m/mana/test",
+            "small_model": "m/mana/test",
+            "autoupdate": False,
+            "provider": {"m": provider},
+        }
+        (tmp_path / "opencode.json").write_text(json.dumps(config))
+
+        async def ask(model: str, prompt: str) -> tuple[int | None, str, str]:
+            environ = {"XDG_DATA_HOME": str(tmp_path / ".data"), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+            return await said([opencode, "run", "-m", f"m/{model}", prompt], tmp_path, **environ)
+
+        for model in ("mana/test", "mana/dies"):
+            code, out, err = await ask(model, "say hi")
+            assert (code, "Hello" in out) == (0, True), (out, err)
+        code, out, err = await ask("mana/test", "use the tool")
+        assert f"It says {SAID}." in out, (out, err)
+        assert {name for name, _, _ in requests_of(p)} == {endpoint}
+
+
+async def test_continue(tmp_path: Path) -> None:
+    """Its cn, on provider openai."""
+    cn = program("cn")
+    async with served(tmp_path) as p:
+        for model, prompt, wanted in (
+            ("mana/test", "say hi", "Hello"),
+            ("mana/dies", "say hi", "Hello"),
+            ("mana/test", "use the tool", f"It says {SAID}."),
+        ):
+            row = {"name": "t", "provider": "openai", "model": model, "apiBase": f"{p.url}/v1", "apiKey": "unused"}
+            config = {"name": "t", "version": "0.0.1", "schema": "v1", "models": [{**row, "roles": ["chat"]}]}
+            (tmp_path / "config.yaml").write_text(json.dumps(config))
+            command = [cn, "-p", prompt, "--config", str(tmp_path / "config.yaml"), "--allow", "Bash"]
+            code, out, err = await said(command, tmp_path, CONTINUE_CLI_ENABLE_TELEMETRY="0")
+            assert (code, wanted in out) == (0, True), (out, err)
+        assert {name for name, _, _ in requests_of(p)} == {"chat/completions"}
+
+
+async def test_the_agents_sdk_for_javascript(tmp_path: Path) -> None:
+    """Whole and streamed, with a tool."""
+    node = require("node", "npm's SDK needs Node")
+    require(NPM / "node_modules" / "@openai" / "agents", WHY)
+    async with served(tmp_path) as p:
+        saw = await run(str(node), str(PROGRAMS / "agents.mjs"), str(NPM), p.url)
+        assert {name for name, _, _ in requests_of(p)} == {"responses"}
+    assert saw.pop("cut")[0] == "raised"
+    tool = f"It says {SAID}."
+    assert saw == {"plain": "Hello", "streamed": "Hello", "tool": tool, "streamedTool": tool, "dies": "Hello"}
+
+
+async def test_litellm(tmp_path: Path) -> None:
+    """By each of four ways: chat, Responses, Messages and Ollama's."""
+    python = require(FOLDER / "litellm" / "bin" / "python", WHY)
+    async with served(tmp_path) as p:
+        environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        saw = await run(str(python), str(PROGRAMS / "litellm_client.py"), p.url, env=environ)
+        endpoints = {name for name, _, _ in requests_of(p)}
+    assert endpoints == {"chat/completions", "responses", "messages", "api/chat"}
+    for way, row in saw.items():
+        cut = row.pop("cut")
+        assert cut[0] == "raised" or (way, cut) == ("responses", ["answered", "Hello"]), way  # that asks for it whole
+        assert row == {"plain": "Hello", "streamed": "Hello", "tool": ["say", {"city": "Bergen"}], "dies": "Hello"}, way
+
+
+async def test_go(tmp_path: Path) -> None:
+    """go-openai, and the client that Ollama's own command line uses."""
+    clients = require(FOLDER / "go" / "clients", WHY)
+    async with served(tmp_path) as p:
+        saw = await run(str(clients), p.url)
+    told = {"plain": "Hello", "streamed": "Hello", "dies": "Hello", "cut": ["one", True]}
+    assert saw["go-openai"] == {**told, "tool": "say", "models": True}
+    asked = ("heartbeat", "version", "list", "show", "ps", "embed")
+    assert saw["ollama"] == {**told, "generate": "Hello", **dict.fromkeys(asked, True)}
+
+
+async def test_open_webui(tmp_path: Path) -> None:
+    """Its server, with both connections: OpenAI's and Ollama's."""
+    program_ = require(FOLDER / "open-webui" / "bin" / "open-webui", WHY)
+    port = free_port()
+    async with served(tmp_path) as p:
+        environ = {
+            "OPENAI_API_BASE_URLS": f"{p.url}/v1",
+            "OPENAI_API_KEYS": "unused",
+            "OLLAMA_BASE_URLS": p.url,
+            "DATA_DIR": str(tmp_path / "data"),
+            "WEBUI_AUTH": "False",
+            "WEBUI_SECRET_KEY": "unused",
+            "RAG_EMBEDDING_ENGINE": "ollama",  # else it would look for a model at a hub
+            **dict.fromkeys(("OFFLINE_MODE", "HF_HUB_OFFLINE", "DO_NOT_TRACK"), "1"),
+        }
+        command = [str(program_), "serve", "--host", "127.0.0.1", "--port", str(port)]
+        with (tmp_path / "log").open("wb") as log:
+            child = await asyncio.create_subprocess_exec(
+                *command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path), **environ}, stdout=log, stderr=log
+            )
+        try:
+            await alive(f"http://127.0.0.1:{port}", SECONDS)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+                async with session.post("/api/v1/auths/signin", json={"email": "", "password": ""}) as response:
+                    session.headers["Authorization"] = f"Bearer {(await response.json())['token']}"
+                async with session.get("/api/models") as response:
+                    models = {row["id"]: row["owned_by"] for row in (await response.json())["data"]}
+                assert (models["mana/test"], models["mana/test:latest"]) == ("openai", "ollama")
+                for name, wanted in (("test", "Hello"), ("dies", "Hello"), ("cut", "failed")):
+                    for model in (f"mana/{name}", f"mana/{name}:latest"):
+                        user = {"role": "user", "content": "say hi"}
+                        body = {"model": model, "stream": True, "messages": [user]}
+                        async with session.post("/api/chat/completions", json=body) as response:
+                            lines = [
+                                line for line in (await response.text()).splitlines() if line.startswith("data: {")
+                            ]
+                        rows = [json.loads(line.removeprefix("data: ")) for line in lines]
+                        told = "".join(
+                            row["choices"][0]["delta"].get("content") or "" for row in rows if row.get("choices")
+                        )
+                        errors = "".join(row["error"]["message"] for row in rows if "error" in row)
+                        assert wanted in (errors if name == "cut" else told), rows
+        finally:
+            child.terminate()
+            await child.wait()
+        used = {name for name, _, _ in requests_of(p)}
+    assert used == {"chat/completions", "api/chat"}
