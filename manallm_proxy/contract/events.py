@@ -140,7 +140,7 @@ class RequestEnded:
     last_at: float | None = None
     cache: CacheOutcome | None = None
     """None where no answers are kept."""
-    saved: Usage | None = None
+    saved_usage: Usage | None = None
     """What a hit did not cost."""
     trace: Trace | None = None
     """None where traces are off."""

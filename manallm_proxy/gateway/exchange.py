@@ -89,7 +89,7 @@ class Exchange:
     interrupted: ProxyError | None = None
     """Why it was ended from outside."""
     cache: CacheOutcome | None = None
-    saved: Usage | None = None
+    saved_usage: Usage | None = None
     """What a kept answer did not cost."""
     body: bytes = field(default=b"", repr=False)
     """The request's, where answers are kept, until it is known whether this one's is."""
@@ -325,7 +325,7 @@ class Exchange:
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
                 cache=self.cache,
-                saved=self.saved,
+                saved_usage=self.saved_usage,
                 trace=self.trace,
             )
         )
