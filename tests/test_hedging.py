@@ -23,13 +23,15 @@ from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
 from tests.waiting import until
 
-TIER = Tier(0, hedge=0.01)
+AT_ONCE, LATER = 0.01, 60.0
+"""Seconds of a hedge that surely comes, and of one that does not."""
 
 
 @define(eq=False)
 class Race:
     """A tier of a and b, then c. Each answers when the test says how."""
 
+    hedge: float = AT_ONCE
     told: list[Event] = field(factory=list)
     asked: dict[str, asyncio.Future[str]] = field(factory=dict)
     left: list[str] = field(factory=list)
@@ -38,7 +40,8 @@ class Race:
     walk: Walk = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        entries = [Entry(Target(name, "m"), tier=TIER if name != "c" else None) for name in "abc"]
+        tier = Tier(0, hedge=self.hedge)
+        entries = [Entry(Target(name, "m"), tier=tier if name != "c" else None) for name in "abc"]
         clock = asyncio.get_running_loop().time
         self.walk = Walk(Chain("mana/t", tuple(entries)), HealthRegistry(self.healths, clock, self.told.append), "1")
 
@@ -112,7 +115,7 @@ async def test_the_first_wins_after_all() -> None:
 
 async def test_who_is_quick_needs_no_hedge() -> None:
     """Nobody else is asked."""
-    race = Race()
+    race = Race(LATER)
     running = race.run()
     await race.until_asked("a")
     race.asked["a"].set_result("from a")
@@ -152,7 +155,7 @@ async def test_one_that_fails_is_blamed_and_the_other_goes_on() -> None:
 
 async def test_one_that_fails_before_that_is_followed_at_once() -> None:
     """As in any chain; and both are asked once only, whoever they are followed by."""
-    race = Race()
+    race = Race(LATER)
     running = race.run()
     await race.until_asked("a")
     race.fails("a")

@@ -144,7 +144,7 @@ class RequestEnded:
     """USD that the next entry of the alias would have cost, had a local one not answered."""
     cache: CacheOutcome | None = None
     """None where no answers are kept."""
-    saved: Usage | None = None
+    saved_usage: Usage | None = None
     """What a hit did not cost."""
     saved_cost: float = 0.0
     """The same in USD."""

@@ -91,22 +91,31 @@ class Caller:
 
     def ask(self, now: float) -> None:
         """Counts one more request, whose body may be on its way. Raises KeyLimited if the key may make no more now."""
-        self._refuse_many()
+        self.refuse_many()
         window = self._window
         if window is not None and not window.take(now):
-            wait = window.next_in(now)
-            raise KeyLimited(
-                f"key '{self.key.name}' has made {window.limit} requests within a minute, as many as it may; "
-                f"try again in {spoken(wait)}",
-                retry_after=wait,
-            )
+            raise self.limited(window, window.next_in(now))
+
+    @property
+    def window(self) -> Window | None:
+        """Of its requests per minute; None where they are not limited."""
+        return self._window
+
+    def limited(self, window: Window, wait: float) -> KeyLimited:
+        """The refusal of one request more than `window` lets pass; `wait` in seconds."""
+        return KeyLimited(
+            f"key '{self.key.name}' has made {window.limit} requests within a minute, as many as it may; "
+            f"try again in {spoken(wait)}",
+            retry_after=wait,
+        )
 
     def enter(self) -> None:
         """Its body is in: it is in flight until `leave`. Raises KeyLimited if too many are in flight by now."""
-        self._refuse_many()
+        self.refuse_many()
         self.in_flight += 1
 
-    def _refuse_many(self) -> None:
+    def refuse_many(self) -> None:
+        """Raises KeyLimited if too many are in flight."""
         most = self.key.concurrent_requests
         if most is not None and self.in_flight >= most:
             raise KeyLimited(

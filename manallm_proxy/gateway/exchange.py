@@ -89,7 +89,7 @@ class Exchange:
     interrupted: ProxyError | None = None
     """Why it was ended from outside."""
     cache: CacheOutcome | None = None
-    saved: Usage | None = None
+    saved_usage: Usage | None = None
     """What a kept answer did not cost."""
     body: bytes = field(default=b"", repr=False)
     """The request's, where answers are kept, until it is known whether this one's is."""
@@ -322,8 +322,8 @@ class Exchange:
                 cost=cost,
                 avoided=avoided,
                 cache=self.cache,
-                saved=self.saved,
-                saved_cost=self.generation.costs(self.resolved, self.saved)[0] or 0.0,
+                saved_usage=self.saved_usage,
+                saved_cost=self.generation.costs(self.resolved, self.saved_usage)[0] or 0.0,
                 trace=self.trace,
             )
         )

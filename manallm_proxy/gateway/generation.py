@@ -26,6 +26,7 @@ from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
+from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.speaking import takes, unable
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
@@ -62,6 +63,8 @@ class Generation:
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     caches: bool = field(init=False)
     """Whether any answers are kept."""
+    limits: SharedLimits | None = field(init=False, default=None)
+    """What counts keys' requests for all instances, if anything does."""
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`."""
@@ -103,7 +106,9 @@ class Generation:
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
         answers = new_answers(config, clock, observe)
-        return cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)
+        made = cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)
+        made.limits = _limits(answers)
+        return made
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -137,6 +142,7 @@ class Generation:
         self.keyring.adopt()
         adopt(self.home, self.config, self.registry.providers)
         adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
+        self.limits = _limits(self.answers)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -326,6 +332,10 @@ class Generation:
 def _is_sendable(model: str) -> bool:
     """Whether it can be part of a response header: visible ASCII of bounded length."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
+
+
+def _limits(answers: Answers) -> SharedLimits | None:
+    return SharedLimits(answers.link) if answers.link is not None else None
 
 
 def _policy(config: Config) -> Policy:

@@ -39,7 +39,7 @@ class Served(Protocol):
     resolved: Entry | None
     usage: Usage | None
     cache: CacheOutcome | None
-    saved: Usage | None
+    saved_usage: Usage | None
 
     async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse: ...
 
@@ -103,7 +103,10 @@ class KeptAnswer:
         caller = exchange.caller.key.name if exchange.caller is not None else None
         chain = exchange.generation.fingerprint(self.chain)
         body, self.body = self.body, b""
-        return await aside(self.asking.call.is_large, key_of, body, type(exchange.door).__qualname__, chain, caller)
+        call, door = self.asking.call, type(exchange.door).__qualname__
+        if call.headers:  # they decide how a provider reads the request
+            door += repr(sorted(call.headers.items()))
+        return await aside(call.is_large, key_of, body, door, chain, caller)
 
     async def _find(self, key: Key, wishes: Wishes) -> Kept | None:
         store = self.exchange.generation.answers.store
@@ -127,7 +130,7 @@ class KeptAnswer:
     async def _give(self, kept: Kept) -> web.StreamResponse:
         """The client gets what is kept, in the form that it asked for."""
         exchange = self.exchange
-        exchange.cache, exchange.saved = "hit", kept.usage
+        exchange.cache, exchange.saved_usage = "hit", kept.usage
         entry = next((each for each in self.chain if each.target == kept.target), Entry(kept.target))
         exchange.commit(entry, self.reply)
         if not self._form.stream:
@@ -145,12 +148,12 @@ class KeptAnswer:
         with flight.join() as seat:
             if flight.form == self._form and flight.form.stream:
                 response = await self._hear(flight, seat)
-                exchange.saved = flight.usage
+                exchange.saved_usage = flight.usage
             else:
                 await seat.over()
                 response = await self._give(flight.kept) if flight.kept is not None else None
             if response is not None and flight.leader_left and (usage := flight.claim()) is not None:
-                exchange.usage, exchange.saved = usage, None
+                exchange.usage, exchange.saved_usage = usage, None
             return response
 
     async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
+from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.trace_context import begin
 from manallm_proxy.http_server import web
 
@@ -44,7 +45,9 @@ class Pipeline:
             if self.serving.traced:
                 exchange.trace = begin(request.headers)
             try:
-                self._admit(exchange)
+                shared = self._admit(exchange)
+                if shared is not None and exchange.caller is not None:
+                    await shared.ask(exchange.caller, now)
             except ProxyError as error:
                 response = exchange.refuse(error)
                 exchange.report()
@@ -65,8 +68,11 @@ class Pipeline:
 
         return handle
 
-    def _admit(self, exchange: Exchange) -> None:
-        """Raises the ProxyError that keeps the exchange out before its body is read."""
+    def _admit(self, exchange: Exchange) -> SharedLimits | None:
+        """Raises the ProxyError that keeps the exchange out before its body is read.
+
+        Returns who counts its key's requests, if that is not this process.
+        """
         request, generation = exchange.request, exchange.generation
         if generation.keyring:
             exchange.caller = generation.keyring.caller(key_of(request))
@@ -74,8 +80,12 @@ class Pipeline:
             raise OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")
         if len(self.placed) >= (most := generation.config.limits.concurrent_requests):
             raise _full(most)
-        if exchange.caller is not None:
-            exchange.caller.ask(exchange.started)
+        if exchange.caller is None:
+            return None
+        if generation.limits is not None and exchange.caller.window is not None:
+            return generation.limits
+        exchange.caller.ask(exchange.started)
+        return None
 
     def _take(self, exchange: Exchange) -> None:
         """Gives an exchange whose body is in a place, and one of its key. Raises Overloaded and KeyLimited."""

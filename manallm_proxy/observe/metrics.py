@@ -211,8 +211,8 @@ class Metrics:
         self._add("cache_requests_total", alias, event.cache or "")
         if event.saved_cost:
             self._add("cache_saved_usd_total", alias, amount=event.saved_cost)
-        if event.saved is not None:
-            for kind, tokens in (("prompt", event.saved.prompt), ("completion", event.saved.completion)):
+        if event.saved_usage is not None:
+            for kind, tokens in (("prompt", event.saved_usage.prompt), ("completion", event.saved_usage.completion)):
                 if 0 < tokens <= TOKENS_LIMIT:
                     self._add("cache_saved_tokens_total", alias, kind, amount=tokens)
 

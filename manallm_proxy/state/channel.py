@@ -59,6 +59,8 @@ class Channel:
     async def _listen_once(self) -> None:
         client = self.link.open_client()
         try:
+            async with asyncio.timeout(QUIET):
+                await client.ping()  # a cluster's client knows its nodes only then
             subscribed = client.pubsub()
             try:
                 async with asyncio.timeout(QUIET):

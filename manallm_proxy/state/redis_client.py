@@ -47,7 +47,21 @@ def _master(redis: Any, kind: str, url: str, limits: dict[str, Any]) -> Any:
     more: dict[str, Any] = dict(parse_qsl(parts.query))
     secure = {"ssl": True} if kind == "rediss" else {}
     sentinel = redis.Sentinel(sentinels, sentinel_kwargs={**limits, **secure}, **limits, **secure, **login, **more)
-    return sentinel.master_for(unquote(service), db=int(db[0]) if db and db[0] else 0)
+    return _Master(sentinel, sentinel.master_for(unquote(service), db=int(db[0]) if db and db[0] else 0))
+
+
+class _Master:
+    """A master's client, which by itself would leave the connections to its sentinels open."""
+
+    def __init__(self, sentinel: Any, client: Any) -> None:
+        self._sentinel, self._client = sentinel, client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def aclose(self) -> None:
+        for each in (self._client, *self._sentinel.sentinels):
+            await each.aclose()
 
 
 def _host(text: str) -> tuple[str, int]:

@@ -1,0 +1,91 @@
+"""A key's requests per minute over several instances and a real Redis; by an estimate while that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manallm_proxy.gateway.ratelimit import SPAN, Window
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.redis_server import RedisServer, redis_server
+from tests.upstreams import answers, each, upstream
+from tests.waiting import until
+
+KEY = "alice-key"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+async def asked(gate: Proxy) -> tuple[int, str]:
+    """Status of one request of the key, and how many are left."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    status, _, told = await gate.post("/v1/chat/completions", {"messages": []}, headers=headers)
+    return status, told["x-ratelimit-remaining-requests"]
+
+
+def test_what_passed_elsewhere_is_estimated_where_nobody_can_be_asked() -> None:
+    """It is forgotten within a minute, little by little; what passed here is known exactly."""
+    window = Window(10)
+    window.note(100.0)
+    window.learn(7, 100.0)
+    assert window.remaining(100.0) == 3
+    assert [window.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert 0 < window.next_in(100.0) <= SPAN
+    assert window.remaining(100.0 + SPAN / 2) == 3
+    assert window.remaining(100.0 + SPAN) == 10
+
+
+async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path) -> None:
+    """Exactly, however many ask at once; a refusal says when to come again."""
+    two = tmp_path / "two"
+    two.mkdir()
+    key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state=redis.url, auth={"keys": [key]})
+        async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+            assert await asked(one) == (200, "9")
+            assert await asked(other) == (200, "8")
+            told = await asyncio.gather(*(asked(gate) for _ in range(15) for gate in (one, other)))
+            assert sorted(status for status, _ in told) == [200] * 8 + [429] * 22
+            headers = {"Authorization": f"Bearer {KEY}"}
+            async with other.client.post(other.url + "/v1/chat/completions", json={}, headers=headers) as response:
+                assert response.status == 429
+                assert 50 <= int(response.headers["Retry-After"]) <= 60
+            names = redis.names()
+            assert [name.startswith(b"manallm:1:limit:") for name in names] == [True]
+            assert 0 < redis.client().pttl(names[0]) <= 60_000
+
+
+async def test_without_the_server_each_counts_by_itself(redis: RedisServer, tmp_path: Path) -> None:
+    """By what it knew of the others; a foreign value in the way is removed."""
+    two = tmp_path / "two"
+    two.mkdir()
+    key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state=redis.url, auth={"keys": [key]})
+        async with proxy(config, tmp_path) as one, proxy(config, two) as other:
+            for _ in range(3):
+                await asked(one)
+            assert await asked(other) == (200, "6")
+            redis.stop()
+            told = [(await asked(other))[0] for _ in range(8)]
+            assert told == [200] * 6 + [429] * 2, "three of the ten were used at the other instance"
+            redis.go_on()
+            link = other.app.gateway.generation.answers.link
+            assert link is not None
+            await until(lambda: link.is_well)
+            client = redis.client()
+            (name,) = redis.names()
+            client.set(name, "foreign")
+            assert (await asked(one))[0] == 200
+            assert not client.exists(name) or client.type(name) == b"zset"
+            assert (await asked(one))[0] == 200
+            assert client.type(name) == b"zset"
