@@ -53,6 +53,7 @@ from manallm_proxy.observe.aioprometheus_internals import (
     Registry,
     render,
 )
+from manallm_proxy.observe.served_series import Kind, ServedSeries, kind_of
 
 PREFIX: Final = "mana_llm_"
 MODELS_LIMIT: Final = 500
@@ -62,6 +63,7 @@ SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 RATES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 500.0)
 BURST: Final = 0.01
 """Min seconds of a stream whose rate is recorded: a shorter one came in one piece and would distort the mean."""
+SERIES_LIMIT: Final = 5000
 TOKENS_LIMIT: Final = 10**9
 """Max tokens of one request. A provider's count above it, or a negative one, is ignored: it would ruin the sum."""
 ENDPOINTS: Final = frozenset(
@@ -111,6 +113,8 @@ class Metrics:
     _registry: Registry = field(factory=Registry)
     _counters: dict[str, CounterFamily] = field(factory=dict)
     _histograms: dict[str, HistogramFamily] = field(factory=dict)
+    _served: dict[Kind, ServedSeries] = field(factory=dict)
+    """Of served requests, which nearly all are; bounded by the configuration and MODELS_LIMIT, and by SERIES_LIMIT."""
 
     def __attrs_post_init__(self) -> None:
         for name, doc, *labels in _COUNTERS:
@@ -130,7 +134,12 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         match event:
             case RequestEnded():
-                self._request(event)
+                series = self._served.get(kind_of(event)) if event.outcome == "ok" else None
+                if series is not None and _is_plain(event):
+                    series.count(event)
+                    self._rate(event, series.pair)
+                else:
+                    self._request(event)
             case AttemptFailed():
                 model = self._model(event.provider, event.model)
                 self._add("llm_errors_total", event.provider, model, self._word(event.reason))
@@ -190,10 +199,30 @@ class Metrics:
                 self._add("tokens_total", *pair, kind, amount=tokens)
                 if event.key is not None:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
-        streamed = event.duration - (event.to_first_byte or 0.0)
+        self._rate(event, pair)
+        if event.outcome == "ok" and pair[1] != OTHER and endpoint != OTHER and len(self._served) < SERIES_LIMIT:
+            self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
+
+    def _rate(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         tokens = event.completion_tokens
-        if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
-            self._observe("output_tokens_per_second", tokens / streamed, *pair)
+        if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT:
+            streamed = event.duration - (event.to_first_byte or 0.0)
+            if streamed >= BURST:
+                self._observe("output_tokens_per_second", tokens / streamed, *pair)
+
+    def _series_of(self, event: RequestEnded, endpoint: str, status: str, pair: tuple[str, str]) -> ServedSeries:
+        counters: list[tuple[str, Labels]] = [("requests_total", (endpoint, status))]
+        counters.append(("llm_requests_total", (*pair, "true" if event.streaming else "false")))
+        if event.alias is not None:
+            counters.append(("alias_resolved_total", (event.alias, "/".join(pair))))
+        durations = (("request_duration_seconds", (endpoint,)), ("llm_latency_seconds", pair))
+        return ServedSeries(
+            tuple((self._counters[name].numbers, labels) for name, labels in counters),
+            tuple((self._histograms[name], labels) for name, labels in durations),
+            self._histograms["time_to_first_byte_seconds"],
+            self._counters["tokens_total"].numbers,
+            pair,
+        )
 
     def _cached(self, event: RequestEnded) -> None:
         alias = event.alias or ""
@@ -257,6 +286,14 @@ class Metrics:
         gauge("build_info", "Always 1", ("version",), [((self.version,), 1)])
         doc = "When the configuration that serves was loaded, seconds since the epoch"
         gauge("config_last_reload_timestamp_seconds", doc, (), [((), self._reloaded_at)])
+
+
+def _is_plain(event: RequestEnded) -> bool:
+    """Whether it counts in no other series than those of its kind."""
+    if event.key is not None or event.cache is not None or event.error is not None:
+        return False
+    prompt, completion = event.prompt_tokens, event.completion_tokens
+    return (prompt is None or 0 <= prompt <= TOKENS_LIMIT) and (completion is None or 0 <= completion <= TOKENS_LIMIT)
 
 
 _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
