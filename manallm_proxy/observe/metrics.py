@@ -6,10 +6,6 @@ cannot create series. A value outside these sets becomes ``other``.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, assert_never
@@ -53,6 +49,7 @@ from manallm_proxy.observe.aioprometheus_internals import (
     Registry,
     render,
 )
+from manallm_proxy.observe.process_gauges import process_gauges, process_start
 from manallm_proxy.observe.served_series import Kind, ServedSeries, kind_of
 
 PREFIX: Final = "mana_llm_"
@@ -109,7 +106,7 @@ class Metrics:
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(error_words()))
     _reloaded_at: float = field(factory=time.time)
-    _process_started: float | None = field(factory=lambda: _process_start())
+    _process_started: float | None = field(factory=lambda: process_start())
     _registry: Registry = field(factory=Registry)
     _counters: dict[str, CounterFamily] = field(factory=dict)
     _histograms: dict[str, HistogramFamily] = field(factory=dict)
@@ -256,7 +253,7 @@ class Metrics:
         """Prometheus' text format, and its content type."""
         now = Registry()  # a new one for each scrape: a gauge whose provider is gone must not stay
         self._gauges(now)
-        _process(now, self._process_started)
+        process_gauges(now, self._process_started)
         return render(self._registry, now), TEXT_CONTENT_TYPE
 
     def _gauges(self, registry: Registry) -> None:
@@ -320,41 +317,3 @@ _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
     ("time_to_first_byte_seconds", "From a request's arrival to its answer's first byte", SECONDS, "provider", "model"),
     ("output_tokens_per_second", "Completion tokens of streams, from their first byte on", RATES, "provider", "model"),
 )
-
-
-def _process(registry: Registry, started: float | None) -> None:
-    """``process_*`` under Prometheus' standard names, without those that the system does not provide."""
-
-    def gauge(name: str, doc: str, number: float) -> None:
-        GaugeFamily(f"process_{name}", doc, (), [((), number)], registry)
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = CounterFamily("process_cpu_seconds_total", "User and system CPU time", (), registry)
-    seconds.numbers[()] = used.ru_utime + used.ru_stime
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    gauge("max_fds", "Limit of open file descriptors", math.inf if soft == resource.RLIM_INFINITY else soft)
-    if started is not None:
-        gauge("start_time_seconds", "When the process began", started)
-    with contextlib.suppress(OSError):
-        gauge("open_fds", "Open file descriptors", len(os.listdir("/proc/self/fd")))
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = _stat()
-        virtual, resident = int(fields[20]), int(fields[21]) * resource.getpagesize()
-        gauge("virtual_memory_bytes", "Virtual memory", virtual)
-        gauge("resident_memory_bytes", "Resident memory", resident)
-
-
-def _stat() -> list[str]:
-    """The fields of ``/proc/self/stat`` after the program's name, which may contain anything (proc(5))."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
-
-
-def _process_start() -> float | None:
-    """Start time in seconds since the epoch; None if unknown. ``/proc/stat`` is slow on machines with many cores."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        ticks = int(_stat()[19])
-        with open("/proc/stat", encoding="ascii", errors="replace") as file:
-            booted = [int(line.split()[1]) for line in file if line.startswith("btime ")]
-        return booted[0] + ticks / os.sysconf("SC_CLK_TCK")
-    return None
