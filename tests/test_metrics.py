@@ -242,7 +242,7 @@ def test_the_configuration_has_labels_however_many_models_were_served() -> None:
     assert value(metrics, "mana_llm_llm_requests_total", **both, streaming="true") == 1
 
 
-@given(st.lists(st.sampled_from(range(6)), max_size=8))
+@given(st.lists(st.sampled_from(range(7)), max_size=8))
 def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
     """From the second request of a kind on its series are known; the page is the same as if they were not."""
     kinds = [
@@ -250,6 +250,7 @@ def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
         evolve(ENDED, streaming=not ENDED.streaming),
         evolve(ENDED, alias=None, prompt_tokens=None),
         evolve(ENDED, key="alice"),
+        evolve(ENDED, cost=0.5, avoided=0.25),
         evolve(ENDED, completion_tokens=TOKENS_LIMIT + 1),
         evolve(ENDED, outcome="broken", error="disconnected"),
     ]
