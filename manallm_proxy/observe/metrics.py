@@ -138,7 +138,6 @@ class Metrics:
                 if series is not None and _is_plain(event):
                     series.count(event)
                     self._rate(event, series.pair)
-                    self._cost(event, series.pair)
                     self._money(event, series.pair)
                 else:
                     self._request(event)
@@ -211,9 +210,6 @@ class Metrics:
             self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
 
     def _money(self, event: RequestEnded, pair: tuple[str, str]) -> None:
-        self._cost(event, pair)
-
-    def _cost(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         if event.cost:
             self._add("cost_usd_total", *pair, amount=event.cost)
         if event.avoided and event.alias is not None:
