@@ -193,6 +193,21 @@ def test_each_key_has_its_words() -> None:
     assert [place for place in words if place not in known] == []
 
 
+def test_each_value_is_checked() -> None:
+    """A reader that the schema does not know would let anything pass."""
+
+    def unchecked(part: Mapping[str, Any], name: str) -> Iterator[str]:
+        if not {"type", "enum", "anyOf"} & part.keys():
+            yield name
+        for key, inner in part.get("properties", {}).items():
+            yield from unchecked(inner, f"{name}.{key}")
+        for inner in (part.get("items"), part.get("additionalProperties"), *part.get("anyOf", ())):
+            if inner:
+                yield from unchecked(inner, name)
+
+    assert list(unchecked(SCHEMA, "")) == []
+
+
 def test_words_are_found_as_they_stand() -> None:
     """Live keys and those that are commented out, with the lines that go on; prose is none."""
     file = parse(

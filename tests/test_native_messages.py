@@ -37,7 +37,7 @@ def rows(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: ")]
 
 
-async def test_a_whole_answer(tmp_path: Path) -> None:
+async def test_a_whole_answer(http: None, tmp_path: Path) -> None:
     """Every field both ways, the model replaced; the key in both places where servers look for one."""
     async with upstream(each(speaks_messages)) as up:
         config = settings({"p": openai(up.url, speaks=NATIVE, api_key="sk-own-key")})
@@ -194,6 +194,25 @@ async def test_thoughts_go_to_whoever_signed_them(tmp_path: Path) -> None:
             assert up.posts[-1].json["messages"] == [USER, {"role": "assistant", "content": turn[2:]}, USER, USER]
 
 
+async def test_a_call_that_has_lost_its_thought(tmp_path: Path) -> None:
+    """Its turn goes on without thinking, which its provider would refuse; the next one thinks again."""
+    async with upstream(each(speaks_messages)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
+            thought = {"type": "thinking", "thinking": "a", "signature": ""}
+            use = {"type": "tool_use", "id": "t1", "name": "add", "input": {}}
+            called = {"role": "assistant", "content": [thought, use]}
+            result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "2"}]}
+            thinking = {"type": "enabled", "budget_tokens": 2048}
+            body = {**ASKED, "thinking": thinking, "messages": [USER, called, result]}
+            await p.post("/v1/messages", body)
+            sent = up.posts[-1].json
+            assert (sent["thinking"], sent["messages"][1]["content"]) == ({"type": "disabled"}, [use])
+            own = {"role": "assistant", "content": [{**thought, "signature": SIGNED}, use]}
+            for more in ([own], [{"role": "assistant", "content": "so"}, USER]):
+                await p.post("/v1/messages", {**body, "messages": [USER, called, result, *more]})
+                assert up.posts[-1].json["thinking"] == thinking
+
+
 async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) -> None:
     """Past a target that would need one; where there is no other it is refused by name, and nobody is asked."""
     async with upstream(each(answers)) as chats, upstream(each(speaks_messages)) as up:
@@ -214,6 +233,25 @@ async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) ->
             code, told, _ = await p.post("/v1/messages", {**ASKED, "thread": {"type": "create"}})
             assert told["error"]["details"]["error_code"] == "thread_unsupported_request"
             assert (await p.post("/v1/messages", ASKED))[1]["model"] == "a/m"
+
+
+async def test_what_is_kept_of_it(tmp_path: Path) -> None:
+    """Whole and streamed are one answer; who asks in another way of its API has another, also in a mixed chain."""
+    async with upstream(each(speaks_messages)) as up, upstream(each(answers)) as chats:
+        providers = {"p": openai(up.url, speaks=NATIVE), "b": openai(chats.url)}
+        for chain in (["p/m"], ["p/m", "b/m"]):
+            config = settings(providers, chain=chain)
+            config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+            async with proxy(config, tmp_path) as p:
+                _, whole, told = await p.post("/v1/messages", ASKED)
+                assert told["x-mana-llm-cache"] == "miss"
+                _, data = await stream(p)
+                first, last = rows(data)[0], rows(data)[-1]
+                assert (first["message"]["id"], last["type"]) == (whole["id"], "message_stop")
+                beta = {"anthropic-beta": "a-1"}
+                assert (await p.post("/v1/messages", ASKED, headers=beta))[2]["x-mana-llm-cache"] == "miss"
+                assert (await p.post("/v1/messages", ASKED, headers=beta))[2]["x-mana-llm-cache"] == "hit"
+        assert len(up.posts) == 4
 
 
 async def test_it_counts_tokens_itself(tmp_path: Path) -> None:

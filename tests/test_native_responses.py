@@ -35,7 +35,7 @@ async def stream(p: Proxy, **body: Any) -> tuple[int, bytes]:
         return response.status, await everything(response)
 
 
-async def test_a_whole_answer_and_its_continuation(tmp_path: Path) -> None:
+async def test_a_whole_answer_and_its_continuation(http: None, tmp_path: Path) -> None:
     """Its own words, its own fields; its model, its id and its state are the proxy's."""
     async with upstream(each(speaks_responses)) as up:
         async with proxy(settings({"p": openai(up.url, speaks=NATIVE, api_key="sk-own-key")}), tmp_path) as p:
@@ -147,6 +147,40 @@ async def test_reasoning_goes_to_whoever_can_read_it(tmp_path: Path) -> None:
             assert up.posts[-1].json["include"] == ["reasoning.encrypted_content"]
             await p.post("/v1/responses", {"input": "hi", "reasoning": {"effort": "low"}, "store": False})
             assert "include" not in up.posts[-1].json
+
+
+async def test_what_a_provider_did_by_itself_stays_with_it(tmp_path: Path) -> None:
+    """A kept conversation with a search goes on elsewhere without it, as the log notes, and returns with it."""
+    search = {
+        "id": "ws_1",
+        "type": "web_search_call",
+        "status": "completed",
+        "action": {"type": "search", "query": "x"},
+    }
+
+    async def searches(connection: Connection, seen: Seen) -> None:
+        await connection.reply(response_object(output=[search, said()]))
+
+    async with (
+        upstream(each(searches)) as up,
+        upstream(each(speaks_responses)) as other,
+        upstream(each(answers)) as chats,
+    ):
+        urls = {"a": openai(up.url, speaks=NATIVE), "c": openai(other.url, speaks=NATIVE), "b": openai(chats.url)}
+        async with proxy(settings(urls), tmp_path) as p:
+            _, first, _ = await p.post("/v1/responses", {"model": "a/m", "input": "hi", "tools": [SEARCH]})
+            assert first["output"] == [search, said()]
+            more = {"input": "x", "previous_response_id": first["id"]}
+            code, told, _ = await p.post("/v1/responses", {"model": "b/m", **more})
+            assert (code, told["model"]) == (200, "b/m")
+            assert [row["content"] for row in chats.posts[-1].json["messages"]] == ["hi", "Hello", "x"]
+            assert "not sent on: kept item web_search_call" in p.log.getvalue()
+            await p.post("/v1/responses", {"model": "c/m", **more})
+            assert [row["type"] for row in other.posts[-1].json["input"]] == ["message"] * 3
+            await p.post("/v1/responses", {"model": "a/m", "input": "y", "previous_response_id": told["id"]})
+            assert up.posts[-1].json["input"][1:3] == [search, said()]
+            _, listed = await p.get(f"/v1/responses/{told['id']}/input_items?order=asc")
+            assert listed["data"][1] == search
 
 
 async def test_what_has_no_translation_goes_to_who_needs_none(tmp_path: Path) -> None:
@@ -337,6 +371,11 @@ async def test_ollamas_own_is_asked_under_its_v1(tmp_path: Path) -> None:
             assert (await p.post("/v1/responses", {"input": "hi"}))[0] == 200
             assert (await p.chat())[0] == 404
             assert [post.path for post in up.posts] == ["/v1/responses", "/api/chat"]
+        config["providers"]["p"]["api"] = "openai"
+        async with proxy(config, tmp_path) as p:
+            assert (await p.post("/v1/responses", {"input": "hi"}))[0] == 200
+            assert (await p.chat())[0] == 404
+            assert [post.path for post in up.posts[2:]] == ["/v1/responses", "/v1/chat/completions"]
 
 
 async def test_one_that_takes_no_chats_gets_none(tmp_path: Path) -> None:

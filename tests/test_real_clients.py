@@ -15,11 +15,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.native_servers import speaks_messages, speaks_responses
 from tests.needs import require
 from tests.proxy import Proxy, alive, free_port, openai, proxy, settings
 from tests.real_servers import SAID, server
 from tests.sdks import HERE, run
-from tests.upstreams import each, upstream
+from tests.upstreams import Connection, Seen, each, upstream
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(120)]
 
@@ -73,15 +74,21 @@ def requests_of(p: Proxy) -> list[tuple[str, str, int]]:
     return [(row["endpoint"], row["outcome"], row["attempts"]) for row in rows if row["event"] == "request"]
 
 
+def codex_home(p: Proxy, folder: Path) -> Path:
+    """With a configuration that makes it ask once."""
+    home = folder / "codex"
+    home.mkdir()
+    retries = "request_max_retries = 0\nstream_max_retries = 0\n"
+    provider = f'[model_providers.mana]\nname = "mana"\nbase_url = "{p.url}/v1"\nwire_api = "responses"\n{retries}'
+    (home / "config.toml").write_text(f'model = "mana/test"\nmodel_provider = "mana"\n{provider}')
+    return home
+
+
 async def test_codex(tmp_path: Path) -> None:
     """Speaks Responses alone: a word, a shell command and its output, a chain that begins badly, and a break."""
     codex = program("codex")
     async with served(tmp_path) as p:
-        home = tmp_path / "codex"
-        home.mkdir()
-        retries = "request_max_retries = 0\nstream_max_retries = 0\n"
-        provider = f'[model_providers.mana]\nname = "mana"\nbase_url = "{p.url}/v1"\nwire_api = "responses"\n{retries}'
-        (home / "config.toml").write_text(f'model = "mana/test"\nmodel_provider = "mana"\n{provider}')
+        home = codex_home(p, tmp_path)
 
         async def ask(model: str, prompt: str) -> tuple[int | None, str, str]:
             command = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
@@ -242,3 +249,29 @@ async def test_open_webui(tmp_path: Path) -> None:
             await child.wait()
         used = {name for name, _, _ in requests_of(p)}
     assert used == {"chat/completions", "api/chat"}
+
+
+async def test_on_a_native_provider(tmp_path: Path) -> None:
+    """codex, whose own search passes; opencode in two turns, whole history each."""
+    codex, opencode = program("codex"), program("opencode")
+
+    async def native(connection: Connection, seen: Seen) -> None:
+        await (speaks_responses if seen.path.endswith("/responses") else speaks_messages)(connection, seen)
+
+    async with upstream(each(native)) as up:
+        config = settings({"p": openai(up.url, speaks=["responses", "messages"])})
+        async with proxy(config, tmp_path) as p:
+            command = [codex, "exec", "--skip-git-repo-check", "say hi"]
+            code, out, err = await said(command, tmp_path, CODEX_HOME=str(codex_home(p, tmp_path)))
+            assert (code, out.strip()) == (0, "Hello"), err
+            assert "web_search" in [tool["type"] for tool in up.posts[-1].json["tools"]]
+            environ = {"XDG_DATA_HOME": str(tmp_path / ".data"), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+            for package in ("@ai-sdk/openai", "@ai-sdk/anthropic"):
+                options = {"baseURL": f"{p.url}/v1", "apiKey": "unused"}
+                provider = {"npm": package, "options": options, "models": {"mana/test": {"name": "x"}}}
+                model = {"model": "m/mana/test", "small_model": "m/mana/test", "autoupdate": False}
+                (tmp_path / "opencode.json").write_text(json.dumps({**model, "provider": {"m": provider}}))
+                for words in (["say hi"], ["--continue", "again"]):
+                    code, out, err = await said([opencode, "run", "-m", "m/mana/test", *words], tmp_path, **environ)
+                    assert (code, "Hello" in out) == (0, True), (out, err)
+            assert {post.path for post in up.posts} == {"/v1/responses", "/v1/messages"}

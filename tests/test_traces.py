@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -266,6 +267,7 @@ async def test_a_collector_that_takes_nothing_costs_nothing(tmp_path: Path, monk
             began = time.monotonic()
         assert time.monotonic() - began < 5
         assert len(dead.posts) == 1
+    await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("OtelBatch")])
 
 
 def test_off_nothing_of_it_is_imported() -> None:

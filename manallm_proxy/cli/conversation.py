@@ -1,4 +1,4 @@
-"""``chat`` on a terminal: turn after turn, with all that was said before. Nothing of it is kept anywhere."""
+"""``chat`` on a terminal: an interactive conversation. Its history is sent with each turn and is not stored."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ENDS: Final = frozenset(("/exit", "/quit", "/bye"))
 
 
 def is_wanted(text: str | None, as_json: bool) -> bool:
-    """Whether a person is there to talk, and has not said all already."""
+    """Whether to start a conversation: no text was given, and both ends are terminals."""
     return text is None and not as_json and all(each is not None and each.isatty() for each in (sys.stdin, sys.stdout))
 
 
 def converse(url: str | None, model: str | None, environ: Mapping[str, str]) -> int:
-    """Until ``/exit`` or the end of input; Ctrl-C ends an answer, or a line. Raises Failed where no proxy is."""
+    """Runs until ``/exit`` or end of input; Ctrl-C stops an answer or clears a line. Raises Failed without a proxy."""
     client = Client.find(url, environ)
     client.get("/v1/models", "list its models")
     with contextlib.suppress(ImportError):
@@ -44,12 +44,12 @@ def converse(url: str | None, model: str | None, environ: Mapping[str, str]) -> 
 
 
 def _turn(client: Client, model: str | None, said: list[dict[str, str]], text: str, environ: Mapping[str, str]) -> None:
-    """One question and its answer, added to `said`: without an answer, as if it had not been asked."""
+    """Asks `text` and appends it with its answer to `said`; a question without an answer is removed again."""
     heard = Heard(time.monotonic())
     said.append({"role": "user", "content": text})
     try:
         response = ask(client, said, model)
-        with contextlib.closing(response):  # which ends the provider's work where the answer is stopped
+        with contextlib.closing(response):  # closing the connection also stops the provider
             try:
                 for part in parts(response, heard):
                     print(printable(part), end="", flush=True)

@@ -1,5 +1,5 @@
-"""The man pages, in roff: ``manallm-proxy(1)`` of the commands' own helps, ``manallm-proxy.yaml(5)`` of the words that
-stand behind each key of the shipped files. `make man` writes them into ``systemd/``.
+"""Generates the man pages: ``manallm-proxy(1)`` from the commands' help texts, ``manallm-proxy.yaml(5)`` from the
+comments of the shipped configuration files. `make man` writes them into ``systemd/``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from manallm_proxy.config.load import PLACES
 COMMANDS: Final = "manallm-proxy.1"
 CONFIGURATION: Final = "manallm-proxy.yaml.5"
 _DATE: Final = "2026-11-28"
-"""Of their form, not of the day on which they are made: the same source gives the same page."""
+"""Fixed, so that the same sources always give the same page."""
 _WIDTH: Final = 78
 _VARIABLES: Final = {
     "MANALLM_CONFIG": "the configuration, where --config is not given.",
@@ -113,7 +113,7 @@ def _head(title: str, section: int, name: str, what: str) -> Iterator[str]:
 
 
 def _in_order(keys: tuple[Description, ...]) -> list[Description]:
-    """As in the file, but each section before what is in it, also where a comment above it says that."""
+    """In file order, but each section before its keys, including those in the comment above it."""
     places = {key.place[0]: n for n, key in reversed(list(enumerate(keys)))}
     return sorted(keys, key=lambda key: (places[key.place[0]], len(key.place) > 1))
 
@@ -139,7 +139,7 @@ def _sentence(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` as roff prints it: sentences, and what is too long, on lines of their own."""
+    """`text` escaped for roff, with a line break after each sentence and at `_WIDTH`."""
     text = text.strip().replace("\\", r"\e").replace("-", r"\-")
     lines = []
     for sentence in re.split(r"(?<=[a-z)`][.;?]) ", text):

@@ -42,11 +42,11 @@ def status(url: str | None, as_json: bool, environ: Mapping[str, str], watches: 
 
 
 def _placed(shown: str) -> str:
-    """With the time; in place of what stood there before on a terminal, below it in a pipe."""
+    """With the time. Overwrites the previous table on a terminal; appends in a pipe."""
     now = time.strftime("%H:%M:%S")
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return f"{now}\n{shown}\n"
-    # each line over the one that stood there, then what is left of them: nothing flickers, nothing scrolls off
+    # overwrites line by line instead of clearing the screen, which would flicker and fill the scrollback
     rows = [f"{now}  (Ctrl-C ends)", *shown.splitlines()[: shutil.get_terminal_size().lines - 2]]
     return HOME + "".join(f"{row}{REST_OF_LINE}\n" for row in rows) + REST
 

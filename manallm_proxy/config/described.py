@@ -1,8 +1,8 @@
-"""What each key of both files is for: reads the comments of ``proxy.yaml`` and ``aliases.yaml`` as shipped.
+"""Descriptions of all configuration keys, read from the comments in the shipped ``proxy.yaml`` and ``aliases.yaml``.
 
-They are the one source: the schema for editors and the man page are made from them. A key is described by the
-comment after it, and the lines below that begin in the same column; one that is commented out counts too. Keys in a
-comment above a section, indented under the ``#``, are those of each thing in that section.
+These comments are the single source: the JSON schema and the man page are generated from them. A key's description is
+the comment on its line, plus the comment lines below it that start in the same column. Keys that are commented out
+count too. Indented keys in a comment above a section belong to each entry of that section.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A JSON schema of both files, made from the classes and readers that read them: editors complete and mark by it.
+"""A JSON schema of both files for editors, generated from the classes and readers that parse them.
 
-It accepts all that `load` accepts, and marks what can be seen without the rest of the configuration: unknown keys,
-wrong types, words, ranges and forms. One document serves both files, since all that ``aliases.yaml`` may hold may stand
-in ``proxy.yaml`` itself. Draft 7 is what editors' YAML servers know best.
+It accepts everything that `load` accepts, and rejects what can be checked locally: unknown keys, wrong types, words,
+ranges and patterns. One document serves both files, because ``proxy.yaml`` may contain everything that ``aliases.yaml``
+may. Draft 7 has the best support among YAML language servers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Schema = dict[str, Any]
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _VARIABLE: Final = r"\$\{"
-"""What is filled from the environment may become anything."""
+"""A string with a variable passes: its value is unknown here."""
 _VISIBLE: Final = r"[\x21-\x7e]"
 _ENTRIES: Final[dict[Place, type[Any]]] = {
     ("providers", EACH): ProviderGiven,
     ("aliases", EACH): AliasGiven,
     ("aliases", EACH, "chain", EACH): EntryGiven,
 }
-"""What is read one by one, and so is no type in `file_model`."""
+"""Entries that are parsed one by one, so `file_model` types them as Any."""
 _NAMES: Final[dict[Place, str]] = {
     ("providers",): NAME.pattern,
     ("aliases",): rf"[\x21-\x2e\x30-\x7e]+/{SEGMENT.pattern}",
@@ -45,19 +45,19 @@ def schema() -> Schema:
     """The whole document."""
     words = {each.place: each for name in FILES for each in described(name).keys}
     made = _Maker(words).made(ProxyFile, ())
-    # a file that names another one for the aliases has none of its own
+    # aliases are either in this file or in the one that it names
     both = {"required": ["aliases", "aliases_file"], "properties": {"aliases": {"type": "object"}}}
     return {"$schema": DRAFT, "title": "manallm-proxy: proxy.yaml and aliases.yaml", **made, "not": both}
 
 
 @attrs.frozen
 class _Maker:
-    """``words``: what is said of each key, by its place."""
+    """``words``: the description of each key, by its path."""
 
     words: abc.Mapping[Place, Description]
 
     def made(self, cls: type[Any], place: Place) -> Schema:
-        """Of a class: keys and values. Null is a section whose keys are all commented out."""
+        """The schema of a class. Null is allowed: a section whose keys are all commented out."""
         hints = get_type_hints(cls, include_extras=True)
         keys = {each.name: self._key(each, hints[each.name], (*place, each.name)) for each in attrs.fields(cls)}
         wanted = [each.name for each in attrs.fields(cls) if each.default is attrs.NOTHING]
@@ -105,7 +105,7 @@ class _Maker:
 
 
 def _of_reader(reader: Any) -> Schema:
-    """What a single value may be."""
+    """The schema of a single value."""
     match reader:
         case Whole(least=least, most=most):
             return _either(
@@ -116,11 +116,11 @@ def _of_reader(reader: Any) -> Schema:
             return _either({"type": "number", **bounds}, _text(_LENGTHS, "a number of seconds or 500ms, 30s, 5m, 1h"))
         case Matching(pattern=pattern, what=what):
             return _text(pattern, what)
-    return _READERS[reader]
+    return _READERS.get(reader, {})  # a reader that is not known here accepts anything; a test reports it
 
 
 def _of_kinds() -> Schema:
-    """What a provider's kind needs, and what it does not know."""
+    """Keys that a provider's kind requires or forbids."""
     never = {key: {"type": "null"} for key in NOT_FOR_LOOPBACK}
     return {
         "allOf": [
@@ -145,12 +145,12 @@ def _whole(pattern: str) -> str:
 
 
 def _text(pattern: str, what: str) -> Schema:
-    """``patternErrorMessage`` is a keyword of VS Code's language servers: nobody wants to read a pattern."""
+    """``patternErrorMessage``: a keyword of VS Code's language servers, shown instead of the pattern."""
     return {"type": "string", "pattern": rf"{_whole(pattern)}|{_VARIABLE}", "patternErrorMessage": f"expected {what}"}
 
 
 def _either(*parts: Schema) -> Schema:
-    """Any of `parts`. Those of different types become one, so that a mark stands at the value that is wrong in it."""
+    """Any of `parts`. Parts of different types are merged, so that errors are located at the innermost wrong value."""
     flat = [each for part in parts for each in part.get("anyOf", [part])]
     typed = [part for part in flat if "type" in part]
     types = [name for part in typed for name in ([part["type"]] if isinstance(part["type"], str) else part["type"])]
@@ -183,4 +183,4 @@ _READERS: Final[dict[Any, Schema]] = {
         r"(rediss?|unix|(redis|rediss)\+(cluster|sentinel))://\S+", "redis://host:6379/0, rediss://, unix:///path"
     ),
 }
-"""By function, those without settings of their own."""
+"""Readers without parameters."""

@@ -1,4 +1,4 @@
-"""Where traces go: ``traces.endpoint``, else what OpenTelemetry's own variables say, as its SDKs read them."""
+"""The endpoint for traces: ``traces.endpoint``, else OpenTelemetry's environment variables, as its SDKs read them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from manallm_proxy.config.model import Traces
 from manallm_proxy.config.structure import Mistakes
 
 PATH: Final = "/v1/traces"
-"""Of OTLP over HTTP, below an endpoint for all signals."""
+"""OTLP/HTTP's path for traces, below the endpoint for all signals."""
 OWN: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-"""The whole URL."""
+"""The full URL."""
 ALL: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
-"""Without the path."""
+"""The base URL, without `PATH`."""
 _WANTED: Final = "needs OpenTelemetry: pip install 'manallm-proxy[otel]'"
 
 
 def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, notes: list[str]) -> Traces:
-    """With the whole URL; None: no traces. Whoever asks for traces in the file needs the library, or has a mistake."""
+    """`given` with the full URL, or None for no traces. If the library is missing: a mistake, or a note if only the
+    environment asks for traces.
+    """
     if given.endpoint is not None:
         if not _is_installed():
             mistakes.add("traces.endpoint", _WANTED)
@@ -40,7 +42,7 @@ def traces_of(given: Traces, environ: Mapping[str, str], mistakes: Mistakes, not
 
 
 def _is_installed() -> bool:
-    """Whether the optional libraries are there. It is asked only where traces are wanted, and imports none of them."""
+    """Whether the optional libraries are installed. Imports none of them but their namespace packages."""
     for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.exporter.otlp"):
         if importlib.util.find_spec(name) is None:
             return False

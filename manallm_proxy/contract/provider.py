@@ -102,7 +102,7 @@ class Call:
     retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
     """Names the client's own places in an error that names places in ``body``; None: they are the same."""
     trace: TraceHeaders | None = None
-    """Where the attempt stands in a trace, for the provider; None where traces are off."""
+    """Trace headers for the provider; None if traces are disabled."""
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
     native: Native | None = field(default=None, repr=False)
@@ -120,7 +120,8 @@ class Call:
         """With the form that a provider of chats gets, or why there is none."""
         assert self.native is not None
         call = self.native.translate()
-        call.native, call.is_large = self.native, call.is_large or self.is_large
+        call.native, call.headers = self.native, self.headers
+        call.is_large = call.is_large or self.is_large
         return call
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:

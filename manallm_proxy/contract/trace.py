@@ -1,4 +1,4 @@
-"""Where one request stands in a trace: W3C Trace Context, as far as it is ours. Only made where traces are on."""
+"""Trace context of one request (W3C Trace Context). Only created if traces are enabled."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from collections.abc import Mapping
 from attrs import define, field
 
 TraceHeaders = Mapping[str, str]
-"""``traceparent``, and ``tracestate`` where the client sent one: what a provider is given."""
+"""Headers for a provider: ``traceparent``, and ``tracestate`` if the client sent one."""
 
 
 @define
 class Trace:
-    """``span_id``: of our span for the request; ``parent_id``: the client's, None where it began no trace.
-
-    Ids are numbers of 128 and 64 bits.
-    """
+    """``trace_id`` has 128 bits, span ids have 64. ``parent_id``: the client's span; None if the trace begins here."""
 
     trace_id: int
     span_id: int
     parent_id: int | None = None
     sampled: bool = True
-    """Whether the client's trace is recorded; one that begins here is."""
+    """The client's sampled flag; True if the trace begins here."""
     state: str = ""
-    """The client's ``tracestate``, handed on as it is."""
+    """The client's ``tracestate``, passed on unchanged."""
     attempts: list[tuple[str, int]] = field(factory=list)
-    """Each target that was asked, in order, with the id of the span for it."""
+    """Targets in the order in which they were tried, with the span id of each attempt."""

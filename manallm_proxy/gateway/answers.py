@@ -53,7 +53,16 @@ def fingerprint(chain: Chain, config: Config) -> bytes:
     content: list[object] = [chain.alias]
     for entry in chain:
         provider = config.providers[entry.target.provider]
-        content.append((repr(entry), provider.kind, provider.base_url, provider.api, sorted(provider.headers.items())))
+        content.append(
+            (
+                repr(entry),
+                provider.kind,
+                provider.base_url,
+                provider.api,
+                provider.speaks,
+                sorted(provider.headers.items()),
+            )
+        )
     return hashlib.sha256(repr(content).encode()).digest()
 
 

@@ -103,7 +103,10 @@ class KeptAnswer:
         caller = exchange.caller.key.name if exchange.caller is not None else None
         chain = exchange.generation.fingerprint(self.chain)
         body, self.body = self.body, b""
-        return await aside(self.asking.call.is_large, key_of, body, type(exchange.door).__qualname__, chain, caller)
+        call, door = self.asking.call, type(exchange.door).__qualname__
+        if call.headers:  # they decide how a provider reads the request
+            door += repr(sorted(call.headers.items()))
+        return await aside(call.is_large, key_of, body, door, chain, caller)
 
     async def _find(self, key: Key, wishes: Wishes) -> Kept | None:
         store = self.exchange.generation.answers.store

@@ -16,4 +16,4 @@ class Serving:
     followed: bool = False
     """Whether the live feed has readers, so that the beginnings of requests are reported too."""
     traced: bool = False
-    """Whether requests become spans, and providers are told of them."""
+    """Whether traces are enabled."""

@@ -1,4 +1,4 @@
-"""Reads W3C Trace Context off a request, and makes what the provider gets (https://www.w3.org/TR/trace-context/)."""
+"""Reads W3C Trace Context from a request and makes the headers for providers (https://www.w3.org/TR/trace-context/)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from manallm_proxy.contract.trace import Trace, TraceHeaders
 
 _PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
-"""Longer ones may be left out (section 3.3.1.5)."""
+"""Longer values may be dropped (section 3.3.1.5)."""
 _SAMPLED: Final = 1
 
 
 def begin(headers: CIMultiDictProxy[str]) -> Trace:
-    """The client's trace goes on; without a sound ``traceparent`` a new one begins."""
+    """Continues the client's trace; starts a new one if ``traceparent`` is missing or invalid."""
     given = headers.getall("traceparent", ())
     match = _PARENT.fullmatch(given[0].strip()) if len(given) == 1 else None
     span = random.getrandbits(64) or 1
@@ -41,7 +41,7 @@ def begin(headers: CIMultiDictProxy[str]) -> Trace:
 
 
 def headers_for(trace: Trace, target: Target) -> TraceHeaders:
-    """What one attempt sends to the provider, whose parent is that attempt. It is noted in `trace`."""
+    """Headers for one attempt, which becomes the provider's parent span. Appends the attempt to `trace`."""
     span = random.getrandbits(64) or 1
     trace.attempts.append((str(target), span))
     headers = {"traceparent": f"00-{trace.trace_id:032x}-{span:016x}-{trace.sampled:02x}"}

@@ -1,11 +1,11 @@
-"""How a log line looks: JSON for programs, columns for people, and the priority that journald reads in front of either.
+"""Log line formats: JSON, aligned columns for people, and the priority prefix for journald.
 
-A request's line for people, on a terminal with the time of day alone, elsewhere with the whole time::
+A request's line for people; a terminal shows the time of day only, a file the full timestamp::
 
-    12:53:10.104 ok          200   1.2 s   0.4 s     7>30    mana/fast-text -> gpu/qwen2.5:7b chat/completions ...
+    12:53:10.104 ok          200    1.2 s   400 ms        7>30  mana/fast-text -> gpu/qwen2.5:7b chat/completions ...
 
-that is outcome, status, duration, time to the first byte, tokens read and written, the model that was asked for and the
-one that answered, and then, named, what else there is to say.
+The columns are outcome, status, duration, time to first byte, prompt and completion tokens, requested model and target.
+All other fields follow as ``name=value``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attrs import frozen
 from manallm_proxy.observe.log_fields import REQUEST, Level
 
 PRIORITY: Final[Mapping[Level, bytes]] = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>"}
-"""sd-daemon(3): journald takes it off the line and keeps it as the entry's PRIORITY."""
+"""sd-daemon(3): journald strips the prefix and stores it as the entry's PRIORITY."""
 _COLOURS: Final = {"debug": "2", "info": "0", "warning": "33", "error": "31"}
 _OF_OUTCOMES: Final = {"ok": "32", "client_gone": "36", "error": "33", "broken": "31"}
 _WIDTH: Final = 11
@@ -28,13 +28,13 @@ _IN_COLUMNS: Final = frozenset(
     ("outcome", "status", "ms", "first_byte_ms", "prompt_tokens", "completion_tokens", "requested", "target")
 )
 _LEFT_OUT: Final = frozenset(("endpoint", "stream", "bytes", "request_id"))
-"""Of a request: told in its place, or only in JSON."""
+"""Fields of a request that have a place of their own, or are in JSON only."""
 _SEPARATORS: Final = frozenset(" ='\"\\")
 
 
 @frozen
 class Form:
-    """``short``: a terminal, which shows the time of day; ``journal``: journald reads the stream."""
+    """``short``: time of day only, for terminals; ``journal``: journald reads the stream."""
 
     json: bool
     colour: bool = False
@@ -50,9 +50,9 @@ class Form:
 
 
 def _is_journal(stream: TextIO | None, environ: Mapping[str, str]) -> bool:
-    """Whether `stream` is the one that systemd connected to the journal: systemd.exec(5), $JOURNAL_STREAM.
+    """Whether systemd connected `stream` to the journal (systemd.exec(5), $JOURNAL_STREAM).
 
-    The variable alone says nothing: whatever a service starts inherits it, whose output may go elsewhere.
+    The variable alone is not enough: child processes inherit it, and their output may go elsewhere.
     """
     named = environ.get("JOURNAL_STREAM")
     if not named or stream is None:
@@ -65,7 +65,7 @@ def _is_journal(stream: TextIO | None, environ: Mapping[str, str]) -> bool:
 
 
 def human_line(form: Form, now: str, level: Level, name: str, fields: Mapping[str, Any]) -> str:
-    """The line for people. `fields` are clean: without line ends and control characters."""
+    """The line for people. `fields` must be clean: no line ends, no control characters."""
     time = now[11:23] if form.short else now
     if name == REQUEST and "outcome" in fields:
         return _request(form, time, fields)
@@ -99,7 +99,7 @@ def _named(fields: Mapping[str, Any], left_out: frozenset[str]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A field's value, quoted if it could be mistaken for the next field."""
+    """A field's value, quoted if it contains a separator."""
     text = "; ".join(value) if isinstance(value, list) else str(value)
     if text and _SEPARATORS.isdisjoint(text):
         return text

@@ -1,11 +1,11 @@
-"""Requests as OpenTelemetry spans, sent by OTLP over HTTP: one for the request, one for each attempt. Never a prompt.
+"""Exports requests as OpenTelemetry spans by OTLP over HTTP: one for the request, one for each attempt. No prompts.
 
-Spans are made when a request has ended, of what its event says, with the times that it says. A thread of the SDK's own
-sends them, from a queue that is bounded: where nobody takes them they are lost, and no request waits.
+Spans are created when a request has ended, from its `RequestEnded` event. The SDK's own thread exports them from a
+bounded queue: if the collector is unreachable spans are dropped, and requests never wait.
 
-Names are those of OpenTelemetry's conventions for generative AI, which have a repository of their own since 2026
-(open-telemetry/semantic-conventions-genai, docs/gen-ai/client-inference.md); opentelemetry-semantic-conventions marks
-its copy as deprecated. What the conventions do not know begins with ``manallm``.
+Attribute names follow OpenTelemetry's GenAI conventions (open-telemetry/semantic-conventions-genai,
+docs/gen-ai/client-inference.md). The constants in opentelemetry-semantic-conventions are marked deprecated since the
+conventions moved to that repository, so the names are written out here. Attributes of our own start with ``manallm``.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _OPERATIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("completions", "api/generate"), "text_completion"),
     **dict.fromkeys(("embeddings", "api/embed", "api/embeddings"), "embeddings"),
 }
-"""By endpoint; others are named as they are."""
+"""``gen_ai.operation.name`` by endpoint; other endpoints use their own name."""
 _NANO: Final = 1_000_000_000
 
 
 @define
 class _GivenIds(IdGenerator):
-    """Ids that a request's headers have carried already."""
+    """Returns ids that were already sent in headers."""
 
     trace: int = 1
     span: int = 1
@@ -66,7 +66,7 @@ class _GivenIds(IdGenerator):
 
 @define(eq=False)
 class Traces:
-    """An observer. ``endpoint``: the whole URL; ``describe``: what is told of a provider, by its name.
+    """An observer. ``endpoint``: the full URL. ``describe``: a provider's attributes, by its name.
 
     ``clock``: nanoseconds since the epoch.
     """
@@ -75,6 +75,7 @@ class Traces:
     describe: Callable[[str], Attributes]
     clock: Callable[[], int] = time.time_ns
     _ids: _GivenIds = field(factory=_GivenIds)
+    _exporter: OTLPSpanExporter = field(init=False)
     _provider: TracerProvider = field(init=False)
     _tracer: Tracer = field(init=False)
 
@@ -82,7 +83,8 @@ class Traces:
         named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         ours = {"service.version": __version__, **({} if named else {"service.name": "manallm-proxy"})}
         self._provider = TracerProvider(resource=Resource.create(ours), id_generator=self._ids, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(self.endpoint)))
+        self._exporter = OTLPSpanExporter(self.endpoint)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("manallm-proxy", __version__)
 
     def __call__(self, event: Event) -> None:
@@ -90,8 +92,12 @@ class Traces:
             self._record(event, event.trace)
 
     def close(self) -> None:
-        """Sends what waits. Waits for the collector: to be called in a thread."""
+        """Exports queued spans. Blocks until the collector answers, so call it in a thread."""
         self._provider.shutdown()
+
+    def give_up(self) -> None:
+        """Ends the retries of a `close` that takes too long. Does not block."""
+        self._exporter.shutdown()
 
     def _record(self, event: RequestEnded, trace: Trace) -> None:
         ends = self.clock()
@@ -125,13 +131,13 @@ class Traces:
 
 
 def _below(trace_id: int, span_id: int, *, remote: bool) -> Context:
-    """The context of what has that span as its parent."""
+    """A context whose current span is the given one."""
     parent = SpanContext(trace_id, span_id, is_remote=remote, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return set_span_in_context(NonRecordingSpan(parent), Context())
 
 
 def _taken(waiting: list[tuple[str, int]], target: str) -> int:
-    """The id under which `target` was asked first, of those that `waiting` has left."""
+    """Removes the first attempt at `target` from `waiting` and returns its span id."""
     found = next((each for each in waiting if each[0] == target), None)
     if found is None:
         return _random_id()
@@ -144,7 +150,7 @@ def _random_id() -> int:
 
 
 def _attempts(event: RequestEnded) -> Iterator[tuple[str, float, float, Attributes]]:
-    """Target, beginning and end by the monotonic clock, what came of it: of each that was asked."""
+    """Target, start and end (monotonic seconds) and attributes of each attempt."""
     for line in event.log:
         if line.duration is not None and line.at is not None:
             yield line.model, line.at, line.at + line.duration, _of_failure(line)
@@ -186,7 +192,7 @@ def _route(event: RequestEnded) -> str:
 
 
 def _of_request(event: RequestEnded) -> Attributes:
-    """What the client asked for, and what became of it."""
+    """Attributes of the request's span."""
     found: dict[str, str | int | float | bool | None] = {
         "http.request.method": "POST",
         "http.route": _route(event),

@@ -1,4 +1,4 @@
-"""Traces, switched on and off by the configuration. Off, nothing of OpenTelemetry is imported."""
+"""Enables and disables traces as configured. While disabled, OpenTelemetry is not imported."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from manallm_proxy.observe.traces import Attributes, Traces
 
 LAST_SPANS: Final = 2.0
-"""Max seconds that the end of the process waits for the collector to take the last spans."""
+"""Max seconds that process exit waits for the last spans to be exported."""
 _PORTS: Final = {"http": 80, "https": 443}
 _NAMES: Final[Mapping[str, str]] = {"google": "gcp.gemini"}
-"""By kind: the conventions' name of a provider; any other has the name that the configuration gives it."""
+"""``gen_ai.provider.name`` by kind; other providers have the name that the configuration gives them."""
 
 
 @define(eq=False)
 class Tracing:
-    """``observe`` gets one listener more while there is an endpoint."""
+    """Adds a listener to ``observe`` while an endpoint is configured."""
 
     serving: Serving
     observe: FanOut
     _traces: Traces | None = None
-    _closing: set[asyncio.Task[None]] = field(factory=set)
+    _closing: dict[asyncio.Task[None], Traces] = field(factory=dict)
 
     def follow(self, config: Config) -> None:
         """Switches traces on or off as `config` says; an earlier exporter still sends what it holds.
@@ -58,23 +58,25 @@ class Tracing:
         self.serving.traced = self._traces is not None
 
     async def close(self) -> None:
-        """Sends what waits, for up to `LAST_SPANS` seconds."""
+        """Exports queued spans, for up to `LAST_SPANS` seconds."""
         if self._traces is not None:
             self._let_go(self._traces)
             self._traces, self.serving.traced = None, False
         if self._closing:
             await asyncio.wait(self._closing, timeout=LAST_SPANS)
+        for traces in self._closing.values():
+            traces.give_up()
 
     def _let_go(self, traces: Traces) -> None:
         self.observe.listeners = [each for each in self.observe.listeners if each is not traces]
         task = asyncio.get_running_loop().create_task(_closed(traces))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = traces
+        task.add_done_callback(self._closing.pop)
 
     def _describe(self, provider: str) -> Attributes:
-        """What is told of a provider beside its model."""
+        """A provider's span attributes."""
         config = self.serving.generation.config.providers.get(provider)
-        if config is None:  # a reload took it away meanwhile
+        if config is None:  # removed by a reload since the request began
             return {"gen_ai.provider.name": provider}
         found: Attributes = {"gen_ai.provider.name": _NAMES.get(config.kind, provider)}
         parts = urlsplit(config.base_url or "")
@@ -84,5 +86,5 @@ class Tracing:
 
 
 async def _closed(traces: Traces) -> None:
-    with contextlib.suppress(Exception):  # spans are never worth a stop
+    with contextlib.suppress(Exception):  # a failed export must not fail the shutdown
         await in_thread(traces.close)

@@ -43,6 +43,8 @@ def native_call(call: Call, _provider: str = "") -> Call:
     if all(one is other for one, other in zip(kept, turns, strict=True)):
         return call
     values = {"messages": encode([turn for turn in kept if turn is not None])}
+    if _lacks_thought(turns, kept):
+        values["thinking"] = b'{"type":"disabled"}'
     body, spans = spliced(call.body, call.summary.spans, values)
     return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
 
@@ -65,6 +67,16 @@ def _readable(turn: Any) -> Fields | None:
     if len(kept) == len(blocks):
         return turn  # type: ignore[no-any-return]
     return {**turn, "content": kept} if kept else None
+
+
+def _lacks_thought(turns: list[Any], kept: list[Fields | None]) -> bool:
+    """Whether the latest of the model's turns has lost thoughts before a call: then Anthropic refuses to think on."""
+    said = [n for n, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    turn = kept[said[-1]] if said else None
+    if turn is None or turn is turns[said[-1]]:
+        return False
+    kinds = [block.get("type") for block in turn["content"] if isinstance(block, dict)]
+    return "tool_use" in kinds and kinds[0] not in ("thinking", "redacted_thinking")
 
 
 def _is_unsigned(block: Fields) -> bool:

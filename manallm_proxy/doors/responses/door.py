@@ -142,6 +142,7 @@ def _too_deep() -> InvalidRequest:
 def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
     """The call as every provider gets it, and as one that finds something of its own in it."""
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
+    notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
     def at(provider: str) -> Call:
         messages = conversation.messages(provider)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
-from manallm_proxy.doors.responses.carried import EXTRA, Carried, of_item
+from manallm_proxy.doors.responses.carried import EXTRA, KEPT, Carried, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
@@ -103,6 +103,8 @@ class Conversation:
     """What has to go back with a call, by the call's id."""
     carries: bool = False
     """Whether anything is for one provider alone."""
+    left_out: list[str] = field(factory=list)
+    """Types of kept items that tell what a provider did by itself, and that no other one could read."""
 
     def say(self, role: str, content: Any, path: str) -> None:
         """Adds a message that is not an assistant's. `path`: where it stands in the request."""
@@ -128,6 +130,8 @@ class Conversation:
                 self._image(item, path)
             case None:
                 raise InvalidRequest(f"{path} has neither 'type' nor 'role'", param=path)
+            case _ if KEPT in item:
+                self.left_out.append(kind)
             case _:
                 raise Untranslatable(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
 

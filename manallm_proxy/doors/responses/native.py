@@ -22,6 +22,7 @@ from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
+_OF_ALL: Final = frozenset({"message", "function_call", "custom_tool_call", "image_generation_call"})
 _PREVIOUS: Final = "previous_response_id"
 
 
@@ -74,10 +75,9 @@ def _same(one: Fields, other: Fields) -> bool:
 
 def readable(item: Fields, provider: str) -> Fields | None:
     """`item` as `provider` can read it; None if it cannot."""
-    carried = of_item(item)
+    if KEPT in item and item.get("type") not in _OF_ALL and of_item(item).provider != provider:
+        return None
     if item.get("type") == "reasoning":
-        if KEPT in item and carried.provider != provider:
-            return None
         sealed = item.get("encrypted_content")
         if is_ours(sealed) or not (sealed or item.get("content")):
             return None
@@ -87,7 +87,10 @@ def readable(item: Fields, provider: str) -> Fields | None:
 
 
 def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
-    """The items of an answer that `provider` gave in this format, as they are kept for the next turn."""
+    """The items of an answer that `provider` gave in this format, as they are kept for the next turn.
+
+    What is no matter for all providers, such as its reasoning and its searches, is marked as its own.
+    """
     mark = pack(Carried(provider))
     rows = [item for item in output if isinstance(item, dict)]
-    return [{**item, KEPT: mark} if item.get("type") == "reasoning" else item for item in rows]
+    return [item if item.get("type") in _OF_ALL else {**item, KEPT: mark} for item in rows]
