@@ -64,7 +64,8 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
                 else:
                     block.pieces.append(delta[_PIECES[delta["type"]]])
             case "message_delta":
-                message |= {**told["delta"], "usage": told["usage"]}
+                counted = {**message["usage"], **told["usage"]}  # Anthropic's own server counts the prompt at the start
+                message |= {**told["delta"], "usage": counted}
             case "message_stop":
                 content = [block.whole() for _, block in sorted(blocks.items())]
                 return encode({**message, "content": content})
