@@ -144,7 +144,7 @@ async def test_a_stream_of_a_kept_answer_says_what_it_does(door: str, tmp_path: 
     async with upstream(each(talks)) as server, proxy(kept(server.url), tmp_path) as gate:
         whole, _, _ = await ask(gate, path, body, stream=False)
         replay = REPLAYS[door]
-        assert json.loads(replay.to_whole(replay.to_stream(whole, True), None) or b"") == json.loads(whole)
+        assert json.loads(replay.to_whole(replay.to_stream(whole, True) or b"", None) or b"") == json.loads(whole)
 
 
 async def test_embeddings_are_kept_for_a_provider_that_says_so(tmp_path: Path) -> None:
@@ -436,8 +436,7 @@ def test_what_anthropics_own_server_streams_becomes_whole() -> None:
     assert whole["usage"] == {"input_tokens": 9, "output_tokens": 4}
     assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": "Hi"}], "end_turn")
     text["content_block"] = {"type": "server_tool_use", "id": "1"}
-    with pytest.raises(ValueError, match="server_tool_use"):
-        to_whole(b"".join((event(type="message_start", message=start), event(**text), *rest)), None)
+    assert to_whole(b"".join((event(type="message_start", message=start), event(**text), *rest)), None) is None
 
 
 def test_the_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,3 +446,42 @@ def test_the_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytes
     path.write_text(written({"providers": {"up": openai("http://a")}, "state": "redis://127.0.0.1"}))
     with pytest.raises(ConfigError, match=r"state: .*pip install 'manallm-proxy\[redis\]'"):
         load(path, {})
+
+
+ODD: tuple[Any, ...] = (None, 1, "x", [], {}, [1], [None], [{}], {"type": "message"}, [{"type": "message"}])
+
+
+def test_what_a_provider_may_have_sent_breaks_nothing() -> None:
+    """Relayed bytes are kept as they came: what cannot be turned into the other form is asked for again."""
+    wholes: dict[str, tuple[str, dict[str, Any]]] = {
+        "chat/completions": ("choices", {"id": "1", "choices": [{"index": 0, "message": {"content": "a"}}]}),
+        "completions": ("choices", {"id": "1", "choices": [{"index": 0, "text": "a"}]}),
+        "messages": ("content", {"id": "1", "content": [], "usage": {}, "stop_reason": "end_turn"}),
+        "responses": ("output", {"id": "1", "status": "completed", "output": []}),
+        "api/chat": ("message", {"model": "m", "message": {"content": "a"}, "done": True}),
+    }
+    for door, (member, whole) in wholes.items():
+        replay = REPLAYS[door]
+        assert replay.to_stream(json.dumps(whole).encode(), True), door
+        for odd in ODD:
+            for body in (odd, {**whole, member: odd}, {member: odd}):
+                data = json.dumps(body).encode()
+                replay.to_stream(data, True)
+                replay.is_success(data)
+                replay.to_whole(b"event: x\ndata: " + data + b"\n\n", None)
+                replay.to_whole(data, None)
+
+
+async def test_a_kept_answer_without_the_other_form_is_asked_for(tmp_path: Path) -> None:
+    """Whole it is a hit all the same."""
+    path, body = DOORS["chat/completions"]
+
+    async def odd(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("stream"):
+            await talks(connection, seen)
+        else:
+            await connection.reply({"id": "1", "choices": [{"index": 0, "message": "odd", "finish_reason": "stop"}]})
+
+    async with upstream(each(odd)) as server, proxy(kept(server.url), tmp_path) as gate:
+        assert [(await ask(gate, path, body, stream=False))[1] for _ in range(2)] == ["miss", "hit"]
+        assert (await ask(gate, path, body, stream=True))[1] == "miss"

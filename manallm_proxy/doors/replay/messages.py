@@ -24,7 +24,7 @@ def to_stream(whole: bytes, with_usage: bool) -> bytes:
         out.append(event({"type": "content_block_start", "index": index, "content_block": empty}))
         out += [event({"type": "content_block_delta", "index": index, "delta": delta}) for delta in deltas]
         out.append(event({"type": "content_block_stop", "index": index}))
-    ending = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
+    ending = {"stop_reason": message.get("stop_reason"), "stop_sequence": message.get("stop_sequence")}
     out.append(event({"type": "message_delta", "delta": ending, "usage": message["usage"]}))
     return b"".join((*out, event({"type": "message_stop"})))
 
@@ -36,7 +36,7 @@ def _opened(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
             return {**block, "text": ""}, [{"type": "text_delta", "text": block["text"]}]
         case "thinking":
             deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}] if block["thinking"] else []
-            if block["signature"]:
+            if block.get("signature"):
                 deltas.append({"type": "signature_delta", "signature": block["signature"]})
             return {**block, "thinking": "", "signature": ""}, deltas
         case "tool_use":
