@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from manallm_proxy.contract.events import (
@@ -236,3 +238,24 @@ def test_the_configuration_has_labels_however_many_models_were_served() -> None:
     metrics(evolve(ENDED, model="configured"))
     both = {"provider": "gpu", "model": "configured"}
     assert value(metrics, "mana_llm_llm_requests_total", **both, streaming="true") == 1
+
+
+@given(st.lists(st.sampled_from(range(6)), max_size=8))
+def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
+    """From the second request of a kind on its series are known; the page is the same as if they were not."""
+    kinds = [
+        ENDED,
+        evolve(ENDED, streaming=not ENDED.streaming),
+        evolve(ENDED, alias=None, prompt_tokens=None),
+        evolve(ENDED, key="alice"),
+        evolve(ENDED, completion_tokens=TOKENS_LIMIT + 1),
+        evolve(ENDED, outcome="broken", error="disconnected"),
+    ]
+    short, long = fresh(), fresh()
+    for number in which:
+        short(kinds[number])
+        long._served.clear()
+        long(kinds[number])
+    pages = [metrics.render()[0].decode().splitlines() for metrics in (short, long)]
+    lines = [[line for line in page if line.startswith("mana_llm") and "reload" not in line] for page in pages]
+    assert lines[0] == lines[1]

@@ -6,10 +6,6 @@ cannot create series. A value outside these sets becomes ``other``.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, assert_never
@@ -53,6 +49,8 @@ from manallm_proxy.observe.aioprometheus_internals import (
     Registry,
     render,
 )
+from manallm_proxy.observe.process_gauges import process_gauges, process_start
+from manallm_proxy.observe.served_series import Kind, ServedSeries, kind_of
 
 PREFIX: Final = "mana_llm_"
 MODELS_LIMIT: Final = 500
@@ -62,6 +60,7 @@ SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 RATES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 500.0)
 BURST: Final = 0.01
 """Min seconds of a stream whose rate is recorded: a shorter one came in one piece and would distort the mean."""
+SERIES_LIMIT: Final = 5000
 TOKENS_LIMIT: Final = 10**9
 """Max tokens of one request. A provider's count above it, or a negative one, is ignored: it would ruin the sum."""
 ENDPOINTS: Final = frozenset(
@@ -107,10 +106,12 @@ class Metrics:
     _known: set[tuple[str, str]] = field(factory=set)
     _words: frozenset[str] = field(factory=lambda: frozenset(error_words()))
     _reloaded_at: float = field(factory=time.time)
-    _process_started: float | None = field(factory=lambda: _process_start())
+    _process_started: float | None = field(factory=lambda: process_start())
     _registry: Registry = field(factory=Registry)
     _counters: dict[str, CounterFamily] = field(factory=dict)
     _histograms: dict[str, HistogramFamily] = field(factory=dict)
+    _served: dict[Kind, ServedSeries] = field(factory=dict)
+    """Of served requests, which nearly all are; bounded by the configuration and MODELS_LIMIT, and by SERIES_LIMIT."""
 
     def __attrs_post_init__(self) -> None:
         for name, doc, *labels in _COUNTERS:
@@ -130,7 +131,12 @@ class Metrics:
     def __call__(self, event: Event) -> None:
         match event:
             case RequestEnded():
-                self._request(event)
+                series = self._served.get(kind_of(event)) if event.outcome == "ok" else None
+                if series is not None and _is_plain(event):
+                    series.count(event)
+                    self._rate(event, series.pair)
+                else:
+                    self._request(event)
             case AttemptFailed():
                 model = self._model(event.provider, event.model)
                 self._add("llm_errors_total", event.provider, model, self._word(event.reason))
@@ -190,10 +196,30 @@ class Metrics:
                 self._add("tokens_total", *pair, kind, amount=tokens)
                 if event.key is not None:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
-        streamed = event.duration - (event.to_first_byte or 0.0)
+        self._rate(event, pair)
+        if event.outcome == "ok" and pair[1] != OTHER and endpoint != OTHER and len(self._served) < SERIES_LIMIT:
+            self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
+
+    def _rate(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         tokens = event.completion_tokens
-        if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT and streamed >= BURST:
-            self._observe("output_tokens_per_second", tokens / streamed, *pair)
+        if event.streaming and tokens and 0 < tokens <= TOKENS_LIMIT:
+            streamed = event.duration - (event.to_first_byte or 0.0)
+            if streamed >= BURST:
+                self._observe("output_tokens_per_second", tokens / streamed, *pair)
+
+    def _series_of(self, event: RequestEnded, endpoint: str, status: str, pair: tuple[str, str]) -> ServedSeries:
+        counters: list[tuple[str, Labels]] = [("requests_total", (endpoint, status))]
+        counters.append(("llm_requests_total", (*pair, "true" if event.streaming else "false")))
+        if event.alias is not None:
+            counters.append(("alias_resolved_total", (event.alias, "/".join(pair))))
+        durations = (("request_duration_seconds", (endpoint,)), ("llm_latency_seconds", pair))
+        return ServedSeries(
+            tuple((self._counters[name].numbers, labels) for name, labels in counters),
+            tuple((self._histograms[name], labels) for name, labels in durations),
+            self._histograms["time_to_first_byte_seconds"],
+            self._counters["tokens_total"].numbers,
+            pair,
+        )
 
     def _cached(self, event: RequestEnded) -> None:
         alias = event.alias or ""
@@ -227,7 +253,7 @@ class Metrics:
         """Prometheus' text format, and its content type."""
         now = Registry()  # a new one for each scrape: a gauge whose provider is gone must not stay
         self._gauges(now)
-        _process(now, self._process_started)
+        process_gauges(now, self._process_started)
         return render(self._registry, now), TEXT_CONTENT_TYPE
 
     def _gauges(self, registry: Registry) -> None:
@@ -259,6 +285,14 @@ class Metrics:
         gauge("config_last_reload_timestamp_seconds", doc, (), [((), self._reloaded_at)])
 
 
+def _is_plain(event: RequestEnded) -> bool:
+    """Whether it counts in no other series than those of its kind."""
+    if event.key is not None or event.cache is not None or event.error is not None:
+        return False
+    prompt, completion = event.prompt_tokens, event.completion_tokens
+    return (prompt is None or 0 <= prompt <= TOKENS_LIMIT) and (completion is None or 0 <= completion <= TOKENS_LIMIT)
+
+
 _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("requests_total", "Requests that have ended", "endpoint", "status"),
     ("llm_requests_total", "Answers that a model began", "provider", "model", "streaming"),
@@ -283,41 +317,3 @@ _HISTOGRAMS: Final[tuple[tuple[Any, ...], ...]] = (
     ("time_to_first_byte_seconds", "From a request's arrival to its answer's first byte", SECONDS, "provider", "model"),
     ("output_tokens_per_second", "Completion tokens of streams, from their first byte on", RATES, "provider", "model"),
 )
-
-
-def _process(registry: Registry, started: float | None) -> None:
-    """``process_*`` under Prometheus' standard names, without those that the system does not provide."""
-
-    def gauge(name: str, doc: str, number: float) -> None:
-        GaugeFamily(f"process_{name}", doc, (), [((), number)], registry)
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = CounterFamily("process_cpu_seconds_total", "User and system CPU time", (), registry)
-    seconds.numbers[()] = used.ru_utime + used.ru_stime
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    gauge("max_fds", "Limit of open file descriptors", math.inf if soft == resource.RLIM_INFINITY else soft)
-    if started is not None:
-        gauge("start_time_seconds", "When the process began", started)
-    with contextlib.suppress(OSError):
-        gauge("open_fds", "Open file descriptors", len(os.listdir("/proc/self/fd")))
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = _stat()
-        virtual, resident = int(fields[20]), int(fields[21]) * resource.getpagesize()
-        gauge("virtual_memory_bytes", "Virtual memory", virtual)
-        gauge("resident_memory_bytes", "Resident memory", resident)
-
-
-def _stat() -> list[str]:
-    """The fields of ``/proc/self/stat`` after the program's name, which may contain anything (proc(5))."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
-
-
-def _process_start() -> float | None:
-    """Start time in seconds since the epoch; None if unknown. ``/proc/stat`` is slow on machines with many cores."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        ticks = int(_stat()[19])
-        with open("/proc/stat", encoding="ascii", errors="replace") as file:
-            booted = [int(line.split()[1]) for line in file if line.startswith("btime ")]
-        return booted[0] + ticks / os.sysconf("SC_CLK_TCK")
-    return None

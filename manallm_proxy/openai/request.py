@@ -28,6 +28,8 @@ _ROUTED: Final = frozenset(
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE_URL: Final = b'"image_url"'
+SHORT: Final = 16 * 1024
+"""Bytes of a body that may well be copied twice."""
 _UNDERSCORES: Final = 50
 """Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
@@ -93,18 +95,21 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
     Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this
     one where we read the other, and so serve a model that the client's key may not use.
     """
-    for key in keys:
-        if len(key) in _LENGTHS and key not in _ROUTED and (meant := key.casefold()) in _ROUTED:
+    for key in frozenset(keys) - _ROUTED:
+        if len(key) in _LENGTHS and (meant := key.casefold()) in _ROUTED:
             raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 
 
 def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
+    model_span = summary.spans.get("model")
+    if model_span is not None and not ask_usage and len(body) <= SHORT and body.startswith(b"{"):  # as most are
+        return body[: model_span[0]] + encode(model) + body[model_span[1] :]
     edits: list[tuple[Span, bytes]] = []
     brace = body.index(b"{") + 1
     front = b""
-    if "model" in summary.spans:
-        edits.append((summary.spans["model"], encode(model)))
+    if model_span is not None:
+        edits.append((model_span, encode(model)))
     else:
         front += b'"model":' + encode(model) + b","
     if ask_usage:
@@ -164,11 +169,11 @@ def _typed(values: dict[str, msgspec.Raw], key: str, kind: type) -> Any:
     raw = values.get(key)
     if raw is None:
         return None
-    first = memoryview(raw)[:1].tobytes()
-    if first == b"n":
-        return None
-    _check_type(first, key, kind)
     try:
-        return decode(raw)
-    except DecodeErrors:
+        value = decode(raw)
+    except DecodeErrors:  # among others for numbers of thousands of digits
+        _check_type(memoryview(raw)[:1].tobytes(), key, kind)
         raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None
+    if value is not None and type(value) is not kind:
+        raise InvalidRequest(f"'{key}' must be {_TYPE_NAMES[kind]}", param=key)
+    return value

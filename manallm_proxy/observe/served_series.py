@@ -1,0 +1,39 @@
+"""The series of one kind of request, found once: what a served request counts without building a label."""
+
+from __future__ import annotations
+
+from attrs import define
+
+from manallm_proxy.contract.events import RequestEnded
+from manallm_proxy.observe.aioprometheus_internals import HistogramFamily, Labels
+
+Kind = tuple[str, int, str | None, str | None, str | None, bool]
+
+
+def kind_of(event: RequestEnded) -> Kind:
+    """Requests of one kind count in the same series."""
+    return event.endpoint, event.status, event.provider, event.model, event.alias, event.streaming
+
+
+@define(eq=False)
+class ServedSeries:
+    """``counters``: families' numbers, with the labels that grow by one; ``pair``: provider and model as labels."""
+
+    counters: tuple[tuple[dict[Labels, float], Labels], ...]
+    durations: tuple[tuple[HistogramFamily, Labels], ...]
+    first_bytes: HistogramFamily
+    tokens: dict[Labels, float]
+    pair: tuple[str, str]
+
+    def count(self, event: RequestEnded) -> None:
+        """One more. Its tokens have been found to be some."""
+        for numbers, labels in self.counters:
+            numbers[labels] += 1
+        for family, labels in self.durations:
+            family.record(labels, event.duration)
+        if event.to_first_byte is not None:
+            self.first_bytes.record(self.pair, event.to_first_byte)
+        if event.prompt_tokens:
+            self.tokens[(*self.pair, "prompt")] += event.prompt_tokens
+        if event.completion_tokens:
+            self.tokens[(*self.pair, "completion")] += event.completion_tokens
