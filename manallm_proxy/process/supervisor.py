@@ -238,10 +238,7 @@ class Supervisor:
         """Names the limits that hold for each worker, which an operator might take for limits on all together."""
         limits = [f"providers.{p.name}.max_concurrent" for p in self.config.providers.values() if p.max_concurrent]
         keys = self.config.auth.keys
-        alone = self.config.state is None
-        limits += [
-            f"auth.keys of {key.name}" for key in keys if (alone and key.requests_per_minute) or key.concurrent_requests
-        ]
+        limits += [f"auth.keys of {key.name}" for key in keys if key.requests_per_minute or key.concurrent_requests]
         return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
 
     # workers
