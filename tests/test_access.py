@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.config.model import ClientKey
+from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
 from manallm_proxy.gateway.client_keys import LONGEST, Caller, Keyring, digest_of, presented
 from tests.cases import every

@@ -63,16 +63,22 @@ async def test_every_metric_is_there_from_the_start(tmp_path: Path) -> None:
 
 
 async def test_every_label_is_one_of_its_metrics(tmp_path: Path) -> None:
-    """Of a proxy that has seen an answer, a fallback, a failure, and a key that is refused."""
+    """Of a proxy that has seen an answer, a fallback, a failure, one that is kept, and a key that is refused."""
     keys = [{"name": "a", "sha256": "4cc5c94f" + "0" * 56}]
     no = status("503 No", {"error": {"message": "no"}})
     async with upstream(each(no)) as bad, upstream(each(answers)) as good, box() as gpu:
         gpu.put("m")
-        config = settings({"bad": openai(bad.url), "good": openai(good.url), "box": gpu.provider(parallel=1)})
+        priced = {"target": "good/m", "price": {"input": 1, "output": 1}}
+        providers = {"bad": openai(bad.url), "good": openai(good.url), "box": gpu.provider(parallel=1)}
+        config = settings(providers, ["bad/m", priced, "box/m"])
+        config["aliases"]["mana/home"] = {"chain": ["box/m", priced], "cache": {"ttl": "1h"}}
         async with proxy(config, tmp_path) as p:
             await p.chat(model="mana/test")
             await p.stream(model="mana/test")
             await p.chat(model="box/m")
+            for model in ("mana/home", "mana/home"):
+                await p.chat(model=model)
+            p.app.observe(evolve(ENDED, cache="hit", saved_cost=1.0))
             async with p.client.get(f"{p.url}/metrics") as response:
                 text = await response.text()
         async with proxy({**config, "auth": {"keys": keys}}, tmp_path) as p:

@@ -46,6 +46,7 @@ LIBRARIES = {
     "aiohttp_sse": {"http_server"},
     "aioprometheus": {"observe"},
     "logging": {"observe"},
+    "genai_prices": {"config"},
     "opentelemetry": {"observe"},
     "google": {"providers"},
     "yaml": {"config"},

@@ -341,6 +341,36 @@ async def test_so_many_a_minute(tmp_path: Path) -> None:
             assert (await ask(p, "GET", "/v1/models", bearer(ALICE)))[0] == 200  # lists are free
 
 
+async def test_so_many_tokens_a_minute(tmp_path: Path) -> None:
+    """What a request may take is reserved, `max_tokens` and its prompt; what it took is settled, streams at the end."""
+    async with upstream(each(answers)) as gpu:  # each answer takes 5
+        config = keyed(entry("alice", ALICE, tokens_per_minute=200), entry("bob", BOB), url=gpu.url)
+        async with proxy(config, tmp_path) as p:
+            code, _, headers = await chat(p, ALICE, max_tokens=100)
+            assert (code, headers["x-ratelimit-limit-tokens"]) == (200, "200")
+            assert headers["x-ratelimit-remaining-tokens"] == "195"
+            assert re.fullmatch(r"5\d(\.\d+)?s|1m0s", headers["x-ratelimit-reset-tokens"])
+            _, _, headers = await chat(p, ALICE, stream=True, max_completion_tokens=100)
+            assert 70 <= int(headers["x-ratelimit-remaining-tokens"]) <= 80, "the prompt's are estimated"
+            code, _, headers = await chat(p, ALICE, max_tokens=10)
+            assert (code, headers["x-ratelimit-remaining-tokens"]) == (200, "185")
+            for much in (
+                {"max_tokens": 190},
+                {"max_tokens": 50, "n": 4},
+                {"messages": [{"role": "user", "content": "a" * 900}]},
+            ):
+                code, body, headers = await chat(p, ALICE, **much)
+                assert (code, body["error"]["code"]) == (429, "rate_limit_exceeded")
+                assert (headers["x-ratelimit-remaining-tokens"], headers["x-ratelimit-limit-tokens"]) == ("185", "200")
+            assert len(gpu.posts) == 3
+            assert "retry-after" not in headers and headers["x-should-retry"] == "false", "it never fits"
+            assert "ask for less" in body["error"]["message"]
+            code, body, headers = await chat(p, ALICE, max_tokens=170)
+            assert (code, 1 <= int(headers["retry-after"]) <= 60) == (429, True)
+            code, _, headers = await chat(p, BOB)
+            assert (code, "x-ratelimit-limit-tokens" in headers) == (200, False)
+
+
 async def held(connection: Connection, seen: Seen) -> None:
     """One word of a stream, or nothing of a whole answer, until the test says go."""
     if seen.json.get("stream"):

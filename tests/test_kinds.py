@@ -191,22 +191,6 @@ async def test_a_server_that_refuses_stream_options_is_asked_without(tmp_path: P
         assert p.log.getvalue().count('"stream_options refused"') == 1
 
 
-async def test_embeddings_of_different_length_in_one_alias_are_told(tmp_path: Path) -> None:
-    """The operator's mistake: the log says so."""
-
-    async def longer(connection: Connection, seen: Seen) -> None:
-        rows = [{"object": "embedding", "index": 0, "embedding": [1.0, 0.0, 0.0]}]
-        await connection.reply({"object": "list", "data": rows, "model": "m"})
-
-    async with upstream(each(answers)) as one, upstream(each(longer)) as two:
-        async with proxy(settings({"one": openai(one.url), "two": openai(two.url)}), tmp_path) as p:
-            assert (await p.post("/v1/embeddings", {"input": "a"}))[0] == 200
-            await one.stop()
-            assert (await p.post("/v1/embeddings", {"input": "a"}))[0] == 200
-            told = [line for line in p.log.getvalue().splitlines() if '"one/m"' in line and '"two/m"' in line]
-            assert any("dimensions" in line.lower() for line in told)
-
-
 async def test_an_unreadable_answer_falls_back(tmp_path: Path) -> None:
     """200 with HTML, an empty body, an error inside: never handed on as success."""
     for body in (b"<html>login</html>", b"", b'{"error":{"message":"no","code":503}}', json.dumps({"id": 1}).encode()):

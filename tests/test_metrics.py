@@ -73,12 +73,12 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     metrics(evolve(ENDED, outcome="broken", error="disconnected"))
     metrics(Reloaded())
     metrics(Reloaded(("a mistake",)))
+    metrics(DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4))
     for silent in (
         HealthChanged("gpu", None, "healthy", "unhealthy", None),
         LifeChanged("started"),
         Crashed("x", ValueError()),
         KeyWasRejected("gpu", 401),
-        DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4),
         ListUnreadable("gpu", "it is empty"),
         UsageRefused("gpu", "m"),
     ):
@@ -86,6 +86,8 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     both = {"provider": "gpu", "model": "m"}
     assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="connect_error") == 1
     assert value(metrics, "mana_llm_llm_errors_total", **both, error_type="disconnected") == 1
+    refused = {"provider": "cloud", "model": "n", "error_type": "embedding_space_mismatch"}
+    assert value(metrics, "mana_llm_llm_errors_total", **refused) == 1
     assert (
         value(metrics, "mana_llm_fallback_total", from_model="gpu/m", to_model="cloud/n", reason="connect_error") == 1
     )
@@ -240,7 +242,7 @@ def test_the_configuration_has_labels_however_many_models_were_served() -> None:
     assert value(metrics, "mana_llm_llm_requests_total", **both, streaming="true") == 1
 
 
-@given(st.lists(st.sampled_from(range(6)), max_size=8))
+@given(st.lists(st.sampled_from(range(7)), max_size=8))
 def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
     """From the second request of a kind on its series are known; the page is the same as if they were not."""
     kinds = [
@@ -248,6 +250,7 @@ def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
         evolve(ENDED, streaming=not ENDED.streaming),
         evolve(ENDED, alias=None, prompt_tokens=None),
         evolve(ENDED, key="alice"),
+        evolve(ENDED, cost=0.5, avoided=0.25),
         evolve(ENDED, completion_tokens=TOKENS_LIMIT + 1),
         evolve(ENDED, outcome="broken", error="disconnected"),
     ]
@@ -259,3 +262,12 @@ def test_the_short_way_counts_as_the_long_one(which: list[int]) -> None:
     pages = [metrics.render()[0].decode().splitlines() for metrics in (short, long)]
     lines = [[line for line in page if line.startswith("mana_llm") and "reload" not in line] for page in pages]
     assert lines[0] == lines[1]
+
+
+def test_money_is_counted_each_time() -> None:
+    """Of the first request of its kind, and of those whose series are known by then."""
+    metrics = fresh()
+    for _ in range(3):
+        metrics(evolve(ENDED, cost=0.5, avoided=0.25))
+    assert value(metrics, "mana_llm_cost_usd_total", provider="gpu", model="m") == 1.5
+    assert value(metrics, "mana_llm_avoided_cost_usd_total", alias="mana/test") == 0.75

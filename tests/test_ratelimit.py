@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.gateway.ratelimit import SPAN, Window, spoken
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, spoken
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.token_counts import expected_tokens
 
 STEPS = st.lists(st.floats(0, 100, allow_subnormal=False), max_size=80)
 
@@ -109,3 +112,66 @@ def test_any_duration_is_one_that_clients_read(seconds: float) -> None:
     minutes, rest, milliseconds = match.groups()
     read = int(milliseconds) / 1000 if milliseconds else int(minutes or 0) * 60 + float(rest)
     assert -0.000001 <= read - seconds <= 0.001001
+
+
+def test_so_many_tokens_in_a_minute() -> None:
+    """Reserved, then settled: what was not used is there again, what was used more counts from its end on."""
+    window = TokenWindow(100)
+    first = window.take(80, 0.0)
+    assert first is not None
+    assert (window.take(30, 1.0), window.remaining(1.0), window.next_in(30, 1.0)) == (None, 20, 59.0)
+    window.settle(first, 50, 2.0)
+    second = window.take(30, 3.0)
+    assert second is not None and window.remaining(3.0) == 20
+    window.settle(second, 45, 50.0)
+    assert (window.remaining(50.0), window.reset_in(50.0)) == (5, 60.0)
+    assert window.next_in(60, 50.0) == pytest.approx(13.0), "behind the first two"
+    assert window.next_in(101, 50.0) is None, "never"
+    assert window.remaining(63.0) == 85, "what the stream took more is 13 s old"
+
+
+def test_what_is_settled_late_counts_from_then() -> None:
+    """A stream of more than a minute: its reservation is forgotten, what it took beyond is not."""
+    window = TokenWindow(100)
+    taken = window.take(40, 0.0)
+    assert taken is not None and window.remaining(61.0) == 100
+    window.settle(taken, 10, 61.0)
+    assert window.remaining(61.0) == 100
+    window.settle(taken, 90, 62.0)
+    assert window.remaining(62.0) == 50
+
+
+@given(limit=st.integers(1, 50), steps=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 60)), max_size=60))
+def test_no_minute_has_more_tokens(limit: int, steps: list[tuple[float, int]]) -> None:
+    """Against a model that remembers everything."""
+    window, now = TokenWindow(limit), 0.0
+    passed: list[tuple[float, int]] = []
+    for wait, tokens in steps:
+        now += wait
+        within = sum(n for at, n in passed if now - at < SPAN)
+        assert window.remaining(now) == limit - within
+        taken = window.take(tokens, now)
+        assert (taken is not None) is (within + max(tokens, 1) <= limit)
+        again = window.next_in(max(tokens, 1), now)
+        assert (again is None) is (tokens > limit)
+        assert taken is not None or again is None or again > 0
+        if taken is not None:
+            passed.append((now, max(tokens, 1)))
+
+
+def test_what_is_expected_of_a_request() -> None:
+    """Its bytes, `max_tokens` by either name, times `n`; no sound and no nonsense."""
+
+    def expects(body: str, content_type: str = "application/json") -> tuple[int, int]:
+        raw = body.encode()
+        summary = read_summary(raw, ("messages", list))
+        return expected_tokens(Call(Endpoint.CHAT, summary, raw, "1", content_type=content_type))
+
+    assert expects('{"messages":[]}') == (4, 0)
+    assert expects('{"messages":[],"max_tokens":100}')[1] == 100
+    assert expects('{"messages":[],"max_tokens":100,"max_completion_tokens":7,"n":3}')[1] == 21
+    for odd in ("null", "-1", "true", '"9"', "1.5", "1e9", "9" * 40, "0"):
+        assert expects(f'{{"messages":[],"max_tokens":{odd},"n":{odd}}}')[1] == 0, odd
+    picture = "data:image/png;base64," + "A" * 10_000
+    assert expects(f'{{"messages":["{picture}"]}}')[0] < 10
+    assert expects('{"messages":[]}', "multipart/form-data; boundary=x") == (0, 0)

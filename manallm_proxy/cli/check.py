@@ -87,9 +87,9 @@ def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[st
     """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it."""
     config = generation.config
     places = [
-        (f"aliases.{alias}.chain[{place}]", entry)
+        (f"aliases.{alias}.{place}", entry)
         for alias, chain in config.aliases.items()
-        for place, entry in enumerate(generation.catalog.filled(chain, needs_of(alias)))
+        for place, entry in zip(chain.paths(), generation.catalog.filled(chain, needs_of(alias)), strict=True)
     ]
     places += [(f"warm[{n}]", entry) for n, entry in enumerate(config.warm)]
     lines = []

@@ -23,9 +23,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     head = f"{name}: {clean(found['serves'])} would serve" if found["serves"] else f"{name}: nobody can serve now"
     width = max(len(row["target"]) for row in found["chain"])
     rows = []
+    shows_prices = any(row.get("price", "unknown") not in ("unknown", "costs nothing") for row in found["chain"])
     for row in found["chain"]:
         mark = ">" if row["target"] == found["serves"] else " "
         fate = "ready" if row["usable"] else row["reason"]
         detail = f"  {row['detail']}" if row["detail"] else ""
+        price = "price unknown" if row.get("price") == "unknown" else row.get("price")
+        detail += f"  ({price})" if shows_prices else ""
         rows.append(f"{mark} {clean(row['target']):<{width}}  {clean(fate)}{clean(detail, None)}")
     return [head, *rows]

@@ -7,7 +7,7 @@ import secrets
 import sys
 from typing import Final
 
-from manallm_proxy.config.model import KEY_NAME
+from manallm_proxy.config.keys_model import KEY_NAME
 from manallm_proxy.gateway.client_keys import digest_of
 
 PREFIX: Final = "sk-mana-"

@@ -8,14 +8,16 @@ from typing import Any, Final
 
 import attrs
 
-from manallm_proxy.config.file_model import AliasGiven, EntryGiven
+from manallm_proxy.config.file_model import AliasGiven, EntryGiven, TierGiven
 from manallm_proxy.config.hints import suggestion
+from manallm_proxy.config.key_checks import budget_mistakes
 from manallm_proxy.config.model import Cached, ModelKey, ProviderConfig, model_key
 from manallm_proxy.config.providers import Providers, refuses_options
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
-from manallm_proxy.contract.targets import CachePolicy, Chain, Entry
+from manallm_proxy.contract.prices import Price
+from manallm_proxy.contract.targets import CachePolicy, Chain, Entry, Tier
 
 SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
@@ -44,20 +46,31 @@ class Aliases:
             return
         if not given.chain:
             self.mistakes.add(f"{path}.chain", "needs at least one target")
-        entries = [self._entry(each, given, join(path, "chain", n)) for n, each in enumerate(given.chain)]
-        for number, entry in enumerate(entries):
-            if entry is not None and entry in entries[:number] and not entry.target.is_open:
-                again = join(path, "chain", number)
+        placed = [each for n, raw in enumerate(given.chain) for each in self._step(raw, given, path, n)]
+        entries = [entry for _, entry in placed]
+        for number, (again, entry) in enumerate(placed):
+            if entry in entries[:number] and not entry.target.is_open:
                 self.providers.notes.append(f"{again}: {entry.target} stands in this chain before, in the same words")
-        found = tuple(entry for entry in entries if entry is not None)
+        self._check_dimensions(placed)
+        for place, what in budget_mistakes(given.budget, given.on_budget):
+            self.mistakes.add(f"{path}.{place}", what)
         self.done[name] = Chain(
             alias=name,
-            entries=found,
+            entries=tuple(entries),
             description=given.description,
             timeout=self.chain_timeout if given.chain_timeout is None else given.chain_timeout,
             local_only=given.locality == "local",
-            cache=cache_policy(given.cache, (self.providers.done[entry.target.provider] for entry in found)),
+            budget=given.budget.with_policy(given.on_budget) if given.budget is not None else None,
+            cache=cache_policy(given.cache, (self.providers.done[entry.target.provider] for entry in entries)),
         )
+
+    def _check_dimensions(self, placed: Iterable[tuple[str, Entry]]) -> None:
+        first: int | None = None
+        for place, entry in placed:
+            if entry.dimensions is not None and first is not None and entry.dimensions != first:
+                what = f"is {entry.dimensions} here and {first} before: vectors of one alias are compared"
+                self.mistakes.add(f"{place}.dimensions", what)
+            first = entry.dimensions if first is None else first
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:
         """Gives every entry its model's one window; returns what each model is loaded with."""
@@ -73,6 +86,52 @@ class Aliases:
         for name, chain in self.done.items():
             self.done[name] = attrs.evolve(chain, entries=tuple(map(loaded, chain)))
         return windows
+
+    def _step(self, raw: object, alias: AliasGiven, path: str, step: int) -> list[tuple[str, Entry]]:
+        """The entries of one step of a chain, each with its path: one, or those of a tier."""
+        path = join(path, "chain", step)
+        if not isinstance(raw, dict) or "any" not in raw:
+            entry = self._entry(raw, alias, path)
+            return [] if entry is None else [(path, entry)]
+        given = structure(TierGiven, raw, path, self.mistakes)
+        if given is None:
+            return []
+        found: list[tuple[str, Entry]] = []
+        weights = self._weights(given, path)
+        tier = Tier(step, given.strategy, given.hedge)
+        for place, (member, weight) in enumerate(zip(given.any, weights, strict=True)):
+            at = join(path, "any", place)
+            if isinstance(member, dict) and "any" in member:
+                self.mistakes.add(at, "is a tier within a tier: a tier holds targets")
+            elif (entry := self._entry(member, alias, at)) is not None:
+                found.append((at, attrs.evolve(entry, tier=tier, weight=weight)))
+        self._check_hedge(given, found, path)
+        return found
+
+    def _weights(self, given: TierGiven, path: str) -> tuple[int, ...]:
+        """One for each target."""
+        number = len(given.any)
+        if not number:
+            self.mistakes.add(f"{path}.any", "needs at least one target")
+        if given.weights is None:
+            return (1,) * number
+        if given.strategy not in ("weighted", "sticky"):
+            self.mistakes.add(f"{path}.weights", "are for strategy weighted or sticky")
+        if len(given.weights) != number:
+            self.mistakes.add(f"{path}.weights", f"expected one number for each of the {number} targets")
+            return (1,) * number
+        return given.weights
+
+    def _check_hedge(self, given: TierGiven, members: Iterable[tuple[str, Entry]], path: str) -> None:
+        if given.hedge is None:
+            return
+        if len(given.any) < 2:
+            self.mistakes.add(f"{path}.hedge", "needs a second target to ask")
+        for _, entry in members:
+            limit = entry.timeouts.first_byte
+            if given.hedge >= limit:
+                what = f"{entry.target} is given up after {limit:g} s (timeouts.first_byte), so a hedge is shorter"
+                self.mistakes.add(f"{path}.hedge", what)
 
     def _entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
         if not isinstance(raw, dict):
@@ -114,6 +173,8 @@ class Aliases:
             max_wait=given.max_wait,
             fallback_on=frozenset(alias.fallback_on if given.fallback_on is None else given.fallback_on),
             prefer=given.prefer,
+            dimensions=given.dimensions,
+            price=None if given.price is None else Price(given.price.input, given.price.output, given.price.cached),
         )
         self._places.append((path, entry))
         return entry

@@ -10,7 +10,9 @@ import attrs
 from manallm_proxy.config.model import Config
 
 NOTHING: Final = "nothing changed"
-_APART: Final = frozenset({"providers", "aliases", "auth", "path", "found", "notes", "timeouts"})
+_APART: Final = frozenset(
+    {"providers", "aliases", "auth", "path", "found", "notes", "timeouts", "prices", "looks_prices_up"}
+)
 """Fields that are reported separately, or that show in others."""
 
 

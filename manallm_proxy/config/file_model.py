@@ -7,16 +7,15 @@ from typing import Any
 
 from attrs import field, frozen
 
+from manallm_proxy.config.keys_model import Auth, BudgetGiven, Count, Locality
 from manallm_proxy.config.model import (
     Answers,
     Api,
     ApiKey,
-    Auth,
     BaseUrl,
     Cache,
     Cached,
     Cors,
-    Count,
     Dialect,
     FileName,
     Headers,
@@ -24,7 +23,6 @@ from manallm_proxy.config.model import (
     Kind,
     Limits,
     Listen,
-    Locality,
     Log,
     Metrics,
     ModelOfProvider,
@@ -34,6 +32,7 @@ from manallm_proxy.config.model import (
     Pattern,
     Prefix,
     ProxyUrl,
+    Rate,
     Responses,
     Seconds,
     SecondsOrZero,
@@ -41,8 +40,10 @@ from manallm_proxy.config.model import (
     Status,
     Streaming,
     Traces,
+    Weight,
 )
-from manallm_proxy.contract.targets import Cold, Timeouts
+from manallm_proxy.contract.budgets import OnBudget
+from manallm_proxy.contract.targets import Cold, Strategy, Timeouts
 
 
 @frozen
@@ -77,6 +78,7 @@ class ProviderGiven:
     speaks: tuple[Dialect, ...] | None = None
     local: bool = False
     parallel: Count | None = None
+    electricity: Rate | None = None
     client_options: bool = False
     degraded_cpu: OnCpu = "last"
     extra_retryable_statuses: tuple[Status, ...] = (408, 498)
@@ -85,6 +87,15 @@ class ProviderGiven:
     options: Options = field(factory=dict)
     stream_usage: bool = True
     cache: Cached | None = None
+
+
+@frozen
+class PriceGiven:
+    """USD per million tokens."""
+
+    input: Rate
+    output: Rate = 0.0
+    cached: Rate | None = None
 
 
 @frozen
@@ -99,6 +110,18 @@ class EntryGiven:
     max_wait: SecondsOrZero = 1.0
     fallback_on: tuple[MovesOn, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
+    price: PriceGiven | None = None
+    dimensions: Count | None = None
+
+
+@frozen
+class TierGiven:
+    """Targets that are one step of a chain. They are read one by one, by `aliases`, as entries of their own."""
+
+    any: tuple[Any, ...]
+    strategy: Strategy = "least_busy"
+    weights: tuple[Weight, ...] | None = None
+    hedge: Seconds | None = None
 
 
 @frozen
@@ -110,6 +133,8 @@ class AliasGiven:
     fallback_on: tuple[MovesOn, ...] = ()
     locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
+    budget: BudgetGiven | None = None
+    on_budget: OnBudget | None = None
     cache: Cached | None = None
 
 
@@ -140,6 +165,7 @@ class ProxyFile:
     aliases: Mapping[str, Any] | None = None
     default: str | None = None
     warm: tuple[ModelOfProvider, ...] = ()
+    spend_file: FileName | None = None
 
 
 @frozen

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from manallm_proxy.config.hints import suggestion
-from manallm_proxy.config.model import Auth
+from manallm_proxy.config.keys_model import Auth, BudgetGiven
 from manallm_proxy.config.yaml_file import shown
+from manallm_proxy.contract.budgets import OnBudget
 
 
 def mistakes_of(
@@ -22,9 +23,19 @@ def mistakes_of(
             yield f"auth.keys[{n}].name", f"is auth.keys[{first}]'s already; logs and metrics tell keys by name"
         if (first := digests.setdefault(key.sha256.lower(), n)) != n:
             yield f"auth.keys[{n}].sha256", f"is auth.keys[{first}]'s already; 'manallm-proxy hash-key' makes another"
+        for where, why in budget_mistakes(key.budget, key.on_budget):
+            yield f"auth.keys[{n}].{where}", why
         for place, pattern in enumerate(key.models):
             if (what := _matches_nothing(pattern, aliases, providers, prefix)) is not None:
                 yield f"auth.keys[{n}].models[{place}]", what
+
+
+def budget_mistakes(budget: BudgetGiven | None, on_budget: OnBudget | None) -> Iterator[tuple[str, str]]:
+    """Key and text, for a budget that limits nothing."""
+    if budget is not None and budget.day is None and budget.month is None:
+        yield "budget", "says no amount: give day, month, or both, such as 'day: 5 USD'"
+    if budget is None and on_budget is not None:
+        yield "on_budget", "is for a budget, and none is given"
 
 
 def _matches_nothing(pattern: str, aliases: Collection[str], providers: Collection[str], prefix: str) -> str | None:

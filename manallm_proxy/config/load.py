@@ -20,6 +20,7 @@ from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import mistakes_of
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
+from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
 from manallm_proxy.config.structure import ConfigError, Mistakes, structure
 from manallm_proxy.config.tracing import traces_of
@@ -160,11 +161,13 @@ def _load(
         traces=traces_of(file.traces, environ, mistakes, providers.notes),
         status_page=file.status_page,
         chain_timeout=file.chain_timeout,
+        spend_file=path.parent / file.spend_file if file.spend_file is not None else None,
         windows=windows,
         found=tuple(found),
         notes=tuple(providers.notes),
     )
     config = attrs.evolve(config, warm=_warm(file, config, mistakes))
+    config = priced(config)
     if config.default is not None and config.default not in given_aliases.aliases:
         mistakes.add(
             "default", f"no alias '{shown(config.default)}'{suggestion(config.default, given_aliases.aliases)}"

@@ -12,22 +12,23 @@ from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
 
-from manallm_proxy.config import values
+from manallm_proxy.config import amounts, values
+from manallm_proxy.config.keys_model import Auth, Count
+from manallm_proxy.config.price_list import GOOGLE, listed
 from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
-from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, ollama_name
+from manallm_proxy.contract.prices import FREE, Price
+from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, is_ollama_cloud, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]
 Api = Literal["native", "openai"]
-Locality = Literal["local"]
 OnCpu = Literal["last", "use"]
 Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
 HostName = Annotated[str, Matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Count = Annotated[int, Whole(1)]
 Port = Annotated[int, Whole(0, 65535)]
 Status = Annotated[int, Whole(400, 599)]
 Seconds = Annotated[float, Duration()]
@@ -46,16 +47,9 @@ Origin = Annotated[
 ModelOfProvider = Annotated[Target, values.target]
 MovesOn = Annotated[str, values.moves_on]
 Options = Annotated[Mapping[str, Any], values.options]
-KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
-Sha256 = Annotated[
-    str, Matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
-]
-ModelPattern = Annotated[
-    str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
-]
 Pattern = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
-PerMinute = Annotated[int, Whole(1, 60_000)]
+Weight = Annotated[int, Whole(1, 1000)]
+Rate = Annotated[float, amounts.rate]
 Headers = Mapping[
     Annotated[str, values.header_name],
     Annotated[str, Matching(r"[\t\x20-\x7e]*", "a header's value: visible ASCII and blanks, on one line")],
@@ -185,31 +179,6 @@ class Cors:
 
 
 @frozen
-class ClientKey:
-    """One client key: its digest, and what its holder may do."""
-
-    name: KeyName
-    """Names the key in logs and metrics."""
-    sha256: Sha256 = field(repr=False)
-    models: tuple[ModelPattern, ...] = ("*",)
-    """Patterns of aliases and targets. Empty: the key can do nothing but what ``admin`` allows."""
-    requests_per_minute: PerMinute | None = None
-    concurrent_requests: Count | None = None
-    admin: bool = False
-    """Whether it may read what is for operators: metrics, and the health of providers."""
-    locality: Locality | None = None
-    """``local``: its requests stay on the operator's own hardware."""
-
-
-@frozen
-class Auth:
-    """Client keys. Without any, no key is asked for; ``open`` allows that where others reach the proxy."""
-
-    open: bool = False
-    keys: tuple[ClientKey, ...] = ()
-
-
-@frozen
 class Found:
     """A model server that answered on this machine, or where the environment names one: a provider to add."""
 
@@ -240,6 +209,8 @@ class ProviderConfig:
     """Whether it runs on the operator's own hardware."""
     parallel: int | None = None
     """Requests that a local server answers at a time for one model; more wait here. None: as many as come."""
+    electricity: float = 0.0
+    """USD that a million tokens of a local server cost."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
     degraded_cpu: OnCpu = "last"
@@ -260,6 +231,10 @@ class ProviderConfig:
     def configured(self) -> bool:
         """Whether it may be called at all."""
         return self.api_key_missing is None
+
+    def keeps(self, target: Target) -> bool:
+        """Whether `target`, one of its models, is on the operator's own hardware, and nothing leaves it from there."""
+        return self.local and not (self.kind == "ollama" and is_ollama_cloud(target.model))
 
     @property
     def loads_models(self) -> bool:
@@ -316,6 +291,30 @@ class Config:
 
     warm: tuple[Entry, ...] = ()
     """Models that are kept loaded, as their requests will ask for them."""
+    prices: Mapping[Target, Price] = field(factory=dict)
+    """Those that the files give."""
+    spend_file: Path | None = None
+    """Where it is kept what was spent, instead of systemd's StateDirectory."""
+    looks_prices_up: bool = False
+    """Whether something depends on prices that the files do not give."""
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether it is counted what is spent."""
+        return any(key.budget for key in self.auth.keys) or any(chain.budget for chain in self.aliases.values())
+
+    def price_of(self, target: Target) -> Price | None:
+        """What `target` costs; None where that is not known."""
+        if (given := self.prices.get(target)) is not None:
+            return given
+        provider = self.providers[target.provider]
+        if provider.kind == "loopback":
+            return FREE
+        if provider.keeps(target):
+            return Price(provider.electricity, provider.electricity) if provider.electricity else FREE
+        if not self.looks_prices_up:
+            return None
+        return listed(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
 
     def options_of(self, target: Target) -> Mapping[str, Any]:
         """Options for a target that is asked for by its own name: with the window that the aliases give it."""

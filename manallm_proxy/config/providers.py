@@ -89,6 +89,7 @@ class Providers:
             speaks=_default_dialects(given) if given.speaks is None else given.speaks,
             local=given.local,
             parallel=given.parallel,
+            electricity=given.electricity or 0.0,
             client_options=given.client_options,
             degraded_cpu=given.degraded_cpu,
             extra_retryable_statuses=frozenset(given.extra_retryable_statuses),
@@ -123,8 +124,9 @@ class Providers:
         for key, is_given in (("options", bool(options)), ("client_options", given.client_options)):
             if is_given and (why := refuses_options(given.kind, given.api)):
                 self.mistakes.add(f"{path}.{key}", why)
-        if given.parallel is not None and not given.local:
-            self.mistakes.add(f"{path}.parallel", "is for a server of your own: say 'local: true' as well")
+        for key, setting in (("parallel", given.parallel), ("electricity", given.electricity)):
+            if setting is not None and not given.local:
+                self.mistakes.add(f"{path}.{key}", "is for a server of your own: say 'local: true' as well")
         if given.kind == "loopback":
             for key in NOT_FOR_LOOPBACK:
                 if raw.get(key) is not None:

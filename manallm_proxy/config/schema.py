@@ -13,10 +13,10 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 import attrs
 
-from manallm_proxy.config import values
+from manallm_proxy.config import amounts, values
 from manallm_proxy.config.aliases import SEGMENT
 from manallm_proxy.config.described import EACH, FILES, Description, Place, described
-from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile
+from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile, TierGiven
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
 from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
@@ -77,9 +77,13 @@ class _Maker:
         return made
 
     def _value(self, kind: Any, place: Place) -> Schema:
+        if place[-2:] == ("any", EACH):
+            return _either(_of_reader(values.target), {"type": "object"})  # an entry as above
         if place in _ENTRIES and kind is Any:
             entry = self.made(_ENTRIES[place], place)
-            return _either(_of_reader(values.target), entry) if place[-2:] == ("chain", EACH) else entry
+            if place[-2:] == ("chain", EACH):
+                entry = _one_of_two(entry, self.made(TierGiven, place))
+            return _either(_of_reader(values.target), entry) if _ENTRIES[place] is EntryGiven else entry
         if attrs.has(kind):
             return self.made(kind, place)
         match get_origin(kind), get_args(kind):
@@ -102,6 +106,13 @@ class _Maker:
                 return _either({"type": "boolean"}, _VARIABLE_ALONE)
         assert kind is str, kind
         return {"type": "string"}
+
+
+def _one_of_two(one: Schema, other: Schema) -> Schema:
+    """An object of either, told apart by the keys that each wants."""
+    wanted = {"anyOf": [{"required": one["required"]}, {"required": other["required"]}]}
+    properties = {**other["properties"], **one["properties"]}
+    return {"type": "object", "properties": properties, "additionalProperties": False, "allOf": [wanted]}
 
 
 def _of_reader(reader: Any) -> Schema:
@@ -179,6 +190,8 @@ _READERS: Final[dict[Any, Schema]] = {
         _text("4[0-9][0-9]", "a class or a status from 400 to 499"),
     ),
     values.options: {"type": ["object", "null"]},
+    amounts.rate: _either({"type": "number", "minimum": 0, "maximum": amounts.DEAREST}, _VARIABLE_ALONE),
+    amounts.amount: _text(amounts.AMOUNT.pattern, "an amount with its unit, such as 5 USD or 100000 tokens"),
     state_url: _text(
         r"(rediss?|unix|(redis|rediss)\+(cluster|sentinel))://\S+", "redis://host:6379/0, rediss://, unix:///path"
     ),

@@ -40,6 +40,10 @@ class AnswerLimits:
 DEFAULT_LIMITS: Final = AnswerLimits()
 
 
+TOKENS_LIMIT: Final = 10**9
+"""Max tokens of one request that are believed of a provider."""
+
+
 @define  # not frozen: there is one for each request, and freezing takes 60 ns a field
 class Usage:
     """Tokens of one answer. ``reasoning`` is part of ``completion``, ``cached`` part of ``prompt``."""
@@ -48,6 +52,11 @@ class Usage:
     completion: int = 0
     reasoning: int = 0
     cached: int = 0
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether no sum is ruined by it."""
+        return self.prompt + self.completion <= TOKENS_LIMIT
 
 
 def new_call_id() -> str:

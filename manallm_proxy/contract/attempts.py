@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.errors import BudgetExceeded, ProxyError
 
 RETRY_AFTER_LONGEST: Final = 60.0
 """Max seconds in ``Retry-After``: openai-node 6 sleeps for as long as that says."""
@@ -79,6 +79,18 @@ class FitsNowhere(NoProvider):
         self.worth_retrying = False
 
 
+class NothingIsFree(NoProvider, BudgetExceeded):
+    """Every target costs more than the budget of the key or the alias leaves."""
+
+    status = BudgetExceeded.status
+    type = BudgetExceeded.type
+    code = BudgetExceeded.code
+
+    def __init__(self, asked: str, attempts: Sequence[AttemptRecord], again_in: float | None) -> None:
+        super().__init__(asked, attempts, again_in)
+        self.retry_after, self.worth_retrying = RETRY_AFTER_LONGEST, False
+
+
 class LocalUnavailable(NoProvider):
     """The request must stay on the operator's own hardware, and nothing there could serve it."""
 
@@ -96,6 +108,8 @@ def exhausted(
     """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
     if attempts and all(attempt.reason == "too_long" for attempt in attempts):
         return FitsNowhere(asked, attempts, again_in)
+    if attempts and all(attempt.reason == "budget" for attempt in attempts):
+        return NothingIsFree(asked, attempts, again_in)
     if local_only:
         return LocalUnavailable(asked, attempts, again_in)
     limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)

@@ -106,6 +106,22 @@ class KeyLimited(ProxyError):
     code = "rate_limit_exceeded"
 
 
+class EmbeddingSpaceMismatch(ProxyError):
+    """A target of an alias gave vectors of another length than the alias has."""
+
+    status = 502
+    type = "provider_error"
+    code = "embedding_space_mismatch"
+
+
+class BudgetExceeded(ProxyError):
+    """What the key or the alias may spend leaves too little for the request."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "budget_exceeded"
+
+
 class UnknownModel(ProxyError):
     """The model is neither an alias, nor ``provider/model`` of a known provider, nor a bare model's name."""
 

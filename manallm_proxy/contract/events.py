@@ -138,10 +138,16 @@ class RequestEnded:
     last: Target | None = None
     """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
     last_at: float | None = None
+    cost: float | None = None
+    """USD, where the price of what answered is known."""
+    avoided: float = 0.0
+    """USD that the next entry of the alias would have cost, had a local one not answered."""
     cache: CacheOutcome | None = None
     """None where no answers are kept."""
     saved_usage: Usage | None = None
     """What a hit did not cost."""
+    saved_cost: float = 0.0
+    """The same in USD."""
     trace: Trace | None = None
     """None where traces are off."""
 
@@ -258,6 +264,14 @@ class DimensionsDiffer:
 
 
 @frozen
+class SpendUnkept:
+    """The file in which it is kept what was spent is of no use: after a restart budgets begin anew."""
+
+    path: str
+    detail: str
+
+
+@frozen
 class LifeChanged:
     """The process started, is draining or stopped. ``worker``: its number, if there are several."""
 
@@ -317,6 +331,7 @@ Event = (
     | ListUnreadable
     | UsageRefused
     | DimensionsDiffer
+    | SpendUnkept
     | LifeChanged
     | WorkerEnded
     | Crashed

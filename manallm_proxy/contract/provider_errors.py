@@ -10,7 +10,7 @@ In addition to what the caller reads, each error knows
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from manallm_proxy.contract.errors import ProxyError
 
@@ -66,6 +66,8 @@ class ProviderError(ProxyError):
         """The provider's own words for a failure of its own. They may quote the request: never show them."""
         self.provider_message: str | None = None
         """The same without what the request held, for the log."""
+        self.usage: Any = None
+        """`answers.Usage` of a failed attempt, where the provider told it: it will be on the bill."""
 
     @property
     def error_type(self) -> str:

@@ -13,6 +13,9 @@ from typing import Any, Final, Literal
 
 from attrs import field, frozen
 
+from manallm_proxy.contract.budgets import Budget
+from manallm_proxy.contract.prices import Price
+
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""
 ANY: Final = "*"
@@ -85,6 +88,18 @@ class Timeouts:
 
 
 Cold = Literal["wait", "next"]
+Strategy = Literal["least_busy", "weighted", "fastest", "sticky"]
+
+
+@frozen
+class Tier:
+    """Entries of a chain that stand beside each other, as one step of the walk. See `routing.tiers`."""
+
+    place: int
+    """The step in its chain."""
+    strategy: Strategy = "least_busy"
+    hedge: float | None = None
+    """Seconds after which a second target is asked if the first has not begun to answer."""
 
 
 @frozen
@@ -107,6 +122,16 @@ class Entry:
     """Of an open target: patterns of models to choose first, in this order."""
     unfilled: str | None = None
     """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
+    price: Price | None = field(default=None, repr=False)
+    """What its tokens cost; None: not known, or not of an open target before it is filled."""
+    dimensions: int | None = None
+    """Length of its vectors, and so of all of its alias; None: that of the first one."""
+    tier: Tier | None = None
+    """The tier that it belongs to."""
+    weight: int = 1
+    """Its share of that."""
+    spares: Price | None = field(default=None, repr=False)
+    """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
 
 
 @frozen
@@ -134,6 +159,8 @@ class Chain:
     description: str = ""
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
+    budget: Budget | None = None
+    """What all of its requests together may spend."""
     local_only: bool = False
     """Only targets on the operator's own hardware may serve."""
     cache: CachePolicy | None = None
@@ -144,6 +171,20 @@ class Chain:
     @is_open.default
     def _has_open_entry(self) -> bool:
         return any(entry.target.is_open for entry in self.entries)
+
+    has_tiers: bool = field(init=False, repr=False)
+
+    @has_tiers.default
+    def _has_tiered_entry(self) -> bool:
+        return any(entry.tier is not None for entry in self.entries)
+
+    def paths(self) -> Iterator[str]:
+        """Where each entry stands in the file: ``chain[0]``, ``chain[1].any[2]``. Of a chain as it was read."""
+        step, member, before = -1, 0, None
+        for entry in self.entries:
+            member = member + 1 if entry.tier is not None and entry.tier == before else 0
+            step, before = step + (member == 0), entry.tier
+            yield f"chain[{step}]" if entry.tier is None else f"chain[{step}].any[{member}]"
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -15,41 +15,47 @@ from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.trace_context import headers_for
+from manallm_proxy.gateway.way import Way
 from manallm_proxy.openai.large import aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt, Walk, in_background
-from manallm_proxy.routing.home import Visit
 
 T = TypeVar("T")
 
 
 @define(eq=False)
 class Asking:
-    """One `call` along `walk`. ``for_operator``: whether the reader may be told why no model answered."""
+    """One `call` along its `way`. ``for_operator``: whether the reader may be told why no model answered."""
 
     generation: Generation
     call: Call = field(repr=False)
-    walk: Walk
-    visit: Visit
+    way: Way
     for_operator: bool
     trace: Trace | None = None
     notes: tuple[str, ...] = ()
     """See `Call.notes`, of the call as the latest target got it."""
 
+    @property
+    def walk(self) -> Walk:
+        """Of ``way``."""
+        return self.way.walk
+
     async def complete(self) -> tuple[Answer, Entry]:
         """The first whole answer along the chain, and whose it is."""
-        async with await self.walk.run(self.visit.in_turn(self._ask(relay.complete)), self.asked) as attempt:
+        async with await self.walk.run(self.way.in_turn(self._ask(relay.complete)), self.asked) as attempt:
             attempt.served()
-        answer, alias = attempt.value, self.walk.chain.alias
-        if answer.dimensions is not None and alias:
-            self.generation.compare_dimensions(alias, answer.dimensions, attempt.entry)
+        answer = attempt.value
+        if answer.usage is not None:
+            self.way.settle(attempt.entry, answer.usage, 0)
+        if answer.dimensions is not None:
+            self.generation.check_dimensions(self.walk.chain, self.call, attempt.entry, answer.dimensions)
         return answer, attempt.entry
 
     async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
         """The first stream along the chain; `beat` is called in the silence until then."""
-        walking = self.walk.run(self.visit.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
+        walking = self.walk.run(self.way.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
         patience = self.generation.config.streaming.early_heartbeat
         if patience > 0 and not self.call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
             return await in_background(walking, patience, beat)

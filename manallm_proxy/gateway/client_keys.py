@@ -19,9 +19,10 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.config.model import ClientKey
+from manallm_proxy.config.keys_model import ClientKey
+from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
-from manallm_proxy.gateway.ratelimit import Window, spoken
+from manallm_proxy.gateway.ratelimit import Taken, TokenWindow, Window, spoken
 
 LONGEST: Final = 1024
 """Characters of a presented key that is worth hashing."""
@@ -68,7 +69,9 @@ class Caller:
 
     key: ClientKey
     in_flight: int = 0
+    budget: Budget | None = None
     _window: Window | None = None
+    _tokens: TokenWindow | None = None
     _allowed: re.Pattern[str] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -76,15 +79,15 @@ class Caller:
 
     def update(self, key: ClientKey, allowed: re.Pattern[str]) -> None:
         """Applies a changed entry after a reload; what has been used still counts. `allowed` matches its models."""
-        self.key = key
+        self.key, self.budget = key, key.whole_budget
         self._allowed = allowed
-        limit = key.requests_per_minute
-        if limit is None:
-            self._window = None
-        elif self._window is None:
-            self._window = Window(limit)
-        else:
+        limit, tokens = key.requests_per_minute, key.tokens_per_minute
+        self._window = (self._window or Window(limit)) if limit is not None else None
+        self._tokens = (self._tokens or TokenWindow(tokens)) if tokens is not None else None
+        if self._window is not None and limit is not None:
             self._window.limit = limit
+        if self._tokens is not None and tokens is not None:
+            self._tokens.limit = tokens
 
     def ask(self, now: float) -> None:
         """Counts one more request, whose body may be on its way. Raises KeyLimited if the key may make no more now."""
@@ -124,16 +127,35 @@ class Caller:
     def leave(self) -> None:
         self.in_flight -= 1
 
+    def reserve(self, tokens: int, now: float) -> Taken | None:
+        """Takes `tokens` of the key's minute until `settle`; None where it has no such limit. KeyLimited."""
+        if self._tokens is None:
+            return None
+        taken = self._tokens.take(tokens, now)
+        if taken is None:
+            wait = self._tokens.next_in(tokens, now)
+            again = "ask for less (max_tokens)" if wait is None else f"try again in {spoken(wait)}"
+            raise KeyLimited(
+                f"key '{self.key.name}' may use {self._tokens.limit} tokens within a minute, and this request may "
+                f"take {tokens}, its max_tokens included; {again}",
+                retry_after=wait,
+            )
+        return taken
+
+    def settle(self, taken: Taken, tokens: int, now: float) -> None:
+        """`tokens` it was in the end."""
+        if self._tokens is not None:
+            self._tokens.settle(taken, tokens, now)
+
     def rate_headers(self, now: float) -> dict[str, str]:
         """``x-ratelimit-*`` as OpenAI sends them; none where nothing is limited."""
-        window = self._window
-        if window is None:
-            return {}
-        return {
-            "x-ratelimit-limit-requests": str(window.limit),
-            "x-ratelimit-remaining-requests": str(window.remaining(now)),
-            "x-ratelimit-reset-requests": spoken(window.reset_in(now)),
-        }
+        headers: dict[str, str] = {}
+        for what, window in (("requests", self._window), ("tokens", self._tokens)):
+            if window is not None:
+                headers[f"x-ratelimit-limit-{what}"] = str(window.limit)
+                headers[f"x-ratelimit-remaining-{what}"] = str(window.remaining(now))
+                headers[f"x-ratelimit-reset-{what}"] = spoken(window.reset_in(now))
+        return headers
 
     def may_use(self, name: str) -> bool:
         """Whether an alias, or a target (``provider/model``), is among the key's own."""

@@ -37,8 +37,8 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.kept_answer import KeptAnswer
-from manallm_proxy.gateway.locality import at_home, is_pinned
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import json_response, write_json
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -163,19 +163,13 @@ class Exchange:
         del reading
         call.is_large |= large
         self._summary = call.summary
-        chain = self.generation.chain_for(call.summary, self.caller)
-        if is_pinned(chain, self.caller, self.request.headers):
-            chain = at_home(chain, self.generation.config.providers)
+        chain = chain_of(self.generation, call, self.caller, self.request.headers)
         if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
             call = await aside(call.is_large, call.translated)
         self._remarks = call.remarks
-        if call.endpoint.is_opaque or call.refusal is not None or not self.generation.all_chat:
-            chain = self.generation.able(chain, call)
-        if (ordered := self.generation.home.boxes.slow_last(chain)) is not chain:
-            self._remarks.append("degraded_cpu: tried last")
-        visit = self.generation.home.visit(call, ordered)
-        self.walk = Walk(ordered, self.generation.registry, self.request_id, visit.gate)
-        asking = Asking(self.generation, call, self.walk, visit, self.caller is None, self.trace, call.notes)
+        way = way_of(self.generation, call, self.caller, chain)
+        self.walk = way.walk
+        asking = Asking(self.generation, call, way, self.caller is None, self.trace, call.notes)
         self._asking = asking
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
@@ -196,6 +190,7 @@ class Exchange:
 
     async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse:
         """The answer of the first target of the chain that has one."""
+        asking.way.reserve()
         if asking.call.summary.stream:
             return await self._stream(asking, reply)
         answer, self.resolved = await asking.complete()
@@ -293,13 +288,13 @@ class Exchange:
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
-        registry = self.generation.registry
-        now = registry.clock()
+        registry, walk, summary, first = self.generation.registry, self.walk, self._summary, self.first_byte_at
         target = self.resolved.target if self.resolved is not None else None
-        summary = self._summary
-        first = self.first_byte_at
-        walk = self.walk
         notes = self._asking.notes if self._asking is not None else ()
+        if self._asking is not None:
+            paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
+            self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
+        cost, avoided = self.generation.costs(self.resolved, self.usage)
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
@@ -313,7 +308,7 @@ class Exchange:
                 outcome=self.outcome,
                 attempts=walk.tried if walk is not None else 0,
                 bytes_sent=self.bytes_sent,
-                duration=now - self.started,
+                duration=registry.clock() - self.started,
                 to_first_byte=first - self.started if first is not None else None,
                 prompt_tokens=self.usage.prompt if self.usage is not None else None,
                 completion_tokens=self.usage.completion if self.usage is not None else None,
@@ -324,8 +319,11 @@ class Exchange:
                 log=walk.log if walk is not None else (),
                 last=walk.trying if walk is not None else None,
                 last_at=walk.trying_at if walk is not None else None,
+                cost=cost,
+                avoided=avoided,
                 cache=self.cache,
                 saved_usage=self.saved_usage,
+                saved_cost=self.generation.costs(self.resolved, self.saved_usage)[0] or 0.0,
                 trace=self.trace,
             )
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
@@ -19,19 +20,28 @@ def explain(generation: Generation, model: str) -> dict[str, Any]:
     if chain.is_open:
         chain = generation.catalog.filled(chain, frozenset())
     chain = generation.home.boxes.slow_last(chain)
-    walk = Walk(chain, generation.registry, "", generation.home.refusal)
+    expense = Expense(generation, accounts_of(None, chain))
+
+    def gate(entry: Entry, last: bool) -> Skip | None:
+        return expense.refusal(entry) or generation.home.refusal(entry, last)
+
+    walk = Walk(chain, generation.registry, "", gate)
     last = chain.entries[-1]
-    rows = [_row(generation, entry.target, walk.refusal(entry, is_last=entry is last)) for entry in chain]
+    rows = [_row(generation, entry, walk.refusal(entry, is_last=entry is last)) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
     return {"model": model, "alias": chain.alias, "serves": serves, "chain": rows}
 
 
-def _row(generation: Generation, target: Target, skip: Skip | None) -> dict[str, Any]:
+def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:
+    target = entry.target
+    price = generation.price_of(entry)
     detail = _on_trial(generation, target) if skip is None else _why(generation, target, skip)
     reason = skip.reason if skip is not None else None
     again_in = skip.again_in if skip is not None else None
     again = round(again_in, 1) if again_in is not None else None
-    return {"target": str(target), "usable": skip is None, "reason": reason, "detail": detail, "again_in": again}
+    shown = str(price) if price is not None else "unknown"
+    row = {"target": str(target), "usable": skip is None, "reason": reason, "detail": detail, "again_in": again}
+    return {**row, "price": shown}
 
 
 def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
@@ -41,7 +51,7 @@ def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
         return generation.config.providers[target.provider].api_key_missing
     if skip.reason == "saturated" and not skip.detail:
         return f"{health.in_flight} requests in flight, max_concurrent is {health.max_concurrent}"
-    if skip.detail and (skip.again_in is None or skip.reason == "saturated"):
+    if skip.detail and (skip.again_in is None or skip.reason in ("saturated", "budget")):
         return skip.detail
     known = [circuit for circuit in (health.targets.get(target.model), health.provider) if circuit is not None]
     cause = skip.detail or next((c.last_error for c in known if c.is_open and c.last_error), None)

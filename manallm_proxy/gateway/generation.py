@@ -15,12 +15,15 @@ from attrs import define, evolve, field
 
 from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.errors import UnknownModel
-from manallm_proxy.contract.events import DimensionsDiffer, ModelChosen, Observer
+from manallm_proxy.contract.events import ModelChosen, Observer
+from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.provider import Call, Provider, RequestSummary
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, CachePolicy, Chain, Entry, Target
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
+from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
 from manallm_proxy.gateway.shared_limits import SharedLimits
@@ -30,6 +33,8 @@ from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
+from manallm_proxy.routing.ledger import Ledger
+from manallm_proxy.routing.tiers import Tiers
 from manallm_proxy.state.answers import Answers
 
 LATEST: Final = ":latest"
@@ -48,10 +53,12 @@ class Generation:
     keyring: Keyring
     answers: Answers
     """What is kept of them, and what is on its way."""
+    ledger: Ledger
+    """What was spent. It outlives reloads."""
     home: Home = field(factory=Home)
     """The gates for local providers."""
-    dimensions: dict[str, tuple[str, int]] = field(factory=dict)
-    """For each alias the first target that returned embeddings, and their length."""
+    spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
+    tiers: Tiers = field(factory=Tiers)
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     caches: bool = field(init=False)
@@ -81,7 +88,14 @@ class Generation:
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 
     @classmethod
-    def build(cls, config: Config, clock: Clock, observe: Observer, broadcast: Broadcast | None = None) -> Generation:
+    def build(
+        cls,
+        config: Config,
+        clock: Clock,
+        observe: Observer,
+        broadcast: Broadcast | None = None,
+        ledger: Ledger | None = None,
+    ) -> Generation:
         """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
@@ -92,7 +106,7 @@ class Generation:
         home = new_home(config, catalog, registry)
         adopt(home, config, healths)
         answers = new_answers(config, clock, observe)
-        made = cls(config, opened, registry, catalog, keyring, answers, home, opened=opened)
+        made = cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)
         made.limits = _limits(answers)
         return made
 
@@ -116,7 +130,8 @@ class Generation:
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
         home = new_home(config, self.catalog, registry, self.home, self.config)
-        return Generation(config, providers, registry, self.catalog, keyring, self.answers, home, opened=opened)
+        shared = (self.catalog, keyring, self.answers, self.ledger)
+        return Generation(config, providers, registry, *shared, home, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -190,6 +205,29 @@ class Generation:
         cache = CachePolicy(embeddings={target.provider: kept.ttl}) if kept is not None else None
         return Chain(None, (entry,), timeout=self.config.chain_timeout, cache=cache)
 
+    def check_dimensions(self, chain: Chain, call: Call, entry: Entry, length: int) -> None:
+        """Raises EmbeddingSpaceMismatch, see `EmbeddingSpaces.check`."""
+        self.spaces.check(chain, call, entry, length, self.registry.observe)
+
+    def price_of(self, entry: Entry) -> Price | None:
+        """Of an open entry that of the model that was chosen for it; None where it is not known."""
+        return entry.price or self.config.price_of(entry.target)
+
+    def is_free(self, entry: Entry) -> bool:
+        """Whether it may serve whoever has spent all: it is at home, or its price is 0."""
+        if self.config.providers[entry.target.provider].keeps(entry.target):
+            return True
+        price = self.price_of(entry)
+        return price is not None and price.is_free
+
+    def costs(self, entry: Entry | None, usage: Usage | None) -> tuple[float | None, float]:
+        """What `usage` of `entry` costs in USD, None where that is not known, and what it saved by being local."""
+        if entry is None or usage is None or not usage.is_credible:
+            return None, 0.0
+        price = self.price_of(entry)
+        saved = entry.spares.cost(usage) if entry.spares is not None else 0.0
+        return price.cost(usage) if price is not None else None, saved
+
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
         """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""
         chain = self.resolve(summary.model, caller)
@@ -228,13 +266,6 @@ class Generation:
         if known is None:
             known = self._fingerprints[chain.alias] = fingerprint(chain, self.config)
         return known
-
-    def compare_dimensions(self, alias: str, dimensions: int, entry: Entry) -> None:
-        """Reports where `entry` gives embeddings of another length than `alias` gave before."""
-        target = str(entry.target)
-        first, length = self.dimensions.setdefault(alias, (target, dimensions))
-        if length != dimensions:
-            self.registry.observe(DimensionsDiffer(alias, first, length, target, dimensions))
 
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
         """Whether each provider of `chain` speaks `dialect` itself."""

@@ -22,9 +22,9 @@ async def windows_of_one_blob(config: Config, seconds: float) -> list[str]:
     Each server is asked within `seconds`; one that does not answer is left out.
     """
     entries = [
-        (f"aliases.{alias}.chain[{place}]", entry)
+        (f"aliases.{alias}.{place}", entry)
         for alias, chain in config.aliases.items()
-        for place, entry in enumerate(chain)
+        for place, entry in zip(chain.paths(), chain, strict=True)
         if config.providers[entry.target.provider].kind == "ollama"
     ]
     targets = sorted({entry.target for _, entry in entries}, key=str)

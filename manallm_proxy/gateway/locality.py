@@ -11,7 +11,7 @@ from multidict import CIMultiDictProxy
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.attempts import AttemptRecord, LocalUnavailable
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.targets import Chain, Target, is_ollama_cloud
+from manallm_proxy.contract.targets import Chain
 from manallm_proxy.gateway.client_keys import Caller
 
 HEADER: Final = "X-Mana-Locality"
@@ -30,13 +30,8 @@ def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str
 
 def at_home(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
     """`chain` without the targets that are not local. Raises LocalUnavailable if none is left."""
-    entries = tuple(entry for entry in chain if is_local(providers[entry.target.provider], entry.target))
+    entries = tuple(entry for entry in chain if providers[entry.target.provider].keeps(entry.target))
     if not entries:
         asked = chain.alias or str(chain.entries[0].target)
         raise LocalUnavailable(asked, [AttemptRecord(str(entry.target), "not_local") for entry in chain], None)
     return evolve(chain, entries=entries, local_only=True)
-
-
-def is_local(provider: ProviderConfig, target: Target) -> bool:
-    """On the operator's own hardware, and does not leave it from there."""
-    return provider.local and not (provider.kind == "ollama" and is_ollama_cloud(target.model))

@@ -1,4 +1,4 @@
-"""At most so many in any minute: a sliding window, and its state in the words of OpenAI's headers.
+"""At most so many requests or tokens in any minute: sliding windows, and their state in the words of OpenAI's headers.
 
 A window and not a bucket that refills: a bucket of 60 a minute lets 119 through within one, and a limit that can
 be exceeded twofold is none. It costs one number for each request of the last minute, so the configuration's
@@ -76,6 +76,71 @@ class Window:
     def _forget(self, now: float) -> None:
         while self._passed and now - self._passed[0] >= SPAN:
             self._passed.popleft()
+
+
+@define(eq=False)
+class Taken:
+    """Tokens of one request, and when they were taken."""
+
+    at: float
+    tokens: int
+
+
+@define(eq=False)
+class TokenWindow:
+    """Lets ``limit`` tokens pass in any `SPAN` seconds. Each request takes at least one, which bounds the memory."""
+
+    limit: int
+    _taken: deque[Taken] = field(factory=deque, repr=False)
+    _sum: int = 0
+
+    def take(self, tokens: int, now: float) -> Taken | None:
+        """What is taken until `settle`; None where so many may not pass now, which leaves no trace."""
+        tokens = max(tokens, 1)
+        if tokens > self.remaining(now):
+            return None
+        return self._add(tokens, now)
+
+    def settle(self, taken: Taken, tokens: int, now: float) -> None:
+        """`tokens` it was. What it took more counts from now on, so that a long stream is not forgotten at its end."""
+        if tokens > taken.tokens:
+            self._add(tokens - taken.tokens, now)
+        elif now - taken.at < SPAN:
+            self._sum -= taken.tokens - tokens
+            taken.tokens = tokens
+        self._forget(now)
+
+    def remaining(self, now: float) -> int:
+        """How many more may pass now."""
+        self._forget(now)
+        return max(0, self.limit - self._sum)
+
+    def next_in(self, tokens: int, now: float) -> float | None:
+        """Seconds until so many may pass; None where they never may."""
+        if tokens > self.limit:
+            return None
+        self._forget(now)
+        over, wait = self._sum + tokens - self.limit, 0.0
+        for each in self._taken:
+            if over <= 0:
+                break
+            over, wait = over - each.tokens, SPAN - (now - each.at)
+        return wait
+
+    def reset_in(self, now: float) -> float:
+        """Seconds until all of ``limit`` may pass again, if nothing does before."""
+        self._forget(now)
+        return SPAN - (now - self._taken[-1].at) if self._taken else 0.0
+
+    def _add(self, tokens: int, now: float) -> Taken:
+        taken = Taken(now, tokens)
+        self._taken.append(taken)
+        self._sum += tokens
+        return taken
+
+    def _forget(self, now: float) -> None:
+        while self._taken and now - self._taken[0].at >= SPAN:
+            self._sum -= self._taken.popleft().tokens
 
 
 def spoken(seconds: float) -> str:

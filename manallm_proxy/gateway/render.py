@@ -9,7 +9,15 @@ from typing import Final
 from attrs import define
 
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
-from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidKey, KeyRevoked, ProxyError
+from manallm_proxy.contract.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    EmbeddingSpaceMismatch,
+    InvalidKey,
+    KeyLimited,
+    KeyRevoked,
+    ProxyError,
+)
 from manallm_proxy.contract.provider_errors import KeyRejected, ProxyRefused
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
@@ -21,7 +29,8 @@ ErrorBody = Callable[[ProxyError], bytes]
 
 EXPOSED: Final = (
     "X-Mana-LLM-Resolved, X-Mana-LLM-Attempts, X-Mana-LLM-Cache, X-Request-Id, request-id, Retry-After, "
-    "x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+    "x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 """Headers that a web page's script may read."""
 
@@ -93,6 +102,8 @@ def is_worth_retrying(error: ProxyError) -> bool:
     """Whether an SDK's own retry may help soon enough: SDKs wait for ``Retry-After`` without a word to their user."""
     if isinstance(error, NoProvider):
         return error.worth_retrying
-    if isinstance(error, KeyRejected | ProxyRefused):
+    if isinstance(error, KeyRejected | ProxyRefused | EmbeddingSpaceMismatch):
         return False
+    if isinstance(error, KeyLimited) and error.retry_after is None:
+        return False  # it is too much at any time
     return (error.retry_after or 0.0) <= WORTH_A_RETRY

@@ -12,7 +12,7 @@ from typing import Any, Final, assert_never
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import REFUSALS, ProxyError
+from manallm_proxy.contract.errors import REFUSALS, EmbeddingSpaceMismatch, ProxyError
 from manallm_proxy.contract.events import (
     AttemptFailed,
     Crashed,
@@ -33,6 +33,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
+    SpendUnkept,
     StateChanged,
     UsageRefused,
     WorkerEnded,
@@ -79,6 +80,8 @@ def error_words() -> Iterator[str]:
         "no_model",
         "no_healthy_provider",
         "too_long",
+        "budget",
+        "hedged",
     )
     yield from (f"http_{status}" for status in range(100, 600))
     kinds: list[type[ProxyError]] = [ProxyError]
@@ -135,6 +138,8 @@ class Metrics:
                 if series is not None and _is_plain(event):
                     series.count(event)
                     self._rate(event, series.pair)
+                    self._cost(event, series.pair)
+                    self._money(event, series.pair)
                 else:
                     self._request(event)
             case AttemptFailed():
@@ -156,7 +161,11 @@ class Metrics:
                 pass  # shown as a gauge; for the operator, in the log
             case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
                 pass  # counted as attempts, or shown as gauges
-            case DimensionsDiffer() | ListUnreadable() | UsageRefused() | Crashed() | LoopReported():
+            case DimensionsDiffer():
+                provider, _, model = event.second.partition("/")
+                word = str(EmbeddingSpaceMismatch.code)
+                self._add("llm_errors_total", provider, self._model(provider, model), word)
+            case ListUnreadable() | SpendUnkept() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
             case RequestBegun() | RequestCommitted():
                 pass  # counted when it ends
@@ -197,8 +206,18 @@ class Metrics:
                 if event.key is not None:
                     self._add("key_tokens_total", event.key, kind, amount=tokens)
         self._rate(event, pair)
+        self._money(event, pair)
         if event.outcome == "ok" and pair[1] != OTHER and endpoint != OTHER and len(self._served) < SERIES_LIMIT:
             self._served[kind_of(event)] = self._series_of(event, endpoint, status, pair)
+
+    def _money(self, event: RequestEnded, pair: tuple[str, str]) -> None:
+        self._cost(event, pair)
+
+    def _cost(self, event: RequestEnded, pair: tuple[str, str]) -> None:
+        if event.cost:
+            self._add("cost_usd_total", *pair, amount=event.cost)
+        if event.avoided and event.alias is not None:
+            self._add("avoided_cost_usd_total", event.alias, amount=event.avoided)
 
     def _rate(self, event: RequestEnded, pair: tuple[str, str]) -> None:
         tokens = event.completion_tokens
@@ -224,6 +243,8 @@ class Metrics:
     def _cached(self, event: RequestEnded) -> None:
         alias = event.alias or ""
         self._add("cache_requests_total", alias, event.cache or "")
+        if event.saved_cost:
+            self._add("cache_saved_usd_total", alias, amount=event.saved_cost)
         if event.saved_usage is not None:
             for kind, tokens in (("prompt", event.saved_usage.prompt), ("completion", event.saved_usage.completion)):
                 if 0 < tokens <= TOKENS_LIMIT:
@@ -300,9 +321,12 @@ _COUNTERS: Final[tuple[tuple[str, ...], ...]] = (
     ("llm_errors_total", "Failed attempts and broken streams", "provider", "model", "error_type"),
     ("alias_resolved_total", "Answers by alias and target", "alias", "target"),
     ("fallback_total", "Fallbacks from one target to the next", "from_model", "to_model", "reason"),
+    ("cost_usd_total", "What answers cost, where the price is known", "provider", "model"),
+    ("avoided_cost_usd_total", "What the next entry would have cost, had no local one answered", "alias"),
     ("model_loads_total", "Loads of models that were not loaded", "provider", "model", "event"),
     ("cache_requests_total", "Requests of aliases whose answers are kept", "alias", "outcome"),
     ("cache_saved_tokens_total", "Tokens that no provider had to be asked for again", "alias", "type"),
+    ("cache_saved_usd_total", "What they would have cost, where the price is known", "alias"),
     ("state_changes_total", "How often the server of shared state was lost or found again", "state"),
     ("key_requests_total", "Requests that have ended, by the client's key", "key", "status"),
     ("key_tokens_total", "Tokens, by the client's key", "key", "type"),

@@ -26,10 +26,16 @@ def usage_from_openai(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    prompt = prompt if type(prompt) is int and prompt > 0 else _number(prompt)
+    completion = completion if type(completion) is int and completion > 0 else _number(completion)
+    reasoning = _inside(usage, "completion_tokens_details", "reasoning_tokens")
+    # xAI counts reasoning beside the completion, which only its total shows
+    if reasoning and _number(usage.get("total_tokens")) == prompt + completion + reasoning:
+        completion += reasoning
     return Usage(
-        prompt=prompt if type(prompt) is int and prompt > 0 else _number(prompt),
-        completion=completion if type(completion) is int and completion > 0 else _number(completion),
-        reasoning=_inside(usage, "completion_tokens_details", "reasoning_tokens"),
+        prompt=prompt,
+        completion=completion,
+        reasoning=reasoning,
         cached=_inside(usage, "prompt_tokens_details", "cached_tokens"),
     )
 

@@ -10,6 +10,7 @@ As one of several workers it reloads and drains when its supervisor says so, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -39,6 +40,8 @@ from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
 from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
 from manallm_proxy.process.reload import Reloader
+from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
+from manallm_proxy.process.start_notes import budgets
 from manallm_proxy.process.tracing import Tracing
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -74,6 +77,7 @@ class App:
     requests: RequestLog = field(init=False)
     feed: LiveFeed = field(init=False)
     gateway: Gateway = field(init=False)
+    spend: SpendKeeper = field(init=False)
     observe: FanOut = field(init=False)
     """Takes all events."""
     tracing: Tracing = field(init=False)
@@ -102,10 +106,10 @@ class App:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
         self._hints = Hints(lambda: self.gateway.generation, self.link.moved if self.link is not None else None)
-        generation = Generation.build(self.config, clock, self.observe, broadcast=self._hints.moved)
-        self.gateway = Gateway(
-            Serving(generation), self.observe, self.metrics.render, self.requests, self.feed, self.link
-        )
+        self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
+        generation = Generation.build(self.config, clock, self.observe, self._hints.moved, self.spend.ledger)
+        serving, render = Serving(generation), self.metrics.render
+        self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
         self.tracing = Tracing(self.gateway.serving, self.observe)
         self._reloader = Reloader(self)
         self._take_over(generation)
@@ -137,7 +141,7 @@ class App:
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
                 self.gateway.generation.home.boxes.start()
-                where = f"listening on {', '.join(self.addresses)}"
+                where = f"listening on {', '.join(self.addresses)}{budgets(self.config, self.spend.path)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
                 self._ready.set()
@@ -150,6 +154,7 @@ class App:
             await runner.cleanup()
             await self._hints.close()
             await self.gateway.generation.close()
+            await self.spend.close()
             if watchdog is not None:
                 watchdog.cancel()
             self.logs.soon = None
@@ -265,13 +270,8 @@ class App:
         self.tracing.follow(generation.config)
         self._hints.follow(generation)
         settings = generation.config.health
-        self._prober = Prober(
-            generation.providers,
-            generation.registry,
-            generation.catalog,
-            settings.probe_interval,
-            settings.probe_timeout,
-        )
+        interval, patience = settings.probe_interval, settings.probe_timeout
+        self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, patience)
         self.metrics.know(entry.target for chain in generation.config.aliases.values() for entry in chain)
         for provider in generation.config.providers.values():
             if not provider.verify_tls:
@@ -340,11 +340,9 @@ class App:
         hurry.cancel()
 
     async def _pause(self, seconds: float) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
-        except TimeoutError:
-            pass
 
     def _stray(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """The loop's exception handler: asyncio's own would print all values in `context`."""

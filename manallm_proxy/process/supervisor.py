@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -29,9 +30,11 @@ from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.live_feed import Ids, shaped
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
-from manallm_proxy.process import systemd
+from manallm_proxy.process import spend_file, systemd
 from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
+from manallm_proxy.process.spend_keeper import keep, recover
+from manallm_proxy.process.start_notes import apart, budgets
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
 from manallm_proxy.process.worker_socket import WorkerSocket, how_ended
@@ -82,6 +85,7 @@ class Supervisor:
     _changes: str = ""
     """What the reload that is being adopted changes, in words."""
     _code: int = 0
+    _spend: Path | None = None
 
     def __attrs_post_init__(self) -> None:
         """Raises ConfigError, or OSError if it cannot listen on an address."""
@@ -91,6 +95,8 @@ class Supervisor:
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
         stall = STALL_TIMEOUT if self._watchdog is None else min(STALL_TIMEOUT, self._watchdog / 2)
         self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
+        self._spend = spend_file.place_of(self.config, self.environ)
+        recover(self._workers.ledger, self._spend, self.observe)
 
     def _tell(self, event: Event) -> None:
         """Sends reloads to the live feed: no worker knows whether all have adopted one."""
@@ -113,6 +119,7 @@ class Supervisor:
                 if link is not None:
                     return link
             if self._workers.draining and not self._workers.workers:
+                keep(self._workers.ledger, self._spend)
                 self.observe(LifeChanged("stopped"))
                 return self._code
             self._send()
@@ -225,21 +232,14 @@ class Supervisor:
         """Reports that all workers serve: after the start, or after a reload."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
-            limits = self._per_worker_limits()
-            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{limits}"))
+            notes = apart(self.config) + budgets(self.config, self._spend)
+            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{notes}"))
         if self._adopting:
             self.observe(Reloaded(changes=self._changes))
         systemd.ready(self._workers.summary, self.environ)
         if not self._announced and self.greet is not None:
             self.greet(self._workers.banner)
         self._announced, self._adopting = True, False
-
-    def _per_worker_limits(self) -> str:
-        """Names the limits that hold for each worker, which an operator might take for limits on all together."""
-        limits = [f"providers.{p.name}.max_concurrent" for p in self.config.providers.values() if p.max_concurrent]
-        keys = self.config.auth.keys
-        limits += [f"auth.keys of {key.name}" for key in keys if key.requests_per_minute or key.concurrent_requests]
-        return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
 
     # workers
 

@@ -33,6 +33,7 @@ from manallm_proxy.process.worker_messages import (
     Prepare,
     Prepared,
     Serving,
+    Spent,
     Tell,
     TellOne,
     Topic,
@@ -41,6 +42,7 @@ from manallm_proxy.process.worker_messages import (
     to_line,
 )
 from manallm_proxy.routing.circuit import SharedState
+from manallm_proxy.routing.ledger import Row
 
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
@@ -48,8 +50,19 @@ FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
 
+class HearsSpent(Protocol):
+    """Knows what all have spent."""
+
+    def heard(self, rows: list[Row]) -> None:
+        """Takes what other workers have spent."""
+
+
 class Duties(Protocol):
     """What a worker does at its supervisor's request."""
+
+    @property
+    def spend(self) -> HearsSpent:
+        """Where it is counted what is spent."""
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
@@ -121,6 +134,10 @@ class WorkerLink(asyncio.Protocol):
         """Passes an event of the live feed to the other workers."""
         self._send(Happened(id_, kind, data))
 
+    def spent(self, rows: list[Row]) -> None:
+        """Tells the other workers what was spent here."""
+        self._send(Spent(rows))
+
     async def ask(self, topic: Topic) -> str | None:
         """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
         return await self._answer_to(lambda id_: Ask(id_, topic))
@@ -180,6 +197,8 @@ class WorkerLink(asyncio.Protocol):
                 duties.watch(message.on)
             case Happened():
                 duties.hear(message.id, message.kind, message.data)
+            case Spent():
+                duties.spend.heard(message.rows)
             case Beat():
                 self._send(message)
             case Prepare():

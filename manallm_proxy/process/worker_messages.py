@@ -8,6 +8,7 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.routing.circuit import SharedState
+from manallm_proxy.routing.ledger import Row
 
 Topic = Literal["metrics", "health", "requests"]
 
@@ -113,6 +114,12 @@ class Happened(Message):
     data: str
 
 
+class Spent(Message):
+    """In both directions: what one worker has spent since it last said so; to one that begins, what all have."""
+
+    rows: list[Row]
+
+
 class Beat(Message):
     """To a worker, which sends it back to show that its event loop is not stuck."""
 
@@ -156,9 +163,9 @@ class Drain(Message):
 
 
 FromWorker = (
-    Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Watching | Happened | Beat | Prepared
+    Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Watching | Happened | Spent | Beat | Prepared
 )
-ToWorker = Moved | Answer | Tell | TellOne | Watch | Happened | Beat | Prepare | Adopt | Abandon | Drain
+ToWorker = Moved | Answer | Tell | TellOne | Watch | Happened | Spent | Beat | Prepare | Adopt | Abandon | Drain
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

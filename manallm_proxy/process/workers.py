@@ -9,7 +9,8 @@
 4. A health change that one worker reports goes to the others, and is kept for workers that start later.
 5. Counters never fall: when a worker is gone, the counts that it last reported stay.
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
-7. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
+7. What one worker has spent the others hear, and those that start later. ``ledger`` knows what all have.
+8. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
 
 Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
@@ -24,6 +25,7 @@ from attrs import define, field
 from manallm_proxy.observe.metrics_merge import Families, add, parse
 from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
 from manallm_proxy.process.feed_readers import FeedReaders
+from manallm_proxy.process.questions import Asker, Question
 from manallm_proxy.process.rollout import PREPARING, Rollout
 from manallm_proxy.process.worker_messages import (
     Abandon,
@@ -43,6 +45,7 @@ from manallm_proxy.process.worker_messages import (
     Prepare,
     Prepared,
     Serving,
+    Spent,
     Tell,
     TellOne,
     Topic,
@@ -50,6 +53,7 @@ from manallm_proxy.process.worker_messages import (
     Watching,
 )
 from manallm_proxy.routing.circuit import SharedState
+from manallm_proxy.routing.ledger import Ledger
 
 DELAY: Final = 0.1
 DELAY_LONGEST: Final = 10.0
@@ -63,19 +67,6 @@ UPDATES_LIMIT: Final = 1000
 """Max health changes kept for workers that start later; the oldest is dropped."""
 
 
-Asker = tuple[Worker, int]
-"""A worker, and the id of its question."""
-
-
-@define(eq=False)
-class _Question:
-    id: int
-    askers: list[Asker]
-    until: float
-    waiting: set[int]
-    parts: dict[int, str] = field(factory=dict)
-
-
 @define(eq=False)
 class WorkerManager:
     """Workers are numbered from 1 to ``size``. ``stall_timeout`` is in seconds."""
@@ -84,6 +75,7 @@ class WorkerManager:
     stall_timeout: float
     own: Callable[[], str]
     """Returns the supervisor's own metrics."""
+    ledger: Ledger = field(factory=Ledger)
     draining: bool = False
     workers: dict[int, Worker] = field(factory=dict)
     outbox: list[tuple[int, ToWorker]] = field(factory=list)
@@ -95,7 +87,7 @@ class WorkerManager:
     _beat_at: float = 0.0
     _updates: dict[tuple[str, str | None], SharedState] = field(factory=dict)
     _past: Families = field(factory=dict)
-    _questions: dict[Topic, _Question] = field(factory=dict)
+    _questions: dict[Topic, Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
     _feed_readers: FeedReaders = field(factory=FeedReaders)
     _last_id: int = 0
@@ -133,6 +125,8 @@ class WorkerManager:
         self.outbox += self._feed_readers.started(number)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
+        if rows := self.ledger.rows():
+            self.outbox.append((number, Spent(rows)))
         if self._rollout is not None:
             self._rollout.started(number)
             self.outbox.append((number, self._rollout.prepare))
@@ -229,6 +223,9 @@ class WorkerManager:
                 self.outbox += self._feed_readers.set(number, message.on, self.workers)
             case Happened():
                 self.tell(message, but=number)
+            case Spent():
+                self.ledger.merge(message.rows)
+                self._tell_all(message, but=number)
             case Beat():
                 pass
             case _:
@@ -239,7 +236,7 @@ class WorkerManager:
         if self._feed_readers.watching:
             self._tell_all(happened, but)
 
-    # 7
+    # 8
 
     def _pass_on(self, asker: Worker, message: AskOne) -> None:
         keeper = self.workers.get(message.worker)
@@ -259,7 +256,7 @@ class WorkerManager:
     def _put(self, topic: Topic, askers: list[Asker], now: float) -> None:
         self._last_id += 1
         asked = {number for number, worker in self.workers.items() if worker.joined}
-        self._questions[topic] = _Question(self._last_id, askers, now + GATHERING, asked)
+        self._questions[topic] = Question(self._last_id, askers, now + GATHERING, asked)
         self.outbox += [(number, Tell(self._last_id, topic)) for number in asked]
 
     def _settle(self, topic: Topic, number: int, now: float) -> None:

@@ -7,6 +7,7 @@ For each target in order:
 3. A failure of the provider, or one that ``fallback_on`` lists: report it to health, note it, next.
 4. Any other failure is for the caller to hear: it ends the walk and blames nobody.
 5. Any other exception (the client left, a bug) ends the walk too, and gives the permit back.
+6. Of a tier with ``hedge`` a second target is asked if the first has not begun in that time; see `hedging`.
 
 No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
@@ -17,20 +18,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import NO_MODEL, Skip
+from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
+from manallm_proxy.routing.hedging import Racer, next_end
 
 T = TypeVar("T")
+HEDGED: Final = "hedged"
+"""Why an attempt was given up that nothing speaks against."""
 
 
 @define(eq=False)
@@ -91,6 +95,8 @@ class Walk:
     trying: Target | None = None
     """The last target that was asked, until the walk moves on from it."""
     trying_at: float | None = None
+    _hedged: Entry | None = None
+    """The last one that was asked beside another."""
     _passed: list[tuple[str, str, bool]] = field(factory=list)
     """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` let us pass."""
 
@@ -108,6 +114,8 @@ class Walk:
         clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain:
+            if entry is self._hedged:
+                continue
             if until is not None and clock() >= until:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
                 continue
@@ -115,6 +123,12 @@ class Walk:
             verdict = self._verdict(entry, is_last=entry is last)
             if isinstance(verdict, Skip):
                 self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock()))
+                continue
+            # 6
+            if entry.tier is not None and entry.tier.hedge is not None:
+                attempt = await self._race(entry, verdict, ask, until, aclose)
+                if attempt is not None:
+                    return attempt
                 continue
             # 2
             if self._passed:
@@ -133,9 +147,82 @@ class Walk:
             else:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
-        again_in = self.registry.again_in(entry.target for entry in self.chain)
+        spent = {line.model for line in self.log if line.reason == BUDGET}  # of which no time to come back is near
+        again_in = self.registry.again_in(entry.target for entry in self.chain if str(entry.target) not in spent)
         names_target = self.chain.alias is None
         raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
+
+    # 6
+
+    async def _race(
+        self,
+        entry: Entry,
+        permit: Permit,
+        ask: Callable[[Entry], Awaitable[T]],
+        until: float | None,
+        aclose: Callable[[T], Awaitable[None]] | None,
+    ) -> Attempt[T] | None:
+        """The first answer of `entry` and of a second member of its tier; None where all that were asked failed."""
+        assert entry.tier is not None
+        patience = entry.tier.hedge
+        racers = [self._begin(entry, permit, ask, until)]
+        try:
+            while racers:
+                racer = await next_end(racers, patience)
+                if racer is None:
+                    patience = None
+                    if (spare := self._spare(entry)) is not None:
+                        racers.append(self._begin(*spare, ask, until))
+                    continue
+                racers.remove(racer)
+                try:
+                    value = racer.task.result()
+                except ProviderError as error:
+                    self._failed(racer.entry, racer.permit, error, racer.started)
+                    forget_frames(error)
+                except BaseException:
+                    racer.permit.released()
+                    raise
+                else:
+                    self._won(racer, racers)
+                    close = partial(aclose, value) if aclose is not None else None
+                    return Attempt(racer.entry, value, racer.permit, self.registry, close)
+            return None
+        finally:
+            for racer in racers:
+                racer.leave(aclose)
+
+    def _begin(
+        self, entry: Entry, permit: Permit, ask: Callable[[Entry], Awaitable[T]], until: float | None
+    ) -> Racer[T]:
+        self._report_fallback(entry)
+        started = self.registry.clock()
+        self.tried += 1
+        self.trying, self.trying_at = entry.target, started
+        asking = _asked(ask, entry, None if until is None else until - started)
+        return Racer(entry, permit, started, asyncio.ensure_future(asking))
+
+    def _spare(self, first: Entry) -> tuple[Entry, Permit] | None:
+        """The next member of the tier that may be asked now."""
+        entries, last = self.chain.entries, self.chain.entries[-1]
+        at = next(n for n, entry in enumerate(entries) if entry is first)
+        for entry in entries[at + 1 :]:
+            if entry.tier != first.tier:
+                return None
+            if entry is not self._hedged and isinstance(verdict := self._verdict(entry, is_last=entry is last), Permit):
+                self._hedged = entry
+                return entry, verdict
+        return None
+
+    def _won(self, racer: Racer[T], others: list[Racer[T]]) -> None:
+        now = self.registry.clock()
+        for other in others:
+            line = AttemptRecord(str(other.entry.target), HEDGED, None, "another one began first", now - other.started)
+            self.log.append(evolve(line, at=other.started))
+            if other.started < racer.started:
+                self._passed.append((line.model, HEDGED, False))
+        self._report_fallback(racer.entry)
+        self.trying, self.trying_at = racer.entry.target, racer.started
 
     def _verdict(self, entry: Entry, *, is_last: bool) -> Permit | Skip:
         verdict = self.registry.admit(entry.target)
@@ -190,6 +277,10 @@ class Walk:
         for model, reason, widened in self._passed:
             self.registry.observe(FellBack(self.request_id, model, str(to.target), reason, widened))
         self._passed.clear()
+
+
+async def _asked(ask: Callable[[Entry], Awaitable[T]], entry: Entry, seconds: float | None) -> T:
+    return await (ask(entry) if seconds is None else _within(seconds, ask(entry)))
 
 
 async def _within(seconds: float, asking: Awaitable[T]) -> T:

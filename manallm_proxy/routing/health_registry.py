@@ -35,6 +35,10 @@ class HealthRegistry:
         """Why `admit` would refuse `target` now, or None. Takes no permit."""
         return self.providers[target.provider].refusal(target.model, self.clock())
 
+    def in_flight(self, target: Target) -> int:
+        """Requests in hand at its provider."""
+        return self.providers[target.provider].in_flight
+
     def may_pass(self, target: Target) -> bool:
         """Whether a request to `target` would be tried now, as far as its health goes."""
         return self.providers[target.provider].configured and not self._again_in(target, self.clock())

@@ -149,6 +149,8 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
     except ProxyError as error:
         _retell(call, error)
+        if isinstance(error, ProviderError) and stream is not None:
+            error.usage = stream.usage
         raise
     finally:
         if stream is not None:

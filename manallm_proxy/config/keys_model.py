@@ -1,0 +1,77 @@
+"""Client keys and what may be spent, as the files hold them and as they are used; see `model`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from attrs import field, frozen
+
+from manallm_proxy.config import amounts
+from manallm_proxy.config.values import Matching, Whole
+from manallm_proxy.contract.budgets import Amount, Budget, Limit, OnBudget
+
+Locality = Literal["local"]
+Count = Annotated[int, Whole(1)]
+KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
+Sha256 = Annotated[
+    str, Matching("[0-9A-Fa-f]{64}", "64 hex digits: the key's SHA-256, as 'manallm-proxy hash-key' makes it")
+]
+ModelPattern = Annotated[
+    str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
+]
+BudgetAmount = Annotated[Amount, amounts.amount]
+PerMinute = Annotated[int, Whole(1, 60_000)]
+TokensPerMinute = Annotated[int, Whole(1, 10**9)]
+
+
+@frozen
+class BudgetGiven:
+    """What may be spent in a day, in a month, or both."""
+
+    day: BudgetAmount | None = None
+    month: BudgetAmount | None = None
+
+    def with_policy(self, on_budget: OnBudget | None) -> Budget:
+        """The whole budget; ``local`` where nothing is said."""
+        limits = [Limit("day", self.day)] if self.day is not None else []
+        limits += [Limit("month", self.month)] if self.month is not None else []
+        return Budget(tuple(limits), on_budget or "local")
+
+
+@frozen
+class ClientKey:
+    """One client key: its digest, and what its holder may do."""
+
+    name: KeyName
+    """Names the key in logs and metrics."""
+    sha256: Sha256 = field(repr=False)
+    models: tuple[ModelPattern, ...] = ("*",)
+    """Patterns of aliases and targets. Empty: the key can do nothing but what ``admin`` allows."""
+    requests_per_minute: PerMinute | None = None
+    concurrent_requests: Count | None = None
+    admin: bool = False
+    """Whether it may read what is for operators: metrics, and the health of providers."""
+    locality: Locality | None = None
+    """``local``: its requests stay on the operator's own hardware."""
+    tokens_per_minute: TokensPerMinute | None = None
+    budget: BudgetGiven | None = None
+    on_budget: OnBudget | None = None
+
+    @property
+    def whole_budget(self) -> Budget | None:
+        """None: it may spend what it likes."""
+        return self.budget.with_policy(self.on_budget) if self.budget is not None else None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has a limit that each worker counts for itself."""
+        return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrent_requests)
+
+
+@frozen
+class Auth:
+    """Client keys. Without any, no key is asked for; ``open`` allows that where others reach the proxy."""
+
+    open: bool = False
+    keys: tuple[ClientKey, ...] = ()

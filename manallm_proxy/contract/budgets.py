@@ -1,0 +1,47 @@
+"""What a client key or an alias may spend in a day or in a month, of UTC's calendar."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import frozen
+
+Unit = Literal["USD", "tokens"]
+Period = Literal["day", "month"]
+OnBudget = Literal["local", "refuse"]
+"""What becomes of requests for which too little is left: only targets that cost nothing may serve them, or none."""
+
+
+@frozen
+class Amount:
+    """``5 USD``, ``100000 tokens``."""
+
+    number: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.number:,.15g} {self.unit}"
+
+
+@frozen
+class Limit:
+    """One amount for one period."""
+
+    period: Period
+    amount: Amount
+
+    def __str__(self) -> str:
+        return f"{self.amount} a {self.period}"
+
+
+@frozen
+class Budget:
+    """All limits of one account; each holds."""
+
+    limits: tuple[Limit, ...]
+    on_budget: OnBudget = "local"
+
+    @property
+    def is_money(self) -> bool:
+        """Whether prices matter to it."""
+        return any(limit.amount.unit == "USD" for limit in self.limits)

@@ -1,0 +1,71 @@
+"""The small file in which it is kept what was spent, over restarts. Written whole, and put in place at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from manallm_proxy.config.model import Config
+from manallm_proxy.routing.ledger import Row
+
+NAME: Final = "spend.json"
+SIZE_LIMIT: Final = 2**24
+"""Bytes that it never reaches: 31 rows of some 60 bytes for each key and alias."""
+
+
+class SpendFile(msgspec.Struct):
+    """``spent``: account, day since the epoch, USD, tokens."""
+
+    version: int
+    spent: list[Row]
+
+
+def place_of(config: Config, environ: Mapping[str, str]) -> Path | None:
+    """``spend_file`` of the configuration, else in systemd's StateDirectory; None where there is neither."""
+    if config.spend_file is not None:
+        return config.spend_file
+    folder = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(folder) / NAME if folder else None
+
+
+def read(path: Path) -> tuple[list[Row], str | None]:
+    """The rows, and what is wrong with the file. One that cannot be read as such is set aside; no file is fine."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except FileNotFoundError:
+        return [], None
+    except OSError as error:
+        return [], f"it cannot be read ({error.strerror or 'input/output error'})"
+    try:
+        found = msgspec.json.decode(data, type=SpendFile) if len(data) <= SIZE_LIMIT else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = None
+    rows = found.spent if found is not None and found.version == 1 else None
+    if rows is not None and all(0 <= day < 10**6 and 0 <= usd < 1e15 and tokens >= 0 for _, day, usd, tokens in rows):
+        return rows, None
+    with contextlib.suppress(OSError):
+        os.replace(path, path.with_name(f"{path.name}.unreadable"))
+    return [], f"it was not written by this proxy; it is {path.name}.unreadable now, and counting begins at 0"
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Raises OSError; the old file is there until the new one is complete on the disk."""
+    data = msgspec.json.format(msgspec.json.encode(SpendFile(1, list(rows))), indent=1)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise

@@ -1,0 +1,140 @@
+"""Takes what is spent to the other workers and into the file, a little later and never in a request's way.
+
+1. Another worker knows of it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`; a process that is killed loses
+   so much, one that ends writes first.
+2. One process writes: the only one, or worker 1. What all have spent the supervisor writes once more at the end.
+3. A file that cannot be written costs no request: it is reported once, and tried again with the next change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+from attrs import define
+
+from manallm_proxy.config.model import Config
+from manallm_proxy.contract.events import Observer, SpendUnkept
+from manallm_proxy.process import spend_file
+from manallm_proxy.process.reload import in_thread
+from manallm_proxy.routing.ledger import Ledger, Row
+
+
+class Link(Protocol):
+    """A worker's connection to the others."""
+
+    @property
+    def number(self) -> int:
+        """The worker's own."""
+
+    def spent(self, rows: list[Row]) -> None:
+        """Tells the others."""
+
+
+SHARE_AFTER: Final = 0.1
+WRITE_AFTER: Final = 0.5
+LAST_WRITE: Final = 2.0
+"""Max seconds that the end of the process waits for the file."""
+
+
+@define(eq=False)
+class SpendKeeper:
+    """``path`` None: nothing is written here. ``share`` None: there are no others."""
+
+    ledger: Ledger
+    observe: Observer
+    path: Path | None = None
+    share: Callable[[list[Row]], None] | None = None
+    _sharing: asyncio.TimerHandle | None = None
+    _writing_at: asyncio.TimerHandle | None = None
+    _writing: asyncio.Task[None] | None = None
+    _failed: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.ledger.changed = self._changed
+
+    def heard(self, rows: list[Row]) -> None:
+        """What another worker spent, or all have until now."""
+        self.ledger.merge(rows)
+        self._write_later()
+
+    def _changed(self) -> None:
+        # 1
+        if self.share is not None and self._sharing is None:
+            self._sharing = asyncio.get_running_loop().call_later(SHARE_AFTER, self._share_now)
+        self._write_later()
+
+    def _share_now(self) -> None:
+        self._sharing = None
+        if self.share is not None and (rows := self.ledger.take_unshared()):
+            self.share(rows)
+
+    def _write_later(self) -> None:
+        if self.path is not None and self._writing_at is None:
+            self._writing_at = asyncio.get_running_loop().call_later(WRITE_AFTER, self._write_now)
+
+    def _write_now(self) -> None:
+        self._writing_at = None
+        if self._writing is not None and not self._writing.done():
+            self._write_later()  # a disk that hangs gets no second thread
+        else:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        assert self.path is not None
+        try:
+            await in_thread(partial(spend_file.write, self.path, self.ledger.rows()))
+        except OSError as error:
+            # 3
+            if not self._failed:
+                self.observe(SpendUnkept(str(self.path), f"it cannot be written ({error.strerror or 'I/O error'})"))
+            self._failed = True
+        else:
+            self._failed = False
+
+    async def close(self) -> None:
+        """Tells and writes the rest."""
+        self.ledger.changed = None
+        dirty = self._writing_at is not None
+        for timer in (self._sharing, self._writing_at):
+            if timer is not None:
+                timer.cancel()
+        self._share_now()
+        try:
+            async with asyncio.timeout(LAST_WRITE):
+                if self._writing is not None:
+                    await self._writing
+                if dirty:
+                    await self._write()
+        except TimeoutError:
+            self.observe(SpendUnkept(str(self.path), "the disk does not answer"))
+
+
+def keeper_of(config: Config, environ: Mapping[str, str], observe: Observer, link: Link | None) -> SpendKeeper:
+    """For this process, with what was spent before it began; a worker is told that by its supervisor."""
+    path, ledger = spend_file.place_of(config, environ), Ledger()
+    if link is not None:
+        return SpendKeeper(ledger, observe, path if link.number == 1 else None, link.spent)
+    recover(ledger, path, observe)
+    return SpendKeeper(ledger, observe, path)
+
+
+def recover(ledger: Ledger, path: Path | None, observe: Observer) -> None:
+    """What was spent before the start."""
+    if path is None:
+        return
+    rows, wrong = spend_file.read(path)
+    ledger.merge(rows)
+    if wrong is not None:
+        observe(SpendUnkept(str(path), wrong))
+
+
+def keep(ledger: Ledger, path: Path | None) -> None:
+    """All of it, at the end of a supervisor: its workers are gone, so nobody waits."""
+    if path is not None and (rows := ledger.rows()):
+        with contextlib.suppress(OSError):  # worker 1 has reported it
+            spend_file.write(path, rows)

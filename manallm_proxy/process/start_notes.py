@@ -1,0 +1,21 @@
+"""What the line of the start says beside the addresses: what an operator might take for something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manallm_proxy.config.model import Config
+
+
+def apart(config: Config) -> str:
+    """Names the limits that hold for each worker, and not for all together; budgets are everybody's."""
+    limits = [f"providers.{p.name}.max_concurrent" for p in config.providers.values() if p.max_concurrent]
+    limits += [f"auth.keys of {key.name}" for key in config.auth.keys if key.is_limited]
+    return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
+
+
+def budgets(config: Config, path: Path | None) -> str:
+    """Where it is kept what was spent."""
+    if not config.has_budgets:
+        return ""
+    return f"; budgets are kept in {path}" if path is not None else "; budgets are kept in memory only (spend_file)"

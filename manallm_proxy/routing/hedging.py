@@ -1,0 +1,52 @@
+"""Two targets asked for one answer: the second when the first has not begun within some time. The first commit wins.
+
+The loser is cancelled and blames nobody. One that fails while the other is under way is a failure like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Generic, TypeVar
+
+from attrs import define
+
+from manallm_proxy.contract.targets import Entry
+from manallm_proxy.routing.health import Permit
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Racer(Generic[T]):
+    """One attempt under way. ``started``: monotonic seconds."""
+
+    entry: Entry
+    permit: Permit
+    started: float
+    task: asyncio.Task[T]
+
+    def leave(self, aclose: Callable[[T], Awaitable[None]] | None) -> None:
+        """Ends it, and closes what it may have brought in this very turn of the loop."""
+        self.permit.released()
+        self.task.cancel()
+        self.task.add_done_callback(partial(_close, aclose))
+
+
+async def next_end(racers: list[Racer[T]], seconds: float | None) -> Racer[T] | None:
+    """The first of `racers` that has ended, however; None after `seconds`."""
+    await asyncio.wait([racer.task for racer in racers], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return next((racer for racer in racers if racer.task.done()), None)
+
+
+def _close(aclose: Callable[[T], Awaitable[None]] | None, task: asyncio.Task[T]) -> None:
+    if task.cancelled() or task.exception() is not None or aclose is None:
+        return
+    closing = asyncio.ensure_future(aclose(task.result()))
+    _CLOSING.add(closing)
+    closing.add_done_callback(_CLOSING.discard)
+
+
+_CLOSING: set[asyncio.Future[None]] = set()
+"""asyncio holds tasks weakly; these are held until they have ended."""

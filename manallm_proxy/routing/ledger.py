@@ -1,0 +1,158 @@
+"""What each account (a client key, an alias) has spent, day by day, and what its requests in flight may spend.
+
+1. An account is over a limit where what it has spent in the period, what is reserved, and what the next request wants
+   are more than the limit together; or where it is used up, whatever the request wants.
+2. Days and months are those of UTC's calendar. What was spent in earlier months is forgotten.
+3. What is reserved is this process's own. What is spent is everybody's: workers tell each other, see `take_unshared`.
+
+Nothing here waits or touches a file. The clock is seconds since the epoch, since a budget outlives the process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.budgets import Limit
+
+DAY: Final = 86_400
+_EPOCH: Final = date(1970, 1, 1).toordinal()
+_TINY: Final = 1e-9
+"""USD by which sums of floats may be off."""
+
+Row = tuple[str, int, float, int]
+"""Account, day since the epoch, USD, tokens."""
+
+
+@define
+class Spend:
+    """USD and tokens."""
+
+    usd: float = 0.0
+    tokens: int = 0
+
+    def add(self, usd: float, tokens: int) -> None:
+        self.usd += usd
+        self.tokens += tokens
+
+
+@lru_cache(maxsize=128)
+def month_of(day: int) -> int:
+    """One number for each month."""
+    found = date.fromordinal(_EPOCH + day)
+    return found.year * 12 + found.month
+
+
+@define(eq=False)
+class Ledger:
+    """Of all accounts. ``changed`` is called when something was spent here."""
+
+    clock: Callable[[], float] = time.time
+    changed: Callable[[], None] | None = None
+    _days: dict[str, dict[int, Spend]] = field(factory=dict)
+    _reserved: dict[str, Spend] = field(factory=dict)
+    _unshared: dict[tuple[str, int], Spend] = field(factory=dict)
+    _month: int = 0
+
+    @property
+    def day(self) -> int:
+        return int(self.clock() // DAY)
+
+    # 1
+
+    def over(self, account: str, limits: Iterable[Limit], wanted: Spend) -> Limit | None:
+        """The first of `limits` in which there is too little left for `wanted`."""
+        for limit in limits:
+            held = self._reserved.get(account, _NOTHING)
+            spent = self.spent(account, limit)
+            if limit.amount.unit == "USD":
+                used, more = spent.usd + held.usd, wanted.usd
+            else:
+                used, more = spent.tokens + held.tokens, wanted.tokens
+            if used >= limit.amount.number - _TINY or used + more > limit.amount.number + _TINY:
+                return limit
+        return None
+
+    def spent(self, account: str, limit: Limit) -> Spend:
+        """In the current day or month."""
+        days, today = self._days.get(account), self.day
+        if days is None:
+            return _NOTHING
+        if limit.period == "day":
+            return days.get(today, _NOTHING)
+        total, month = Spend(), month_of(today)
+        for day, spend in days.items():
+            if month_of(day) == month:
+                total.add(spend.usd, spend.tokens)
+        return total
+
+    def reserve(self, account: str, wanted: Spend) -> None:
+        """Until `release`."""
+        self._reserved.setdefault(account, Spend()).add(wanted.usd, wanted.tokens)
+
+    def release(self, account: str, wanted: Spend) -> None:
+        """What was reserved is free again."""
+        held = self._reserved[account]
+        held.add(-wanted.usd, -wanted.tokens)
+        if not held.tokens:
+            del self._reserved[account]  # so that no sum of floats is left over
+
+    def charge(self, account: str, cost: Spend) -> None:
+        """It was spent now."""
+        day = self.day
+        self._add(account, day, cost.usd, cost.tokens)
+        self._unshared.setdefault((account, day), Spend()).add(cost.usd, cost.tokens)
+        if self.changed is not None:
+            self.changed()
+
+    # 2
+
+    def resets_in(self, limit: Limit) -> float:
+        """Seconds until the period is over."""
+        now = self.clock()
+        if limit.period == "day":
+            return DAY - now % DAY
+        today = datetime.fromtimestamp(now, UTC)
+        year, month = divmod(today.year * 12 + today.month, 12)
+        return datetime(year, month + 1, 1, tzinfo=UTC).timestamp() - now
+
+    def _add(self, account: str, day: int, usd: float, tokens: int) -> None:
+        this_month = month_of(self.day)
+        if this_month != self._month:
+            self._month = this_month
+            for days in self._days.values():
+                for old in [each for each in days if month_of(each) < this_month]:
+                    del days[old]
+            for key in [each for each in self._unshared if month_of(each[1]) < this_month]:
+                del self._unshared[key]
+        if month_of(day) >= this_month:
+            self._days.setdefault(account, {}).setdefault(day, Spend()).add(usd, tokens)
+
+    # 3
+
+    def merge(self, rows: Iterable[Row]) -> None:
+        """What was spent elsewhere, or before this process began."""
+        for account, day, usd, tokens in rows:
+            self._add(account, day, usd, tokens)
+
+    def rows(self) -> list[Row]:
+        """Everything that is known."""
+        return [
+            (account, day, spend.usd, spend.tokens)
+            for account, days in self._days.items()
+            for day, spend in days.items()
+        ]
+
+    def take_unshared(self) -> list[Row]:
+        """What was spent here since the last call."""
+        rows = [(account, day, spend.usd, spend.tokens) for (account, day), spend in self._unshared.items()]
+        self._unshared.clear()
+        return rows
+
+
+_NOTHING: Final = Spend()

@@ -1,0 +1,421 @@
+"""The spend brake: what a key or an alias may spend in a day or a month, and what happens after that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from manallm_proxy.config.load import load
+from manallm_proxy.config.structure import ConfigError
+from tests.figures import value
+from tests.native_servers import speaks_messages, speaks_responses
+from tests.proxy import Proxy, openai, process, proxy, settings, written
+from tests.supervised import health, pids
+from tests.upstreams import USAGE, Connection, Seen, answers, chunk, completion, each, endless, status, upstream
+from tests.waiting import until
+
+PRICE = {"input": 100_000, "output": 100_000}
+"""Ten cents a token: an answer of `upstreams.answers` has 5, so it costs half a dollar."""
+DEAR = {"target": "cloud/m", "price": PRICE}
+SECRET = "k" * 40
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    return {"name": "alice", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), **more}
+
+
+def with_budget(config: dict[str, Any], **budget: Any) -> dict[str, Any]:
+    """Of the alias."""
+    config["aliases"]["mana/test"] |= budget
+    return config
+
+
+async def ask(p: Proxy, **body: Any) -> tuple[int, Any, dict[str, str]]:
+    """A chat of alice's with an empty prompt, whose estimate is cheap: some 15 tokens."""
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    return await p.post("/v1/chat/completions", {"messages": [], **body}, headers=headers)
+
+
+def spent(p: Proxy, account: str) -> float:
+    """USD."""
+    return sum(usd for name, _, usd, _ in p.app.gateway.generation.ledger.rows() if name == account)
+
+
+async def test_an_alias_at_its_budget_stays_local(tmp_path: Path) -> None:
+    """The reason is in the attempt log; a local target that fails does not open the purse."""
+    async with upstream(each(answers)) as cloud, upstream(each(answers)) as gpu:
+        config = settings({"cloud": openai(cloud.url), "box": openai(gpu.url, local=True)}, [DEAR, "box/m"])
+        async with proxy(with_budget(config, budget={"day": "4 USD"}), tmp_path) as p:
+            served = [(await ask(p))[2]["x-mana-llm-resolved"] for _ in range(9)]
+            assert served[0] == "cloud/m" and served[-1] == "box/m"
+            assert served == sorted(served, reverse=True), "once it is used up it stays so"
+            assert spent(p, "alias mana/test") == pytest.approx(0.5 * served.count("cloud/m"))
+            assert spent(p, "alias mana/test") <= 4
+            _, rows = await p.get("/v1/requests")
+            _, row = await p.get(f"/v1/requests/{rows['requests'][0]['id']}")
+            assert [(a["model"], a.get("reason")) for a in row["attempts"]] == [("cloud/m", "budget"), ("box/m", None)]
+            assert "alias mana/test has spent" in row["attempts"][0]["detail"]
+            _, explained = await p.get("/v1/explain?model=mana/test")
+            assert (explained["chain"][0]["reason"], explained["serves"]) == ("budget", "box/m")
+            await gpu.stop()
+            code, body, _ = await ask(p)
+            assert (code, body["error"]["code"]) == (503, "no_healthy_provider")
+            assert [a["reason"] for a in body["error"]["attempts"]] == ["budget", "connect_error"]
+            _, _, headers = [await ask(p) for _ in range(2)][-1]
+            assert (headers["x-should-retry"], headers["retry-after"]) == ("false", "60"), "the budget is no hope"
+            async with p.client.get(f"{p.url}/metrics") as response:
+                assert 'from_model="cloud/m",reason="budget",to_model="box/m"' in await response.text()
+            assert (await ask(p, model="cloud/m"))[0] == 200, "an alias's budget is not that of its targets"
+
+
+@pytest.mark.parametrize("policy", ["local", "refuse"])
+async def test_where_nothing_is_free_it_is_refused(policy: str, tmp_path: Path) -> None:
+    """429 `budget_exceeded`, which no SDK should try again, at every door and before any provider is asked."""
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        async with proxy(with_budget(config, budget={"month": "1 USD"}, on_budget=policy), tmp_path) as p:
+            p.app.gateway.generation.ledger.merge([("alias mana/test", p.app.gateway.generation.ledger.day, 1.0, 10)])
+            for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"):
+                body = {"model": "mana/test", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+                body = {"model": "mana/test", "input": "a"} if path == "/v1/responses" else body
+                code, answer, headers = await p.post(path, body)
+                assert (code, headers["x-should-retry"], len(cloud.posts)) == (429, "false", 0), answer
+                assert "alias mana/test has spent 1 of 1 USD a month" in str(answer)
+            code, answer, headers = await ask(p)
+            assert (answer["error"]["code"], headers["retry-after"]) == ("budget_exceeded", "60")
+
+
+async def test_a_key_that_refuses_lets_through_what_is_free(tmp_path: Path) -> None:
+    """`refuse` is about money that would be spent: a chain that costs nothing is none of its business."""
+    async with upstream(each(answers)) as cloud, upstream(each(answers)) as gpu:
+        config = settings({"cloud": openai(cloud.url), "box": openai(gpu.url, local=True)}, [DEAR])
+        config["aliases"]["mana/home"] = {"chain": ["box/m"]}
+        config["auth"] = {"keys": [entry(budget={"day": "1 USD"}, on_budget="refuse")]}
+        async with proxy(config, tmp_path) as p:
+            p.app.gateway.generation.ledger.merge([("key alice", p.app.gateway.generation.ledger.day, 1.0, 10)])
+            assert [(await ask(p, model=m))[0] for m in ("mana/test", "cloud/m", "mana/home")] == [429, 429, 200]
+
+
+async def test_tokens_are_a_budget_too(tmp_path: Path) -> None:
+    """Those of local targets count; at its end they alone serve, or with `refuse` nobody does."""
+    async with upstream(each(answers)) as cloud, upstream(each(answers)) as gpu:
+        for policy, expected in (("local", [200, 200]), ("refuse", [429, 429])):
+            config = settings({"cloud": openai(cloud.url), "box": openai(gpu.url, local=True)}, ["cloud/m", "box/m"])
+            config["auth"] = {"keys": [entry(budget={"day": "100 tokens"}, on_budget=policy)]}
+            async with proxy(config, tmp_path) as p:
+                code, _, headers = await ask(p, max_tokens=50)
+                assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+                assert (await ask(p, model="box/m"))[0] == 200
+                assert [row[3] for row in p.app.gateway.generation.ledger.rows()] == [10]
+                assert [(await ask(p, max_tokens=90, model=m))[0] for m in ("mana/test", "box/m")] == expected
+
+
+async def test_many_at_once_spend_no_more_than_one_after_the_other(tmp_path: Path) -> None:
+    """What a request may cost is reserved before its call: `max_tokens`, and an estimate of its prompt."""
+    async with upstream(each(endless)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        async with proxy(with_budget(config, budget={"day": "25 USD"}), tmp_path) as p:
+            asking = [asyncio.ensure_future(p.stream(max_tokens=100)) for _ in range(5)]
+            await until(lambda: sum(each.done() for each in asking) == 3)
+            assert [each.result()[0] for each in asking if each.done()] == [429] * 3
+            cloud.go.set()
+            codes = [code for code, _, _ in await asyncio.gather(*asking)]
+            assert sorted(codes) == [200, 200, 429, 429, 429]
+            assert p.app.gateway.generation.ledger._reserved == {}
+
+
+Played = Callable[[Connection, Seen], Awaitable[None]]
+
+
+async def breaks(connection: Connection, seen: Seen) -> None:
+    """After the commit, with its usage told."""
+    await connection.head()
+    await connection.chunk(chunk("Hel") + USAGE)
+    connection.reset()
+
+
+async def fails(connection: Connection, seen: Seen) -> None:
+    """Before the commit, with its usage told: it will be on the bill."""
+    await connection.head()
+    await connection.chunk(USAGE + b'data: {"error":{"message":"no","code":503}}\n\n')
+    await connection.end()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(answers, 0.5), (breaks, 0.5), (fails, 0.5), (status("503 No"), 0.0), (status("400 No"), 0.0)],
+    ids=["well", "broken", "failed", "refused", "mistake"],
+)  # fmt: skip
+async def test_what_is_on_the_bill_is_charged(answer: Played, expected: float, tmp_path: Path) -> None:
+    """Of a stream: its usage, wherever it ends; nothing is left reserved."""
+    async with upstream(each(answer)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            await p.stream(max_tokens=100)
+            assert spent(p, "alias mana/test") == pytest.approx(expected)
+            assert p.app.gateway.generation.ledger._reserved == {}
+
+
+async def test_what_nobody_counted_is_estimated(tmp_path: Path) -> None:
+    """By the bytes of the prompt and of the answer: of a client that left, and of a provider that tells no usage."""
+
+    async def untold(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("stream"):
+            await endless(connection, seen)
+        else:
+            await connection.reply({k: v for k, v in completion("word " * 400).items() if k != "usage"})
+
+    async with upstream(each(untold)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            payload = {"messages": [], "stream": True, "max_tokens": 9}
+            async with p.client.post(p.url + "/v1/chat/completions", json=payload) as response:
+                await response.content.readany()
+            await until(lambda: spent(p, "alias mana/test") > 0)
+            left = spent(p, "alias mana/test")
+            assert 0.5 < left < 2.5
+            assert (await ask(p))[0] == 200
+            await until(lambda: 45 < spent(p, "alias mana/test") - left < 65)
+            assert p.app.gateway.generation.ledger._reserved == {}
+
+
+async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
+    """A larger budget has what is left of it, a smaller one may be used up at once."""
+    async with upstream(each(answers)) as cloud:
+        config = settings({"cloud": openai(cloud.url)}, [DEAR])
+        async with proxy(with_budget(config, budget={"day": "3 USD"}), tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            for budget, code in (({"day": "0.4 USD"}, 429), ({"day": "100 USD"}, 200)):
+                p.write(with_budget(config, budget=budget))
+                await p.app.reload()
+                assert (await ask(p))[0] == code
+            assert spent(p, "alias mana/test") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "path"),
+    [
+        ({"budget": {"day": "5"}}, "budget.day"),
+        ({"budget": {"day": 5}}, "budget.day"),
+        ({"budget": {"day": "-5 USD"}}, "budget.day"),
+        ({"budget": {"day": "0 USD"}}, "budget.day"),
+        ({"budget": {"month": "5 EUR"}}, "budget.month"),
+        ({"budget": {"month": "1.5 tokens"}}, "budget.month"),
+        ({"budget": {"week": "5 USD"}}, "budget.week"),
+        ({"budget": {}}, "budget"),
+        ({"on_budget": "local"}, "on_budget"),
+        ({"budget": {"day": "5 USD"}, "on_budget": "stop"}, "on_budget"),
+    ],
+)
+def test_mistakes_are_named_by_path(budget: dict[str, Any], path: str, tmp_path: Path) -> None:
+    """Of an alias and of a key alike."""
+    config = with_budget(settings({"cloud": openai("http://127.0.0.1:9")}), **budget)
+    config["auth"] = {"keys": [entry(**budget)]}
+    (tmp_path / "proxy.yaml").write_text(written(config))
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "proxy.yaml", {})
+    places = [line.partition(": ")[0] for line in caught.value.mistakes]
+    assert sorted(places) == [f"aliases.mana/test.{path}", f"auth.keys[0].{path}"]
+
+
+def test_a_price_that_a_budget_needs_is_remarked(tmp_path: Path) -> None:
+    """By its path, once a chain entry; what is local or given needs none."""
+    chain = ["cloud/m", {**DEAR, "target": "cloud/n"}, "box/m"]
+    providers = {"cloud": openai("http://127.0.0.1:9"), "box": openai("http://127.0.0.1:9", local=True)}
+    of_alias = with_budget(settings(providers, chain), budget={"day": "5 USD"})
+    of_key = settings(providers, chain, auth={"keys": [entry(budget={"day": "5 USD"})]})
+    for config in (of_alias, of_key):
+        (tmp_path / "proxy.yaml").write_text(written(config))
+        [note] = load(tmp_path / "proxy.yaml", {}).notes
+        assert note.startswith("aliases.mana/test.chain[0].price: not known of cloud/m, so it costs no budget anything")
+    (tmp_path / "proxy.yaml").write_text(written(with_budget(settings(providers, chain), budget={"day": "5 tokens"})))
+    assert load(tmp_path / "proxy.yaml", {}).notes == ()
+
+
+# What was spent outlives the process
+
+
+def chat_of(url: str) -> Callable[[], Awaitable[tuple[int, str]]]:
+    """One chat over a connection of its own: status, and who answered."""
+
+    async def chat() -> tuple[int, str]:
+        async with aiohttp.ClientSession() as client:
+            async with client.post(f"{url}/v1/chat/completions", json={"messages": [], "max_tokens": 5}) as response:
+                return response.status, response.headers.get("x-mana-llm-resolved", "")
+
+    return chat
+
+
+def kept(path: Path) -> float:
+    """USD in the file."""
+    return sum(row[2] for row in json.loads(path.read_text())["spent"]) if path.exists() else 0.0
+
+
+async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    """By SIGTERM not a cent, by SIGKILL at most what was spent in the last second; the log says where it is kept."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "6 USD"})
+        file, environ = tmp_path / "spend.json", {"STATE_DIRECTORY": str(tmp_path)}
+        async with process(config, tmp_path, environ) as running:
+            await running.logs(f"budgets are kept in {file}")
+            assert [(await chat_of(running.url)())[0] for _ in range(3)] == [200] * 3
+            os.kill(running.pid, signal.SIGTERM)
+            assert await running.child.wait() == 0
+        assert kept(file) == pytest.approx(1.5)
+        async with process(config, tmp_path, environ) as running:
+            assert (await chat_of(running.url)())[0] == 200
+            await until(lambda: kept(file) == pytest.approx(2.0))
+            os.kill(running.pid, signal.SIGKILL)
+            await running.child.wait()
+        async with process(config, tmp_path, environ) as running:
+            codes: list[int] = []
+            while not codes or codes[-1] == 200:
+                codes.append((await chat_of(running.url)())[0])
+            assert codes[-1] == 429 and len(codes) < 9
+        assert sorted(os.listdir(tmp_path)) == ["proxy.yaml", "spend.json"]
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_all_workers_spend_one_budget(tmp_path: Path) -> None:
+    """Each hears of the others; one that is killed and its successor forget nothing, nor does the next start."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "100 USD"})
+        file, environ = tmp_path / "spend.json", {"STATE_DIRECTORY": str(tmp_path)}
+        async with process(config, tmp_path, environ, "--workers", "2") as running:
+            await running.logs(f"budgets are kept in {file}")
+            assert await asyncio.gather(*(chat_of(running.url)() for _ in range(20))) == [(200, "cloud/m")] * 20
+            await until(lambda: kept(file) == pytest.approx(10.0))
+            for pid in (await pids(running.url)).values():
+                os.kill(pid, signal.SIGKILL)
+            await running.logs('"worker ended"', 2)
+            await until_served(running.url)
+            before = kept(file)
+            assert (await chat_of(running.url)())[0] == 200
+            await until(lambda: kept(file) > before)
+            os.kill(running.pid, signal.SIGTERM)
+            assert await running.child.wait() == 0
+        assert kept(file) == pytest.approx(0.5 * len(cloud.posts))
+        config = with_budget(config, budget={"day": "5 USD"})
+        async with process(config, tmp_path, environ, "--workers", "2") as running:
+            await running.logs(f"budgets are kept in {file}")
+            codes = [(await chat_of(running.url)())[0] for _ in range(6)]
+            assert codes == [429] * 6
+
+
+async def until_served(url: str) -> None:
+    """Workers that were killed are back."""
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                if len((await health(url))["workers"]) == 2 and (await chat_of(url)())[0] == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version":2,"spent":[]}', b'{"version":1,"spent":[["a",1,-5.0,1]]}']
+)
+async def test_a_file_that_is_none_of_ours_is_set_aside(content: bytes, tmp_path: Path) -> None:
+    """The proxy serves, and says that it counts from 0; nothing is lost that somebody may want to look at."""
+    (tmp_path / "kept.json").write_bytes(content)
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "5 USD"})
+        async with proxy({**config, "spend_file": "kept.json"}, tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            assert "what was spent is not kept" in p.log.getvalue()
+            assert f"budgets are kept in {tmp_path / 'kept.json'}" in p.log.getvalue()
+        assert kept(tmp_path / "kept.json") == pytest.approx(0.5)
+        assert (tmp_path / "kept.json.unreadable").read_bytes() == content
+
+
+async def test_a_place_that_cannot_be_written_costs_no_request(tmp_path: Path) -> None:
+    """It is said once, and budgets hold all the same; without any place the start says so."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "5 USD"})
+        async with proxy({**config, "spend_file": "nowhere/spend.json"}, tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            await until(lambda: "it cannot be written" in p.log.getvalue())
+        async with proxy(config, tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            assert "budgets are kept in memory only" in p.log.getvalue()
+
+
+# Every API
+
+
+FORMS: list[tuple[str, str, dict[str, Any]]] = [
+    ("chat", "/v1/chat/completions", {"messages": [], "max_tokens": 100}),
+    ("chat", "/v1/completions", {"prompt": "a", "max_tokens": 100}),
+    ("chat", "/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100}),
+    ("chat", "/v1/responses", {"input": "a", "max_output_tokens": 100}),
+    ("chat", "/api/chat", {"messages": [{"role": "user", "content": "a"}], "options": {"num_predict": 100}}),
+    ("chat", "/api/generate", {"prompt": "a", "options": {"num_predict": 100}}),
+    ("messages", "/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100}),
+    ("responses", "/v1/responses", {"input": "a", "max_output_tokens": 100}),
+]
+SERVERS = {"chat": answers, "messages": speaks_messages, "responses": speaks_responses}
+
+
+@pytest.mark.parametrize(("speaks", "path", "body"), FORMS, ids=[f"{path} over {speaks}" for speaks, path, _ in FORMS])
+async def test_every_api_reserves_and_pays(speaks: str, path: str, body: dict[str, Any], tmp_path: Path) -> None:
+    """Translated or relayed: `max_tokens` by whichever name is reserved, and the usage is charged, streamed or not."""
+    async with upstream(each(SERVERS[speaks])) as cloud:
+        config = settings({"cloud": openai(cloud.url, speaks=[speaks])}, [DEAR])
+        config["auth"] = {"keys": [entry(tokens_per_minute=150, budget={"day": "15 USD"})]}
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        async with proxy(config, tmp_path) as p:
+            for stream in (False, True):
+                before = spent(p, "key alice")
+                payload = {"model": "mana/test", **body, "stream": stream}
+                async with p.client.post(p.url + path, json=payload, headers=headers) as response:
+                    assert (response.status, await response.read() != b"") == (200, True)
+                charged = spent(p, "key alice") - before
+                assert 0.45 < charged < 2, "some tokens at ten cents"
+            for key in ("max_tokens", "max_output_tokens"):
+                if key in body:
+                    body = {**body, key: 200}
+            if "options" in body:
+                body = {**body, "options": {"num_predict": 200}}
+            asked = len(cloud.posts)
+            code, told, _ = await p.post(path, {"model": "mana/test", **body}, headers=headers)
+            assert (code, len(cloud.posts)) == (429, asked), told
+            assert "ask for less" in str(told) or "has spent" in str(told)
+
+
+async def test_a_kept_answer_costs_nothing(tmp_path: Path) -> None:
+    """Nor does one that several share; who is at its budget still gets what is kept. What it saved is counted."""
+    async with upstream(each(answers)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "4 USD"})
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        config["auth"] = {"keys": [entry(tokens_per_minute=1000)]}
+        async with proxy(config, tmp_path) as p:
+            asked = [ask(p, seed=1), ask(p, seed=1, stream=False), ask(p, seed=1)]
+            found = await asyncio.gather(*asked)
+            assert sorted(headers["x-mana-llm-cache"] for _, _, headers in found) == ["hit", "hit", "miss"]
+            assert spent(p, "alias mana/test") == pytest.approx(0.5) and len(cloud.posts) == 1
+            left = found[-1][2]["x-ratelimit-remaining-tokens"]
+            p.app.gateway.generation.ledger.merge([("alias mana/test", p.app.gateway.generation.ledger.day, 4.0, 40)])
+            code, _, headers = await ask(p, seed=1)
+            assert (code, headers["x-mana-llm-cache"]) == (200, "hit")
+            assert int(headers["x-ratelimit-remaining-tokens"]) == 995 >= int(left)
+            code, body, headers = await ask(p, seed=2)
+            assert (code, body["error"]["code"], len(cloud.posts)) == (429, "budget_exceeded", 1)
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+            payload = {"messages": [], "seed": 1, "stream": True}
+            async with p.client.post(f"{p.url}/v1/chat/completions", json=payload, headers=bearer) as response:
+                assert (response.status, response.headers["x-mana-llm-cache"]) == (200, "hit")
+                assert (await response.read()).endswith(b"[DONE]\n\n")
+            assert spent(p, "alias mana/test") == pytest.approx(4.5)
+            told = p.app.metrics.render()[0].decode()
+            assert value(told, "mana_llm_cache_saved_usd_total", alias="mana/test") == pytest.approx(4 * 0.5)
+            assert value(told, "mana_llm_cost_usd_total", provider="cloud", model="m") == pytest.approx(0.5)
