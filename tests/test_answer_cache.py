@@ -17,7 +17,7 @@ from manallm_proxy.doors.replay.forms import REPLAYS
 from manallm_proxy.gateway.answers import canonical
 from tests.figures import value
 from tests.proxy import Proxy, everything, openai, proxy, settings, written
-from tests.upstreams import DONE, Connection, Seen, each, endless, status, upstream
+from tests.upstreams import DONE, Connection, Seen, chunk, each, endless, status, upstream
 from tests.waiting import until
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Rome"}'}}
@@ -144,7 +144,7 @@ async def test_a_stream_of_a_kept_answer_says_what_it_does(door: str, tmp_path: 
     async with upstream(each(talks)) as server, proxy(kept(server.url), tmp_path) as gate:
         whole, _, _ = await ask(gate, path, body, stream=False)
         replay = REPLAYS[door]
-        assert json.loads(replay.to_whole(replay.to_stream(whole, True), None) or b"") == json.loads(whole)
+        assert json.loads(replay.to_whole(replay.to_stream(whole, True) or b"", None) or b"") == json.loads(whole)
 
 
 async def test_embeddings_are_kept_for_a_provider_that_says_so(tmp_path: Path) -> None:
@@ -379,3 +379,109 @@ def test_mistakes_are_named_by_path(change: dict[str, Any], place: str, tmp_path
     with pytest.raises(ConfigError) as raised:
         load(tmp_path / "proxy.yaml", {})
     assert any(place in mistake for mistake in raised.value.mistakes), raised.value.mistakes
+
+
+async def test_heartbeats_of_a_shared_stream_come_from_one_mouth(tmp_path: Path) -> None:
+    """Before anybody answers and in mid-stream: all who hear it get the same events, and each event once."""
+    path, body = DOORS["responses"]
+    words = asyncio.Event()
+
+    async def slow(connection: Connection, seen: Seen) -> None:
+        await connection.upstream.go.wait()
+        await connection.head()
+        await connection.chunk(chunk("one"))
+        await words.wait()
+        await connection.chunk(chunk("two") + chunk(finish="stop") + DONE)
+        await connection.end()
+
+    config_ = {"streaming": {"early_heartbeat": 0.02, "heartbeat": 0.02}}
+    async with upstream(each(slow)) as server, proxy(kept(server.url, **config_), tmp_path) as gate:
+        payload = {"model": "mana/test", **body, "stream": True}
+        both = [await gate.client.post(gate.url + path, json=payload) for _ in range(2)]
+        assert [response.headers["X-Mana-LLM-Cache"] for response in both] == ["miss", "hit"]
+        server.go.set()
+        begun = [b""] * 2
+        for n, response in enumerate(both):
+            while b"one" not in begun[n] or b"in_progress" not in begun[n].partition(b"one")[2]:
+                begun[n] += await response.content.readany()
+        words.set()
+        told = [begun[n] + await everything(response) for n, response in enumerate(both)]
+        assert told[0] == told[1]
+        events = [json.loads(line[6:]) for line in told[0].splitlines() if line.startswith(b"data: ")]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [event["type"] for event in events].count("response.created") == 1
+        assert events[-1]["type"] == "response.completed"
+        assert len(server.posts) == 1
+        whole, cache, _ = await ask(gate, path, body, stream=False)
+        assert (json.loads(whole), cache) == (events[-1]["response"], "hit")
+
+
+def test_what_anthropics_own_server_streams_becomes_whole() -> None:
+    """Its prompt is counted at the start only; a block that we do not know is not kept."""
+
+    def event(**told: Any) -> bytes:
+        return f"event: {told['type']}\ndata: {json.dumps(told)}\n\n".encode()
+
+    start = {"id": "msg_1", "type": "message", "content": [], "usage": {"input_tokens": 9, "output_tokens": 1}}
+    text = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    rest = (
+        event(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "Hi"}),
+        event(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 4}),
+        event(type="message_stop"),
+    )
+    to_whole = REPLAYS["messages"].to_whole
+    whole = json.loads(
+        to_whole(b"".join((event(type="message_start", message=start), event(**text), *rest)), None) or b""
+    )
+    assert whole["usage"] == {"input_tokens": 9, "output_tokens": 4}
+    assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": "Hi"}], "end_turn")
+    text["content_block"] = {"type": "server_tool_use", "id": "1"}
+    assert to_whole(b"".join((event(type="message_start", message=start), event(**text), *rest)), None) is None
+
+
+def test_the_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs it."""
+    monkeypatch.setattr("manallm_proxy.config.state_url.find_spec", lambda name: None)
+    path = tmp_path / "proxy.yaml"
+    path.write_text(written({"providers": {"up": openai("http://a")}, "state": "redis://127.0.0.1"}))
+    with pytest.raises(ConfigError, match=r"state: .*pip install 'manallm-proxy\[redis\]'"):
+        load(path, {})
+
+
+ODD: tuple[Any, ...] = (None, 1, "x", [], {}, [1], [None], [{}], {"type": "message"}, [{"type": "message"}])
+
+
+def test_what_a_provider_may_have_sent_breaks_nothing() -> None:
+    """Relayed bytes are kept as they came: what cannot be turned into the other form is asked for again."""
+    wholes: dict[str, tuple[str, dict[str, Any]]] = {
+        "chat/completions": ("choices", {"id": "1", "choices": [{"index": 0, "message": {"content": "a"}}]}),
+        "completions": ("choices", {"id": "1", "choices": [{"index": 0, "text": "a"}]}),
+        "messages": ("content", {"id": "1", "content": [], "usage": {}, "stop_reason": "end_turn"}),
+        "responses": ("output", {"id": "1", "status": "completed", "output": []}),
+        "api/chat": ("message", {"model": "m", "message": {"content": "a"}, "done": True}),
+    }
+    for door, (member, whole) in wholes.items():
+        replay = REPLAYS[door]
+        assert replay.to_stream(json.dumps(whole).encode(), True), door
+        for odd in ODD:
+            for body in (odd, {**whole, member: odd}, {member: odd}):
+                data = json.dumps(body).encode()
+                replay.to_stream(data, True)
+                replay.is_success(data)
+                replay.to_whole(b"event: x\ndata: " + data + b"\n\n", None)
+                replay.to_whole(data, None)
+
+
+async def test_a_kept_answer_without_the_other_form_is_asked_for(tmp_path: Path) -> None:
+    """Whole it is a hit all the same."""
+    path, body = DOORS["chat/completions"]
+
+    async def odd(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("stream"):
+            await talks(connection, seen)
+        else:
+            await connection.reply({"id": "1", "choices": [{"index": 0, "message": "odd", "finish_reason": "stop"}]})
+
+    async with upstream(each(odd)) as server, proxy(kept(server.url), tmp_path) as gate:
+        assert [(await ask(gate, path, body, stream=False))[1] for _ in range(2)] == ["miss", "hit"]
+        assert (await ask(gate, path, body, stream=True))[1] == "miss"

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from manallm_proxy.config.load import load
 from manallm_proxy.gateway.ratelimit import SPAN, Window
-from tests.proxy import Proxy, openai, proxy, settings
+from manallm_proxy.process.start_notes import apart
+from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
@@ -89,3 +91,14 @@ async def test_without_the_server_each_counts_by_itself(redis: RedisServer, tmp_
             assert not client.exists(name) or client.type(name) == b"zset"
             assert (await asked(one))[0] == 200
             assert client.type(name) == b"zset"
+
+
+def test_the_start_names_what_is_each_workers_own(tmp_path: Path) -> None:
+    """Requests per minute are not, where a server counts them for all."""
+    key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
+    for more, named in ({}, False), ({"concurrent_requests": 2}, True):
+        for state in (None, "redis://127.0.0.1:9"):
+            config = settings({"up": openai("http://a")}, state=state, auth={"keys": [key | more]})
+            path = tmp_path / "proxy.yaml"
+            path.write_text(written(config))
+            assert ("alice" in apart(load(path, {}))) is (named or state is None)

@@ -90,8 +90,9 @@ class KeptAnswer:
         if key is None:
             exchange.cache = "bypass"
             return await exchange.ask(self.asking, self.reply)
-        if wishes.reads and (kept := await self._find(key, wishes)) is not None:
-            return await self._give(kept)
+        kept = await self._find(key, wishes) if wishes.reads else None
+        if kept is not None and (response := await self._give(kept)) is not None:
+            return response
         flight = answers.flights.find(key) if wishes.reads else None
         if flight is not None and (response := await self._follow(flight)) is not None:
             return response
@@ -127,16 +128,19 @@ class KeptAnswer:
         assert self.chain.cache is not None
         return self.chain.cache.seconds(provider, is_embedding=self._is_embedding)
 
-    async def _give(self, kept: Kept) -> web.StreamResponse:
-        """The client gets what is kept, in the form that it asked for."""
-        exchange = self.exchange
+    async def _give(self, kept: Kept) -> web.StreamResponse | None:
+        """The client gets what is kept, in the form that it asked for; None where it has no such form."""
+        exchange, data = self.exchange, None
+        if self._form.stream:
+            large = len(kept.body) > LARGE_BYTES
+            data = await aside(large, self._replay.to_stream, kept.body, self._form.with_usage)
+            if data is None:
+                return None
         exchange.cache, exchange.saved_usage = "hit", kept.usage
         entry = next((each for each in self.chain if each.target == kept.target), Entry(kept.target))
         exchange.commit(entry, self.reply)
-        if not self._form.stream:
+        if data is None:
             return await exchange.send(kept.body, kept.content_type)
-        large = len(kept.body) > LARGE_BYTES
-        data = await aside(large, self._replay.to_stream, kept.body, self._form.with_usage)
         writer = exchange.stream_writer(self.reply, beats=False)
         await writer.finish(data)
         return _response(writer)

@@ -14,15 +14,11 @@ from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
 from manallm_proxy.gateway.asking import Asking, written
-from manallm_proxy.openai.json_object import DecodeErrors
 from manallm_proxy.openai.large import LARGE_BYTES, aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing.relay import Relay
 from manallm_proxy.state.flights import Flight
 from manallm_proxy.state.kept import Kept, Key
-
-_NOT_AN_ANSWER = (*DecodeErrors, TypeError, KeyError, AttributeError, ValueError)
-"""What comes of reading bytes that a provider sent, and that the relay had no reason to read."""
 
 
 @define
@@ -70,11 +66,7 @@ class Production:
         last, said, usage = self.reply.end(stream.usage), flight.held(), stream.usage
         whole = None
         if said is not None:
-            try:
-                large = len(said) > LARGE_BYTES
-                whole = await aside(large, self.replay.to_whole, said + last, usage)
-            except _NOT_AN_ANSWER:
-                whole = None
+            whole = await aside(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)
         entry = flight.entry
         assert entry is not None
         kept = Kept(whole, entry.target, usage=usage) if whole is not None else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,106 @@ async def test_what_a_hit_costs(tmp_path: Path, capsys: pytest.CaptureFixture[st
         print()
     assert rows["hit in memory"][0] < rows["asked, not kept"][0]
     assert rows["hit in Redis"][0] - rows["hit in memory"][0] < 250
+
+
+async def test_under_load_it_may_come_and_go(tmp_path: Path) -> None:
+    """Killed, stopped and started again under many requests: all are answered, and nothing is an error in the log."""
+    with redis_server(tmp_path) as server:
+        async with upstream(each(answers)) as up:
+            config = settings({"up": openai(up.url)}, state=server.url)
+            config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+            async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+                told: list[tuple[int, float]] = []
+                ended = asyncio.Event()
+
+                async def asks(number: int) -> None:
+                    turn = 0
+                    while not ended.is_set():
+                        turn += 1
+                        words = f"{number} {turn % 7}" if turn % 2 else "the same"
+                        body = {"model": "mana/test", "messages": [{"role": "user", "content": words}]}
+                        began = time.perf_counter()
+                        async with client.post(running.url + "/v1/chat/completions", json=body) as response:
+                            await response.read()
+                            told.append((response.status, time.perf_counter() - began))
+
+                asking = [asyncio.ensure_future(asks(number)) for number in range(20)]
+                for harm, mend in ((server.kill, server.start), (server.stop, server.go_on)) * 3:
+                    await asyncio.sleep(0.3)
+                    harm()
+                    await asyncio.sleep(0.5)
+                    mend()
+                await asyncio.sleep(0.5)
+                ended.set()
+                await asyncio.gather(*asking)
+                assert {status for status, _ in told} == {200}
+                assert max(seconds for _, seconds in told) < 1.0
+                log = "".join(running.output)
+                assert log.count('"shared state is away"') <= 6
+                assert "internal error" not in log and "event loop" not in log
+
+
+async def test_what_is_no_redis_at_all(tmp_path: Path) -> None:
+    """A web server, one that talks without end, one that hangs up, one that says nothing: misses, told once."""
+
+    async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"*1000000\r\n" + b"$1\r\nx\r\n" * 1000)
+                await writer.drain()
+
+    async def gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async with upstream(each(answers)) as up:
+        for behaviour in (web, endless, gone, mute):
+            strange = await asyncio.start_server(behaviour, "127.0.0.1", 0)
+            url = f"redis://127.0.0.1:{strange.sockets[0].getsockname()[1]}"
+            config = settings({"up": openai(up.url)}, state=url)
+            config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+            async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
+                for _ in range(10):
+                    body = {"model": "mana/test", "messages": []}
+                    async with client.post(running.url + "/v1/chat/completions", json=body) as response:
+                        assert (response.status, response.headers["X-Mana-LLM-Cache"]) == (200, "miss"), behaviour
+                await running.logs("shared state is away")
+                log = "".join(running.output)
+                assert log.count('"shared state is away"') == 1 and "internal error" not in log, log
+            strange.close()
+
+
+async def test_a_limit_over_four_processes(tmp_path: Path) -> None:
+    """At most one in a hundred too many, asked for by all at once."""
+    key = {"name": "alice", "sha256": hashlib.sha256(b"alice-key").hexdigest(), "requests_per_minute": 200}
+    with redis_server(tmp_path) as server:
+        async with upstream(each(answers)) as up, AsyncExitStack() as stack:
+            urls: list[str] = []
+            for number in range(4):
+                config = settings({"up": openai(up.url)}, state=server.url, auth={"keys": [key]})
+                folder = tmp_path / f"p{number}"
+                os.mkdir(folder)
+                urls.append((await stack.enter_async_context(process(config, folder))).url)
+            client = await stack.enter_async_context(
+                aiohttp.ClientSession(headers={"Authorization": "Bearer alice-key"})
+            )
+
+            async def asks(url: str) -> list[int]:
+                told = []
+                for _ in range(40):
+                    async with client.post(url + "/v1/chat/completions", json={"messages": []}) as response:
+                        told.append(response.status)
+                return told
+
+            told = await asyncio.gather(*(asks(url) for url in urls for _ in range(4)))
+            passed = sum(status == 200 for row in told for status in row)
+            assert 200 <= passed <= 202, passed

@@ -14,6 +14,10 @@ from attrs import frozen
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.doors.replay import messages, ollama, openai, responses
+from manallm_proxy.openai.json_object import DecodeErrors
+
+_UNREADABLE: Final = (*DecodeErrors, TypeError, KeyError, AttributeError, ValueError)
+"""What comes of reading bytes that a provider sent, and that the relay had no reason to read."""
 
 
 def _never_streamed(whole: bytes, with_usage: bool) -> bytes:
@@ -30,14 +34,35 @@ def _any(whole: bytes) -> bool:
 
 @frozen
 class Replay:
-    """One door's."""
+    """One door's. What it cannot read is not kept, or not given in the other form."""
 
-    to_stream: Callable[[bytes, bool], bytes] = _never_streamed
-    """A stream that says what the whole answer does; the flag: whether it ends with the usage, where that is asked."""
-    to_whole: Callable[[bytes, Usage | None], bytes | None] = _never_whole
-    """The whole answer that a complete stream says; None where it is none that may be kept."""
-    is_success: Callable[[bytes], bool] = _any
-    """Whether a whole answer is one that may be kept."""
+    _to_stream: Callable[[bytes, bool], bytes] = _never_streamed
+    _to_whole: Callable[[bytes, Usage | None], bytes | None] = _never_whole
+    _is_success: Callable[[bytes], bool] = _any
+
+    def to_stream(self, whole: bytes, with_usage: bool) -> bytes | None:
+        """A stream that says what the whole answer does; the flag: whether it ends with the usage, where that is asked.
+
+        None where that cannot be done.
+        """
+        try:
+            return self._to_stream(whole, with_usage)
+        except _UNREADABLE:
+            return None
+
+    def to_whole(self, stream: bytes, usage: Usage | None) -> bytes | None:
+        """The whole answer that a complete stream says; None where it is none that may be kept."""
+        try:
+            return self._to_whole(stream, usage)
+        except _UNREADABLE:
+            return None
+
+    def is_success(self, whole: bytes) -> bool:
+        """Whether a whole answer is one that may be kept."""
+        try:
+            return self._is_success(whole)
+        except _UNREADABLE:
+            return False
 
 
 REPLAYS: Final[Mapping[str, Replay]] = {

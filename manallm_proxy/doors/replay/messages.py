@@ -24,7 +24,7 @@ def to_stream(whole: bytes, with_usage: bool) -> bytes:
         out.append(event({"type": "content_block_start", "index": index, "content_block": empty}))
         out += [event({"type": "content_block_delta", "index": index, "delta": delta}) for delta in deltas]
         out.append(event({"type": "content_block_stop", "index": index}))
-    ending = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
+    ending = {"stop_reason": message.get("stop_reason"), "stop_sequence": message.get("stop_sequence")}
     out.append(event({"type": "message_delta", "delta": ending, "usage": message["usage"]}))
     return b"".join((*out, event({"type": "message_stop"})))
 
@@ -36,7 +36,7 @@ def _opened(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
             return {**block, "text": ""}, [{"type": "text_delta", "text": block["text"]}]
         case "thinking":
             deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}] if block["thinking"] else []
-            if block["signature"]:
+            if block.get("signature"):
                 deltas.append({"type": "signature_delta", "signature": block["signature"]})
             return {**block, "thinking": "", "signature": ""}, deltas
         case "tool_use":
@@ -64,7 +64,8 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
                 else:
                     block.pieces.append(delta[_PIECES[delta["type"]]])
             case "message_delta":
-                message |= {**told["delta"], "usage": told["usage"]}
+                counted = {**message["usage"], **told["usage"]}  # Anthropic's own server counts the prompt at the start
+                message |= {**told["delta"], "usage": counted}
             case "message_stop":
                 content = [block.whole() for _, block in sorted(blocks.items())]
                 return encode({**message, "content": content})

@@ -61,10 +61,10 @@ def _events(response: dict[str, Any]) -> Iterator[_Event]:
 def _inside(item: dict[str, Any], at: dict[str, Any]) -> Iterator[_Event]:
     match item["type"]:
         case "message":
-            for n, part in enumerate(item["content"]):
+            for n, part in enumerate(item.get("content") or ()):
                 yield from _part(part, {**at, "content_index": n})
         case "reasoning":
-            for n, part in enumerate(item["summary"]):
+            for n, part in enumerate(item.get("summary") or ()):
                 here = {**at, "summary_index": n}
                 yield "response.reasoning_summary_part.added", {**here, "part": {**part, "text": ""}}
                 yield "response.reasoning_summary_text.delta", {**here, "delta": part["text"]}
@@ -85,11 +85,14 @@ def _part(part: dict[str, Any], here: dict[str, Any]) -> Iterator[_Event]:
         yield "response.content_part.added", {**here, "part": {**part, "refusal": ""}}
         yield "response.refusal.delta", {**here, "delta": part["refusal"]}
         yield "response.refusal.done", {**here, "refusal": part["refusal"]}
-    else:
+    elif part["type"] == "output_text":
+        logprobs = part.get("logprobs") or []
         yield "response.content_part.added", {**here, "part": {**part, "text": "", "logprobs": []}}
         if part["text"]:
-            yield "response.output_text.delta", {**here, "delta": part["text"], "logprobs": part["logprobs"]}
-        yield "response.output_text.done", {**here, "text": part["text"], "logprobs": part["logprobs"]}
+            yield "response.output_text.delta", {**here, "delta": part["text"], "logprobs": logprobs}
+        yield "response.output_text.done", {**here, "text": part["text"], "logprobs": logprobs}
+    else:
+        yield "response.content_part.added", {**here, "part": part}
     yield "response.content_part.done", {**here, "part": part}
 
 
