@@ -77,6 +77,9 @@ async def test_it_understands_all_of_it(tmp_path: Path) -> None:
         providers["down"] = openai("http://127.0.0.1:9")
         config = settings(providers, ["down/m", "bad/m", "good/m"])
         config["aliases"]["mana/down"] = {"chain": ["down/m"]}
+        priced = {"target": "good/m", "price": {"input": 3, "output": 5}}
+        config["aliases"]["mana/home"] = {"chain": ["box/m", priced]}
+        config["aliases"]["mana/kept"] = {"chain": [priced], "cache": {"ttl": "1h"}}
         async with proxy(config, tmp_path) as p, prometheus(p.url, tmp_path) as at, aiohttp.ClientSession() as client:
 
             async def answer(path: str, **query: str) -> Any:
@@ -86,7 +89,7 @@ async def test_it_understands_all_of_it(tmp_path: Path) -> None:
                     return found["data"]
 
             async def traffic() -> None:
-                for name in ("mana/test", "box/m", "mana/down"):
+                for name in ("mana/test", "box/m", "mana/down", "mana/home", "mana/kept"):
                     await p.chat(model=name)
                     await p.stream(model=name)
 

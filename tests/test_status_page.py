@@ -147,6 +147,24 @@ async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
 
 
 @pytest.mark.built_in
+async def test_what_staying_local_saved(tmp_path: Path) -> None:
+    """A chart of its own once there is something to show, and a line of the request; cents as what they are."""
+    async with upstream(each(answers)) as gpu, chromium(tmp_path) as page:
+        home = {"gpu": openai(gpu.url, local=True), "cloud": openai("http://127.0.0.1:9")}
+        chain = ["gpu/m", {"target": "cloud/m", "price": {"input": 1000, "output": 1000}}]
+        async with proxy(settings(home, chain), tmp_path) as p:
+            await page.open(p.url)
+            await page.until("document.querySelectorAll('#charts .chart').length == 3")
+            await p.chat()
+            await page.until("document.getElementById('charts').innerText.includes('$0.005 by staying local')")
+            assert (
+                await page.value("[...document.querySelectorAll('#charts .bar')].pop().getAttribute('height')") == "64"
+            )
+            await page.value("document.querySelector('#requests summary').click()")
+            await page.until("document.querySelector('#requests .open').innerText.includes('$0.005')")
+
+
+@pytest.mark.built_in
 async def test_a_lost_connection_mends_itself(tmp_path: Path) -> None:
     """It is said clearly, and over when the proxy is back."""
     config = settings(LOOP)

@@ -82,6 +82,8 @@ def summary(ended_at: float, event: RequestEnded) -> dict[str, Any]:
         "tokens": {"prompt": event.prompt_tokens, "completion": event.completion_tokens},
         "passed": len(event.log),
         "cache": event.cache,
+        "cost_usd": None if event.cost is None else round(event.cost, 9),
+        "avoided_usd": round(event.avoided, 9),
     }
 
 

@@ -1,5 +1,5 @@
 // Small charts of what the last requests show. No library: thirty bars each.
-import {$, el, keep, median, seconds, svg} from "./draw.js";
+import {$, dollars, el, keep, median, seconds, svg} from "./draw.js";
 
 const SPAN = 15 * 60000, BARS = 30, WIDTH = 300, HEIGHT = 64;
 
@@ -11,17 +11,20 @@ export function draw(rows) {
   const failed = (list) => list.filter((row) => row.outcome === "error" || row.outcome === "broken").length;
   const passed = (list) => list.filter((row) => row.passed > 0 && row.outcome === "ok").length;
   const first = (list) => median(list.map((row) => row.outcome === "ok" ? row.first_byte_ms : null));
+  const saved = (list) => list.reduce((sum, row) => sum + (row.avoided_usd || 0), 0);
   const bad = failed(recent);
   const charts = [
     ["Requests", String(recent.length), bad ? `${bad} failed` : "none failed", buckets.map((b) => [[b.length - failed(b), ""], [failed(b), "bad"]])],
     ["Time to first byte", seconds(first(recent)), "median", buckets.map((b) => [[first(b) || 0, ""]])],
     ["Fallbacks", String(passed(recent)), "served by a later target", buckets.map((b) => [[passed(b), "warn"]])],
   ];
+  if (saved(recent)) charts.push(["Saved", dollars(saved(recent)), "by staying local", buckets.map((b) => [[saved(b), ""]])]);
   keep($("charts"), charts.map((each) => [each[0], each]), shape);
 }
 
 function shape([name, figure, note, bars]) {
-  const most = Math.max(1, ...bars.map((parts) => parts.reduce((sum, part) => sum + part[0], 0)));
+  const sums = bars.map((parts) => parts.reduce((sum, part) => sum + part[0], 0));
+  const most = figure.startsWith("$") ? Math.max(...sums) : Math.max(1, ...sums); // a fraction of a dollar fills its chart
   const width = WIDTH / BARS;
   const picture = svg("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true"});
   bars.forEach((parts, at) => {

@@ -43,6 +43,8 @@ export function keep(parent, wanted, shape) {
 export const seconds = (ms) => ms === null || ms === undefined ? "–"
   : ms < 1000 ? `${Math.round(ms)} ms` : ms < 60000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.floor(ms / 60000)} min ${Math.round(ms / 1000) % 60} s`;
 
+export const dollars = (usd) => `$${usd < 0.01 ? Number(usd.toPrecision(2)) : usd.toFixed(2)}`;
+
 export function median(numbers) {
   const sorted = numbers.filter((each) => typeof each === "number").sort((a, b) => a - b);
   return sorted.length ? sorted[Math.floor(sorted.length / 2)] : null;

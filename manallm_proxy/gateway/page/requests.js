@@ -1,5 +1,5 @@
 // The last requests, each opening to its attempts on a time line.
-import {$, el, keep, seconds, word} from "./draw.js";
+import {$, dollars, el, keep, seconds, word} from "./draw.js";
 import {json} from "./feed.js";
 
 const SHOWN = 60;
@@ -88,6 +88,7 @@ export function timeline(whole) {
 
 function facts(whole) {
   const pairs = [["Request", whole.id], ["Door", whole.door], ["Key", whole.key], ["First byte", seconds(whole.first_byte_ms)], ["Total", seconds(whole.ms)],
-    ["Tokens", whole.tokens.prompt === null && whole.tokens.completion === null ? null : `${whole.tokens.prompt ?? "?"} in, ${whole.tokens.completion ?? "?"} out`], ["Error", whole.error]];
+    ["Tokens", whole.tokens.prompt === null && whole.tokens.completion === null ? null : `${whole.tokens.prompt ?? "?"} in, ${whole.tokens.completion ?? "?"} out`], ["Cost", whole.cost_usd ? dollars(whole.cost_usd) : null], ["Saved by staying local", whole.avoided_usd ? dollars(whole.avoided_usd) : null],
+    ["Error", whole.error]];
   return el("dl", {}, ...pairs.filter((each) => each[1]).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {class: "mono"}, value)]));
 }
