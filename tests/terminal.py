@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shlex
@@ -59,6 +60,10 @@ class Terminal:
             raise AssertionError(screen) from None
         return screen
 
+    async def close(self) -> None:
+        """Ends it, as a closed window does. Raises CalledProcessError if it is closed."""
+        await self.ask("kill-server")
+
     async def type(self, text: str, *keys: str) -> None:
         """`text` as it is, then keys by their names (``Enter``, ``C-c``)."""
         if text:
@@ -67,15 +72,21 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(folder: Path, *arguments: str, width: int = 80, **environ: str) -> AsyncIterator[Terminal]:
-    """One of 80 columns in which `manallm-proxy` runs with `arguments`; ended at the end."""
+async def terminal(
+    folder: Path, *arguments: str, width: int = 80, before: tuple[str, ...] = (), **environ: str
+) -> AsyncIterator[Terminal]:
+    """One of 80 columns in which `manallm-proxy` runs with `arguments`; closed at the end.
+
+    ``before``: the command that starts it (``nohup``), if any.
+    """
     made = Terminal(require("tmux", "Debian: apt-get install tmux"), folder / f"tmux-{next(_numbers)}")
     variables = [f"{name}={value}" for name, value in {"PYTHONPATH": str(ROOT), **environ}.items()]
-    command = shlex.join(["env", *variables, sys.executable, "-m", "manallm_proxy", *arguments])
+    command = shlex.join([*before, "env", *variables, sys.executable, "-m", "manallm_proxy", *arguments])
     # what it ended with stays on the screen
     shell = f"{command}; echo ended with $?; sleep 60"
     await made.ask("new-session", "-d", "-x", str(width), "-y", "60", "-c", str(folder), shell)
     try:
         yield made
     finally:
-        await made.ask("kill-server")
+        with contextlib.suppress(subprocess.CalledProcessError):  # the test has closed it
+            await made.close()

@@ -43,7 +43,9 @@ def command_page(parser: argparse.ArgumentParser) -> str:
         _text(
             "that can answer. Without any configuration it serves the built-in quickstart with the model servers that "
         ),
-        _text("answer on this machine. SIGTERM and SIGINT stop it, SIGHUP reads the configuration again."),
+        _text(
+            "answer on this machine. SIGTERM, SIGINT and a closed terminal stop it, SIGHUP reads the configuration again."
+        ),
         ".SH COMMANDS",
     ]
     for name, command in commands.choices.items():

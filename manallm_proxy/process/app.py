@@ -1,8 +1,8 @@
 """One serving process: assemble, start, reload, drain, stop.
 
-Start: listen, then one round of probes or its timeout, then ``READY``. SIGHUP reloads, see `reload`. SIGTERM and
-SIGINT drain: not ready any more, `LAME_DUCK` seconds of ``Connection: close``, no new connections, answers in flight
-for up to ``limits.drain``, then an error event for the rest. A second signal shortens the wait.
+Start: listen, then one round of probes or its timeout, then ``READY``. SIGHUP reloads, see `hangup` and `reload`.
+SIGTERM and SIGINT drain: not ready any more, `LAME_DUCK` seconds of ``Connection: close``, no new connections, answers
+in flight for up to ``limits.drain``, then an error event for the rest. A second signal shortens the wait.
 
 As one of several workers it reloads and drains when its supervisor says so, and reports health changes to it.
 """
@@ -38,6 +38,7 @@ from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
+from manallm_proxy.process.hangup import Hangup
 from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
@@ -132,7 +133,7 @@ class App:
         if self.link is None:
             loop.add_signal_handler(signal.SIGINT, self.stop)
             loop.add_signal_handler(signal.SIGQUIT, self.stop)
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            loop.add_signal_handler(signal.SIGHUP, Hangup(self.reload, self.stop))
         else:
             await self.link.join(self)
         watchdog = systemd.watchdog(loop, self.environ, os.getpid())

@@ -32,6 +32,7 @@ from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.process import spend_file, systemd
 from manallm_proxy.process.config_reader import ConfigReader
+from manallm_proxy.process.hangup import Hangup
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.spend_keeper import keep, recover
 from manallm_proxy.process.start_notes import apart, budgets
@@ -84,6 +85,7 @@ class Supervisor:
     """Whether workers are still adopting ``config``."""
     _changes: str = ""
     """What the reload that is being adopted changes, in words."""
+    _hangup: Hangup = field(init=False)
     _code: int = 0
     _spend: Path | None = None
 
@@ -108,6 +110,7 @@ class Supervisor:
         for wake in self._wakes:
             wake.setblocking(False)
         signal.set_wakeup_fd(self._wakes[1].fileno(), warn_on_full_buffer=False)
+        self._hangup = Hangup(self._reload, self._stop)
         for each in SIGNALS:
             signal.signal(each, lambda *_: None)
         self._poll.register(self._wakes[0], select.POLLIN)
@@ -158,7 +161,7 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stop()
         elif number == signal.SIGHUP and not self._workers.draining:
-            self._reload()
+            self._hangup()
 
     def _stop(self) -> None:
         """The first call drains all workers; the second ends their wait for answers in flight."""
