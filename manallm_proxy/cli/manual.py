@@ -44,7 +44,7 @@ def command_page(parser: argparse.ArgumentParser) -> str:
             "that can answer. Without any configuration it serves the built-in quickstart with the model servers that "
         ),
         _text(
-            "answer on this machine. SIGTERM, SIGINT and a closed terminal stop it, SIGHUP reads the configuration again."
+            "answer on this machine. SIGTERM, SIGINT or a closed terminal stops it, SIGHUP reads the configuration anew."
         ),
         ".SH COMMANDS",
     ]
