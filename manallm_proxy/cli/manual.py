@@ -39,12 +39,8 @@ def command_page(parser: argparse.ArgumentParser) -> str:
         *(".SH SYNOPSIS", ".B manallm-proxy", r".I COMMAND", "[options]", ".SH DESCRIPTION"),
         _text(
             "Clients ask for a class of model, such as mana/fast-text; the proxy asks the first provider of that class "
-        ),
-        _text(
             "that can answer. Without any configuration it serves the built-in quickstart with the model servers that "
-        ),
-        _text(
-            "answer on this machine. SIGTERM, SIGINT or a closed terminal stops it, SIGHUP reads the configuration anew."
+            "answer on this machine. SIGTERM, SIGINT or a closed terminal stops it, SIGHUP reads the files again."
         ),
         ".SH COMMANDS",
     ]
