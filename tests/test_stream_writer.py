@@ -1,12 +1,13 @@
-"""The client's end of a stream: heartbeats that come too late."""
+"""The client's end of a stream: heartbeats that come too late, and events that are written part by part."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from aiohttp.test_utils import make_mocked_request
 
-from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
+from manallm_proxy.http_server.stream_writer import PART_BYTES, Pace, StreamWriter
 
 
 class Pipe:
@@ -26,6 +27,51 @@ class Pipe:
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return default
+
+
+LARGE = b"data: " + b"x" * (3 * PART_BYTES) + b"\n\n"
+
+
+def body_of(written: bytes) -> bytes:
+    """A chunked body as far as it came, without its framing."""
+    rest, body = written.partition(b"\r\n\r\n")[2], b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return body
+
+
+async def test_nothing_stands_in_the_middle_of_a_large_event() -> None:
+    """It is written part by part, with turns for others; a heartbeat that is due meanwhile is left out."""
+    pipe = Pipe()
+    request = make_mocked_request("POST", "/", transport=pipe)
+    request.writer.output_size = 0
+    writer = StreamWriter(request, {}, Pace(heartbeat=1e-9, write_timeout=60, write_rate=1), lambda: b": keep-alive\n")
+    writing = asyncio.ensure_future(writer.write(LARGE))
+    turns = 0
+    while not writing.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 3 and len(pipe.written) > len(LARGE)
+    writer.close()
+    assert body_of(pipe.written).startswith(LARGE)
+
+
+async def test_a_broken_stream_ends_the_event_that_was_being_written() -> None:
+    """Else the error would be read as a part of it, and by no client."""
+    pipe = Pipe()
+    request = make_mocked_request("POST", "/", transport=pipe)
+    request.writer.output_size = 0
+    writer = StreamWriter(request, {}, Pace(heartbeat=0, write_timeout=60, write_rate=1), lambda: b"")
+    writing = asyncio.ensure_future(writer.write(LARGE))
+    await asyncio.sleep(0)
+    assert 0 < len(pipe.written) < len(LARGE)
+    writing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await writing
+    await writer.break_off(b"data: error\n\n")
+    writer.close()
+    assert body_of(pipe.written) == LARGE + b"data: error\n\n"
 
 
 async def test_a_heartbeat_that_is_due_as_the_stream_ends_is_not_sent() -> None:

@@ -20,6 +20,8 @@ NEVER: Final = 10.0 * 365 * 24 * 3600
 """Delay in seconds of a timer that is not wanted."""
 WRITE_HIGH_WATER: Final = 64 * 1024
 """Write high-water mark of the transport's buffer in bytes; a write above it waits for the client."""
+PART_BYTES: Final = 256 * 1024
+"""More than this is written part by part, as the client reads: to copy 30 MB to a buffer would block the event loop."""
 
 
 @define  # not frozen: there is one for each request
@@ -77,6 +79,8 @@ class StreamWriter:
     _writing: Progress | None = None
     _debt: float = 0.0
     """See `Progress`: a client that is slow with each write is slow in all."""
+    _unsent: memoryview = memoryview(b"")
+    """The rest of an event that is written part by part; nothing else may be written before it."""
     _timer: asyncio.TimerHandle | None = None
     _heartbeat_task: asyncio.Task[None] | None = None
 
@@ -122,7 +126,7 @@ class StreamWriter:
         """Writes the last event of a broken answer; closes the connection, so that it is not taken for complete."""
         response = self._response or self._begin()
         self._note_write(data)
-        response.break_off(data)
+        response.break_off(bytes(self._unsent) + data)
         await response.drain()
 
     def close(self) -> None:
@@ -141,6 +145,16 @@ class StreamWriter:
         return self._response
 
     async def _put(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
+        if len(data) > PART_BYTES:
+            self._unsent = memoryview(data)
+            while len(self._unsent) > PART_BYTES:
+                part, self._unsent = bytes(self._unsent[:PART_BYTES]), self._unsent[PART_BYTES:]
+                await self._put_part(part, counts=counts, last=False)
+                await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
+            data, self._unsent = bytes(self._unsent), memoryview(b"")
+        await self._put_part(data, counts=counts, last=last)
+
+    async def _put_part(self, data: bytes, *, counts: bool, last: bool) -> None:
         response = self._response or self._begin()
         loop = asyncio.get_running_loop()
         transport = self.request.transport
@@ -192,7 +206,7 @@ class StreamWriter:
 
     async def _send_heartbeat(self) -> None:
         """Runs one loop iteration after it was due: the answer may have ended, or another write be pending."""
-        if self._response is None or self._response.ended or self._writing is not None:
+        if self._response is None or self._response.ended or self._writing is not None or self._unsent:
             return
         with contextlib.suppress(ConnectionResetError):  # the relay will notice too
             await self.beat()
