@@ -192,6 +192,9 @@ async def test_thoughts_go_to_whoever_signed_them(tmp_path: Path) -> None:
             ]
             await p.post("/v1/messages", {**ASKED, "messages": messages})
             assert up.posts[-1].json["messages"] == [USER, {"role": "assistant", "content": turn[2:]}, USER, USER]
+            odd = [None, {"role": "assistant", "content": []}, 1]  # no turns: to say so is the provider's part
+            await p.post("/v1/messages", {**ASKED, "messages": [*odd, *messages]})
+            assert up.posts[-1].json["messages"][:4] == [*odd, USER]
 
 
 async def test_a_call_that_has_lost_its_thought(tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ class StreamWriter:
     async def break_off(self, data: bytes) -> None:
         """Writes the last event of a broken answer; closes the connection, so that it is not taken for complete."""
         response = self._response or self._begin()
+        data = bytes(self._unsent) + data
         self._note_write(data)
-        response.break_off(bytes(self._unsent) + data)
+        response.break_off(data)
         await response.drain()
 
     def close(self) -> None:

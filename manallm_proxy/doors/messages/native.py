@@ -42,7 +42,7 @@ def native_call(call: Call, _provider: str = "") -> Call:
     kept = [_readable(turn) for turn in turns]
     if all(one is other for one, other in zip(kept, turns, strict=True)):
         return call
-    values = {"messages": encode([turn for turn in kept if turn is not None])}
+    values = {"messages": encode([one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"]])}
     if _lacks_thought(turns, kept):
         values["thinking"] = b'{"type":"disabled"}'
     body, spans = spliced(call.body, call.summary.spans, values)
@@ -58,23 +58,21 @@ def _header(headers: Mapping[str, str], name: str) -> str:
     return value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else ""
 
 
-def _readable(turn: Any) -> Fields | None:
-    """`turn` without thoughts that its provider did not sign; None if that was all."""
+def _readable(turn: Any) -> Any:
+    """`turn` without thoughts that its provider did not sign, or itself; its provider refuses what is no turn."""
     blocks = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "assistant" else None
     if not isinstance(blocks, list):
-        return turn  # type: ignore[no-any-return]  # whatever it is, its provider will say so
+        return turn
     kept = [block for block in blocks if not (isinstance(block, dict) and _is_unsigned(block))]
-    if len(kept) == len(blocks):
-        return turn  # type: ignore[no-any-return]
-    return {**turn, "content": kept} if kept else None
+    return turn if len(kept) == len(blocks) else {**turn, "content": kept}
 
 
-def _lacks_thought(turns: list[Any], kept: list[Fields | None]) -> bool:
+def _lacks_thought(turns: list[Any], kept: list[Any]) -> bool:
     """Whether the latest of the model's turns has lost thoughts before a call: then Anthropic refuses to think on."""
     said = [n for n, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "assistant"]
-    turn = kept[said[-1]] if said else None
-    if turn is None or turn is turns[said[-1]]:
+    if not said or kept[said[-1]] is turns[said[-1]]:
         return False
+    turn = kept[said[-1]]
     kinds = [block.get("type") for block in turn["content"] if isinstance(block, dict)]
     return "tool_use" in kinds and kinds[0] not in ("thinking", "redacted_thinking")
 
