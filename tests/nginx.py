@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
 from tests.needs import require
+from tests.proxy import free_port
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "nginx.conf.example"
 
@@ -27,9 +27,7 @@ class HasPort(Protocol):
 async def nginx(p: HasPort, folder: Path, site: str | None = None) -> AsyncIterator[str]:
     """nginx in front of `p`, unprivileged; its address. `site`: another configuration than the example."""
     program = require("nginx", "Debian: apt-get install nginx-light")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     site = (site or EXAMPLE.read_text()).replace("127.0.0.1:3025", f"127.0.0.1:{p.port}")
     site, listens = re.subn(r"(?m)^(\s*listen\s+)(?!\[)[^;]*;", rf"\g<1>127.0.0.1:{port};", site, count=1)
     assert listens == 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 import os
+import random
 import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -213,9 +215,25 @@ async def shell(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 for a process that is about to listen there.
+
+    It lies below those that the kernel gives to outgoing connections, so that none of the many of this suite takes it
+    meanwhile; each of pytest's workers has a thousand of its own.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
+
+
+def _own_ports() -> Iterator[int]:
+    first = 13_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+    at = random.SystemRandom().randrange(1000)  # another run may go on beside this one
+    return itertools.cycle([*range(first + at, first + 1000), *range(first, first + at)])
+
+
+_PORTS = _own_ports()
 
 
 async def alive(url: str, seconds: float = 10.0) -> None:

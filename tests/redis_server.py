@@ -17,7 +17,11 @@ from typing import Any
 import pytest
 from attrs import define
 
+from manallm_proxy.state import link
 from tests.needs import require
+
+PATIENCE = 0.5
+"""Seconds in place of `link.BUDGET`: the machine of the tests may be too busy for a server to answer in time."""
 
 
 @define(eq=False)
@@ -94,12 +98,14 @@ class RedisServer:
 
 @contextmanager
 def redis_server(folder: Path, password: str | None = None, *more: str) -> Iterator[RedisServer]:
-    """One that runs, until the context is left."""
+    """One that runs, until the context is left; links of this process give it `PATIENCE`."""
     if find_spec("redis") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("the package redis is not here: pip install '.[test]'")
     server = RedisServer(folder, password, more)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.end()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "BUDGET", PATIENCE)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.end()

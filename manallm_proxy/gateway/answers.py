@@ -16,7 +16,7 @@ from manallm_proxy.contract.targets import Chain
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
 from manallm_proxy.state.answers import Answers
 from manallm_proxy.state.kept import AnswerStore, Key, MemoryAnswers
-from manallm_proxy.state.link import BUDGET, Link
+from manallm_proxy.state.link import Link
 from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
 
@@ -41,7 +41,7 @@ def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], 
 
 
 def _link(url: str | None, observe: Observer) -> Link | None:
-    return Link(shown_state(url), client_of(url, BUDGET), observe) if url is not None else None
+    return Link(shown_state(url), client_of(url), observe) if url is not None else None
 
 
 def _store(link: Link | None, config: Config, clock: Callable[[], float]) -> AnswerStore:

@@ -23,6 +23,8 @@ AT_A_TIME: Final = 8
 """Uses, and so connections; others wait for their turn within their budget."""
 AGAIN: Final = 0.25
 """Seconds between two questions whether the server is back."""
+CLOSING: Final = 1.0
+"""Seconds that a client's connections may take to close; no request waits for them."""
 
 
 @contextlib.asynccontextmanager
@@ -94,6 +96,9 @@ class Link:
             if client is not None and client is self._client and waited < BUDGET / 2:  # else it had no time to answer
                 self._suspect()
             raise Away from None
+        finally:
+            if client is not None and client is not self._client:  # left meanwhile: it may have connected since
+                self._leave(client)
 
     def told(self, refusal: str) -> None:
         """Reports a command that the server refused, once for each reason."""
@@ -106,11 +111,11 @@ class Link:
         self._closed = True
         if self._asking is not None:
             self._asking.cancel()
+            await asyncio.wait([self._asking])  # it leaves the client that it was asking with
         self._leave(self._client)
         self._client = None
-        left = [*self._leaving, *([self._asking] if self._asking is not None else [])]
-        if left:
-            await asyncio.wait(left, timeout=2 * BUDGET)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     def _suspect(self) -> None:
         """From now on nobody waits for it until it has answered; the client is a new one then, since this one's
@@ -157,9 +162,9 @@ class Link:
 
 
 async def _close(client: Any) -> None:
-    """Within the budget, whatever the server does."""
+    """Within CLOSING, whatever the server does."""
     with contextlib.suppress(Exception):
-        async with asyncio.timeout(BUDGET):
+        async with asyncio.timeout(CLOSING):
             await client.aclose()
 
 

@@ -12,17 +12,20 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SENTINEL_PORT: Final = 26379
+LONGEST_WAIT: Final = 1.0
+"""Seconds that the library waits by itself. Whoever uses it gives up sooner (`state.link.BUDGET`), but not where the
+answer has come while this process was busy, which the library does not look at."""
 
 
-def client_of(url: str, seconds: float) -> Callable[[], Any]:
+def client_of(url: str) -> Callable[[], Any]:
     """What opens a client for `url` (see `config.state_url`); one connects with its first command.
 
-    `seconds` bounds each of its waits. The library is imported here, which takes longer than a use of it may. Any
-    exception of it where one is opened means that the URL is none for it.
+    The library is imported here, which takes longer than a use of it may. Any exception of it where one is opened
+    means that the URL is none for it.
     """
     redis = import_module("redis.asyncio")
     retry = import_module("redis.asyncio.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
-    limits: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry": retry}
+    limits: dict[str, Any] = {"socket_timeout": LONGEST_WAIT, "socket_connect_timeout": LONGEST_WAIT, "retry": retry}
     return partial(_open, redis, url, limits)
 
 

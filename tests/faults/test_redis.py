@@ -21,7 +21,7 @@ from manallm_proxy.contract.events import Event
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.state.channel import Channel
 from manallm_proxy.state.kept import Kept
-from manallm_proxy.state.link import BUDGET, Link
+from manallm_proxy.state.link import Link
 from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
 from tests.needs import require
@@ -51,7 +51,7 @@ def redis(*arguments: str) -> Iterator[None]:
 async def works(url: str) -> None:
     """What one keeps the other finds; what one says the other hears."""
     seen: list[Event] = []
-    one, other = (RedisAnswers(Link("redis", client_of(url, BUDGET), seen.append)) for _ in range(2))
+    one, other = (RedisAnswers(Link("redis", client_of(url), seen.append)) for _ in range(2))
     heard: list[bytes] = []
     channel = Channel(other.link, "test", heard.append)
     channel.start()
