@@ -6,11 +6,15 @@ request in production; ``tests/test_server_internals.py`` shows that each still 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Final
 
 import aiohttp
-from aiohttp import HttpVersion, HttpVersion11, web
+from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
+from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
@@ -20,8 +24,12 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 def _check() -> None:
     wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
         (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
+        (RequestHandler, ("start", "_handle_request", "finish_response", "_process_keepalive", "log_exception")),
+        (RequestHandler, ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close")),
+        (RequestHandler, ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive")),
+        (RequestHandler, ("_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
-        (web.BaseRequest, ("_version", "keep_alive", "writer")),
+        (web.BaseRequest, ("_version", "_task", "_finish", "keep_alive", "writer")),
     )
     missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not _has_name(owner, name)]
     if missing:
@@ -38,6 +46,93 @@ def _has_name(owner: type, name: str) -> bool:
 
 
 _check()
+
+
+class OneTaskHandler(RequestHandler):
+    """A connection whose requests are handled in its own task.
+
+    aiohttp makes a task for each request, so that each has its own context variables, of which we have none. A request
+    then takes three turns of the event loop where one would do. Whatever is unusual is left to aiohttp's own `start`.
+    """
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        """Handles the connection's requests, one after the other, until it closes."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = self._messages[0]
+                if self._upgraded or self._buffer_paused or not isinstance(message, RawRequestMessage):
+                    await super().start()
+                    return
+                self._messages.popleft()
+                if not await self._serve(message, payload):
+                    break
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _serve(self, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Handles one request. Whether another may follow."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        assert self._manager is not None and self._request_factory is not None and self._request_handler is not None
+        self._manager.requests_count += 1
+        task = self._task_handler or asyncio.current_task()
+        assert task is not None
+        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), task)
+        try:
+            response, left = await self._handle_request(request, None, self._request_handler)
+            if left:
+                return False
+            if not payload.is_eof():
+                await self._read_rest(payload)
+        except ConnectionError:
+            return False
+        except Exception as error:
+            self.log_exception("Unhandled exception", exc_info=error)
+            self.force_close()
+            return False
+        finally:
+            request._task = None  # type: ignore[assignment]  # aiohttp does so: else a failure's traceback is a cycle
+        self._keepalive = bool(response.keep_alive)
+        if not self._keepalive or self._close or self._force_close:
+            return False
+        self._next_keepalive_close_time = due = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
+        return True
+
+    async def _read_rest(self, payload: StreamReader) -> None:
+        """The rest of a body that nobody wanted. What is not here in time ends the connection.
+
+        To close at once would make the client's system drop the answer (RST).
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._lingering_time):
+                while not payload.is_eof() and not self._force_close:
+                    await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """As aiohttp's: the answer, and whether the client left. What has been sent as a whole needs nothing of it."""
+        if resp._eof_sent and not self._upgraded:
+            request._finish()
+            return resp, False
+        return await super().finish_response(request, resp, start_time)
 
 
 def version_of(request: web.BaseRequest) -> HttpVersion:

@@ -60,7 +60,7 @@ def ask_for_body(request: web.BaseRequest) -> None:
         request.transport.write(CONTINUE)
 
 
-class _Connection(RequestHandler):
+class _Connection(internals.OneTaskHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
     __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_payload", "_refusal", "_timer")
