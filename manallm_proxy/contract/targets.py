@@ -57,6 +57,11 @@ class Target:
 
     provider: str
     model: str
+    _name: str = field(init=False, repr=False, eq=False)
+
+    @_name.default
+    def _joined(self) -> str:
+        return f"{self.provider}/{self.model}"
 
     @property
     def is_open(self) -> bool:
@@ -72,7 +77,7 @@ class Target:
         return cls(provider, model)
 
     def __str__(self) -> str:
-        return f"{self.provider}/{self.model}"
+        return self._name
 
 
 @frozen

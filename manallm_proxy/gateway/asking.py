@@ -44,8 +44,8 @@ class Asking:
 
     async def complete(self) -> tuple[Answer, Entry]:
         """The first whole answer along the chain, and whose it is."""
-        async with await self.walk.run(self.way.in_turn(self._ask(relay.complete)), self.asked) as attempt:
-            attempt.served()
+        attempt = await self.walk.run(self.way.in_turn(self._ask(relay.complete)), self.asked)
+        attempt.served()  # which ends it: a whole answer has nothing to be closed
         answer = attempt.value
         if answer.usage is not None:
             self.way.settle(attempt.entry, answer.usage, 0)

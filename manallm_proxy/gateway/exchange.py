@@ -40,7 +40,7 @@ from manallm_proxy.gateway.kept_answer import KeptAnswer
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
-from manallm_proxy.http_server.body_writer import json_response, write_json
+from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
 from manallm_proxy.openai.large import aside
@@ -204,7 +204,7 @@ class Exchange:
         self.bytes_sent = len(body)
         self.state = State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
-        self._response = response = json_response(self.request, len(body), headers)
+        self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
         return response
 
@@ -288,13 +288,15 @@ class Exchange:
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
-        registry, walk, summary, first = self.generation.registry, self.walk, self._summary, self.first_byte_at
-        target = self.resolved.target if self.resolved is not None else None
-        notes = self._asking.notes if self._asking is not None else ()
-        if self._asking is not None:
-            paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
-            self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
-        cost, avoided = self.generation.costs(self.resolved, self.usage)
+        generation, walk, summary, asking = self.generation, self.walk, self._summary, self._asking
+        registry, usage, resolved, first = generation.registry, self.usage, self.resolved, self.first_byte_at
+        target = resolved.target if resolved is not None else None
+        notes = asking.notes if asking is not None else ()
+        if asking is not None and asking.way.expense is not None:
+            paid = self.outcome != "error" and (self.cache != "hit" or usage is not None)
+            asking.way.settle(resolved if paid else None, usage, self.bytes_sent)
+        cost, avoided = generation.costs(resolved, usage)
+        saved = self.saved_usage
         registry.observe(
             RequestEnded(
                 request_id=self.request_id,
@@ -310,8 +312,8 @@ class Exchange:
                 bytes_sent=self.bytes_sent,
                 duration=registry.clock() - self.started,
                 to_first_byte=first - self.started if first is not None else None,
-                prompt_tokens=self.usage.prompt if self.usage is not None else None,
-                completion_tokens=self.usage.completion if self.usage is not None else None,
+                prompt_tokens=usage.prompt if usage is not None else None,
+                completion_tokens=usage.completion if usage is not None else None,
                 error=self.error,
                 key=self.caller.key.name if self.caller is not None else None,
                 notes=(*notes, *dict.fromkeys(self._remarks)) if self._remarks else notes,
@@ -322,8 +324,8 @@ class Exchange:
                 cost=cost,
                 avoided=avoided,
                 cache=self.cache,
-                saved_usage=self.saved_usage,
-                saved_cost=self.generation.costs(self.resolved, self.saved_usage)[0] or 0.0,
+                saved_usage=saved,
+                saved_cost=generation.costs(resolved, saved)[0] or 0.0 if saved is not None else 0.0,
                 trace=self.trace,
             )
         )

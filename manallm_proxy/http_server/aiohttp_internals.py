@@ -86,7 +86,9 @@ class OneTaskHandler(RequestHandler):
         """Handles one request. Whether another may follow."""
         if self._parser is not None:
             self._parser.message_consumed()
-        assert self._manager is not None and self._request_factory is not None and self._request_handler is not None
+        assert self._manager is not None
+        assert self._request_factory is not None
+        assert self._request_handler is not None
         self._manager.requests_count += 1
         task = self._task_handler or asyncio.current_task()
         assert task is not None

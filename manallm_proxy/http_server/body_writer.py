@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Protocol
 
 from aiohttp import web
@@ -32,11 +31,6 @@ class _Guard:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-
-def json_response(request: web.BaseRequest, size: int, headers: Mapping[str, str]) -> RawResponse:
-    """A 200 with `size` bytes of JSON, to be sent by `write_json`."""
-    return RawResponse(request, {"Content-Type": "application/json", **headers}, size)
 
 
 class Limits(Protocol):

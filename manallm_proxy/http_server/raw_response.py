@@ -6,8 +6,6 @@ whole answer and a stream, are fixed. Whether the connection is kept alive is st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from aiohttp import HttpVersion10, web
 from aiohttp.helpers import rfc822_formatted_time
 
@@ -21,16 +19,16 @@ COPIED = 64 * 1024
 class RawResponse(web.StreamResponse):
     """A 200 whose head is sent with its first body bytes. ``ended``: nothing may follow.
 
-    `length`: bytes of the body; None if it is not known yet. If `headers` has ``Connection``, it must be ``close``.
-    Raises ValueError if a header holds a line break.
+    `headers` becomes the response's own. `length`: bytes of the body; None if it is not known yet. If `headers` has
+    ``Connection``, it must be ``close``. Raises ValueError if a header holds a line break.
     """
 
-    def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], length: int | None) -> None:
-        super().__init__()
+    def __init__(self, request: web.BaseRequest, headers: dict[str, str], length: int | None) -> None:
+        # StreamResponse's own __init__ is left out: it makes headers that nobody would send
         old = request.version == HttpVersion10
         self.chunked_body = length is None and not old
         keep = request.keep_alive and "Connection" not in headers and (length is not None or not old)
-        lines = dict(headers)
+        lines = headers
         if not keep:
             lines["Connection"] = "close"
         elif old:

@@ -162,7 +162,7 @@ class LiveFeed:
     _skipped: int = 0
 
     def __call__(self, event: Event) -> None:
-        if not self._is_followed:
+        if not (self._listening or self.elsewhere):  # without a call: every request comes by here
             return
         found = shaped(event) if self._within_rate(event) else None
         if found is not None:

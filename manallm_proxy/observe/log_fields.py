@@ -197,13 +197,18 @@ def request_line(event: RequestEnded) -> RequestLine:
         attempts=event.attempts,
         stream=event.streaming,
         bytes=event.bytes_sent,
-        first_byte_ms=None if first is None else round(first * 1000, 1),
-        ms=round(event.duration * 1000, 1),
+        first_byte_ms=None if first is None else _tenths(first),
+        ms=_tenths(event.duration),
         prompt_tokens=event.prompt_tokens,
         completion_tokens=event.completion_tokens,
         cost_usd=None if event.cost is None else round(event.cost, 9),
         cache=event.cache,
     )
+
+
+def _tenths(seconds: float) -> float:
+    """Milliseconds with one decimal; `round` takes a microsecond for it."""
+    return int(seconds * 10_000 + 0.5) / 10
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -15,7 +15,6 @@ everything started from it. Hence:
 from __future__ import annotations
 
 import atexit
-import contextlib
 import errno
 import os
 import socket
@@ -131,9 +130,10 @@ class _Direct:
     """The rest of a partly written line. It is written first, so that no line is torn."""
 
     def write(self, lines: bytes) -> bool:
-        self._rest = self._push(self._rest)
         if self._rest:
-            return False
+            self._rest = self._push(self._rest)
+            if self._rest:
+                return False
         rest = self._push(lines)
         if len(rest) == len(lines):
             return not lines
@@ -142,10 +142,12 @@ class _Direct:
 
     def _push(self, data: bytes) -> bytes:
         """Writes `data`; returns the part that could not be written."""
-        with contextlib.suppress(OSError):  # full disk, full pipe, no reader
+        try:
             while data:
                 end = data.rfind(b"\n", 0, PIPE_BUF) + 1 or PIPE_BUF  # whole lines: other workers write between calls
                 data = data[self._sink.send(data[:end]) :]
+        except OSError:  # full disk, full pipe, no reader
+            pass
         return data
 
     def close(self) -> None:

@@ -16,11 +16,6 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
 
-_TEXT: Final = rb'"[^"\\]*"'
-_FRONT: Final = re.compile(
-    rb'\s*\{(?:\s*(?!"model")%b\s*:\s*(?:%b|[0-9.]+|null|true|false)\s*,){0,9}\s*"model"\s*:\s*(%b)' % ((_TEXT,) * 3)
-)
-"""An object up to its model, before which there are only plain keys and values."""
 _ERROR: Final = re.compile(rb'error"')
 _LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
 """That has something in it."""
@@ -55,6 +50,7 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
 class _Usual(msgspec.Struct):
     """What is looked at of an answer."""
 
+    model: msgspec.Raw
     choices: msgspec.Raw
     usage: msgspec.Raw = msgspec.Raw(b"null")
     error: msgspec.Raw = msgspec.Raw(b"null")
@@ -64,20 +60,31 @@ _USUAL: Final = msgspec.json.Decoder(_Usual)
 
 
 def usual_reply(body: bytes) -> tuple[dict[str, Any], tuple[int, int]] | None:
-    """What `reply_object` finds in an answer, and where its model stands; None if only plain values may be before it.
+    """What `reply_object` finds in an answer, and where its model stands; None unless that is easy to say.
 
-    Nearly all servers write an answer so that one match finds its model. A key that is given twice is not noticed.
+    Nearly all servers write an answer so that one search finds its model. A key that is given twice is not noticed.
     """
-    front = _FRONT.match(body)
-    if front is None:
-        return None
     try:
         if not body.isascii():
             body.decode()
         reply = _USUAL.decode(body)
     except (*DecodeErrors, msgspec.ValidationError):
         return None
-    return {"choices": reply.choices, "usage": reply.usage, "error": reply.error}, front.span(1)
+    span = _span_of_model(body, bytes(reply.model))
+    return ({"choices": reply.choices, "usage": reply.usage, "error": reply.error}, span) if span is not None else None
+
+
+def _span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
+    """Where the top level of the JSON object `body` has its `model`, if no escape, no list and no object is before it:
+    then the first place that looks like it is it."""
+    at = body.find(b'"model":')
+    start = at + len(b'"model":')
+    start += body.startswith(b" ", start)
+    if at < 0 or model[:1] != b'"' or not body.startswith(model, start):
+        return None
+    if body.find(b"[", 0, at) >= 0 or body.find(b"\\", 0, at) >= 0:
+        return None
+    return (start, start + len(model)) if body.rfind(b"{", 0, at) == body.find(b"{") else None
 
 
 def decoded(raw: Any) -> Any:
