@@ -58,7 +58,10 @@ class Connection(asyncio.Protocol):
         """A second response has begun."""
         self._overhead = 0
         """Bytes received since the last body byte: of a head, a trailer or chunk extensions."""
-        self._head_size = 0
+        self._head_left = HEAD_LIMIT
+        """Bytes that the names and values of the response's head and trailer may still have."""
+        self._lines: list[tuple[bytes, bytes]] | None = None
+        """The header lines of a head that is not complete."""
         self._drain_timer: asyncio.TimerHandle | None = None
 
     def send(self, head: bytes, body: bytes) -> Response:
@@ -67,7 +70,7 @@ class Connection(asyncio.Protocol):
         assert self._response is None
         self._response = Response(self)
         self.has_answer = self._framed = self._refused = self._reusable = False
-        self._overhead = self._head_size = 0
+        self._overhead, self._head_left, self._lines = 0, HEAD_LIMIT, []
         if len(body) <= COALESCE_LIMIT:
             self._transport.write(head + body)
         else:
@@ -182,38 +185,40 @@ class Connection(asyncio.Protocol):
             self._surplus, self._reusable = True, False  # a response without a request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        self._refused = self._refused or self._head_size > HEAD_LIMIT
-        response = self._response
-        if response is None or response.ended or response.head_in:
-            return  # a trailer
-        value = value.strip(b" \t")  # llhttp keeps trailing blanks, which are not part of the value (RFC 9110, 5.5)
-        response.lines.append((name, value))
-        if len(name) not in _LENGTHS:
-            return
-        lowered = name.lower()
-        if lowered == b"content-length":
-            self._framed = True
-        elif lowered == b"transfer-encoding":
-            self._framed = True
-            if value.lower() != b"chunked":
-                self._refused = True  # no other coding is supported
-        elif lowered == b"content-encoding":
-            response.encoding = value.lower()
+        if (size := len(name) + len(value)) > self._head_left:
+            self._refused = True
+        self._head_left -= size
+        if self._lines is not None:
+            self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        response, parser = self._response, self._parser
-        if response is None or response.ended or parser is None:
+        response, parser, lines = self._response, self._parser, self._lines
+        if response is None or lines is None or parser is None:
             return
         status = parser.get_status_code()
         if status < 200:
-            response.lines.clear()
-            response.encoding = b""
+            lines.clear()
             return
         if parser.get_http_version() not in ("1.1", "1.0"):
             self._refused = True
+        for name, value in lines:
+            if len(name) in _LENGTHS:
+                self._note(response, name.lower(), value.strip(b" \t").lower())
         response.status = status
+        response.lines = lines
         response.head_in = True
+        self._lines = None  # what comes from now on is a trailer
+
+    def _note(self, response: Response, name: bytes, value: bytes) -> None:
+        """How the body is framed and coded."""
+        if name == b"content-length":
+            self._framed = True
+        elif name == b"transfer-encoding":
+            self._framed = True
+            if value != b"chunked":
+                self._refused = True  # no other coding is supported
+        elif name == b"content-encoding":
+            response.encoding = value
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0

@@ -58,7 +58,7 @@ class Response:
     head_in: bool = False
     ended: bool = False
     lines: list[tuple[bytes, bytes]] = field(factory=list, repr=False)
-    """The header lines."""
+    """The header lines, as they came: a value may end with blanks, which are not part of it (RFC 9110, section 5.5)."""
     encoding: bytes = field(default=b"", repr=False)
     """The value of ``Content-Encoding``."""
     _headers: CIMultiDict[str] | None = field(default=None, repr=False)
@@ -81,7 +81,7 @@ class Response:
     @property
     def headers(self) -> Mapping[str, str]:
         if self._headers is None:
-            pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.lines)
+            pairs = ((name.decode("latin-1"), value.strip(b" \t").decode("latin-1")) for name, value in self.lines)
             self._headers = CIMultiDict(pairs)
         return self._headers
 
@@ -91,7 +91,7 @@ class Response:
             return self._headers.get("Content-Type", "")
         for name, value in self.lines:
             if len(name) == len(_CONTENT_TYPE) and name.lower() == _CONTENT_TYPE:
-                return value.decode("latin-1")
+                return value.strip(b" \t").decode("latin-1")
         return ""
 
     async def head(self, until: float | None) -> None:

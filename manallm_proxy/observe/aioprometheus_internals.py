@@ -66,11 +66,16 @@ class HistogramFamily(Histogram):
         self.sums: dict[Labels, float] = defaultdict(float)
 
     def record(self, labels: Labels, value: float) -> None:
+        counts, sums, _ = self.series(labels)
+        counts[bisect_left(self.bounds, value)] += 1
+        sums[labels] += value
+
+    def series(self, labels: Labels) -> tuple[list[int], dict[Labels, float], Labels]:
+        """One series: its counts, the sums of all, and `labels`, under which its sum stands there."""
         counts = self.counts.get(labels)
         if counts is None:
             counts = self.counts[labels] = [0] * (len(self.bounds) + 1)
-        counts[bisect_left(self.bounds, value)] += 1
-        self.sums[labels] += value
+        return counts, self.sums, labels
 
     def get_all(self) -> list[Any]:
         """Label text, pairs of bound and cumulative count, and the sum, for each series."""

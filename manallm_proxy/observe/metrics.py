@@ -230,7 +230,8 @@ class Metrics:
         durations = (("request_duration_seconds", (endpoint,)), ("llm_latency_seconds", pair))
         return ServedSeries(
             tuple((self._counters[name].numbers, labels) for name, labels in counters),
-            tuple((self._histograms[name], labels) for name, labels in durations),
+            SECONDS,
+            tuple(self._histograms[name].series(labels) for name, labels in durations),
             self._histograms["time_to_first_byte_seconds"],
             self._counters["tokens_total"].numbers,
             pair,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from attrs import define
 
 from manallm_proxy.contract.events import RequestEnded
@@ -20,7 +22,10 @@ class ServedSeries:
     """``counters``: families' numbers, with the labels that grow by one; ``pair``: provider and model as labels."""
 
     counters: tuple[tuple[dict[Labels, float], Labels], ...]
-    durations: tuple[tuple[HistogramFamily, Labels], ...]
+    bounds: tuple[float, ...]
+    """Those of all that follow."""
+    durations: tuple[tuple[list[int], dict[Labels, float], Labels], ...]
+    """Of each histogram: the counts of its series, the sums of all, and the labels."""
     first_bytes: HistogramFamily
     tokens: dict[Labels, float]
     pair: tuple[str, str]
@@ -29,8 +34,11 @@ class ServedSeries:
         """One more. Its tokens have been found to be some."""
         for numbers, labels in self.counters:
             numbers[labels] += 1
-        for family, labels in self.durations:
-            family.record(labels, event.duration)
+        duration = event.duration
+        bucket = bisect_left(self.bounds, duration)
+        for counts, sums, labels in self.durations:
+            counts[bucket] += 1
+            sums[labels] += duration
         if event.to_first_byte is not None:
             self.first_bytes.record(self.pair, event.to_first_byte)
         if event.prompt_tokens:

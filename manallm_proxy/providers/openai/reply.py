@@ -16,6 +16,8 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
 
+_FRONT: Final = 1000
+"""Bytes of an answer within which its model stands, or is not looked for in the short way."""
 _ERROR: Final = re.compile(rb'error"')
 _LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
 """That has something in it."""
@@ -77,14 +79,11 @@ def usual_reply(body: bytes) -> tuple[dict[str, Any], tuple[int, int]] | None:
 def _span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
     """Where the top level of the JSON object `body` has its `model`, if no escape, no list and no object is before it:
     then the first place that looks like it is it."""
-    at = body.find(b'"model":')
-    start = at + len(b'"model":')
-    start += body.startswith(b" ", start)
-    if at < 0 or model[:1] != b'"' or not body.startswith(model, start):
+    front, key, rest = body[:_FRONT].partition(b'"model":')
+    if not key or front.count(b"{") != 1 or b"[" in front or b"\\" in front:
         return None
-    if body.find(b"[", 0, at) >= 0 or body.find(b"\\", 0, at) >= 0:
-        return None
-    return (start, start + len(model)) if body.rfind(b"{", 0, at) == body.find(b"{") else None
+    start = len(front) + len(key) + rest.startswith(b" ")
+    return (start, start + len(model)) if model[:1] == b'"' and body.startswith(model, start) else None
 
 
 def decoded(raw: Any) -> Any:
