@@ -111,11 +111,11 @@ fuzz: $(VENV)/.tools  ## look for inputs that break a promise: SECONDS each (60)
 	$(BIN)/python -m tests.fuzz.surface $(SECONDS)
 
 .PHONY: numbers
-numbers: $(VENV)/.dev  ## print start time and memory of the real process
+numbers: $(VENV)/.dev  ## print start time and memory of the real process, and of kept responses
 	$(BIN)/python -m bench.numbers
 
 .PHONY: bench
-bench: $(VENV)/.runtime  ## measure it beside nginx, LiteLLM, Portkey, sglang-router (QUICK=1: two minutes, nginx; KEEP=1)
+bench: $(VENV)/.runtime  ## measure it beside nginx, smg, sglang-router, Portkey, LiteLLM (QUICK=1: two minutes, nginx; BEFORE=commit, KEEP=1)
 	@$(BIN)/python -m bench
 
 .PHONY: simulate
@@ -123,8 +123,8 @@ simulate: $(VENV)/.runtime  ## a day before a box that is asked for too much: wh
 	@$(BIN)/python -m bench.simulation
 
 .PHONY: doors
-doors: $(VENV)/.runtime  ## what a chunk and an answer cost through each door, beside a relayed chat: two minutes (ROUNDS)
-	@$(BIN)/python -m bench.doors
+doors: $(VENV)/.runtime  ## the part of it about each door and dialect, beside a relayed chat and nginx: some eight minutes (ROUNDS)
+	@ONLY="ours before nginx" WORK="many fast paced doors" $(BIN)/python -m bench
 
 .PHONY: pieces
 pieces: $(VENV)/.pyperf  ## time and instructions of the pure pieces, beside the last kept ones (KEEP=1 keeps them)

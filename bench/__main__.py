@@ -1,4 +1,7 @@
-"""``make bench``: measures the proxy beside its peers. QUICK=1: two minutes, nginx alone; KEEP=1: keeps the results."""
+"""``make bench``: measures the proxy beside its peers. QUICK=1: two minutes, nginx alone; KEEP=1: keeps the results.
+
+ONLY: names of peers; WORK: names and families of scenarios; BEFORE: a commit that is measured, too; ROUNDS, CORES.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,16 @@ def measure(results: Results, layout: machine.Layout, *, quick: bool) -> None:
         bench = Bench(Path(name), layout, results, upstream, port)
         try:
             bench.begin([peer for peer in everyone(port) if peer.name in results.versions], 3 if quick else 5)
-            bench.rounds(scenarios.QUICK if quick else scenarios.FULL, rounds)
+            words = chosen("WORK").split()
+            work = scenarios.QUICK if quick else scenarios.FULL
+            bench.rounds([each for each in work if not words or {each.name, each.family} & {*words}], rounds)
         finally:
             bench.end()
 
 
 def main() -> int:
     quick = bool(chosen("QUICK"))
-    names = chosen("ONLY").split() or (["ours", "nginx"] if quick else [peer.name for peer in everyone(0)])
+    names = chosen("ONLY").split() or (["ours", "before", "nginx"] if quick else [peer.name for peer in everyone(0)])
     layout = machine.Layout.choose(chosen("CORES"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < DESCRIPTORS:

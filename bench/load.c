@@ -1,15 +1,17 @@
 // The benchmark's load generator: one thread, epoll, keep-alive, loopback only, no libraries.
 //
 //   load -p PORT -f REQUEST [-c CONNECTIONS] [-r RATE] [-w WARM] [-d SECONDS] [-n PIECES] [-m LEAST]
-//        [-s] [-x] [-g SPREAD] [-P PID,PID...] [-U PID]
+//        [-e END] [-k KIND] [-x] [-a] [-g SPREAD] [-i SLOT] [-P PID,PID...] [-U PID]
 //
 // REQUEST holds the bytes of one request, head and body. Without -r each connection asks again when it is answered;
 // with it, requests are due at RATE a second whatever becomes of them, and their time runs from when they were due.
-// Counted is what happens in SECONDS after WARM seconds, or in up to four times as many, until LEAST requests (with -s:
-// pieces) were counted. -n: pieces of content ("@@" and the clock of the upstream)
-// that each answer must hold; -s: answers are event streams that must end with [DONE]; -x: a connection for each
-// request; -g: the first requests are spread over so many seconds. -P, -U: processes whose CPU time is read at both
-// edges of the window, and the memory of those of -P at its end. Prints one line of JSON.
+// Counted is what happens in SECONDS after WARM seconds, or in up to four times as many, until LEAST requests (with -e:
+// pieces) were counted. -n: pieces of content ("@@" and the clock of the upstream) that each answer must hold; -k: only
+// in lines that hold KIND; -e: answers are streams, and END is in their last line; -x: a connection for each request;
+// -g: the first requests are spread over so many seconds; -i: the greatest age of a piece in each SLOT of so many
+// microseconds is told, too. -P, -U: processes whose CPU time is read at both edges of the window, and of those of -P
+// the memory at its end, and the most since the start; -a: their CPU time is read from each request to a little after
+// its answer instead. Prints one line of JSON.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE = 8192, SAMPLES = 4 << 20, PATIENCE = 1000, PIDS = 64 };
+enum { LINE = 8192, SAMPLES = 4 << 20, PATIENCE = 1000, PIDS = 64, AFTER = 20000000 };
 enum state { CLOSED, CONNECTING, IDLE, WRITING, HEAD, SIZED, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER };
 
 struct conn {
@@ -45,9 +47,16 @@ struct conn {
 
 struct samples { uint32_t *tenths; size_t count; };  // of a microsecond
 
-static struct { int port, connections; double rate, warm, seconds, spread; long pieces; long least; bool stream, fresh; } asked = {
-    .connections = 1, .seconds = 1, .pieces = 1};
-static struct samples latency, first_piece, age;
+static struct {
+    int port, connections;
+    double rate, warm, seconds, spread;
+    long pieces, least, slot;
+    const char *end, *kind;
+    bool fresh, around;
+} asked = {.connections = 1, .seconds = 1, .pieces = 1};
+static struct samples latency, first_piece, age, stops;
+static int64_t slot_ends, slot_most;  // of -i
+static int64_t settles, around, before;  // of -a: when an account ends; nanoseconds in all; at the beginning of this one
 static long requests, errors, reconnects, pieces, events;
 static uint64_t bytes;
 static char *request, why[256] = "";
@@ -58,6 +67,7 @@ static bool counting;
 static int64_t time_now;
 
 static void begin(struct conn *c, int64_t due);
+static int64_t cpu(void);
 
 static int64_t now(void) {
     struct timespec t;
@@ -70,6 +80,17 @@ static void die(const char *what) { fprintf(stderr, "load: %s: %s\n", what, stre
 static void note(struct samples *s, int64_t nanoseconds) {
     if (!counting || s->count == SAMPLES) return;
     s->tenths[s->count++] = (uint32_t)(nanoseconds < 0 ? 0 : nanoseconds > 400000000000 ? 4000000000 : nanoseconds / 100);
+}
+
+static void note_age(int64_t nanoseconds) {
+    note(&age, nanoseconds);
+    if (!asked.slot || !counting) return;
+    if (time_now >= slot_ends) {
+        if (slot_ends) note(&stops, slot_most);
+        slot_ends = time_now + asked.slot * 1000;
+        slot_most = 0;
+    }
+    if (nanoseconds > slot_most) slot_most = nanoseconds;
 }
 
 static void fault(struct conn *c, const char *what) {
@@ -134,6 +155,8 @@ static void write_on(struct conn *c) {
 }
 
 static void begin(struct conn *c, int64_t due) {
+    if (asked.around && counting && !settles) before = cpu();
+    if (asked.around) settles = INT64_MAX;
     c->began = due;
     c->first = 0;
     c->pieces = 0;
@@ -146,19 +169,19 @@ static void begin(struct conn *c, int64_t due) {
 
 // -- answers -----------------------------------------------------------------------------------------------------------
 
-// One line of a body: an event's data, or a whole JSON document.
+// One line of a body: an event's data, an object, or a whole JSON document.
 static void body_line(struct conn *c, const char *line, size_t length) {
-    if (length > 5 && !memcmp(line, "data:", 5)) {
-        if (counting) events++;
-        if (length < 16 && memmem(line, length, "[DONE]", 6)) c->done = true;
+    const char *end = line + length;
+    if (length && counting) events++;
+    if (asked.end && memmem(line, length, asked.end, strlen(asked.end))) c->done = true;
+    if (asked.kind && !memmem(line, length, asked.kind, strlen(asked.kind))) return;
+    for (const char *at = line; (at = memmem(at, (size_t)(end - at), "@@", 2)) && end - at >= 21; at += 21) {
+        int64_t sent = 0;
+        for (int i = 2; i < 21; i++) sent = sent * 10 + (at[i] - '0');
+        if (!c->pieces++) c->first = time_now;
+        if (counting) pieces++;
+        note_age(time_now - sent);
     }
-    const char *at = memmem(line, length, "@@", 2);
-    if (!at || line + length - at < 21) return;
-    int64_t sent = 0;
-    for (int i = 2; i < 21; i++) sent = sent * 10 + (at[i] - '0');
-    if (!c->pieces++) c->first = time_now;
-    if (counting) pieces++;
-    note(&age, time_now - sent);
 }
 
 static void body(struct conn *c, const char *data, size_t length) {
@@ -180,13 +203,14 @@ static void body(struct conn *c, const char *data, size_t length) {
 static void finished(struct conn *c) {
     if (c->used) body_line(c, c->line, c->used);
     c->used = 0;
-    if (c->pieces != asked.pieces || (asked.stream && !c->done)) fault(c, "an answer that is not whole");
+    if (c->pieces != asked.pieces || (asked.end && !c->done)) fault(c, "an answer that is not whole");
     else if (counting) {
         requests++;
         note(&latency, time_now - c->began);
         note(&first_piece, c->first - c->began);
     }
     c->served++;
+    if (asked.around) settles = time_now + AFTER;
     if (asked.fresh || c->closing) shut(c);
     else c->state = IDLE;
     if (asked.rate) idle[idle_count++] = c;
@@ -289,6 +313,28 @@ static long resident(void) {
     return sum * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
+// The most that they had at a time since `reset`; each at its own time.
+static long peak(void) {
+    long sum = 0, kib;
+    char path[64], line[256];
+    for (int i = 0; i < pid_count; i++) {
+        snprintf(path, sizeof path, "/proc/%d/status", pids[i]);
+        FILE *file = fopen(path, "r");
+        while (file && fgets(line, sizeof line, file)) if (sscanf(line, "VmHWM: %ld", &kib) == 1) sum += kib;
+        if (file) fclose(file);
+    }
+    return sum;
+}
+
+static void reset(void) {
+    char path[64];
+    for (int i = 0; i < pid_count; i++) {
+        snprintf(path, sizeof path, "/proc/%d/clear_refs", pids[i]);
+        FILE *file = fopen(path, "w");
+        if (file) { fputs("5", file); fclose(file); }
+    }
+}
+
 static int order(const void *a, const void *b) {
     uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
     return x < y ? -1 : x > y;
@@ -303,7 +349,7 @@ static void show(const char *name, struct samples *s) {
 }
 
 static void arguments(int count, char **words) {
-    for (int letter; (letter = getopt(count, words, "p:f:c:r:w:d:n:m:sxg:P:U:")) != -1;) {
+    for (int letter; (letter = getopt(count, words, "p:f:c:r:w:d:n:m:e:k:xag:i:P:U:")) != -1;) {
         FILE *file;
         switch (letter) {
         case 'p': asked.port = atoi(optarg); break;
@@ -313,7 +359,10 @@ static void arguments(int count, char **words) {
         case 'd': asked.seconds = atof(optarg); break;
         case 'n': asked.pieces = atol(optarg); break;
         case 'm': asked.least = atol(optarg); break;
-        case 's': asked.stream = true; break;
+        case 'e': asked.end = optarg; break;
+        case 'k': asked.kind = optarg; break;
+        case 'a': asked.around = true; break;
+        case 'i': asked.slot = atol(optarg); break;
         case 'x': asked.fresh = true; break;
         case 'g': asked.spread = atof(optarg); break;
         case 'U': upstream = atoi(optarg); break;
@@ -340,10 +389,12 @@ int main(int count, char **words) {
     epoll_ctl(poller, EPOLL_CTL_ADD, timer, &e);
     all = calloc((size_t)asked.connections, sizeof *all);
     idle = calloc((size_t)asked.connections + 1, sizeof *idle);
-    for (struct samples *s, *each[] = {&latency, &first_piece, &age}, **at = each; at < each + 3; at++)
+    for (struct samples *s, *each[] = {&latency, &first_piece, &age, &stops}, **at = each; at < each + 4; at++)
         if (s = *at, !(s->tenths = malloc(SAMPLES * sizeof *s->tenths))) die("memory");
     if (!all || !idle) die("memory");
 
+    reset();
+    long idle_kib = resident();
     int64_t start = now(), opens = start + (int64_t)(asked.warm * 1e9), ends = opens + (int64_t)(asked.seconds * 1e9);
     int64_t opened = 0, used = 0, used_upstream = 0, used_here = 0, due = start;
     int64_t gap = (int64_t)(asked.rate ? 1e9 / asked.rate : asked.spread * 1e9 / asked.connections);
@@ -352,12 +403,16 @@ int main(int count, char **words) {
     int64_t latest = opens + (int64_t)(asked.seconds * 4e9);
     for (;;) {
         time_now = now();
-        if (time_now >= ends && (time_now >= latest || (asked.stream ? pieces : requests) >= asked.least)) break;
+        if (time_now >= ends && (time_now >= latest || (asked.end ? pieces : requests) >= asked.least)) break;
         if (time_now >= ends) ends = time_now + 50000000;
         if (!opened && time_now >= opens) {
             opened = time_now;
             counting = true;
             used = cpu(); used_upstream = cpu_of(upstream); used_here = cpu_of(getpid());
+        }
+        if (settles && time_now >= settles) {
+            if (counting && before) around += cpu() - before;
+            settles = 0;
         }
         bool more = asked.rate ? idle_count > 0 : begun < asked.connections;
         for (; more && due <= time_now; due += gap, more = asked.rate ? idle_count > 0 : begun < asked.connections)
@@ -365,6 +420,7 @@ int main(int count, char **words) {
             else { begin(&all[begun++], time_now); }
         int64_t wake = opened ? ends : opens;
         if (more && due < wake) wake = due;
+        if (settles && settles < wake) wake = settles;
         struct itimerspec at = {.it_value = {.tv_sec = wake / 1000000000, .tv_nsec = wake % 1000000000}};
         static int64_t set_for;
         if (wake != set_for) { timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL); set_for = wake; }
@@ -381,17 +437,18 @@ int main(int count, char **words) {
             if (c->state != CLOSED && events_now[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) hear(c);
         }
     }
-    used = cpu() - used; used_upstream = cpu_of(upstream) - used_upstream; used_here = cpu_of(getpid()) - used_here;
+    used = asked.around ? around : cpu() - used; used_upstream = cpu_of(upstream) - used_upstream; used_here = cpu_of(getpid()) - used_here;
     double seconds = (double)(now() - opened) / 1e9;
     int open = 0;
     for (int i = 0; i < asked.connections; i++) open += all[i].state > HEAD && all[i].pieces;
     printf("{\"seconds\": %.4f, \"requests\": %ld, \"pieces\": %ld, \"events\": %ld, \"bytes\": %lu, \"errors\": %ld, "
-           "\"reconnects\": %ld, \"open\": %d, \"resident_kib\": %ld, \"cpu_us\": %.1f, \"upstream_us\": %.1f, \"load_us\": %.1f",
-           seconds, requests, pieces, events, bytes, errors, reconnects, open, resident(), (double)used / 1e3,
+           "\"reconnects\": %ld, \"open\": %d, \"idle_kib\": %ld, \"resident_kib\": %ld, \"peak_kib\": %ld, \"cpu_us\": %.1f, \"upstream_us\": %.1f, \"load_us\": %.1f",
+           seconds, requests, pieces, events, bytes, errors, reconnects, open, idle_kib, resident(), peak(), (double)used / 1e3,
            (double)used_upstream / 1e3, (double)used_here / 1e3);
     show("latency_us", &latency);
     show("first_us", &first_piece);
     show("age_us", &age);
+    show("stop_us", &stops);
     for (char *at = why; *at; at++) if (*at == '"' || *at == '\\' || *at < ' ') *at = '\'';
     printf(", \"why\": \"%s\"}\n", why);
     return 0;

@@ -13,7 +13,7 @@ from attrs import define, field
 from bench import tools
 from bench.machine import BenchError, Child, Layout, free_port
 from bench.peers import Peer, Site
-from bench.scenarios import Scenario
+from bench.scenarios import BODY, Scenario
 
 DIRECT = Peer("direct", "no proxy", lambda: "", lambda site: [])
 """The generator on the upstream itself: what the tools cost, and what is subtracted."""
@@ -51,6 +51,10 @@ class Results:
         """Round by round, `above` over `below`."""
         pairs = zip(self.of(scenario, above, value), self.of(scenario, below, value), strict=False)
         return [a / b for a, b in pairs if b]
+
+    def across(self, above: str, below: str, peer: str) -> list[float]:
+        """Round by round, the CPU time of `peer` in scenario `above` over that in scenario `below`."""
+        return [a / b for a, b in zip(self.of(above, peer, "cpu"), self.of(below, peer, "cpu"), strict=False) if b]
 
 
 def say(text: str) -> None:
@@ -138,24 +142,62 @@ class Bench:
             self.results.idle_mib[peer.name] = round(child.resident_mib(), 1)
             say(f"{peer.title}: {statistics.median(times):.2f} s to its first answer, {child.resident_mib():.1f} MiB")
 
-    def drive(self, scenario: Scenario, name: str) -> None:
+    def site(self, scenario: Scenario, name: str) -> tools.Site:
         peer, port, child = self.running[name]
         request = self.folder / f"{name}.request"
         request.write_bytes(scenario.request(peer, port))
+        return tools.Site(port, request, self.layout, self.upstream, child)
+
+    def drive(self, scenario: Scenario, name: str) -> None:
+        peer, port, child = self.running[name]
         try:
             if child is not None and child.process.poll() is not None:
                 raise BenchError(f"it is gone: {child.tail(2)}")
-            run = tools.drive(scenario, port, request, self.layout, self.upstream, child)
+            pushed = BODY.request(peer, port) if scenario.family == "stop" else b""
+            self.note(scenario, name, tools.drive(scenario, self.site(scenario, name), pushed))
         except BenchError as error:
-            say(f"  {scenario.name:6} {name:14} failed: {error}")
-            self.results.missing[f"{name}, {scenario.title}"] = "failed"
+            self.miss(scenario, name, error)
+
+    def together(self, scenario: Scenario, names: list[str]) -> None:
+        """All at the same time, one behind the other: each of them does nothing most of the time."""
+        began = []
+        for name in names:
+            began.append((name, tools.start(scenario, self.site(scenario, name))))
+            time.sleep(1 / scenario.rate / (len(names) + 1))
+        for name, generator in began:
+            try:
+                self.note(scenario, name, tools.finish(generator, scenario))
+            except BenchError as error:
+                self.miss(scenario, name, error)
+
+    def weigh(self, scenario: Scenario, name: str) -> None:
+        """In a process of its own, whose memory holds nothing of other work."""
+        peer, port, _ = kept = self.running[name]
+        try:
+            child, port, _ = self.start(peer)
+        except BenchError as error:
+            self.miss(scenario, name, error)
             return
+        self.running[name] = (peer, port, child)
+        try:
+            self.drive(scenario, name)
+        finally:
+            self.running[name] = kept
+            child.end()
+
+    def note(self, scenario: Scenario, name: str, run: tools.Run) -> None:
         self.results.runs.setdefault(scenario.name, {}).setdefault(name, []).append(run)
         spoiled = f"  {run.errors} ERRORS: {run.why}" if run.errors else ""
+        more = f"   stop {run.stop_p50:7.0f} us" if run.stop_p50 else ""
+        more += f"   {run.idle_mib:.0f} to {run.peak_mib:.0f} MiB" if scenario.family == "flight" else ""
         say(
-            f"  {scenario.name:6} {name:14} {run.cpu:10.1f} us CPU/{scenario.unit:8} {run.per_second:10.0f}/s"
-            f"   p50 {run.p50:9.0f} us   p99 {run.p99:9.0f} us   tools {run.tools:4.0%}{spoiled}"
+            f"  {scenario.name:19} {name:14} {run.cpu:10.1f} us CPU/{scenario.unit:8} {run.per_second:10.0f}/s"
+            f"   p50 {run.p50:9.0f} us   p99 {run.p99:9.0f} us   tools {run.tools:4.0%}{more}{spoiled}"
         )
+
+    def miss(self, scenario: Scenario, name: str, error: BenchError) -> None:
+        say(f"  {scenario.name:19} {name:14} failed: {error}")
+        self.results.missing[f"{name}, {scenario.title}"] = "failed"
 
     def rounds(self, scenarios: list[Scenario], count: int) -> None:
         """Round after round, scenario after scenario, everybody in turn; each round begins with another."""
@@ -166,8 +208,16 @@ class Bench:
                 if number >= scenario.rounds:
                     continue
                 say(f"round {number + 1}: {scenario.title}")
-                for name in names:
-                    self.drive(scenario, name)
+                doing = [name for name in names if not scenario.who or name in scenario.who]
+                if scenario.family == "pause":
+                    self.together(scenario, doing)
+                elif scenario.family == "flight":
+                    for name in doing:
+                        if name != "direct":
+                            self.weigh(scenario, name)
+                else:
+                    for name in doing:
+                        self.drive(scenario, name)
 
     def end(self) -> None:
         for _, _, child in self.running.values():

@@ -1,14 +1,16 @@
-"""Start and memory of the real process, printed: ``make numbers``. No verdict; machines differ."""
+"""Start and memory of the real process, and of kept responses, printed: ``make numbers``. Machines differ."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from pathlib import Path
 
 import aiohttp
 
+from manallm_proxy.doors.responses.store import MemoryStore, Stored
 from tests.proxy import Process, openai, process, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
@@ -41,6 +43,31 @@ async def ready_after(folder: Path) -> float:
             return time.perf_counter() - started
 
 
+def kept() -> str:
+    """What 100,000 items, two of each of 50,000 responses, do to a store of the default size."""
+
+    def item(id_: str) -> bytes:
+        part = {
+            "type": "output_text",
+            "text": f"{id_} " + "What is the answer to the question? " * 8,
+            "annotations": [],
+        }
+        row = {"id": f"msg_{id_}", "type": "message", "status": "completed", "role": "assistant", "content": [part]}
+        return json.dumps(row).encode()
+
+    began, highest = time.perf_counter(), 0
+    store = MemoryStore(time.monotonic)
+    for n in range(50_000):
+        items = (item(f"i{n}"),), (item(f"o{n}"),)
+        store.keep("key", Stored(f"resp_{n}", b'{"object":"response"}', *items, (f"msg_o{n}",)))
+        highest = max(highest, store.size)
+    each = (time.perf_counter() - began) / 50_000 * 1e6
+    return (
+        f"100,000 items of responses kept: at most {highest / 2**20:.1f} MiB counted of "
+        f"{store.bounds().memory / 2**20:.0f}, {len(store):,} responses left, {each:.0f} us for two"
+    )
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -64,3 +91,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
+    print(kept())

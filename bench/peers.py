@@ -62,6 +62,20 @@ def run(*command: str | Path, limit: float = 1200) -> str:
 
 # -- ourselves: as under systemd, with everything on -----------------------------------------------------------------
 
+BEFORE = os.environ.get("BEFORE", "")
+"""A commit; what was built from it is measured beside ourselves."""
+
+
+def before_version() -> str:
+    """Unpacks that commit, and gives its name."""
+    folder = INSTALLED / "before"
+    commit = run("git", "-C", HERE, "rev-parse", "--short", f"{BEFORE or 'none was asked for'}^{{commit}}").strip()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run("git", "-C", HERE.parent, "archive", "--output", folder / "all.tar", commit)
+    run("tar", "-xf", folder / "all.tar", "-C", folder)
+    return commit
+
 
 def our_version() -> str:
     told = run(sys.executable, "-m", "manallm_proxy", "--version").split()[-1]
@@ -77,11 +91,19 @@ def our_version() -> str:
 
 
 def ours(site: Site) -> list[str]:
-    """An alias over two providers, so that there is a chain to walk; all else as shipped, nothing turned off."""
-    provider = {"kind": "openai", "base_url": site.base, "api_key": "unused"}
+    """An alias over two providers, so that there is a chain to walk, and a provider of each other dialect; all else as
+    shipped, nothing turned off."""
+    chat = {"kind": "openai", "base_url": site.base, "api_key": "unused"}
+    host = site.base.removesuffix("/v1")
     config = {
         "listen": {"host": "127.0.0.1", "port": site.port},
-        "providers": {"near": provider, "far": provider},
+        "providers": {
+            "near": chat,
+            "far": chat,
+            "native": {**chat, "speaks": ["chat", "responses", "messages"]},
+            "ollama": {"kind": "ollama", "base_url": host},
+            "gemini": {"kind": "google", "base_url": host, "api_key": "unused"},
+        },
         "aliases": {"mana/bench": {"chain": ["near/bench", "far/bench"]}},
         "default": "mana/bench",
     }
@@ -118,7 +140,7 @@ http {{
     access_log {site.folder}/access.log;
     keepalive_requests 100000000;
     client_max_body_size 32m;
-    client_body_buffer_size 512k;  # no temporary files
+    client_body_buffer_size 4m;  # no temporary files
     upstream bench {{ server 127.0.0.1:{site.upstream}; keepalive 1024; keepalive_requests 100000000; }}
     server {{
         listen 127.0.0.1:{site.port} backlog=4096;
@@ -162,6 +184,17 @@ def litellm(site: Site) -> list[str]:
 def sglang_router(site: Site) -> list[str]:
     return [
         *(str(INSTALLED / "sglang-router" / "bin" / "python"), "-m", "sglang_router.launch_router"),
+        *router_options(site),
+    ]
+
+
+def smg(site: Site) -> list[str]:
+    return [str(INSTALLED / "smg" / "bin" / "smg"), "launch", *router_options(site)]
+
+
+def router_options(site: Site) -> list[str]:
+    """The one came of the other."""
+    return [
         *("--host", "127.0.0.1", "--port", str(site.port), "--worker-urls", f"http://127.0.0.1:{site.upstream}"),
         *("--policy", "round_robin", "--max-concurrent-requests", "4096", "--prometheus-host", "127.0.0.1"),
         *("--prometheus-port", str(site.port + 1), "--log-level", "info"),
@@ -197,7 +230,13 @@ def portkey(site: Site) -> list[str]:
     return ["node", str(server), f"--port={site.port}", "--headless"]
 
 
-OURS = Peer("ours", "manallm-proxy", our_version, ours, model="mana/bench")
+ROOT = HERE.parent
+OURS = Peer("ours", "manallm-proxy", our_version, ours, model="mana/bench", environ={"PYTHONPATH": str(ROOT)})
+WAS = Peer(
+    *("before", "manallm-proxy, before", before_version, ours),
+    model="mana/bench",
+    environ={"PYTHONPATH": str(INSTALLED / "before")},
+)  # fmt: skip
 NGINX = Peer("nginx", "nginx", nginx_version, nginx)
 
 
@@ -205,6 +244,7 @@ def everyone(upstream: int) -> list[Peer]:
     """All that a full run measures. Portkey's gateway is told its upstream by each request."""
     return [
         OURS,
+        *([WAS] if BEFORE else []),
         NGINX,
         Peer(
             "sglang-router",
@@ -213,6 +253,7 @@ def everyone(upstream: int) -> list[Peer]:
             sglang_router,
             patience=60,
         ),
+        Peer("smg", "smg", lambda: from_pypi("smg", "smg"), smg, patience=60),
         Peer(
             "portkey",
             "Portkey gateway",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import asdict
 
+from bench.doors import PAIRS
 from bench.measure import Results
-from bench.peers import everyone
+from bench.peers import WAS, everyone
 from bench.scenarios import FULL, Scenario
 from bench.targets import Verdict, verdicts
 from bench.tools import Run
 
 HERE = Path(__file__).parent
-TITLES = {"direct": "no proxy", **{peer.name: peer.title for peer in everyone(0)}}
+TITLES = {"direct": "no proxy", WAS.name: WAS.title, **{peer.name: peer.title for peer in everyone(0)}}
 
 
 def number(value: float | None) -> str:
@@ -51,6 +53,7 @@ def judged(results: Results) -> list[str]:
     rows = [
         [
             f"{v.title} ({'at least' if v.more else 'at most'})",
+            f"{v.was:g}" if v.was is not None else "",
             f"{number(v.value)} {v.unit}" if v.value is not None else "not measured",
             f"{number(v.spread[0])} to {number(v.spread[1])}" if v.value is not None else "",
             mark(v, v.least, v.least_reached),
@@ -58,7 +61,30 @@ def judged(results: Results) -> list[str]:
         ]
         for v in verdicts(results)
     ]
-    return table(["what was promised", "measured", "rounds", "wanted", "aim"], rows)
+    return table(["what was promised", "it was", "measured", "rounds", "at least", "aim"], rows)
+
+
+def pairs(results: Results) -> list[str]:
+    """The doors and dialects: what each costs, over a relayed chat and over nginx, which relays the door's format."""
+    heads = ["a client's API, from a provider's"]
+    ways = [("paced", "paced chunk us"), ("fast", "fast chunk us"), ("many", "answer us, 64 at once")]
+    for _, title in ways:
+        heads += [title, "to chat", "to nginx"]
+    rows = []
+    for name, title in [("", "chat, relayed"), *((f" {pair.name}", pair.title) for pair in PAIRS)]:
+        row = [title]
+        for way, _ in ways:
+            row += [number(results.median(way + name, "ours", "cpu"))]
+            row += [
+                middle(results.across(way + name, way, "ours")),
+                middle(results.ratios(way + name, "ours", "nginx")),
+            ]
+        rows.append(row)
+    return table(heads, rows) if any(any(row[1:]) for row in rows[1:]) else []
+
+
+def middle(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f}x" if ratios else ""
 
 
 def scenario(results: Results, work: Scenario) -> list[str]:
@@ -67,11 +93,15 @@ def scenario(results: Results, work: Scenario) -> list[str]:
     mine = results.median(work.name, "ours", "cpu")
     late = "age" if work.stream else ""
     heads = [work.title, f"CPU us/{work.unit}", "rounds", "to ours", f"{work.unit}s/s", "added p50 ms", "added p99 ms"]
-    first_byte = work.stream and work.name != "held"  # those began before we counted
+    first_byte = work.stream and work.family not in ("held", "stop")  # those began before we counted
     if first_byte:
         heads += ["first byte p50 ms", "p99 ms"]
-    if work.name == "held":
+    if work.family == "held":
         heads += ["open", "MiB"]
+    if work.family == "flight":
+        heads += ["idle MiB", "most MiB"]
+    if work.family == "stop":
+        heads += ["longest stop ms"]
     heads += ["errors"]
     rows = []
     for name in (name for name in TITLES if name in measured):
@@ -88,7 +118,11 @@ def scenario(results: Results, work: Scenario) -> list[str]:
             number(results.median(work.name, name, "per_second")) + limited,
             *(milliseconds(results, work.name, name, value) for value in added),
         ]
-        if work.name == "held":
+        if work.family == "flight":
+            row += [number(results.median(work.name, name, value)) for value in ("idle_mib", "peak_mib")]
+        if work.family == "stop":
+            row += [milliseconds(results, work.name, name, "stop_p50")]
+        if work.family == "held":
             row += [
                 number(results.median("held", name, "open")),
                 number(results.median("held", name, "resident_mib") or None),
@@ -127,11 +161,13 @@ def markdown(results: Results) -> str:
         for name, times in results.starts.items()
     )
     lines += table(["process", "start to first answer s (median)", "starts", "idle MiB"], starts)
-    for work in FULL:
+    lines += pairs(results)
+    for work in (work for work in FULL if work.family != "doors"):
         lines += scenario(results, work)
     lines += [
         "CPU: user and system time of all processes of a proxy, from the kernel. Medians over the rounds; added: "
-        "less the direct way of the same round. A request's latency: to its last byte; a chunk's: its age on arrival. "
+        "less the direct way of the same round, as the longest stop is. A request's latency: to its "
+        "last byte; a chunk's: its age on arrival. "
         "\\*: the tools' core was busy too (over 90 %), so a rate is a limit of the machine, not of this proxy alone.",
         "",
     ]

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bench.machine import BenchError, Child, Layout
-from bench.scenarios import Scenario
+from bench.scenarios import BODY, Scenario
 
 HERE = Path(__file__).parent
 BUILT = HERE / ".build"
@@ -44,6 +44,12 @@ class Run:
     """Busy share of the tools' core: near 1, units per second are a limit of the tools, or of a shared core."""
     why: str = ""
     """What the first error was."""
+    idle_mib: float = 0
+    """Resident memory before, as ``resident_mib`` after."""
+    peak_mib: float = 0
+    """The most since then."""
+    stop_p50: float = 0
+    """The greatest age of a chunk in a slot, half of the slots."""
 
 
 def build() -> None:
@@ -52,7 +58,8 @@ def build() -> None:
     BUILT.mkdir(exist_ok=True)
     for name in ("load", "upstream"):
         source, program = HERE / f"{name}.c", BUILT / name
-        if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+        written = max(file.stat().st_mtime for file in (source, HERE / "dialects.h"))
+        if program.exists() and program.stat().st_mtime > written:
             continue
         if compiler is None:
             raise BenchError("no C compiler here (Debian: apt-get install gcc libc6-dev)")
@@ -74,14 +81,29 @@ def start_upstream(layout: Layout, folder: Path) -> tuple[Child, int]:
     raise BenchError(f"our upstream does not start: {child.tail()}")
 
 
-def drive(scenario: Scenario, port: int, request: Path, layout: Layout, upstream: Child, proxy: Child | None) -> Run:
-    """Runs the generator once; CPU and memory are those of `proxy` while it counts."""
-    command = [str(BUILT / "load"), "-p", str(port), "-f", str(request), "-U", str(upstream.process.pid)]
-    if proxy is not None:
-        command += ["-P", ",".join(map(str, proxy.pids()))]
-    log = request.with_suffix(".out")
+@frozen
+class Site:
+    """What a generator is pointed at."""
+
+    port: int
+    request: Path
+    layout: Layout
+    upstream: Child
+    proxy: Child | None
+
+
+def start(scenario: Scenario, site: Site) -> Child:
+    """The generator at work; CPU and memory are those of the proxy while it counts."""
+    command = [str(BUILT / "load"), "-p", str(site.port), "-f", str(site.request), "-U", str(site.upstream.process.pid)]
+    if site.proxy is not None:
+        command += ["-P", ",".join(map(str, site.proxy.pids()))]
+    log = site.request.with_suffix(".out")
     log.unlink(missing_ok=True)
-    generator = Child.start([*command, *scenario.arguments()], layout.tools, log)
+    return Child.start([*command, *scenario.arguments()], site.layout.tools, log)
+
+
+def finish(generator: Child, scenario: Scenario) -> Run:
+    """What it counted, when it has ended."""
     try:
         code = generator.process.wait(scenario.warm + 4 * scenario.seconds + 30)
     except subprocess.TimeoutExpired:
@@ -90,10 +112,23 @@ def drive(scenario: Scenario, port: int, request: Path, layout: Layout, upstream
         generator.end()
     if code:
         raise BenchError(generator.tail(2) or "the generator did not end")
-    run = read(json.loads(log.read_text()), scenario)
+    run = read(json.loads(generator.log.read_text()), scenario)
     if not run.units or run.errors * 100 > run.units:
         raise BenchError(f"{run.errors} errors, {run.units} {scenario.unit}s; the first: {run.why}")
     return run
+
+
+def drive(scenario: Scenario, site: Site, pushed: bytes) -> Run:
+    """Runs the generator once. `pushed`: the request of a second one, that asks beside it; empty: there is none."""
+    if not pushed:
+        return finish(start(scenario, site), scenario)
+    beside = evolve(site, request=site.request.with_suffix(".push"))
+    beside.request.write_bytes(pushed)
+    pusher = start(BODY, beside)
+    try:
+        return finish(start(scenario, site), scenario)
+    finally:
+        pusher.end()
 
 
 def read(told: dict[str, Any], scenario: Scenario) -> Run:
@@ -114,6 +149,9 @@ def read(told: dict[str, Any], scenario: Scenario) -> Run:
         reconnects=int(told["reconnects"]),
         open=int(told["open"]),
         resident_mib=round(told["resident_kib"] / 1024, 1),
+        idle_mib=round(told["idle_kib"] / 1024, 1),
+        peak_mib=round(told["peak_kib"] / 1024, 1),
+        stop_p50=told["stop_us"]["p50"],
         tools=round((told["load_us"] + told["upstream_us"]) / told["seconds"] / 1e6, 3),
         why=str(told["why"]),
     )

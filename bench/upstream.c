@@ -1,10 +1,11 @@
-// The benchmark's upstream: OpenAI's shapes, one thread, epoll, loopback only, no libraries.
+// The benchmark's upstream: one thread, epoll, loopback only, no libraries. Its words are in dialects.h.
 //
 //   upstream [PORT]        prints the port that it listens on; 0, the default, is any free one
 //
-// GET answers a model list. POST answers a chat completion of about 1 KB, or, where the body says "stream": true,
-// chunks of about 250 bytes, one write each. "[[chunks=N every=US]]" in the prompt says how many and how far apart;
-// a body behind more than 4 KB is looked at in its first and last 4 KB only.
+// GET answers a model list. POST answers in the format of its path: about 1 KB, or, where the body says "stream": true,
+// chunks of about 250 bytes, one write each. "[[chunks=N every=US hold=US]]" in the prompt says how many and how far
+// apart, and for how long no more of the request is read once that has come. A body behind more than 4 KB is looked at
+// in its first and last 4 KB only.
 // Each piece of content begins with "@@" and the clock's nanoseconds, so that the generator knows its age.
 
 #define _GNU_SOURCE
@@ -25,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dialects.h"
+
 enum { CONNECTIONS = 16384, BODY = 8 << 20, BACKLOG = 1 << 20, EDGE = 4096 };
 
 struct conn {
@@ -33,7 +36,8 @@ struct conn {
     size_t used, room, unsent, out_room;
     long left, every;         // chunks still to write; microseconds between two
     int64_t due;
-    bool streaming, usage, writable;
+    const struct dialect *speaks;
+    bool streaming, usage, writable, held, was_held;
 };
 
 static int poller, timer, waiting;
@@ -49,42 +53,36 @@ static void die(const char *what) { perror(what); exit(1); }
 
 // -- what is said ----------------------------------------------------------------------------------------------------
 
-#define ID "\"id\":\"chatcmpl-bench0123456789\",\"created\":1767225600,\"model\":\"bench\""
-#define CHUNK(delta, finish) "data: {" ID ",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{" \
-    delta "},\"logprobs\":null,\"finish_reason\":" finish "}]}\n\n"
-#define USAGE "\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":100,\"total_tokens\":112}"
-#define DIGITS "@@0000000000000000000"
-#define JSON_HEAD "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s"
+static const struct dialect DIALECTS[] = {OLLAMA, GEMINI, GEMINI_WHOLE, RESPONSES, MESSAGES, CHAT};
+enum { KINDS = sizeof DIALECTS / sizeof *DIALECTS, NUMBERS = 2 };
 
-static const char STREAM_HEAD[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
-                                  "Transfer-Encoding: chunked\r\n\r\n";
-static const char ROLE[] = CHUNK("\"role\":\"assistant\",\"content\":\"\"", "null");
-static const char FINISH[] = CHUNK("", "\"stop\"");
-static const char COUNTED[] = "data: {" ID ",\"object\":\"chat.completion.chunk\",\"choices\":[]," USAGE "}\n\n";
-static const char DONE[] = "data: [DONE]\n\n";
-static const char MODELS[] = "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"created\":1767225600,"
-                             "\"owned_by\":\"bench\",\"max_model_len\":131072}],\"status\":\"healthy\",\"model_path\":\"bench\"}";
-static char content[] = CHUNK("\"content\":\"" DIGITS " a few words more.\"", "null");
-static char answer[2048], models[1024], framed[512];
-static size_t answer_length, models_length, framed_length;
-static char *answer_digits, *framed_digits;
+// A piece of each dialect as one chunk of HTTP, and a whole answer with its head: where its clock and its numbers are.
+static struct said { char bytes[2560]; size_t length; char *digits, *numbers[NUMBERS]; } pieces[KINDS], answers[KINDS];
 
 static void stamp(char *digits) {
     int64_t value = now();
     for (int i = 20; i > 1; i--, value /= 10) digits[i] = (char)('0' + value % 10);
 }
 
+static void find_marks(struct said *s) {
+    s->digits = strstr(s->bytes, "@@");
+    char *at = s->bytes;
+    for (int i = 0; i < NUMBERS && (at = strstr(at, "1000")); i++, at += 4) s->numbers[i] = at;
+}
+
 static void compose(void) {
-    char words[640], body[1600];
+    char words[640], body[2048];
     for (size_t i = 0; i < sizeof words; i++) words[i] = "lorem ipsum dolor "[i % 18];
-    snprintf(body, sizeof body, "{" ID ",\"object\":\"chat.completion\",\"choices\":[{\"index\":0,\"message\":{\"role\":"
-             "\"assistant\",\"content\":\"" DIGITS " %.*s\",\"refusal\":null},\"logprobs\":null,\"finish_reason\":\"stop\"}]," USAGE "}",
-             (int)sizeof words, words);
-    answer_length = (size_t)snprintf(answer, sizeof answer, JSON_HEAD, strlen(body), body);
-    models_length = (size_t)snprintf(models, sizeof models, JSON_HEAD, strlen(MODELS), MODELS);
-    framed_length = (size_t)snprintf(framed, sizeof framed, "%zx\r\n%s\r\n", strlen(content), content);
-    answer_digits = strstr(answer, "@@");
-    framed_digits = strstr(framed, "@@");
+    for (int i = 0; i < KINDS; i++) {
+        struct said *piece = &pieces[i], *answer = &answers[i];
+        const char *said = DIALECTS[i].piece;
+        piece->length = (size_t)snprintf(piece->bytes, sizeof piece->bytes, "%zx\r\n%s\r\n", strlen(said), said);
+        find_marks(piece);
+        snprintf(body, sizeof body, DIALECTS[i].answer, (int)sizeof words, words);
+        answer->length = (size_t)snprintf(answer->bytes, sizeof answer->bytes, "HTTP/1.1 200 OK\r\nContent-Type: "
+                                          "application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);
+        answer->digits = strstr(answer->bytes, "@@");
+    }
 }
 
 // -- connections, and the heap of those that wait ----------------------------------------------------------------------
@@ -116,10 +114,11 @@ static void drop(struct conn *c) {
     free(c->in); free(c->out); free(c);
 }
 
-static void interest(struct conn *c, bool writable) {
-    if (c->writable == writable) return;
+static void interest(struct conn *c, bool writable, bool held) {
+    if (c->writable == writable && c->held == held) return;
     c->writable = writable;
-    struct epoll_event e = {.events = EPOLLIN | (writable ? EPOLLOUT : 0u), .data.ptr = c};
+    c->held = held;
+    struct epoll_event e = {.events = (held ? 0u : EPOLLIN) | (writable ? EPOLLOUT : 0u), .data.ptr = c};
     epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &e);
 }
 
@@ -133,34 +132,46 @@ static bool say(struct conn *c, const char *bytes, size_t length) {
     if (c->unsent + rest > c->out_room && !(c->out = realloc(c->out, c->out_room = 2 * (c->unsent + rest)))) die("memory");
     memcpy(c->out + c->unsent, bytes + length - rest, rest);
     c->unsent += rest;
-    interest(c, true);
+    interest(c, true, c->held);
     return true;
 }
 
 static bool frame(struct conn *c, const char *data) {
-    char bytes[512];
-    return say(c, bytes, (size_t)snprintf(bytes, sizeof bytes, "%zx\r\n%s\r\n", strlen(data), data));
+    char bytes[2048];
+    return !*data || say(c, bytes, (size_t)snprintf(bytes, sizeof bytes, "%zx\r\n%s\r\n", strlen(data), data));
 }
 
 static bool finish(struct conn *c) {
+    const struct dialect *d = c->speaks;
     c->streaming = false;
-    return frame(c, FINISH) && (!c->usage || frame(c, COUNTED)) && frame(c, DONE) && say(c, "0\r\n\r\n", 5);
+    return frame(c, d->finish) && (!c->usage || frame(c, d->counted)) && frame(c, d->end) && say(c, "0\r\n\r\n", 5);
+}
+
+static bool say_piece(struct conn *c) {
+    struct said *piece = &pieces[c->speaks - DIALECTS];
+    stamp(piece->digits);
+    for (int i = 0; i < NUMBERS && piece->numbers[i]; i++) {
+        long value = 1000 + c->left % 9000;
+        for (int n = 3; n >= 0; n--, value /= 10) piece->numbers[i][n] = (char)('0' + value % 10);
+    }
+    return say(c, piece->bytes, piece->length);
+}
+
+static void wait_until(struct conn *c, int64_t due) {
+    if (waiting == CONNECTIONS) return;
+    c->due = due;
+    heap[waiting++] = c;
+    sift(waiting - 1);
 }
 
 // Writes the chunks whose time has come.
 static bool go_on(struct conn *c) {
     while (c->streaming && !c->unsent) {
         if (!c->left) return finish(c);
-        stamp(framed_digits);
-        if (!say(c, framed, framed_length)) return false;
+        if (!say_piece(c)) return false;
         if (--c->left && c->every) break;
     }
-    if (c->streaming && c->every && c->left && c->place < 0 && waiting < CONNECTIONS) {
-        int64_t from = c->due ? c->due : now();
-        c->due = from + c->every * 1000;
-        heap[waiting++] = c;
-        sift(waiting - 1);
-    }
+    if (c->streaming && c->every && c->left && c->place < 0) wait_until(c, (c->due ? c->due : now()) + c->every * 1000);
     return true;
 }
 
@@ -178,22 +189,42 @@ static bool says(const char *body, size_t length, const char *key) {
     return at < body + length && *at == 't';
 }
 
+static long shape(const char *body, size_t length, const char *key, long otherwise) {
+    const char *begin = find(body, length, "[["), *at;
+    if (!begin) return otherwise;
+    char text[80] = {0};
+    size_t rest = (size_t)(body + length - begin);
+    memcpy(text, begin, rest < 79 ? rest : 79);
+    return (at = strstr(text, key)) && at < strstr(text, "]]") ? atol(at + strlen(key)) : otherwise;
+}
+
+static bool say_list(struct conn *c, const char *head) {
+    size_t i = 0;
+    while (!strstr(head, LISTS[i].path)) i++;
+    char bytes[1024];
+    return say(c, bytes, (size_t)snprintf(bytes, sizeof bytes, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                                          "Content-Length: %zu\r\n\r\n%s", strlen(LISTS[i].said), LISTS[i].said));
+}
+
+// `head` ends with its first line.
 static bool answer_to(struct conn *c, const char *head, const char *body, size_t length) {
-    if (!strncmp(head, "GET ", 4)) return say(c, models, models_length);
-    if (!says(body, length, "\"stream\"")) { stamp(answer_digits); return say(c, answer, answer_length); }
-    const char *shape = find(body, length, "[[chunks=");
-    c->left = 100; c->every = 0; c->due = 0;
-    if (shape) {
-        char text[64] = {0};
-        size_t rest = (size_t)(body + length - shape);
-        memcpy(text, shape, rest < 63 ? rest : 63);
-        sscanf(text, "[[chunks=%ld every=%ld]]", &c->left, &c->every);
+    int kind = 0;
+    while (kind < KINDS && !strstr(head, DIALECTS[kind].path)) kind++;
+    if (!strncmp(head, "GET ", 4) || kind == KINDS) return say_list(c, head);
+    c->speaks = &DIALECTS[kind];
+    if (!says(body, length, "\"stream\"") && !strstr(c->speaks->path, ":stream")) {
+        stamp(answers[kind].digits);
+        return say(c, answers[kind].bytes, answers[kind].length);
     }
+    c->left = shape(body, length, "chunks=", 100);
+    c->every = shape(body, length, "every=", 0);
+    c->due = 0;
     c->usage = says(body, length, "\"include_usage\"");
     c->streaming = true;
-    char bytes[1024];
-    int size = snprintf(bytes, sizeof bytes, "%s%zx\r\n%s\r\n", STREAM_HEAD, strlen(ROLE), ROLE);
-    return say(c, bytes, (size_t)size) && go_on(c);
+    char bytes[256];
+    int size = snprintf(bytes, sizeof bytes, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nCache-Control: no-cache\r\n"
+                        "Transfer-Encoding: chunked\r\n\r\n", c->speaks->type);
+    return say(c, bytes, (size_t)size) && frame(c, c->speaks->first) && go_on(c);
 }
 
 // Where a chunked body ends; 0: not yet; -1: it is broken. The chunks are left in their frames.
@@ -221,8 +252,18 @@ static int take(struct conn *c) {
     if (!declared && strcasestr(c->in, "\r\ntransfer-encoding:") && !(length = chunked_end(c->in + head, have))) length = -2;
     end[2] = '\r';
     if (length == -1 || length > BODY) return -1;
+    long hold = have && !c->was_held ? shape(c->in + head, have, "hold=", 0) : 0;
+    if (hold) {
+        interest(c, c->writable, true);
+        c->was_held = true;
+        wait_until(c, now() + hold * 1000);
+        return 0;
+    }
     if (length == -2 || (size_t)length > have) return 0;
+    char *line = memchr(c->in, '\r', c->used);
+    *line = 0;
     bool fine = answer_to(c, c->in, c->in + head, (size_t)length);
+    c->was_held = false;
     c->used -= head + (size_t)length;
     memmove(c->in, c->in + head + length, c->used);
     return fine ? 1 : -1;
@@ -245,7 +286,7 @@ static bool flush(struct conn *c) {
     c->unsent -= (size_t)taken;
     memmove(c->out, c->out + taken, c->unsent);
     if (c->unsent) return true;
-    interest(c, false);
+    interest(c, false, c->held);
     return !c->streaming || c->place >= 0 || go_on(c);
 }
 
@@ -269,7 +310,8 @@ static void ring(void) {
     while (waiting && heap[0]->due <= time) {
         struct conn *c = heap[0];
         forget(c);
-        if (!go_on(c)) drop(c);
+        if (c->held) { c->due = 0; interest(c, c->writable, false); }
+        else if (!go_on(c)) drop(c);
     }
 }
 
