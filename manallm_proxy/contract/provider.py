@@ -53,6 +53,8 @@ class Endpoint(Enum):
         self.path = path  # `value` is a property, which is ten times as slow
         self.is_opaque = is_opaque
 
+    __hash__ = object.__hash__  # its own is Python's code, and each look into a table would run it
+
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
@@ -128,6 +130,7 @@ class Call:
         """The call as `provider` gets it, which speaks these dialects beside chats."""
         if self.native is not None and self.native.dialect.path in speaks:
             call = self.native.write(provider)
+            call.is_large = call.is_large or self.is_large
         elif self.own is None:
             return self
         else:
@@ -159,7 +162,7 @@ class Call:
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 
 
-@frozen
+@define  # not frozen: as `answers.Usage`
 class Native:
     """A call in the format of the client, for providers that speak it too."""
 

@@ -27,10 +27,13 @@ class MessagesDoor:
         translate = partial(_translated, body, client.request_id, blocks)
         if Endpoint.MESSAGES.path not in client.dialects:
             return translate(), MessagesReply(client.request_id, blocks)
-        call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
-        call.cuts_length = True
-        write = partial(native_call, call)
-        call.native = Native(Endpoint.MESSAGES, write, partial(_or_refused, call, translate))
+        own = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
+        own.cuts_length = True
+        # not of `own` itself: a circle would wait for the garbage collector, which stops all clients
+        native = Native(Endpoint.MESSAGES, partial(native_call, own), partial(_or_refused, own, translate))
+        call = Call(
+            own.endpoint, own.summary, body, own.request_id, cuts_length=True, headers=own.headers, native=native
+        )
         return call, MessagesReply(client.request_id, blocks)
 
     def headers(self, request_id: str) -> dict[str, str]:

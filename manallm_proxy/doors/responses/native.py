@@ -34,26 +34,24 @@ class NativeForm:
     asked: Asked = field(repr=False)
     history: Sequence[bytes] = field(repr=False)
     items: list[Fields] = field(repr=False)
-    has_references: bool
     shell: Shell = field(repr=False)
     request_id: str
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
-        asked, spans = self.asked, self.asked.summary.spans
-        values = {"store": b"false"}
-        if _PREVIOUS in spans:
+        asked, body, summary = self.asked, self.body, self.asked.summary
+        values = {"store": b"false"} if asked.stores else {}
+        if _PREVIOUS in summary.spans:
             values[_PREVIOUS] = b"null"
-        own = [each for item in self.items if (each := readable(item, provider)) is not None]
-        before = [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
-        unchanged = len(own) == len(self.items) and all(map(_same, own, self.items))
-        if before or self.has_references or not unchanged:
+        before = self._before(provider) if self.history else []
+        if before or self.items is not asked.items or any(readable(item, provider) is not item for item in self.items):
+            own = [each for item in self.items if (each := readable(item, provider)) is not None]
             values["input"] = encode([*before, *own])
         if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
             values["include"] = encode([*sorted(asked.include), SEALED])
-        body, spans = spliced(self.body, spans, values)
-        was = asked.summary
-        summary = RequestSummary(was.model, was.stream, was.wants_usage, was.needs, spans)
+        if values:
+            body, spans = spliced(body, summary.spans, values)
+            summary = RequestSummary(summary.model, summary.stream, summary.wants_usage, summary.needs, spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
         if before:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
@@ -63,14 +61,14 @@ class NativeForm:
         """The call where this is its only form."""
         return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
 
+    def _before(self, provider: str) -> list[Fields]:
+        """Items of earlier responses, as far as `provider` can read them."""
+        return [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
+
     def _told(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
-        previous = self.asked.previous
-        return {"id": encode(self.shell.id), "store": encode(self.asked.stores), _PREVIOUS: encode(previous)}
-
-
-def _same(one: Fields, other: Fields) -> bool:
-    return one is other
+        previous, store = self.asked.previous, b"true" if self.asked.stores else b"false"
+        return {"id": encode(self.shell.id), "store": store, _PREVIOUS: encode(previous) if previous else b"null"}
 
 
 def readable(item: Fields, provider: str) -> Fields | None:

@@ -12,9 +12,9 @@ share most of their items: each distinct item is stored once, and counted once.
 
 from __future__ import annotations
 
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from os import urandom
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
@@ -108,7 +108,7 @@ class MemoryStore:
         return len(self._records)
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}_{self.worker:04x}{secrets.token_hex(22)}"
+        return f"{prefix}_{self.worker:04x}{urandom(22).hex()}"
 
     def keep(self, owner: Owner, stored: Stored) -> None:
         if _alone(stored) > self.bounds().memory:
