@@ -10,7 +10,7 @@ from attrs import define, field
 
 from manallm_proxy.contract.errors import Overloaded, ProxyError, ShuttingDown, UnknownRequest
 from manallm_proxy.gateway import request_filters
-from manallm_proxy.gateway.explain import explain
+from manallm_proxy.gateway.explain import DOORS, explain
 from manallm_proxy.gateway.operator_access import OperatorAccess
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import RouteTable
@@ -82,8 +82,10 @@ class Operators:
 
     async def _explain(self, request: web.BaseRequest, _rest: str) -> web.Response:
         self.access.check(request)
-        request_filters.only(request.query, ("model",))
-        return self._json(request, explain(self.serving.generation, request.query.get("model", "")))
+        request_filters.only(request.query, ("model", "door"))
+        request_filters.one_of(request.query, "door", DOORS)
+        model, door = request.query.get("model", ""), request.query.get("door")
+        return self._json(request, explain(self.serving.generation, model, door))
 
     def _json(self, request: web.BaseRequest, value: object) -> web.Response:
         response = self.renderer.json(request, value)
