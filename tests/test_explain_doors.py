@@ -68,6 +68,15 @@ async def test_what_it_says_is_what_happens(tmp_path: Path) -> None:
             ]
             told = (await p.get("/v1/explain?model=mana/messages&door=audio/speech"))[1]
             assert (told["serves"], told["chain"][0]["detail"]) == (None, "only a provider of kind openai takes it")
+            told = (await p.get("/v1/explain?model=*"))[1]
+            assert [(each["model"], each["door"]) for each in told["models"]] == [
+                ("mana/all", "chat/completions"),
+                ("mana/no-chat", "responses"),
+                ("mana/messages", "messages"),
+                ("mana/chat", "chat/completions"),
+            ]
+            told = (await p.get("/v1/explain?model=*&door=messages"))[1]
+            assert [each["serves"] for each in told["models"]] == ["messages/m"] * 3 + ["chat/m"]
             code, body = await p.get("/v1/explain?door=chat")
             assert (code, body["error"]["param"]) == (400, "door") and "chat/completions" in body["error"]["message"]
 

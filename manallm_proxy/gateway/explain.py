@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 from attrs import evolve
@@ -23,6 +24,17 @@ DOORS: Final[dict[str, Endpoint]] = {
 }
 """By name: the format in which a door's requests come, or into which it translates them."""
 _USUAL: Final = (Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.MESSAGES)
+
+
+ALL: Final = "*"
+MOST: Final = 100
+"""Aliases that are explained at once."""
+
+
+def explain_all(generation: Generation, door: str | None = None) -> dict[str, Any]:
+    """What `explain` says of each alias, up to `MOST` of them."""
+    names = itertools.islice(generation.config.aliases, MOST)
+    return {"models": [explain(generation, name, door) for name in names]}
 
 
 def explain(generation: Generation, model: str, door: str | None = None) -> dict[str, Any]:
