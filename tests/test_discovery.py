@@ -230,6 +230,7 @@ async def test_all_are_asked_at_once_and_briefly(monkeypatch: pytest.MonkeyPatch
         assert around.lines() == [
             f"found Ollama at http://127.0.0.1:{box.port}: nomic-embed, smol:latest",
             f"found llama.cpp at http://127.0.0.1:{llama.port}/v1: smollm2-135m.gguf",
+            f"127.0.0.1:{mute.port} takes connections, but says nothing: passed over",
             f"127.0.0.1:{wild.port} answers without end, or too slowly: passed over",
         ]
         assert around.environ({})["OLLAMA_URL"] == box.url
