@@ -259,6 +259,9 @@ async def test_serve_without_a_configuration_uses_what_is_there(tmp_path: Path) 
         await child.communicate()
     assert answer["choices"][0]["message"]["content"] == "I am smol."
     assert answer["model"] == "ollama/smol:latest"
+    assert "the built-in quickstart" in lines[0]
+    shown = [line.rstrip() for line in lines[:-1] if not line.startswith("{")]  # but for the log, and what is copied
+    assert [line for line in shown if len(line) > 80] == []
     said = "".join(lines)
     assert "built-in quickstart" in said
     assert f"found Ollama at {box.url}: nomic-embed, smol:latest" in said
