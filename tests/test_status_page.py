@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import html
 import json
@@ -17,6 +18,7 @@ from manallm_proxy.gateway.status_page import FOLDER, NAMES
 from tests.browser import chromium
 from tests.command import ROOT
 from tests.needs import require
+from tests.ollama_box import box
 from tests.proxy import openai, process, proxy, settings
 from tests.sdks import INSTALLED
 from tests.upstreams import answers, each, status, upstream
@@ -190,6 +192,26 @@ async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
                     "`${each.id}: ${each.nodes.map((node) => node.target + ' ' + node.failureSummary).join('; ')}`))"
                 )
                 assert found == [], (width, dark)
+
+
+@pytest.mark.built_in
+async def test_a_box_its_queue_and_a_rest(tmp_path: Path) -> None:
+    """A model that is loaded, who waits for it, and when a target that rests may be asked again."""
+    async with box("small") as gpu, upstream(each(status("503 No"))) as bad, chromium(tmp_path) as page:
+        gpu.put("small")
+        providers = {"bad": openai(bad.url), "gpu": gpu.provider(parallel=1)}
+        async with proxy(settings(providers, ["bad/m", "gpu/small"]), tmp_path) as p:
+            for _ in range(2):
+                assert (await p.chat())[0] == 200
+            await page.open(p.url)
+            await page.until("document.getElementById('aliases')?.innerText.includes('unhealthy, again in ')")
+            await page.until("document.getElementById('providers').innerText.includes('small loaded')")
+            gpu.answers.clear()
+            asked = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+            look = "document.dispatchEvent(new Event('visibilitychange'))"  # as on coming back to the tab
+            await page.until(f"{look}; document.getElementById('providers').innerText.includes('1 wait')")
+            gpu.answers.set()
+            assert [answer[0] for answer in await asyncio.gather(*asked)] == [200, 200]
 
 
 @pytest.mark.built_in
