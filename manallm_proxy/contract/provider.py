@@ -162,15 +162,18 @@ class Call:
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 
 
-@define  # not frozen: as `answers.Usage`
-class Native:
+class Native(Protocol):
     """A call in the format of the client, for providers that speak it too."""
 
-    dialect: Endpoint
-    write: Callable[[str], Call]
-    """Makes it for the provider of that name."""
-    translate: Callable[[], Call]
-    """Makes the call for all other providers. Raises InvalidRequest where it is none."""
+    @property
+    def dialect(self) -> Endpoint:
+        """The format."""
+
+    def write(self, provider: str) -> Call:
+        """The call as the provider of that name gets it."""
+
+    def translate(self) -> Call:
+        """The call as all other providers get it, or why there is none. Raises InvalidRequest."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

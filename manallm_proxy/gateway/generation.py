@@ -270,7 +270,7 @@ class Generation:
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
         """Whether each provider of `chain` speaks `dialect` itself."""
         providers = self.config.providers
-        return all(dialect in providers[entry.target.provider].speaks for entry in chain.entries)
+        return not [entry for entry in chain.entries if dialect not in providers[entry.target.provider].speaks]
 
     def able(self, chain: Chain, call: Call) -> Chain:
         """`chain` without the targets whose provider knows nothing like `call`, whatever their model.

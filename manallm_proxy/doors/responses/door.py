@@ -11,8 +11,8 @@ from typing import Any
 from attrs import define, evolve
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
-from manallm_proxy.contract.provider import Call, Endpoint, Native
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
@@ -53,7 +53,7 @@ class ResponsesDoor:
         if asked.previous is not None or any(map(_is_reference, asked.items)):
             return self._read_on(body, asked, client)
         form = self._form(body, asked, (), asked.items, client)
-        return self._begun(form, _call_of(form, client), _kept(form), client)
+        return self._begun(form, _call_of(form, client), _kept(form) if asked.stores else (), client)
 
     async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
         form = await self._completed(body, asked, client)
@@ -72,10 +72,10 @@ class ResponsesDoor:
         self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields], client: Client
     ) -> NativeForm:
         shell = Shell(self.store.new_id("resp"), asked.fields, asked.summary.model)
-        return NativeForm(body, asked, history, items, shell, client.request_id)
+        return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
 
     def _begun(self, form: NativeForm, call: Call, kept: tuple[bytes, ...], client: Client) -> Reading:
-        answer = AnswerItems(self.store.new_id, form.asked.tools.names, SEALED in form.asked.include)
+        answer = AnswerItems(self.store.new_id, form.asked.tool, SEALED in form.asked.include)
         if not form.asked.stores:
             return call, ResponsesReply(form.shell, answer)
         keep = self._keeper(form.shell.id, client.key, kept)
@@ -146,16 +146,7 @@ def _call_of(form: NativeForm, client: Client) -> Call:
     """The client's own form of it, where a provider may take that; else a chat."""
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
-    native = Native(Endpoint.RESPONSES, form.write, partial(_or_refused, form))
-    return Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=native)
-
-
-def _or_refused(form: NativeForm) -> Call:
-    """The translated call, or one that says why only a provider of this API can serve it."""
-    try:
-        return _translated(form)
-    except Untranslatable as refusal:
-        return form.refused(refusal)
+    return Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=form)
 
 
 def _translated(form: NativeForm) -> Call:

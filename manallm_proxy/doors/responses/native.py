@@ -6,12 +6,12 @@ whoever can read it: what this proxy wrote for itself, and what another provider
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
@@ -28,14 +28,18 @@ _PREVIOUS: Final = "previous_response_id"
 
 @define
 class NativeForm:
-    """One request. ``history``: items of earlier responses. ``items``: its own, each reference resolved."""
+    """One request, see `provider.Native`. ``history``: items of earlier responses. ``items``: its own, each reference
+    resolved."""
 
+    dialect: ClassVar[Endpoint] = Endpoint.RESPONSES
     body: bytes = field(repr=False)
     asked: Asked = field(repr=False)
     history: Sequence[bytes] = field(repr=False)
     items: list[Fields] = field(repr=False)
     shell: Shell = field(repr=False)
     request_id: str
+    to_chat: Callable[[NativeForm], Call] = field(repr=False)
+    """Raises Untranslatable where it has no other form."""
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
@@ -57,9 +61,11 @@ class NativeForm:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
         return call
 
-    def refused(self, refusal: ProxyError) -> Call:
-        """The call where this is its only form."""
-        return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
+    def translate(self) -> Call:
+        try:
+            return self.to_chat(self)
+        except Untranslatable as refusal:
+            return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""
