@@ -62,7 +62,7 @@ packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing 
 	$(BIN)/python -m pytest -m packages tests/test_ways_in.py tests/test_packaging.py tests/test_conversation.py tests/test_prometheus.py $(ARGS)
 
 .PHONY: clients
-clients: $(VENV)/.dev $(CLIENTS)/.installed  ## codex, opencode, cn, the Agents SDK, LiteLLM, Go's, Open WebUI: 3 GB, minutes
+clients: $(VENV)/.dev $(CLIENTS)/.installed  ## codex, opencode, cn, the Agents SDK, LiteLLM, Go's, Open WebUI: 9 GB on disk, ten minutes
 	$(BIN)/python -m pytest -m clients tests/test_real_clients.py $(ARGS)
 
 .PHONY: check

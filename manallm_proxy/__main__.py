@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="what would happen to a request now, target by target")
     explain.add_argument("model", nargs="?", default="", help="an alias or provider/model; else the default alias")
+    explain.add_argument("--door", help="of a request there, such as responses; else chat/completions")
     _client(explain)
 
     requests = commands.add_parser("requests", help="the last requests, and who answered them")
@@ -176,7 +177,7 @@ def _ask(arguments: argparse.Namespace) -> int:
             case "explain":
                 from manallm_proxy.cli.explain import explain
 
-                return explain(arguments.url, arguments.model, arguments.json, os.environ)
+                return explain(arguments.url, arguments.model, arguments.door, arguments.json, os.environ)
             case "requests":
                 from manallm_proxy.cli.requests import requests
 

@@ -82,7 +82,8 @@ class Opened:
 
     async def ask(self, key: str | None = None, /, **body: Any) -> Exchanged:
         """What the door makes of a request of `key`'s, for providers that speak chat."""
-        call, reply = await self.door.read(json.dumps({"input": "hi", **body}).encode(), Client("r", key))
+        reading = self.door.read(json.dumps({"input": "hi", **body}).encode(), Client("r", key))
+        call, reply = reading if isinstance(reading, tuple) else await reading
         if call.refusal is not None:
             raise call.refusal
         return Exchanged(call, reply)

@@ -230,6 +230,7 @@ async def test_all_are_asked_at_once_and_briefly(monkeypatch: pytest.MonkeyPatch
         assert around.lines() == [
             f"found Ollama at http://127.0.0.1:{box.port}: nomic-embed, smol:latest",
             f"found llama.cpp at http://127.0.0.1:{llama.port}/v1: smollm2-135m.gguf",
+            f"127.0.0.1:{mute.port} takes connections, but says nothing: passed over",
             f"127.0.0.1:{wild.port} answers without end, or too slowly: passed over",
         ]
         assert around.environ({})["OLLAMA_URL"] == box.url
@@ -258,6 +259,9 @@ async def test_serve_without_a_configuration_uses_what_is_there(tmp_path: Path) 
         await child.communicate()
     assert answer["choices"][0]["message"]["content"] == "I am smol."
     assert answer["model"] == "ollama/smol:latest"
+    assert "the built-in quickstart" in lines[0]
+    shown = [line.rstrip() for line in lines[:-1] if not line.startswith("{")]  # but for the log, and what is copied
+    assert [line for line in shown if len(line) > 80] == []
     said = "".join(lines)
     assert "built-in quickstart" in said
     assert f"found Ollama at {box.url}: nomic-embed, smol:latest" in said

@@ -364,28 +364,6 @@ async def test_pictures_that_the_model_made(stream: bool, tmp_path: Path) -> Non
         assert message == {"role": "assistant", "content": f"See{links}"}
 
 
-@pytest.mark.parametrize("arguments", ["{}", '{"ci', ""])
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_call_without_a_name(stream: bool, arguments: str, tmp_path: Path) -> None:
-    """The client learns what is missing, whatever the arguments are."""
-
-    async def calls(connection: Connection, seen: Seen) -> None:
-        call = {"index": 0, "id": "call_1", "type": "function", "function": {"arguments": arguments}}
-        if stream:
-            await connection.head()
-            await connection.chunk(tool_chunk([call]) + tool_chunk(None, "tool_calls") + DONE)
-            await connection.end()
-        else:
-            choice = {"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
-            await connection.reply({"choices": [choice]})
-
-    async with upstream(each(calls)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-        code, body, _ = await ask(p, "/api/chat", messages=HI, tools=[WEATHER], stream=stream)
-        error = json.loads(body.splitlines()[-1])["error"]
-        assert code == (200 if stream else 502)
-        assert "without a name" in error and "JSON" not in error
-
-
 async def test_what_a_provider_gets(tmp_path: Path) -> None:
     """OpenAI's words alone for one that speaks OpenAI; everything for another Ollama."""
     given: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import encode
-from tests.proxy import Proxy, everything, openai, proxy, settings
+from tests.native_servers import speaks_messages, speaks_responses
+from tests.proxy import HI, Proxy, everything, openai, proxy, settings
 from tests.upstreams import Answer, Connection, Seen, answers, chunk, each, status, upstream
+from tests.waiting import until
 
 BODY = 3 * 2**17  # over what is parsed beside the loop
 """Bytes of one prompt."""
@@ -98,3 +102,37 @@ async def test_a_request_that_ended_holds_nothing(failure: str, kind: str, tmp_p
             await asyncio.sleep(0)
             after, _ = tracemalloc.get_traced_memory()
             assert after - before < ROOM
+
+
+DOORS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": HI,
+    "/v1/messages": {**HI, "max_tokens": 9},
+    "/v1/responses": {"input": "hi"},
+    "/api/chat": HI,
+}
+
+
+async def test_no_door_leaves_its_call_to_the_collector(tmp_path: Path, no_collector: None) -> None:
+    """Translated, in the provider's own format, and where the one failed before the other: no call is in a circle."""
+    gc.collect()
+    async with (
+        upstream(each(answers)) as chat,
+        upstream(each(speaks_messages)) as messages,
+        upstream(each(speaks_responses)) as responses,
+        upstream(each(status("500 Internal Server Error"))) as bad,
+    ):
+        providers = {
+            "chat": openai(chat.url),
+            "messages": openai(messages.url, speaks=["messages"]),
+            "responses": openai(responses.url, speaks=["responses"]),
+            "bad": openai(bad.url, speaks=["chat", "messages", "responses"]),
+        }
+        config = settings(providers, ["bad/m", "chat/m"], health={"failure_threshold": 10**6})
+        async with proxy(config, tmp_path) as p:
+            for (path, body), stream in itertools.product(DOORS.items(), (False, True)):
+                own = f"{path.rpartition('/')[2]}/m"
+                for model in ("mana/test", *([own] if own in ("messages/m", "responses/m") else ())):
+                    async with p.client.post(p.url + path, json={**body, "model": model, "stream": stream}) as response:
+                        assert response.status == 200, (path, model, await everything(response))
+                        await everything(response)
+                    await until(lambda: not any(isinstance(one, Call) for one in gc.get_objects()))

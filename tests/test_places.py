@@ -112,7 +112,9 @@ def test_whose_aliases_count_is_remarked(tmp_path: Path) -> None:
     (tmp_path / "aliases.yaml").write_text(ALIASES)
     mine = f"{PROXY}aliases:\n  mana/a:\n    chain: [gpu/m]\n"
     (tmp_path / "proxy.yaml").write_text(mine)
+    line = PROXY.count("\n") + 1
     said = f"aliases: those of proxy.yaml count; {tmp_path}/aliases.yaml is not read, and can be removed"
+    said += f" ({tmp_path}/proxy.yaml:{line})"
     assert load(tmp_path / "proxy.yaml", {}).notes == (said,)
     (tmp_path / "other.yaml").write_text(mine)
     assert load(tmp_path / "other.yaml", {}).notes == ()
@@ -128,10 +130,11 @@ def test_an_option_that_ollama_does_not_have_is_remarked(tmp_path: Path) -> None
     entry = "- {target: gpu/m, options: {temprature: 1, keep_alive: 5m}}"
     (tmp_path / "aliases.yaml").write_text(ALIASES.replace("- gpu/m", entry))
     what = "no option that Ollama is known to have"
+    mine, theirs = (f"({tmp_path}/{name}:{line})" for name, line in (("proxy.yaml", 6), ("aliases.yaml", 4)))
     assert load(tmp_path / "proxy.yaml", {}).notes == (
-        f"providers.gpu.options.num_ctxt: {what} (did you mean 'num_ctx'?)",
-        f"providers.gpu.options.sk-secret...: {what}",
-        f"aliases.mana/a.chain[0].options.temprature: {what} (did you mean 'temperature'?)",
+        f"providers.gpu.options.num_ctxt: {what} (did you mean 'num_ctx'?) {mine}",
+        f"providers.gpu.options.sk-secret...: {what} {mine}",
+        f"aliases.mana/a.chain[0].options.temprature: {what} (did you mean 'temperature'?) {theirs}",
     )
     ours = {*_OPTION_KINDS, *_TOP_LEVEL, *OPERATORS}
     assert ours <= KNOWN_OPTIONS
@@ -144,7 +147,7 @@ async def test_remarks_are_printed(tmp_path: Path, command: str) -> None:
     text = PROXY.replace("3025", "1, host: 192.0.2.1") + "auth: {open: true}\naliases: {}\n"
     (tmp_path / "proxy.yaml").write_text(text)
     _, output = await run(command, "--config", str(tmp_path / "proxy.yaml"))
-    assert output.startswith("aliases: those of proxy.yaml count; "), output
+    assert " ".join(output.split()).startswith("aliases: those of proxy.yaml count; "), output
 
 
 async def test_check_prints_them(tmp_path: Path) -> None:

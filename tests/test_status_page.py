@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import html
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from manallm_proxy.gateway.status_page import FOLDER, NAMES
 from tests.browser import chromium
 from tests.command import ROOT
 from tests.needs import require
-from tests.proxy import openai, proxy, settings
+from tests.ollama_box import box
+from tests.proxy import openai, process, proxy, settings
 from tests.sdks import INSTALLED
 from tests.upstreams import answers, each, status, upstream
 
@@ -73,6 +79,36 @@ async def test_a_browser_gets_the_page_and_others_what_they_got(tmp_path: Path) 
                 assert response.status == 404
 
 
+def first_look(page: str) -> Any:
+    """What the page came with; None if it came with nothing."""
+    found = re.search(r' data-first="([^"]*)"', page)
+    return json.loads(html.unescape(found[1])) if found else None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_first_look_comes_with_the_page(workers: int, tmp_path: Path) -> None:
+    """Names that are markup cannot end its attribute. With keys it has to be asked for with one."""
+    config = settings(LOOP)
+    hostile = 'mana/"><script>'
+    config["aliases"][hostile] = {"chain": ["loop/m"]}
+    async with process(config, tmp_path, None, "--workers", str(workers)) as p, aiohttp.ClientSession() as client:
+
+        async def page(**headers: str) -> tuple[str, str]:
+            async with client.get(p.url, headers={"Accept": BROWSER, **headers}) as response:
+                assert response.status == 200
+                return await response.text(), response.headers["Cache-Control"]
+
+        text, cached = await page()
+        told = first_look(text)
+        assert cached == "no-store" and hostile not in text
+        assert [each["name"] for each in told["aliases"]] == [each["model"] for each in told["models"]]
+        assert hostile in [each["model"] for each in told["models"]]
+        assert told["models"][0]["serves"] == "loop/m" and "loop" in told["health"]["providers"]
+        assert ("workers" in told["health"]) == (workers > 1)
+        text, cached = await page(Origin="https://elsewhere.example")
+        assert first_look(text) is None and cached == "no-cache"
+
+
 async def test_it_is_not_shown_to_others_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without keys, from another machine: the files neither. JSON is what it was."""
     monkeypatch.setattr("manallm_proxy.gateway.operator_access._is_on_this_machine", lambda request: False)
@@ -121,6 +157,18 @@ async def test_in_a_browser(tmp_path: Path) -> None:
 
 
 @pytest.mark.built_in
+async def test_it_is_useful_before_anything_was_asked_for(tmp_path: Path) -> None:
+    """What serves is drawn from what came with the page, whenever the rest comes."""
+    async with proxy(settings(LOOP), tmp_path) as p, chromium(tmp_path) as page:
+        await page.open("about:blank")
+        await page.send("Network.setBlockedURLs", urls=["*/v1/*"])
+        await page.send("Page.navigate", url=p.url)
+        await page.until("document.querySelector('.target.serves b')?.textContent == 'loop/m'")
+        assert await page.value("document.querySelector('#providers h3').textContent") == "loop"
+        await page.until("document.body.innerText.includes('Connection lost')")
+
+
+@pytest.mark.built_in
 async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
     """Contrast, names, roles, order of headings: with a target that is down, a refusal, and a request that is open."""
     axe = require(INSTALLED / "node_modules/axe-core/axe.min.js", "`make test` fetches it by npm").read_text()
@@ -144,6 +192,26 @@ async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
                     "`${each.id}: ${each.nodes.map((node) => node.target + ' ' + node.failureSummary).join('; ')}`))"
                 )
                 assert found == [], (width, dark)
+
+
+@pytest.mark.built_in
+async def test_a_box_its_queue_and_a_rest(tmp_path: Path) -> None:
+    """A model that is loaded, who waits for it, and when a target that rests may be asked again."""
+    async with box("small") as gpu, upstream(each(status("503 No"))) as bad, chromium(tmp_path) as page:
+        gpu.put("small")
+        providers = {"bad": openai(bad.url), "gpu": gpu.provider(parallel=1)}
+        async with proxy(settings(providers, ["bad/m", "gpu/small"]), tmp_path) as p:
+            for _ in range(2):
+                assert (await p.chat())[0] == 200
+            await page.open(p.url)
+            await page.until("document.getElementById('aliases')?.innerText.includes('unhealthy, again in ')")
+            await page.until("document.getElementById('providers').innerText.includes('small loaded')")
+            gpu.answers.clear()
+            asked = [asyncio.ensure_future(p.chat()) for _ in range(2)]
+            look = "document.dispatchEvent(new Event('visibilitychange'))"  # as on coming back to the tab
+            await page.until(f"{look}; document.getElementById('providers').innerText.includes('1 wait')")
+            gpu.answers.set()
+            assert [answer[0] for answer in await asyncio.gather(*asked)] == [200, 200]
 
 
 @pytest.mark.built_in
@@ -186,6 +254,8 @@ async def test_the_key_stays_in_the_tab(tmp_path: Path) -> None:
     """It is asked for, by keyboard alone; a wrong one is refused in words."""
     keys = [{"name": "root", "sha256": hashlib.sha256(b"root").hexdigest(), "admin": True}]
     async with proxy(settings(LOOP, auth={"keys": keys}), tmp_path) as p, chromium(tmp_path) as page:
+        async with p.client.get(p.url, headers={"Accept": BROWSER}) as response:
+            assert first_look(await response.text()) is None
         await page.open(p.url)
         await page.until("document.activeElement?.id == 'key'")
         await page.send("Input.insertText", text="wrong")

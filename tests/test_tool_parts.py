@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta, ToolCall
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.providers.openai.call_parts import CallParts
 from tests.anthropic_stream import message
 from tests.ollama_lines import lines_of
@@ -167,9 +168,13 @@ PARTS = st.builds(
 
 @given(st.lists(PARTS, max_size=12))
 def test_no_arguments_are_lost_whatever_comes(parts: list[ToolCall]) -> None:
-    """And what is named has an id, since a client answers by that."""
+    """And what is named has an id, since a client answers by that. Without any name it is no call."""
     reader = CallParts()
-    steps = [*(Delta(tool_calls=(each,)) for each in parts), Delta(finish="tool_calls")]
-    passed = [part for step in steps for part in reader.read(step).tool_calls]
+    passed = [part for each in parts for part in reader.read(Delta(tool_calls=(each,))).tool_calls]
+    if parts and not any(part.name for part in parts):
+        with pytest.raises(BadResponse, match="without a name"):
+            reader.read(Delta(finish="tool_calls"))
+        return
+    passed += reader.read(Delta(finish="tool_calls")).tool_calls
     assert "".join(part.arguments for part in passed) == "".join(part.arguments for part in parts)
     assert all(part.id for part in passed if part.name)

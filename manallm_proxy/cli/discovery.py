@@ -126,10 +126,16 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
     return host, int(port) if valid else default
 
 
-def identify(candidate: Candidate, replies: Mapping[str, Reply]) -> Server | str | None:
-    """The server that gave `replies` (by path); a remark for people where what answers is none; None if nothing did."""
+def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool = False) -> Server | str | None:
+    """The server that gave `replies` (by path); a remark for people where what answers is none; None if nothing did.
+
+    `waited`: whether the time ran out. On this machine that means that somebody listens.
+    """
+    where = candidate.root.partition("://")[2]
     if not replies:
-        return None
+        return (
+            f"{where} takes connections, but says nothing: passed over" if waited and not candidate.named_by else None
+        )
     tags, models = replies.get(TAGS), replies.get(MODELS)
     tagged, rows = _mapping(tags), _rows(models)
     is_ollama = isinstance(tagged.get("models"), list)
@@ -143,7 +149,6 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply]) -> Server | str
         listed = OpenAIWire().listed(models.body or b"").models
         name = name or (candidate.usual if candidate.usual != "ollama" else "server")
         return _server(name, "openai", f"{candidate.root}/v1", listed)
-    where = candidate.root.partition("://")[2]
     statuses = sorted({reply.status for reply in replies.values()})
     if statuses[0] in (401, 403):
         return f"{where} wants a key ({statuses[0]}): add it to the configuration if it is a model server"

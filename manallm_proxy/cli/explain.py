@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from manallm_proxy.cli.client import Client, clean
 from manallm_proxy.cli.operator_client import OperatorClient
 
+USUAL: Final = "chat/completions"
 
-def explain(url: str | None, model: str, as_json: bool, environ: Mapping[str, str]) -> int:
-    """Raises Failed, also if none of the proxy's names is `model`."""
-    found = OperatorClient(Client.find(url, environ)).get("/v1/explain", {"model": model})
+
+def explain(url: str | None, model: str, door: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
+    """Raises Failed, also if none of the proxy's names is `model`, or none of its doors `door`."""
+    query = {"model": model} | ({"door": door} if door is not None else {})
+    found = OperatorClient(Client.find(url, environ)).get("/v1/explain", query)
     print(json.dumps(found) if as_json else "\n".join(lines(found)))
     return 0
 
@@ -21,6 +24,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """For people: what serves, then each target with what speaks against it."""
     name = clean(found["alias"] or found["model"])
     head = f"{name}: {clean(found['serves'])} would serve" if found["serves"] else f"{name}: nobody can serve now"
+    door = found.get("door", USUAL)
+    head += f" ({clean(door)})" if door != USUAL else ""
     width = max(len(row["target"]) for row in found["chain"])
     rows = []
     shows_prices = any(row.get("price", "unknown") not in ("unknown", "costs nothing") for row in found["chain"])

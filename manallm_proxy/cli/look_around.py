@@ -63,19 +63,21 @@ async def look_around(environ: Mapping[str, str]) -> Surroundings:
 async def _look(candidate: Candidate) -> Server | str | None:
     """Asks for both lists at once; what has not come within the time has not come."""
     replies: dict[str, Reply] = {}
+    waited = False
     until = asyncio.get_running_loop().time() + LONGEST
     try:
         pool = Pool(Address("discovery", candidate.root))
     except ValueError:
         return f"{candidate.named_by} is no address that could be asked"
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await asyncio.gather(*(_ask(pool, path, replies) for path in (TAGS, MODELS)))
+        async with asyncio.timeout_at(until):
+            await asyncio.gather(*(_ask(pool, path, replies) for path in (TAGS, MODELS)))
+    except TimeoutError:
+        waited = True
     finally:
         with contextlib.suppress(Exception):  # it is not needed any more, whatever it says
             await pool.close()
-    return identify(candidate, replies)
+    return identify(candidate, replies, waited=waited)
 
 
 async def _ask(pool: Pool, path: str, replies: dict[str, Reply]) -> None:

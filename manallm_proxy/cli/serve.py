@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from manallm_proxy.cli.start_screen import start_screen
+from manallm_proxy.cli.start_screen import start_screen, wrapped
 from manallm_proxy.config.load import QUICKSTART, find_any, load
 from manallm_proxy.config.model import Config, Found
 from manallm_proxy.gateway.opening import try_open
@@ -76,7 +76,7 @@ def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Foun
 def _say(environ: Mapping[str, str], line: str) -> None:
     """For a person; the journal has the log."""
     if "JOURNAL_STREAM" not in environ:
-        print(line, flush=True)
+        print(*wrapped("", line), sep="\n", flush=True)
 
 
 def _serve_many(

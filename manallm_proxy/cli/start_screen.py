@@ -46,9 +46,9 @@ def _providers(generation: Generation) -> Iterator[str]:
         else:
             models = listed(generation, name)
             what = health.status(now) + (f": {models}" if models else "")
-        yield from _wrapped(f"  {name:<12} ", what)
+        yield from wrapped(f"  {name:<12} ", what)
     if unset := keys_not_set(list(generation.config.providers.values())):
-        yield from _wrapped("  not set:     ", ", ".join(unset))
+        yield from wrapped("  not set:     ", ", ".join(unset))
 
 
 def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterator[str]:
@@ -66,10 +66,10 @@ def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterat
         provider = generation.config.providers[entry.target.provider]
         wish = wish_of(entry) if entry.target.is_open else entry.target.model
         if provider.kind == "ollama" and wish and (lacks := missing(generation, wish, provider)):
-            yield from _wrapped(pad, lacks)
+            yield from wrapped(pad, lacks)
     others = ", ".join(str(now.target) for _, now in usable[1:])
     if others:
-        for line in _wrapped(pad, f"then {others}"):
+        for line in wrapped(pad, f"then {others}"):
             yield _DIM.format(line) if dim else line
 
 
@@ -119,7 +119,7 @@ def _model(generation: Generation) -> str | None:
     return next(iter(names or aliases), None)
 
 
-def _wrapped(head: str, text: str) -> Iterator[str]:
+def wrapped(head: str, text: str) -> Iterator[str]:
     """`text` after `head`, broken at blanks; the lines after the first are indented as far."""
     line = head
     for word in text.split(" "):

@@ -81,6 +81,8 @@ def load(
     config = _load(Path(path), environ, host, port, found, mistakes)
     if mistakes or config is None:
         raise with_places(mistakes, Path(path))
+    if config.notes:
+        config = attrs.evolve(config, notes=located(config.notes, _files(Path(path))))
     return config
 
 

@@ -68,7 +68,7 @@ def new_call_id() -> str:
 class ToolCall:
     """A tool call, or one part of it: the parts of one call share ``index``, and their ``arguments`` concatenate.
 
-    ``id`` and ``name`` come with the first part, and are empty in the others.
+    ``id`` and ``name`` come with the first part, and are empty in the others. No call is without a name.
     """
 
     name: str

@@ -53,6 +53,8 @@ class Endpoint(Enum):
         self.path = path  # `value` is a property, which is ten times as slow
         self.is_opaque = is_opaque
 
+    __hash__ = object.__hash__  # its own is Python's code, and each look into a table would run it
+
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
@@ -128,6 +130,7 @@ class Call:
         """The call as `provider` gets it, which speaks these dialects beside chats."""
         if self.native is not None and self.native.dialect.path in speaks:
             call = self.native.write(provider)
+            call.is_large = call.is_large or self.is_large
         elif self.own is None:
             return self
         else:
@@ -159,15 +162,18 @@ class Call:
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 
 
-@frozen
-class Native:
+class Native(Protocol):
     """A call in the format of the client, for providers that speak it too."""
 
-    dialect: Endpoint
-    write: Callable[[str], Call]
-    """Makes it for the provider of that name."""
-    translate: Callable[[], Call]
-    """Makes the call for all other providers. Raises InvalidRequest where it is none."""
+    @property
+    def dialect(self) -> Endpoint:
+        """The format."""
+
+    def write(self, provider: str) -> Call:
+        """The call as the provider of that name gets it."""
+
+    def translate(self) -> Call:
+        """The call as all other providers get it, or why there is none. Raises InvalidRequest."""
 
 
 TryWrite = Callable[[StreamBatch], bool]

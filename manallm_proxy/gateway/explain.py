@@ -2,34 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, Final
 
-from manallm_proxy.contract.targets import Entry, Target
+from attrs import evolve
+
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.speaking import takes_door
+from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
 
+DOORS: Final[dict[str, Endpoint]] = {
+    **{endpoint.path: endpoint for endpoint in Endpoint if endpoint is not Endpoint.COUNT_TOKENS},
+    "api/chat": Endpoint.CHAT,
+    "api/generate": Endpoint.CHAT,
+    "api/embed": Endpoint.EMBEDDINGS,
+}
+"""By name: the format in which a door's requests come, or into which it translates them."""
+_USUAL: Final = (Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.MESSAGES)
 
-def explain(generation: Generation, model: str) -> dict[str, Any]:
+
+ALL: Final = "*"
+MOST: Final = 100
+"""Aliases that are explained at once."""
+
+
+def explain_all(generation: Generation, door: str | None = None) -> dict[str, Any]:
+    """What `explain` says of each alias, up to `MOST` of them."""
+    names = itertools.islice(generation.config.aliases, MOST)
+    return {"models": [explain(generation, name, door) for name in names]}
+
+
+def explain(generation: Generation, model: str, door: str | None = None) -> dict[str, Any]:
     """The answer's body. Raises UnknownModel. It asks a `Walk`, so that it says what a request would find.
 
-    The request is a plain chat; one that needs more (tools, images) may get another model of an open entry.
+    The request is a plain one to `door`, one of `DOORS`; one that needs more (tools, images) may get another model of
+    an open entry. None: a chat, or where no target takes that, a response or a message.
     """
     chain = generation.resolve(model)
+    if door is None:
+        door = next((each.path for each in _USUAL if _able(generation, chain, each)), Endpoint.CHAT.path)
+    endpoint = DOORS[door]
     if chain.is_open:
-        chain = generation.catalog.filled(chain, frozenset())
+        needs = frozenset({EMBEDDING}) if endpoint is Endpoint.EMBEDDINGS else frozenset[str]()
+        chain = generation.catalog.filled(chain, needs)
     chain = generation.home.boxes.slow_last(chain)
+    able = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
     def gate(entry: Entry, last: bool) -> Skip | None:
         return expense.refusal(entry) or generation.home.refusal(entry, last)
 
-    walk = Walk(chain, generation.registry, "", gate)
-    last = chain.entries[-1]
-    rows = [_row(generation, entry, walk.refusal(entry, is_last=entry is last)) for entry in chain]
+    walk = Walk(evolve(chain, entries=able or chain.entries), generation.registry, "", gate)
+
+    def told(entry: Entry) -> dict[str, Any]:
+        if entry not in able:
+            fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
+            return {**_row(generation, entry, None), **fate}
+        return _row(generation, entry, walk.refusal(entry, is_last=entry is able[-1]))
+
+    rows = [told(entry) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
-    return {"model": model, "alias": chain.alias, "serves": serves, "chain": rows}
+    return {"model": model, "alias": chain.alias, "door": door, "serves": serves, "chain": rows}
+
+
+def _able(generation: Generation, chain: Chain, endpoint: Endpoint) -> tuple[Entry, ...]:
+    """The entries that a request in the format of `endpoint` is tried at; the others are left out, see `able`."""
+    providers = generation.config.providers
+    return tuple(entry for entry in chain if takes_door(providers[entry.target.provider], endpoint))
+
+
+def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:
+    if endpoint.is_opaque:
+        return "only a provider of kind openai takes it"
+    spoken = ", ".join(generation.config.providers[entry.target.provider].speaks)
+    return f"its provider speaks {spoken}, and no chat"
 
 
 def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class Gateway:
 
     async def _root(self, request: web.BaseRequest, _rest: str) -> web.Response:
         if wants_html(request):
-            return self.operators.page.answer(request)
+            return await self.operators.root(request)
         return self.renderer.json(request, {"name": "manallm-proxy", "version": __version__})
 
 

@@ -269,7 +269,8 @@ class Generation:
 
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
         """Whether each provider of `chain` speaks `dialect` itself."""
-        return all(dialect in self.config.providers[entry.target.provider].speaks for entry in chain)
+        providers = self.config.providers
+        return not [entry for entry in chain.entries if dialect not in providers[entry.target.provider].speaks]
 
     def able(self, chain: Chain, call: Call) -> Chain:
         """`chain` without the targets whose provider knows nothing like `call`, whatever their model.

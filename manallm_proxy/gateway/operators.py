@@ -8,11 +8,13 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 from attrs import define, field
 
+from manallm_proxy import __version__
 from manallm_proxy.contract.errors import Overloaded, ProxyError, ShuttingDown, UnknownRequest
 from manallm_proxy.gateway import request_filters
-from manallm_proxy.gateway.explain import explain
+from manallm_proxy.gateway.explain import ALL, DOORS, explain, explain_all
 from manallm_proxy.gateway.operator_access import OperatorAccess
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.reports import alias_list, health_report
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.status_page import StatusPage
@@ -28,8 +30,9 @@ READERS_LIMIT: Final = 100
 class AskAll(Protocol):
     """Asks all workers."""
 
-    async def ask(self, topic: Literal["requests"]) -> str | None:
-        """What each of them keeps, as a JSON array of their arrays; None if it does not come in time."""
+    async def ask(self, topic: Literal["requests", "health"]) -> str | None:
+        """What each of them keeps, as a JSON array of their arrays, or the health of all; None if it does not come in
+        time."""
 
 
 @define(eq=False)
@@ -82,8 +85,26 @@ class Operators:
 
     async def _explain(self, request: web.BaseRequest, _rest: str) -> web.Response:
         self.access.check(request)
-        request_filters.only(request.query, ("model",))
-        return self._json(request, explain(self.serving.generation, request.query.get("model", "")))
+        request_filters.only(request.query, ("model", "door"))
+        request_filters.one_of(request.query, "door", DOORS)
+        model, door = request.query.get("model", ""), request.query.get("door")
+        generation = self.serving.generation
+        found = explain_all(generation, door) if model == ALL else explain(generation, model, door)
+        return self._json(request, found)
+
+    async def root(self, request: web.BaseRequest) -> web.Response:
+        """The status page, with what it shows first where no key is asked for. Raises AdminOnly."""
+        first = None
+        with contextlib.suppress(ProxyError):
+            self.access.check(request)
+            first = await self._first()
+        return self.page.answer(request, first=first)
+
+    async def _first(self) -> dict[str, Any]:
+        generation = self.serving.generation
+        parts = await self.workers.ask("health") if self.workers is not None else None
+        health = msgspec.json.decode(parts) if parts is not None else health_report(generation)[1]
+        return {"version": __version__, "health": health, **alias_list(generation), **explain_all(generation)}
 
     def _json(self, request: web.BaseRequest, value: object) -> web.Response:
         response = self.renderer.json(request, value)

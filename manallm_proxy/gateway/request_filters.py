@@ -27,9 +27,9 @@ def only(query: Mapping[str, str], allowed: Collection[str]) -> None:
 def check(query: Mapping[str, str], config: Config) -> None:
     """Raises InvalidRequest for the first filter that cannot match anything."""
     only(query, FILTERS)
-    _one_of(query, "alias", config.aliases)
-    _one_of(query, "outcome", get_args(Outcome))
-    _one_of(query, "key", [key.name for key in config.auth.keys])
+    one_of(query, "alias", config.aliases)
+    one_of(query, "outcome", get_args(Outcome))
+    one_of(query, "key", [key.name for key in config.auth.keys])
     target = query.get("target")
     if target is not None:
         provider, slash, model = target.partition("/")
@@ -48,7 +48,8 @@ def select(query: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[
     return [{name: value for name, value in row.items() if name != "attempts"} for row in found[:limit]]
 
 
-def _one_of(query: Mapping[str, str], name: str, allowed: Collection[str]) -> None:
+def one_of(query: Mapping[str, str], name: str, allowed: Collection[str]) -> None:
+    """Raises InvalidRequest if `query` has the parameter `name`, and it is none of `allowed`."""
     if name in query and query[name] not in allowed:
         _refuse(name, "one of", allowed)
 

@@ -24,9 +24,14 @@ def takes(provider: ProviderConfig, call: Call) -> bool:
     """Whether `provider` can be asked in a form that `call` has."""
     if call.native is not None and call.native.dialect.path in provider.speaks:
         return True
-    if call.endpoint.is_opaque:
+    return call.refusal is None and takes_door(provider, call.endpoint)
+
+
+def takes_door(provider: ProviderConfig, endpoint: Endpoint) -> bool:
+    """Whether `provider` can be asked for a plain request in the format of `endpoint`, translated or not."""
+    if endpoint.is_opaque:
         return speaks_openai(provider) and "chat" in provider.speaks
-    return call.refusal is None and "chat" in provider.speaks
+    return "chat" in provider.speaks or endpoint.path in provider.speaks
 
 
 def unable(asked: str, call: Call) -> Unsupported:

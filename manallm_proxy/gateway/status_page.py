@@ -1,11 +1,13 @@
 """The status page: static files from the folder ``page``, whose scripts ask for the data with the admin's key.
 
-The files hold nothing of the configuration, so they are served without a key. Nothing is loaded from elsewhere, there
-are no inline scripts, and no page may frame this one, so that no click on it can be stolen.
+The files hold nothing of the configuration, so they are served without a key. Where none is asked for, the page comes
+with the first look inside, as text of an attribute, so that it is drawn without another request. Nothing is loaded from
+elsewhere, there are no inline scripts, and no page may frame this one, so that no click on it can be stolen.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ from manallm_proxy.gateway.operator_access import OperatorAccess
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import RouteTable
 from manallm_proxy.http_server import web
+from manallm_proxy.openai.json_object import encode
 
 FOLDER: Final = Path(__file__).with_name("page")
 HEADERS: Final = {
@@ -35,6 +38,8 @@ TYPES: Final[Mapping[str, str]] = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
+_PLACE: Final = b'<main id="main"'
+"""Where the first look stands."""
 NAMES: Final = (
     "index.html",
     "page.css",
@@ -70,11 +75,15 @@ class StatusPage:
             raise UnknownRoute("the status page has no such file")
         return self.answer(request, name)
 
-    def answer(self, request: web.BaseRequest, name: str = "index.html") -> web.Response:
-        """One file. Raises AdminOnly if the page is not shown to this client."""
+    def answer(self, request: web.BaseRequest, name: str = "index.html", first: object = None) -> web.Response:
+        """One file; with `first` in it, where that is known. Raises AdminOnly if it is not shown to this client."""
         self.access.check_place(request)
         if name not in self._held:
             self._held[name] = (FOLDER / name).read_bytes()
-        response = self.renderer.raw(request, self._held[name], TYPES[name.rpartition(".")[2]])
-        response.headers.update(HEADERS)
+        body = self._held[name]
+        if first is not None:
+            text = html.escape(encode(first).decode())
+            body = body.replace(_PLACE, b'%b data-first="%b"' % (_PLACE, text.encode()), 1)
+        response = self.renderer.raw(request, body, TYPES[name.rpartition(".")[2]])
+        response.headers.update(HEADERS if first is None else {**HEADERS, "Cache-Control": "no-store"})
         return response

@@ -138,7 +138,7 @@ def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes])
     """
     brace = body.index(b"{") + 1
     front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
-    if front and body[brace:].lstrip()[:1] == b"}":
+    if not spans:
         front = front[:-1]
     parts, at = [body[:brace].removeprefix(BOM), front], brace
     moved: dict[str, Span] = {}

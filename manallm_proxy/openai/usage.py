@@ -44,9 +44,10 @@ def usage_from_responses(usage: object) -> Usage | None:
     """The same for a response's ``usage``."""
     if not isinstance(usage, dict):
         return None
+    prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
     return Usage(
-        prompt=_number(usage.get("input_tokens")),
-        completion=_number(usage.get("output_tokens")),
+        prompt=prompt if type(prompt) is int and prompt > 0 else _number(prompt),
+        completion=completion if type(completion) is int and completion > 0 else _number(completion),
         reasoning=_inside(usage, "output_tokens_details", "reasoning_tokens"),
         cached=_inside(usage, "input_tokens_details", "cached_tokens"),
     )

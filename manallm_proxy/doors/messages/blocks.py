@@ -75,8 +75,6 @@ class Blocks:
 
     def _add_call(self, part: ToolCall) -> None:
         block = self._calls.get(part.index)
-        if block is None and not part.name:
-            return  # the rest of a call that never began: there is nothing to call
         if block is None or _begins_another(part, block):
             id_ = part.id if part.id and part.id not in self._ids else new_call_id()
             self._ids.add(id_)

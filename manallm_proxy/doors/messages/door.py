@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import Untranslatable
-from manallm_proxy.contract.provider import Call, Endpoint, Native
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import error_body
-from manallm_proxy.doors.messages.native import native_call, read_native
+from manallm_proxy.doors.messages.native import NativeForm, read_native
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import read_request
 from manallm_proxy.openai.request import read_summary
@@ -27,10 +26,13 @@ class MessagesDoor:
         translate = partial(_translated, body, client.request_id, blocks)
         if Endpoint.MESSAGES.path not in client.dialects:
             return translate(), MessagesReply(client.request_id, blocks)
-        call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
-        call.cuts_length = True
-        write = partial(native_call, call)
-        call.native = Native(Endpoint.MESSAGES, write, partial(_or_refused, call, translate))
+        own = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
+        own.cuts_length = True
+        # not of `own` itself: a circle would wait for the garbage collector, which stops all clients
+        native = NativeForm(own, translate)
+        call = Call(
+            own.endpoint, own.summary, body, own.request_id, cuts_length=True, headers=own.headers, native=native
+        )
         return call, MessagesReply(client.request_id, blocks)
 
     def headers(self, request_id: str) -> dict[str, str]:
@@ -46,11 +48,3 @@ def _translated(body: bytes, request_id: str, blocks: Blocks) -> Call:
     call = Call(Endpoint.CHAT, summary, asked.chat, request_id, relays=False, cuts_length=True)
     call.retell = asked.paths.retell
     return call
-
-
-def _or_refused(native: Call, translate: partial[Call]) -> Call:
-    """The chat, or a call that says why only a provider of this API can serve it."""
-    try:
-        return translate()
-    except Untranslatable as refusal:
-        return Call(native.endpoint, native.summary, native.body, native.request_id, refusal=refusal)

@@ -6,11 +6,12 @@ signature that is not its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
 
-from attrs import evolve
+from attrs import define, evolve, field
 
+from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
@@ -34,7 +35,27 @@ def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoi
     return Call(endpoint, summary, body, request_id, headers=passed)
 
 
-def native_call(call: Call, _provider: str = "") -> Call:
+@define
+class NativeForm:
+    """One request, see `provider.Native`. ``own``: as it came."""
+
+    dialect: ClassVar[Endpoint] = Endpoint.MESSAGES
+    own: Call
+    to_chat: Callable[[], Call] = field(repr=False)
+    """Raises Untranslatable where it has no other form."""
+
+    def write(self, provider: str) -> Call:
+        return native_call(self.own)
+
+    def translate(self) -> Call:
+        try:
+            return self.to_chat()
+        except Untranslatable as refusal:
+            own = self.own
+            return Call(own.endpoint, own.summary, own.body, own.request_id, refusal=refusal)
+
+
+def native_call(call: Call) -> Call:
     """The call as a provider gets it that speaks this."""
     if b'"thinking"' not in call.body:
         return call

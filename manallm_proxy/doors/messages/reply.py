@@ -8,10 +8,10 @@ that just ends for a short answer, so a broken one ends with an ``error`` event.
 
 from __future__ import annotations
 
-import secrets
+from os import urandom
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
@@ -49,7 +49,7 @@ class MessagesReply:
     _relays: bool = False
     """The events are the provider's own."""
     _next_index: int = 0
-    _id: str = field(factory=lambda: f"msg_{secrets.token_hex(12)}")
+    _id: str = ""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
@@ -102,6 +102,7 @@ class MessagesReply:
         return event({"type": "message_start", "message": self._message([], None, usage_to_json(Usage()))})
 
     def _message(self, content: list[dict[str, Any]], stop_reason: str | None, usage: dict[str, Any]) -> dict[str, Any]:
+        self._id = self._id or f"msg_{urandom(12).hex()}"
         return {
             "id": self._id,
             "type": "message",

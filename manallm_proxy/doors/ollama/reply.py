@@ -128,20 +128,17 @@ class LinesReply:
     def _whole_calls(self) -> list[Fields]:
         """All tool calls, joined; one that the token limit cut short is left out.
 
-        Raises BadResponse if another has no name, or arguments that are not a JSON object.
+        Raises BadResponse if another has arguments that are not a JSON object.
         """
         calls = []
         for n, parts in enumerate(sorted(self._calls, key=lambda parts: parts[0].index)):
             arguments = _object(_text(parts))
-            name = next((part.name for part in parts if part.name), "")
-            if self._finish == "length" and (arguments is None or not name):
-                continue
-            if not name:
-                raise BadResponse("the model called a tool without a name", detail="tool call")
             if arguments is None:
+                if self._finish == "length":
+                    continue
                 raise BadResponse("the model called a tool with arguments that are no JSON object", detail="tool call")
             id_ = next((part.id for part in parts if part.id), "")
-            function = {"index": n, "name": name, "arguments": arguments}
+            function = {"index": n, "name": parts[0].name, "arguments": arguments}
             calls.append({"id": id_, "function": function} if id_ else {"function": function})
         return calls
 

@@ -19,7 +19,7 @@ from manallm_proxy.doors.responses.output import (
     MessageItem,
     ReasoningItem,
 )
-from manallm_proxy.doors.responses.tool_names import ToolNames
+from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -32,7 +32,8 @@ class AnswerItems:
     parts may interleave."""
 
     _new_id: Callable[[str], str]
-    _names: ToolNames
+    _tool: Callable[[str], Tool]
+    """The tool that a model calls by that name."""
     _packs: bool = False
     """The client asked for ``encrypted_content``."""
     provider: str = ""
@@ -140,7 +141,7 @@ class AnswerItems:
             yield from self._carry(id_, extra)
             yield from self._close_thought()
             yield from self._close_text()
-            tool = self._names.tool(part.name)
+            tool = self._tool(part.name)
             new = self._new_id("ctc" if tool.kind == "custom" else "fc")
             begun = CallItem(id=new, index=len(self.items), call_id=id_, tool=tool, provider=self.provider, extra=extra)
             self._calls[part.index] = begun

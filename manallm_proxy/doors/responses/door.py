@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
 from attrs import define, evolve
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
-from manallm_proxy.contract.provider import Call, Endpoint, Native
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
-from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation, input_items
+from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
 from manallm_proxy.doors.responses.native import NativeForm
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
@@ -29,6 +29,9 @@ from manallm_proxy.openai.large import aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
 
+Reading = tuple[Call, ResponsesReply]
+"""The call, and what writes its answer."""
+
 
 @define(eq=False)
 class ResponsesDoor:
@@ -39,27 +42,44 @@ class ResponsesDoor:
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 
-    async def read(self, body: bytes, client: Client) -> tuple[Call, ResponsesReply]:
-        """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others."""
-        large = is_large(body)
-        asked = await aside(large, read_request, body)
+    def read(self, body: bytes, client: Client) -> Reading | Awaitable[Reading]:
+        """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others.
+
+        Most requests are small and refer to nothing: for these nothing is waited for.
+        """
+        if is_large(body):
+            return self._read_aside(body, client)
+        asked = read_request(body)
+        if asked.previous is not None or any(map(_is_reference, asked.items)):
+            return self._read_on(body, asked, client)
+        form = self._form(body, asked, (), asked.items, client)
+        return self._begun(form, _call_of(form, client), _kept(form) if asked.stores else (), client)
+
+    async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
+        form = await self._completed(body, asked, client)
+        return self._begun(form, _call_of(form, client), _kept(form), client)
+
+    async def _read_aside(self, body: bytes, client: Client) -> Reading:
+        form = await self._completed(body, await aside(True, read_request, body), client)
+        return self._begun(form, await aside(True, _call_of, form, client), await aside(True, _kept, form), client)
+
+    async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
+        """With all that the request refers to."""
         history = await self._history(asked.previous, client.key)
-        given = input_items(asked.fields["input"])
-        items = await self._resolved(given, client.key)
-        repeated = {key: value for key, value in asked.fields.items() if key != "input"}
-        shell = Shell(self.store.new_id("resp"), repeated, asked.summary.model)
-        translate = partial(_translated, asked, history, items, client.request_id)
-        if Endpoint.RESPONSES.path in client.dialects:
-            form = NativeForm(body, asked, history, items, items is not given, shell, client.request_id)
-            native = Native(Endpoint.RESPONSES, form.write, partial(_or_refused, form, translate))
-            call = Call(Endpoint.RESPONSES, asked.summary, body, client.request_id, native=native)
-        else:
-            call = await aside(large, translate)
-        kept = await aside(large, _kept, history, items) if asked.stores else ()
-        answer = AnswerItems(self.store.new_id, asked.tools.names, SEALED in asked.include)
-        keep = self._keeper(shell.id, client.key, kept) if asked.stores else None
-        knows = partial(self._knows, client.key) if asked.stores else None
-        return call, ResponsesReply(shell, answer, keep, knows)
+        return self._form(body, asked, history, await self._resolved(asked.items, client.key), client)
+
+    def _form(
+        self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields], client: Client
+    ) -> NativeForm:
+        shell = Shell(self.store.new_id("resp"), asked.fields, asked.summary.model)
+        return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
+
+    def _begun(self, form: NativeForm, call: Call, kept: tuple[bytes, ...], client: Client) -> Reading:
+        answer = AnswerItems(self.store.new_id, form.asked.tool, SEALED in form.asked.include)
+        if not form.asked.stores:
+            return call, ResponsesReply(form.shell, answer)
+        keep = self._keeper(form.shell.id, client.key, kept)
+        return call, ResponsesReply(form.shell, answer, keep, partial(self._knows, client.key))
 
     async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
         """All items of the previous response and of those that it continued.
@@ -104,33 +124,35 @@ class ResponsesDoor:
 
 def _is_reference(item: Fields) -> bool:
     """Whether `item` is a reference. Some clients leave the type out, as OpenAI's types allow."""
-    return item.get("type") == REFERENCE or (set(item) <= {"id", "type"} and item.get("type") is None and "id" in item)
+    kind = item.get("type")
+    return kind == REFERENCE or (kind is None and "id" in item and item.keys() <= {"id", "type"})
 
 
 def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
-def _kept(history: Sequence[bytes], items: list[Fields]) -> tuple[bytes, ...]:
+def _kept(form: NativeForm) -> tuple[bytes, ...]:
     """What led to the answer, as it is kept with it."""
+    if not form.asked.stores:
+        return ()
     try:
-        return (*history, *map(encode, items))
+        return (*form.history, *map(encode, form.items))
     except RecursionError:
         raise _too_deep() from None
 
 
-def _or_refused(form: NativeForm, translate: Callable[[], Call]) -> Call:
-    """The translated call, or one that says why only a provider of this API can serve it."""
-    try:
-        return translate()
-    except Untranslatable as refusal:
-        return form.refused(refusal)
+def _call_of(form: NativeForm, client: Client) -> Call:
+    """The client's own form of it, where a provider may take that; else a chat."""
+    if Endpoint.RESPONSES.path not in client.dialects:
+        return _translated(form)
+    return Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=form)
 
 
-def _translated(asked: Asked, history: Sequence[bytes], items: list[Fields], request_id: str) -> Call:
+def _translated(form: NativeForm) -> Call:
     try:
-        add_chat(asked)
-        return _call(asked, _conversation(asked, history, items), request_id)
+        add_chat(form.asked)
+        return _call(form.asked, _conversation(form.asked, form.history, form.items), form.request_id)
     except RecursionError:
         raise _too_deep() from None
 

@@ -6,12 +6,12 @@ whoever can read it: what this proxy wrote for itself, and what another provider
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
@@ -28,49 +28,53 @@ _PREVIOUS: Final = "previous_response_id"
 
 @define
 class NativeForm:
-    """One request. ``history``: items of earlier responses. ``items``: its own, each reference resolved."""
+    """One request, see `provider.Native`. ``history``: items of earlier responses. ``items``: its own, each reference
+    resolved."""
 
+    dialect: ClassVar[Endpoint] = Endpoint.RESPONSES
     body: bytes = field(repr=False)
     asked: Asked = field(repr=False)
     history: Sequence[bytes] = field(repr=False)
     items: list[Fields] = field(repr=False)
-    has_references: bool
     shell: Shell = field(repr=False)
     request_id: str
+    to_chat: Callable[[NativeForm], Call] = field(repr=False)
+    """Raises Untranslatable where it has no other form."""
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
-        asked, spans = self.asked, self.asked.summary.spans
-        values = {"store": b"false"}
-        if _PREVIOUS in spans:
+        asked, body, summary = self.asked, self.body, self.asked.summary
+        values = {"store": b"false"} if asked.stores else {}
+        if _PREVIOUS in summary.spans:
             values[_PREVIOUS] = b"null"
-        own = [each for item in self.items if (each := readable(item, provider)) is not None]
-        before = [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
-        unchanged = len(own) == len(self.items) and all(map(_same, own, self.items))
-        if before or self.has_references or not unchanged:
+        before = self._before(provider) if self.history else []
+        if before or self.items is not asked.items or any(readable(item, provider) is not item for item in self.items):
+            own = [each for item in self.items if (each := readable(item, provider)) is not None]
             values["input"] = encode([*before, *own])
         if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
             values["include"] = encode([*sorted(asked.include), SEALED])
-        body, spans = spliced(self.body, spans, values)
-        was = asked.summary
-        summary = RequestSummary(was.model, was.stream, was.wants_usage, was.needs, spans)
+        if values:
+            body, spans = spliced(body, summary.spans, values)
+            summary = RequestSummary(summary.model, summary.stream, summary.wants_usage, summary.needs, spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
         if before:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
         return call
 
-    def refused(self, refusal: ProxyError) -> Call:
-        """The call where this is its only form."""
-        return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
+    def translate(self) -> Call:
+        try:
+            return self.to_chat(self)
+        except Untranslatable as refusal:
+            return Call(Endpoint.RESPONSES, self.asked.summary, self.body, self.request_id, refusal=refusal)
+
+    def _before(self, provider: str) -> list[Fields]:
+        """Items of earlier responses, as far as `provider` can read them."""
+        return [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
 
     def _told(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
-        previous = self.asked.previous
-        return {"id": encode(self.shell.id), "store": encode(self.asked.stores), _PREVIOUS: encode(previous)}
-
-
-def _same(one: Fields, other: Fields) -> bool:
-    return one is other
+        previous, store = self.asked.previous, b"true" if self.asked.stores else b"false"
+        return {"id": encode(self.shell.id), "store": store, _PREVIOUS: encode(previous) if previous else b"null"}
 
 
 def readable(item: Fields, provider: str) -> Fields | None:

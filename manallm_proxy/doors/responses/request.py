@@ -12,6 +12,8 @@ from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.doors.responses.items import input_items
+from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
@@ -53,48 +55,55 @@ CALLED_HERE: Final = {
     "tools": "tools",
 }
 """Fields of a chat, as they are called here. Its tools are no longer where the client's are."""
+_NONE: Final[frozenset[str]] = frozenset()
 _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
 
 
 @define
 class Asked:
-    """A validated request. ``fields``: all of it, decoded. ``summary``: of the client's own body."""
+    """A validated request. ``fields``: all of it, decoded, but for ``input``. ``summary``: of the client's own body."""
 
     fields: Fields = field(repr=False)
+    items: list[Fields] = field(repr=False)
+    """``input``."""
     include: frozenset[str]
     summary: RequestSummary
+    stores: bool
+    """Whether to store the response, which is the default."""
+    previous: str | None
+    """The id of the response that this one continues."""
     chat: Fields = field(factory=dict, repr=False)
     """The chat's body, still without messages, once it was asked for; as ``tools``."""
-    tools: Tools = field(factory=Tools, repr=False)
+    tools: Tools = field(init=False, repr=False)
 
-    @property
-    def stores(self) -> bool:
-        """Whether to store the response, which is the default."""
-        return self.fields.get("store") is not False
-
-    @property
-    def previous(self) -> str | None:
-        """The id of the response that this one continues."""
-        return self.fields.get("previous_response_id") or None
+    def tool(self, flat: str) -> Tool:
+        """See `ToolNames.tool`."""
+        return self.tools.names.tool(flat)
 
 
 def read_request(body: bytes) -> Asked:
     """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
     summary = read_summary(body, ("input", (str, list)))
     fields = decoded(body)
-    for key in fields:
+    for key, value in fields.items():
         if key in _CHECKED:
-            optional(fields, key, _CHECKED[key])
-        elif key in _REFUSED and fields[key] not in (None, False):
+            if type(value) is not _CHECKED[key]:
+                optional(fields, key, _CHECKED[key])
+        elif key in _REFUSED and value not in (None, False):
             raise InvalidRequest(f"'{key}' is not served: {_REFUSED[key]}", param=key)
-    include = frozenset(all_of(str, optional(fields, "include", list) or [], "include"))
-    return Asked(fields, include, summary)
+    include = (
+        frozenset(all_of(str, optional(fields, "include", list) or [], "include")) if "include" in fields else _NONE
+    )
+    items = input_items(fields.pop("input"))
+    stores, previous = fields.get("store") is not False, fields.get("previous_response_id") or None
+    return Asked(fields, items, include, summary, stores, previous)
 
 
 def add_chat(asked: Asked) -> None:
     """Translates all but the items. Raises Untranslatable where a tool has no translation, and InvalidRequest."""
-    fields, summary, tools = asked.fields, asked.summary, asked.tools
+    fields, summary = asked.fields, asked.summary
+    asked.tools = tools = Tools()
     tools.read(fields)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}

@@ -21,7 +21,8 @@ class Shell:
     asked: Fields = field(repr=False)
     model: str = ""
     """The requested model, until a target answers."""
-    created_at: int = field(factory=lambda: int(time.time()))
+    created_at: float = field(factory=time.time)
+    """Seconds since the epoch."""
     _encoded: Fields = field(factory=dict, repr=False)
 
     @property
@@ -57,7 +58,7 @@ class Shell:
         return {
             "id": self.id,
             "object": "response",
-            "created_at": self.created_at,
+            "created_at": int(self.created_at),
             "status": status,
             "background": False,
             "completed_at": int(time.time()) if status == "completed" else None,

@@ -12,9 +12,9 @@ share most of their items: each distinct item is stored once, and counted once.
 
 from __future__ import annotations
 
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from os import urandom
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
@@ -30,6 +30,7 @@ NAME_COST: Final = 500
 """Bytes of overhead per id of an output item."""
 REFERENCE_COST: Final = 8
 """Bytes of overhead per item of each response, shared or not."""
+_ID_BYTES: Final = 22
 LONGEST_ID: Final = 64
 """Max characters of an id that may be ours."""
 
@@ -98,6 +99,8 @@ class MemoryStore:
     """The number of this worker process, which is part of its ids."""
     size: int = 0
     """Bytes stored, including overhead."""
+    _random: list[str] = field(factory=list, repr=False)
+    """For ids to come."""
     _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
     """The least recently used first. A plain dict finds its first key slowly once many before it were removed."""
     _items: dict[bytes, _Item] = field(factory=dict, repr=False)
@@ -108,7 +111,10 @@ class MemoryStore:
         return len(self._records)
 
     def new_id(self, prefix: str) -> str:
-        return f"{prefix}_{self.worker:04x}{secrets.token_hex(22)}"
+        if not self._random:  # one call into the kernel for many
+            drawn = urandom(_ID_BYTES * 64)
+            self._random = [drawn[n : n + _ID_BYTES].hex() for n in range(0, len(drawn), _ID_BYTES)]
+        return f"{prefix}_{self.worker:04x}{self._random.pop()}"
 
     def keep(self, owner: Owner, stored: Stored) -> None:
         if _alone(stored) > self.bounds().memory:

@@ -5,7 +5,6 @@ import * as charts from "./charts.js";
 import * as requests from "./requests.js";
 import * as tryout from "./tryout.js";
 
-const EXPLAINED = 100; // aliases
 let health = null, aliases = [], explained = new Map(), stop = null, online = false, asking = false, again = false;
 
 function state(text, tone) {
@@ -27,16 +26,10 @@ async function refresh(all = false) {
   asking = true;
   const since = requests.mark();
   try {
-    const [newHealth, list, kept] = await Promise.all([json("/v1/health"), json("/v1/aliases"), all ? json("/v1/requests") : null]);
-    health = newHealth;
-    aliases = list.aliases;
+    const [newHealth, list, found, kept] = await Promise.all([json("/v1/health"), json("/v1/aliases"), json("/v1/explain?model=*"), all ? json("/v1/requests") : null]);
     if (kept) requests.fill(kept.requests, since);
-    const found = await Promise.all(aliases.slice(0, EXPLAINED).map((each) => json(`/v1/explain?model=${encodeURIComponent(each.name)}`).catch(() => null)));
-    const now = Date.now();
-    explained = new Map(found.filter(Boolean).map((each) => [each.model, {...each, chain: each.chain.map((row) => ({...row, until: row.again_in === null ? null : Math.round((now + row.again_in * 1000) / 1000) * 1000}))}]));
-    $("all").hidden = false;
-    $("door").hidden = true;
-    drawAll();
+    show({health: newHealth, ...list, ...found});
+    drawRequests();
   } catch (error) {
     if (error instanceof Refused && (error.status === 401 || error.status === 403)) askForKey(error);
   } finally {
@@ -50,12 +43,17 @@ function soon(all = false) {
   timer ??= setTimeout(() => { const what = wholly; timer = null; wholly = false; refresh(what); }, 150);
 }
 
-function drawAll() {
+function show(now) {
+  const read = Date.now();
+  health = now.health;
+  aliases = now.aliases;
+  explained = new Map(now.models.map((each) => [each.model, {...each, chain: each.chain.map((row) => ({...row, until: row.again_in === null ? null : Math.round((read + row.again_in * 1000) / 1000) * 1000}))}]));
+  $("all").hidden = false;
+  $("door").hidden = true;
   drawAliases();
   drawProviders();
   tryout.choices(aliases.map((each) => each.name));
   summarise();
-  drawRequests();
 }
 let frame = 0;
 function drawRequests() {
@@ -128,7 +126,7 @@ function begin() {
     },
     up() { online = true; $("lost").hidden = true; state("live", "good"); refresh(true); },
     down() {
-      if (online) $("since").textContent = new Date().toLocaleTimeString([], {hour12: false});
+      if (online || !$("since").textContent) $("since").textContent = new Date().toLocaleTimeString([], {hour12: false});
       online = false;
       $("lost").hidden = $("all").hidden;
       state("no connection, trying again …", "bad");
@@ -148,5 +146,12 @@ for (const id of ["f-outcome", "f-text"]) $(id).addEventListener("input", reques
 setInterval(() => { if (online && !document.hidden) soon(); }, 5000);
 setInterval(() => { if (!document.hidden) charts.draw(requests.rows); }, 10000);
 document.addEventListener("visibilitychange", () => { if (online && !document.hidden) soon(true); });
-fetch("/", {headers: {Accept: "application/json"}}).then((answer) => answer.json()).then((who) => { $("version").textContent = who.version; }).catch(() => {});
+const version = (who) => { $("version").textContent = who.version; };
+const first = $("main").dataset.first; // what the page came with, where no key is asked for
+if (first) {
+  delete $("main").dataset.first;
+  const now = JSON.parse(first);
+  version(now);
+  show(now);
+} else fetch("/", {headers: {Accept: "application/json"}}).then((answer) => answer.json()).then(version).catch(() => {});
 begin();

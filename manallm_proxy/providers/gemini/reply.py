@@ -21,6 +21,7 @@ from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
+from manallm_proxy.providers.named_calls import named
 
 _FILTERED: Final = frozenset(
     (
@@ -245,7 +246,7 @@ class Reader:
             self._called[index] = self._called.get(index, 0) + len(calls)
         if content or calls or images:
             self._said.add(index)
-        return Delta(
+        delta = Delta(
             content=content,
             reasoning="".join([part.text for part in parts if part.text and part.thought]),
             tool_calls=calls,
@@ -254,6 +255,7 @@ class Reader:
             logprobs=_logprobs(candidate.logprobs_result),
             images=images,
         )
+        return named(delta, delta.finish) if calls else delta
 
     def _finish(self, reason: object, index: int) -> str | None:
         if not reason or not isinstance(reason, str):

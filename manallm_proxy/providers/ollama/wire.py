@@ -37,6 +37,7 @@ from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
+from manallm_proxy.providers.named_calls import named
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import reply as ollama_reply
 from manallm_proxy.providers.ollama import request as ollama_request
@@ -108,7 +109,7 @@ class OllamaWire:
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
-        answer = Answer(usage=_usage(reply), choices=(delta,))
+        answer = Answer(usage=_usage(reply), choices=(named(delta, delta.finish),))
         return called(answer) if is_forced(call) else answer
 
     def translator(
@@ -167,18 +168,20 @@ class OllamaTranslator:
                 continue
             try:
                 reply = read_line(line) if len(line) <= EVENT_BYTES else read_large_line(line, self._limits)
+                has_content |= self._add(reply, deltas)
             except ProviderError as error:
                 return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
-            has_content |= self._add(reply, deltas)
             if reply.done:
                 return StreamBatch(deltas=tuple(deltas), has_content=True, done=True)
         error_at_end = too_long() if overflow else None
         return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error_at_end)
 
     def _add(self, reply: Reply, deltas: list[Delta]) -> bool:
-        """Appends what `reply` becomes; whether that has content."""
+        """Appends what `reply` becomes; whether that has content. Raises BadResponse, see `named`."""
         delta = _delta(self._endpoint, reply, first_call=self._called)
-        self._called += len(delta.tool_calls)
+        if delta.tool_calls:
+            delta = named(delta, _finish(reply, called=True) if reply.done else None)
+            self._called += len(delta.tool_calls)
         if delta.has_content or delta.logprobs is not None:
             deltas.append(delta)
         if reply.done:

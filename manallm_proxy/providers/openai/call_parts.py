@@ -10,6 +10,7 @@ from __future__ import annotations
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.providers.named_calls import named
 
 
 @define
@@ -40,14 +41,22 @@ class CallParts:
     """Likewise: what came of a call before its name."""
 
     def read(self, delta: Delta) -> Delta:
-        """`delta` with its parts corrected, empty ones left out. A call without a name by the end is passed on so."""
+        """`delta` with its parts corrected, empty ones left out.
+
+        Raises BadResponse if it ends a choice of which a call has no name, see `named`.
+        """
         if not delta.tool_calls and not (delta.finish and self._nameless):
             return delta
         parts = [self._read((delta.index, part.index), part) for part in delta.tool_calls]
         if delta.finish:
             ended = [place for place in self._nameless if place[0] == delta.index]
-            parts += [_joined(self._nameless.pop(place)) for place in ended]
+            named(Delta(tool_calls=tuple([_joined(self._nameless.pop(place)) for place in ended])), delta.finish)
         return evolve(delta, tool_calls=tuple([part for part in parts if part is not None]))
+
+    @property
+    def has_nameless(self) -> bool:
+        """Whether a call has begun that has no name yet."""
+        return bool(self._nameless)
 
     def _read(self, place: tuple[int, int], part: ToolCall) -> ToolCall | None:
         known = self._latest.get(place)

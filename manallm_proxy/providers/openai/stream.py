@@ -26,6 +26,7 @@ from manallm_proxy.openai.json_object import (
     split_object,
 )
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.named_calls import nameless
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
@@ -90,10 +91,11 @@ class EventStream:
         before = self._has_content
         done, error = False, None
         for frame in frames:
-            if frame.data == b"[DONE]":
-                done = True
-                break
             try:
+                if frame.data == b"[DONE]":
+                    self._end()
+                    done = True
+                    break
                 self._add(frame, out, deltas)
             except ProviderError as failure:
                 error = failure
@@ -116,6 +118,9 @@ class EventStream:
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         raise NotImplementedError  # relaying and reading differ here
+
+    def _end(self) -> None:
+        """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""
 
 
 @define
@@ -281,6 +286,10 @@ class EventReader(EventStream):
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
+
+    def _end(self) -> None:
+        if self._calls.has_nameless:
+            raise nameless()
 
 
 def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:

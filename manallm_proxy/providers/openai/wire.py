@@ -25,6 +25,7 @@ from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.length import cut
 from manallm_proxy.providers.model_list import read_list, words
+from manallm_proxy.providers.named_calls import named
 from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
@@ -154,7 +155,7 @@ def _whole(body: bytes) -> Answer:
     if any(gives_up(row) for row in rows):
         raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
-    return Answer(usage=usage, choices=tuple(whole_deltas(rows)))
+    return Answer(usage=usage, choices=tuple([named(choice, choice.finish) for choice in whole_deltas(rows)]))
 
 
 class _Row(msgspec.Struct):
