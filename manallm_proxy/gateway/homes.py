@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
@@ -44,12 +45,13 @@ def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
     for name, queue in home.queues.items():
         queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
     for name, box in home.boxes.boxes.items():
+        box.on_slots = partial(setattr, home.queues[name].line, "said")
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 
 
 def _new_queue(provider: ProviderConfig, health: Health, clock: Clock) -> Queue:
-    return Queue(clock, health, Line(provider.parallel))
+    return Queue(clock, health, Line(provider.parallel, learns=provider.kind == "ollama"))
 
 
 def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer) -> Box:

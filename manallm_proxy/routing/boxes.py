@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from attrs import define, evolve, field
@@ -38,6 +38,8 @@ class Box:
     clock: Clock
     observe: Observer
     warm: tuple[Entry, ...] = ()
+    on_slots: Callable[[Mapping[str, int]], None] = lambda said: None
+    """Called with what the server says of its slots, see `Line.said`."""
     slow_last: bool = True
     """Whether a model that is half on the CPU is tried after all others."""
     residency: Residency = field(factory=Residency)
@@ -156,6 +158,7 @@ class Box:
             if self.residency.not_observed(asked_at, unreadable=error.blame is not Blame.REACH):
                 self.observe(ResidentsUnreadable(self.provider, error.detail or error.error_type))
             return
+        self.on_slots(await self.host.slots([each.name for each in residents or ()], seconds))
         if residents is None:
             self.residency.not_observed(asked_at, unreadable=True)
             return

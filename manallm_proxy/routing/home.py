@@ -6,6 +6,7 @@ moves on; one whose model is cold waits for it or moves on, as its entry says. W
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.routing.boxes import Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
-from manallm_proxy.routing.queues import Queue
+from manallm_proxy.routing.queues import Queue, waited_too_long
 from manallm_proxy.routing.relay import Opened
 
 A = TypeVar("A", Answer, Opened)
@@ -38,16 +39,12 @@ class Home:
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Begins no load."""
-        return self._saturated(entry, last, 0) or self.boxes.refusal(entry, last)
-
-    def _saturated(self, entry: Entry, last: bool, size: int) -> Skip | None:
         queue = self.queues.get(entry.target.provider)
-        return queue.refusal(entry, last, size) if queue is not None else None
+        return (queue.refusal(entry, last) if queue is not None else None) or self.boxes.refusal(entry, last)
 
-    def _too_long(self, entry: Entry, size: int) -> Skip | None:
-        queue = self.queues.get(entry.target.provider)
-        window = self.window(entry) if queue is not None else None
-        if queue is None or window is None:
+    def _too_long(self, entry: Entry, queue: Queue, size: int) -> Skip | None:
+        window = self.window(entry)
+        if window is None:
             return None
         tokens = queue.line.of(entry.target.model).pace.least_tokens(size)
         if tokens <= window:
@@ -84,11 +81,12 @@ class Visit:
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Walk.gate`."""
-        if entry.target.provider not in self.home.queues:
+        queue = self.home.queues.get(entry.target.provider)
+        if queue is None:
             return None
         return (
-            self.home._too_long(entry, self.size)
-            or self.home._saturated(entry, last, self.size)
+            self.home._too_long(entry, queue, self.size)
+            or queue.refusal(entry, last, self.call.summary.stream)
             or self.home.boxes.gate(entry, last)
         )
 
@@ -103,9 +101,10 @@ class Visit:
                 return await ask(entry)
             await self.home.boxes.loaded(entry)
             has_pictures = self.size != len(self.call.body)
-            served = await queue.turn(entry, entry is self.last, self.size, learns_bytes=not has_pictures)
+            last, streams = entry is self.last, self.call.summary.stream
+            served = await queue.turn(entry, last, self.size, streams=streams, learns_bytes=not has_pictures)
             try:
-                value = await ask(entry)
+                value = await (ask(entry) if served.patience is None else _within(served.patience, entry, ask))
             except BaseException:
                 served.end(None)
                 raise
@@ -116,3 +115,14 @@ class Visit:
             return value
 
         return wait_and_ask
+
+
+async def _within(seconds: float, entry: Entry, ask: Ask[A]) -> A:
+    """What `ask` returns. Raises WaitedTooLong after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await ask(entry)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise waited_too_long(entry, seconds) from None

@@ -1,13 +1,16 @@
 """Asks a llama-server in router mode (with no model of its own) what it has loaded, and to load a model.
 
 Its model list has a ``status.value`` for each model: unloaded, loading, loaded, failed (llama.cpp build 11669). The
-lists of other servers have none; they are asked a few times, then hardly ever.
+lists of other servers have none; they are asked a few times, then hardly ever. How many requests a llama-server answers
+at a time stands in its ``/props``, in either mode.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from attrs import define, evolve, field
@@ -55,7 +58,12 @@ class _Rows(Struct):
     data: list[_Row] | None = None
 
 
+class _Props(Struct):
+    total_slots: Any = None
+
+
 _ROWS: Final = msgspec.json.Decoder(_Rows)
+_PROPS: Final = msgspec.json.Decoder(_Props)
 
 
 @define(eq=False)
@@ -65,6 +73,8 @@ class RouterHost:
     address: Address
     _client: HostClient = field(init=False, repr=False)
     _list: str = field(init=False)
+    _slots: dict[str, int] = field(factory=dict)
+    """Of models that stay loaded."""
 
     def __attrs_post_init__(self) -> None:
         base = self.address.base_url
@@ -76,6 +86,27 @@ class RouterHost:
         if not any(row.state for row in rows):
             return None
         return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
+
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        """``total_slots`` of ``/props``: of each model in router mode, else of the server."""
+        models = tuple(loaded)
+        if not models:
+            self._slots.clear()
+            return {"": told} if (told := await self._slots_of("props", seconds)) else {}
+        self._slots = {model: self._slots[model] for model in models if model in self._slots}
+        for model in models:
+            if model not in self._slots:
+                query = f"props?model={quote(model, safe='')}&autoload=false"
+                self._slots[model] = await self._slots_of(query, seconds)
+        return {model: told for model, told in self._slots.items() if told}
+
+    async def _slots_of(self, path: str, seconds: float) -> int:
+        """0 if it is not said there."""
+        try:
+            told = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
+        except (ProviderError, *DecodeErrors, msgspec.ValidationError):
+            return 0
+        return told if type(told) is int and told > 0 else 0
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used
