@@ -15,12 +15,13 @@ from typing import Final
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.events import Crashed, HalfOnCpu, LoadEvent, ModelLoad, Observer, ResidentsUnreadable
-from manallm_proxy.contract.provider_errors import Blame, LoadFailed, ProviderError, StillLoading
+from manallm_proxy.contract.provider_errors import BadResponse, Blame, LoadFailed, ProviderError, StillLoading
 from manallm_proxy.contract.residents import ModelHost, Resident
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.residency import POLL_BUSY, Outcome, Residency
+from manallm_proxy.routing.shared_line import LoadEnd, Loads
 
 ANSWER_TIMEOUT: Final = 3.0
 """Max seconds for a server to answer which models are loaded."""
@@ -42,6 +43,10 @@ class Box:
     """Called with what the server says of its slots, see `Line.said`."""
     slow_last: bool = True
     """Whether a model that is half on the CPU is tried after all others."""
+    loads: Loads | None = None
+    """Who of all workers loads a model; None: there are no others."""
+    server: str = ""
+    """As ``loads`` knows it."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
@@ -100,13 +105,15 @@ class Box:
         task = self._loading.get(name)
         if task is None:
             self.residency.load_begun(entry, self.clock())
-            self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
             task = self._loading[name] = asyncio.ensure_future(self._run_load(entry, pinned))
             task.add_done_callback(lambda _: self._loading.pop(name, None))
         return task
 
     async def _run_load(self, entry: Entry, pinned: bool) -> ProviderError | None:
-        """Runs a load to its end. Returns the error that it ended with, or None."""
+        """Runs a load to its end, or waits for another worker's. Returns the error that it ended with, or None."""
+        if self.loads is not None and (end := await self.loads.claim(self.server, entry.target.model)) is not None:
+            return self._ended_elsewhere(entry, end)
+        self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
         began, error = self.clock(), None
         try:
             await self.host.load(entry, pinned=pinned)
@@ -126,12 +133,24 @@ class Box:
         detail = None if error is None else error.detail or error.error_type
         again = event == "failed" and failures > 1
         self.observe(ModelLoad(self.provider, entry.target.model, event, now - began, detail, again))
+        if self.loads is not None:
+            end = LoadEnd(outcome, detail) if event != "aborted" else None
+            self.loads.loaded(self.server, entry.target.model, end)
         self._wake.set()
+
+    def _ended_elsewhere(self, entry: Entry, end: LoadEnd) -> ProviderError | None:
+        """Another worker has loaded the model, and reported it. Returns the error, if it was the model's."""
+        self.residency.load_ended(entry, self.clock(), end.outcome)
+        if end.outcome != "failed":
+            return None
+        return BadResponse(f"{entry.target} could not be loaded", detail=end.detail)
 
     # --- what is loaded ---
 
     def start(self) -> None:
         """Watches from now on, until `close`."""
+        if self.loads is not None:
+            self.loads.listen(self.server, self._wake.set)
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
 

@@ -20,6 +20,7 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.queues import Queue, waited_too_long
 from manallm_proxy.routing.relay import Opened
+from manallm_proxy.routing.shared_line import AllWorkers
 
 A = TypeVar("A", Answer, Opened)
 Ask = Callable[[Entry], Awaitable[A]]
@@ -27,11 +28,13 @@ Ask = Callable[[Entry], Awaitable[A]]
 
 @define
 class Home:
-    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand."""
+    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand. ``workers``:
+    what this process shares with others."""
 
     catalog: Catalog = field(factory=Catalog)
     boxes: Boxes = field(factory=Boxes)
     queues: Mapping[str, Queue] = field(factory=dict)
+    workers: AllWorkers | None = None
 
     def visit(self, call: Call, chain: Chain) -> Visit:
         """The gates for one request along `chain`."""

@@ -13,7 +13,7 @@ This is the deciding half and never waits: `queues` does. The time is an argumen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from attrs import define, field
@@ -32,7 +32,7 @@ OVERDUE: Final = 0.1
 
 @define(eq=False)
 class Turn:
-    """One request's place. ``began_at`` None: it waits."""
+    """One request's place. ``began_at`` None: it waits; ``number``: see `shared_line`."""
 
     model: str
     expected: float
@@ -41,6 +41,7 @@ class Turn:
     began_at: float | None = None
     on_turn: Callable[[], None] | None = field(default=None, repr=False)
     """Called when a request that has waited is served."""
+    number: int = 0
     ended_at: float | None = None
     earlier: tuple[Turn, ...] = field(default=(), repr=False)
     """Those that were served when it began to be."""
@@ -62,6 +63,8 @@ class ModelLine:
 
     name: str
     pace: Pace = field(factory=Pace)
+    said: int | None = None
+    """How many slots there are, where it is said of this model alone."""
     slots: Slots = field(factory=Slots)
     """What was learned of them."""
     trial: Turn | None = None
@@ -100,8 +103,8 @@ class Line:
 
     def limit(self, line: ModelLine) -> int | None:
         """How many requests are served at a time for the model of `line`, as far as is known; None: no limit."""
-        if self.slots is not None:
-            return self.slots
+        if self.slots is not None or line.said is not None:
+            return self.slots or line.said
         if self.said:
             return self.said.get(line.name) or self.said.get("")
         return line.slots.number if self.learns else None
@@ -114,7 +117,7 @@ class Line:
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
         line = self.of(turn.model)
-        if not line.waiting and self._has_room(line, turn.streams, now):
+        if not line.waiting and self.has_room(line, turn.streams, now):
             self._serve(line, turn, now)
         else:
             line.waiting.append(turn)
@@ -156,14 +159,14 @@ class Line:
     def expected_wait(self, model: str, now: float, *, streams: bool | None = None) -> float:
         """Seconds that a new request for `model` would wait (rule 3). `streams` None: it is no trial of slots."""
         line = self.of(model)
-        if not line.waiting and self._has_room(line, streams, now):
+        if not line.waiting and self.has_room(line, streams, now):
             return 0.0
         slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
-        rest = sorted(_remaining(turn, now) for turn in line.serving)[:slots]
-        first = rest[0] if len(rest) == slots else 0.0
-        return first + sum(turn.expected for turn in line.waiting) / slots
+        served = [(turn.expected, turn.began_at) for turn in line.serving if turn.began_at is not None]
+        return wait_for(slots, served, sum(turn.expected for turn in line.waiting), now)
 
-    def _has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
+    def has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
+        """Whether a request more would be served at once if none waited. `streams` None: not as a trial of slots."""
         if self.ramp is not None and sum(len(each.serving) for each in self.models.values()) >= self.ramp:
             return False
         limit = self.limit(line)
@@ -175,7 +178,7 @@ class Line:
 
     def _go_on(self, now: float) -> None:
         for each in list(self.models.values()):
-            while each.waiting and self._has_room(each, each.waiting[0].streams, now):
+            while each.waiting and self.has_room(each, each.waiting[0].streams, now):
                 self._serve(each, each.waiting.popleft(), now)
 
     def _learn(self, turn: Turn, now: float, tokens: int | None) -> None:
@@ -204,6 +207,9 @@ class Line:
             del self.models[idle]
 
 
-def _remaining(turn: Turn, now: float) -> float:
-    began = turn.began_at if turn.began_at is not None else now
-    return max(turn.expected - (now - began), OVERDUE * turn.expected)
+def wait_for(slots: int, served: Iterable[tuple[float, float]], waiting: float, now: float) -> float:
+    """Seconds until a new request has a slot (rule 3). `served`: the seconds that each request is expected to take, and
+    when it began; `waiting`: the sum of these seconds of those that wait."""
+    rest = sorted(max(expected - (now - began), OVERDUE * expected) for expected, began in served)[:slots]
+    first = rest[0] if len(rest) == slots else 0.0
+    return first + waiting / slots

@@ -22,7 +22,6 @@ Nothing here waits, and the time is an argument: any monotonic number of seconds
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from typing import Final
@@ -67,11 +66,16 @@ class Slots:
     _likely: int = 0
     _waits: list[int] = field(factory=list)
     _rest: float = REST
-    _rests_until: float = -math.inf
+    _rests_until: float = 0.0
 
     def may_try(self, streams: bool, now: float) -> bool:
         """Whether one request more than ``number`` may be sent now (rule 5). `streams`: it is a stream."""
-        return now >= self._rests_until and bool(self._streams if streams else self._tokens)
+        since = self.trial_from(streams)
+        return since is not None and now >= since
+
+    def trial_from(self, streams: bool) -> float | None:
+        """From when on there may be a trial; None: the usual time is not known yet."""
+        return self._rests_until if (self._streams if streams else self._tokens) else None
 
     def shown(self, sign: Sign, now: float) -> None:
         """Learns from a request's sign of life."""
@@ -108,7 +112,7 @@ class Slots:
 
     def came_back(self) -> None:
         """The server is back after an outage, perhaps with other settings."""
-        self._rest, self._rests_until = REST, -math.inf
+        self._rest, self._rests_until = REST, 0.0
 
     def patience(self) -> float:
         """Seconds to the first content of the slowest stream that did not wait; 0: not known."""
