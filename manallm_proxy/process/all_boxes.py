@@ -167,5 +167,4 @@ def _busy(line: Line, model: str, now: float) -> Busy:
     served = tuple((turn.expected, turn.began_at) for turn in each.serving if turn.began_at is not None)
     slots, is_free = line.limit(each), each.trial is None and not each.waiting and line.is_learning
     trials = (each.slots.trial_from(False), each.slots.trial_from(True)) if is_free else (None, None)
-    waiting = sum(turn.expected for turn in each.waiting)
-    return Busy(slots, line.ramp, room, served, waiting, trials)
+    return Busy(slots, line.ramp, room, served, each.backlog, trials)

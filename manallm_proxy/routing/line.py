@@ -13,7 +13,7 @@ This is the deciding half and never waits: `queues` does. The time is an argumen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from attrs import define, field
@@ -71,6 +71,21 @@ class ModelLine:
     """The request that was sent to learn whether there is a slot more."""
     serving: set[Turn] = field(factory=set)
     waiting: deque[Turn] = field(factory=deque)
+    backlog: float = 0.0
+    """The sum of what those that wait are expected to take, in seconds."""
+
+    def add(self, turn: Turn) -> None:
+        """`turn` waits, last in line."""
+        self.waiting.append(turn)
+        self.backlog += turn.expected
+
+    def remove(self, turn: Turn) -> None:
+        """`turn` waits no more."""
+        if self.waiting[0] is turn:
+            self.waiting.popleft()
+        else:
+            self.waiting.remove(turn)
+        self.backlog = self.backlog - turn.expected if self.waiting else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -120,7 +135,7 @@ class Line:
         if not line.waiting and self.has_room(line, turn.streams, now):
             self._serve(line, turn, now)
         else:
-            line.waiting.append(turn)
+            line.add(turn)
 
     def began(self, turn: Turn, now: float) -> None:
         """The first content of its stream has come. Serves those that have room now."""
@@ -137,7 +152,7 @@ class Line:
             return
         line = self.of(turn.model)
         if turn.began_at is None:
-            line.waiting.remove(turn)
+            line.remove(turn)
         elif self.is_learning and answered and not turn.has_signed:
             self._learn(turn, now, tokens)
         if line.trial is turn:
@@ -163,7 +178,7 @@ class Line:
             return 0.0
         slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
         served = [(turn.expected, turn.began_at) for turn in line.serving if turn.began_at is not None]
-        return wait_for(slots, served, sum(turn.expected for turn in line.waiting), now)
+        return wait_for(slots, served, line.backlog, now)
 
     def has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
         """Whether a request more would be served at once if none waited. `streams` None: not as a trial of slots."""
@@ -179,7 +194,9 @@ class Line:
     def _go_on(self, now: float) -> None:
         for each in list(self.models.values()):
             while each.waiting and self.has_room(each, each.waiting[0].streams, now):
-                self._serve(each, each.waiting.popleft(), now)
+                turn = each.waiting[0]
+                each.remove(turn)
+                self._serve(each, turn, now)
 
     def _learn(self, turn: Turn, now: float, tokens: int | None) -> None:
         """From the first content of a stream (`tokens` None), or from the end of a whole answer."""
@@ -207,9 +224,10 @@ class Line:
             del self.models[idle]
 
 
-def wait_for(slots: int, served: Iterable[tuple[float, float]], waiting: float, now: float) -> float:
+def wait_for(slots: int, served: Collection[tuple[float, float]], backlog: float, now: float) -> float:
     """Seconds until a new request has a slot (rule 3). `served`: the seconds that each request is expected to take, and
-    when it began; `waiting`: the sum of these seconds of those that wait."""
-    rest = sorted(max(expected - (now - began), OVERDUE * expected) for expected, began in served)[:slots]
-    first = rest[0] if len(rest) == slots else 0.0
-    return first + waiting / slots
+    when it began; `backlog`: see `ModelLine`."""
+    first = 0.0
+    if len(served) >= slots:
+        first = min([max(expected - (now - began), OVERDUE * expected) for expected, began in served])
+    return first + backlog / slots

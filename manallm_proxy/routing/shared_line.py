@@ -32,8 +32,8 @@ class Busy:
     """Another one would be served at once."""
     served: tuple[tuple[float, float], ...] = ()
     """Of each that is served: the seconds that it is expected to take, and when it began."""
-    waiting: float = 0.0
-    """The sum of these seconds of all that wait."""
+    backlog: float = 0.0
+    """Seconds, see `ModelLine`."""
     trial_from: tuple[float | None, float | None] = (None, None)
     """When a whole answer, or a stream, may be sent as a trial of slots, see `slots`; None: not known."""
 
@@ -156,7 +156,7 @@ class SharedLine(Line):
             super().enter(turn, now)
             return
         line = self.of(turn.model)
-        line.waiting.append(turn)
+        line.add(turn)
         self.lines.add(self, turn)
         slots = super().limit(line) if not self.is_learning else None
         keeper.entered(
@@ -179,7 +179,7 @@ class SharedLine(Line):
             return
         line = self.of(turn.model)
         if turn.began_at is None:
-            line.waiting.remove(turn)
+            line.remove(turn)
         line.serving.discard(turn)
         turn.ended_at = now
         keeper.left(turn.number, answered, tokens)
@@ -200,7 +200,7 @@ class SharedLine(Line):
         since = busy.trial_from[streams] if streams is not None else None
         if since is not None and now >= since:
             return 0.0
-        return wait_for(min(slots), busy.served, busy.waiting, now)
+        return wait_for(min(slots), busy.served, busy.backlog, now)
 
     def told(self, model: str, busy: Busy) -> None:
         """The keeper's word on the line of `model`; the oldest makes room."""
@@ -213,7 +213,7 @@ class SharedLine(Line):
     def serve(self, turn: Turn, now: float) -> None:
         """It is the turn of `turn`, says the keeper."""
         line = self.of(turn.model)
-        line.waiting.remove(turn)
+        line.remove(turn)
         turn.began_at = now
         line.serving.add(turn)
         if turn.on_turn is not None:
