@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
 from typing import Any
 
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.simulation.virtual_time import run
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.process.all_boxes import LINES_LIMIT, AllBoxes
 from manallm_proxy.process.box_link import BoxLink
+from manallm_proxy.process.worker_link import LAG
 from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
+from manallm_proxy.routing.boxes import Box
 from manallm_proxy.routing.line import MODELS_LIMIT, Turn
+from manallm_proxy.routing.residency import POLL_BUSY
 from manallm_proxy.routing.shared_line import LoadEnd, SharedLine
 
 SERVER = "gpu http://127.0.0.1:1"
@@ -202,9 +207,6 @@ async def test_one_load_for_all() -> None:
     crew = Crew(1)
     for number in (1, 2, 3):
         crew.start(number)
-    told: list[int] = []
-    for number, worker in crew.workers.items():
-        worker.link.listen(SERVER, partial(told.append, number))
 
     async def settle() -> None:
         for _ in range(3):
@@ -228,7 +230,7 @@ async def test_one_load_for_all() -> None:
     assert (again.done(), gone.done()) == (False, True)
     crew.workers[3].link.loaded(SERVER, "m", LoadEnd("failed", "no room"))
     await settle()
-    assert (again.result(), told) == (LoadEnd("failed", "no room"), [2])
+    assert again.result() == LoadEnd("failed", "no room")
 
 
 async def test_a_load_that_nobody_waits_for_is_given_back() -> None:
@@ -259,3 +261,55 @@ async def test_without_a_supervisor_each_goes_by_itself() -> None:
     crew.leave(1, mine)
     assert waiting.began_at is not None
     assert worker.line.expected_wait("m", crew.now) > 0
+
+
+@define(eq=False)
+class Host:
+    """A box that has ``m`` loaded. ``looks``: when it was asked."""
+
+    clock: Any
+    looks: list[float] = field(factory=list)
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...]:
+        self.looks.append(self.clock())
+        return (Resident("m", 8, 8, 4096, 300.0),)
+
+    async def slots(self, loaded: Any, seconds: float) -> dict[str, int]:
+        return {}
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None:
+        raise AssertionError("it is loaded")
+
+    async def close(self) -> None: ...
+
+
+def test_one_looks_for_all() -> None:
+    """With traffic in each of three workers the box is asked as often as by one; when that one ends, by another."""
+
+    async def minutes() -> tuple[int, int]:
+        clock = asyncio.get_running_loop().time
+        crew, host, entry = Crew(1), Host(clock), Entry(Target("gpu", "m"))
+        boxes = []
+        for number in (1, 2, 3):
+            link = crew.start(number).link
+            link.lag = LAG * (number - 1)
+            boxes.append(Box("gpu", host, clock, lambda event: None, loads=link, server=SERVER))
+            boxes[-1].start()
+
+        async def traffic(seconds: int, number: int) -> int:
+            before = len(host.looks)
+            for _ in range(10 * seconds):
+                assert [each.gate(entry, False) for each in boxes[number:]] == [None] * (3 - number)
+                crew.settle()
+                await asyncio.sleep(0.1)
+            return len(host.looks) - before
+
+        await traffic(10, 0)  # nobody knows anything at first
+        looks = await traffic(60, 0)
+        await boxes[0].close()
+        crew.die(1)
+        later = await traffic(60, 1)
+        await asyncio.gather(*(each.close() for each in boxes))
+        return looks, later
+
+    assert [abs(each - 60 / POLL_BUSY) <= 3 for each in run(minutes())] == [True, True]

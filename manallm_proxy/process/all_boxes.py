@@ -5,6 +5,7 @@
 3. Of the workers that would load the same model one does, and the others hear how it ended. If it ends before that, the
    next one does.
 4. With a worker its requests leave their lines.
+5. What one has seen loaded the others hear, so that they need not look.
 
 Nothing here waits, and the time is an argument. Its methods return the messages to send, and to whom.
 """
@@ -69,6 +70,8 @@ class AllBoxes:
                 self._claim(worker, message)
             case box.Loaded():
                 self._loaded(worker, message, workers)
+            case box.Saw():
+                self._out += [(number, message) for number in workers if number != worker]
             case _:
                 assert_never(message)
         return self._take()

@@ -11,9 +11,10 @@ from typing import assert_never
 
 from attrs import define, field
 
+from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.process import box_messages as box
-from manallm_proxy.routing.shared_line import Entered, LoadEnd, SharedLines
+from manallm_proxy.routing.shared_line import Entered, LoadEnd, OnSeen, SharedLines
 
 
 @define(eq=False)
@@ -22,9 +23,10 @@ class BoxLink:
 
     send: Callable[[box.FromWorker], None]
     clock: Callable[[], float]
+    lag: float = 0.0
     lines: SharedLines = field(init=False)
     _claims: dict[tuple[str, str], list[asyncio.Future[LoadEnd | None]]] = field(factory=dict)
-    _listeners: dict[str, Callable[[], None]] = field(factory=dict)
+    _listeners: dict[str, OnSeen] = field(factory=dict)
     _is_lost: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -42,8 +44,9 @@ class BoxLink:
                     self.loaded(message.server, message.model, None)
             case box.Loaded():
                 self._settle(message.server, message.model, message.end)
+            case box.Saw():
                 if message.server in self._listeners:
-                    self._listeners[message.server]()
+                    self._listeners[message.server](message.asked_at, message.residents)
             case _:
                 assert_never(message)
 
@@ -89,8 +92,11 @@ class BoxLink:
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         self.send(box.Loaded(server, model, end))
 
-    def listen(self, server: str, on_load: Callable[[], None]) -> None:
-        self._listeners[server] = on_load
+    def saw(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        self.send(box.Saw(server, asked_at, residents))
+
+    def listen(self, server: str, on_seen: OnSeen) -> None:
+        self._listeners[server] = on_seen
 
     def _settle(self, server: str, model: str, end: LoadEnd | None) -> bool:
         """Tells those that wait for this load how it ended, or one of them that it is theirs. Whether any waited."""

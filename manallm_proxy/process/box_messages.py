@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from manallm_proxy.contract.residents import Resident
 from manallm_proxy.routing.shared_line import Busy, Entered, LoadEnd
 
 
@@ -75,5 +76,13 @@ class Loaded(Message):
     end: LoadEnd | None
 
 
-FromWorker = Enter | Began | Left | CameBack | Claim | Loaded
-ToWorker = Served | Line | Granted | Loaded
+class Saw(Message):
+    """In both directions, see `Loads.saw`."""
+
+    server: str
+    asked_at: float
+    residents: tuple[Resident, ...]
+
+
+FromWorker = Enter | Began | Left | CameBack | Claim | Loaded | Saw
+ToWorker = Served | Line | Granted | Loaded | Saw

@@ -48,6 +48,8 @@ from manallm_proxy.routing.ledger import Row
 
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
+LAG: Final = 0.2
+"""Seconds by which each worker looks later than the one before it at what is loaded; mostly it has heard by then."""
 FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
@@ -114,7 +116,7 @@ class WorkerLink(asyncio.Protocol):
     boxes: BoxLink = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.boxes = BoxLink(self._send, lambda: asyncio.get_running_loop().time())
+        self.boxes = BoxLink(self._send, lambda: asyncio.get_running_loop().time(), LAG * (self.number - 1))
 
     async def join(self, duties: Duties) -> None:
         """Starts to handle messages from the supervisor."""
@@ -220,7 +222,7 @@ class WorkerLink(asyncio.Protocol):
                 duties.abandon_prepared(message.number)
             case Drain():
                 duties.drain(message.hurry)
-            case box.Served() | box.Line() | box.Granted() | box.Loaded():
+            case box.Served() | box.Line() | box.Granted() | box.Loaded() | box.Saw():
                 self.boxes.handle(message)
             case _:
                 assert_never(message)

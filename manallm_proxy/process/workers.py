@@ -234,7 +234,7 @@ class WorkerManager:
                 self._tell_all(message, but=number)
             case Beat():
                 pass
-            case box.Enter() | box.Began() | box.Left() | box.CameBack() | box.Claim() | box.Loaded():
+            case box.Enter() | box.Began() | box.Left() | box.CameBack() | box.Claim() | box.Loaded() | box.Saw():
                 self.outbox += self._boxes.received(number, message, self.workers, now)
             case _:
                 assert_never(message)

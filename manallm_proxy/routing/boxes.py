@@ -8,7 +8,6 @@ waits. A provider that is not a box costs one dictionary look-up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -53,6 +52,11 @@ class Box:
     """Models that were reported to be half on the CPU."""
     _wake: asyncio.Event = field(factory=asyncio.Event)
     _watching: asyncio.Task[None] | None = None
+    _lag: float = field(init=False)
+    """Seconds by which it looks later than it might, see `Loads.lag`."""
+
+    def __attrs_post_init__(self) -> None:
+        self._lag = self.loads.lag if self.loads is not None else 0.0
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """As `refusal`. If this request does not wait for a cold model, the model is loaded for later requests."""
@@ -95,7 +99,7 @@ class Box:
         if self.residency.is_loaded(entry, now) is False:
             return False
         self.residency.used(entry, now)
-        if not self.residency.observe_in(now):
+        if not self.residency.observe_in(now - self._lag):
             self._wake.set()
         return True
 
@@ -150,23 +154,35 @@ class Box:
     def start(self) -> None:
         """Watches from now on, until `close`."""
         if self.loads is not None:
-            self.loads.listen(self.server, self._wake.set)
+            self.loads.listen(self.server, self.heard)
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
         while True:
             self._wake.clear()
-            wait = self.residency.observe_in(self.clock())
-            if wait > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._wake.wait()
+            wait = self.residency.observe_in(self.clock()) + self._lag
+            if wait > 0 and not await self._woken(wait) and self.residency.observe_in(self.clock()) > 0:
+                continue  # another worker has looked
             try:
                 await self.look()
             except Exception as error:  # a bug in one look must not end the others
                 self.observe(Crashed(f"models of {self.provider}", error))
                 await asyncio.sleep(POLL_BUSY)
+
+    async def _woken(self, seconds: float) -> bool:
+        """Whether it is to look before `seconds` are over."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._wake.wait()
+        except TimeoutError:
+            return False
+
+    def heard(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        """What another worker has seen, and reported."""
+        if asked_at > self.residency.observed_at:
+            self.residency.observed(residents, asked_at)
+            self._slow = {each.name for each in residents if self.residency.on_cpu(each.name) is not None}
 
     async def look(self, seconds: float = ANSWER_TIMEOUT) -> None:
         """Asks which models are loaded, within `seconds`, and loads those of ``warm`` that are not."""
@@ -182,6 +198,8 @@ class Box:
             self.residency.not_observed(asked_at, unreadable=True)
             return
         self.residency.observed(residents, asked_at)
+        if self.loads is not None:
+            self.loads.saw(self.server, asked_at, residents)
         self._report_slow(residents)
         now = self.clock()
         for entry in self.warm:

@@ -1,6 +1,6 @@
 """The queue in front of each local server: a request waits for its turn, or moves on if that would take too long.
 
-`line` decides which is next, `pace` estimates how long each takes; this file waits. Each worker has its own queues.
+`line` decides which is next, `pace` estimates how long each takes; this file waits.
 """
 
 from __future__ import annotations

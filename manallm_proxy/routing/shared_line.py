@@ -15,6 +15,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
+from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.routing.line import MODELS_LIMIT, Line, ModelLine, Turn, wait_for
 from manallm_proxy.routing.residency import Outcome
@@ -59,8 +60,16 @@ class LoadEnd:
     detail: str | None = None
 
 
+OnSeen = Callable[[float, tuple[Resident, ...]], None]
+"""Takes what another worker has seen loaded when it asked at that time."""
+
+
 class Loads(Protocol):
-    """Sees to it that of all workers one loads a model. `server`: as in `Entered`."""
+    """Sees to it that of all workers one loads a model, and one looks. `server`: as in `Entered`."""
+
+    @property
+    def lag(self) -> float:
+        """Seconds by which this worker looks later than the first would, so that it hears of that instead."""
 
     async def claim(self, server: str, model: str) -> LoadEnd | None:
         """None: this worker loads it, and calls `loaded`; else another one has."""
@@ -68,8 +77,11 @@ class Loads(Protocol):
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         """How the load that was claimed has ended; None: it was given up."""
 
-    def listen(self, server: str, on_load: Callable[[], None]) -> None:
-        """Calls `on_load` whenever another worker has loaded a model there."""
+    def saw(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        """Tells the others what is loaded."""
+
+    def listen(self, server: str, on_seen: OnSeen) -> None:
+        """Calls `on_seen` whenever another worker has looked."""
 
 
 class Keeper(Protocol):
