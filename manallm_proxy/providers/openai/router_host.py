@@ -1,8 +1,9 @@
 """Asks a llama-server in router mode (with no model of its own) what it has loaded, and to load a model.
 
-Its model list has a ``status.value`` for each model: unloaded, loading, loaded, failed (llama.cpp build 11669). The
-lists of other servers have none; they are asked a few times, then hardly ever. How many requests a llama-server answers
-at a time stands in its ``/props``, in either mode.
+Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` beside unloaded
+where its process has ended by itself (llama.cpp builds 11434, 11669). To make room for another model it unloads even
+one that is still being loaded, so models are loaded one after another here. The lists of other servers have none; they are
+asked a few times, then hardly ever. How many requests a llama-server answers at a time is said in its ``/props``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ANSWER: Final = 10.0
 BEGINS: Final = 5.0
 """Max seconds until the list shows that a load has begun."""
 _ROOT: Final = "/v1"
+_BAD_REQUEST: Final = 400
 
 
 class _Row(Struct):
@@ -43,8 +45,9 @@ class _Row(Struct):
 
     @property
     def state(self) -> str | None:
-        """Its ``status.value``; None if the server does not report it."""
-        value = self.status.get("value") if isinstance(self.status, dict) else None
+        """Its ``status.value``, or "failed"; None if the server does not report it."""
+        status = self.status if isinstance(self.status, dict) else {}
+        value = "failed" if status.get("failed") is True else status.get("value")
         return value if isinstance(value, str) else None
 
     @property
@@ -73,6 +76,7 @@ class RouterHost:
     address: Address
     _client: HostClient = field(init=False, repr=False)
     _list: str = field(init=False)
+    _loading: asyncio.Lock = field(factory=asyncio.Lock)
     _slots: dict[str, int] = field(factory=dict)
     """Of models that stay loaded."""
 
@@ -111,13 +115,22 @@ class RouterHost:
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used
         for longest."""
-        model = entry.target.model
-        await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        async with self._loading:
+            await self._load(entry.target.model)
+
+    async def _load(self, model: str) -> None:
+        try:
+            await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        except ProviderError as error:  # 400 also for a model that is loaded, or that another client loads
+            if error.provider_status != _BAD_REQUEST or await self._state(model) not in ("loading", "loaded"):
+                raise
         begun = False
         for look in range(round(LOAD_LONGEST / POLL)):
-            state = next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
+            state = await self._state(model)
             if state == "loaded":
                 return
+            if begun and state == "unloaded":
+                return  # it was loaded, and had to make room: the request will load it again
             begun = begun or state == "loading"
             if state == "failed" or (begun and state != "loading") or (not begun and look * POLL > BEGINS):
                 break
@@ -126,6 +139,9 @@ class RouterHost:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def _state(self, model: str) -> str | None:
+        return next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
 
     async def _rows(self, seconds: float) -> list[_Row]:
         body = await self._client.ask("GET", self._list, None, seconds)
