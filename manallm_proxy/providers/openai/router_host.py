@@ -2,8 +2,8 @@
 
 Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` beside unloaded
 where its process has ended by itself (llama.cpp builds 11434, 11669). To make room for another model it unloads even
-one that is still being loaded, so models are loaded one after another here. The lists of other servers have none; they are
-asked a few times, then hardly ever. How many requests a llama-server answers at a time is said in its ``/props``.
+one that is still being loaded, so models are loaded one after another here. Other servers' lists have none of it; they
+are asked a few times, then hardly ever. How many requests a llama-server answers at a time is said in its ``/props``.
 """
 
 from __future__ import annotations
