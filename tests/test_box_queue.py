@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import ModelInfo
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, Upstream, answers, each, upstream
@@ -223,6 +224,17 @@ async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 60_000}}
         await p.chat(model="gpu/m", messages=[{"role": "user", "content": [picture]}])
         assert len(gpu.chats) == sent + 1  # a picture's tokens have nothing to do with its bytes
+
+
+async def test_a_window_that_is_larger_than_the_models_is_not_believed(tmp_path: Path) -> None:
+    """What the model cannot read is not sent, whatever the configuration says."""
+    chain = {"options": {"num_ctx": 10**6}}
+    async with house(tmp_path, chain) as (p, gpu, cloud):
+        gpu.put("m", 4096)
+        p.app.generation.catalog.learn("gpu", (ModelInfo("m", context_length=4096),))
+        long = [{"role": "user", "content": "word " * 40_000}]
+        _, _, headers = await p.chat(messages=long)
+        assert (headers[RESOLVED], gpu.chats, len(cloud.posts)) == ("cloud/m", [], 1)
 
 
 async def test_a_local_server_of_another_kind_has_a_queue_too(tmp_path: Path) -> None:

@@ -55,10 +55,12 @@ class Home:
         return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
 
     def window(self, entry: Entry) -> int | None:
-        """Context window of `entry`'s model in tokens: as configured, else in force, else listed; None if unknown."""
+        """Tokens that `entry`'s model can read: as configured, as far as it has them, else in force, else listed; None if
+        unknown."""
         asked = entry.options.get("num_ctx")
         if isinstance(asked, int):
-            return asked
+            listed = self.catalog.find(entry.target)
+            return min(asked, listed.context_length or asked) if listed is not None else asked
         box = self.boxes.boxes.get(entry.target.provider)
         if box is not None and (in_force := box.residency.window(entry.target.model)):
             return in_force
