@@ -55,7 +55,7 @@ class Home:
         return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
 
     def window(self, entry: Entry) -> int | None:
-        """Tokens that `entry`'s model can read: as configured if it has them, else in force, else listed; None: unknown."""
+        """Tokens that `entry`'s model can read: as configured, in force or listed; None if unknown."""
         asked = entry.options.get("num_ctx")
         if isinstance(asked, int):
             listed = self.catalog.find(entry.target)
