@@ -140,7 +140,7 @@ def refusal() -> Piece:
     return lambda: known.admit("bench", 2.0)
 
 
-def gates(local: bool, *, busy: bool = False, sent: bool = False) -> Piece:
+def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 1000) -> Piece:
     """What a request pays for the gates at its target: in a house that has a local provider, and at that (`local`) or
     at a cloud. `busy`: one whose slot is taken, so that it waits or goes on; `sent`: until its answer has ended."""
     now, known = 1.0, Health()
@@ -150,12 +150,12 @@ def gates(local: bool, *, busy: bool = False, sent: bool = False) -> Piece:
 
     near, far = Entry(Target("box", "bench"), max_wait=60.0), Entry(Target("cloud", "bench"))
     box = Box("box", _Host(), clock, lambda event: None)
-    box.residency.observed([Resident("bench", 8, 8, 8192, 1e9)], now)
+    box.residency.observed([Resident("bench", 8, 8, 262_144, 1e9)], now)
     line = Line(1)
     for _ in range(50):
         line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
     home = Home(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
-    chain, asked = Chain("mana/bench", (near, far)), call(body(1000, stream=True))
+    chain, asked = Chain("mana/bench", (near, far)), call(body(size, stream=True))
     entry = near if local else far
     if busy:
         for _ in range(3):
@@ -238,6 +238,7 @@ def every() -> dict[str, Piece]:
         "gates: a cloud, sent": gates(local=False, sent=True),
         "gates: a local target": gates(local=True),
         "gates: a local target that is busy": gates(local=True, busy=True),
+        "gates: a local target, 200 KB": gates(local=True, size=200_000),
         "gates: a local target, sent": gates(local=True, sent=True),
         "sse: 100 frames, a read each": frames(events),
         "sse: 100 frames in one read": frames([b"".join(events)]),

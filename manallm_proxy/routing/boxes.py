@@ -83,7 +83,7 @@ class Box:
 
         Raises StillLoading after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
         """
-        if self._is_ready(entry, self.clock()):
+        if self.is_ready(entry):
             return
         task = self._load(entry)
         seconds = self.residency.load_timeout(entry)
@@ -93,6 +93,10 @@ class Box:
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOAD_FAILURES:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
+
+    def is_ready(self, entry: Entry) -> bool:
+        """Whether the model is loaded, as far as is known."""
+        return self._is_ready(entry, self.clock())
 
     def _is_ready(self, entry: Entry, now: float) -> bool:
         """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""
@@ -227,11 +231,6 @@ class Boxes:
     """All boxes, by provider."""
 
     boxes: Mapping[str, Box] = field(factory=dict)
-
-    def gate(self, entry: Entry, last: bool) -> Skip | None:
-        """See `Box.gate`."""
-        box = self.boxes.get(entry.target.provider)
-        return box.gate(entry, last) if box is not None else None
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """See `Box.refusal`. It begins no load."""

@@ -75,6 +75,8 @@ class Visit:
     call: Call = field(repr=False)
     last: Entry
     _size: int | None = None
+    _ready: Entry | None = None
+    """The one whose model the gate has found loaded, a moment ago."""
 
     @property
     def size(self) -> int:
@@ -88,11 +90,14 @@ class Visit:
         queue = self.home.queues.get(entry.target.provider)
         if queue is None:
             return None
-        return (
-            self.home._too_long(entry, queue, self.size)
-            or queue.refusal(entry, last, self.call.summary.stream)
-            or self.home.boxes.gate(entry, last)
-        )
+        skip = self.home._too_long(entry, queue, self.size) or queue.refusal(entry, last, self.call.summary.stream)
+        if skip is not None:
+            return skip
+        box = self.home.boxes.boxes.get(entry.target.provider)
+        if box is None or box.is_ready(entry):
+            self._ready = entry
+            return None
+        return box.gate(entry, last)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Makes `ask` wait until the model is loaded and the request's turn has come. Its timeouts begin then."""
@@ -103,7 +108,9 @@ class Visit:
             queue = self.home.queues.get(entry.target.provider)
             if queue is None:
                 return await ask(entry)
-            await self.home.boxes.loaded(entry)
+            if self._ready is not entry:
+                await self.home.boxes.loaded(entry)
+            self._ready = None
             has_pictures = self.size != len(self.call.body)
             last, streams = entry is self.last, self.call.summary.stream
             served = await queue.turn(entry, last, self.size, streams=streams, learns_bytes=not has_pictures)

@@ -163,7 +163,9 @@ class Line:
         if self.ramp is not None and answered:
             slots = self.limit(line) or RAMP_LIMIT
             self.ramp = self.ramp + 1 if self.ramp < min(slots, RAMP_LIMIT) else None
-        self._go_on(now)
+            self._go_on(now)
+        elif line.waiting or self.ramp is not None:
+            self._go_on(now)
 
     def came_back(self) -> None:
         """The server is back after an outage (rule 2)."""
