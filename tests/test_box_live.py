@@ -18,7 +18,9 @@ async def script(connection: Connection) -> None:
     while (seen := await connection.request()) is not None:
         if seen.path == "/api/show":
             blob = BLOB if seen.json["model"] in ("one", "two:latest") else BLOB.replace("ab", "cd")
-            await connection.reply({"modelfile": f'# Modelfile\n{blob}\nTEMPLATE "x"'})
+            info = {"general.architecture": "llama", "llama.context_length": 32_768}
+            shown = {"modelfile": f'# Modelfile\n{blob}\nTEMPLATE "x"', "model_info": info}
+            await connection.reply({**shown, "capabilities": ["completion"]})
         elif seen.path == "/api/ps":
             await connection.reply({"models": []})
         else:
@@ -44,6 +46,16 @@ async def test_two_names_of_the_same_weights(tmp_path: Path) -> None:
     (line,) = [line for line in output.splitlines() if "num_ctx" in line]
     assert line.startswith("aliases.mana/test.chain[2].options.num_ctx: 8192 for gpu/two:latest and 4096 for gpu/one")
     assert (await checked(tmp_path, [entry("one", 4096), entry("two:latest", 4096), entry("three", 2048)]))[0] == 0
+
+
+async def test_a_window_that_is_larger_than_the_models(tmp_path: Path) -> None:
+    """Exit code 1, with both numbers: Ollama cuts it down, and says so in its own log only."""
+    code, output = await checked(tmp_path, [entry("one", 32_769), entry("three", 32_768)])
+    (line,) = [line for line in output.splitlines() if "num_ctx" in line]
+    assert (code, line) == (
+        1,
+        "aliases.mana/test.chain[0].options.num_ctx: 32769 tokens are more than gpu/one can read, which has 32768",
+    )
 
 
 async def test_what_is_to_be_kept_loaded_must_be_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import ModelInfo
 from tests.ollama_box import Box, box
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, Upstream, answers, each, upstream
@@ -145,6 +147,63 @@ async def test_a_server_that_came_back_is_asked_gently(tmp_path: Path) -> None:
         assert (await asyncio.gather(*(p.chat() for _ in range(6))))[0][0] == 200
 
 
+async def test_slots_that_nobody_said_are_learned(tmp_path: Path) -> None:
+    """From who was answered beside whom: all that there are, and at most one waits inside the box."""
+    async with house(tmp_path, {"max_wait": 30}, own={"parallel": None}) as (p, gpu, cloud):
+        gpu.slots = 3
+        gpu.ends.clear()
+        assert (await target_of(p))["slots"] == 1
+        asking = [asyncio.ensure_future(p.stream()) for _ in range(6)]
+        await until(lambda: (gpu.at_once, len(gpu.chats), queue_of(p)) == (3, 4, 2))
+        assert (await target_of(p))["slots"] == 3
+        gpu.ends.set()
+        assert {headers[RESOLVED] for _, _, headers in await asyncio.gather(*asking)} == {"gpu/m"}
+        assert (gpu.most, gpu.waited, cloud.posts) == (3, 1, [])
+
+
+async def test_a_request_that_waits_inside_the_box_is_taken_back(tmp_path: Path) -> None:
+    """The box has one slot: what was sent to see whether it has another waits no longer than it would have here, and
+    the next one is not sent."""
+    async with house(tmp_path, {"max_wait": 0.2}, own={"parallel": None}) as (p, gpu, cloud):
+        gpu.slots = 1
+        gpu.ends.clear()
+        first = asyncio.ensure_future(p.stream())
+        await until(lambda: gpu.at_once == 1)
+        for n in (1, 2):
+            _, _, headers = await p.stream()
+            assert (headers[RESOLVED], len(cloud.posts)) == ("cloud/m", n)
+            row = (await p.get(f"/v1/requests/{headers['x-request-id']}"))[1]["attempts"][0]
+            assert (row["model"], row["reason"]) == ("gpu/m", "saturated")
+        assert ((await target_of(p))["slots"], gpu.waited, len(gpu.chats)) == (1, 1, 2)
+        assert (await p.get("/v1/health"))[1]["providers"]["gpu"]["status"] == "healthy"
+        gpu.ends.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"
+
+
+async def test_a_llama_server_says_its_slots(tmp_path: Path) -> None:
+    """And one that says nothing of the kind has no limit."""
+    for props, slots in (({"total_slots": 2}, 2), ({"total_slots": "2"}, None), ([], None)):
+        held = asyncio.Event()
+
+        async def script(connection: Connection, props: Any = props, held: asyncio.Event = held) -> None:
+            while (seen := await connection.request()) is not None:
+                if seen.path == "/props":
+                    await connection.reply(json.dumps(props).encode())
+                elif seen.method == "GET":
+                    await connection.upstream.probe(connection)
+                else:
+                    await _held(held, connection, seen)
+
+        async with upstream(script) as own:
+            async with proxy(settings({"gpu": openai(own.url, local=True)}), tmp_path) as p:
+                assert (await target_of(p))["slots"] == slots
+                asking = [asyncio.ensure_future(p.chat()) for _ in range(4)]
+                await until(lambda own=own, slots=slots: len(own.posts) == (slots or 4))  # type: ignore[misc]
+                await until(lambda p=p, slots=slots: queue_of(p) == 4 - (slots or 4))  # type: ignore[misc]
+                held.set()
+                assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 4
+
+
 async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
     """If it cannot fit, by what was learned of the model's tokens; with no other entry it is the caller's mistake."""
     async with house(tmp_path) as (p, gpu, cloud):
@@ -165,6 +224,17 @@ async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
         picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 60_000}}
         await p.chat(model="gpu/m", messages=[{"role": "user", "content": [picture]}])
         assert len(gpu.chats) == sent + 1  # a picture's tokens have nothing to do with its bytes
+
+
+async def test_a_window_that_is_larger_than_the_models_is_not_believed(tmp_path: Path) -> None:
+    """What the model cannot read is not sent, whatever the configuration says."""
+    chain = {"options": {"num_ctx": 10**6}}
+    async with house(tmp_path, chain) as (p, gpu, cloud):
+        gpu.put("m", 4096)
+        p.app.generation.catalog.learn("gpu", (ModelInfo("m", context_length=4096),))
+        long = [{"role": "user", "content": "word " * 40_000}]
+        _, _, headers = await p.chat(messages=long)
+        assert (headers[RESOLVED], gpu.chats, len(cloud.posts)) == ("cloud/m", [], 1)
 
 
 async def test_a_local_server_of_another_kind_has_a_queue_too(tmp_path: Path) -> None:

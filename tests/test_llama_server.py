@@ -159,6 +159,98 @@ async def test_tools_and_schemas(llama: LlamaServer, tmp_path: Path) -> None:
         assert await healthy(p)
 
 
+def weather_turn(city: str) -> list[Any]:
+    """A question, the call that the model made, and what the tool said. It does so again for the next question."""
+    call = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+    return [
+        {"role": "user", "content": f"What is the weather in {city}?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": city, "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": city, "content": "sunny"},
+    ]
+
+
+def call_of(chunks: list[Any]) -> tuple[str, Any, str]:
+    """Name, arguments and finish reason of the one call in a stream."""
+    choices = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+    calls = [call["function"] for choice in choices for call in choice["delta"].get("tool_calls") or ()]
+    arguments = json.loads("".join(call.get("arguments") or "" for call in calls))
+    finish = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    return "".join(call.get("name") or "" for call in calls), arguments, finish[0]
+
+
+async def test_the_model_calls_a_tool(llama: LlamaServer, tmp_path: Path) -> None:
+    """By its own words, which the server reads as a call: whole, in a stream, and through the other doors."""
+    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    request = {"messages": [*weather_turn("Rome"), *weather_turn("Oslo"), asked], "max_tokens": 60, "temperature": 0}
+    paris = ("get_weather", {"city": "Paris"}, "tool_calls")
+    function = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]  # a mapping
+    async with behind(llama, tmp_path) as p:
+        code, body, _ = await p.chat(**request, tools=[WEATHER])
+        assert (code, body["model"], body["choices"][0]["finish_reason"]) == (200, TARGET, "tool_calls")
+        [call] = body["choices"][0]["message"]["tool_calls"]
+        assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == paris[:2]
+        assert call_of(events((await p.stream(**request, tools=[WEATHER]))[1])) == paris
+        items: list[Any] = []
+        for city in ("Rome", "Oslo"):
+            user, said, result = weather_turn(city)
+            used = said["tool_calls"][0]["function"]
+            items += [user, {"type": "function_call", "call_id": city, **used}]
+            items += [{"type": "function_call_output", "call_id": city, "output": result["content"]}]
+        wanted = {"input": [*items, asked], "tools": [function], "max_output_tokens": 60, "temperature": 0}
+        code, body, _ = await p.post("/v1/responses", wanted)
+        [call] = [item for item in body["output"] if item["type"] == "function_call"]
+        assert (code, call["name"], json.loads(call["arguments"])) == (200, *paris[:2])
+        turns: list[Any] = []
+        for city in ("Rome", "Oslo"):
+            used = {"type": "tool_use", "id": city, "name": "get_weather", "input": {"city": city}}
+            told = {"type": "tool_result", "tool_use_id": city, "content": "sunny"}
+            turns += [weather_turn(city)[0], {"role": "assistant", "content": [used]}]
+            turns += [{"role": "user", "content": [told]}]
+        tool = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}  # type: ignore[index]
+        wanted = {"model": "mana/test", "messages": [*turns, asked], "tools": [tool], "max_tokens": 60}
+        code, body, _ = await p.post("/v1/messages", {**wanted, "temperature": 0})
+        [call] = [block for block in body["content"] if block["type"] == "tool_use"]
+        assert (code, body["stop_reason"], call["name"], call["input"]) == (200, "tool_use", *paris[:2])
+        assert await healthy(p)
+
+
+async def test_the_model_must_call_a_tool(llama: LlamaServer, tmp_path: Path) -> None:
+    """Whatever it would rather say: with ``force_tools: schema`` its grammar leaves it nothing else."""
+    box = openai(llama.url, options={"force_tools": "schema"})
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Graz"]}}, "required": ["city"]}
+    only = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
+    request = {**HI, "tools": [only], "tool_choice": "required", "max_tokens": 60}
+    async with proxy(settings({"llama": box}, ["llama/*"], timeouts={"first_byte": 60, "idle": 30}), tmp_path) as p:
+        code, body, _ = await p.chat(**request)
+        [call] = body["choices"][0]["message"]["tool_calls"]
+        assert (code, call["function"]["name"]) == (200, "get_weather")
+        assert json.loads(call["function"]["arguments"]) == {"city": "Graz"}
+        stream = events((await p.stream(**request))[1])
+        assert call_of(stream) == ("get_weather", {"city": "Graz"}, "tool_calls")
+        named = {"type": "function", "function": {"name": "get_weather"}}
+        assert call_of(events((await p.stream(**{**request, "tool_choice": named}))[1]))[0] == "get_weather"
+
+
+async def test_its_slots_are_known(llama: LlamaServer, tmp_path: Path) -> None:
+    """It says that it has one, so the others wait in the proxy, and go on from there."""
+    providers = {"llama": openai(llama.url, local=True), **LOOP}
+    chain = [{"target": TARGET, "max_wait": 0.1}, "loop/echo"]
+    async with proxy(settings(providers, chain, timeouts={"first_byte": 60, "idle": 30}), tmp_path) as p:
+
+        async def row() -> Any:
+            return (await p.get("/v1/health"))[1]["providers"]["llama"]["targets"][MODEL]
+
+        assert (await row())["slots"] == 1
+        first = asyncio.ensure_future(p.stream(**SLOW))
+        await until(lambda: p.app.generation.home.queues["llama"].line.of(MODEL).serving)
+        assert [(await p.chat())[1]["model"] for _ in range(2)] == ["loop/echo"] * 2
+        waiting = asyncio.ensure_future(p.chat(model=TARGET, **{**HI, "max_tokens": 1}))
+        await until(lambda: p.app.generation.home.queues["llama"].line.of(MODEL).waiting)
+        assert (await row())["queue"] == 1
+        first.cancel()
+        assert (await waiting)[1]["model"] == TARGET
+
+
 async def test_embeddings(llama: LlamaServer, tmp_path: Path) -> None:
     """A server for them gives vectors; one that chats refuses, which is the caller's mistake and nobody's fault."""
     async with llama_server(kind="embedding") as vectors:

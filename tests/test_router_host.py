@@ -39,10 +39,17 @@ class Router:
             if seen.path == "/v1/models":
                 self.lists += 1
                 row: dict[str, Any] = {"id": "m", "object": "model", "meta": {"n_ctx": 1024, "size": 96_576_768}}
-                row |= {} if self.plain else {"status": {"value": self.state, "args": []}}
+                status: dict[str, Any] = {"value": self.state, "args": []}
+                if self.state == "failed":
+                    status = {"value": "unloaded", "args": [], "exit_code": 1, "failed": True}
+                row |= {} if self.plain else {"status": status}
                 await connection.reply({"object": "list", "data": [row]})
             elif seen.path == "/models/load":
                 assert json.loads(seen.body) == {"model": "m"}
+                if self.state in ("loading", "loaded"):
+                    said = {"code": 400, "message": "model is already running", "type": "invalid_request_error"}
+                    await connection.reply({"error": said}, "400 Bad Request")
+                    continue
                 self.loads += 1
                 self.state = "loading"
                 await connection.reply({"success": True})
@@ -95,6 +102,31 @@ async def test_a_load_that_fails_rests(tmp_path: Path) -> None:
             for _ in range(3):
                 assert (await p.chat())[2][RESOLVED] == "cloud/m"
             assert box.loads == 1
+
+
+async def test_a_load_that_another_client_began_is_waited_for(tmp_path: Path) -> None:
+    """The server answers 400 then, that the model is running already (build 11434), which is no failure."""
+    async with router() as box:
+        async with proxy(settings({"box": openai(box.server.url, local=True)}), tmp_path) as p:
+            box.state = "loading"
+            asking = asyncio.ensure_future(p.chat())
+            await until(lambda: any(seen.path == "/models/load" for seen in box.server.seen))
+            box.finish()
+            assert (await asking)[2][RESOLVED] == "box/m"
+            assert (box.loads, "model load failed" in p.log.getvalue()) == (0, False)
+
+
+async def test_a_model_that_has_to_make_room_has_not_failed(tmp_path: Path) -> None:
+    """It was loaded, and another one came: the request is sent, and the server loads it again."""
+    async with router() as box:
+        async with proxy(settings({"box": openai(box.server.url, local=True)}), tmp_path) as p:
+            asking = asyncio.ensure_future(p.chat())
+            await until(lambda: box.loads == 1)
+            seen = box.lists
+            await until(lambda: box.lists > seen)
+            box.state = "unloaded"
+            assert (await asking)[2][RESOLVED] == "box/m"
+            assert "model load failed" not in p.log.getvalue()
 
 
 async def test_another_server_is_left_alone(tmp_path: Path) -> None:

@@ -50,3 +50,15 @@ def test_with_time_to_spare_all_stays_local() -> None:
 def test_a_day_is_drawn() -> None:
     """Hour by hour."""
     assert drawing(2, {"asked for": [0.1, 0.2, 1.9, 2.5]}).count("<polyline") == 1
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_nobody_has_to_say_how_many_slots_there_are(slots: int) -> None:
+    """They are learned, and hardly anything is lost meanwhile: in wait, or to the cloud."""
+    day = a_day(1.5 * slots, 1, 7)
+    best, ours = omniscient(day, 1.0, slots), run(under(Policy(learns=True, slots=slots), day))
+    assert ours.learned == slots
+    assert ours.most <= 1
+    assert sorted(ours.first_bytes)[-len(day) // 20] <= 1.0 + CLOUD_FIRST + 1e-6
+    assert ours.share >= 0.93 * best.share
+    assert (ours.aborted, ours.begun) == (0, ours.finished)

@@ -17,6 +17,8 @@ from bench.simulation.servers import CLOUD_FIRST
 from bench.simulation.virtual_time import run
 
 WAITS = (1.0, 5.0, 15.0)
+SLOTS = 4
+"""Of the larger box, which is asked for as many times as much."""
 HEAD = "policy", "local", "of the best", "p50 s", "p95 s", "loads begun/finished/aborted", "spills"
 
 
@@ -34,25 +36,32 @@ def row(title: str, outcome: Outcome, best: float | None = None) -> str:
     )
 
 
-def compared(day: list[Asked]) -> Iterator[tuple[str, Outcome, float | None]]:
+def compared(day: list[Asked], larger: list[Asked]) -> Iterator[tuple[str, Outcome, float | None]]:
     """Each policy's title and outcome, and the share of who knows everything, where that is a measure for it."""
     for wait in WAITS:
         best = omniscient(day, wait)
         yield f"omniscient, max_wait {wait:g} s", best, None
         yield f"ours, max_wait {wait:g} s", run(under(Policy(max_wait=wait), day)), best.share
+    for slots, asked in ((1, day), (SLOTS, larger)):
+        best = omniscient(asked, WAITS[0], slots)
+        if slots > 1:
+            yield f"omniscient, {slots} slots", best, None
+            yield f"ours, {slots} slots, said", run(under(Policy(slots=slots), asked)), best.share
+        outcome = run(under(Policy(slots=slots, learns=True), asked))
+        yield f"ours, of {slots} slots learned {outcome.learned}", outcome, best.share
     yield "3 at a time, then the cloud", run(under(Policy(queues=False, limit=3), day)), None
     yield "the box alone", run(under(Policy(queues=False, spills=False), day)), None
 
 
 def main() -> int:
     load, hours, seed = (float(os.environ.get(name, default)) for name, default in _SETTINGS)
-    day = a_day(load, hours, int(seed))
+    day, larger = a_day(load, hours, int(seed)), a_day(load * SLOTS, hours, int(seed))
     began = time.monotonic()
     print(f"{len(day)} requests in {hours:g} h, {load:g} times what the box can do")
     print(f"The cloud's first byte comes after {CLOUD_FIRST} s.\n")
     print("| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD))
     drawn = {"asked for": [asked.at / 3600 for asked in day]}
-    for title, outcome, best in compared(day):
+    for title, outcome, best in compared(day, larger):
         print(row(title, outcome, best), flush=True)
         if f"max_wait {WAITS[-1]:g} s" in title:
             drawn[title] = [at / 3600 for at in outcome.local]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import Counter
 
 from attrs import define, field, frozen
@@ -30,9 +31,14 @@ FOR_EVER = Timeouts(first_byte=1e9, idle=1e9)
 
 @frozen
 class Policy:
-    """``queues``: our queue, with this ``max_wait``; else as many as come, or ``limit`` at a time."""
+    """``queues``: our queue, with this ``max_wait``; else as many as come, or ``limit`` at a time.
+
+    ``learns``: nobody says how many slots the box has."""
 
     queues: bool = True
+    learns: bool = False
+    slots: int = 1
+    """Of the box."""
     max_wait: float = 1.0
     limit: int | None = None
     spills: bool = True
@@ -48,6 +54,10 @@ class Outcome:
     local: list[float] = field(factory=list)
     """When those arrived that the box served."""
     spilled: Counter[str] = field(factory=Counter)
+    learned: int = 0
+    """Slots, at last."""
+    most: int = 0
+    """Requests that waited in the box's own queue, at most at a time."""
     begun: int = 0
     finished: int = 0
     aborted: int = 0
@@ -79,7 +89,7 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
         if isinstance(event, FellBack):
             outcome.spilled[event.reason] += 1
 
-    box, cloud = SimulatedBox("box"), SimulatedCloud("cloud")
+    box, cloud = SimulatedBox("box", at_once=policy.slots), SimulatedCloud("cloud")
     providers: dict[str, Provider] = {"box": box, "cloud": cloud}
     healths = {"box": Health(max_concurrent=policy.limit), "cloud": Health()}
     registry = HealthRegistry(healths, now, observe)
@@ -87,7 +97,9 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
     chain = Chain("mana/day", (local, Entry(Target("cloud", "m"), FOR_EVER))[: 2 if policy.spills else 1])
     catalog = Catalog()
     boxes = Boxes({"box": Box("box", box, now, observe)})
-    queue = Queue(now, healths["box"], Line(1 if policy.queues else None))
+    queue = Queue(
+        now, healths["box"], Line(policy.slots if policy.queues and not policy.learns else None, learns=policy.learns)
+    )
     home = Home(catalog, boxes, {"box": queue})
     await boxes.look(1.0)
     boxes.start()
@@ -112,18 +124,19 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
         del box.asked[id_], cloud.asked[id_]
 
     await asyncio.gather(*(one(number, asked) for number, asked in enumerate(day)))
+    outcome.learned, outcome.most = queue.line.of("m").slots.number, box.most
     outcome.begun, outcome.finished, outcome.aborted = box.begun, box.finished, box.aborted
     for each in boxes.boxes.values():
         await each.close()
     return outcome
 
 
-def omniscient(day: list[Asked], max_wait: float) -> Outcome:
+def omniscient(day: list[Asked], max_wait: float, slots: int = 1) -> Outcome:
     """First come first served by who knows how long everything takes: it waits whoever will not wait too long."""
     outcome = Outcome()
-    free, used = 0.0, -KEEP_ALIVE
+    free, used = [0.0] * slots, -KEEP_ALIVE
     for asked in day:
-        start = max(free, asked.at)
+        start = max(free[0], asked.at)
         cold = start - used > KEEP_ALIVE
         wait = start - asked.at
         if wait > max_wait:
@@ -135,5 +148,6 @@ def omniscient(day: list[Asked], max_wait: float) -> Outcome:
         begins = start + (LOAD if cold else 0.0)
         outcome.local.append(asked.at)
         outcome.first_bytes.append(begins + asked.first - asked.at)
-        free = used = begins + asked.seconds
+        heapq.heapreplace(free, begins + asked.seconds)
+        used = max(used, begins + asked.seconds)
     return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from attrs import define, field
@@ -90,14 +91,18 @@ class SimulatedCloud(_Server):
 
 @define(eq=False)
 class SimulatedBox(_Server):
-    """One model, one slot; who comes meanwhile waits in a queue of its own, first come first served."""
+    """One model, some slots; who comes meanwhile waits in a queue of its own, first come first served."""
 
+    at_once: int = 1
+    """Slots."""
     loaded: bool = False
     used_at: float = 0.0
     busy: int = 0
     begun: int = 0
     finished: int = 0
     aborted: int = 0
+    most: int = 0
+    """Requests that waited in its own queue, at most at a time."""
     _waiting: deque[asyncio.Future[None]] = field(factory=deque)
     _holds: int = 0
 
@@ -105,11 +110,12 @@ class SimulatedBox(_Server):
         return Stream(self.asked[call.request_id], self)
 
     async def begin(self) -> None:
-        """Returns when the slot is free; loads the model if that is not there."""
+        """Returns when a slot is free; loads the model if that is not there."""
         self.busy += 1
-        if self.busy > 1:
+        if self.busy > self.at_once:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
+            self.most = max(self.most, len(self._waiting))
             try:
                 await turn
             except BaseException:
@@ -154,6 +160,9 @@ class SimulatedBox(_Server):
             return ()
         expires = KEEP_ALIVE if self.busy else KEEP_ALIVE - (now() - self.used_at)
         return (Resident("m", SIZE, SIZE, WINDOW, expires),)
+
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        return {}
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         if not self._is_loaded():

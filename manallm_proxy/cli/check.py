@@ -84,7 +84,8 @@ async def _live(config: Config, offline_ok: bool) -> int:
 
 
 def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[str]:
-    """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it."""
+    """A line for each chain entry, and each model to keep loaded, whose provider answers but does not list it, or lists
+    it with a smaller window."""
     config = generation.config
     places = [
         (f"aliases.{alias}.{place}", entry)
@@ -102,7 +103,17 @@ def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[st
         elif generation.catalog.knows(provider) and generation.catalog.find(entry.target) is None:
             has = listed(generation, provider)
             lines.append(f"{path}: {provider} does not list a model '{entry.target.model}'; it has {has}")
+        elif most := _too_large(generation, entry):
+            lines.append(f"{path}.options.num_ctx: {most}")
     return lines
+
+
+def _too_large(generation: Generation, entry: Entry) -> str | None:
+    """What is to be said of a window that is larger than the model's."""
+    asked, listed = entry.options.get("num_ctx"), generation.catalog.find(entry.target)
+    if not isinstance(asked, int) or listed is None or not 0 < listed.context_length < asked:
+        return None
+    return f"{asked} tokens are more than {entry.target} can read, which has {listed.context_length}"
 
 
 async def _dimensions(generation: Generation, alias: str, chain: Chain) -> str | None:

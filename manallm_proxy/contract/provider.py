@@ -21,7 +21,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import TraceHeaders
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-_PICTURES: Final = b"data:image/"
+_VISION: Final = "vision"
 _PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
 
 Span = tuple[int, int]
@@ -157,7 +157,7 @@ class Call:
 
     def text_size(self) -> int:
         """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
-        if _PICTURES not in self.body:
+        if _VISION not in self.summary.needs:
             return len(self.body)
         return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
 

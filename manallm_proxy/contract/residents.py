@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from attrs import frozen
@@ -29,6 +30,10 @@ class ModelHost(Protocol):
     async def residents(self, seconds: float) -> tuple[Resident, ...] | None:
         """What is loaded, asked within `seconds`; None if this server does not report it. Raises BadResponse if its
         answer cannot be read."""
+
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        """How many requests it answers at a time, by model, of those that are `loaded`; of all together under ``""``.
+        Asked within `seconds`; empty if this server does not say."""
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """Returns once `entry`'s model is loaded; cancelling it aborts the load. `pinned`: it is to stay."""

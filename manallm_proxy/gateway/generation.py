@@ -34,6 +34,7 @@ from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.ledger import Ledger
+from manallm_proxy.routing.shared_line import AllWorkers
 from manallm_proxy.routing.tiers import Tiers
 from manallm_proxy.state.answers import Answers
 
@@ -95,15 +96,16 @@ class Generation:
         observe: Observer,
         broadcast: Broadcast | None = None,
         ledger: Ledger | None = None,
+        workers: AllWorkers | None = None,
     ) -> Generation:
-        """The first generation, in effect. Raises ConfigError if a provider cannot be opened (see `try_open`)."""
+        """The first generation, in effect. `workers`: whom it shares with. Raises ConfigError, see `try_open`."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
             raise with_places(mistakes, config.path)
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
-        home = new_home(config, catalog, registry)
+        home = new_home(config, catalog, registry, workers=workers)
         adopt(home, config, healths)
         answers = new_answers(config, clock, observe)
         made = cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)

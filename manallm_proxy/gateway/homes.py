@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.contract.events import Observer
@@ -16,14 +17,21 @@ from manallm_proxy.routing.health_registry import Clock, HealthRegistry
 from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.queues import Queue
+from manallm_proxy.routing.shared_line import AllWorkers
 
 
 def new_home(
-    config: Config, catalog: Catalog, registry: HealthRegistry, before: Home | None = None, was: Config | None = None
+    config: Config,
+    catalog: Catalog,
+    registry: HealthRegistry,
+    before: Home | None = None,
+    was: Config | None = None,
+    workers: AllWorkers | None = None,
 ) -> Home:
     """The gates for `config`. A server whose address is the same in `was`, the configuration of `before`, keeps its
-    loads and its queue.
+    loads and its queue. `workers`: what this process shares with others; None: what `before` shares.
     """
+    workers = workers or (before.workers if before is not None else None)
     boxes: dict[str, Box] = {}
     queues: dict[str, Queue] = {}
     for name, provider in config.providers.items():
@@ -32,11 +40,11 @@ def new_home(
         old = was.providers.get(name) if was is not None else None
         kept = before if old is not None and address_of(old) == address_of(provider) else None
         queue = kept.queues.get(name) if kept is not None else None
-        queues[name] = queue or _new_queue(provider, registry.providers[name], registry.clock)
+        queues[name] = queue or Queue(registry.clock, registry.providers[name], _new_line(provider, workers))
         if provider.loads_models:
             box = kept.boxes.boxes.get(name) if kept is not None else None
-            boxes[name] = box or _new_box(provider, registry.clock, registry.observe)
-    return Home(catalog, Boxes(boxes), queues)
+            boxes[name] = box or _new_box(provider, registry.clock, registry.observe, workers)
+    return Home(catalog, Boxes(boxes), queues, workers)
 
 
 def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
@@ -44,14 +52,23 @@ def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
     for name, queue in home.queues.items():
         queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
     for name, box in home.boxes.boxes.items():
+        box.on_slots = partial(setattr, home.queues[name].line, "said")
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 
 
-def _new_queue(provider: ProviderConfig, health: Health, clock: Clock) -> Queue:
-    return Queue(clock, health, Line(provider.parallel))
+def _new_line(provider: ProviderConfig, workers: AllWorkers | None) -> Line:
+    learns = provider.kind == "ollama"
+    if workers is None:
+        return Line(provider.parallel, learns=learns)
+    return workers.lines.line(_server(provider), provider.parallel, learns=learns)
 
 
-def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer) -> Box:
+def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer, workers: AllWorkers | None) -> Box:
     host = OllamaHost if provider.kind == "ollama" else RouterHost
-    return Box(provider.name, host(address_of(provider)), clock, observe)
+    return Box(provider.name, host(address_of(provider)), clock, observe, loads=workers, server=_server(provider))
+
+
+def _server(provider: ProviderConfig) -> str:
+    """The same in all workers for the same server."""
+    return f"{provider.name} {provider.base_url}"

@@ -149,6 +149,7 @@ def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line:
     """Adds to `rows` how many requests wait for a local server, and how many seconds another one would wait."""
     for model in (*entries, *(name for name in rows if name not in entries)):
         row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
+        row["slots"] = line.limit(line.of(model))
         row["queue"] = len(line.of(model).waiting)
         row["expected_wait"] = round(line.expected_wait(model, now), 1)
 

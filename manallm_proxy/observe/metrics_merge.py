@@ -26,6 +26,7 @@ def _sum(one: float, other: float) -> float:
 GAUGES: Final[Mapping[str, Merge]] = {
     "mana_llm_requests_in_flight": _sum,
     "mana_llm_key_requests_in_flight": _sum,
+    "mana_llm_queue_length": _sum,
     "mana_llm_config_last_reload_timestamp_seconds": _first,  # the supervisor's, which loads the configuration
     "process_resident_memory_bytes": _sum,  # an upper bound: shared pages are counted once per process
     "process_virtual_memory_bytes": _sum,
@@ -114,8 +115,11 @@ def _merged_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     for until in ("unhealthy_until", "cooling_until"):  # RFC 3339 in UTC: the greatest text is the latest time
         if any(until in row for row in rows):
             merged[until] = max((row.get(until) or "" for row in rows), default="") or None
-    if "in_flight" in latest:
-        merged["in_flight"] = sum(row["in_flight"] for row in rows)
+    for count in ("in_flight", "queue"):
+        if count in latest:
+            merged[count] = sum(row.get(count, 0) for row in rows)
+    if "expected_wait" in latest:
+        merged["expected_wait"] = max(row.get("expected_wait", 0.0) for row in rows)
     names = {name: None for row in rows for name in row.get("targets", ())}
     if names:
         merged["targets"] = {

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, Literal, assert_never
 import msgspec
 from attrs import define, field
 
-from manallm_proxy import __version__
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.contract.events import LifeChanged, NotVerified
@@ -93,14 +92,7 @@ class App:
     _reloader: Reloader = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.metrics = Metrics(
-            __version__,
-            lambda: gauges.providers(self.gateway.generation),
-            lambda: gauges.keys(self.gateway.generation),
-            lambda: gauges.models(self.gateway.generation),
-            lambda: gauges.queues(self.gateway.generation),
-            lambda: gauges.aliases(self.gateway.generation),
-        )
+        self.metrics = gauges.metrics(lambda: self.gateway.generation)
         clock = asyncio.get_running_loop().time
         self.requests, self.feed = RequestLog(), LiveFeed(clock)
         if self.link is not None:
@@ -108,7 +100,8 @@ class App:
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
         self._hints = Hints(lambda: self.gateway.generation, self.link.moved if self.link is not None else None)
         self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
-        generation = Generation.build(self.config, clock, self.observe, self._hints.moved, self.spend.ledger)
+        boxes = self.link.boxes if self.link is not None else None
+        generation = Generation.build(self.config, clock, self.observe, self._hints.moved, self.spend.ledger, boxes)
         serving, render = Serving(generation), self.metrics.render
         self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
         self.tracing = Tracing(self.gateway.serving, self.observe)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from manallm_proxy import __version__
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.observe.metrics import Metrics
+
+
+def metrics(generation: Callable[[], Generation]) -> Metrics:
+    """A process's metrics."""
+    return Metrics(
+        __version__,
+        lambda: providers(generation()),
+        lambda: keys(generation()),
+        lambda: models(generation()),
+        lambda: queues(generation()),
+        lambda: aliases(generation()),
+    )
 
 
 def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:

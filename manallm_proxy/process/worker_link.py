@@ -13,6 +13,8 @@ from typing import Final, Protocol, assert_never
 
 from attrs import define, field
 
+from manallm_proxy.process import box_messages as box
+from manallm_proxy.process.box_link import BoxLink
 from manallm_proxy.process.worker_messages import (
     TO_WORKER,
     Abandon,
@@ -46,6 +48,8 @@ from manallm_proxy.routing.ledger import Row
 
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
+LAG: Final = 0.2
+"""Seconds by which each worker looks later than the one before it at what is loaded; mostly it has heard by then."""
 FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
@@ -107,6 +111,12 @@ class WorkerLink(asyncio.Protocol):
     _asked: dict[int, asyncio.Future[str]] = field(factory=dict)
     _last_id: int = 0
     _lost: asyncio.Event = field(factory=asyncio.Event)
+    _early: list[FromWorker] = field(factory=list)
+    """What is said before `join`."""
+    boxes: BoxLink = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.boxes = BoxLink(self._send, lambda: asyncio.get_running_loop().time(), LAG * (self.number - 1))
 
     async def join(self, duties: Duties) -> None:
         """Starts to handle messages from the supervisor."""
@@ -114,7 +124,9 @@ class WorkerLink(asyncio.Protocol):
         self._line.setblocking(False)
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=self._line)
-        self._send(Beat())
+        for message in (Beat(), *self._early):
+            self._send(message)
+        self._early.clear()
 
     def serving(self, summary: str, banner: str) -> None:
         self._send(Serving(summary, banner))
@@ -177,6 +189,7 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
+        self.boxes.lost()
         if self._duties is not None:
             self._duties.drain(False)
 
@@ -209,6 +222,8 @@ class WorkerLink(asyncio.Protocol):
                 duties.abandon_prepared(message.number)
             case Drain():
                 duties.drain(message.hurry)
+            case box.Served() | box.Line() | box.Granted() | box.Loaded() | box.Saw():
+                self.boxes.handle(message)
             case _:
                 assert_never(message)
 
@@ -216,5 +231,7 @@ class WorkerLink(asyncio.Protocol):
         self._send(Prepared(number, mistakes))
 
     def _send(self, message: FromWorker) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None:
+            self._early.append(message)
+        elif not self._transport.is_closing():
             self._transport.write(to_line(message))

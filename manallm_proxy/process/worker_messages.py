@@ -7,14 +7,12 @@ from typing import Final, Literal
 import msgspec
 from attrs import define, field
 
+from manallm_proxy.process import box_messages
+from manallm_proxy.process.box_messages import Message
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.ledger import Row
 
 Topic = Literal["metrics", "health", "requests"]
-
-
-class Message(msgspec.Struct, tag=str.lower):
-    """One line."""
 
 
 class Moved(Message):
@@ -163,9 +161,36 @@ class Drain(Message):
 
 
 FromWorker = (
-    Moved | Serving | Leaving | Farewell | Ask | Part | AskOne | PartOne | Watching | Happened | Spent | Beat | Prepared
+    Moved
+    | Serving
+    | Leaving
+    | Farewell
+    | Ask
+    | Part
+    | AskOne
+    | PartOne
+    | Watching
+    | Happened
+    | Spent
+    | Beat
+    | Prepared
+    | box_messages.FromWorker
 )
-ToWorker = Moved | Answer | Tell | TellOne | Watch | Happened | Spent | Beat | Prepare | Adopt | Abandon | Drain
+ToWorker = (
+    box_messages.ToWorker
+    | Moved
+    | Answer
+    | Tell
+    | TellOne
+    | Watch
+    | Happened
+    | Spent
+    | Beat
+    | Prepare
+    | Adopt
+    | Abandon
+    | Drain
+)
 
 FROM_WORKER: Final = msgspec.json.Decoder(FromWorker)
 TO_WORKER: Final = msgspec.json.Decoder(ToWorker)

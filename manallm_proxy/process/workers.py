@@ -11,6 +11,7 @@
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
 7. What one worker has spent the others hear, and those that start later. ``ledger`` knows what all have.
 8. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
+9. All workers together have one line in front of each local server, see `all_boxes`.
 
 Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
@@ -23,6 +24,8 @@ from typing import Final, assert_never
 from attrs import define, field
 
 from manallm_proxy.observe.metrics_merge import Families, add, parse
+from manallm_proxy.process import box_messages as box
+from manallm_proxy.process.all_boxes import AllBoxes
 from manallm_proxy.process.all_workers import Worker, all_health, all_metrics
 from manallm_proxy.process.feed_readers import FeedReaders
 from manallm_proxy.process.questions import Asker, Question
@@ -90,6 +93,7 @@ class WorkerManager:
     _questions: dict[Topic, Question] = field(factory=dict)
     _queued: dict[Topic, list[Asker]] = field(factory=dict)
     _feed_readers: FeedReaders = field(factory=FeedReaders)
+    _boxes: AllBoxes = field(factory=AllBoxes)
     _last_id: int = 0
     _rollout: Rollout | None = None
     _outcome: tuple[str, ...] | None = None
@@ -123,6 +127,7 @@ class WorkerManager:
         del self._start_at[number]
         self.workers[number] = Worker(number, pid, now, silent_since=now)
         self.outbox += self._feed_readers.started(number)
+        self.outbox += self._boxes.started(number, now)
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
         if rows := self.ledger.rows():
@@ -136,6 +141,7 @@ class WorkerManager:
         worker = self.workers.pop(number, None)
         self._start_at.pop(number, None)
         self.outbox += self._feed_readers.set(number, False, self.workers)
+        self.outbox += self._boxes.ended(number, self.workers, now)
         if worker is not None:
             add(self._past, worker.counted, counted_only=True)
             for topic in list(self._questions):
@@ -228,6 +234,8 @@ class WorkerManager:
                 self._tell_all(message, but=number)
             case Beat():
                 pass
+            case box.Enter() | box.Began() | box.Left() | box.CameBack() | box.Claim() | box.Loaded() | box.Saw():
+                self.outbox += self._boxes.received(number, message, self.workers, now)
             case _:
                 assert_never(message)
 

@@ -8,19 +8,19 @@ waits. A provider that is not a box costs one dictionary look-up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.events import Crashed, HalfOnCpu, LoadEvent, ModelLoad, Observer, ResidentsUnreadable
-from manallm_proxy.contract.provider_errors import Blame, LoadFailed, ProviderError, StillLoading
+from manallm_proxy.contract.provider_errors import BadResponse, Blame, LoadFailed, ProviderError, StillLoading
 from manallm_proxy.contract.residents import ModelHost, Resident
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.residency import POLL_BUSY, Outcome, Residency
+from manallm_proxy.routing.shared_line import LoadEnd, Loads
 
 ANSWER_TIMEOUT: Final = 3.0
 """Max seconds for a server to answer which models are loaded."""
@@ -38,14 +38,25 @@ class Box:
     clock: Clock
     observe: Observer
     warm: tuple[Entry, ...] = ()
+    on_slots: Callable[[Mapping[str, int]], None] = lambda said: None
+    """Called with what the server says of its slots, see `Line.said`."""
     slow_last: bool = True
     """Whether a model that is half on the CPU is tried after all others."""
+    loads: Loads | None = None
+    """Who of all workers loads a model; None: there are no others."""
+    server: str = ""
+    """As ``loads`` knows it."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
     """Models that were reported to be half on the CPU."""
     _wake: asyncio.Event = field(factory=asyncio.Event)
     _watching: asyncio.Task[None] | None = None
+    _lag: float = field(init=False)
+    """Seconds by which it looks later than it might, see `Loads.lag`."""
+
+    def __attrs_post_init__(self) -> None:
+        self._lag = self.loads.lag if self.loads is not None else 0.0
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """As `refusal`. If this request does not wait for a cold model, the model is loaded for later requests."""
@@ -72,7 +83,7 @@ class Box:
 
         Raises StillLoading after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
         """
-        if self._is_ready(entry, self.clock()):
+        if self.is_ready(entry):
             return
         task = self._load(entry)
         seconds = self.residency.load_timeout(entry)
@@ -83,12 +94,16 @@ class Box:
         if error is not None and error.blame in _LOAD_FAILURES:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
 
+    def is_ready(self, entry: Entry) -> bool:
+        """Whether the model is loaded, as far as is known."""
+        return self._is_ready(entry, self.clock())
+
     def _is_ready(self, entry: Entry, now: float) -> bool:
         """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""
         if self.residency.is_loaded(entry, now) is False:
             return False
         self.residency.used(entry, now)
-        if not self.residency.observe_in(now):
+        if not self.residency.observe_in(now - self._lag):
             self._wake.set()
         return True
 
@@ -98,13 +113,15 @@ class Box:
         task = self._loading.get(name)
         if task is None:
             self.residency.load_begun(entry, self.clock())
-            self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
             task = self._loading[name] = asyncio.ensure_future(self._run_load(entry, pinned))
             task.add_done_callback(lambda _: self._loading.pop(name, None))
         return task
 
     async def _run_load(self, entry: Entry, pinned: bool) -> ProviderError | None:
-        """Runs a load to its end. Returns the error that it ended with, or None."""
+        """Runs a load to its end, or waits for another worker's. Returns the error that it ended with, or None."""
+        if self.loads is not None and (end := await self.loads.claim(self.server, entry.target.model)) is not None:
+            return self._ended_elsewhere(entry, end)
+        self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
         began, error = self.clock(), None
         try:
             await self.host.load(entry, pinned=pinned)
@@ -124,28 +141,52 @@ class Box:
         detail = None if error is None else error.detail or error.error_type
         again = event == "failed" and failures > 1
         self.observe(ModelLoad(self.provider, entry.target.model, event, now - began, detail, again))
+        if self.loads is not None:
+            end = LoadEnd(outcome, detail) if event != "aborted" else None
+            self.loads.loaded(self.server, entry.target.model, end)
         self._wake.set()
+
+    def _ended_elsewhere(self, entry: Entry, end: LoadEnd) -> ProviderError | None:
+        """Another worker has loaded the model, and reported it. Returns the error, if it was the model's."""
+        self.residency.load_ended(entry, self.clock(), end.outcome)
+        if end.outcome != "failed":
+            return None
+        return BadResponse(f"{entry.target} could not be loaded", detail=end.detail)
 
     # --- what is loaded ---
 
     def start(self) -> None:
         """Watches from now on, until `close`."""
+        if self.loads is not None:
+            self.loads.listen(self.server, self.heard)
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
         while True:
             self._wake.clear()
-            wait = self.residency.observe_in(self.clock())
-            if wait > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._wake.wait()
+            wait = self.residency.observe_in(self.clock()) + self._lag
+            if wait > 0 and not await self._woken(wait) and self.residency.observe_in(self.clock()) > 0:
+                continue  # another worker has looked
             try:
                 await self.look()
             except Exception as error:  # a bug in one look must not end the others
                 self.observe(Crashed(f"models of {self.provider}", error))
                 await asyncio.sleep(POLL_BUSY)
+
+    async def _woken(self, seconds: float) -> bool:
+        """Whether it is to look before `seconds` are over."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._wake.wait()
+        except TimeoutError:
+            return False
+
+    def heard(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        """What another worker has seen, and reported."""
+        if asked_at > self.residency.observed_at:
+            self.residency.observed(residents, asked_at)
+            self._slow = {each.name for each in residents if self.residency.on_cpu(each.name) is not None}
 
     async def look(self, seconds: float = ANSWER_TIMEOUT) -> None:
         """Asks which models are loaded, within `seconds`, and loads those of ``warm`` that are not."""
@@ -156,10 +197,13 @@ class Box:
             if self.residency.not_observed(asked_at, unreadable=error.blame is not Blame.REACH):
                 self.observe(ResidentsUnreadable(self.provider, error.detail or error.error_type))
             return
+        self.on_slots(await self.host.slots([each.name for each in residents or ()], seconds))
         if residents is None:
             self.residency.not_observed(asked_at, unreadable=True)
             return
         self.residency.observed(residents, asked_at)
+        if self.loads is not None:
+            self.loads.saw(self.server, asked_at, residents)
         self._report_slow(residents)
         now = self.clock()
         for entry in self.warm:
@@ -187,11 +231,6 @@ class Boxes:
     """All boxes, by provider."""
 
     boxes: Mapping[str, Box] = field(factory=dict)
-
-    def gate(self, entry: Entry, last: bool) -> Skip | None:
-        """See `Box.gate`."""
-        box = self.boxes.get(entry.target.provider)
-        return box.gate(entry, last) if box is not None else None
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """See `Box.refusal`. It begins no load."""

@@ -6,6 +6,7 @@ moves on; one whose model is cold waits for it or moves on, as its entry says. W
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.routing.boxes import Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
-from manallm_proxy.routing.queues import Queue
+from manallm_proxy.routing.queues import Queue, waited_too_long
 from manallm_proxy.routing.relay import Opened
+from manallm_proxy.routing.shared_line import AllWorkers
 
 A = TypeVar("A", Answer, Opened)
 Ask = Callable[[Entry], Awaitable[A]]
@@ -26,11 +28,13 @@ Ask = Callable[[Entry], Awaitable[A]]
 
 @define
 class Home:
-    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand."""
+    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand. ``workers``:
+    what this process shares with others."""
 
     catalog: Catalog = field(factory=Catalog)
     boxes: Boxes = field(factory=Boxes)
     queues: Mapping[str, Queue] = field(factory=dict)
+    workers: AllWorkers | None = None
 
     def visit(self, call: Call, chain: Chain) -> Visit:
         """The gates for one request along `chain`."""
@@ -38,16 +42,12 @@ class Home:
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Begins no load."""
-        return self._saturated(entry, last, 0) or self.boxes.refusal(entry, last)
-
-    def _saturated(self, entry: Entry, last: bool, size: int) -> Skip | None:
         queue = self.queues.get(entry.target.provider)
-        return queue.refusal(entry, last, size) if queue is not None else None
+        return (queue.refusal(entry, last) if queue is not None else None) or self.boxes.refusal(entry, last)
 
-    def _too_long(self, entry: Entry, size: int) -> Skip | None:
-        queue = self.queues.get(entry.target.provider)
-        window = self.window(entry) if queue is not None else None
-        if queue is None or window is None:
+    def _too_long(self, entry: Entry, queue: Queue, size: int) -> Skip | None:
+        window = self.window(entry)
+        if window is None:
             return None
         tokens = queue.line.of(entry.target.model).pace.least_tokens(size)
         if tokens <= window:
@@ -55,10 +55,11 @@ class Home:
         return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
 
     def window(self, entry: Entry) -> int | None:
-        """Context window of `entry`'s model in tokens: as configured, else in force, else listed; None if unknown."""
+        """Tokens that `entry`'s model can read: as configured, in force or listed; None if unknown."""
         asked = entry.options.get("num_ctx")
         if isinstance(asked, int):
-            return asked
+            listed = self.catalog.find(entry.target)
+            return min(asked, listed.context_length or asked) if listed is not None else asked
         box = self.boxes.boxes.get(entry.target.provider)
         if box is not None and (in_force := box.residency.window(entry.target.model)):
             return in_force
@@ -74,6 +75,8 @@ class Visit:
     call: Call = field(repr=False)
     last: Entry
     _size: int | None = None
+    _ready: Entry | None = None
+    """The one whose model the gate has found loaded, a moment ago."""
 
     @property
     def size(self) -> int:
@@ -84,13 +87,17 @@ class Visit:
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Walk.gate`."""
-        if entry.target.provider not in self.home.queues:
+        queue = self.home.queues.get(entry.target.provider)
+        if queue is None:
             return None
-        return (
-            self.home._too_long(entry, self.size)
-            or self.home._saturated(entry, last, self.size)
-            or self.home.boxes.gate(entry, last)
-        )
+        skip = self.home._too_long(entry, queue, self.size) or queue.refusal(entry, last, self.call.summary.stream)
+        if skip is not None:
+            return skip
+        box = self.home.boxes.boxes.get(entry.target.provider)
+        if box is None or box.is_ready(entry):
+            self._ready = entry
+            return None
+        return box.gate(entry, last)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Makes `ask` wait until the model is loaded and the request's turn has come. Its timeouts begin then."""
@@ -101,11 +108,14 @@ class Visit:
             queue = self.home.queues.get(entry.target.provider)
             if queue is None:
                 return await ask(entry)
-            await self.home.boxes.loaded(entry)
+            if self._ready is not entry:
+                await self.home.boxes.loaded(entry)
+            self._ready = None
             has_pictures = self.size != len(self.call.body)
-            served = await queue.turn(entry, entry is self.last, self.size, learns_bytes=not has_pictures)
+            last, streams = entry is self.last, self.call.summary.stream
+            served = await queue.turn(entry, last, self.size, streams=streams, learns_bytes=not has_pictures)
             try:
-                value = await ask(entry)
+                value = await (ask(entry) if served.patience is None else _within(served.patience, entry, ask))
             except BaseException:
                 served.end(None)
                 raise
@@ -116,3 +126,14 @@ class Visit:
             return value
 
         return wait_and_ask
+
+
+async def _within(seconds: float, entry: Entry, ask: Ask[A]) -> A:
+    """What `ask` returns. Raises WaitedTooLong after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await ask(entry)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise waited_too_long(entry, seconds) from None

@@ -1,7 +1,8 @@
 """The queue in front of one local server: which requests it serves now, which wait, and for how long.
 
 1. At most `slots` requests for one model are served at a time; the others wait here, first come first served, so
-   that the server's own queue, which we cannot see, stays empty.
+   that the server's own queue, which we cannot see, stays empty. Where nobody says how many these are, they are learned
+   (`slots`), or there is no limit.
 2. After an outage the server gets one request at a time, whichever model it is for, and one more for each answer:
    1, 2, 4, ... round by round, so that a server that has just come back is not flooded.
 3. A request is expected to wait for the first slot to become free, and for those that wait before it to be served.
@@ -12,13 +13,14 @@ This is the deciding half and never waits: `queues` does. The time is an argumen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from attrs import define, field
 
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.routing.pace import Pace
+from manallm_proxy.routing.slots import Sign, Slots
 
 MODELS_LIMIT: Final = 100
 """Models whose pace is remembered; clients choose their names, so the oldest that is idle makes room."""
@@ -30,15 +32,29 @@ OVERDUE: Final = 0.1
 
 @define(eq=False)
 class Turn:
-    """One request's place. ``began_at`` None: it waits."""
+    """One request's place. ``began_at`` None: it waits; ``number``: see `shared_line`."""
 
     model: str
     expected: float
     """Seconds that it is expected to take once it is served."""
+    streams: bool = False
     began_at: float | None = None
     on_turn: Callable[[], None] | None = field(default=None, repr=False)
     """Called when a request that has waited is served."""
-    ended: bool = False
+    number: int = 0
+    ended_at: float | None = None
+    earlier: tuple[Turn, ...] = field(default=(), repr=False)
+    """Those that were served when it began to be."""
+    is_trial: bool = False
+    """It was sent to learn whether there is a slot more, and may wait with the server."""
+    patience: float = 0.0
+    """Of a trial: seconds to its first content, if it does not wait."""
+    has_signed: bool = False
+    """Its sign of life has taught how many slots there are, see `slots.Sign`."""
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at is not None
 
 
 @define(eq=False)
@@ -47,8 +63,29 @@ class ModelLine:
 
     name: str
     pace: Pace = field(factory=Pace)
+    said: int | None = None
+    """How many slots there are, where it is said of this model alone."""
+    slots: Slots = field(factory=Slots)
+    """What was learned of them."""
+    trial: Turn | None = None
+    """The request that was sent to learn whether there is a slot more."""
     serving: set[Turn] = field(factory=set)
     waiting: deque[Turn] = field(factory=deque)
+    backlog: float = 0.0
+    """The sum of what those that wait are expected to take, in seconds."""
+
+    def add(self, turn: Turn) -> None:
+        """`turn` waits, last in line."""
+        self.waiting.append(turn)
+        self.backlog += turn.expected
+
+    def remove(self, turn: Turn) -> None:
+        """`turn` waits no more."""
+        if self.waiting[0] is turn:
+            self.waiting.popleft()
+        else:
+            self.waiting.remove(turn)
+        self.backlog = self.backlog - turn.expected if self.waiting else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -57,9 +94,13 @@ class ModelLine:
 
 @define(eq=False)
 class Line:
-    """The requests for one server. ``slots``: how many it serves at a time for one model; None: no limit."""
+    """The requests for one server. ``slots``: how many it serves at a time for one model; None: nobody says."""
 
     slots: int | None
+    said: Mapping[str, int] = field(factory=dict)
+    """What the server itself says of them, by model, or under ``""`` for each."""
+    learns: bool = False
+    """Whether they are learned where nobody says; else there is no limit then."""
     models: dict[str, ModelLine] = field(factory=dict)
     """By `ollama_name`."""
     ramp: int | None = None
@@ -75,54 +116,106 @@ class Line:
             line = self.models[name] = ModelLine(model)
         return line
 
+    def limit(self, line: ModelLine) -> int | None:
+        """How many requests are served at a time for the model of `line`, as far as is known; None: no limit."""
+        if self.slots is not None or line.said is not None:
+            return self.slots or line.said
+        if self.said:
+            return self.said.get(line.name) or self.said.get("")
+        return line.slots.number if self.learns else None
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether it goes by what it learns of the slots."""
+        return self.learns and self.slots is None and not self.said
+
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
         line = self.of(turn.model)
-        if not line.waiting and self._has_room(line):
+        if not line.waiting and self.has_room(line, turn.streams, now):
             self._serve(line, turn, now)
         else:
-            line.waiting.append(turn)
+            line.add(turn)
 
-    def leave(self, turn: Turn, now: float, *, answered: bool) -> None:
+    def began(self, turn: Turn, now: float) -> None:
+        """The first content of its stream has come. Serves those that have room now."""
+        if self.is_learning and not turn.has_signed and not turn.ended:
+            self._learn(turn, now, None)
+            self._go_on(now)
+
+    def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
         """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
 
-        `answered`: its answer was complete.
+        `answered`: its answer was complete, with so many `tokens` (0: not known).
         """
         if turn.ended:
             return
-        turn.ended = True
         line = self.of(turn.model)
-        line.serving.discard(turn)
         if turn.began_at is None:
-            line.waiting.remove(turn)
+            line.remove(turn)
+        elif self.is_learning and answered and not turn.has_signed:
+            self._learn(turn, now, tokens)
+        if line.trial is turn:
+            line.trial = None
+            line.slots.failed(now)
+        turn.ended_at, turn.earlier = now, ()
+        line.serving.discard(turn)
         if self.ramp is not None and answered:
-            self.ramp = self.ramp + 1 if self.ramp < min(self.slots or RAMP_LIMIT, RAMP_LIMIT) else None
-        for each in list(self.models.values()):
-            while each.waiting and self._has_room(each):
-                self._serve(each, each.waiting.popleft(), now)
+            slots = self.limit(line) or RAMP_LIMIT
+            self.ramp = self.ramp + 1 if self.ramp < min(slots, RAMP_LIMIT) else None
+            self._go_on(now)
+        elif line.waiting or self.ramp is not None:
+            self._go_on(now)
 
     def came_back(self) -> None:
         """The server is back after an outage (rule 2)."""
         self.ramp = 1
+        for line in self.models.values():
+            line.slots.came_back()
 
-    def expected_wait(self, model: str, now: float) -> float:
-        """Seconds that a new request for `model` would wait (rule 3)."""
+    def expected_wait(self, model: str, now: float, *, streams: bool | None = None) -> float:
+        """Seconds that a new request for `model` would wait (rule 3). `streams` None: it is no trial of slots."""
         line = self.of(model)
-        if not line.waiting and self._has_room(line):
+        if not line.waiting and self.has_room(line, streams, now):
             return 0.0
-        slots = min(each for each in (self.slots, self.ramp) if each is not None)
-        rest = sorted(_remaining(turn, now) for turn in line.serving)[:slots]
-        first = rest[0] if len(rest) == slots else 0.0
-        return first + sum(turn.expected for turn in line.waiting) / slots
+        slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
+        served = [(turn.expected, turn.began_at) for turn in line.serving if turn.began_at is not None]
+        return wait_for(slots, served, line.backlog, now)
 
-    def _has_room(self, line: ModelLine) -> bool:
-        if self.slots is not None and len(line.serving) >= self.slots:
+    def has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
+        """Whether a request more would be served at once if none waited. `streams` None: not as a trial of slots."""
+        if self.ramp is not None and sum(len(each.serving) for each in self.models.values()) >= self.ramp:
             return False
-        return self.ramp is None or sum(len(each.serving) for each in self.models.values()) < self.ramp
+        limit = self.limit(line)
+        if limit is None or len(line.serving) < limit:
+            return True
+        if not self.is_learning or line.trial is not None or streams is None or len(line.serving) > limit:
+            return False
+        return line.slots.may_try(streams, now)
 
-    @staticmethod
-    def _serve(line: ModelLine, turn: Turn, now: float) -> None:
+    def _go_on(self, now: float) -> None:
+        for each in list(self.models.values()):
+            while each.waiting and self.has_room(each, each.waiting[0].streams, now):
+                turn = each.waiting[0]
+                each.remove(turn)
+                self._serve(each, turn, now)
+
+    def _learn(self, turn: Turn, now: float, tokens: int | None) -> None:
+        """From the first content of a stream (`tokens` None), or from the end of a whole answer."""
+        turn.has_signed = True
+        assert turn.began_at is not None
+        line, ends = self.of(turn.model), [each.ended_at for each in turn.earlier if each.ended_at is not None]
+        if line.trial is turn:
+            line.trial = None
+        earlier, since_end = len(turn.earlier), now - min(ends, default=now)
+        line.slots.shown(Sign(earlier, earlier - len(ends), now - turn.began_at, since_end, tokens), now)
+
+    def _serve(self, line: ModelLine, turn: Turn, now: float) -> None:
         turn.began_at = now
+        if self.is_learning:
+            turn.earlier = tuple(line.serving)
+            if len(line.serving) >= line.slots.number:
+                line.trial, turn.is_trial, turn.patience = turn, True, line.slots.patience()
         line.serving.add(turn)
         if turn.on_turn is not None:
             turn.on_turn()
@@ -133,6 +226,10 @@ class Line:
             del self.models[idle]
 
 
-def _remaining(turn: Turn, now: float) -> float:
-    began = turn.began_at if turn.began_at is not None else now
-    return max(turn.expected - (now - began), OVERDUE * turn.expected)
+def wait_for(slots: int, served: Collection[tuple[float, float]], backlog: float, now: float) -> float:
+    """Seconds until a new request has a slot (rule 3). `served`: the seconds that each request is expected to take, and
+    when it began; `backlog`: see `ModelLine`."""
+    first = 0.0
+    if len(served) >= slots:
+        first = min([max(expected - (now - began), OVERDUE * expected) for expected, began in served])
+    return first + backlog / slots

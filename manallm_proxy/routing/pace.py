@@ -6,6 +6,7 @@ are in seconds.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from typing import Final
 
@@ -42,19 +43,23 @@ class Pace:
     """Seconds from the first byte to the last, for each token of the answer."""
     output: float | None = None
     """Tokens of a short answer (`QUANTILE`)."""
-    _seconds: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
-    _outputs: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
+    _seconds: Recent = field(factory=lambda: Recent())
+    _outputs: Recent = field(factory=lambda: Recent())
+    _most: float = LONGEST_TOKEN
+    """Bytes per token that no prompt is expected to exceed."""
     _bytes_per_token: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
 
     def learn(self, size: int | None, prompt: int, output: int, first: float | None, total: float) -> None:
         """Learns from one answer: bytes of its request (None: they say nothing of its tokens), tokens of prompt and
         output, seconds to the first byte and in all."""
-        self.answer = _short(self._seconds, total)
+        self.answer = self._seconds.short(total)
         if prompt > 0 and size is not None and size >= SHORT:
             self._bytes_per_token.append(size / prompt)
+            if len(self._bytes_per_token) >= LEARNED_MIN:
+                self._most = MARGIN * max(self._bytes_per_token)
         if first is None or prompt <= 0 or output <= 0:
             return
-        self.output = _short(self._outputs, output)
+        self.output = self._outputs.short(output)
         self.prompt_token = _average(self.prompt_token, first / prompt)
         self.output_token = _average(self.output_token, max(total - first, 0.0) / output)
 
@@ -73,15 +78,23 @@ class Pace:
 
     def least_tokens(self, size: int) -> int:
         """Tokens that a prompt of `size` bytes has at least."""
-        known = len(self._bytes_per_token) >= LEARNED_MIN
-        most = MARGIN * max(self._bytes_per_token) if known else LONGEST_TOKEN
-        return int(size / most)
+        return int(size / self._most)
 
 
-def _short(known: deque[float], latest: float) -> float:
-    """Adds `latest` to `known`. Returns the length at `QUANTILE` of them."""
-    known.append(latest)
-    return sorted(known)[int(QUANTILE * len(known))]
+@define
+class Recent:
+    """The latest `LENGTHS` values, also in order of size."""
+
+    _latest: deque[float] = field(factory=deque)
+    _sorted: list[float] = field(factory=list)
+
+    def short(self, value: float) -> float:
+        """Adds `value`. Returns the one at `QUANTILE`."""
+        if len(self._latest) == LENGTHS:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(value)
+        insort(self._sorted, value)
+        return self._sorted[int(QUANTILE * len(self._sorted))]
 
 
 def _average(known: float | None, latest: float) -> float:

@@ -137,7 +137,7 @@ class Residency:
             interval = POLL_REFUSED
         else:
             interval = POLL_BUSY if self.loads or now - self.used_at < BUSY_FOR else POLL_IDLE
-        return max(0.0, self.observed_at + interval - now)
+        return min(max(0.0, self.observed_at + interval - now), interval)
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
         """Rules 1 to 3; None if it is not known."""

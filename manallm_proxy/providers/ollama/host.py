@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -71,6 +72,10 @@ class OllamaHost:
         return tuple(
             Resident(r.name, r.size, r.size_vram, r.context_length, _seconds_to(r.expires_at, now)) for r in rows
         )
+
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        """Nothing: it does not say."""
+        return {}
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """``generate`` without a prompt loads a model. One that only embeds refuses it, and is loaded by ``embed``."""

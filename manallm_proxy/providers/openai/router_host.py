@@ -1,13 +1,17 @@
 """Asks a llama-server in router mode (with no model of its own) what it has loaded, and to load a model.
 
-Its model list has a ``status.value`` for each model: unloaded, loading, loaded, failed (llama.cpp build 11669). The
-lists of other servers have none; they are asked a few times, then hardly ever.
+Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` beside unloaded
+where its process has ended by itself (llama.cpp builds 11434, 11669). To make room for another model it unloads even
+one that is still being loaded, so models are loaded one after another here. Other servers' lists have none of it; they
+are asked a few times, then hardly ever. How many requests a llama-server answers at a time is said in its ``/props``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from attrs import define, evolve, field
@@ -30,6 +34,7 @@ ANSWER: Final = 10.0
 BEGINS: Final = 5.0
 """Max seconds until the list shows that a load has begun."""
 _ROOT: Final = "/v1"
+_BAD_REQUEST: Final = 400
 
 
 class _Row(Struct):
@@ -40,8 +45,9 @@ class _Row(Struct):
 
     @property
     def state(self) -> str | None:
-        """Its ``status.value``; None if the server does not report it."""
-        value = self.status.get("value") if isinstance(self.status, dict) else None
+        """Its ``status.value``, or "failed"; None if the server does not report it."""
+        status = self.status if isinstance(self.status, dict) else {}
+        value = "failed" if status.get("failed") is True else status.get("value")
         return value if isinstance(value, str) else None
 
     @property
@@ -55,7 +61,12 @@ class _Rows(Struct):
     data: list[_Row] | None = None
 
 
+class _Props(Struct):
+    total_slots: Any = None
+
+
 _ROWS: Final = msgspec.json.Decoder(_Rows)
+_PROPS: Final = msgspec.json.Decoder(_Props)
 
 
 @define(eq=False)
@@ -65,6 +76,9 @@ class RouterHost:
     address: Address
     _client: HostClient = field(init=False, repr=False)
     _list: str = field(init=False)
+    _loading: asyncio.Lock = field(factory=asyncio.Lock)
+    _slots: dict[str, int] = field(factory=dict)
+    """Of models that stay loaded."""
 
     def __attrs_post_init__(self) -> None:
         base = self.address.base_url
@@ -77,16 +91,46 @@ class RouterHost:
             return None
         return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
 
+    async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
+        """``total_slots`` of ``/props``: of each model in router mode, else of the server."""
+        models = tuple(loaded)
+        if not models:
+            self._slots.clear()
+            return {"": told} if (told := await self._slots_of("props", seconds)) else {}
+        self._slots = {model: self._slots[model] for model in models if model in self._slots}
+        for model in models:
+            if model not in self._slots:
+                query = f"props?model={quote(model, safe='')}&autoload=false"
+                self._slots[model] = await self._slots_of(query, seconds)
+        return {model: told for model, told in self._slots.items() if told}
+
+    async def _slots_of(self, path: str, seconds: float) -> int:
+        """0 if it is not said there."""
+        try:
+            told = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
+        except (ProviderError, *DecodeErrors, msgspec.ValidationError):
+            return 0
+        return told if type(told) is int and told > 0 else 0
+
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used
         for longest."""
-        model = entry.target.model
-        await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        async with self._loading:
+            await self._load(entry.target.model)
+
+    async def _load(self, model: str) -> None:
+        try:
+            await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
+        except ProviderError as error:  # 400 also for a model that is loaded, or that another client loads
+            if error.provider_status != _BAD_REQUEST or await self._state(model) not in ("loading", "loaded"):
+                raise
         begun = False
         for look in range(round(LOAD_LONGEST / POLL)):
-            state = next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
+            state = await self._state(model)
             if state == "loaded":
                 return
+            if begun and state == "unloaded":
+                return  # it was loaded, and had to make room: the request will load it again
             begun = begun or state == "loading"
             if state == "failed" or (begun and state != "loading") or (not begun and look * POLL > BEGINS):
                 break
@@ -95,6 +139,9 @@ class RouterHost:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def _state(self, model: str) -> str | None:
+        return next((row.state for row in await self._rows(ANSWER) if row.id == model), None)
 
     async def _rows(self, seconds: float) -> list[_Row]:
         body = await self._client.ask("GET", self._list, None, seconds)

@@ -1,0 +1,173 @@
+"""What all workers share of local servers, as their supervisor keeps it: a line for each server, a load for each model.
+
+1. The requests of all workers for one server stand in one line (`routing.line`), first come first served.
+2. Every worker hears how long a line is whenever that changes, so that each can tell how long a request would wait.
+3. Of the workers that would load the same model one does, and the others hear how it ended. If it ends before that, the
+   next one does.
+4. With a worker its requests leave their lines.
+5. What one has seen loaded the others hear, so that they need not look.
+
+Nothing here waits, and the time is an argument. Its methods return the messages to send, and to whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Final, assert_never
+
+from attrs import define, field
+
+from manallm_proxy.contract.targets import ollama_name
+from manallm_proxy.process import box_messages as box
+from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.shared_line import Busy, Entered
+
+LINES_LIMIT: Final = 100
+"""Servers whose lines are remembered; reloads may name ever new ones, so one for which nobody stands makes room."""
+
+Outbox = list[tuple[int, box.ToWorker]]
+
+
+@define(eq=False)
+class Load:
+    """The load of one model, by worker ``holder``. ``waiting``: the workers that would load it as well."""
+
+    holder: int
+    waiting: list[int] = field(factory=list)
+
+
+@define(eq=False)
+class AllBoxes:
+    """See the module. Workers by number."""
+
+    _lines: dict[str, Line] = field(factory=dict)
+    _turns: dict[tuple[int, int], tuple[str, Turn]] = field(factory=dict)
+    """By worker, and by the number that it gave the request."""
+    _loads: dict[tuple[str, str], Load] = field(factory=dict)
+    """By server, and by `ollama_name`."""
+    _out: Outbox = field(factory=list)
+
+    def received(self, worker: int, message: box.FromWorker, workers: Collection[int], now: float) -> Outbox:
+        """Handles what `worker` has sent. `workers`: all of them."""
+        match message:
+            case box.Enter():
+                self._enter(worker, message.entered, workers, now)
+            case box.Began():
+                if (found := self._turns.get((worker, message.number))) is not None:
+                    server, turn = found
+                    self._lines[server].began(turn, now)
+                    self._tell(server, turn.model, workers, now)
+            case box.Left():
+                if (found := self._turns.pop((worker, message.number), None)) is not None:
+                    server, turn = found
+                    self._lines[server].leave(turn, now, answered=message.answered, tokens=message.tokens)
+                    self._tell(server, turn.model, workers, now)
+            case box.CameBack():
+                if (line := self._lines.get(message.server)) is not None:
+                    line.came_back()
+            case box.Claim():
+                self._claim(worker, message)
+            case box.Loaded():
+                self._loaded(worker, message, workers)
+            case box.Saw():
+                self._out += [(number, message) for number in workers if number != worker]
+            case _:
+                assert_never(message)
+        return self._take()
+
+    def started(self, worker: int, now: float) -> Outbox:
+        """A worker is new: it hears of the lines that there are."""
+        for server, line in self._lines.items():
+            for each in line.models.values():
+                self._out.append((worker, box.Line(server, each.name, _busy(line, each.name, now))))
+        return self._take()
+
+    def ended(self, worker: int, workers: Collection[int], now: float) -> Outbox:
+        """Rules 3 and 4. `workers`: those that are left."""
+        for key in [key for key in self._turns if key[0] == worker]:
+            server, turn = self._turns.pop(key)
+            turn.on_turn = None
+            self._lines[server].leave(turn, now, answered=False)
+            self._tell(server, turn.model, workers, now)
+        for (server, model), load in list(self._loads.items()):
+            load.waiting = [each for each in load.waiting if each != worker]
+            if load.holder == worker:
+                self._next(server, model, load)
+        return [(number, message) for number, message in self._take() if number != worker]
+
+    # 1, 2
+
+    def _enter(self, worker: int, entered: Entered, workers: Collection[int], now: float) -> None:
+        line = self._lines.get(entered.server)
+        if line is None:
+            self._make_room()
+            line = self._lines[entered.server] = Line(None)
+        line.learns = entered.learns
+        line.of(entered.model).said = entered.slots
+        turn = Turn(entered.model, entered.expected, entered.streams, number=entered.number)
+        turn.on_turn = partial(self._served, worker, turn)
+        self._turns[worker, entered.number] = entered.server, turn
+        line.enter(turn, now)
+        self._tell(entered.server, entered.model, workers, now)
+
+    def _served(self, worker: int, turn: Turn) -> None:
+        self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.patience)))
+
+    def _tell(self, server: str, model: str, workers: Collection[int], now: float) -> None:
+        """After an outage all models share what is left of the server, so all have changed."""
+        line = self._lines[server]
+        names = [model] if line.ramp is None else [each.name for each in line.models.values()]
+        for name in names:
+            busy = _busy(line, name, now)
+            self._out += [(number, box.Line(server, name, busy)) for number in workers]
+
+    def _make_room(self) -> None:
+        if len(self._lines) >= LINES_LIMIT:
+            used = {server for server, _ in self._turns.values()}
+            idle = next((server for server in self._lines if server not in used), None)
+            if idle is not None:
+                del self._lines[idle]
+
+    # 3
+
+    def _claim(self, worker: int, claim: box.Claim) -> None:
+        key = claim.server, ollama_name(claim.model)
+        load = self._loads.get(key)
+        if load is None:
+            self._loads[key] = Load(worker)
+            self._out.append((worker, box.Granted(claim.server, claim.model)))
+        elif worker not in load.waiting:
+            load.waiting.append(worker)
+
+    def _loaded(self, worker: int, loaded: box.Loaded, workers: Collection[int]) -> None:
+        key = loaded.server, ollama_name(loaded.model)
+        load = self._loads.get(key)
+        if load is None or load.holder != worker:
+            return
+        if loaded.end is None:
+            self._next(*key, load)
+            return
+        del self._loads[key]
+        self._out += [(number, loaded) for number in workers if number != worker or worker in load.waiting]
+
+    def _next(self, server: str, model: str, load: Load) -> None:
+        """The next of those that wait loads it."""
+        if load.waiting:
+            load.holder = load.waiting.pop(0)
+            self._out.append((load.holder, box.Granted(server, model)))
+        else:
+            del self._loads[server, model]
+
+    def _take(self) -> Outbox:
+        out, self._out = self._out, []
+        return out
+
+
+def _busy(line: Line, model: str, now: float) -> Busy:
+    each = line.of(model)
+    room = not each.waiting and line.has_room(each, None, now)
+    served = tuple((turn.expected, turn.began_at) for turn in each.serving if turn.began_at is not None)
+    slots, is_free = line.limit(each), each.trial is None and not each.waiting and line.is_learning
+    trials = (each.slots.trial_from(False), each.slots.trial_from(True)) if is_free else (None, None)
+    return Busy(slots, line.ramp, room, served, each.backlog, trials)

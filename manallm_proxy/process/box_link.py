@@ -1,0 +1,106 @@
+"""A worker's side of what all workers share of local servers, see `all_boxes`.
+
+When the supervisor has died, this worker goes by itself: it drains, and nobody else is there to share with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import assert_never
+
+from attrs import define, field
+
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.contract.targets import ollama_name
+from manallm_proxy.process import box_messages as box
+from manallm_proxy.routing.shared_line import Entered, LoadEnd, OnSeen, SharedLines
+
+
+@define(eq=False)
+class BoxLink:
+    """See `shared_line.Keeper` and `shared_line.Loads`. ``send`` sends to the supervisor."""
+
+    send: Callable[[box.FromWorker], None]
+    clock: Callable[[], float]
+    lag: float = 0.0
+    lines: SharedLines = field(init=False)
+    _claims: dict[tuple[str, str], list[asyncio.Future[LoadEnd | None]]] = field(factory=dict)
+    _listeners: dict[str, OnSeen] = field(factory=dict)
+    _is_lost: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.lines = SharedLines(self)
+
+    def handle(self, message: box.ToWorker) -> None:
+        match message:
+            case box.Served():
+                now = self.clock()
+                self.lines.served(message.number, now, is_trial=message.is_trial, patience=message.patience)
+            case box.Line():
+                self.lines.told(message.server, message.model, message.busy)
+            case box.Granted():
+                if not self._settle(message.server, message.model, None):
+                    self.loaded(message.server, message.model, None)
+            case box.Loaded():
+                self._settle(message.server, message.model, message.end)
+            case box.Saw():
+                if message.server in self._listeners:
+                    self._listeners[message.server](message.asked_at, message.residents)
+            case _:
+                assert_never(message)
+
+    def lost(self) -> None:
+        """The supervisor has died."""
+        self._is_lost = True
+        self.lines.lost(self.clock())
+        for server, model in list(self._claims):
+            self._settle(server, model, None)
+
+    # as `Keeper`
+
+    def entered(self, entered: Entered) -> None:
+        self.send(box.Enter(entered))
+
+    def began(self, number: int) -> None:
+        self.send(box.Began(number))
+
+    def left(self, number: int, answered: bool, tokens: int) -> None:
+        self.send(box.Left(number, answered, tokens))
+
+    def came_back(self, server: str) -> None:
+        self.send(box.CameBack(server))
+
+    # as `Loads`
+
+    async def claim(self, server: str, model: str) -> LoadEnd | None:
+        if self._is_lost:
+            return None
+        key = server, ollama_name(model)
+        answer: asyncio.Future[LoadEnd | None] = asyncio.get_running_loop().create_future()
+        waiting = self._claims.setdefault(key, [])
+        waiting.append(answer)
+        self.send(box.Claim(server, model))
+        try:
+            return await answer
+        finally:
+            if answer in waiting:
+                waiting.remove(answer)
+            if not waiting:
+                self._claims.pop(key, None)
+
+    def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
+        self.send(box.Loaded(server, model, end))
+
+    def saw(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        self.send(box.Saw(server, asked_at, residents))
+
+    def listen(self, server: str, on_seen: OnSeen) -> None:
+        self._listeners[server] = on_seen
+
+    def _settle(self, server: str, model: str, end: LoadEnd | None) -> bool:
+        """Tells those that wait for this load how it ended, or one of them that it is theirs. Whether any waited."""
+        waiting = [each for each in self._claims.get((server, ollama_name(model)), ()) if not each.done()]
+        for each in waiting if end is not None or self._is_lost else waiting[:1]:
+            each.set_result(end)
+        return bool(waiting)

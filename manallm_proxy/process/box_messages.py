@@ -1,0 +1,88 @@
+"""Messages between a worker and its supervisor about local servers: whose turn it is, and who loads a model."""
+
+from __future__ import annotations
+
+import msgspec
+
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.routing.shared_line import Busy, Entered, LoadEnd
+
+
+class Message(msgspec.Struct, tag=str.lower):
+    """One line."""
+
+
+class Enter(Message):
+    """From a worker, see `Keeper.entered`."""
+
+    entered: Entered
+
+
+class Began(Message):
+    """From a worker, see `Keeper.began`."""
+
+    number: int
+
+
+class Left(Message):
+    """From a worker, see `Keeper.left`."""
+
+    number: int
+    answered: bool
+    tokens: int = 0
+
+
+class CameBack(Message):
+    """From a worker, see `Keeper.came_back`."""
+
+    server: str
+
+
+class Served(Message):
+    """To the worker whose request it is, see `SharedLines.served`."""
+
+    number: int
+    is_trial: bool = False
+    patience: float = 0.0
+
+
+class Line(Message):
+    """To all workers, whenever it has changed, see `SharedLines.told`."""
+
+    server: str
+    model: str
+    busy: Busy
+
+
+class Claim(Message):
+    """From a worker that would load a model, and does so when it is `Granted`."""
+
+    server: str
+    model: str
+
+
+class Granted(Message):
+    """To one worker: it loads the model, and sends `Loaded` at the end."""
+
+    server: str
+    model: str
+
+
+class Loaded(Message):
+    """In both directions: a load has ended. ``end`` None: it was given up, since its worker ends."""
+
+    server: str
+    model: str
+    end: LoadEnd | None
+
+
+class Saw(Message):
+    """In both directions, see `Loads.saw`."""
+
+    server: str
+    asked_at: float
+    residents: tuple[Resident, ...]
+
+
+FromWorker = Enter | Began | Left | CameBack | Claim | Loaded | Saw
+ToWorker = Served | Line | Granted | Loaded | Saw

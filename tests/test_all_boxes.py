@@ -1,0 +1,315 @@
+"""One line and one load for all workers, as the supervisor keeps them, and as each worker has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from attrs import define, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.simulation.virtual_time import run
+from manallm_proxy.contract.residents import Resident
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.process.all_boxes import LINES_LIMIT, AllBoxes
+from manallm_proxy.process.box_link import BoxLink
+from manallm_proxy.process.worker_link import LAG
+from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
+from manallm_proxy.routing.boxes import Box
+from manallm_proxy.routing.line import MODELS_LIMIT, Turn
+from manallm_proxy.routing.residency import POLL_BUSY
+from manallm_proxy.routing.shared_line import LoadEnd, SharedLine
+
+SERVER = "gpu http://127.0.0.1:1"
+
+
+@define(eq=False)
+class Worker:
+    """One, whose messages wait in both directions until they are delivered."""
+
+    link: BoxLink
+    line: SharedLine
+    to: deque[bytes] = field(factory=deque)
+    turns: list[Turn] = field(factory=list)
+
+
+@define(eq=False)
+class Crew:
+    """Workers and their supervisor, as bytes pass between them."""
+
+    slots: int | None = 1
+    learns: bool = False
+    now: float = 1.0
+    boxes: AllBoxes = field(factory=AllBoxes)
+    workers: dict[int, Worker] = field(factory=dict)
+    said: deque[tuple[int, bytes]] = field(factory=deque)
+
+    def start(self, number: int) -> Worker:
+        link = BoxLink(lambda message: self.said.append((number, to_line(message))), lambda: self.now)
+        made = self.workers[number] = Worker(link, link.lines.line(SERVER, self.slots, learns=self.learns))
+        self.post(self.boxes.started(number, self.now))
+        return made
+
+    def post(self, messages: list[tuple[int, Any]]) -> None:
+        for number, message in messages:
+            if number in self.workers:
+                self.workers[number].to.append(to_line(message))
+
+    def hear(self) -> None:
+        """The supervisor handles one message."""
+        number, line = self.said.popleft()
+        if number in self.workers:
+            message: Any = FROM_WORKER.decode(line)
+            self.post(self.boxes.received(number, message, self.workers, self.now))
+
+    def read(self, worker: Worker) -> None:
+        """A worker handles one message."""
+        message: Any = TO_WORKER.decode(worker.to.popleft())
+        worker.link.handle(message)
+
+    def die(self, number: int) -> None:
+        del self.workers[number]
+        self.post(self.boxes.ended(number, self.workers, self.now))
+
+    def settle(self) -> None:
+        """Everything arrives."""
+        while self.said or any(worker.to for worker in self.workers.values()):
+            while self.said:
+                self.hear()
+            for worker in self.workers.values():
+                while worker.to:
+                    self.read(worker)
+
+    def ask(self, number: int, model: str = "m", expected: float = 1.0) -> Turn:
+        worker = self.workers[number]
+        turn = Turn(model, expected, True)
+        worker.turns.append(turn)
+        worker.line.enter(turn, self.now)
+        return turn
+
+    def leave(self, number: int, turn: Turn, answered: bool = True) -> None:
+        self.workers[number].line.leave(turn, self.now, answered=answered)
+
+    def served(self) -> list[Turn]:
+        turns = [turn for worker in self.workers.values() for turn in worker.turns]
+        return [turn for turn in turns if turn.began_at is not None and not turn.ended]
+
+
+STEP = st.tuples(
+    st.sampled_from(["ask", "leave", "hear", "read", "settle", "die", "back"]), st.integers(0, 8), st.booleans()
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 3), st.lists(STEP, max_size=60))
+def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str, int, bool]]) -> None:
+    """Whatever arrives when, whoever dies: never more than there are slots, and in the end all have had their turn."""
+    crew = Crew(slots)
+    for number in (1, 2, 3):
+        crew.start(number)
+    for what, which, answered in steps:
+        crew.now += 1
+        number = which % 3 + 1
+        worker = crew.workers[number]
+        if what == "ask":
+            crew.ask(number)
+        elif what == "leave" and worker.turns:
+            crew.leave(number, worker.turns[which % len(worker.turns)], answered)
+        elif what == "hear" and crew.said:
+            crew.hear()
+        elif what == "read" and worker.to:
+            crew.read(worker)
+        elif what == "settle":
+            crew.settle()
+        elif what == "back":
+            worker.line.came_back()
+        elif what == "die":
+            crew.die(number)
+            crew.said = deque((each, line) for each, line in crew.said if each != number)
+            crew.start(number)
+        assert len(crew.served()) <= slots
+        assert worker.line.expected_wait("m", crew.now, streams=answered) >= 0
+    for _ in range(100):
+        crew.settle()
+        served = crew.served()
+        for number, worker in crew.workers.items():
+            for turn in worker.turns:
+                if turn in served:
+                    crew.leave(number, turn)
+    turns = [turn for worker in crew.workers.values() for turn in worker.turns]
+    assert all(turn.ended for turn in turns)
+    assert all(worker.line.expected_wait("m", crew.now) == 0 for worker in crew.workers.values())
+    assert all(each.is_idle for worker in crew.workers.values() for each in worker.line.models.values())
+
+
+def test_first_come_first_served_over_all_workers() -> None:
+    """And each knows how long another one would wait."""
+    crew = Crew(1)
+    crew.start(1), crew.start(2)
+    first, second, third = crew.ask(1, expected=8.0), crew.ask(2, expected=4.0), crew.ask(1, expected=2.0)
+    crew.settle()
+    assert [turn.began_at is not None for turn in (first, second, third)] == [True, False, False]
+    crew.now += 3
+    assert [worker.line.expected_wait("m", crew.now) for worker in crew.workers.values()] == [5 + 4 + 2] * 2
+    assert [worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()] == [1, 1]
+    late = crew.start(3)
+    crew.settle()
+    assert late.line.expected_wait("m", crew.now) == 11
+    crew.die(1)
+    crew.settle()
+    assert second.began_at is not None
+    assert late.line.expected_wait("m", crew.now) == 4
+
+
+def test_slots_are_learned_from_all() -> None:
+    """A trial is one for all workers."""
+    crew = Crew(None, learns=True)
+    crew.start(1), crew.start(2)
+    first = crew.ask(1)
+    crew.settle()
+    crew.workers[1].line.began(first, crew.now)
+    crew.now += 1
+    crew.settle()
+    second, third = crew.ask(2), crew.ask(1)
+    crew.settle()
+    assert (second.is_trial, second.began_at is not None, third.began_at) == (True, True, None)
+    crew.now += 1
+    crew.workers[2].line.began(second, crew.now)
+    crew.settle()
+    assert (third.is_trial, third.began_at is not None) == (True, True)
+    assert {worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()} == {2}
+
+
+def test_names_that_clients_choose_are_forgotten() -> None:
+    """By all: of models, and of servers that a reload has named."""
+    crew = Crew(1)
+    worker = crew.start(1)
+    for n in range(2 * MODELS_LIMIT):
+        turn = crew.ask(1, f"m{n}")
+        crew.settle()
+        crew.leave(1, turn)
+    crew.settle()
+    assert len(worker.line._busy) <= MODELS_LIMIT
+    for n in range(2 * LINES_LIMIT):
+        line = worker.link.lines.line(f"gpu{n}", 1, learns=False)
+        turn = Turn("m", 1.0)
+        line.enter(turn, 1.0)
+        crew.settle()
+        line.leave(turn, 1.0, answered=True)
+    crew.settle()
+    assert len(crew.boxes._lines) <= LINES_LIMIT
+
+
+async def test_one_load_for_all() -> None:
+    """The next one loads if the first has died or gives up; the others hear how it ended."""
+    crew = Crew(1)
+    for number in (1, 2, 3):
+        crew.start(number)
+
+    async def settle() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            crew.settle()
+        await asyncio.sleep(0)
+
+    claims = [asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in crew.workers.values()]
+    await settle()
+    assert [claim.done() for claim in claims] == [True, False, False]
+    crew.die(1)
+    await settle()
+    assert [claim.done() for claim in claims] == [True, True, False]
+    assert claims[1].result() is None
+    crew.workers[2].link.loaded(SERVER, "m", None)
+    await settle()
+    assert claims[2].result() is None
+    again = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "m:latest"))
+    gone = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "n"))
+    await settle()
+    assert (again.done(), gone.done()) == (False, True)
+    crew.workers[3].link.loaded(SERVER, "m", LoadEnd("failed", "no room"))
+    await settle()
+    assert again.result() == LoadEnd("failed", "no room")
+
+
+async def test_a_load_that_nobody_waits_for_is_given_back() -> None:
+    """A worker that ends claims nothing any more, and stands in no one's way."""
+    crew = Crew(1)
+    crew.start(1), crew.start(2)
+    left = asyncio.ensure_future(crew.workers[1].link.claim(SERVER, "m"))
+    other = asyncio.ensure_future(crew.workers[2].link.claim(SERVER, "m"))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    crew.settle()
+    assert await other is None
+
+
+async def test_without_a_supervisor_each_goes_by_itself() -> None:
+    """Those that wait have their turn, by this worker's own line, and loads are its own."""
+    crew = Crew(1)
+    worker = crew.start(1)
+    crew.start(2)
+    mine, other, waiting = crew.ask(1), crew.ask(2), crew.ask(1)
+    crew.settle()
+    claim = asyncio.ensure_future(worker.link.claim(SERVER, "m"))
+    await asyncio.sleep(0)
+    worker.link.lost()
+    assert (await claim, await worker.link.claim(SERVER, "m")) == (None, None)
+    assert (mine.began_at is not None, waiting.began_at, other.began_at) == (True, None, None)
+    crew.leave(1, mine)
+    assert waiting.began_at is not None
+    assert worker.line.expected_wait("m", crew.now) > 0
+
+
+@define(eq=False)
+class Host:
+    """A box that has ``m`` loaded. ``looks``: when it was asked."""
+
+    clock: Any
+    looks: list[float] = field(factory=list)
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...]:
+        self.looks.append(self.clock())
+        return (Resident("m", 8, 8, 4096, 300.0),)
+
+    async def slots(self, loaded: Any, seconds: float) -> dict[str, int]:
+        return {}
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None:
+        raise AssertionError("it is loaded")
+
+    async def close(self) -> None: ...
+
+
+def test_one_looks_for_all() -> None:
+    """With traffic in each of three workers the box is asked as often as by one; when that one ends, by another."""
+
+    async def minutes() -> tuple[int, int]:
+        clock = asyncio.get_running_loop().time
+        crew, host, entry = Crew(1), Host(clock), Entry(Target("gpu", "m"))
+        boxes = []
+        for number in (1, 2, 3):
+            link = crew.start(number).link
+            link.lag = LAG * (number - 1)
+            boxes.append(Box("gpu", host, clock, lambda event: None, loads=link, server=SERVER))
+            boxes[-1].start()
+
+        async def traffic(seconds: int, number: int) -> int:
+            before = len(host.looks)
+            for _ in range(10 * seconds):
+                assert [each.gate(entry, False) for each in boxes[number:]] == [None] * (3 - number)
+                crew.settle()
+                await asyncio.sleep(0.1)
+            return len(host.looks) - before
+
+        await traffic(10, 0)  # nobody knows anything at first
+        looks = await traffic(60, 0)
+        await boxes[0].close()
+        crew.die(1)
+        later = await traffic(60, 1)
+        await asyncio.gather(*(each.close() for each in boxes))
+        return looks, later
+
+    assert [abs(each - 60 / POLL_BUSY) <= 3 for each in run(minutes())] == [True, True]

@@ -1,0 +1,192 @@
+"""How many slots a server has, learned from who overlapped with whom: against simulated servers, by the line itself."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+
+from attrs import define, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.slots import REST, REST_LONGEST, WAITS, Sign, Slots
+
+
+@define(eq=False)
+class Server:
+    """Answers ``slots`` at a time, in the order in which they came, behind the line that learns. Seconds and tokens of
+    each answer are random; with several at a time each is ``shared`` times slower for each of the others."""
+
+    slots: int
+    dice: random.Random
+    streams: float = 1.0
+    """Share of the requests."""
+    first: tuple[float, float] = (0.2, 0.6)
+    tokens: tuple[int, int] = (50, 150)
+    shared: float = 0.1
+    line: Line = field(factory=lambda: Line(None, learns=True))
+    now: float = 0.0
+    queued: deque[Turn] = field(factory=deque)
+    busy: int = 0
+    most: int = 0
+    """Requests that waited in the server, at most at a time."""
+    events: list[tuple[float, int, Callable[[], None]]] = field(factory=list)
+    count: itertools.count[int] = field(factory=itertools.count)
+
+    @property
+    def learned(self) -> int:
+        return self.line.of("m").slots.number
+
+    def at(self, seconds: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (self.now + seconds, next(self.count), do))
+
+    def ask(self) -> None:
+        """A client that asks again whenever it has its answer."""
+        turn = Turn("m", 1.0, self.dice.random() < self.streams)
+        turn.on_turn = lambda: self.sent(turn)
+        self.line.enter(turn, self.now)
+
+    def sent(self, turn: Turn) -> None:
+        self.queued.append(turn)
+        self.work()
+
+    def work(self) -> None:
+        while self.queued and self.busy < self.slots:
+            turn, tokens = self.queued.popleft(), self.dice.randint(*self.tokens)
+            self.busy += 1
+            slower = 1 + self.shared * (self.busy - 1)
+            first = self.dice.uniform(*self.first) * slower
+            if turn.streams:
+                self.at(first, lambda turn=turn: self.line.began(turn, self.now))  # type: ignore[misc]
+            self.at(first + tokens * 0.02 * slower, lambda turn=turn, n=tokens: self.done(turn, n))  # type: ignore[misc]
+        self.most = max(self.most, len(self.queued))
+
+    def done(self, turn: Turn, tokens: int) -> None:
+        self.busy -= 1
+        self.work()
+        self.line.leave(turn, self.now, answered=True, tokens=tokens)
+        self.at(self.dice.expovariate(20), self.ask)
+
+    def run(self, clients: int, seconds: float) -> None:
+        for _ in range(clients):
+            self.at(self.dice.random(), self.ask)
+        end = self.now + seconds
+        while self.events and self.events[0][0] < end:
+            self.now, _, do = heapq.heappop(self.events)
+            do()
+        self.now = end
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(1, 6), st.integers(0, 10**6), st.floats(0.0, 0.2), st.integers(0, 4))
+def test_streams_show_how_many_slots_there_are(slots: int, seed: int, shared: float, more: int) -> None:
+    """All of them within half an hour, never one too many, and at most one request waits where we cannot see it."""
+    server = Server(slots, random.Random(seed), shared=shared)
+    for _ in range(5):
+        server.run(slots + more + 1 if not server.now else 0, 360)
+        assert server.learned <= slots
+    assert (server.learned, server.most <= 1) == (slots, True)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 4), st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
+def test_whole_answers_show_it_too(slots: int, seed: int, streams: float) -> None:
+    """Though only their ends can be seen."""
+    server = Server(slots, random.Random(seed), streams=streams, shared=0.05)
+    server.run(slots + 3, 3600)
+    assert server.learned == slots
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 4), st.integers(0, 10**6))
+def test_long_prompts_with_short_answers_prove_nothing_wrong(slots: int, seed: int) -> None:
+    """Where an answer is hardly longer than its first word, fewer slots may be seen than there are, never more."""
+    server = Server(slots, random.Random(seed), first=(0.2, 4.0), tokens=(1, 3), shared=0.3)
+    server.run(slots + 3, 1800)
+    assert 1 <= server.learned <= slots
+
+
+def test_a_server_that_has_fewer_than_before() -> None:
+    """Is not flooded for long; and whoever has more again is found out."""
+    server = Server(4, random.Random(1))
+    server.run(8, 300)
+    assert server.learned == 4
+    server.slots = 2
+    server.run(0, 300)
+    assert (server.learned, len(server.queued) <= 1) == (2, True)
+    server.slots = 3
+    server.run(0, 2 * REST_LONGEST)
+    assert server.learned == 3
+
+
+def test_trials_become_rare() -> None:
+    """A day before a server with one slot: each of them might have gone elsewhere."""
+    server, trials = Server(1, random.Random(2), tokens=(500, 500)), set[Turn]()
+    for _ in range(86_400 // 10):
+        server.run(0 if server.now else 5, 10)
+        trials |= {turn for turn in [server.line.of("m").trial] if turn is not None}
+    assert server.learned == 1
+    assert 5 <= len(trials) <= 86_400 / REST_LONGEST + 10
+
+
+def test_nothing_is_tried_before_the_usual_time_is_known() -> None:
+    """And after a trial that failed only when it has rested, or after an outage."""
+    slots = Slots()
+    assert not slots.may_try(True, 0.0)
+    slots.shown(Sign(0, 0, 1.0), 1.0)
+    assert (slots.may_try(True, 1.0), slots.may_try(False, 1.0)) == (True, False)
+    slots.shown(Sign(0, 0, 6.0, tokens=60), 1.0)
+    assert slots.may_try(False, 1.0)
+    slots.shown(Sign(1, 0, 1.1), 2.0)  # it may have waited or not: the earlier one had hardly anything left
+    assert slots.may_try(True, 2.0)
+    slots.shown(Sign(1, 0, 9.0), 10.0)
+    assert [slots.may_try(True, 10.0 + seconds) for seconds in (0, REST - 1, REST)] == [False, False, True]
+    slots.failed(50.0)
+    assert not slots.may_try(True, 50.0 + REST)
+    slots.came_back()
+    assert slots.may_try(True, 51.0)
+
+
+def test_an_overlap_ends_a_row_of_waits() -> None:
+    """So a request that was slow for other reasons lowers nothing."""
+    slots = Slots(3)
+    slots.shown(Sign(0, 0, 1.0), 0.0)
+    for _ in range(3):
+        for _ in range(WAITS - 1):
+            slots.shown(Sign(2, 0, 9.0), 0.0)
+        slots.shown(Sign(2, 2, 1.0), 0.0)
+    assert slots.number == 3
+    for still in (0, 1, 0, 0, 0):
+        slots.shown(Sign(2, still, 9.0), 0.0)
+    assert slots.number == 2
+
+
+def test_what_is_said_is_not_learned() -> None:
+    """And where nobody asks for it there is no limit."""
+    for line, served in ((Line(2, learns=True), 2), (Line(None), 5)):
+        turns = [Turn("m", 1.0, True) for _ in range(5)]
+        for turn in turns:
+            line.enter(turn, 0.0)
+        for turn in turns[:served]:
+            line.began(turn, 1.0)
+        assert sum(turn.began_at is not None for turn in turns) == served
+        assert line.of("m").slots.number == 1
+
+
+def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
+    """Its client left, or it was taken back since it had waited long enough."""
+    line = Line(None, learns=True)
+    first, second, third = (Turn("m", 9.0, True) for _ in range(3))
+    line.enter(first, 0.0)
+    line.began(first, 1.0)
+    line.enter(second, 2.0)
+    assert (second.is_trial, second.patience) == (True, 1.5)
+    line.leave(second, 5.0, answered=False)
+    line.enter(third, 6.0)
+    assert (third.began_at, line.expected_wait("m", 6.0, streams=True) > 0) == (None, True)
+    line.leave(first, 9.0, answered=True)
+    assert third.began_at == 9.0
