@@ -94,6 +94,8 @@ class Taken:
     at: float
     tokens: int
     tick: int | None = None
+    id: str = ""
+    """What those know it by."""
 
 
 @define(eq=False)
@@ -115,9 +117,9 @@ class TokenWindow:
             return None
         return self.note(min(tokens + likely, left), now)
 
-    def note(self, tokens: int, now: float, tick: int | None = None) -> Taken:
+    def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> Taken:
         """So many pass; in `tick` it was decided elsewhere."""
-        taken = Taken(now, tokens, tick)
+        taken = Taken(now, tokens, tick, id_)
         self._taken.append(taken)
         self._sum += tokens
         return taken

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from attrs import define, field
 
@@ -33,19 +32,22 @@ class SharedLimits:
 
     async def ask(self, caller: Caller, now: float) -> None:
         """As `Caller.ask`, for all who share the server. Raises KeyLimited."""
-        window = caller.window
-        if window is None:
+        window, link = caller.window, self.link
+        if window is None or link is None:
             caller.ask(now)
             return
         caller.refuse_many()
-        name = f"{PREFIX}limit:{hashlib.sha256(caller.key.name.encode()).hexdigest()[:32]}"
+        name = f"{PREFIX}{{spend}}:limit:{hashlib.sha256(caller.key.name.encode()).hexdigest()[:32]}"
         member = f"{self._sender}:{next(self._numbers)}"
         try:
-            passes, passed, wait = await self._use(
-                name, lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member)
+            passes, passed, wait = await link.use(
+                lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member)
             )
-        except Away:
+        except (Away, Refused) as error:
+            _tell(link, error)
             caller.ask(now)
+            self.spend.settlements.next.add_request(name, member, now)
+            self.spend.settlements.send()
             return
         if passes:
             window.note(now)
@@ -55,21 +57,29 @@ class SharedLimits:
 
     async def take(self, caller: Caller, tokens: int, likely: int, now: float) -> Taken | None:
         """As `Caller.reserve`, for all who share the server. Raises KeyLimited."""
-        window = caller.tokens
-        if window is None or self.link is None:
+        window, link, settlements = caller.tokens, self.link, self.spend.settlements
+        if window is None or link is None:
             return caller.reserve(tokens, likely, now)
         name, sure, clock = name_of("tokens", caller.key.name), max(tokens, 1), self.spend.server_clock
+        id_, until, was_well = settlements.new_id(), clock.until(now), link.is_well
+        names = [name, settlements.sender]
         try:
-            passes, passed, number, taken, time = await self._use(
-                name, lambda client: TOKENS.run(client, [name], window.limit, sure, likely, clock.until(now))
+            passes, passed, number, taken, time = await link.use(
+                lambda client: TOKENS.run(client, names, window.limit, sure, likely, until, id_)
             )
             clock.learn(time, self.spend.clock())
-            if passes == LATE:
-                raise Away
-        except Away:
+        except (Away, Refused) as error:
+            _tell(link, error)
+            if was_well:
+                settlements.undo([name], id_)
+            return caller.reserve(tokens, likely, now)
+        except BaseException:  # the client left
+            settlements.undo([name], id_)
+            raise
+        if passes == LATE:
             return caller.reserve(tokens, likely, now)
         if passes:
-            note = window.note(taken, now, number)
+            note = window.note(taken, now, number, id_)
             window.learn(passed, now)
             return note
         window.learn(passed, now)
@@ -85,24 +95,11 @@ class SharedLimits:
         more = tokens if taken.tick is None else tokens - took  # nobody there has heard of it
         if more:
             settlements.next.add_tokens(name, taken.tick or 0, more, now)
-            settlements.send()
+        if taken.id:
+            settlements.next.done.append(taken.id)
+        settlements.send()
 
-    async def _use(self, name: str, command: Callable[[Any], Awaitable[list[int]]]) -> list[int]:
-        """Raises Away where the server does not say; what stands there and is not ours is removed."""
-        link = self.link
-        if link is None:
-            raise Away
-        try:
-            return await link.use(command)
-        except Refused as refusal:
-            if str(refusal) == "WRONGTYPE":
-                await self._forget(link, name)
-            else:
-                link.told(str(refusal))
-            raise Away from None
 
-    async def _forget(self, link: Link, name: str) -> None:
-        try:
-            await link.use(lambda client: client.unlink(name))
-        except (Away, Refused):
-            return
+def _tell(link: Link, error: Away | Refused) -> None:
+    if isinstance(error, Refused):
+        link.told(str(error))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from attrs import define, field, frozen
@@ -37,6 +37,8 @@ class Hold:
     accounts: tuple[str, ...]
     spend: Spend
     minute: int | None = None
+    id: str = ""
+    """What the server knows it by."""
 
 
 @frozen
@@ -113,17 +115,20 @@ class SharedSpend:
                 ],
             }
         ).decode()
-        names = [name_of("account", name) for name, _ in accounts]
-
-        async def ask(client: Any) -> list[int]:
-            return await HOLD.run(client, names, argument, self.server_clock.until(self.clock()))
-
+        names, id_ = [name_of("account", name) for name, _ in accounts], self.settlements.new_id()
+        until, was_well = self.server_clock.until(self.clock()), link.is_well
         try:
-            blocked, time, usd, tokens, *told = await link.use(ask)
+            blocked, time, usd, tokens, *told = await link.use(
+                lambda client: HOLD.run(client, [*names, self.settlements.sender], argument, until, id_)
+            )
         except Refused as refusal:
             self._refused = True
             link.told(str(refusal))
             raise Away from None
+        except BaseException:
+            if was_well:
+                self.settlements.undo(names, id_)
+            raise
         self._refused = False
         self.server_clock.learn(time, self.clock())
         if blocked == LATE:
@@ -137,13 +142,14 @@ class SharedSpend:
         if blocked:
             name, limits = accounts[blocked - 1]
             return name, self.ledger.over(name, limits, sure) or limits[0]
-        return Hold(tuple(name for name, _ in accounts), Spend(usd / NANO, tokens), time // MINUTE)
+        return Hold(tuple(name for name, _ in accounts), Spend(usd / NANO, tokens), time // MINUTE, id_)
 
     def give_back(self, hold: Hold) -> None:
         """The call is over."""
         if hold.minute is not None and self.link() is not None:
             for account in hold.accounts:
                 self.settlements.next.release(account, hold.minute, _nano(hold.spend.usd), hold.spend.tokens)
+            self.settlements.next.done.append(hold.id)
             self.settlements.send()
 
     def charge(self, account: str, cost: Spend) -> None:

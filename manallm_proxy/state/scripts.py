@@ -61,6 +61,8 @@ def name_of(kind: str, whose: str) -> str:
 
 
 REQUESTS: Final = Script("""
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind ~= 'zset' then redis.call('UNLINK', KEYS[1]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local span, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -114,6 +116,11 @@ local function lessen(key, name, number)
     local left = (tonumber(redis.call('HGET', key, name) or '') or 0) - number
     if left > 0 then redis.call('HSET', key, name, whole(left)) else redis.call('HDEL', key, name) end
 end
+local function record(sender, id, rows)
+    if redis.call('TYPE', sender)['ok'] == 'string' then redis.call('UNLINK', sender) end
+    redis.call('HSET', sender, id, cjson.encode(rows))
+    redis.call('EXPIRE', sender, 86400)
+end
 local LIFETIME = 2851200000
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -133,7 +140,7 @@ HELD_MINUTES: Final = 15
 """After that nobody is expected to give back what it has reserved: its process has died, or its answer is very long."""
 
 TOKENS: Final = Script(f"""{_COMMON}
-local limit, sure, likely = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local limit, sure, likely, id = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
 if is_late(ARGV[4]) then return {{{LATE}, 0, 0, 0, now}} end
 local used, ticks = 0, {{}}
 for name, number in pairs(numbers(KEYS[1])) do
@@ -157,13 +164,14 @@ end
 local taken = math.min(sure + likely, limit - used)
 redis.call('HINCRBY', KEYS[1], whole(tick), whole(taken))
 redis.call('PEXPIRE', KEYS[1], 61000)
+record(KEYS[2], id, {{whole(tick), whole(taken)}})
 return {{1, used + taken, tick, taken, now}}
 """)
 """Tokens of a sliding window: whether they pass, how many have, when, how many it took, and the server's time.
 
 `sure` ones must fit, `likely` ones only as far as there is room. Where they do not pass, the third number is
-microseconds until they may. The last argument is the server's time (microseconds; 0: not known) after which nobody
-waits for it any more: then it does nothing, and says `LATE`.
+microseconds until they may. The last arguments are the server's time (microseconds; 0: not known) after which nobody
+waits for it any more: then it does nothing, and says `LATE`; and under which name the sender may undo it.
 """
 
 HOLD: Final = Script(f"""{_COMMON}
@@ -198,11 +206,13 @@ local answer = {{blocked, now, 0, 0}}
 if blocked == 0 then
     local u = math.min(asked.sure.u + asked.likely.u, room.u)
     local t = math.min(asked.sure.t + asked.likely.t, room.t)
-    for _, key in ipairs(KEYS) do
-        redis.call('HINCRBY', key, 'h' .. minute .. 'u', whole(u))
-        redis.call('HINCRBY', key, 'h' .. minute .. 't', whole(t))
-        redis.call('PEXPIRE', key, LIFETIME)
+    local names = {{'h' .. minute .. 'u', 'h' .. minute .. 't'}}
+    for at = 1, #asked.accounts do
+        redis.call('HINCRBY', KEYS[at], names[1], whole(u))
+        redis.call('HINCRBY', KEYS[at], names[2], whole(t))
+        redis.call('PEXPIRE', KEYS[at], LIFETIME)
     end
+    record(KEYS[#asked.accounts + 1], ARGV[3], {{names[1], whole(u), names[2], whole(t)}})
     answer[3], answer[4] = u, t
 end
 for _, number in ipairs(told) do answer[#answer + 1] = number end
@@ -216,19 +226,34 @@ time, in whose minute it is reserved, USD and tokens that are; then of each acco
 """
 
 SETTLE: Final = Script(f"""{_COMMON}
-local asked, told = cjson.decode(ARGV[1]), {{}}
-local is_new = redis.call('GET', KEYS[1]) ~= asked.number
-if is_new then redis.call('SET', KEYS[1], asked.number, 'EX', 86400) end
-for _, row in ipairs(asked.windows) do
-    local key, more = KEYS[row[1]], row[3]
-    if is_new then
+local asked, told, sender = cjson.decode(ARGV[1]), {{}}, KEYS[1]
+local is_new = redis.call('HGET', sender, 'number') ~= asked.number
+if is_new then
+    redis.call('HSET', sender, 'number', asked.number)
+    redis.call('EXPIRE', sender, 86400)
+    for _, row in ipairs(asked.passed) do
+        local key = KEYS[row[1]]
+        if redis.call('TYPE', key)['ok'] ~= 'zset' then redis.call('UNLINK', key) end
+        for _, member in ipairs(row[2]) do redis.call('ZADD', key, now, member) end
+        redis.call('PEXPIRE', key, 61000)
+    end
+    for _, row in ipairs(asked.undone) do
+        local found = redis.call('HGET', sender, row[2])
+        local rows = found and cjson.decode(found) or {{}}
+        for _, at in ipairs(row[1]) do
+            numbers(KEYS[at])
+            for n = 1, #rows, 2 do lessen(KEYS[at], rows[n], tonumber(rows[n + 1])) end
+        end
+        redis.call('HDEL', sender, row[2])
+    end
+    for _, id in ipairs(asked.done) do redis.call('HDEL', sender, id) end
+    for _, row in ipairs(asked.windows) do
+        local key, more = KEYS[row[1]], row[3]
         numbers(key)
         if more > 0 then redis.call('HINCRBY', key, whole(tick), whole(more)) else lessen(key, whole(row[2]), -more) end
         redis.call('PEXPIRE', key, 61000)
     end
-end
-for _, row in ipairs(asked.holds) do
-    if is_new then
+    for _, row in ipairs(asked.holds) do
         numbers(KEYS[row[1]])
         lessen(KEYS[row[1]], 'h' .. row[2] .. 'u', row[3])
         lessen(KEYS[row[1]], 'h' .. row[2] .. 't', row[4])
@@ -246,7 +271,8 @@ for _, row in ipairs(asked.costs) do
 end
 return told
 """)
-"""Gives back what was reserved and counts what was spent instead, once for each number of a sender.
+"""Gives back what was reserved and counts what was spent instead, once for each number of a sender. Undoes what it had
+asked for and nobody waited for (see `TOKENS`), and counts requests that passed without being asked for.
 
 Returns of each cost what its account has spent in that day and that month (USD, tokens; USD, tokens).
 """

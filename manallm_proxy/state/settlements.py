@@ -34,6 +34,12 @@ NOTHING: Final[Totals] = (0, 0, 0, 0)
 class Batch:
     """Added up. ``costs``: by account, day and month."""
 
+    passed: dict[str, list[str]] = field(factory=dict)
+    """Requests that passed without the server, by window."""
+    undone: list[tuple[tuple[str, ...], str]] = field(factory=list)
+    """What was asked for and may have been done though nobody waited: where, and under which name."""
+    done: list[str] = field(factory=list)
+    """What was asked for is settled, so that nobody has to know its name any more."""
     windows: dict[tuple[str, int], int] = field(factory=dict)
     windows_at: float = 0.0
     """When the last one of ``windows`` came."""
@@ -42,7 +48,7 @@ class Batch:
     number: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.windows or self.holds or self.costs)
+        return bool(self.windows or self.holds or self.costs or self.passed or self.undone or self.done)
 
     def add_cost(self, account: str, day: int, month: int, usd: int, tokens: int) -> None:
         _add(self.costs, (account, day, month), usd, tokens)
@@ -52,11 +58,21 @@ class Batch:
 
     def add_tokens(self, window: str, tick: int, more: int, now: float) -> None:
         """`more` (or less) than were taken in `tick`; of more, only the number matters."""
-        if now - self.windows_at >= WINDOW:
-            self.windows.clear()
-        self.windows_at = now
+        self._forget(now)
         key = (window, tick if more < 0 else 0)
         self.windows[key] = self.windows.get(key, 0) + more
+
+    def add_request(self, window: str, member: str, now: float) -> None:
+        """One passed."""
+        self._forget(now)
+        self.passed.setdefault(window, []).append(member)
+
+    def _forget(self, now: float) -> None:
+        """What nobody counts any more."""
+        if now - self.windows_at >= WINDOW:
+            self.windows.clear()
+            self.passed.clear()
+        self.windows_at = now
 
     def request(self, floor: Callable[[str, int, int], Totals]) -> tuple[list[str], str]:
         """Names, and the argument of `SETTLE`. Names come from the keys' own, see `name_of`."""
@@ -67,6 +83,9 @@ class Batch:
 
         content = {
             "number": self.number,
+            "passed": [[at(name), members] for name, members in self.passed.items()],
+            "undone": [[[at(name) for name in names], id_] for names, id_ in self.undone],
+            "done": self.done,
             "windows": [[at(name), tick, more] for (name, tick), more in self.windows.items()],
             "holds": [[at(_account(name)), minute, *amounts] for (name, minute), amounts in self.holds.items()],
             "costs": [
@@ -99,7 +118,8 @@ class Settlements:
     next: Batch = field(factory=Batch)
     """What comes is added to this."""
     _sent: Batch | None = None
-    _sender: str = field(factory=lambda: secrets.token_hex(8))
+    sender: str = field(factory=lambda: name_of("sender", secrets.token_hex(16)))
+    """Under this name the server knows what this process has asked for."""
     _numbers: int = 0
     _sending: asyncio.Task[None] | None = None
 
@@ -118,6 +138,16 @@ class Settlements:
                 if name == account:
                     usd, tokens = usd + amounts[0], tokens + amounts[1]
         return usd, tokens
+
+    def new_id(self) -> str:
+        """A name that this process has not used."""
+        self._numbers += 1
+        return str(self._numbers)
+
+    def undo(self, names: Iterable[str], id_: str) -> None:
+        """What was asked for under the name may have been done."""
+        self.next.undone.append((tuple(names), id_))
+        self.send()
 
     def send(self) -> None:
         """Soon."""
@@ -138,11 +168,11 @@ class Settlements:
         while self._sent is not None or self.next:
             if self._sent is None:
                 self._sent, self.next = self.next, Batch()
-                self._numbers += 1
-                self._sent.number = f"{self._sender}:{self._numbers}"
+                self._sent.number = self.new_id()
             batch, link = self._sent, self.link()
-            if batch.windows and self.clock() - batch.windows_at >= WINDOW:
+            if self.clock() - batch.windows_at >= WINDOW:
                 batch.windows.clear()
+                batch.passed.clear()
             if link is None:  # a reload has taken it away
                 self._sent, self.next = None, Batch()
                 return
@@ -161,5 +191,5 @@ class Settlements:
 
     async def _tell(self, link: Link, batch: Batch) -> list[int]:
         names, argument = batch.request(self.floor)
-        names.insert(0, name_of("sender", self._sender))
+        names.insert(0, self.sender)
         return await link.use(lambda client: SETTLE.run(client, names, argument))
