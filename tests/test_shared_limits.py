@@ -62,7 +62,7 @@ async def test_a_limit_is_one_for_all(redis: RedisServer, tmp_path: Path) -> Non
                 assert response.status == 429
                 assert 50 <= int(response.headers["Retry-After"]) <= 60
             names = redis.names()
-            assert [name.startswith(b"manallm:1:limit:") for name in names] == [True]
+            assert [name.startswith(b"manallm:1:{spend}:limit:") for name in names] == [True]
             assert 0 < redis.client().pttl(names[0]) <= 60_000
 
 

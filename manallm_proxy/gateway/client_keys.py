@@ -127,20 +127,28 @@ class Caller:
     def leave(self) -> None:
         self.in_flight -= 1
 
-    def reserve(self, tokens: int, now: float) -> Taken | None:
-        """Takes `tokens` of the key's minute until `settle`; None where it has no such limit. KeyLimited."""
+    @property
+    def tokens(self) -> TokenWindow | None:
+        """Of its tokens per minute; None where they are not limited."""
+        return self._tokens
+
+    def reserve(self, tokens: int, likely: int, now: float) -> Taken | None:
+        """Takes tokens of the key's minute until `settle`, see `TokenWindow.take`; None without a limit. KeyLimited."""
         if self._tokens is None:
             return None
-        taken = self._tokens.take(tokens, now)
+        taken = self._tokens.take(tokens, now, likely)
         if taken is None:
-            wait = self._tokens.next_in(tokens, now)
-            again = "ask for less (max_tokens)" if wait is None else f"try again in {spoken(wait)}"
-            raise KeyLimited(
-                f"key '{self.key.name}' may use {self._tokens.limit} tokens within a minute, and this request may "
-                f"take {tokens}, its max_tokens included; {again}",
-                retry_after=wait,
-            )
+            raise self.too_many(tokens, self._tokens, self._tokens.next_in(tokens, now))
         return taken
+
+    def too_many(self, tokens: int, window: TokenWindow, wait: float | None) -> KeyLimited:
+        """The refusal of so many; `wait` in seconds, None: they never pass."""
+        again = "ask for less (max_tokens)" if wait is None else f"try again in {spoken(wait)}"
+        return KeyLimited(
+            f"key '{self.key.name}' may use {window.limit} tokens within a minute, and this request may "
+            f"take {tokens}, its max_tokens included; {again}",
+            retry_after=wait,
+        )
 
     def settle(self, taken: Taken, tokens: int, now: float) -> None:
         """`tokens` it was in the end."""

@@ -190,7 +190,7 @@ class Exchange:
 
     async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse:
         """The answer of the first target of the chain that has one."""
-        asking.way.reserve()
+        await asking.way.reserve()
         if asking.call.summary.stream:
             return await self._stream(asking, reply)
         answer, self.resolved = await asking.complete()

@@ -27,6 +27,7 @@ from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
 from manallm_proxy.gateway.shared_limits import SharedLimits
+from manallm_proxy.gateway.shared_spend import SharedSpend
 from manallm_proxy.gateway.speaking import takes, unable
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
@@ -56,6 +57,8 @@ class Generation:
     """What is kept of them, and what is on its way."""
     ledger: Ledger
     """What was spent. It outlives reloads."""
+    limits: SharedLimits
+    """What keys may use, and accounts may spend, where workers and instances share it. It outlives reloads."""
     home: Home = field(factory=Home)
     """The gates for local providers."""
     spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
@@ -64,8 +67,6 @@ class Generation:
     """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
     caches: bool = field(init=False)
     """Whether any answers are kept."""
-    limits: SharedLimits | None = field(init=False, default=None)
-    """What counts keys' requests for all instances, if anything does."""
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`."""
@@ -108,9 +109,9 @@ class Generation:
         home = new_home(config, catalog, registry, workers=workers)
         adopt(home, config, healths)
         answers = new_answers(config, clock, observe)
-        made = cls(config, opened, registry, catalog, keyring, answers, ledger or Ledger(), home, opened=opened)
-        made.limits = _limits(answers)
-        return made
+        ledger = ledger if ledger is not None else Ledger()
+        limits = SharedLimits(SharedSpend(ledger, lambda: answers.link, clock))
+        return cls(config, opened, registry, catalog, keyring, answers, ledger, limits, home, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -132,7 +133,7 @@ class Generation:
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
         home = new_home(config, self.catalog, registry, self.home, self.config)
-        shared = (self.catalog, keyring, self.answers, self.ledger)
+        shared = (self.catalog, keyring, self.answers, self.ledger, self.limits)
         return Generation(config, providers, registry, *shared, home, opened=opened)
 
     def adopt(self) -> None:
@@ -144,7 +145,6 @@ class Generation:
         self.keyring.adopt()
         adopt(self.home, self.config, self.registry.providers)
         adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
-        self.limits = _limits(self.answers)
 
     async def discard(self) -> None:
         """Closes what `prepare` opened. This generation will not serve."""
@@ -327,6 +327,7 @@ class Generation:
 
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
+        await self.limits.spend.settlements.close()
         boxes = self.home.boxes.boxes.values()
         held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
         await close_all(held, self.registry.observe)
@@ -335,10 +336,6 @@ class Generation:
 def _is_sendable(model: str) -> bool:
     """Whether it can be part of a response header: visible ASCII of bounded length."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
-
-
-def _limits(answers: Answers) -> SharedLimits | None:
-    return SharedLimits(answers.link) if answers.link is not None else None
 
 
 def _policy(config: Config) -> Policy:

@@ -163,7 +163,6 @@ class KeptAnswer:
     async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:
         """Asks in a flight, which others may join if it `is_shared`."""
         exchange = self.exchange
-        self.asking.way.reserve()
         flight, generation = Flight(self._form), exchange.generation
         flights = generation.answers.flights
         production = Production(self.asking, key, self.reply, self._replay, self._seconds)

@@ -82,7 +82,7 @@ class Pipeline:
             raise _full(most)
         if exchange.caller is None:
             return None
-        if generation.limits is not None and exchange.caller.window is not None:
+        if exchange.caller.window is not None and generation.limits.link is not None:
             return generation.limits
         exchange.caller.ask(exchange.started)
         return None

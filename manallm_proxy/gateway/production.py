@@ -34,6 +34,7 @@ class Production:
     async def run(self, flight: Flight) -> None:
         """To the end of the answer. Raises what `Asking` does where none begins."""
         flight.reply = self.reply
+        await self.asking.way.reserve()
         await (self._stream(flight) if flight.form.stream else self._complete(flight))
 
     async def _complete(self, flight: Flight) -> None:

@@ -18,15 +18,30 @@ SPAN: Final = 60.0
 
 
 @define(eq=False)
+class Elsewhere:
+    """How many have passed at others, as it was last known: ``number``, at ``at``."""
+
+    number: int = 0
+    at: float = 0.0
+
+    def learn(self, number: int, now: float) -> None:
+        self.number, self.at = max(0, number), now
+
+    def estimate(self, now: float) -> int:
+        """Those that count still, as if they had passed evenly over the minute before it was known."""
+        if not self.number or now - self.at >= SPAN:
+            return 0
+        return math.ceil(self.number * (1 - (now - self.at) / SPAN))
+
+
+@define(eq=False)
 class Window:
     """Lets ``limit`` pass in any `SPAN` seconds. The limit may change; what has passed still counts."""
 
     limit: int
     _passed: deque[float] = field(factory=deque, repr=False)
     """When each of the last minute passed, the oldest first."""
-    _others: int = 0
-    """How many had passed elsewhere, when that was last known."""
-    _others_at: float = 0.0
+    _elsewhere: Elsewhere = field(factory=Elsewhere)
 
     def note(self, now: float) -> None:
         """One has passed, which was decided elsewhere."""
@@ -36,12 +51,12 @@ class Window:
     def learn(self, passed: int, now: float) -> None:
         """So many have passed in all, here and elsewhere."""
         self._forget(now)
-        self._others, self._others_at = max(0, passed - len(self._passed)), now
+        self._elsewhere.learn(passed - len(self._passed), now)
 
     def take(self, now: float) -> bool:
         """Whether one more may pass now. One that may not leaves no trace: asking too often costs nothing."""
         self._forget(now)
-        if len(self._passed) + self._elsewhere(now) >= self.limit:
+        if len(self._passed) + self._elsewhere.estimate(now) >= self.limit:
             return False
         self._passed.append(now)
         return True
@@ -49,29 +64,23 @@ class Window:
     def remaining(self, now: float) -> int:
         """How many more may pass now."""
         self._forget(now)
-        return max(0, self.limit - len(self._passed) - self._elsewhere(now))
+        return max(0, self.limit - len(self._passed) - self._elsewhere.estimate(now))
 
     def next_in(self, now: float) -> float:
         """Seconds until one more may pass; 0 if one may."""
         self._forget(now)
-        elsewhere = self._elsewhere(now)
+        elsewhere = self._elsewhere.estimate(now)
         over = len(self._passed) + elsewhere - self.limit
         if over < 0:
             return 0.0
         if elsewhere:  # one of those may be forgotten by then
-            return SPAN / self._others
+            return SPAN / self._elsewhere.number
         return SPAN - (now - self._passed[over])
 
     def reset_in(self, now: float) -> float:
         """Seconds until all of ``limit`` may pass again, if none does before."""
         self._forget(now)
         return SPAN - (now - self._passed[-1]) if self._passed else 0.0
-
-    def _elsewhere(self, now: float) -> int:
-        """An estimate: as if those had passed evenly over the minute before it was known."""
-        if not self._others or now - self._others_at >= SPAN:
-            return 0
-        return math.ceil(self._others * (1 - (now - self._others_at) / SPAN))
 
     def _forget(self, now: float) -> None:
         while self._passed and now - self._passed[0] >= SPAN:
@@ -80,10 +89,13 @@ class Window:
 
 @define(eq=False)
 class Taken:
-    """Tokens of one request, and when they were taken."""
+    """Tokens of one request, and when they were taken. ``tick``: by the clock of who counts for all, if one did."""
 
     at: float
     tokens: int
+    tick: int | None = None
+    id: str = ""
+    """What those know it by."""
 
 
 @define(eq=False)
@@ -93,18 +105,34 @@ class TokenWindow:
     limit: int
     _taken: deque[Taken] = field(factory=deque, repr=False)
     _sum: int = 0
+    _elsewhere: Elsewhere = field(factory=Elsewhere)
 
-    def take(self, tokens: int, now: float) -> Taken | None:
-        """What is taken until `settle`; None where so many may not pass now, which leaves no trace."""
-        tokens = max(tokens, 1)
-        if tokens > self.remaining(now):
+    def take(self, tokens: int, now: float, likely: int = 0) -> Taken | None:
+        """What is taken until `settle`; None where so many `tokens` may not pass now, which leaves no trace.
+
+        `likely` ones are taken beside them, as far as there is room.
+        """
+        tokens, left = max(tokens, 1), self.remaining(now)
+        if tokens > left:
             return None
-        return self._add(tokens, now)
+        return self.note(min(tokens + likely, left), now)
+
+    def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> Taken:
+        """So many pass; in `tick` it was decided elsewhere."""
+        taken = Taken(now, tokens, tick, id_)
+        self._taken.append(taken)
+        self._sum += tokens
+        return taken
+
+    def learn(self, passed: int, now: float) -> None:
+        """So many have passed in all, here and elsewhere."""
+        self._forget(now)
+        self._elsewhere.learn(passed - self._sum, now)
 
     def settle(self, taken: Taken, tokens: int, now: float) -> None:
         """`tokens` it was. What it took more counts from now on, so that a long stream is not forgotten at its end."""
         if tokens > taken.tokens:
-            self._add(tokens - taken.tokens, now)
+            self.note(tokens - taken.tokens, now)
         elif now - taken.at < SPAN:
             self._sum -= taken.tokens - tokens
             taken.tokens = tokens
@@ -113,14 +141,17 @@ class TokenWindow:
     def remaining(self, now: float) -> int:
         """How many more may pass now."""
         self._forget(now)
-        return max(0, self.limit - self._sum)
+        return max(0, self.limit - self._sum - self._elsewhere.estimate(now))
 
     def next_in(self, tokens: int, now: float) -> float | None:
         """Seconds until so many may pass; None where they never may."""
         if tokens > self.limit:
             return None
         self._forget(now)
-        over, wait = self._sum + tokens - self.limit, 0.0
+        elsewhere = self._elsewhere.estimate(now)
+        over, wait = self._sum + elsewhere + max(tokens, 1) - self.limit, 0.0
+        if 0 < over <= elsewhere:  # of which the first are forgotten one by one
+            return over * SPAN / self._elsewhere.number
         for each in self._taken:
             if over <= 0:
                 break
@@ -131,12 +162,6 @@ class TokenWindow:
         """Seconds until all of ``limit`` may pass again, if nothing does before."""
         self._forget(now)
         return SPAN - (now - self._taken[-1].at) if self._taken else 0.0
-
-    def _add(self, tokens: int, now: float) -> Taken:
-        taken = Taken(now, tokens)
-        self._taken.append(taken)
-        self._sum += tokens
-        return taken
 
     def _forget(self, now: float) -> None:
         while self._taken and now - self._taken[0].at >= SPAN:

@@ -1,4 +1,4 @@
-"""A key's requests per minute, counted for all workers and instances by one script in Redis, and else estimated."""
+"""What a key may use in a minute, counted for all workers and instances by scripts in Redis, and else estimated."""
 
 from __future__ import annotations
 
@@ -6,65 +6,48 @@ import hashlib
 import itertools
 import secrets
 from collections.abc import Iterator
-from typing import Any, Final
 
 from attrs import define, field
 
 from manallm_proxy.gateway.client_keys import Caller
-from manallm_proxy.gateway.ratelimit import SPAN
+from manallm_proxy.gateway.ratelimit import SPAN, Taken
+from manallm_proxy.gateway.shared_spend import SharedSpend
 from manallm_proxy.state.entries import PREFIX
 from manallm_proxy.state.link import Away, Link, Refused
-
-_SCRIPT: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local span, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - span)
-local passed = redis.call('ZCARD', KEYS[1])
-if passed < limit then
-    redis.call('ZADD', KEYS[1], now, ARGV[3])
-    redis.call('PEXPIRE', KEYS[1], math.ceil(span / 1000))
-    return {1, passed + 1, 0}
-end
-local first = redis.call('ZRANGE', KEYS[1], passed - limit, passed - limit, 'WITHSCORES')
-return {0, passed, math.ceil(first[2] + span - now)}
-"""
-"""One of a sliding window, by the server's clock: whether it passes, how many have, microseconds until one may."""
+from manallm_proxy.state.scripts import LATE, REQUESTS, TOKENS, name_of
 
 
 @define(eq=False)
 class SharedLimits:
-    """See the module."""
+    """See the module. It outlives reloads."""
 
-    link: Link
+    spend: SharedSpend
     _sender: str = field(factory=lambda: secrets.token_hex(8))
     _numbers: Iterator[int] = field(factory=itertools.count)
 
+    @property
+    def link(self) -> Link | None:
+        """To who counts; None where each process does."""
+        return self.spend.link()
+
     async def ask(self, caller: Caller, now: float) -> None:
         """As `Caller.ask`, for all who share the server. Raises KeyLimited."""
-        window = caller.window
-        if window is None:
+        window, link = caller.window, self.link
+        if window is None or link is None:
             caller.ask(now)
             return
         caller.refuse_many()
-        name = f"{PREFIX}limit:{hashlib.sha256(caller.key.name.encode()).hexdigest()[:32]}"
+        name = f"{PREFIX}{{spend}}:limit:{hashlib.sha256(caller.key.name.encode()).hexdigest()[:32]}"
         member = f"{self._sender}:{next(self._numbers)}"
-
-        async def take(client: Any) -> list[int]:
-            found: list[int] = await client.eval(_SCRIPT, 1, name, int(SPAN * 1e6), window.limit, member)
-            return found
-
         try:
-            passes, passed, wait = await self.link.use(take)
-        except Away:
+            passes, passed, wait = await link.use(
+                lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member)
+            )
+        except (Away, Refused) as error:
+            _tell(link, error)
             caller.ask(now)
-            return
-        except Refused as refusal:
-            if str(refusal) == "WRONGTYPE":
-                await self._forget(name)
-            else:
-                self.link.told(str(refusal))
-            caller.ask(now)
+            self.spend.settlements.next.add_request(name, member, now)
+            self.spend.settlements.send()
             return
         if passes:
             window.note(now)
@@ -72,9 +55,51 @@ class SharedLimits:
         if not passes:
             raise caller.limited(window, wait / 1e6)
 
-    async def _forget(self, name: str) -> None:
-        """What stands there is not ours."""
+    async def take(self, caller: Caller, tokens: int, likely: int, now: float) -> Taken | None:
+        """As `Caller.reserve`, for all who share the server. Raises KeyLimited."""
+        window, link, settlements = caller.tokens, self.link, self.spend.settlements
+        if window is None or link is None:
+            return caller.reserve(tokens, likely, now)
+        name, sure, clock = name_of("tokens", caller.key.name), max(tokens, 1), self.spend.server_clock
+        id_, until, was_well = settlements.new_id(), clock.until(now), link.is_well
+        names = [name, settlements.sender]
         try:
-            await self.link.use(lambda client: client.unlink(name))
-        except (Away, Refused):
+            passes, passed, number, taken, time = await link.use(
+                lambda client: TOKENS.run(client, names, window.limit, sure, likely, until, id_)
+            )
+            clock.learn(time, self.spend.clock())
+        except (Away, Refused) as error:
+            _tell(link, error)
+            if was_well:
+                settlements.undo([name], id_)
+            return caller.reserve(tokens, likely, now)
+        except BaseException:  # the client left
+            settlements.undo([name], id_)
+            raise
+        if passes == LATE:
+            return caller.reserve(tokens, likely, now)
+        if passes:
+            note = window.note(taken, now, number, id_)
+            window.learn(passed, now)
+            return note
+        window.learn(passed, now)
+        raise caller.too_many(tokens, window, number / 1e6 if sure <= window.limit else None)
+
+    def settle(self, caller: Caller, taken: Taken, tokens: int, now: float) -> None:
+        """`tokens` it was in the end. Waits for nobody."""
+        took, settlements = taken.tokens, self.spend.settlements
+        caller.settle(taken, tokens, now)
+        if self.link is None:
             return
+        name = name_of("tokens", caller.key.name)
+        more = tokens if taken.tick is None else tokens - took  # nobody there has heard of it
+        if more:
+            settlements.next.add_tokens(name, taken.tick or 0, more, now)
+        if taken.id:
+            settlements.next.done.append(taken.id)
+        settlements.send()
+
+
+def _tell(link: Link, error: Away | Refused) -> None:
+    if isinstance(error, Refused):
+        link.told(str(error))

@@ -31,20 +31,22 @@ class Way:
     visit: Visit
     expense: Expense | None
 
-    def reserve(self) -> None:
+    async def reserve(self) -> None:
         """KeyLimited or BudgetExceeded if the targets may not be asked."""
         if self.expense is not None:
-            self.expense.reserve(self.walk.chain)
+            await self.expense.reserve(self.walk.chain)
 
     def settle(self, served: Entry | None, usage: Usage | None, sent: int) -> None:
         """See `Expense.settle`. Harmless when repeated."""
         if self.expense is not None:
-            self.expense.settle(served, usage, sent)
+            self.expense.settle(served, usage, sent, self.walk.chain)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """`ask`, once it is the request's turn there; and who pays."""
-        in_turn = self.visit.in_turn(self._timed(ask) if self.walk.chain.has_tiers else ask)
-        return in_turn if self.expense is None else self.expense.in_turn(in_turn)
+        timed = self._timed(ask) if self.walk.chain.has_tiers else ask
+        if self.expense is None:
+            return self.visit.in_turn(timed)
+        return self.expense.in_turn(self.visit.in_turn(self.expense.noting(timed)))
 
     def _timed(self, ask: Ask[A]) -> Ask[A]:
         """Tiers go by how long it takes until an answer begins."""

@@ -57,8 +57,12 @@ class SpendKeeper:
     def __attrs_post_init__(self) -> None:
         self.ledger.changed = self._changed
 
-    def heard(self, rows: list[Row]) -> None:
-        """What another worker spent, or all have until now."""
+    def heard(self, rows: list[Row], recovered: list[Row] | None) -> None:
+        """What another worker spent; or, where `recovered` was spent before any began, what all have until now."""
+        if recovered is not None:
+            self.ledger.recovered = recovered
+        elif self.ledger.is_told():  # by who counts for all
+            return
         self.ledger.merge(rows)
         self._write_later()
 
@@ -128,7 +132,7 @@ def recover(ledger: Ledger, path: Path | None, observe: Observer) -> None:
     if path is None:
         return
     rows, wrong = spend_file.read(path)
-    ledger.merge(rows)
+    ledger.recover(rows)
     if wrong is not None:
         observe(SpendUnkept(str(path), wrong))
 

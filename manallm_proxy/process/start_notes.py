@@ -13,8 +13,8 @@ def apart(config: Config) -> str:
     """Names the limits that hold for each worker, and not for all together; budgets are everybody's."""
     limits = [f"providers.{p.name}.max_concurrent" for p in config.providers.values() if p.max_concurrent]
     keys = config.auth.keys
-    if config.state is not None:  # there requests per minute are counted for all
-        keys = tuple(evolve(key, requests_per_minute=None) for key in keys)
+    if config.state is not None:  # there what happens in a minute is counted for all
+        keys = tuple(evolve(key, requests_per_minute=None, tokens_per_minute=None) for key in keys)
     limits += [f"auth.keys of {key.name}" for key in keys if key.is_limited]
     return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
 

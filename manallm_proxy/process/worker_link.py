@@ -57,8 +57,8 @@ FAREWELL_TIMEOUT: Final = 1.0
 class HearsSpent(Protocol):
     """Knows what all have spent."""
 
-    def heard(self, rows: list[Row]) -> None:
-        """Takes what other workers have spent."""
+    def heard(self, rows: list[Row], recovered: list[Row] | None) -> None:
+        """Takes what other workers have spent, see `Spent`."""
 
 
 class Duties(Protocol):
@@ -211,7 +211,7 @@ class WorkerLink(asyncio.Protocol):
             case Happened():
                 duties.hear(message.id, message.kind, message.data)
             case Spent():
-                duties.spend.heard(message.rows)
+                duties.spend.heard(message.rows, message.recovered)
             case Beat():
                 self._send(message)
             case Prepare():

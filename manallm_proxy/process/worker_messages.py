@@ -113,9 +113,13 @@ class Happened(Message):
 
 
 class Spent(Message):
-    """In both directions: what one worker has spent since it last said so; to one that begins, what all have."""
+    """In both directions: what one worker has spent since it last said so; to one that begins, what all have.
+
+    ``recovered``: to one that begins, what of it was spent before any worker began.
+    """
 
     rows: list[Row]
+    recovered: list[Row] | None = None
 
 
 class Beat(Message):

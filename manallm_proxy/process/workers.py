@@ -131,7 +131,7 @@ class WorkerManager:
         for (provider, model), update in self._updates.items():
             self.outbox.append((number, Moved(provider, model, update)))
         if rows := self.ledger.rows():
-            self.outbox.append((number, Spent(rows)))
+            self.outbox.append((number, Spent(rows, self.ledger.recovered)))
         if self._rollout is not None:
             self._rollout.started(number)
             self.outbox.append((number, self._rollout.prepare))

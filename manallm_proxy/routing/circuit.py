@@ -37,6 +37,14 @@ class Skip:
     """More about the reason, for people."""
 
 
+class Declined(Exception):
+    """An attempt that was not made after all: who decides about that is asked when its turn has come."""
+
+    def __init__(self, skip: Skip) -> None:
+        super().__init__(skip.reason)
+        self.skip = skip
+
+
 @frozen
 class SharedState:
     """A circuit's state as workers exchange it. Times are seconds of CLOCK_MONOTONIC, which they share."""

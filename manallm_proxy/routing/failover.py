@@ -2,7 +2,8 @@
 
 For each target in order:
 
-1. Not worth trying now (health or a gate says why), or no listed model fits an open entry: note it, next.
+1. Not worth trying now (health or a gate says why, or at last who pays), or no listed model fits an open entry: note
+   it, next.
 2. Attempt it. An answer: done.
 3. A failure of the provider, or one that ``fallback_on`` lists: report it to health, note it, next.
 4. Any other failure is for the caller to hear: it ends the walk and blames nobody.
@@ -27,7 +28,7 @@ from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejecte
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, Skip
+from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.hedging import Racer, next_end
@@ -141,6 +142,8 @@ class Walk:
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
                 forget_frames(error)
+            except Declined as no:
+                self._declined(entry, verdict, no.skip)
             except BaseException:  # 5
                 verdict.released()
                 raise
@@ -180,6 +183,8 @@ class Walk:
                 except ProviderError as error:
                     self._failed(racer.entry, racer.permit, error, racer.started)
                     forget_frames(error)
+                except Declined as no:
+                    self._declined(racer.entry, racer.permit, no.skip)
                 except BaseException:
                     racer.permit.released()
                     raise
@@ -268,6 +273,12 @@ class Walk:
         self.trying = None
         record = AttemptRecord(str(target), error.error_type, error.provider_status, error.detail, duration, started)
         self._pass(record, widened=widened)
+
+    def _declined(self, entry: Entry, permit: Permit, skip: Skip) -> None:
+        permit.released()
+        self.tried -= 1
+        self.trying = None
+        self._pass(AttemptRecord(str(entry.target), skip.reason, detail=skip.detail, at=self.registry.clock()))
 
     def _pass(self, record: AttemptRecord, *, widened: bool = False) -> None:
         self.log.append(record)

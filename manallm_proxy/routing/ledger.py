@@ -4,6 +4,8 @@
    are more than the limit together; or where it is used up, whatever the request wants.
 2. Days and months are those of UTC's calendar. What was spent in earlier months is forgotten.
 3. What is reserved is this process's own. What is spent is everybody's: workers tell each other, see `take_unshared`.
+4. Where a server counts for all, this is what was last heard of it, and what it has not heard of us. It says what is
+   reserved elsewhere, too, which is believed for `HELD_FOR` seconds.
 
 Nothing here waits or touches a file. The clock is seconds since the epoch, since a budget outlives the process.
 """
@@ -19,9 +21,11 @@ from typing import Final
 from attrs import define, field
 
 from manallm_proxy.contract.budgets import Limit
+from manallm_proxy.routing.lengths import AnswerLengths
 
 DAY: Final = 86_400
 _EPOCH: Final = date(1970, 1, 1).toordinal()
+HELD_FOR: Final = 60.0
 _TINY: Final = 1e-9
 """USD by which sums of floats may be off."""
 
@@ -40,12 +44,21 @@ class Spend:
         self.usd += usd
         self.tokens += tokens
 
+    def in_(self, limit: Limit) -> float:
+        """In the unit of `limit`."""
+        return self.usd if limit.amount.unit == "USD" else self.tokens
+
 
 @lru_cache(maxsize=128)
 def month_of(day: int) -> int:
     """One number for each month."""
     found = date.fromordinal(_EPOCH + day)
     return found.year * 12 + found.month
+
+
+def first_day_of(day: int) -> int:
+    """Of its month."""
+    return day + 1 - date.fromordinal(_EPOCH + day).day
 
 
 @define(eq=False)
@@ -57,7 +70,14 @@ class Ledger:
     _days: dict[str, dict[int, Spend]] = field(factory=dict)
     _reserved: dict[str, Spend] = field(factory=dict)
     _unshared: dict[tuple[str, int], Spend] = field(factory=dict)
+    _elsewhere: dict[str, tuple[Spend, float]] = field(factory=dict)
+    """What others have reserved, and when that was heard."""
     _month: int = 0
+    recovered: list[Row] = field(factory=list)
+    """What was spent before this proxy began, by its own records."""
+    lengths: AnswerLengths = field(factory=AnswerLengths)
+    is_told: Callable[[], bool] = lambda: False
+    """Whether a server counts for all now, so that what workers tell each other is known from there."""
 
     @property
     def day(self) -> int:
@@ -68,15 +88,31 @@ class Ledger:
     def over(self, account: str, limits: Iterable[Limit], wanted: Spend) -> Limit | None:
         """The first of `limits` in which there is too little left for `wanted`."""
         for limit in limits:
-            held = self._reserved.get(account, _NOTHING)
-            spent = self.spent(account, limit)
-            if limit.amount.unit == "USD":
-                used, more = spent.usd + held.usd, wanted.usd
-            else:
-                used, more = spent.tokens + held.tokens, wanted.tokens
-            if used >= limit.amount.number - _TINY or used + more > limit.amount.number + _TINY:
+            left = self._left(account, limit)
+            if left <= _TINY or wanted.in_(limit) > left + _TINY:
                 return limit
         return None
+
+    def fitting(self, account: str, limits: Iterable[Limit], sure: Spend, likely: Spend) -> Spend:
+        """`sure` and as much of what is `likely` beside it as all `limits` have left."""
+        usd, tokens = sure.usd + likely.usd, sure.tokens + likely.tokens
+        for limit in limits:
+            left = self._left(account, limit)
+            if limit.amount.unit == "USD":
+                usd = max(sure.usd, min(usd, left))
+            else:
+                tokens = max(sure.tokens, min(tokens, int(left)))
+        return Spend(usd, tokens)
+
+    def _left(self, account: str, limit: Limit) -> float:
+        held = self.held(account).in_(limit)
+        if (heard := self._elsewhere.get(account)) is not None and self.clock() - heard[1] < HELD_FOR:
+            held += heard[0].in_(limit)
+        return limit.amount.number - self.spent(account, limit).in_(limit) - held
+
+    def held(self, account: str) -> Spend:
+        """What is reserved here."""
+        return self._reserved.get(account, _NOTHING)
 
     def spent(self, account: str, limit: Limit) -> Spend:
         """In the current day or month."""
@@ -139,6 +175,39 @@ class Ledger:
         """What was spent elsewhere, or before this process began."""
         for account, day, usd, tokens in rows:
             self._add(account, day, usd, tokens)
+
+    def recover(self, rows: list[Row]) -> None:
+        """What was spent before this proxy began."""
+        self.recovered = rows
+        self.merge(rows)
+
+    def before(self, account: str, day: int) -> tuple[Spend, Spend]:
+        """Of what was recovered: in `day`, and in its month."""
+        in_day, in_month = Spend(), Spend()
+        for name, when, usd, tokens in self.recovered:
+            if name == account and month_of(when) == month_of(day):
+                in_month.add(usd, tokens)
+                if when == day:
+                    in_day.add(usd, tokens)
+        return in_day, in_month
+
+    # 4
+
+    def learn(self, account: str, day: int, spent: Spend, earlier: Spend) -> None:
+        """What a server knows of `day`, and of the days before it in its month, with what it does not know of us."""
+        if day != self.day:
+            return
+        self._add(account, day, 0.0, 0)
+        days, month = self._days[account], month_of(day)
+        for each in [each for each in days if month_of(each) == month]:
+            del days[each]
+        days[day] = spent
+        if (first := first_day_of(day)) != day and earlier.tokens:
+            days[first] = earlier
+
+    def learn_held(self, account: str, held: Spend) -> None:
+        """What others have reserved."""
+        self._elsewhere[account] = held, self.clock()
 
     def rows(self) -> list[Row]:
         """Everything that is known."""

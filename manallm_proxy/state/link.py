@@ -23,6 +23,8 @@ AT_A_TIME: Final = 8
 """Uses, and so connections; others wait for their turn within their budget."""
 AGAIN: Final = 0.25
 """Seconds between two questions whether the server is back."""
+SOON: Final = 0.03
+"""The same after the first: it may have been late only."""
 CLOSING: Final = 1.0
 """Seconds that a client's connections may take to close; no request waits for them."""
 
@@ -127,31 +129,45 @@ class Link:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
 
     async def _ask(self) -> None:
-        """Until it answers. A single failure is not told: our own loop may have been late."""
-        while isinstance(client := await self._answering(), Exception):
+        """Until it answers in time. A single failure is not told: our own loop may have been late."""
+        client: Any = None
+        pause = SOON
+        while True:
+            client, error = await self._answering(client)
+            if error is None:
+                break
             if not self._told:
                 self._told = True
-                self.observe(StateChanged(self.name, is_well=False, detail=_why(client)))
-            await asyncio.sleep(AGAIN)
+                self.observe(StateChanged(self.name, is_well=False, detail=_why(error)))
+            try:
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._leave(client)
+                raise
+            pause = SOON if client is not None else AGAIN
         self._client, self.is_well = client, True
         self._refusals.clear()
         if self._told:
             self._told = False
             self.observe(StateChanged(self.name, is_well=True))
 
-    async def _answering(self) -> Any:
-        """A client of a server that answers, or why there is none."""
-        client: Any = None
+    async def _answering(self, client: Any) -> tuple[Any, Exception | None]:
+        """A client of a server that answers, `client` or a new one; and why the server is not well.
+
+        One that answers too late keeps its client: what took long may have been the way there.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
-            async with asyncio.timeout(BUDGET):
-                client = self.open_client()
+            async with asyncio.timeout(AGAIN):
+                client = client if client is not None else self.open_client()
                 await client.ping()
         except BaseException as error:
             self._leave(client)
             if isinstance(error, Exception):
-                return error
+                return None, error
             raise
-        return client
+        return client, TimeoutError() if clock() - began > BUDGET else None
 
     def _leave(self, client: Any) -> None:
         """Closes it, and waits for nobody."""

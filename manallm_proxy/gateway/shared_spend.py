@@ -1,0 +1,212 @@
+"""Budgets of accounts that several workers and instances share, by a server that counts for all.
+
+1. A call is reserved there before it is made, for all of its accounts or for none, and settled without waiting.
+2. What the server says is never forgotten: one that has lost its data is told again what was spent.
+3. Where it does not answer in time, the ledger of this process decides, by what was last known of the others; what is
+   spent meanwhile the server is told when it is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+from attrs import define, field, frozen
+
+from manallm_proxy.contract.budgets import Limit
+from manallm_proxy.routing.ledger import Ledger, Spend, month_of
+from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.scripts import HOLD, LATE, MINUTE, ServerClock, name_of
+from manallm_proxy.state.settlements import NOTHING, Settlements, Totals
+
+NANO: Final = 1e9
+BELIEVED: Final = 2.0
+"""Seconds for which a budget that is used up is not asked for again."""
+MOST: Final = 10**15
+"""Billionths of USD that one call may cost here: a million USD."""
+
+Limited = tuple[str, tuple[Limit, ...]]
+"""An account, and those of its limits that a call has to keep."""
+
+
+@frozen
+class Hold:
+    """What is reserved for one call. ``minute``: under which, at the server; None: in this process alone."""
+
+    accounts: tuple[str, ...]
+    spend: Spend
+    minute: int | None = None
+    id: str = ""
+    """What the server knows it by."""
+
+
+@frozen
+class _Told:
+    """What the server has said of one account: spent in ``day``, and in its month."""
+
+    day: int
+    totals: Totals
+    at: float
+
+
+@define(eq=False)
+class SharedSpend:
+    """See the module. ``link`` None: nothing is shared, as the configuration of the moment has it."""
+
+    ledger: Ledger
+    link: Callable[[], Link | None]
+    clock: Callable[[], float]
+    settlements: Settlements = field(init=False)
+    server_clock: ServerClock = field(factory=ServerClock)
+    _told: dict[str, _Told] = field(factory=dict)
+    _refused: bool = False
+    """Whether the server does not do what it is asked for."""
+    _spent_alone: bool = False
+    """Whether something was spent while nothing was shared."""
+
+    def __attrs_post_init__(self) -> None:
+        self.settlements = Settlements(self.link, self.clock, self._floor, self._learn)
+        self.ledger.is_told = lambda: self.is_on
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the server counts for all now."""
+        link = self.link()
+        return link is not None and link.is_well and not self._refused
+
+    # 1
+
+    def over(self, account: str, limits: Sequence[Limit], wanted: Spend) -> Limit | None:
+        """The first of `limits` in which there is too little left, whatever is reserved, by what the server has said.
+
+        It may not know of all that was spent; then `hold` says so.
+        """
+        told = self._told.get(account)
+        if told is None or told.day != self.ledger.day or self.clock() - told.at > BELIEVED:
+            return None
+        for limit in limits:
+            at = 2 if limit.period == "month" else 0
+            spent = Spend(told.totals[at] / NANO, told.totals[at + 1])
+            left = limit.amount.number - spent.in_(limit)
+            if left <= 0 or wanted.in_(limit) > left + 1 / NANO:
+                return limit
+        return None
+
+    async def hold(self, accounts: Sequence[Limited], sure: Spend, likely: Spend) -> Hold | tuple[str, Limit]:
+        """What is reserved; or whose limit leaves too little. Raises Away where the server does not say.
+
+        `sure` has to fit, and as much of what is `likely` is reserved beside it as does.
+        """
+        link = self._found()
+        if link is None:
+            raise Away
+        day = self.ledger.day
+        month = month_of(day)
+        argument = msgspec.json.encode(
+            {
+                "day": day,
+                "month": month,
+                "sure": {"u": _nano(sure.usd), "t": sure.tokens},
+                "likely": {"u": _nano(likely.usd), "t": likely.tokens},
+                "accounts": [
+                    {"floor": self._floor(name, day, month), "limits": [_limit(each) for each in limits]}
+                    for name, limits in accounts
+                ],
+            }
+        ).decode()
+        names, id_ = [name_of("account", name) for name, _ in accounts], self.settlements.new_id()
+        until, was_well = self.server_clock.until(self.clock()), link.is_well
+        try:
+            blocked, time, usd, tokens, *told = await link.use(
+                lambda client: HOLD.run(client, [*names, self.settlements.sender], argument, until, id_)
+            )
+        except Refused as refusal:
+            self._refused = True
+            link.told(str(refusal))
+            raise Away from None
+        except BaseException:
+            if was_well:
+                self.settlements.undo(names, id_)
+            raise
+        self._refused = False
+        self.server_clock.learn(time, self.clock())
+        if blocked == LATE:
+            raise Away
+        for at, (name, _) in enumerate(accounts):
+            du, dt, mu, mt, hu, ht = told[6 * at : 6 * at + 6]
+            self._learn(name, day, month, (du, dt, mu, mt))
+            ours, given_back = self.ledger.held(name), self.settlements.released(name)
+            others = hu - _nano(ours.usd) - given_back[0], ht - ours.tokens - given_back[1]
+            self.ledger.learn_held(name, Spend(max(0, others[0]) / NANO, max(0, others[1])))
+        if blocked:
+            name, limits = accounts[blocked - 1]
+            return name, self.ledger.over(name, limits, sure) or limits[0]
+        return Hold(tuple(name for name, _ in accounts), Spend(usd / NANO, tokens), time // MINUTE, id_)
+
+    def give_back(self, hold: Hold) -> None:
+        """The call is over."""
+        if hold.minute is not None and self.link() is not None:
+            for account in hold.accounts:
+                self.settlements.next.release(account, hold.minute, _nano(hold.spend.usd), hold.spend.tokens)
+            self.settlements.next.done.append(hold.id)
+            self.settlements.send()
+
+    def charge(self, account: str, cost: Spend) -> None:
+        """It is spent now."""
+        if self._found() is None:
+            self._spent_alone = True
+        else:
+            day = self.ledger.day
+            self.settlements.next.add_cost(account, day, month_of(day), _nano(cost.usd), cost.tokens)
+            self.settlements.send()
+
+    # 2
+
+    def _found(self) -> Link | None:
+        """The link. To a server that a reload has brought, what was spent without one is what was spent before."""
+        link = self.link()
+        if link is not None and self._spent_alone:
+            self._spent_alone = False
+            self._told.clear()
+            self.ledger.recovered = self.ledger.rows()
+        return link
+
+    def _floor(self, account: str, day: int, month: int) -> Totals:
+        told = self._told.get(account)
+        if told is None:
+            in_day, in_month = self.ledger.before(account, day)
+            return _nano(in_day.usd), in_day.tokens, _nano(in_month.usd), in_month.tokens
+        of_day = told.totals[:2] if told.day == day else NOTHING[:2]
+        of_month = told.totals[2:] if month_of(told.day) == month else NOTHING[2:]
+        return (*of_day, *of_month)
+
+    def _learn(self, account: str, day: int, month: int, totals: Totals) -> None:
+        """Answers may overtake each other; what was spent never becomes less."""
+        known = self._told.get(account)
+        if known is not None:
+            if known.day > day:
+                return
+            floor = self._floor(account, day, month)
+            a, b, c, d = map(max, totals, floor)
+            totals = (a, b, c, d)
+        self._told[account] = _Told(day, totals, self.clock())
+        # 3
+        today, earlier = [totals[0], totals[1]], [totals[2] - totals[0], totals[3] - totals[1]]
+        for when, (usd, tokens) in self.settlements.untold(account):
+            if month_of(when) == month:
+                row = today if when == day else earlier
+                row[0] += usd
+                row[1] += tokens
+        spends = (Spend(max(0, usd) / NANO, max(0, tokens)) for usd, tokens in (today, earlier))
+        self.ledger.learn(account, day, *spends)
+
+
+def _nano(usd: float) -> int:
+    return min(round(usd * NANO), MOST)
+
+
+def _limit(limit: Limit) -> tuple[str, str, int]:
+    if limit.amount.unit == "USD":
+        return limit.period, "u", round(limit.amount.number * NANO)
+    return limit.period, "t", int(limit.amount.number)
