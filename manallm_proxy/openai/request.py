@@ -15,7 +15,8 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
+from manallm_proxy.contract.spliced import Body, Spliced
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, split_object
 from manallm_proxy.openai.sliced import LARGE_BYTES
 
 TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
@@ -100,7 +101,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
             raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 
 
-def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
+def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> Body:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
     model_span = summary.spans.get("model")
     if model_span is not None and not ask_usage and len(body) <= SHORT and body.startswith(b"{"):  # as most are
@@ -119,16 +120,14 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    if len(body) > LARGE_BYTES:
-        return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
     rest = memoryview(body)  # its slices are no copies
-    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
+    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM) + front]
     at = brace
     for (start, end), value in sorted(edits):
         parts += [rest[at:start], value]
         at = end
     parts.append(rest[at:])
-    return b"".join(parts)
+    return b"".join(parts) if len(body) <= SHORT else Spliced(tuple(parts))
 
 
 def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:

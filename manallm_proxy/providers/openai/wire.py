@@ -57,6 +57,9 @@ class OpenAIWire:
     _strict: dict[str, None] = field(factory=dict)
     """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
 
+    def splices(self, call: Call) -> bool:
+        return not self._forces(call)
+
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
@@ -89,8 +92,8 @@ class OpenAIWire:
             return self._without_effort(call, entry)
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
             return None
-        body = rewrite(call.summary, call.body, entry.target.model)
-        return Request(call.endpoint.path, body, without="stream_options")
+        content = rewrite(call.summary, call.body, entry.target.model)
+        return Request(call.endpoint.path, content, without="stream_options")
 
     def took(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
