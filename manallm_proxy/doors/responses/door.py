@@ -36,6 +36,7 @@ class ResponsesDoor:
 
     store: Store
     name: str = "responses"
+    scans: bool = False
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
@@ -52,8 +52,7 @@ class NativeForm:
         if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
             values["include"] = encode([*sorted(asked.include), SEALED])
         body, spans = spliced(self.body, spans, values)
-        was = asked.summary
-        summary = RequestSummary(was.model, was.stream, was.wants_usage, was.needs, spans)
+        summary = evolve(asked.summary, spans=spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
         if before:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell

@@ -13,12 +13,12 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
+from manallm_proxy.contract.provider import VISION, Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode
-from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
