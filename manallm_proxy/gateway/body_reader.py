@@ -11,6 +11,7 @@ from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequ
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
+from manallm_proxy.http_server.long_body import LongBody, is_long
 from manallm_proxy.openai.bounds import check_structure, glance, look
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
@@ -69,7 +70,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
         raise _too_large(limits.body)
     ask_for_body(request)
     parts: list[bytes] = []
-    size = 0
+    size, late = 0, 0.0
     loop = asyncio.get_running_loop()
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed
@@ -77,6 +78,12 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
             if len(parts[0]) > limits.body:
                 raise _too_large(limits.body)
             return parts[0]
+        if is_long(request) and request.transport is not None and request.content_length is not None:
+            long = LongBody(request, request.transport, request.content_length)
+            try:
+                return await long.whole(limits.body_timeout, limits.body_rate)
+            finally:
+                size, late = long.size, long.due(limits.body_rate)
         late = begun = loop.time()
         async with asyncio.timeout(limits.body_timeout) as stall:
             while part := await request.content.readany():

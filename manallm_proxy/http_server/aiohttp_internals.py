@@ -6,7 +6,7 @@ request in production; ``tests/test_server_internals.py`` shows that each still 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, web
@@ -20,6 +20,7 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 def _check() -> None:
     wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
         (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
+        (RequestHandler, ("_parser", "_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "keep_alive", "writer")),
     )
@@ -79,6 +80,30 @@ def is_handling(connection: RequestHandler) -> bool:
 def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:
     """The body of the last queued request; None if none is queued."""
     return connection._messages[-1][1] if connection._messages else None
+
+
+def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
+    """Makes `connection` expect the next request, since the body that its parser waits for has come another way.
+
+    `payload`, through which it would have come, ends. The parser's own way to learn of it is to be fed all of it.
+    """
+    old = connection._parser
+    if old is not None:
+        more: dict[str, Any] = {}
+        if hasattr(connection, "_max_msg_queue_size"):  # not in aiohttp 3.14.3
+            more["max_msg_queue_size"] = connection._max_msg_queue_size
+        connection._parser = type(old)(
+            connection,
+            connection._loop,
+            connection._read_bufsize,
+            max_line_size=connection.max_line_size,
+            max_field_size=connection.max_field_size,
+            max_headers=connection.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            **more,
+        )
+    payload.feed_eof()
 
 
 def is_too_long(error: BaseException | None) -> bool:
