@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.provider import VISION, Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.tokens import TOKENS_A_FILE, count_tokens
-from manallm_proxy.openai.request import TOOLS, VISION
+from manallm_proxy.openai.request import TOOLS
 from manallm_proxy.providers.gemini import request as gemini_request
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request

@@ -48,6 +48,7 @@ class PlainDoor:
     """Plain text in, plain text out: ``?`` at the end asks for a stream."""
 
     name = "plain"
+    scans = False
 
     def read(self, body: bytes, client: Client) -> tuple[Call, PlainReply]:
         if not body:

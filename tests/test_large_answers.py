@@ -17,6 +17,7 @@ from manallm_proxy.openai import sliced
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.gemini.wire import GeminiWire
 from manallm_proxy.providers.ollama.wire import OllamaWire
+from manallm_proxy.providers.openai import vector_rows
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
 from tests.upstreams import completion
@@ -71,6 +72,11 @@ LISTS: dict[str, tuple[str, Any]] = {
     "floats": ("openai", embeddings(VECTORS)),
     "base64": ("openai", embeddings(PACKED)),
     "floats and more": ("openai", {"data": embeddings(VECTORS)["data"], "x": "y" * 300}),
+    "rows with more": ("openai", {"data": [{"embedding": v, "a": [{"b": 1}, {"c": 2}]} for v in VECTORS], "usage": {}}),
+    "a list after them": ("openai", {"model": "x", "data": embeddings(VECTORS)["data"], "z": [1, 2]}),
+    "other rows before them": ("openai", {"x": {"data": embeddings(VECTORS)["data"]}, **embeddings(VECTORS[:9])}),
+    "no vector in one": ("openai", embeddings([*VECTORS[:-1], None])),
+    "an error": ("openai", embeddings(VECTORS, error={"message": "no"})),
     "too few": ("openai", embeddings(VECTORS[:-1])),
     "no vectors": ("openai", embeddings([{"x": 1}] * 12)),
     "Ollama's vectors": ("ollama", {"embeddings": VECTORS, "prompt_eval_count": 3}),
@@ -113,4 +119,26 @@ def test_the_same_answer(monkeypatch: pytest.MonkeyPatch, name: str, asked: dict
     wanted = read(kind, body, asked, relays)
     for part, size in {"LARGE_BYTES": 64, "LARGE_ELEMENTS": 32, "SMALL": 24, "_SLICE": 37, "_TEXT": 40}.items():
         monkeypatch.setattr(sliced, part, size)
+    monkeypatch.setattr(vector_rows, "_SLICE", 37)
     assert read(kind, body, asked, relays) == wanted
+
+
+def test_relayed_vectors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In short pieces, which are no more than the answer in all; no walk over brackets."""
+    seen: list[int] = []
+    decoder = vector_rows._ROWS
+
+    class Counted:
+        def decode(self, text: bytes) -> Any:
+            seen.append(len(text))
+            return decoder.decode(text)
+
+    monkeypatch.setattr(vector_rows, "_ROWS", Counted())
+    monkeypatch.setattr(sliced, "members", None)
+    body = json.dumps(embeddings([[0.0123456789] * 768] * 300)).encode()
+    asked = json.dumps({"model": "p/m", "input": ["x"] * 300}).encode()
+    call = Call(Endpoint.EMBEDDINGS, read_summary(asked, ("input", list)), asked, "1")
+    answer = WIRES["openai"].answer(call, Entry(Target("p", "m")), body)
+    assert answer.body is not None and answer.body == body.replace(b'"model": "m"', b'"model": "p/m"')
+    assert answer.dimensions == 768
+    assert len(body) > 2 * sliced.LARGE_BYTES and sum(seen) < len(body) and max(seen) < 64 * 1024

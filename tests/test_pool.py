@@ -8,7 +8,7 @@ import gzip
 import os
 import socket
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -22,6 +22,7 @@ from manallm_proxy.contract.provider_errors import (
     Disconnected,
     ProviderError,
 )
+from manallm_proxy.contract.spliced import PART_BYTES, Spliced
 from manallm_proxy.http_client import pool as pool_module
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, Address
 from manallm_proxy.http_client.connection import Connection
@@ -40,11 +41,16 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent = b""
+        self.portions: list[list[bytes | bytearray | memoryview]] = []
         self.reading = True
         self.gone = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.sent += bytes(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.portions.append(list(list_of_data))
+        self.sent += b"".join(self.portions[-1])
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -82,6 +88,42 @@ def asked() -> tuple[Connection, Response, Wire, Home]:
     connection = Connection("gpu", home, asyncio.get_running_loop())
     connection.connection_made(wire)
     return connection, connection.send(b"GET / HTTP/1.1\r\n\r\n", b""), wire, home
+
+
+async def test_a_long_request_is_sent_in_portions_and_never_copied() -> None:
+    """One a turn, none while the provider does not read, each a view of the body that there is anyway."""
+    wire = Wire()
+    connection = Connection("gpu", Home(), asyncio.get_running_loop())
+    connection.connection_made(wire)
+    body = os.urandom(3 * PART_BYTES)
+    view = memoryview(body)
+    connection.send(b"HEAD", Spliced((b"{", view[:100], b"model", view[105:])))
+    assert len(wire.portions) == 1
+    connection.pause_writing()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(wire.portions) == 2  # it was on its way
+    connection.resume_writing()
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert wire.sent == b"HEAD{" + body[:100] + b"model" + body[105:]
+    assert [sum(map(len, portion)) for portion in wire.portions] == [PART_BYTES] * 3 + [5]
+    views = [part for portion in wire.portions for part in portion if isinstance(part, memoryview)]
+    assert all(part.obj is body for part in views) and sum(map(len, views)) == len(body) - 5
+
+
+async def test_an_answer_before_the_end_of_a_long_request_ends_the_connection() -> None:
+    """What is unsent would be taken for the next request; nothing of it leaves any more."""
+    wire, home = Wire(), Home()
+    connection = Connection("gpu", home, asyncio.get_running_loop())
+    connection.connection_made(wire)
+    response = connection.send(b"HEAD", bytes(2 * PART_BYTES))
+    connection.data_received(OK)
+    assert await body_of(response) == b"hi"
+    response.release()
+    assert wire.gone and not home.kept
+    await asyncio.sleep(0)
+    assert len(wire.portions) == 1
 
 
 async def body_of(response: Response) -> bytes:

@@ -19,12 +19,18 @@ from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.request import may_have_images, read_summary, rewrite
+from manallm_proxy.openai.request import may_have_images, read_summary
+from manallm_proxy.openai.request import rewrite as rewrite_in_parts
 from manallm_proxy.openai.usage import usage_from_openai, usage_to_openai
 from manallm_proxy.openai.vectors import vector_length
 from tests.cases import every
 
 CHAT: tuple[str, type] = ("messages", list)
+
+
+def rewrite(*args: Any, **options: Any) -> bytes:
+    """In one piece."""
+    return bytes(rewrite_in_parts(*args, **options))
 
 
 def read(body: bytes) -> RequestSummary:

@@ -10,6 +10,9 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.test_utils import make_mocked_request
 
+from manallm_proxy.config.model import Limits
+from manallm_proxy.contract.spliced import PART_BYTES
+from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from tests.proxy import POST, proxy, settings
 
@@ -37,6 +40,38 @@ def request(pipe: Pipe, version: Any = HttpVersion11, **headers: str) -> web.Req
     asked = headers.get("Connection", "keep-alive" if version == HttpVersion11 else "close")
     made._message = made._message._replace(should_close=asked == "close")  # the mock looks at the version only
     return made
+
+
+class SlowPipe(Pipe):
+    """That of a client that reads a portion at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.portions: list[bytes | memoryview] = []
+
+    def write(self, data: bytes) -> None:
+        self.portions.append(data)
+        super().write(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return 1
+
+    def set_write_buffer_limits(self, high: int | None = None) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("size", [0, 5, PART_BYTES, 3 * PART_BYTES + 7])
+async def test_a_large_answer_is_written_in_portions_without_a_copy(size: int) -> None:
+    """Its head once, then views of what there is anyway, and only the last of them ends it."""
+    pipe, body = SlowPipe(), bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    asked = request(pipe)
+    response = RawResponse(asked, {}, size)
+    await write_json(asked, response, body, Limits())
+    assert pipe.written.endswith(b"\r\n\r\n" + body) and pipe.written.count(b"HTTP/1.1") == 1
+    assert response.ended
+    views = [part for part in pipe.portions if isinstance(part, memoryview)]
+    assert all(part.obj is body and len(part) <= PART_BYTES for part in views)
+    assert sum(map(len, views)) == (size if size > PART_BYTES else 0)
 
 
 KEEPS: dict[str, str] = {"Connection": "keep-alive"}

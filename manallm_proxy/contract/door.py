@@ -15,6 +15,7 @@ from attrs import field, frozen
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Target
 
 
@@ -28,6 +29,8 @@ class Client:
     """The request's headers; names are case-insensitive."""
     dialects: frozenset[str] = frozenset()
     """Formats beside chats that a provider speaks itself: a request in one of them may do without its translation."""
+    short: Shortened | None = field(default=None, repr=False)
+    """What is known of a long body already."""
 
 
 class Reply(Protocol):
@@ -71,6 +74,9 @@ class Door(Protocol):
 
     name: str
     """The value of ``endpoint`` in metrics and log."""
+
+    scans: bool
+    """Whether `read` only looks a body through, and keeps it: megabytes take a millisecond, and no thread."""
 
     def read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
         """Reads a request. Raises InvalidRequest, with ``param`` if one is at fault, before any provider is asked.

@@ -20,6 +20,7 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import TraceHeaders
 
+VISION: Final = "vision"
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _VISION: Final = "vision"
 _PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
@@ -37,9 +38,22 @@ class RequestSummary:
     stream: bool
     wants_usage: bool
     """``stream_options.include_usage``: the client expects the extra usage chunk."""
-    needs: frozenset[str]
-    """Required capabilities: ``tools``, ``vision``, ``embedding``."""
+    _needs: frozenset[str]
     spans: dict[str, Span]
+    _has_pictures: Callable[[], bool] | None = field(default=None, repr=False, eq=False)
+    """Whether it needs ``vision``; None: that is in ``_needs``. A long body is only looked through if it matters."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Required capabilities: ``tools``, ``vision``, ``embedding``."""
+        if self._has_pictures is not None:
+            self._needs |= {VISION} if self._has_pictures() else frozenset()
+            self._has_pictures = None
+        return self._needs
+
+    def needs_beside(self, capabilities: frozenset[str]) -> frozenset[str]:
+        """What it needs and a target with these `capabilities` does not have."""
+        return (self._needs if VISION in capabilities else self.needs) - capabilities
 
 
 class Endpoint(Enum):

@@ -27,6 +27,7 @@ class OpaqueDoor:
 
     endpoint: Endpoint
     name: str = field(init=False)
+    scans: bool = False
 
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)

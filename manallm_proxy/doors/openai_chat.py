@@ -18,11 +18,12 @@ class ChatDoor:
     """See `door.Door`."""
 
     name = Endpoint.CHAT.path
+    scans = True
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, ChatReply]:
-        summary = read_summary(body, ("messages", list))
+        summary = read_summary(body, ("messages", list), short=client.short)
         return Call(Endpoint.CHAT, summary, body, client.request_id), ChatReply(summary)
 
 

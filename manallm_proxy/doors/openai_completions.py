@@ -18,12 +18,13 @@ class CompletionsDoor:
     """See `door.Door`."""
 
     name = Endpoint.COMPLETIONS.path
+    scans = True
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
         """``prompt`` may be null: the model begins a text from nothing."""
-        summary = read_summary(body, ("prompt", (str, list, type(None))))
+        summary = read_summary(body, ("prompt", (str, list, type(None))), short=client.short)
         return Call(Endpoint.COMPLETIONS, summary, body, client.request_id), CompletionsReply(summary)
 
 

@@ -21,12 +21,13 @@ class EmbeddingsDoor:
     """See `door.Door`."""
 
     name = Endpoint.EMBEDDINGS.path
+    scans = True
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
         """``stream`` is passed on, but has no effect here."""
-        summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING), stream=False)
+        summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING, client.short), stream=False)
         span = summary.spans.get("encoding_format")
         as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
         return Call(Endpoint.EMBEDDINGS, summary, body, client.request_id), EmbeddingsReply(

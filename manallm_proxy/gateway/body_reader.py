@@ -8,29 +8,53 @@ from typing import TypeVar
 
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMedia
+from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
-from manallm_proxy.openai.bounds import check_structure
+from manallm_proxy.http_server.long_body import LongBody, is_long
+from manallm_proxy.openai.bounds import check_structure, glance, look
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside
+from manallm_proxy.openai.long_values import LEAST, MOST, shortened
 
 T = TypeVar("T")
 
 
 async def read_request(
-    request: web.BaseRequest, limits: Limits, read: Callable[[bytes], T], arrived: Callable[[], None] = lambda: None
+    request: web.BaseRequest,
+    limits: Limits,
+    read: Callable[[bytes, Shortened | None], T],
+    arrived: Callable[[], None] = lambda: None,
+    *,
+    scans: bool = False,
 ) -> tuple[T, bool]:
     """What `read` makes of the body, within all limits, and whether the body is large: then it is read in a thread.
 
-    `arrived` is called once the body is in. Raises what it and `read` raise, and InvalidRequest for JSON that has more
-    of something than the limits allow.
+    `arrived` is called once the body is in. `scans`: `read` only looks the body through, so that a thread would cost
+    more than it spares. Raises what both raise, and InvalidRequest for JSON that has more of something than the limits
+    allow.
     """
     body = await read_body(request, limits)
     arrived()
     large = len(body) > LARGE_BYTES
+    short: Shortened | None = None
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
-        parts = await aside(True, check_structure, body, limits) if large else check_structure(body, limits)
+        parts, sure = glance(body, limits)
+        if scans and LEAST < len(body) <= MOST:
+            await _turn(large)
+            short = shortened(body)
+        if not sure:
+            await _turn(large)
+            if not look(body, parts, short, limits):
+                parts = await aside(large, check_structure, body, limits)
         large |= parts > LARGE_PARTS
-    return await aside(True, read, body) if large else read(body), large
+    slow = len(body) > MOST if scans else large
+    return await aside(True, read, body, short) if slow else read(body, short), large
+
+
+async def _turn(large: bool) -> None:
+    """Others have their turn between two looks at megabytes."""
+    if large:
+        await asyncio.sleep(0)
 
 
 async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
@@ -46,7 +70,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
         raise _too_large(limits.body)
     ask_for_body(request)
     parts: list[bytes] = []
-    size = 0
+    size, late = 0, 0.0
     loop = asyncio.get_running_loop()
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed
@@ -54,6 +78,12 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
             if len(parts[0]) > limits.body:
                 raise _too_large(limits.body)
             return parts[0]
+        if is_long(request) and request.transport is not None and request.content_length is not None:
+            long = LongBody(request, request.transport, request.content_length)
+            try:
+                return await long.whole(limits.body_timeout, limits.body_rate)
+            finally:
+                size, late = long.size, long.due(limits.body_rate)
         late = begun = loop.time()
         async with asyncio.timeout(limits.body_timeout) as stall:
             while part := await request.content.readany():

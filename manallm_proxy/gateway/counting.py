@@ -33,7 +33,7 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
     caller = caller_of(request, generation)
     id_, headers = request_id_of(request), request.headers
 
-    def read(body: bytes) -> tuple[Call, bytes]:
+    def read(body: bytes, _short: object) -> tuple[Call, bytes]:
         call = read_native(body, headers, id_, Endpoint.COUNT_TOKENS)
         try:
             return call, count_tokens(body)[1]

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from functools import partial
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import NoProvider
@@ -28,6 +28,7 @@ from manallm_proxy.contract.events import (
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
@@ -158,7 +159,8 @@ class Exchange:
         key = self.caller.key.name if self.caller else None
         client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
         read, arrived = partial(self._read, client=client), partial(self.take_place, self)
-        reading, large = await read_request(self.request, self.generation.config.limits, read, arrived)
+        limits = self.generation.config.limits
+        reading, large = await read_request(self.request, limits, read, arrived, scans=self.door.scans)
         call, self._reply = reading if isinstance(reading, tuple) else await reading
         del reading
         call.is_large |= large
@@ -183,10 +185,12 @@ class Exchange:
                 return await kept.answer()
         return await self.ask(asking, self._reply)
 
-    def _read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
+    def _read(
+        self, body: bytes, short: Shortened | None, client: Client
+    ) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
         if self.generation.caches:
             self.body = body
-        return self.door.read(body, client)
+        return self.door.read(body, client if short is None else evolve(client, short=short))
 
     async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse:
         """The answer of the first target of the chain that has one."""

@@ -74,7 +74,7 @@ class OllamaAPI:
     async def _show(self, request: web.BaseRequest, _rest: str) -> web.Response:
         generation = self._generation
         caller = caller_of(request, generation)
-        asked, _ = await read_request(request, generation.config.limits, read_object)
+        asked, _ = await read_request(request, generation.config.limits, lambda body, _: read_object(body))
         name = optional(asked, "model", str) or optional(asked, "name", str) or ""
         chain = generation.resolve(name, caller)
         row = find_model(generation, name or chain.alias or "", caller)

@@ -12,6 +12,7 @@ import aiohttp
 from attrs import define, field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
@@ -201,7 +202,7 @@ class SessionConnections:
         path: str,
         *,
         request_id: str | None,
-        body: bytes | None = None,
+        body: Body | None = None,
         content_type: str | None = None,
         headers: Mapping[str, str] | None = None,
         connect: float,
@@ -239,6 +240,6 @@ class SessionConnections:
         await self._session.close()
 
 
-def _payload(body: bytes) -> bytes | io.BytesIO:
+def _payload(body: Body) -> bytes | io.BytesIO:
     """A file object above 1 MiB: aiohttp writes it in parts, yielding in between; for large bytes it warns."""
-    return body if len(body) <= 2**20 else io.BytesIO(body)
+    return bytes(body) if len(body) <= 2**20 else io.BytesIO(bytes(body))

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
 
 KEEP_ALIVE_TIMEOUT: Final = 4.0
@@ -164,7 +165,7 @@ class Connections(Protocol):
         path: str,
         *,
         request_id: str | None,
-        body: bytes | None = None,
+        body: Body | None = None,
         content_type: str | None = None,
         headers: Mapping[str, str] | None = None,
         connect: float,

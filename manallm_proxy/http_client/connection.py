@@ -8,18 +8,20 @@ Above `READ_HIGH_WATER` unread bytes, reading from the socket pauses.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Final, Protocol, cast
 
 import httptools
 
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
+from manallm_proxy.contract.spliced import Body, Part, Spliced, in_portions
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
 from manallm_proxy.http_client.response import Response
 
 _LENGTHS: Final = frozenset(map(len, (b"content-length", b"transfer-encoding", b"content-encoding")))
 """Of the names of headers that tell how a body is framed and coded."""
 COALESCE_LIMIT: Final = 16 * 1024
-"""Max bytes of a request body that is sent in one write with the head; copying more costs more than a second write."""
+"""Max bytes of a request body that is copied behind its head; to copy more costs more than to write both."""
 
 
 class Keeper(Protocol):
@@ -63,8 +65,13 @@ class Connection(asyncio.Protocol):
         self._lines: list[tuple[bytes, bytes]] | None = None
         """The header lines of a head that is not complete."""
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._unsent: Iterator[list[Part]] | None = None
+        """The rest of a long request."""
+        self._clogged = False
+        """The transport has more to send than it likes."""
+        self._send_timer: asyncio.Handle | None = None
 
-    def send(self, head: bytes, body: bytes) -> Response:
+    def send(self, head: bytes, body: Body) -> Response:
         """Sends a request. The previous response must be complete."""
         assert self._transport is not None
         assert self._response is None
@@ -72,11 +79,30 @@ class Connection(asyncio.Protocol):
         self.has_answer = self._framed = self._refused = self._reusable = False
         self._overhead, self._head_left, self._lines = 0, HEAD_LIMIT, []
         if len(body) <= COALESCE_LIMIT:
-            self._transport.write(head + body)
+            self._transport.write(head + bytes(body))
         else:
-            self._transport.write(head)
-            self._transport.write(body)
+            parts = body.parts if isinstance(body, Spliced) else (body,)
+            self._unsent = in_portions(
+                (head + parts[0], *parts[1:]) if len(parts[0]) <= COALESCE_LIMIT else (head, *parts)
+            )
+            self._send_portion()
         return self._response
+
+    def _send_portion(self) -> None:
+        """Sends what one write takes of a long request. The rest follows once that is read and others had a turn."""
+        self._send_timer = None
+        if self._unsent is None or self._transport is None or not self.open:
+            return
+        portion = next(self._unsent, None)
+        if portion is None:
+            self._unsent = None
+            return
+        self._transport.writelines(portion)
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        if self._unsent is not None and not self._clogged and self._send_timer is None:
+            self._send_timer = self.loop.call_soon(self._send_portion)
 
     # for Response
 
@@ -93,7 +119,7 @@ class Connection(asyncio.Protocol):
             self._drain_timer.cancel()
             self._drain_timer = None
         assert self._transport is not None
-        if self._reusable and self.open and not self._transport.get_write_buffer_size():
+        if self._reusable and self.open and self._unsent is None and not self._transport.get_write_buffer_size():
             self.resume()
             self._keeper.keep(self)
         else:
@@ -111,7 +137,7 @@ class Connection(asyncio.Protocol):
         return self._response.expire(now) if self._response is not None else None
 
     def abort(self) -> None:
-        self.open = False
+        self.open, self._unsent = False, None
         if self._transport is not None:
             self._transport.abort()
 
@@ -153,8 +179,15 @@ class Connection(asyncio.Protocol):
         if self._surplus:
             self.abort()
 
+    def pause_writing(self) -> None:
+        self._clogged = True
+
+    def resume_writing(self) -> None:
+        self._clogged = False
+        self._send_soon()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        self.open, self._unsent = False, None
         response, self._parser = self._response, None
         if self._drain_timer is not None:
             self._drain_timer.cancel()

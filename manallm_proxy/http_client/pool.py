@@ -15,6 +15,7 @@ from attrs import define, field
 from yarl import URL
 
 from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
+from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
 from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
 from manallm_proxy.http_client.connection import Connection
@@ -67,7 +68,7 @@ class Pool:
         path: str,
         *,
         request_id: str | None,
-        body: bytes | None = None,
+        body: Body | None = None,
         content_type: str | None = None,
         headers: Mapping[str, str] | None = None,
         connect: float,
@@ -120,7 +121,7 @@ class Pool:
             raise ExceptionGroup("closing connections", failures)
 
     def _head(
-        self, method: str, path: str, request_id: str | None, body: bytes | None, content_type: str | None
+        self, method: str, path: str, request_id: str | None, body: Body | None, content_type: str | None
     ) -> bytes:
         request_id_line = f"X-Request-Id: {request_id}\r\n" if request_id and self._sends_request_id else ""
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
@@ -139,7 +140,7 @@ class Pool:
         return lines.encode() + b"\r\n"
 
     @staticmethod
-    async def _send(connection: Connection, head: bytes, body: bytes | None, until: float | None) -> Response:
+    async def _send(connection: Connection, head: bytes, body: Body | None, until: float | None) -> Response:
         response = connection.send(head, body or b"")
         try:
             await response.head(until)

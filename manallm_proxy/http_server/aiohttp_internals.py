@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
@@ -28,6 +28,7 @@ def _check() -> None:
         (RequestHandler, ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close")),
         (RequestHandler, ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive")),
         (RequestHandler, ("_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle")),
+        (RequestHandler, ("_parser", "_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "_task", "_finish", "keep_alive", "writer")),
     )
@@ -176,6 +177,30 @@ def is_handling(connection: RequestHandler) -> bool:
 def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:
     """The body of the last queued request; None if none is queued."""
     return connection._messages[-1][1] if connection._messages else None
+
+
+def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
+    """Makes `connection` expect the next request, since the body that its parser waits for has come another way.
+
+    `payload`, through which it would have come, ends. The parser's own way to learn of it is to be fed all of it.
+    """
+    old = connection._parser
+    if old is not None:
+        more: dict[str, Any] = {}
+        if hasattr(connection, "_max_msg_queue_size"):  # not in aiohttp 3.14.3
+            more["max_msg_queue_size"] = connection._max_msg_queue_size
+        connection._parser = type(old)(
+            connection,
+            connection._loop,
+            connection._read_bufsize,
+            max_line_size=connection.max_line_size,
+            max_field_size=connection.max_field_size,
+            max_headers=connection.max_headers,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            **more,
+        )
+    payload.feed_eof()
 
 
 def is_too_long(error: BaseException | None) -> bool:

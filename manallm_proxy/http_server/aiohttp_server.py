@@ -31,6 +31,8 @@ HEADER_LIMIT: Final = 100
 """Max header lines of a request."""
 HEAD_FACTOR: Final = 4
 """Max bytes of a whole head, as a multiple of the max bytes of one line."""
+READ_BUFFER: Final = 125_000
+"""Bytes of a body twice which aiohttp holds before it is asked for: one read of the socket (uvloop: 256,000)."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -182,6 +184,7 @@ class Server(web.Server):
             "max_field_size": header,
             "max_headers": HEADER_LIMIT,
             "auto_decompress": False,
+            "read_bufsize": READ_BUFFER,
             "lingering_time": 1.0,  # seconds to drain a request body that was not read
         }
         super().__init__(

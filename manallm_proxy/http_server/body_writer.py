@@ -8,6 +8,7 @@ from typing import Protocol
 from aiohttp import web
 from attrs import define
 
+from manallm_proxy.contract.spliced import in_portions
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import WRITE_HIGH_WATER, Progress
 
@@ -56,9 +57,14 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
     guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
     transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
     guard.watch()
+    left = len(body)
     try:
-        response.put(body)
-        await response.drain()
+        for portion in in_portions((body,)) if body else [[body]]:
+            left -= sum(map(len, portion))
+            for part in portion:
+                response.put(part, last=not left)
+            await response.drain()
+            await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
     finally:
         guard.close()
         transport.set_write_buffer_limits()

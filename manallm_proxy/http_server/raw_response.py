@@ -9,6 +9,7 @@ from __future__ import annotations
 from aiohttp import HttpVersion10, web
 from aiohttp.helpers import rfc822_formatted_time
 
+from manallm_proxy.contract.spliced import Part
 from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
 
 LAST_CHUNK = b"0\r\n\r\n"
@@ -46,7 +47,7 @@ class RawResponse(web.StreamResponse):
         self._request = request
         mark_sent(self, keep)
 
-    def put(self, data: bytes, *, last: bool = True) -> None:
+    def put(self, data: Part, *, last: bool = True) -> None:
         """Writes `data`, preceded by the head the first time. Raises ConnectionResetError if the client left.
 
         Raises RuntimeError after the end, when the client would read `data` as the next answer.

@@ -5,7 +5,6 @@ So a relay can replace one value and leave every other byte as it was.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections import Counter
@@ -16,7 +15,9 @@ import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
+from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.openai import sliced
+from manallm_proxy.openai.long_values import LEAST, MOST, check_utf8, shortened
 
 encode: Final = msgspec.json.encode
 decode: Final = msgspec.json.decode
@@ -89,17 +90,48 @@ def whole_surrogates(body: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
 
 
-def split_object(body: bytes, last: str | None = None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
+def split_object(
+    body: bytes, last: str | None = None, short: Shortened | None = None
+) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     """The top-level values of a JSON object, and their positions in `body`; positions only up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison per top-level key,
     however large the prompt. A lone surrogate is U+FFFD in the values, and a byte order mark is white space; positions
-    are those in `body` all the same. Raises InvalidRequest for anything but one well-formed object without duplicate
-    keys: a provider might read the other of two values than we routed by.
+    are those in `body` all the same. `short`: `body` without its long values, where that is known.
+
+    Raises InvalidRequest for anything but one well-formed object without duplicate keys: a provider might read the
+    other of two values than we routed by.
     """
+    if LEAST < len(body) <= MOST and (short := short or shortened(body)) is not None:
+        found = _split_long(body, short)
+        if found is not None:
+            return found
     if len(body) > sliced.LARGE_BYTES:
         return _split_large(body)
     return _split(body, last)
+
+
+def _split_long(body: bytes, short: Shortened) -> tuple[dict[str, msgspec.Raw], dict[str, Span]] | None:
+    """The same by one scan; None for what only a closer look can tell, and for what is to be refused."""
+    left, cuts = short
+    try:
+        check_utf8(body)
+        values, spans = _split(left, None)
+    except (InvalidRequest, UnicodeDecodeError):
+        return None
+    if any(spans.get(key) != (at, at + 1) for key, _, _, at in cuts):
+        return None
+    moved: dict[str, Span] = {}
+    shift = 0
+    found = {key: value for key, value, _, _ in cuts}
+    for key, (start, end) in spans.items():  # in text order
+        start, end = start + shift, end + shift
+        if (value := found.get(key)) is not None:
+            values[key] = value
+            shift += len(value) - 1
+            end += len(value) - 1
+        moved[key] = (start, end)
+    return values, moved
 
 
 def _split_large(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
@@ -163,13 +195,12 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
     # in text order, except that a duplicate key has its last value at its first position
     for key, value in values.items():
         match = _KEY.match(body, at)
-        text = bytes(value)
         if match is None or (match[1] != key.encode() and not _decodes_to(match[1], key)):
             raise _duplicate_key(body)
         start = match.end()
-        if not body.startswith(text, start):
+        if not body.startswith(value, start):
             raise _duplicate_key(body)
-        spans[key] = (start, at := start + len(text))
+        spans[key] = (start, at := start + len(value))
         if key == last:
             return values, spans
     if _END.match(body, at) is None:
@@ -179,8 +210,7 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        if not body.isascii():
-            _check_utf8(body)
+        check_utf8(body)
         return _OBJECT.decode(body)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
@@ -192,13 +222,6 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
         if not body.strip():
             raise InvalidRequest("the body is empty; send a JSON object") from None
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-
-
-def _check_utf8(body: bytes) -> None:
-    """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for at in range(0, len(body), _SLICE):
-        decoder.decode(body[at : at + _SLICE], at + _SLICE >= len(body))
 
 
 def _duplicate_key(body: bytes) -> InvalidRequest:

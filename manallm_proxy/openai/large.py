@@ -22,19 +22,23 @@ REQUEST_ELEMENTS: Final = 3000
 """Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
 ANSWER_ELEMENTS: Final = 8000
 """The same for an answer: five vectors of 1536 numbers are none of these."""
+_TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
-"""``M_MMAP_THRESHOLD`` of malloc.h."""
+"""``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""
 
 
 def _give_memory_back() -> None:
     """Lets glibc hold large blocks apart, as it does until the first of them is freed: so each goes back to the system.
 
     Else they come to lie among small ones that live longer, and a request of 30 MiB takes 160 MiB rather than 120.
+    Blocks of less than a megabyte do not go back each: memory that is new costs more than what is done with it.
     """
     import ctypes  # which takes long, and is not needed at the start
 
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 128 * 1024)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, 2**20)
+        libc.mallopt(_TRIM_THRESHOLD, 2**22)
 
 
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large", initializer=_give_memory_back)

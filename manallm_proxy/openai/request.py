@@ -8,17 +8,19 @@ replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import RequestSummary, Span
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, replaced, split_object
-from manallm_proxy.openai.sliced import LARGE_BYTES
+from manallm_proxy.contract.provider import VISION, RequestSummary, Span
+from manallm_proxy.contract.shortened import Shortened
+from manallm_proxy.contract.spliced import Body, Spliced
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, split_object
 
-TOOLS, VISION, EMBEDDING = "tools", "vision", "embedding"
+TOOLS, EMBEDDING = "tools", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
 
 _ROUTED: Final = frozenset(
@@ -33,7 +35,6 @@ SHORT: Final = 16 * 1024
 _UNDERSCORES: Final = 50
 """Underscores after which a search for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
-_QUOTED_IMAGE_URL: Final = re.compile(_IMAGE_URL)
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -47,15 +48,20 @@ _TYPE_NAMES: Final[dict[type, str]] = {
 }
 
 
-def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], need: str | None = None) -> RequestSummary:
+def read_summary(
+    body: bytes,
+    required: tuple[str, type | tuple[type, ...]],
+    need: str | None = None,
+    short: Shortened | None = None,
+) -> RequestSummary:
     """Reads what routing needs from a request body, in one pass.
 
     `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
-    itself needs. Raises InvalidRequest, with ``param`` if one is at fault, if the body is not a JSON object, nested too
-    deeply, or has a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has
-    the wrong type.
+    itself needs; `short` what is known of a long body. Raises InvalidRequest, with ``param`` if one is at fault, if the
+    body is not a JSON object, nested too deeply, or has a duplicate top-level key, or if ``model``, ``stream``,
+    ``stream_options`` or the required key has the wrong type.
     """
-    values, spans = split_object(body)
+    values, spans = split_object(body, short=short)
     refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
     stream = "stream" in values and (_typed(values, "stream", bool) or False)
@@ -67,16 +73,18 @@ def read_summary(body: bytes, required: tuple[str, type | tuple[type, ...]], nee
     needs = {need} if need else set()
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
-    if key == "messages" and _has_images(body, values[key]):
-        needs.add(VISION)
+    later: Callable[[], bool] | None = None
+    if key == "messages":
+        if len(body) > SHORT:
+            later = partial(_has_images, body, values[key])
+        elif _has_images(body, values[key]):
+            needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
-    return RequestSummary(model, stream, wants_usage, frozenset(needs), spans)
+    return RequestSummary(model, stream, wants_usage, frozenset(needs), spans, later)
 
 
 def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
-    if len(body) <= LARGE_BYTES:
-        return may_have_images(body) and _IMAGE.search(messages) is not None
-    return holds(body, _QUOTED_IMAGE_URL) and holds(messages, _IMAGE)
+    return may_have_images(body) and holds(messages, _IMAGE)
 
 
 def may_have_images(body: bytes) -> bool:
@@ -100,7 +108,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
             raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 
 
-def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> bytes:
+def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool = False) -> Body:
     """`body` for one target: its ``model`` replaced, ``stream_options.include_usage`` set if asked for."""
     model_span = summary.spans.get("model")
     if model_span is not None and not ask_usage and len(body) <= SHORT and body.startswith(b"{"):  # as most are
@@ -119,16 +127,14 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         else:
             options = decode(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
-    if len(body) > LARGE_BYTES:
-        return replaced(body, [((0, brace), body[:brace].removeprefix(BOM) + front), *edits])
     rest = memoryview(body)  # its slices are no copies
-    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM), front]
+    parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM) + front]
     at = brace
     for (start, end), value in sorted(edits):
         parts += [rest[at:start], value]
         at = end
     parts.append(rest[at:])
-    return b"".join(parts)
+    return b"".join(parts) if len(body) <= SHORT else Spliced(tuple(parts))
 
 
 def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:

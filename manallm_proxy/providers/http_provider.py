@@ -157,7 +157,8 @@ class HttpProvider:
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
         write = self.wire.request
-        request = await aside(True, write, call, entry) if call.is_large else write(call, entry)
+        slow = call.is_large and not self.wire.splices(call)
+        request = await aside(True, write, call, entry) if slow else write(call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
@@ -166,7 +167,7 @@ class HttpProvider:
             raise ProxyRefused(self.address.name)
         body = await self._refusal(response, until)
         again = await aside(call.is_large, self.wire.reshape, call, entry, response.status, body)
-        if again is not None and again.body != request.body:
+        if again is not None and again.content != request.content:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
                 if self.wire.took(entry, again):
@@ -189,7 +190,7 @@ class HttpProvider:
             "POST",
             request.path,
             request_id=call.request_id,
-            body=request.body,
+            body=request.content,
             content_type=request.content_type,
             headers=request.headers,
             connect=entry.timeouts.connect,

@@ -14,19 +14,25 @@ from attrs import define, field
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.targets import Entry
 
 
 @define  # not frozen: as `events.RequestEnded`
 class Request:
-    """A POST below the provider's base URL. ``content_type`` None: ``body`` is JSON."""
+    """A POST below the provider's base URL. ``content_type`` None: it is JSON."""
 
     path: str
-    body: bytes = field(repr=False)
+    content: Body = field(repr=False)
     content_type: str | None = None
     without: str = field(default="", eq=False)
     """The field that was left out because the provider refused it."""
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def body(self) -> bytes:
+        """The content in one piece: a copy of a long one."""
+        return bytes(self.content)
 
 
 class Translator(Protocol):
@@ -56,6 +62,9 @@ class Wire(Protocol):
     @property
     def probe_path(self) -> str | None:
         """What a probe GETs below the base URL; None if this kind is not probed."""
+
+    def splices(self, call: Call) -> bool:
+        """Whether `request` takes the same time however long the call is: it keeps its bytes but for a few."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """The request for `entry`'s target. Raises Unsupported or InvalidRequest if this dialect cannot express it."""

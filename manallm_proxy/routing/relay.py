@@ -83,8 +83,8 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
         call = call.cut_to(most)
     if listed is None or listed.capabilities is None:
         return call
-    if not call.summary.needs <= listed.capabilities:
-        raise _unsupported(entry, min(call.summary.needs - listed.capabilities))
+    if missing := call.summary.needs_beside(listed.capabilities):
+        raise _unsupported(entry, min(missing))
     denied = OPTIONAL - listed.capabilities if COMPLETE in listed.capabilities else None
     return evolve(call, denied=denied) if denied else call
 

@@ -95,7 +95,7 @@ def request(data: bytes) -> None:
         head = read_summary(data, ("messages", list))
     except InvalidRequest:
         return
-    sent = json.loads(rewrite(head, data, "p/m", ask_usage=True))
+    sent = json.loads(bytes(rewrite(head, data, "p/m", ask_usage=True)))
     assert (sent["model"], sent["stream_options"]["include_usage"]) == ("p/m", True)
 
 

@@ -18,6 +18,7 @@ class MessagesDoor:
     """See `door.Door`."""
 
     name = "messages"
+    scans = False
     error_body = staticmethod(error_body)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:

@@ -20,6 +20,7 @@ class OllamaChatDoor:
     """See `door.Door`."""
 
     name = "api/chat"
+    scans = False
     error_body = staticmethod(ollama_error_body)
     headers = staticmethod(no_headers)
 

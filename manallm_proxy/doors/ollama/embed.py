@@ -22,6 +22,7 @@ class OllamaEmbedDoor:
     """See `door.Door`."""
 
     name = "api/embed"
+    scans = False
     error_body = staticmethod(ollama_error_body)
     headers = staticmethod(no_headers)
 
@@ -38,6 +39,7 @@ class OllamaEmbeddingsDoor:
     """See `door.Door`. Metrics and log count it as ``api/embed``."""
 
     name = "api/embed"
+    scans = False
     error_body = staticmethod(ollama_error_body)
     headers = staticmethod(no_headers)
 

@@ -21,6 +21,7 @@ class OllamaGenerateDoor:
     """See `door.Door`."""
 
     name = "api/generate"
+    scans = False
     error_body = staticmethod(ollama_error_body)
     headers = staticmethod(no_headers)
 

@@ -39,6 +39,7 @@ class ResponsesDoor:
 
     store: Store
     name: str = "responses"
+    scans: bool = False
     error_body = staticmethod(error_body)
     headers = staticmethod(no_headers)
 

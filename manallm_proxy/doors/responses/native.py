@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
-from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
@@ -55,7 +55,7 @@ class NativeForm:
             values["include"] = encode([*sorted(asked.include), SEALED])
         if values:
             body, spans = spliced(body, summary.spans, values)
-            summary = RequestSummary(summary.model, summary.stream, summary.wants_usage, summary.needs, spans)
+            summary = evolve(summary, spans=spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
         if before:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell

@@ -41,6 +41,9 @@ class GeminiWire:
     probe_path: str | None = None
     """Google is not probed: each listing counts toward our limits."""
 
+    def splices(self, call: Call) -> bool:
+        return False
+
     def request(self, call: Call, entry: Entry) -> Request:
         return gemini_request.build(call, entry)
 

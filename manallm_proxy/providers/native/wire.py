@@ -35,6 +35,9 @@ class NativeWire:
     def probe_path(self) -> str | None:
         return self.chats.probe_path
 
+    def splices(self, call: Call) -> bool:
+        return call.endpoint in self.paths or self.chats.splices(call)
+
     def request(self, call: Call, entry: Entry) -> Request:
         path = self.paths.get(call.endpoint)
         if path is None:

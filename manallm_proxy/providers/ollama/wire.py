@@ -81,6 +81,9 @@ class OllamaWire:
     client_options: bool = False
     probe_path: str = "api/tags"
 
+    def splices(self, call: Call) -> bool:
+        return False
+
     def request(self, call: Call, entry: Entry) -> Request:
         return ollama_request.build(call, entry, client_options=self.client_options)
 

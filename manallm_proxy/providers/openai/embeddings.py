@@ -17,12 +17,15 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, repla
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.openai.vectors import checked_vectors, read_vectors, vector_length, vector_text
 from manallm_proxy.providers.openai.reply import decoded, model_edit, refuse_error, reply_object
+from manallm_proxy.providers.openai.vector_rows import large_rows
 
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(["\[])')
 
 
 def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     """Raises BadResponse if there are fewer vectors than inputs."""
+    if call.relays and len(body) > sliced.LARGE_BYTES and (answer := _relayed(call, entry, body)) is not None:
+        return answer
     values, spans = reply_object(body)
     refuse_error(values)
     start, end = spans.get("data", (0, 0))
@@ -36,8 +39,7 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     if not call.relays:
         vectors = checked_vectors(_all_vectors(body, start, end), wanted, "the provider")
         return Answer(usage=usage, vectors=vectors, dimensions=len(vectors[0]))
-    span = call.summary.spans.get("encoding_format")
-    as_base64 = span is not None and call.body[span[0] : span[1]] == b'"base64"'
+    as_base64 = _wants_base64(call)
     edits: list[tuple[tuple[int, int], bytes]] = []
     if as_base64 != (kinds[0] == b'"'):
         rows = b",".join([_reencoded(rows, as_base64=as_base64) for rows in _some_rows(body, start, end)])
@@ -45,6 +47,27 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     edits.append(model_edit(body, spans.get("model"), encode(str(entry.target))))
     body = replaced(body, edits)
     return Answer(body=body, usage=usage, dimensions=vector_length(body))
+
+
+def _relayed(call: Call, entry: Entry, body: bytes) -> Answer | None:
+    """A large answer that is what was asked for, as it is but for its model; None: see `embeddings_answer`."""
+    rows = large_rows(body)
+    if rows is None or rows.packed != _wants_base64(call) or rows.number < _inputs(call):
+        return None
+    values, spans = reply_object(rows.left)
+    if spans.get("data") != (rows.start, rows.start + 1):
+        return None
+    refuse_error(values)
+    usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
+    (start, end), model = model_edit(rows.left, spans.get("model"), encode(str(entry.target)))
+    if start > rows.start:
+        start, end = (at + len(body) - len(rows.left) for at in (start, end))
+    return Answer(body=replaced(body, [((start, end), model)]), usage=usage, dimensions=vector_length(body))
+
+
+def _wants_base64(call: Call) -> bool:
+    span = call.summary.spans.get("encoding_format")
+    return span is not None and call.body[span[0] : span[1]] == b'"base64"'
 
 
 def _inputs(call: Call) -> int:

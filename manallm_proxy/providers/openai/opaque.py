@@ -13,6 +13,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.spliced import Spliced
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request import rewrite
@@ -33,7 +34,8 @@ def opaque_request(call: Call, entry: Entry) -> Request:
     if call.content_type == "application/json":
         return Request(call.endpoint.path, rewrite(call.summary, call.body, model))
     start, end = call.summary.spans["model"]
-    return Request(call.endpoint.path, call.body[:start] + model.encode() + call.body[end:], call.content_type)
+    form = memoryview(call.body)
+    return Request(call.endpoint.path, Spliced((form[:start], model.encode(), form[end:])), call.content_type)
 
 
 def opaque_answer(body: bytes, content_type: str) -> Answer:

@@ -13,12 +13,12 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
-from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
+from manallm_proxy.contract.provider import VISION, Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode
-from manallm_proxy.openai.request import TOOLS, VISION, rewrite
+from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
@@ -58,6 +58,9 @@ class OpenAIWire:
     _strict: dict[str, None] = field(factory=dict)
     """Models that refused it, oldest first. Another model of the same aggregator may accept it."""
 
+    def splices(self, call: Call) -> bool:
+        return not self._forces(call)
+
     def request(self, call: Call, entry: Entry) -> Request:
         if call.endpoint.is_opaque:
             return opaque_request(call, entry)
@@ -90,8 +93,8 @@ class OpenAIWire:
             return self._without_effort(call, entry)
         if b"stream_options" not in body or call.summary.wants_usage or not call.summary.stream:
             return None
-        body = rewrite(call.summary, call.body, entry.target.model)
-        return Request(call.endpoint.path, body, without="stream_options")
+        content = rewrite(call.summary, call.body, entry.target.model)
+        return Request(call.endpoint.path, content, without="stream_options")
 
     def took(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model

@@ -1,0 +1,54 @@
+"""A long body of which a few bytes were replaced: its parts are sent one after the other, and nothing is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from attrs import define, field
+
+Part = bytes | memoryview
+PART_BYTES: Final = 256 * 1024
+"""Bytes that are handed to a socket at once: one write of megabytes keeps the event loop for a millisecond."""
+
+
+@define(eq=False)
+class Spliced:
+    """``parts``: `bytes`, and views of the body that they go into. Compares as the bytes that it stands for."""
+
+    parts: tuple[Part, ...] = field(repr=False)
+    size: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.size = sum(map(len, self.parts))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, bytes | Spliced) and len(self) == len(other) and bytes(self) == bytes(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as all that compare by what they hold
+
+
+Body = bytes | Spliced
+
+
+def in_portions(parts: tuple[Part, ...], most: int = PART_BYTES) -> Iterator[list[Part]]:
+    """`parts` in portions of at most `most` bytes: what one write takes."""
+    portion: list[Part] = []
+    room = most
+    for part in parts:
+        at = 0
+        while len(part) - at > room:
+            yield [*portion, memoryview(part)[at : at + room]]
+            at += room
+            portion, room = [], most
+        if at < len(part):
+            portion.append(part if not at else memoryview(part)[at:])
+            room -= len(part) - at
+    if portion:
+        yield portion

@@ -1,0 +1,108 @@
+"""A long request body, read from the socket straight into the `bytes` that it becomes.
+
+aiohttp's parser copies what it is fed, its stream holds the copies in a list, and to join them is one copy more. For a
+body of megabytes that is most of the proxy's work, since each copy is memory that is touched for the first time. Where
+its length is known, nothing in it has to be parsed: so the transport gets another protocol until the body is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Final
+
+from aiohttp.web_protocol import RequestHandler
+
+from manallm_proxy.http_server import web
+from manallm_proxy.http_server.aiohttp_internals import forget_body
+
+LEAST: Final = 64 * 1024
+"""Bytes of a body that is worth it."""
+_SINK: Final = bytearray(64 * 1024)
+"""For bytes that nobody wants any more."""
+
+
+def is_long(request: web.BaseRequest) -> bool:
+    """Whether the rest of the body may be received by a `LongBody`. Nothing may have been read of it before."""
+    return (request.content_length or 0) > LEAST and request.transport is not None and not request.content.is_eof()
+
+
+class LongBody(asyncio.BufferedProtocol):
+    """Must be made, and its `whole` awaited, without a turn of the loop between."""
+
+    def __init__(self, request: web.BaseRequest, transport: asyncio.Transport, size: int) -> None:
+        self.size = 0
+        """Bytes that have come."""
+        self._connection: RequestHandler = request.protocol
+        self._payload = request.content
+        self._transport = transport
+        self._left = size
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._last = self._loop.time()
+        self._waiter: asyncio.Future[None] | None = None
+        self._buffer = io.BytesIO(bytes(size))  # which is not copied: nothing else refers to it
+        self._view: memoryview | None = self._buffer.getbuffer()
+        first = self._payload.read_nowait()
+        self._view[: len(first)] = first
+        self._count(len(first))
+        if self._left:
+            transport.set_protocol(self)
+
+    async def whole(self, timeout: float, rate: int) -> bytes:
+        """The body. Raises TimeoutError if nothing comes for `timeout` seconds, or less than `rate` bytes a second."""
+        timer: asyncio.TimerHandle | None = None
+
+        def check() -> None:
+            nonlocal timer
+            due = min(self._last, self.due(rate)) + timeout
+            if self._loop.time() < due:
+                timer = self._loop.call_at(due, check)
+            elif not waiter.done():
+                waiter.set_exception(TimeoutError())
+
+        try:
+            if self._left:
+                self._waiter = waiter = self._loop.create_future()
+                check()
+                await waiter
+            self._view = None
+            return self._buffer.getvalue()
+        finally:
+            self._waiter = self._view = None  # the rest is read and dropped, as the server waits a while for it
+            self._buffer = io.BytesIO()
+            if timer is not None:
+                timer.cancel()
+
+    def due(self, rate: int) -> float:
+        """Loop time until which what has come would do."""
+        return self._begun + self.size / rate
+
+    def _count(self, number: int) -> None:
+        self.size += number
+        self._left -= number
+        self._last = self._loop.time()
+
+    # for the transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(_SINK)[: self._left] if self._view is None else self._view[self.size :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._count(nbytes)
+        if not self._left:
+            self._transport.set_protocol(self._connection)
+            forget_body(self._connection, self._payload)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def eof_received(self) -> None:
+        self._connection.eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()

@@ -1,0 +1,145 @@
+"""Long requests: read by one scan, without a copy, and told apart from broken ones as short ones are."""
+
+from __future__ import annotations
+
+import json
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from manallm_proxy.config.model import Limits
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai import bounds, json_object, long_values
+from manallm_proxy.openai.bounds import check_structure, glance, look
+from manallm_proxy.openai.json_object import split_object
+from manallm_proxy.openai.long_values import shortened
+from manallm_proxy.openai.request import read_summary, rewrite
+
+TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:, é\\n0'), max_size=9) | st.just('"messages":0')
+KEYS = st.sampled_from(["messages", "tools", "input", "model", "a", "messa\\ges", "é"])
+VALUES = st.recursive(
+    st.none() | st.integers(0, 99) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+JUNK = st.sampled_from([b"", b"", b"", b"", b" ", b",", b"}", b"0", b"\xff", b"\xef\xbb\xbf", b'"messages":[]'])
+
+
+@contextmanager
+def everything_is_long() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_values, "_LONG", 1)
+        patch.setattr(json_object, "LEAST", 0)
+        yield
+
+
+def outcome(body: bytes) -> object:
+    """The values and their places, or the refusal."""
+    try:
+        values, spans = split_object(body)
+    except InvalidRequest as refusal:
+        return str(refusal), refusal.param
+    return [(key, bytes(value), spans[key]) for key, value in values.items()]
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), max_size=5), JUNK, JUNK, st.integers(0, 999), st.booleans())
+@hypothesis_settings(max_examples=150)
+def test_a_long_body_is_read_as_a_short_one(
+    members: list[tuple[str, Any]], before: bytes, within: bytes, where: int, spaced: bool
+) -> None:
+    """The same values at the same places, or the same refusal: keys given twice, decoys in values, broken bodies."""
+    rows = [json.dumps(key) + (" : " if spaced else ":") + json.dumps(value) for key, value in members]
+    text = ("{" + (" ,\n" if spaced else ",").join(rows) + "}").encode()
+    cut = where % (len(text) + 1)
+    body = before + text[:cut] + within + text[cut:]
+    expected = outcome(body)
+    with everything_is_long():
+        assert outcome(body) == expected
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), max_size=5, unique_by=lambda member: member[0]), st.integers(1, 12))
+@hypothesis_settings(max_examples=100)
+def test_no_look_passes_what_counting_refuses(members: list[tuple[str, Any]], most: int) -> None:
+    """Whichever bound is exceeded, however the lengths of members look."""
+    body = json.dumps(dict(members)).encode()
+    for key in ("keys", "messages", "parts", "elements", "depth"):
+        limits = Limits(**{key: most})
+        with pytest.MonkeyPatch.context() as patch, everything_is_long():
+            opened, sure = glance(body, limits)
+            passes = sure or look(body, opened, shortened(body), limits)
+            patch.setattr(bounds, "MOST", 0)
+            patch.setattr(bounds, "_COUNTABLE", 0)
+            try:
+                check_structure(body, limits)
+            except InvalidRequest:
+                assert not passes, (key, body)
+
+
+def chat(content: object, **more: object) -> bytes:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    return json.dumps({"model": "mana/x", "messages": messages, "temperature": 0.5, **more}).encode()
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
+CODE = 'for a_number in numbers: print("the sum of all of them is now", {total: a_number})\n'
+LONG: dict[str, Callable[[], bytes]] = {
+    "prose": lambda: chat("What is the answer, then? " * 80_000),
+    "a picture": lambda: chat(
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBO" * 500_000}}]
+    ),
+    "code": lambda: chat(CODE * 24_000, tools=[TOOL] * 100),
+    "many messages": lambda: json.dumps(
+        {"messages": [{"role": "user", "content": CODE * 24}] * 1000, "model": "mana/x"}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_two_megabytes_are_read_without_a_copy(name: str) -> None:
+    """Checked, read and made ready for a provider: at no time more than a fifth of it beside it, and mostly nothing."""
+    body = LONG[name]()
+    assert len(body) > 1_900_000
+    read_summary(chat("hi"), ("messages", list))
+    tracemalloc.start()
+    try:
+        opened, sure = glance(body, Limits())
+        short = shortened(body)
+        assert short is not None
+        assert sure or look(body, opened, short, Limits())
+        looked = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        summary = read_summary(body, ("messages", list), short=short)
+        sent = rewrite(summary, body, "bench")
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    most = 1.2 if name == "code" else 0.25  # a message of nothing but code is looked into
+    assert looked < len(body) * most
+    assert read < len(body) / 5
+    assert bytes(sent) == body.replace(b'"mana/x"', b'"bench"')
+    assert summary.needs == {"vision"} if name == "a picture" else "vision" not in summary.needs
+
+
+def test_a_picture_is_looked_for_only_where_it_matters() -> None:
+    """A target that takes pictures is asked without a look at the whole body; one that does not is not asked."""
+    seen: list[int] = []
+
+    def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
+        seen.append(1)
+        return json_object.holds(text, pattern)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manallm_proxy.openai.request.holds", holds)
+        summary = read_summary(LONG["a picture"](), ("messages", list))
+        assert summary.needs_beside(frozenset({"completion", "vision"})) == frozenset()
+        assert seen == []
+        assert summary.needs_beside(frozenset({"completion"})) == {"vision"}
+        assert summary.needs_beside(frozenset({"completion"})) == {"vision"}
+        assert seen == [1]
