@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
-from attrs import define, field
 from aiohttp import web
 
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
@@ -163,11 +163,11 @@ ONE_REQUEST: dict[str, bytes] = {
 }
 
 
-@define
+@attrs.define
 class Activity:
     """When any of several connections last heard something: a busy machine answers late, but not all at once."""
 
-    at: float = field(factory=lambda: asyncio.get_running_loop().time())
+    at: float = attrs.field(factory=lambda: asyncio.get_running_loop().time())
 
     def silent(self) -> float:
         return asyncio.get_running_loop().time() - self.at
