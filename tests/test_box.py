@@ -262,6 +262,11 @@ async def test_the_log_says_why_it_did_not_stay(tmp_path: Path) -> None:
         (fell,) = [row for row in rows if row["event"] == "fell back"]
         assert (fell["from_target"], fell["to_target"], fell["reason"]) == ("gpu/m", "cloud/m", "loading")
         assert [row["model"] for row in rows if row["event"] == "model load begun"] == ["m"]
+        await p.chat(model="cloud/m")
+        p.app.logs.flush()
+        rows = [json.loads(line) for line in p.log.getvalue().splitlines()]
+        passed = [row.get("passed") for row in rows if row["event"] == "request"]
+        assert passed == [["gpu/m (loading: 0.1 s)"], None]
 
 
 async def test_what_is_loaded_is_shown(tmp_path: Path) -> None:

@@ -283,6 +283,8 @@ def _make_fit(line: RequestLine) -> None:
         setattr(line, name, _shown(name, getattr(line, name)))
     if line.notes is not None:
         line.notes = _shown("notes", tuple(line.notes))
+    if line.passed is not None:
+        line.passed = _shown("passed", tuple(line.passed))
 
 
 def _shown(key: str, value: Any) -> Any:

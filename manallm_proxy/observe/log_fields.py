@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, assert_never
@@ -164,6 +165,8 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     outcome: str
     error: str | None = None
     notes: Sequence[str] | None = None
+    passed: Sequence[str] | None = None
+    """Targets that did not serve it, and why."""
     attempts: int
     stream: bool
     bytes: int
@@ -194,6 +197,7 @@ def request_line(event: RequestEnded) -> RequestLine:
         outcome=event.outcome,
         error=event.error,
         notes=event.notes or None,
+        passed=tuple(map(str, event.log)) or None,
         attempts=event.attempts,
         stream=event.streaming,
         bytes=event.bytes_sent,
@@ -207,8 +211,11 @@ def request_line(event: RequestEnded) -> RequestLine:
 
 
 def _tenths(seconds: float) -> float:
-    """Milliseconds with one decimal; `round` takes a microsecond for it."""
-    return int(seconds * 10_000 + 0.5) / 10
+    """Milliseconds with one decimal; `round` takes a microsecond for it. What is no number of seconds stays none."""
+    try:
+        return int(seconds * 10_000 + 0.5) / 10
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def _ms(seconds: float | None) -> float | None:
