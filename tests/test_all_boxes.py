@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bench.simulation.virtual_time import run
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
-from manallm_proxy.process.all_boxes import LINES_LIMIT, AllBoxes
+from manallm_proxy.process.all_boxes import LINES_LIMIT, ONE_OUTAGE, AllBoxes
 from manallm_proxy.process.box_link import BoxLink
 from manallm_proxy.process.worker_link import LAG
 from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
@@ -180,6 +180,30 @@ def test_slots_are_learned_from_all() -> None:
     crew.settle()
     assert (third.is_trial, third.began_at is not None) == (True, True)
     assert {worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()} == {2}
+
+
+def test_a_server_comes_back_once() -> None:
+    """Each worker finds it out for itself, with its next request; what the server has shown since then still counts."""
+    crew = Crew(3)
+    crew.start(1), crew.start(2)
+
+    def served() -> int:
+        crew.settle()
+        return len(crew.served())
+
+    crew.workers[1].line.came_back()
+    first = [crew.ask(1) for _ in range(4)]
+    assert served() == 1
+    crew.leave(1, first[0])
+    assert served() == 2
+    crew.workers[2].line.came_back()
+    crew.ask(2)
+    crew.leave(1, first[1])
+    assert served() == 3
+    crew.now += ONE_OUTAGE
+    crew.workers[2].line.came_back()
+    crew.leave(1, first[2])
+    assert served() == 2
 
 
 def test_names_that_clients_choose_are_forgotten() -> None:

@@ -12,6 +12,7 @@ Nothing here waits, and the time is an argument. Its methods return the messages
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from functools import partial
 from typing import Final, assert_never
@@ -25,6 +26,9 @@ from manallm_proxy.routing.shared_line import Busy, Entered
 
 LINES_LIMIT: Final = 100
 """Servers whose lines are remembered; reloads may name ever new ones, so one for which nobody stands makes room."""
+
+ONE_OUTAGE: Final = 60.0
+"""Seconds within which workers that say that a server has come back mean the same outage."""
 
 Outbox = list[tuple[int, box.ToWorker]]
 
@@ -46,6 +50,8 @@ class AllBoxes:
     """By worker, and by the number that it gave the request."""
     _loads: dict[tuple[str, str], Load] = field(factory=dict)
     """By server, and by `ollama_name`."""
+    _back: dict[str, float] = field(factory=dict)
+    """When a server last came back after an outage."""
     _out: Outbox = field(factory=list)
 
     def received(self, worker: int, message: box.FromWorker, workers: Collection[int], now: float) -> Outbox:
@@ -64,8 +70,7 @@ class AllBoxes:
                     self._lines[server].leave(turn, now, answered=message.answered, tokens=message.tokens)
                     self._tell(server, turn.model, workers, now)
             case box.CameBack():
-                if (line := self._lines.get(message.server)) is not None:
-                    line.came_back()
+                self._came_back(message.server, now)
             case box.Claim():
                 self._claim(worker, message)
             case box.Loaded():
@@ -98,11 +103,14 @@ class AllBoxes:
 
     # 1, 2
 
+    def _came_back(self, server: str, now: float) -> None:
+        """Each worker says so, when it has its next request for it."""
+        if now - self._back.get(server, -math.inf) >= ONE_OUTAGE:
+            self._line(server).came_back()
+            self._back[server] = now
+
     def _enter(self, worker: int, entered: Entered, workers: Collection[int], now: float) -> None:
-        line = self._lines.get(entered.server)
-        if line is None:
-            self._make_room()
-            line = self._lines[entered.server] = Line(None)
+        line = self._line(entered.server)
         line.learns = entered.learns
         line.of(entered.model).said = entered.slots
         turn = Turn(entered.model, entered.expected, entered.streams, number=entered.number)
@@ -122,12 +130,19 @@ class AllBoxes:
             busy = _busy(line, name, now)
             self._out += [(number, box.Line(server, name, busy)) for number in workers]
 
-    def _make_room(self) -> None:
+    def _line(self, server: str) -> Line:
+        """That of `server`; makes one, and room for it."""
+        line = self._lines.get(server)
+        if line is not None:
+            return line
         if len(self._lines) >= LINES_LIMIT:
-            used = {server for server, _ in self._turns.values()}
-            idle = next((server for server in self._lines if server not in used), None)
+            used = {each for each, _ in self._turns.values()}
+            idle = next((each for each in self._lines if each not in used), None)
             if idle is not None:
                 del self._lines[idle]
+                self._back.pop(idle, None)
+        line = self._lines[server] = Line(None)
+        return line
 
     # 3
 
