@@ -12,7 +12,11 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.queues import Queue, Served
 from manallm_proxy.routing.slots import REST, REST_LONGEST, WAITS, Sign, Slots
 
 
@@ -190,3 +194,24 @@ def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
     assert (third.began_at, line.expected_wait("m", 6.0, streams=True) > 0) == (None, True)
     line.leave(first, 9.0, answered=True)
     assert third.began_at == 9.0
+
+
+async def test_a_trial_teaches_no_pace() -> None:
+    """It may have waited with the server, which is no part of what an answer takes."""
+    now = 0.0
+    queue, entry = Queue(lambda: now, Health(), Line(None, learns=True)), Entry(Target("gpu", "m"))
+
+    async def sent() -> Served:
+        return await queue.turn(entry, False, 1000, streams=True, learns_bytes=True)
+
+    first = await sent()
+    now = 1.0
+    first.began()
+    second = await sent()
+    now = 11.0
+    first.end(Usage(100, 100))
+    second.began()
+    now = 20.0
+    second.end(Usage(100, 100))
+    assert (first.turn.is_trial, second.turn.is_trial) == (False, True)
+    assert queue.line.of("m").pace.prompt_token == 0.01

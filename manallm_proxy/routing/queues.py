@@ -40,7 +40,7 @@ class Served:
         now, turn = self.queue.clock(), self.turn
         if turn.ended or turn.began_at is None:
             return
-        if usage is not None:
+        if usage is not None and not turn.is_trial:  # that may have waited with the server
             first = self.first_at - turn.began_at if self.first_at is not None else None
             size = self.size if self.learns_bytes else None
             pace = self.queue.line.of(turn.model).pace
