@@ -204,6 +204,34 @@ async def test_a_llama_server_says_its_slots(tmp_path: Path) -> None:
                 assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 4
 
 
+async def test_a_llama_server_that_came_back_is_asked_again(tmp_path: Path) -> None:
+    """It may have been started with other settings."""
+    slots = 2
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.path == "/props":
+                await connection.reply({"total_slots": slots})
+            elif seen.method == "GET":
+                await connection.upstream.probe(connection)
+            else:
+                await answers(connection, seen)
+
+    async with upstream(script) as own:
+        health = {"failure_threshold": 1, "backoff": 0.05}
+        async with proxy(settings({"gpu": openai(own.url, local=True)}, health=health), tmp_path) as p:
+            for _ in range(3):  # it is hardly asked any more
+                await p.app.generation.home.boxes.look(1.0)
+            assert (await target_of(p))["slots"] == 2
+            await own.stop()
+            assert (await p.chat())[0] == 503
+            slots = 1
+            await own.start()
+            async with asyncio.timeout(10):
+                while (await p.chat())[0] != 200 or (await target_of(p))["slots"] != 1:
+                    await asyncio.sleep(0.01)
+
+
 async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
     """If it cannot fit, by what was learned of the model's tokens; with no other entry it is the caller's mistake."""
     async with house(tmp_path) as (p, gpu, cloud):

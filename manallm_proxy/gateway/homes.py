@@ -52,7 +52,8 @@ def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
     for name, queue in home.queues.items():
         queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
     for name, box in home.boxes.boxes.items():
-        box.on_slots = partial(setattr, home.queues[name].line, "said")
+        queue = home.queues[name]
+        box.on_slots, queue.on_back = partial(setattr, queue.line, "said"), box.wake
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 

@@ -162,6 +162,10 @@ class Box:
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
 
+    def wake(self) -> None:
+        """Looks at once."""
+        self._wake.set()
+
     async def _watch(self) -> None:
         while True:
             self._wake.clear()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from attrs import define, field
 
@@ -56,6 +57,8 @@ class Queue:
     clock: Clock
     health: Health
     line: Line
+    on_back: Callable[[], None] = lambda: None
+    """Called when the server has come back: what it has loaded, and how many slots, may have changed."""
     _recoveries: int = field(init=False)
 
     @_recoveries.default
@@ -81,6 +84,7 @@ class Queue:
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
             self.line.came_back()
+            self.on_back()
         entered = self.clock()
         turn = Turn(entry.target.model, self.line.of(entry.target.model).pace.seconds(size), streams)
         self.line.enter(turn, entered)
