@@ -12,8 +12,8 @@ from attrs import define, field
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Taken
 from manallm_proxy.gateway.shared_spend import SharedSpend
-from manallm_proxy.state.entries import PREFIX
 from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.names import PREFIX
 from manallm_proxy.state.scripts import LATE, REQUESTS, TOKENS, name_of
 
 

@@ -10,8 +10,9 @@ import msgspec
 from attrs import define, field
 
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
-from manallm_proxy.state.entries import LARGEST, PREFIX, WriteBehind, read, seal, unseal
+from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
 from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.names import PREFIX
 
 _STORED: Final = msgspec.msgpack.Decoder(Stored)
 _GONE: Final = b"deleted"
@@ -76,14 +77,11 @@ class SharedResponses:
             return _NOTHING
         name = _name(owner, kind, id_)
         try:
-            entry, _ = await read(link, name, ("PEXPIRE", name, self._milliseconds()))
+            entry, _ = await read(link, name, self._milliseconds())
         except Away:
             return _NOTHING
         except Refused as refusal:
-            if str(refusal) == "WRONGTYPE":
-                self._forget(name)
-            else:
-                link.told(str(refusal))
+            link.told(str(refusal))
             return _NOTHING
         try:
             return unseal(name, entry) if entry else _NOTHING

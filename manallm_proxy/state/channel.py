@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.state.entries import PREFIX, WriteBehind
+from manallm_proxy.state.entries import WriteBehind
 from manallm_proxy.state.link import AGAIN, Link
+from manallm_proxy.state.names import PREFIX
 
 QUIET: Final = 5.0
 """Seconds without a word after which the server is asked whether it is still there; after twice that it is not."""

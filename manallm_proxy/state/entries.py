@@ -10,9 +10,8 @@ from typing import Any, Final
 from attrs import define, field
 
 from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.scripts import READ
 
-PREFIX: Final = "manallm:1:"
-"""Of all our names. Another version of what stands there is another prefix."""
 LARGEST: Final = 4 * 2**20
 """Bytes of an entry. No more is read, whatever stands there."""
 WAITING: Final = 16 * 2**20
@@ -38,24 +37,13 @@ def _digest(name: str, content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_DIGEST, key=key).digest()
 
 
-async def read(link: Link, name: str, *more: tuple[Any, ...]) -> list[Any]:
-    """The entry under `name` (``b""``: none), and what the commands `more` return, in one turn.
+async def read(link: Link, name: str, lifetime: int = 0) -> tuple[bytes, int]:
+    """The entry under `name` (``b""``: none), and for how many milliseconds it lives; from now on for `lifetime`.
 
     Raises what `Link.use` does.
     """
-
-    async def ask(client: Any) -> list[Any]:
-        asked = client.pipeline(transaction=False)
-        asked.getrange(name, 0, LARGEST)
-        for command in more:
-            asked.execute_command(*command)
-        found: list[Any] = await asked.execute(raise_on_error=False)  # which would put words before the server's
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
-        return found
-
-    return await link.use(ask)
+    found = await link.use(lambda client: READ.run(client, (name,), LARGEST, lifetime))
+    return (found[0], found[1]) if found else (b"", 0)
 
 
 @define(eq=False)

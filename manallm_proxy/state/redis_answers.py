@@ -9,9 +9,10 @@ from attrs import define, field, frozen
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.state.entries import LARGEST, PREFIX, WriteBehind, read, seal, unseal
+from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
 from manallm_proxy.state.kept import Aged, Kept, Key
 from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.names import PREFIX
 
 _HEAD: Final = 4
 
@@ -61,14 +62,11 @@ class RedisAnswers:
             return Aged(kept, 0.0)
         name = name_of(key)
         try:
-            entry, left = await read(self.link, name, ("PTTL", name))
+            entry, left = await read(self.link, name)
         except Away:
             return None
         except Refused as refusal:
-            if str(refusal) == "WRONGTYPE":
-                self.drop(key)
-            else:
-                self.link.told(str(refusal))
+            self.link.told(str(refusal))
             return None
         if not entry:
             return None

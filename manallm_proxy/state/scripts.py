@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from manallm_proxy.state import link
-from manallm_proxy.state.entries import PREFIX
+from manallm_proxy.state.names import PREFIX
 
 
 @frozen
@@ -28,9 +28,9 @@ class Script:
     def _digest(self) -> str:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(self, client: Any, names: Sequence[str], *arguments: str | int) -> list[int]:
+    async def run(self, client: Any, names: Sequence[str], *arguments: str | int) -> list[Any]:
         """What it returns."""
-        found: list[int]
+        found: list[Any]
         try:
             found = await client.evalsha(self.digest, len(names), *names, *arguments)
         except Exception as error:  # by its name: the library may not be here
@@ -38,6 +38,20 @@ class Script:
                 raise
             found = await client.eval(self.text, len(names), *names, *arguments)
         return found
+
+
+READ: Final = Script("""
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind == 'none' then return {} end
+if kind ~= 'string' then
+    redis.call('UNLINK', KEYS[1])
+    return {}
+end
+if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return {redis.call('GETRANGE', KEYS[1], 0, ARGV[1]), redis.call('PTTL', KEYS[1])}
+""")
+"""An entry as far as that byte, and for how many milliseconds it lives, from now on those of the second argument (0: as
+before). What can be none of ours is removed."""
 
 
 @define(eq=False)
