@@ -1,0 +1,54 @@
+"""A whole native answer, however its provider writes it: the members that the proxy knows better, and no others."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.targets import Target
+from manallm_proxy.providers.native.messages import message
+from manallm_proxy.providers.native.responses import response
+
+TARGET = Target("p", "org/m")
+TOLD = {"id": b'"resp_ours"', "store": b"false", "previous_response_id": b"null"}
+NAMES = ("id", "model", "store", "previous_response_id", "output", "content", 'a "model": "m"', "mödel", "b")
+LEAVES: Any = st.one_of(st.none(), st.booleans(), st.sampled_from(["m", "resp_1", '"model":"m"', "\\", "é", "[{"]))
+VALUES: Any = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+)
+MORE: Any = st.dictionaries(st.sampled_from((*NAMES[4:], "metadata", "tools")), VALUES, max_size=4)
+WRITTEN: Any = st.tuples(st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")]), st.booleans())
+
+
+def call(endpoint: Endpoint, told: dict[str, bytes]) -> Call:
+    return Call(endpoint, RequestSummary("", False, False, frozenset(), {}), b"{}", "r", told=told)
+
+
+def shuffled(members: dict[str, Any], order: Any, how: tuple[tuple[str, str], bool]) -> bytes:
+    keys = list(members)
+    order.shuffle(keys)
+    return json.dumps({key: members[key] for key in keys}, separators=how[0], ensure_ascii=how[1]).encode()
+
+
+@given(MORE, st.sampled_from([True, False, None]), st.randoms(use_true_random=False), WRITTEN)
+def test_a_response(more: dict[str, Any], store: bool | None, order: Any, how: tuple[tuple[str, str], bool]) -> None:
+    """Id, model and what refers to state are the proxy's; every other value is the provider's own."""
+    given_ = {"id": "resp_1", "model": "m", "status": "completed", **more, "output": [{"id": "m", "model": "m"}]}
+    given_ |= {} if store is None else {"store": store, "previous_response_id": None}
+    answer = response(call(Endpoint.RESPONSES, TOLD), TARGET, shuffled(given_, order, how))
+    wanted = {**given_, "id": "resp_ours", "model": "p/org/m", "store": False, "previous_response_id": None}
+    assert answer.body is not None and json.loads(answer.body) == wanted
+
+
+@given(MORE, st.randoms(use_true_random=False), WRITTEN)
+@example({"b": {"model": "m"}}, None, ((",", ":"), True))
+def test_a_message(more: dict[str, Any], order: Any, how: tuple[tuple[str, str], bool]) -> None:
+    """The model is the target."""
+    given_ = {**more, "model": "m", "content": [{"type": "text", "text": '"model":"m"', "model": "m"}]}
+    body = json.dumps(given_).encode() if order is None else shuffled(given_, order, how)
+    answer = message(call(Endpoint.MESSAGES, {}), TARGET, body)
+    assert answer.body is not None and json.loads(answer.body) == {**given_, "model": "p/org/m"}
