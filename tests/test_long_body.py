@@ -145,6 +145,7 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.protocol: Any = None
         self.sent = b""
+        self.turns = 0
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
@@ -170,7 +171,9 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.turns += 1
+
     def resume_reading(self) -> None: ...
     def close(self) -> None: ...
 
@@ -198,5 +201,6 @@ async def test_a_long_body_is_held_once() -> None:
         connection.connection_lost(None)
     assert reads.bodies == [pattern(size)]
     assert size < most < size + 500_000
+    assert wire.turns == 3  # after each megabyte others have theirs
     assert wire.sent.endswith(str(size).encode())
     assert long_body.LEAST < 100_000

@@ -18,6 +18,8 @@ from manallm_proxy.http_server.aiohttp_internals import forget_body
 
 LEAST: Final = 64 * 1024
 """Bytes of a body that is worth it."""
+A_TURN: Final = 2**20
+"""Bytes that are received in one turn of the loop."""
 _SINK: Final = bytearray(64 * 1024)
 """For bytes that nobody wants any more."""
 
@@ -39,6 +41,8 @@ class LongBody(asyncio.BufferedProtocol):
         self._left = size
         self._loop = asyncio.get_running_loop()
         self._begun = self._last = self._loop.time()
+        self._turn = 0
+        """Bytes that have come in this turn of the loop."""
         self._waiter: asyncio.Future[None] | None = None
         self._buffer = io.BytesIO(bytes(size))  # which is not copied: nothing else refers to it
         self._view: memoryview | None = self._buffer.getbuffer()
@@ -85,7 +89,9 @@ class LongBody(asyncio.BufferedProtocol):
     # for the transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(_SINK)[: self._left] if self._view is None else self._view[self.size :]
+        if self._view is None:
+            return memoryview(_SINK)[: self._left]
+        return self._view[self.size : self.size + A_TURN - self._turn]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._count(nbytes)
@@ -94,6 +100,16 @@ class LongBody(asyncio.BufferedProtocol):
             forget_body(self._connection, self._payload)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
+            return
+        self._turn += nbytes
+        if self._turn >= A_TURN:  # others have theirs before more is read
+            self._turn = 0
+            self._transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         self._connection.eof_received()

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -67,7 +68,10 @@ def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
 
 
 def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
-    """`body` with other bytes at some spans, which do not overlap; an empty span is a place to insert."""
+    """`body` with other bytes at some spans, which do not overlap; an empty span is a place to insert.
+
+    What is inserted at one place keeps its order.
+    """
     if len(body) <= sliced.LARGE_BYTES:
         return b"".join(_pieces(body, edits))
     # joining many bytes objects, and nothing else, leaves the interpreter to others meanwhile
@@ -78,7 +82,7 @@ def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
 def _pieces(body: Any, edits: Iterable[tuple[Span, bytes]]) -> list[Any]:
     parts: list[Any] = []
     at = 0
-    for (start, end), value in sorted(edits):
+    for (start, end), value in sorted(edits, key=itemgetter(0)):
         parts += (body[at:start], value)
         at = end
     parts.append(body[at:])

@@ -42,8 +42,11 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     as_base64 = _wants_base64(call)
     edits: list[tuple[tuple[int, int], bytes]] = []
     if as_base64 != (kinds[0] == b'"'):
-        rows = b",".join([_reencoded(rows, as_base64=as_base64) for rows in _some_rows(body, start, end)])
-        edits.append(((start, end), b"[%b]" % rows))
+        at = start + 1
+        pieces = (_reencoded(rows, as_base64=as_base64) for rows in _some_rows(body, start, end))
+        edits += [((at, at), b"," + piece) for piece in pieces]  # to join them here would keep the loop waiting
+        edits[0] = edits[0][0], edits[0][1][1:]
+        edits.append(((at, end - 1), b""))
     edits.append(model_edit(body, spans.get("model"), encode(str(entry.target))))
     body = replaced(body, edits)
     return Answer(body=body, usage=usage, dimensions=vector_length(body))
