@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.caller_paths import CallerPaths, Origins
+from manallm_proxy.openai.caller_paths import CallerPaths, HistoryPaths, Origins
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, each, status, upstream
 
@@ -214,3 +214,12 @@ def test_a_message_may_name_places_and_the_error_none() -> None:
     error = InvalidRequest("look at messages[1].content[0] and messages[0]")
     PATHS.retell(error)
     assert (error.param, error.message) == (None, "look at input[0].content[0] and instructions")
+
+
+def test_a_number_of_thousands_of_digits_is_no_place() -> None:
+    """A provider's words may hold one."""
+    words = f"look at messages[{'1' * 5000}] and input[{'1' * 5000}]"
+    for paths in (PATHS, HistoryPaths("input", 1, "previous_response_id")):
+        error = InvalidRequest(words)
+        paths.retell(error)
+        assert error.message == words

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.door import Client
+from manallm_proxy.doors.messages.door import MessagesDoor
 from tests.native_servers import speaks_messages
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
@@ -123,3 +125,11 @@ async def test_what_a_refusal_says_is_the_most(speaks: list[str], tmp_path: Path
                 before = len(up.posts)
                 assert (await p.chat(max_tokens=9000))[0] == 400
                 assert (len(up.posts) - before, json.loads(up.posts[-1].body)["max_tokens"]) == (1, 9000)
+
+
+def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:
+    """No integer of ours: Python refuses to make one."""
+    body = json.dumps({"model": "p/m", "messages": [USER], "max_tokens": 0}).replace("0}", "9" * 5000 + "}").encode()
+    call, _ = MessagesDoor().read(body, Client("1", dialects=frozenset({"messages"})))
+    assert call.length is None
+    assert call.cut_to(100) is call

@@ -277,6 +277,12 @@ BAD_FORMS: list[tuple[str, bytes, str]] = [
     (MULTIPART, GOOD.replace(b"form-data; name", b"form-data; name=a; name"), "two ways"),
     (MULTIPART, GOOD.replace(b"form-data; name", b"form-data; name*=utf-8''model; name"), "two ways"),
     (MULTIPART, GOOD.replace(b"Content-Disp", b"Content-Disposition: x\r\nContent-Disp"), "name"),
+    (MULTIPART, GOOD.replace(b"Content-Disp", b"X: a\nY: b\r\nContent-Disp"), "two ways"),
+    (MULTIPART, GOOD.replace(b"Content-Disp", b"X: a\r\n b\r\nContent-Disp"), "two ways"),
+    (MULTIPART, GOOD.replace(b"Content-Disp", b"X : a\r\nContent-Disp"), "two ways"),
+    (MULTIPART, GOOD.replace(b"Content-Disp", b"Content-Transfer-Encoding: base64\r\nContent-Disp"), "as it is"),
+    (MULTIPART, form(("model", b"gpu/m"), ("file", b"--b0 in front")), "boundary"),
+    (MULTIPART, GOOD.replace(b"Content-Disp", b"X: " + b"a" * 9000 + b"\r\nContent-Disp"), "bytes of headers"),
     ("audio/mpeg", MP3, "multipart/form-data"),
     ("application/json", b"{}", "model"),
     ("application/json", b'{"model": ""}', "model"),
@@ -299,6 +305,12 @@ async def test_bad_forms(tmp_path: Path) -> None:
                 assert response.status == 400, (content_type, body)
                 assert words in error["message"], (content_type, body, error)
         assert gpu.posts == []
+
+
+def test_headers_that_clients_send() -> None:
+    """Beside the name: a type, a length, and that the bytes are as they are."""
+    more = b"Content-Type: text/plain\r\nContent-Length: 5\r\ncontent-transfer-encoding: 8BIT\r\nContent-Disp"
+    assert read_form(GOOD.replace(b"Content-Disp", more), MULTIPART).text("model") == "gpu/m"
 
 
 names = st.text(st.characters(codec="ascii", exclude_characters='"\\\r\n%', min_codepoint=32, max_codepoint=126))

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
+from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
-from manallm_proxy.openai.forced_call import CallReader, schema_of_calls
+from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.openai.forced_call import CallReader, as_structured_output, schema_of_calls
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.ollama.wire import OllamaWire
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, completion, each, upstream
 
@@ -51,6 +56,25 @@ def test_any_arguments_pass(value: Any) -> None:
         text = json.dumps({"name": 'a"b', "arguments": {"v": value}}, indent=indent, ensure_ascii=False)
         name, arguments, finish = read(*text)
         assert (name, json.loads(arguments), finish) == ('a"b', {"v": value}, "tool_calls")
+
+
+def test_a_tool_that_is_none_is_named() -> None:
+    """By its place in the request, before anything is made of it, towards an OpenAI-compatible server and an Ollama."""
+    for function, place in (
+        ({}, "tools[0].function.name"),
+        ({"name": "f", "parameters": "x"}, "tools[0].function.parameters"),
+        ({"name": "f", "parameters": []}, "tools[0].function.parameters"),
+    ):
+        asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tool_choice": "required"}
+        body = json.dumps(asked | {"tools": [{"type": "function", "function": function}]}).encode()
+        call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r")
+        for write in (
+            lambda call: as_structured_output(call, "m", False),
+            lambda call: OllamaWire().request(call, Entry(Target("ollama", "m"))),
+        ):
+            with pytest.raises(InvalidRequest) as refused:
+                write(call)
+            assert refused.value.param == place
 
 
 def test_a_call_that_the_length_cut_has_that_finish_reason() -> None:

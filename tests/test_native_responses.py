@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.door import Client
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import MemoryStore, Stored
 from tests.native_servers import (
     ENCRYPTED,
     begin,
@@ -388,3 +391,16 @@ async def test_one_that_takes_no_chats_gets_none(tmp_path: Path) -> None:
             code, told, _ = await p.chat(model="a/m")
             assert (code, told["error"]["code"]) == (400, "unsupported_capability")
             assert "one that speaks chat" in told["error"]["message"]
+
+
+async def test_a_picture_of_an_earlier_turn_needs_a_model_that_sees() -> None:
+    """It is sent along with the new turn, whose own body has none."""
+    store = MemoryStore(lambda: 0.0)
+    for n, part in enumerate(("input_image", "input_text")):
+        item = json.dumps({"role": "user", "content": [{"type": part}]}, separators=(",", ":")).encode()
+        store.keep(None, Stored(f"resp_{n}", b"{}", (item,), ()))
+        body = json.dumps({"model": "p/m", "input": "and now?", "previous_response_id": f"resp_{n}"}).encode()
+        reading = ResponsesDoor(store).read(body, Client("1", dialects=frozenset({"responses"})))
+        assert not isinstance(reading, tuple)
+        call, _ = await reading
+        assert call.summary.needs == ({"vision"} if part == "input_image" else set())

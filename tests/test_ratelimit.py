@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.door import Client, Door
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.openai_chat import ChatDoor
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import MemoryStore
 from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, spoken
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.token_counts import expected_tokens
@@ -170,8 +177,43 @@ def test_what_is_expected_of_a_request() -> None:
     assert expects('{"messages":[]}') == (4, 0)
     assert expects('{"messages":[],"max_tokens":100}')[1] == 100
     assert expects('{"messages":[],"max_tokens":100,"max_completion_tokens":7,"n":3}')[1] == 21
-    for odd in ("null", "-1", "true", '"9"', "1.5", "1e9", "9" * 40, "0"):
+    assert expects('{"messages":[],"max_tokens":4096.0,"n":2.0}')[1] == 8192
+    for huge in ("99999999999", "9" * 40, "1e99"):
+        assert expects(f'{{"messages":[],"max_tokens":{huge}}}')[1] == 10**9  # and not nothing
+    for odd in ("null", "-1", "true", '"9"', "1.5", "-" + "9" * 40, "0"):
         assert expects(f'{{"messages":[],"max_tokens":{odd},"n":{odd}}}')[1] == 0, odd
-    picture = "data:image/png;base64," + "A" * 10_000
-    assert expects(f'{{"messages":["{picture}"]}}')[0] < 10
     assert expects('{"messages":[]}', "multipart/form-data; boundary=x") == (0, 0)
+
+
+PICTURE = "A" * 30_000
+IMAGE_URL = "data:image/png;base64," + PICTURE
+ANTHROPIC = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+
+
+def test_a_picture_is_no_text_in_any_clients_format() -> None:
+    """Its bytes say nothing of its tokens; what is sent on in the client's own format is looked at as a chat is."""
+    url = {"type": "image_url", "image_url": {"url": IMAGE_URL}}
+    ours: dict[str, Any] = {"type": "input_image", "image_url": IMAGE_URL}
+    prose = {"type": "text", "text": 'see \\"data:image/ ' + "word " * 2000}
+    client = Client("1", dialects=frozenset({"responses", "messages"}))
+    doors: list[tuple[Door, str, dict[str, Any], bool]] = [
+        (ChatDoor(), "messages", url, True),
+        (ResponsesDoor(MemoryStore(lambda: 0.0)), "input", ours, True),
+        (MessagesDoor(), "messages", ANTHROPIC, True),
+        (ChatDoor(), "messages", prose, False),
+        (MessagesDoor(), "messages", {"type": "tool_use", "id": "a", "name": "f", "input": {"type": "image"}}, False),
+    ]
+    for door, key, part, sees in doors:
+        for beside in ("hi", "words " * 5000):
+            asked = {
+                "model": "a/b",
+                "store": False,
+                key: [{"role": "user", "content": [part, {"type": "text", "text": beside}]}],
+            }
+            body = json.dumps(asked).encode()
+            reading = door.read(body, client)
+            assert isinstance(reading, tuple)
+            call = reading[0]
+            assert call.summary.needs == ({"vision"} if sees else set()), (door.name, part)
+            size = len(body) - (len(PICTURE) if sees else 0)
+            assert size - 200 < 4 * expected_tokens(call)[0] <= size + 4, (door.name, len(beside))

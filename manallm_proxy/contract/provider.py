@@ -22,8 +22,11 @@ from manallm_proxy.contract.trace import TraceHeaders
 
 VISION: Final = "vision"
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-_VISION: Final = "vision"
-_PICTURE: Final = re.compile(rb'data:image/[^"\\]*')
+_DATA_URI: Final = re.compile(rb"data:image/")
+_ANTHROPIC_DATA: Final = re.compile(rb'"data"\s*:\s*"')
+"""What the bytes of a picture begin with; they end with the string that they are in."""
+_LONGEST_NUMBER: Final = 18
+"""Max digits of a number of tokens that is read."""
 
 Span = tuple[int, int]
 """Position of a value in a body: the index of its first byte, and of the first byte after it."""
@@ -157,7 +160,7 @@ class Call:
         """``max_tokens``, where it may be cut."""
         span = self.summary.spans.get("max_tokens") if self.cuts_length else None
         digits = self.body[slice(*span)] if span is not None else b""
-        return int(digits) if digits.isdigit() else None
+        return int(digits) if digits.isdigit() and len(digits) <= _LONGEST_NUMBER else None
 
     def cut_to(self, most: int) -> Call:
         """The same with at most so many tokens. Every byte but theirs keeps its place."""
@@ -171,9 +174,17 @@ class Call:
 
     def text_size(self) -> int:
         """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
-        if _VISION not in self.summary.needs:
-            return len(self.body)
-        return len(self.body) - sum(map(len, _PICTURE.findall(self.body)))
+        body, size, at = self.body, len(self.body), 0
+        if VISION not in self.summary.needs:
+            return size
+        begins = _ANTHROPIC_DATA if self.endpoint is Endpoint.MESSAGES else _DATA_URI
+        while (picture := begins.search(body, at)) is not None:  # its megabytes are skipped at the speed of memory
+            if (end := body.find(b'"', picture.end())) < 0:
+                break
+            escape = body.find(b"\\", picture.end(), end)
+            at = escape if escape >= 0 else end
+            size -= at - picture.start()
+        return size
 
 
 class Native(Protocol):

@@ -14,13 +14,19 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
 
 FIELDS_LIMIT: Final = 1000
-"""Parts of one form, so that its bytes are not the only bound on the work that it is."""
+"""Max parts of one form: its bytes alone would not bound the work of parsing it."""
+HEAD_LIMIT: Final = 8 * 1024
+"""Max bytes of one part's headers, for the same reason."""
 _TYPE: Final = re.compile(r"multipart/form-data\s*;\s*(.*)", re.IGNORECASE | re.DOTALL)
 _PARAMETER: Final = re.compile(
     r"""\s*;\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\\r\n]|\\[^\r\n])*)"|([^\s;"]*))""", re.ASCII
 )
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", re.ASCII)
 _TOKEN: Final = re.compile(r"[0-9A-Za-z'+_.-]+", re.ASCII)
+_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)", re.ASCII)
+"""One line: no space before the colon, no continuation of the line before it, no line end in it."""
+_AS_IT_IS: Final = frozenset({"7bit", "8bit", "binary"})
+"""Values of ``Content-Transfer-Encoding`` under which a value is its bytes: some parsers decode the others."""
 
 
 @frozen
@@ -59,9 +65,12 @@ def read_form(body: bytes, content_type: str) -> Form:
     for _ in range(FIELDS_LIMIT + 1):
         if body.startswith(b"--", at):
             break
-        head = body.find(b"\r\n\r\n", at)
+        head = body.find(b"\r\n\r\n", at, at + HEAD_LIMIT)
+        if head < 0 and len(body) > at + HEAD_LIMIT:
+            raise InvalidRequest(f"a part of the form has more than {HEAD_LIMIT} bytes of headers")
         end = body.find(b"\r\n" + delimiter, head + 4)
-        if not body.startswith(b"\r\n", at) or head < 0 or end < 0:
+        # some parsers take a boundary right after the headers for the end of an empty value
+        if not body.startswith(b"\r\n", at) or head < 0 or end < 0 or body.startswith(delimiter, head + 4):
             raise InvalidRequest("the form is broken: a part does not end with the boundary that Content-Type names")
         spans.setdefault(_name(body[at + 2 : head]), []).append((head + 4, end))
         at = end + 2 + len(delimiter)
@@ -84,8 +93,16 @@ def _boundary(content_type: str) -> str:
 
 def _name(head: bytes) -> str:
     """The field's name from the headers of a part."""
-    lines = head.decode(errors="replace").split("\r\n")
-    values = [value for line in lines for name, _, value in [line.partition(":")] if name.lower() == _DISPOSITION]
+    values: list[str] = []
+    for line in head.decode(errors="replace").split("\r\n") if head else ():
+        header = _HEADER.fullmatch(line)
+        if header is None:
+            raise _ambiguous()
+        key = header[1].lower()
+        if key == "content-disposition":
+            values.append(header[2])
+        elif key == "content-transfer-encoding" and header[2].strip().lower() not in _AS_IT_IS:
+            raise InvalidRequest("a part of the form has a Content-Transfer-Encoding: send its value as it is")
     kind, _, rest = values[0].partition(";") if len(values) == 1 else ("", "", "")
     name = _parameters(";" + rest).get("name") if kind.strip().lower() == "form-data" else None
     if name is None:
@@ -93,7 +110,8 @@ def _name(head: bytes) -> str:
     return name
 
 
-_DISPOSITION: Final = "content-disposition"
+def _ambiguous() -> InvalidRequest:
+    return InvalidRequest("the form has a header that could be read in two ways")
 
 
 def _parameters(text: str) -> dict[str, str]:
@@ -104,7 +122,7 @@ def _parameters(text: str) -> dict[str, str]:
         match = _PARAMETER.match(text, at)
         key = match[1].lower() if match else ""
         if match is None or key in found or key == "name*":
-            raise InvalidRequest("the form has a header that could be read in two ways")
+            raise _ambiguous()
         found[key] = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
         at = match.end()
     return found

@@ -15,8 +15,10 @@ from attrs import define, field
 from manallm_proxy.contract.errors import ProxyError
 
 _MESSAGE: Final = re.compile(
-    r"messages\[(?P<n>\d+)\](?:\.content\[(?P<part>\d+)\]|\.tool_calls\[(?P<call>\d+)\])?(?:\.\w+|\[\d+\])*"
+    r"messages\[(?P<n>\d{1,9})\](?:\.content\[(?P<part>\d{1,9})\]|\.tool_calls\[(?P<call>\d{1,9})\])?"
+    r"(?:\.\w+|\[\d+\])*"
 )
+"""Numbers have a length: the text may be a provider's."""
 _FIELD: Final = re.compile(r"(\w+)(?:\.\w+|\[\d+\])*")
 
 
@@ -54,7 +56,7 @@ class HistoryPaths:
 
     def retell(self, error: ProxyError) -> None:
         """As `CallerPaths.retell`."""
-        place = re.compile(rf"\b{re.escape(self.root)}\[(\d+)\]((?:\.\w+|\[\d+\])*)")
+        place = re.compile(rf"\b{re.escape(self.root)}\[(\d{{1,9}})\]((?:\.\w+|\[\d+\])*)")
         if error.param is not None:
             error.param = place.sub(self._own, error.param)
         error.message = place.sub(self._own, error.message)

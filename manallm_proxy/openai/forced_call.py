@@ -15,8 +15,8 @@ from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
-from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required
-from manallm_proxy.openai.tool_choice import tool_choice
+from manallm_proxy.openai.request_fields import Fields, decoded, required
+from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 
 HEAD_LIMIT: Final = 4096
 """Characters within which the name of the tool must have come."""
@@ -36,7 +36,7 @@ def is_forced(call: Call) -> bool:
 
 
 def schema_of_calls(tools: list[Fields]) -> Fields:
-    """The JSON schema of one call of one of `tools` (OpenAI's form): its name first, then its arguments."""
+    """The JSON schema of one call of one of `tools` (see `function_tools`): its name first, then its arguments."""
     definitions: Fields = {}
     calls: list[Fields] = []
     for n, tool in enumerate(tools):
@@ -55,10 +55,7 @@ def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
     Not as ``tools``: llama-server refuses a format beside them.
     """
     asked = decoded(call.body)
-    tools = all_of(dict, optional(asked, "tools", list) or [], "tools")
-    for n, tool in enumerate(tools):
-        required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
-    allowed = tool_choice(asked).allowed(tools)
+    allowed = tool_choice(asked).allowed(function_tools(asked))
     told = "\n".join(encode(tool["function"]).decode() for tool in allowed)
     words = f"Call one of these functions. Answer with a JSON object that has its name and its arguments.\n{told}"
     schema = {"name": "call", "schema": schema_of_calls(allowed), "strict": True}

@@ -34,7 +34,8 @@ SHORT: Final = 16 * 1024
 """Bytes of a body that may well be copied twice."""
 _UNDERSCORES: Final = 50
 """Underscores after which a search for the whole word is cheaper."""
-_IMAGE: Final = re.compile(rb'"type"\s*:\s*"image_url"')
+_IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
+"""An image part, in chats and in Responses."""
 
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
@@ -53,13 +54,15 @@ def read_summary(
     required: tuple[str, type | tuple[type, ...]],
     need: str | None = None,
     short: Shortened | None = None,
+    has_images: Callable[[bytes, msgspec.Raw], bool] | None = None,
 ) -> RequestSummary:
     """Reads what routing needs from a request body, in one pass.
 
     `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
-    itself needs; `short` what is known of a long body. Raises InvalidRequest, with ``param`` if one is at fault, if the
-    body is not a JSON object, nested too deeply, or has a duplicate top-level key, or if ``model``, ``stream``,
-    ``stream_options`` or the required key has the wrong type.
+    itself needs; `short` what is known of a long body; `has_images` tells of the body and the required value whether
+    there are images in it: None for a chat's and an endpoint without any. Raises InvalidRequest, with ``param`` if one
+    is at fault, if the body is not a JSON object, nested too deeply, or has a duplicate top-level key, or if ``model``,
+    ``stream``, ``stream_options`` or the required key has the wrong type.
     """
     values, spans = split_object(body, short=short)
     refuse_look_alikes(values)
@@ -74,17 +77,19 @@ def read_summary(
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
     later: Callable[[], bool] | None = None
-    if key == "messages":
+    look = has_images or (has_image_parts if key == "messages" else None)
+    if look is not None:
         if len(body) > SHORT:
-            later = partial(_has_images, body, values[key])
-        elif _has_images(body, values[key]):
+            later = partial(look, body, values[key])
+        elif look(body, values[key]):
             needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans, later)
 
 
-def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
-    return may_have_images(body) and holds(messages, _IMAGE)
+def has_image_parts(body: bytes, value: msgspec.Raw) -> bool:
+    """Whether there is an image in `value`, a member of `body`: the messages of a chat, or the input of a response."""
+    return may_have_images(body) and holds(value, _IMAGE)
 
 
 def may_have_images(body: bytes) -> bool:

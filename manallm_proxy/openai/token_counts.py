@@ -14,6 +14,9 @@ STREAMED_BYTES_PER_TOKEN: Final = 200
 _MOST: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """The last one is of OpenAI's Responses."""
 LONGEST: Final = 10**9
+"""Max tokens that are reckoned with."""
+_DIGITS: Final = 18
+"""Bytes of a number that is read; a longer one is larger than all that are reckoned with."""
 
 
 def expected_tokens(call: Call) -> tuple[int, int]:
@@ -30,12 +33,17 @@ def answered_tokens(size: int, *, streamed: bool) -> int:
 
 
 def asked_number(call: Call, key: str) -> int:
-    """The whole number above 0 that the request gives as `key`; 0 where it gives none."""
+    """The whole number above 0 that the request gives as `key`, at most `LONGEST`; 0 where it gives none."""
     span = call.summary.spans.get(key)
-    if span is None or span[1] - span[0] > len(str(LONGEST)):
+    if span is None:
         return 0
+    text = call.body[span[0] : min(span[1], span[0] + _DIGITS)]
+    if span[1] - span[0] > _DIGITS:
+        return LONGEST if text.isdigit() else 0
     try:
-        value = decode(call.body[span[0] : span[1]])
+        value = decode(text)
     except DecodeErrors:
         return 0
-    return value if type(value) is int and value > 0 else 0
+    if type(value) is float and value.is_integer():  # as everywhere: see `request_fields.typed`
+        value = int(value)
+    return min(value, LONGEST) if type(value) is int and value > 0 else 0

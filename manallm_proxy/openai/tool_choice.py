@@ -1,4 +1,4 @@
-"""``tool_choice`` of a request, in each of its forms, for dialects that say it in other words."""
+"""``tools`` and ``tool_choice`` of a request, in each of its forms, for dialects that say it in other words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from attrs import frozen
 
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.openai.request_fields import Fields, all_of, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 Mode = Literal["auto", "none", "required"]
 _MODES: Final[dict[str, Mode]] = {"auto": "auto", "none": "none", "required": "required"}
@@ -21,7 +21,7 @@ class ToolChoice:
     names: frozenset[str] | None = None
 
     def allowed(self, tools: list[Fields]) -> list[Fields]:
-        """Those of `tools` (OpenAI's form, names checked) that may be called.
+        """Those of `tools` (see `function_tools`) that may be called.
 
         Raises InvalidRequest where a call is required and there is none to choose from.
         """
@@ -33,6 +33,20 @@ class ToolChoice:
         if not chosen:
             raise InvalidRequest("'tool_choice' names no tool that is in 'tools'", param="tool_choice")
         return chosen
+
+
+def function_tools(asked: Fields) -> list[Fields]:
+    """``tools`` in OpenAI's form; empty where there are none.
+
+    Raises InvalidRequest for one without a function, for a function without a name, and for parameters that are no
+    object.
+    """
+    tools = all_of(dict, optional(asked, "tools", list) or [], "tools")
+    for n, tool in enumerate(tools):
+        function, path = required(tool, "function", dict, f"tools[{n}]."), f"tools[{n}].function."
+        required(function, "name", str, path)
+        optional(function, "parameters", dict, path)
+    return tools
 
 
 def tool_choice(asked: Fields) -> ToolChoice:

@@ -6,16 +6,18 @@ signature that is not its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
+import msgspec
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
-from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.json_object import decode_leniently, encode, holds
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import read_summary, spliced
 from manallm_proxy.openai.request_fields import Fields
@@ -23,11 +25,13 @@ from manallm_proxy.openai.request_fields import Fields
 _PASSED: Final = ("anthropic-version", "anthropic-beta")
 """Headers of the client's that say how its request is to be read."""
 _LONGEST: Final = 4096
+_IMAGE: Final = re.compile(rb'"image"\s*,\s*"source"|"media_type"\s*:\s*"image/')
+"""In an image block; a tool's input is an object too, and may well have the type alone."""
 
 
 def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
     """The call, for routing. Raises InvalidRequest for what is no request at all, and ThreadsUnsupported."""
-    summary = read_summary(body, ("messages", list))
+    summary = read_summary(body, ("messages", list), has_images=_has_images)
     thread = summary.spans.get("thread")
     if thread is not None and body[slice(*thread)] != b"null":
         raise ThreadsUnsupported
@@ -68,6 +72,10 @@ def native_call(call: Call) -> Call:
         values["thinking"] = b'{"type":"disabled"}'
     body, spans = spliced(call.body, call.summary.spans, values)
     return evolve(call, body=body, summary=evolve(call.summary, spans=spans), is_large=is_large(body))
+
+
+def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
+    return b'"image' in body and holds(messages, _IMAGE)
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

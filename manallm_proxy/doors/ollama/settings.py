@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
+from manallm_proxy.openai.tool_choice import function_tools
 
 _OPTIONS: Final[dict[str, tuple[str, type]]] = {
     "num_predict": ("max_tokens", int),
@@ -66,10 +67,8 @@ def read_settings(asked: Fields) -> Settings:
 
 def tools_of(asked: Fields) -> Fields:
     """``tools`` unchanged, since they have OpenAI's form. An empty list, which ollama-python always sends, is none."""
-    rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
-    for n, tool in enumerate(rows):
-        required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
-    return {"tools": [{"type": "function", **tool} for tool in rows]} if rows else {}
+    tools = function_tools(asked)
+    return {"tools": [{"type": "function", **tool} for tool in tools]} if tools else {}
 
 
 def _format(asked: Fields) -> Fields:

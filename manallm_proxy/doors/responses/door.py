@@ -12,7 +12,7 @@ from attrs import define, evolve
 
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider import VISION, Call, Endpoint
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
@@ -147,7 +147,10 @@ def _call_of(form: NativeForm, client: Client) -> Call:
     """The client's own form of it, where a provider may take that; else a chat."""
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
-    return Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=form)
+    summary = form.asked.summary
+    if any(b'"input_image"' in item for item in form.history):
+        summary = evolve(summary, needs=summary.needs | {VISION})
+    return Call(Endpoint.RESPONSES, summary, form.body, form.request_id, native=form)
 
 
 def _translated(form: NativeForm) -> Call:

@@ -15,7 +15,7 @@ from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.doors.responses.items import input_items
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
-from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request import has_image_parts, read_summary
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 SEALED: Final = "reasoning.encrypted_content"
@@ -84,7 +84,7 @@ class Asked:
 
 def read_request(body: bytes) -> Asked:
     """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
-    summary = read_summary(body, ("input", (str, list)))
+    summary = read_summary(body, ("input", (str, list)), has_images=has_image_parts)
     fields = decoded(body)
     for key, value in fields.items():
         if key in _CHECKED:

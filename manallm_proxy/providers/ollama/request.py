@@ -29,7 +29,7 @@ from manallm_proxy.openai.request_fields import (
     wanted_schema,
     wrong,
 )
-from manallm_proxy.openai.tool_choice import tool_choice
+from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 from manallm_proxy.providers.ollama import messages as ollama_messages
 from manallm_proxy.providers.ollama.settings import settings
 from manallm_proxy.providers.wire import Request
@@ -154,12 +154,10 @@ def _reject_ignored_fields(asked: Fields) -> None:
 
 
 def _tools(asked: Fields) -> Fields:
-    tools = optional(asked, "tools", list) or []
-    for n, tool in enumerate(all_of(dict, tools, "tools")):
+    for n, tool in enumerate(all_of(dict, optional(asked, "tools", list) or [], "tools")):
         if tool.get("type", "function") != "function":
             raise Unsupported(f"Ollama knows tools of type 'function' only, tools[{n}] is another", param="tools")
-        required(required(tool, "function", dict, f"tools[{n}]."), "name", str, f"tools[{n}].function.")
-    choice = tool_choice(asked)
+    tools, choice = function_tools(asked), tool_choice(asked)
     allowed = choice.allowed(tools)
     if choice.mode == "none" or not tools:
         return {}
