@@ -33,8 +33,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.providers.classify import ErrorDetails, classify
-from manallm_proxy.providers.classify import widened as retried_elsewhere
+from manallm_proxy.providers.classify import ErrorDetails, as_retryable, classify
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Attempt, Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
@@ -94,8 +93,8 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
     "429": (said(429), "rate_limited"),
     "429 quota": (said(429, kind="insufficient_quota"), "rate_limited"),
     "redirect": (said(307), "bad_response"),
-    "408": (lambda: retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_408"),
-    "498": (lambda: retried_elsewhere(classify(498, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_498"),
+    "408": (lambda: as_retryable(classify(408, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_408"),
+    "498": (lambda: as_retryable(classify(498, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_498"),
 }
 
 BLAMED: dict[str, str] = {
@@ -345,7 +344,7 @@ async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None
 
 async def test_a_status_that_is_not_listed_is_the_callers() -> None:
     """408 and 498 move on only where ``extra_retryable_statuses`` says so."""
-    error = retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
+    error = as_retryable(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
     with pytest.raises(UpstreamSaid) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == 408

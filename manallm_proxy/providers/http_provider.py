@@ -30,7 +30,7 @@ from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
-from manallm_proxy.providers.classify import widened
+from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
 from manallm_proxy.providers.pieces import Pieces, fits
@@ -89,7 +89,7 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
-            raise self._safe(error, call) from None
+            raise self.safe(self.listed(error), call) from None
 
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
@@ -110,7 +110,7 @@ class HttpProvider:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        return HttpStream(self.address, response, translator, call)
+        return HttpStream(self, response, translator, call)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -174,10 +174,13 @@ class HttpProvider:
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise self._safe(refusal, call)
+        raise self.safe(self.listed(refusal), call)
 
-    def _safe(self, error: ProviderError, call: Call) -> ProviderError:
+    def listed(self, error: ProviderError) -> ProviderError:
+        """`error`, or that of a status that the operator lists, wherever it was said."""
+        return as_retryable(error, self.address.name, self.extra_retryable_statuses)
+
+    def safe(self, error: ProviderError, call: Call) -> ProviderError:
         """Without our keys, and with as much of the provider's words as may be shown."""
         error = scrubbed(error, *self.address.secrets)
         reveal(error, call.body)
@@ -242,7 +245,7 @@ async def _gather(
 class HttpStream:
     """One streamed answer over HTTP. One timer guards it, however many chunks it has."""
 
-    _address: Address
+    _provider: HttpProvider
     _response: Response
     _translator: Translator
     _call: Call
@@ -294,8 +297,13 @@ class HttpStream:
         batch = self._translator.feed(data) if data else self._translator.close()
         self._complete = batch.done
         if batch.error is not None:
-            reveal(scrubbed(batch.error, *self._address.secrets), self._call.body)
+            return self._with_error(batch, batch.error)
         return batch
+
+    def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
+        """After the commit the client gets the provider's own error, since no other target can be asked."""
+        error = self._provider.listed(error) if self._guard is None else error
+        return evolve(batch, error=self._provider.safe(error, self._call))
 
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
@@ -309,7 +317,7 @@ class HttpStream:
         if silent < self._idle:
             self._guard = loop.call_later(self._idle - silent, self._check_idle)
         else:
-            self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
+            self._response.fail(ReadTimeout(f"{self._provider.address.name}: fell silent for {self._idle:g} s"))
 
     async def aclose(self) -> None:
         if self._closed:
