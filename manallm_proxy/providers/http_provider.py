@@ -17,7 +17,6 @@ from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Us
 from manallm_proxy.contract.events import Observer, UsageRefused
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import (
-    BadResponse,
     ConnectTimeout,
     FirstByteTimeout,
     ProviderError,
@@ -29,7 +28,7 @@ from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
@@ -79,13 +78,13 @@ class HttpProvider:
         until = asyncio.get_running_loop().time() + times.first_byte
         try:
             response = await self._post(call, entry, until)
-            whole = await _gather(response, parts, self._most(call), until, times.idle)
+            whole = await _gather(response, parts, self._bound(call)[0], until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
             raise self.first_byte_error(times.first_byte) from None
         if not whole:
-            raise self._too_long(call)
+            raise too_long(*self._bound(call))
         try:
             return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
@@ -208,13 +207,10 @@ class HttpProvider:
             await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    def _most(self, call: Call) -> int:
-        return self.limits.text if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else self.limits.body
-
-    def _too_long(self, call: Call) -> BadResponse:
-        key = "text" if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else "body"
-        words = f"its answer is longer than {self._most(call)} bytes (answers.{key})"
-        return BadResponse(f"{self.address.name}: {words}", detail=f"too long (answers.{key})")
+    def _bound(self, call: Call) -> tuple[int, str]:
+        """Max bytes of a whole answer, and the key that says so."""
+        is_text = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
+        return (self.limits.text, "text") if is_text else (self.limits.body, "body")
 
 
 async def _gather(
@@ -229,7 +225,7 @@ async def _gather(
         while part := await response.read(None, until):
             parts.append(part)
             size += len(part)
-            if size >= most:
+            if size > most:
                 response.close()
                 return False
             if idle is not None:
