@@ -270,6 +270,20 @@ async def test_a_load_that_nobody_waits_for_is_given_back() -> None:
     assert await other is None
 
 
+async def test_a_load_that_was_granted_in_the_turn_of_the_end_is_given_back() -> None:
+    """The word has come, and who waited for it is cancelled before it can read it."""
+    crew = Crew(1)
+    crew.start(1), crew.start(2)
+    left, other = (asyncio.ensure_future(worker.link.claim(SERVER, "m")) for worker in crew.workers.values())
+    await asyncio.sleep(0)
+    crew.settle()
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    crew.settle()
+    async with asyncio.timeout(1):
+        assert await other is None
+
+
 async def test_without_a_supervisor_each_goes_by_itself() -> None:
     """Those that wait have their turn, by this worker's own line, and loads are its own."""
     crew = Crew(1)

@@ -13,10 +13,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai import bounds
 from manallm_proxy.openai.bounds import TooMuch, count_structure
+from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.answer_bounds import refuse_too_much
+from manallm_proxy.providers.native.wire import NativeWire
+from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.proxy import openai, process, proxy, settings
 from tests.stall import peak, raw_post
 from tests.upstreams import Connection, Seen, answers, completion, each, upstream
@@ -187,6 +192,37 @@ async def test_one_event_has_the_bounds_of_an_answer(tmp_path: Path, kind: str) 
         assert (status, headers["x-mana-llm-resolved"]) == (200, "well/m")
         assert b"[DONE]" in body
         assert "(answers.parts)" in p.log.getvalue()
+
+
+LIMITS = AnswerLimits(parts=1000, body=70_000, text=90_000)
+MANY = b"[" + b"[]," * 22_000 + b"[]]"
+
+
+def streamed(endpoint: Endpoint, content_type: str, *parts: bytes) -> str | None:
+    """What is wrong with the answer to a stream over `endpoint` of a server that speaks all dialects."""
+    body = b'{"model":"x","messages":[],"input":"x","prompt":"x","stream":true}'
+    call = Call(endpoint, read_summary(body, ("model", str)), body, "r")
+    wire = NativeWire(OpenAIWire(), {Endpoint.RESPONSES: "responses", Endpoint.MESSAGES: "messages"})
+    translator = wire.translator(call, Entry(Target("p", "x")), content_type, LIMITS)
+    for batch in (*map(translator.feed, parts), translator.close()):
+        if batch.error is not None:
+            return batch.error.detail
+    return None
+
+
+def test_every_way_to_answer_a_stream_has_the_bounds() -> None:
+    """An event of each dialect, and whole answers that came instead: of JSON, of bytes."""
+    event = b'event: %b\ndata: {"type":"%b","x":%b}\n\n'
+    too_many, whole = "too much (answers.parts)", b'{"x":%b}' % MANY
+    for endpoint, name in ((Endpoint.RESPONSES, b"response.created"), (Endpoint.MESSAGES, b"message_start")):
+        assert streamed(endpoint, "text/event-stream", event % (name, name, MANY)) == too_many
+    assert streamed(Endpoint.CHAT, "text/event-stream", b"data: %b\n\n" % whole) == too_many
+    assert streamed(Endpoint.CHAT, "application/json", whole) == too_many
+    assert streamed(Endpoint.CHAT, "application/json", whole + b" " * 30_000) == "too long (answers.text)"
+    assert streamed(Endpoint.RESPONSES, "application/json", whole + b" " * 30_000) == "too long (answers.text)"
+    assert streamed(Endpoint.IMAGES, "application/json", whole) == too_many
+    assert streamed(Endpoint.IMAGES, "application/json", whole, b" " * 5_000) == "too long (answers.body)"
+    assert streamed(Endpoint.SPEECH, "audio/mpeg", whole, b" " * 5_000) is None
 
 
 MIB = 2**20

@@ -38,7 +38,7 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
-from manallm_proxy.providers.classify import ErrorDetails, classify, envelope, in_band, parse_error, widened
+from manallm_proxy.providers.classify import ErrorDetails, as_retryable, classify, envelope, in_band, parse_error
 from manallm_proxy.providers.retry_after import duration, retry_after_of
 from manallm_proxy.providers.scrub import clean, scrubbed
 from tests.cases import each_with_each, every
@@ -319,17 +319,17 @@ def test_plain_words_of_a_header_stay() -> None:
 def test_a_status_that_the_operator_lists_is_retryable(status: int) -> None:
     """It cools, and its own number is its reason; not listed it is the caller's."""
     error = classify(status, {"retry-after": "7"}, ErrorDetails("later"))
-    listed = widened(error, "groq", frozenset({status}))
+    listed = as_retryable(error, "groq", frozenset({status}))
     assert type(listed) is RetryableStatus
     assert (listed.error_type, listed.blame, listed.retryable) == (f"http_{status}", Blame.LOAD, True)
-    assert widened(error, "groq", frozenset()) is error
+    assert as_retryable(error, "groq", frozenset()) is error
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
 def test_only_what_would_be_the_callers_can_be_listed(status: int) -> None:
     """The rest has its own rules already."""
     error = classify(status, {}, ErrorDetails())
-    assert widened(error, "groq", frozenset({status})) is error
+    assert as_retryable(error, "groq", frozenset({status})) is error
 
 
 def test_how_long_each_error_asks_to_wait() -> None:

@@ -214,6 +214,16 @@ async def test_odd_servers_cost_a_second_and_a_line(monkeypatch: pytest.MonkeyPa
     )
 
 
+async def test_what_is_no_address_is_not_asked_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold a password, or what a terminal takes for a command; the configuration would refuse it, too."""
+    monkeypatch.setattr(discovery, "USUAL", ())
+    for text in ("http://me:s3cret@127.0.0.1:1", "http://a b", "\x1b[31m", "http://x:99999"):
+        around = await look_around({"OLLAMA_URL": text})
+        [remark] = around.remarks
+        assert remark.startswith("OLLAMA_URL: "), remark
+        assert remark.isprintable() and "s3cret" not in remark
+
+
 async def test_all_are_asked_at_once_and_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is silent and one that floods cost a second together; nothing is sent but GETs without a key."""
     async with upstream(fake_ollama) as box, upstream(llama_server) as llama, upstream(silent) as mute:

@@ -33,8 +33,8 @@ from manallm_proxy.contract.provider_errors import (
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.providers.classify import ErrorDetails, classify
-from manallm_proxy.providers.classify import widened as retried_elsewhere
+from manallm_proxy.providers.classify import ErrorDetails, as_retryable, classify
+from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Attempt, Walk, in_background
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -93,8 +93,8 @@ RETRYABLE: dict[str, tuple[Callable[[], ProviderError], str]] = {
     "429": (said(429), "rate_limited"),
     "429 quota": (said(429, kind="insufficient_quota"), "rate_limited"),
     "redirect": (said(307), "bad_response"),
-    "408": (lambda: retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_408"),
-    "498": (lambda: retried_elsewhere(classify(498, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_498"),
+    "408": (lambda: as_retryable(classify(408, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_408"),
+    "498": (lambda: as_retryable(classify(498, {}, ErrorDetails("x")), "p0", frozenset({408, 498})), "http_498"),
 }
 
 BLAMED: dict[str, str] = {
@@ -344,7 +344,7 @@ async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None
 
 async def test_a_status_that_is_not_listed_is_the_callers() -> None:
     """408 and 498 move on only where ``extra_retryable_statuses`` says so."""
-    error = retried_elsewhere(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
+    error = as_retryable(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
     with pytest.raises(UpstreamSaid) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == 408
@@ -424,6 +424,24 @@ async def test_a_full_house_is_worth_a_retry() -> None:
     with pytest.raises(NoProvider) as told:
         await Story(["no"], {"p0": Health(max_concurrent=0)}).run()
     assert (told.value.retry_after, told.value.worth_retrying) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("rests", "after", "worth"), [([300.0], 60.0, False), ([300.0, 4.0], 4.0, True), ([None], 1.0, True)]
+)
+async def test_what_a_gate_knows_of_the_time_counts_too(rests: list[float | None], after: float, worth: bool) -> None:
+    """A model whose last load failed rests: a client that comes back at once would hear the same."""
+    story = Story(["no"] * len(rests))
+    waits = {f"p{n}": each for n, each in enumerate(rests)}
+    walk = Walk(
+        Chain("mana/test", story.entries),
+        story.registry,
+        "id-1",
+        gate=lambda entry, last: Skip("loading", waits[entry.target.provider]),
+    )
+    with pytest.raises(NoProvider) as told:
+        await walk.run(story.attempt, "mana/test")
+    assert (told.value.retry_after, told.value.worth_retrying) == (after, worth)
 
 
 async def test_a_client_that_leaves_gives_the_trials_place_back() -> None:

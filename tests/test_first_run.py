@@ -13,6 +13,7 @@ import pytest
 
 from manallm_proxy.cli.check import judged
 from manallm_proxy.cli.start_screen import start_screen
+from manallm_proxy.config.changes import changes
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.provider import ModelInfo, ModelList
@@ -207,6 +208,17 @@ def test_a_path_of_ollamas_apis_is_left_out(tmp_path: Path) -> None:
         path.write_text(f"providers: {{o: {{kind: ollama, base_url: 'http://x{end}'}}}}\naliases: {{}}\n")
         config = load(path, {})
         assert (config.providers["o"].base_url, len(config.notes)) == ("http://x", int(len(end) > 1))
+
+
+def test_what_follows_from_a_change_is_not_said(tmp_path: Path) -> None:
+    """An alias's window is no setting of its own."""
+    path, configs = tmp_path / "proxy.yaml", []
+    for window in (4096, 8192):
+        entry = f"{{target: o/m, options: {{num_ctx: {window}}}}}"
+        aliases = f"aliases: {{mana/x: {{chain: [{entry}]}}}}"
+        path.write_text(f"providers: {{o: {{kind: ollama, local: true}}}}\n{aliases}\n")
+        configs.append(load(path, {}))
+    assert changes(*configs) == "1 alias changed"
 
 
 async def test_what_a_reload_changed_is_said(tmp_path: Path) -> None:

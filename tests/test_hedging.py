@@ -16,7 +16,7 @@ from manallm_proxy.contract.events import AttemptFailed, Event, FellBack
 from manallm_proxy.contract.provider_errors import Disconnected, ProviderError, UpstreamSaid
 from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
 from manallm_proxy.routing.failover import Attempt, Walk
-from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 from tests.figures import value
 from tests.proxy import openai, proxy, settings
@@ -234,6 +234,27 @@ async def test_without_a_second_the_first_is_waited_for() -> None:
     served = await running
     assert (served.value, race.log) == ("from a", [])
     await race.is_over(served)
+
+
+async def test_no_one_is_asked_twice() -> None:
+    """A member that had no room at first is asked after two others, and may have a second one beside it, too."""
+    race = Race()
+    tier = Tier(0, hedge=AT_ONCE)
+    race.healths |= {name: Health(max_concurrent=1) for name in "bd"}
+    race.walk.chain = Chain("mana/t", tuple([Entry(Target(name, "m"), tier=tier) for name in "abcd"]))
+    other = race.healths["b"].admit("m", 0.0)
+    assert isinstance(other, Permit)
+    running = race.run()
+    await race.until_asked("a", "c")
+    other.released()
+    race.fails("a")
+    race.fails("c")
+    await race.until_asked("a", "c", "b", "d")
+    race.fails("b")
+    race.fails("d")
+    with pytest.raises(NoProvider):
+        await running
+    assert (sorted(race.log), race.walk.tried) == ([(f"{name}/m", "disconnected") for name in "abcd"], 4)
 
 
 # Over sockets

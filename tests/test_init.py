@@ -95,6 +95,17 @@ async def test_init_writes_what_check_accepts_and_keeps_what_was_there(tmp_path:
         assert code == 0, output
         assert (folder / "aliases.yaml.bak").read_text() == "mine"
         assert (folder / "aliases.yaml").read_bytes() == before["aliases.yaml"]
+        (folder / "proxy.yaml").write_text("# my key")
+        (folder / "proxy.yaml").chmod(0o600)
+        there = {path.name: path.read_bytes() for path in folder.iterdir()}
+        (folder / "aliases.yaml.new").mkdir()  # which cannot be written
+        code, output = await run("init", str(folder), "--force", environ=environ)
+        assert (code, "aliases.yaml.new: cannot be written" in output) == (1, True), output
+        (folder / "aliases.yaml.new").rmdir()
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
+        code, output = await run("init", str(folder), "--force", environ=environ)
+        assert (code, (folder / "proxy.yaml.bak").read_text()) == (0, "# my key")
+        assert {(folder / name).stat().st_mode & 0o777 for name in ("proxy.yaml", "proxy.yaml.bak")} == {0o600}
         (tmp_path / "file").touch()
         code, output = await run("init", str(tmp_path / "file"), environ=environ)
         assert (code, "cannot be written" in output, "Traceback" in output) == (1, True, False)

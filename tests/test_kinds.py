@@ -287,6 +287,29 @@ async def test_who_asks_an_ollama_to_think_means_it(door: str, tmp_path: Path) -
             assert len(box.posts) == 1
 
 
+@pytest.mark.parametrize("kind", ["openai", "google"])
+async def test_a_status_that_the_operator_lists_counts_inside_a_200_too(kind: str, tmp_path: Path) -> None:
+    """OpenRouter's timeout, 408, in place of an answer: the next target is tried, and this one cools."""
+    late = b'{"error":{"message":"Provider timed out","code":408}}'
+
+    async def in_band(connection: Connection, seen: Seen) -> None:
+        if not (seen.json.get("stream") or "stream" in seen.path):
+            await connection.reply(late)
+            return
+        await connection.head()
+        await connection.chunk(b"data: " + late + b"\n\n")
+        await connection.end()
+
+    async with upstream(each(in_band)) as first, upstream(each(answers)) as second:
+        providers = {"first": configured(kind, first), "second": openai(second.url)}
+        for stream in (False, True):
+            async with proxy(settings(providers), tmp_path) as p:
+                code, _, headers = await (p.stream() if stream else p.chat())
+                assert (code, headers["x-mana-llm-resolved"]) == (200, "second/m")
+                health = (await p.get("/v1/health"))[1]["providers"]["first"]["targets"]["m"]
+                assert (health["status"], health["last_error"]) == ("cooling", "http_408")
+
+
 async def wordless(connection: Connection, seen: Seen) -> None:
     """A stream with an end and nothing else, in the words of whoever is asked."""
     if "/api/" in seen.path:

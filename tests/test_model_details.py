@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy.routing.catalog import Catalog
 from tests.proxy import proxy, settings
 from tests.upstreams import Connection, answers, upstream
 from tests.waiting import until
@@ -83,6 +85,22 @@ async def test_what_is_not_told_is_not_denied(answer: Any, status: str, tmp_path
             await until(lambda: len(gpu.seen) > lists + 4)
             assert sorted(older.shown) == NAMES
             assert {model.capabilities for model in p.app.gateway.generation.catalog.models("gpu")} == {None}
+
+
+async def test_who_could_not_answer_is_asked_again(tmp_path: Path) -> None:
+    """A queue that is full, a reverse proxy without its Ollama, a limit: they say nothing about the model."""
+    for status in ("503 Service Unavailable", "502 Bad Gateway", "504 Gateway Timeout", "429 Too Many Requests"):
+        older = Older({}, status)
+        async with upstream(older.script, shows=True) as gpu:
+            config = settings({"gpu": {"kind": "ollama", "base_url": gpu.url}}, ["gpu/m0"])
+            config["health"] = {"probe_interval": 0.05}
+            async with proxy(config, tmp_path) as p:
+                older.answer, older.status = SHOWN, "200 OK"
+                await until(partial(_knows_all, p.app.gateway.generation.catalog))
+
+
+def _knows_all(catalog: Catalog) -> bool:
+    return all(model.capabilities for model in catalog.models("gpu"))
 
 
 async def test_a_server_that_hangs_delays_no_start(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ async def test_a_watchdog_for_another_process_is_not_pinged() -> None:
     loop = asyncio.get_running_loop()
     assert systemd.watchdog(loop, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}, 2) is None
     assert systemd.watchdog(loop, {}, 2) is None
+    assert systemd.watchdog(loop, {"WATCHDOG_USEC": "0"}, 2) is None  # or it would be pinged without a pause
 
 
 PASSED = """

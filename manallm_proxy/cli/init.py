@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,15 +53,12 @@ def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
     _check(texts, around.environ(environ))
     try:
         place.mkdir(parents=True, exist_ok=True)
-        for file in there:
-            print(f"kept: {_keep(file)}")
-        for name, text in texts.items():
-            new = place / f"{name}.new"
-            new.write_text(text, "utf-8")
-            new.replace(place / name)
+        copies = _replace({place / name: text for name, text in texts.items()})
     except OSError as error:
         print(f"{error.filename or place}: cannot be written ({error.strerror})", file=sys.stderr)
         return 1
+    for copy in copies:
+        print(f"kept: {copy}")
     keys = [name for name, provider in shipped.providers.items() if provider.api_key]
     if not around.servers and not keys:
         print("no model server and no key was found; edit the files, or start Ollama and run this again with --force")
@@ -70,14 +68,41 @@ def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _keep(file: Path) -> Path:
-    """Renames `file` to a name that is free, so that its replacement takes its place."""
+def _replace(texts: Mapping[Path, str]) -> list[Path]:
+    """Writes `texts`, and returns the copies of what was there. Raises OSError, and then nothing has changed."""
+    new: list[Path] = []
+    copies: list[Path] = []
+    try:
+        for file, text in texts.items():
+            mode = 0o666
+            if file.exists():
+                mode = file.stat().st_mode & 0o777
+                copies.append(_free(file))
+                _write(copies[-1], file.read_bytes(), mode)
+            new.append(file.with_name(f"{file.name}.new"))
+            _write(new[-1], text.encode(), mode)
+    except OSError:
+        for each in filter(Path.is_file, (*new, *copies)):
+            each.unlink()
+        raise
+    for file, each in zip(texts, new, strict=True):
+        each.replace(file)
+    return copies
+
+
+def _write(file: Path, data: bytes, mode: int) -> None:
+    """With `mode` from the start, since it may hold a key."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(data)
+
+
+def _free(file: Path) -> Path:
+    """The name for a copy of `file`."""
     copy, number = file.with_name(f"{file.name}.bak"), 1
     while copy.exists():
         number += 1
         copy = file.with_name(f"{file.name}.bak{number}")
-    copy.write_bytes(file.read_bytes())
-    copy.chmod(file.stat().st_mode & 0o777)
     return copy
 
 

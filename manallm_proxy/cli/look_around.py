@@ -11,6 +11,7 @@ from attrs import frozen
 
 from manallm_proxy.cli.discovery import MODELS, NO_HTTP, TAGS, Candidate, Reply, Server, candidates, identify
 from manallm_proxy.config.model import Found
+from manallm_proxy.config.values import Wrong, base_url
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
@@ -66,9 +67,9 @@ async def _look(candidate: Candidate) -> Server | str | None:
     waited = False
     until = asyncio.get_running_loop().time() + LONGEST
     try:
-        pool = Pool(Address("discovery", candidate.root))
-    except ValueError:
-        return f"{candidate.named_by} is no address that could be asked"
+        pool = Pool(Address("discovery", base_url(candidate.root)))
+    except Wrong as wrong:
+        return f"{candidate.named_by}: {wrong}"
     try:
         async with asyncio.timeout_at(until):
             await asyncio.gather(*(_ask(pool, path, replies) for path in (TAGS, MODELS)))

@@ -25,6 +25,8 @@ class AttemptRecord:
     detail: str | None = None
     duration: float | None = None
     at: float | None = None
+    again_at: float | None = None
+    """When it may be tried again, in monotonic seconds, if that was known when it was skipped."""
 
     def to_json(self) -> dict[str, Any]:
         line: dict[str, Any] = {"model": self.model, "reason": self.reason}

@@ -83,6 +83,10 @@ class BoxLink:
         self.send(box.Claim(server, model))
         try:
             return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.result() is None:
+                self.loaded(server, model, None)  # granted in this very turn of the loop
+            raise
         finally:
             if answer in waiting:
                 waiting.remove(answer)

@@ -63,7 +63,7 @@ def watchdog_interval(environ: Mapping[str, str], pid: int) -> float | None:
     interval = environ.get("WATCHDOG_USEC", "")
     if not interval.isdigit() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
-    return int(interval) / 1e6
+    return int(interval) / 1e6 or None
 
 
 def alive(environ: Mapping[str, str]) -> None:

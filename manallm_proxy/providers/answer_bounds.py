@@ -24,6 +24,11 @@ def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
         raise BadResponse(f"its answer {error}", detail=f"too much ({error.key})") from None
 
 
+def too_long(most: int, key: str) -> BadResponse:
+    """For a whole answer of more than `most` bytes. `key`: of ``answers``, which raises the bound."""
+    return BadResponse(f"its answer is longer than {most} bytes (answers.{key})", detail=f"too long (answers.{key})")
+
+
 def rows_of(kind: type[_T], rows: list[Any]) -> list[_T]:
     """Decoded `rows` as structs of `kind`, converted in several short calls. Raises msgspec.ValidationError."""
     found: list[_T] = []

@@ -304,7 +304,7 @@ def _is_blocked(status: int, words: set[str], text: str) -> bool:
     return bool(words.intersection(_BLOCKED)) or (status == 403 and "moderation" in text.lower())
 
 
-def widened(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
+def as_retryable(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
     """`error`, or RetryableStatus if its status is one of the provider's ``extra_retryable_statuses``."""
     status = error.status
     if not isinstance(error, UpstreamSaid) or status not in statuses:

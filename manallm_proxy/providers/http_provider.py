@@ -17,7 +17,6 @@ from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Us
 from manallm_proxy.contract.events import Observer, UsageRefused
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import (
-    BadResponse,
     ConnectTimeout,
     FirstByteTimeout,
     ProviderError,
@@ -29,8 +28,8 @@ from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
-from manallm_proxy.providers.classify import widened
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
+from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
 from manallm_proxy.providers.pieces import Pieces, fits
@@ -79,17 +78,17 @@ class HttpProvider:
         until = asyncio.get_running_loop().time() + times.first_byte
         try:
             response = await self._post(call, entry, until)
-            whole = await _gather(response, parts, self._most(call), until, times.idle)
+            whole = await _gather(response, parts, self._bound(call)[0], until, times.idle)
         except TimeoutError:
             if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
             raise self.first_byte_error(times.first_byte) from None
         if not whole:
-            raise self._too_long(call)
+            raise too_long(*self._bound(call))
         try:
             return await self._answer(call, entry, parts, response.content_type)
         except ProviderError as error:
-            raise self._safe(error, call) from None
+            raise self.safe(self.listed(error), call) from None
 
     async def _answer(self, call: Call, entry: Entry, parts: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large."""
@@ -110,7 +109,7 @@ class HttpProvider:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        return HttpStream(self.address, response, translator, call)
+        return HttpStream(self, response, translator, call)
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -175,10 +174,13 @@ class HttpProvider:
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        refusal = widened(refusal, self.address.name, self.extra_retryable_statuses)
-        raise self._safe(refusal, call)
+        raise self.safe(self.listed(refusal), call)
 
-    def _safe(self, error: ProviderError, call: Call) -> ProviderError:
+    def listed(self, error: ProviderError) -> ProviderError:
+        """`error`, or that of a status that the operator lists, wherever it was said."""
+        return as_retryable(error, self.address.name, self.extra_retryable_statuses)
+
+    def safe(self, error: ProviderError, call: Call) -> ProviderError:
         """Without our keys, and with as much of the provider's words as may be shown."""
         error = scrubbed(error, *self.address.secrets)
         reveal(error, call.body)
@@ -206,13 +208,10 @@ class HttpProvider:
             await _gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
         return b"".join(parts)[:ERROR_LIMIT]
 
-    def _most(self, call: Call) -> int:
-        return self.limits.text if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else self.limits.body
-
-    def _too_long(self, call: Call) -> BadResponse:
-        key = "text" if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else "body"
-        words = f"its answer is longer than {self._most(call)} bytes (answers.{key})"
-        return BadResponse(f"{self.address.name}: {words}", detail=f"too long (answers.{key})")
+    def _bound(self, call: Call) -> tuple[int, str]:
+        """Max bytes of a whole answer, and the key that says so."""
+        is_text = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
+        return (self.limits.text, "text") if is_text else (self.limits.body, "body")
 
 
 async def _gather(
@@ -227,7 +226,7 @@ async def _gather(
         while part := await response.read(None, until):
             parts.append(part)
             size += len(part)
-            if size >= most:
+            if size > most:
                 response.close()
                 return False
             if idle is not None:
@@ -243,7 +242,7 @@ async def _gather(
 class HttpStream:
     """One streamed answer over HTTP. One timer guards it, however many chunks it has."""
 
-    _address: Address
+    _provider: HttpProvider
     _response: Response
     _translator: Translator
     _call: Call
@@ -295,8 +294,13 @@ class HttpStream:
         batch = self._translator.feed(data) if data else self._translator.close()
         self._complete = batch.done
         if batch.error is not None:
-            reveal(scrubbed(batch.error, *self._address.secrets), self._call.body)
+            return self._with_error(batch, batch.error)
         return batch
+
+    def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
+        """After the commit the client gets the provider's own error, since no other target can be asked."""
+        error = self._provider.listed(error) if self._guard is None else error
+        return evolve(batch, error=self._provider.safe(error, self._call))
 
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
@@ -310,7 +314,7 @@ class HttpStream:
         if silent < self._idle:
             self._guard = loop.call_later(self._idle - silent, self._check_idle)
         else:
-            self._response.fail(ReadTimeout(f"{self._address.name}: fell silent for {self._idle:g} s"))
+            self._response.fail(ReadTimeout(f"{self._provider.address.name}: fell silent for {self._idle:g} s"))
 
     async def aclose(self) -> None:
         if self._closed:

@@ -11,7 +11,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
@@ -55,6 +55,8 @@ class Sniffer:
                 self._is_sse = self._start.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
                 if self._is_sse:
                     return self._events.feed(b"".join(self._held))
+        if self._size > self._limits.text:
+            return StreamBatch(error=too_long(self._limits.text, "text"))
         if self._size > BODY_LIMIT:
             return StreamBatch(error=BadResponse("its answer is no event stream", detail="not an event stream"))
         return StreamBatch()

@@ -14,6 +14,8 @@ from attrs import define, field, frozen
 from manallm_proxy.contract.events import Status
 
 SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "too_long", "budget"]
+OF_HEALTH: Final[frozenset[SkipReason]] = frozenset({"unhealthy", "cooling"})
+"""Reasons that a circuit gives."""
 BUDGET: Final[SkipReason] = "budget"
 NO_MODEL: Final[SkipReason] = "no_model"
 """The provider of an open entry lists nothing that fits the request. `Walk` decides that, no circuit."""

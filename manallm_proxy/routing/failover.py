@@ -28,10 +28,10 @@ from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejecte
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, Declined, Skip
+from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
-from manallm_proxy.routing.hedging import Racer, next_end
+from manallm_proxy.routing.hedging import Racer, close_unwanted, next_end
 
 T = TypeVar("T")
 HEDGED: Final = "hedged"
@@ -96,8 +96,8 @@ class Walk:
     trying: Target | None = None
     """The last target that was asked, until the walk moves on from it."""
     trying_at: float | None = None
-    _hedged: Entry | None = None
-    """The last one that was asked beside another."""
+    _hedged: tuple[Entry, ...] = ()
+    """Those that were asked beside another."""
     _passed: list[tuple[str, str, bool]] = field(factory=list)
     """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` let us pass."""
 
@@ -115,7 +115,7 @@ class Walk:
         clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
         for entry in self.chain:
-            if entry is self._hedged:
+            if self._hedged and self._is_hedged(entry):
                 continue
             if until is not None and clock() >= until:
                 self._pass(AttemptRecord(str(entry.target), ChainTimeout.reason, detail="not tried"))
@@ -123,7 +123,7 @@ class Walk:
             # 1
             verdict = self._verdict(entry, is_last=entry is last)
             if isinstance(verdict, Skip):
-                self._pass(AttemptRecord(str(entry.target), verdict.reason, detail=verdict.detail, at=clock()))
+                self._skip(entry, verdict)
                 continue
             # 6
             if entry.tier is not None and entry.tier.hedge is not None:
@@ -151,7 +151,10 @@ class Walk:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
         spent = {line.model for line in self.log if line.reason == BUDGET}  # of which no time to come back is near
-        again_in = self.registry.again_in(entry.target for entry in self.chain if str(entry.target) not in spent)
+        targets = [entry.target for entry in self.chain if str(entry.target) not in spent]
+        # what health knows it is asked again: it may know better by now
+        rests = {each.model: each.again_at for each in self.log if each.again_at and each.reason not in OF_HEALTH}
+        again_in = self.registry.again_in(targets, rests)
         names_target = self.chain.alias is None
         raise exhausted(asked, self.log, again_in, names_target=names_target, local_only=self.chain.local_only)
 
@@ -214,10 +217,15 @@ class Walk:
         for entry in entries[at + 1 :]:
             if entry.tier != first.tier:
                 return None
-            if entry is not self._hedged and isinstance(verdict := self._verdict(entry, is_last=entry is last), Permit):
-                self._hedged = entry
+            if self._is_hedged(entry):
+                continue
+            if isinstance(verdict := self._verdict(entry, is_last=entry is last), Permit):
+                self._hedged = (*self._hedged, entry)
                 return entry, verdict
         return None
+
+    def _is_hedged(self, entry: Entry) -> bool:
+        return any(each is entry for each in self._hedged)
 
     def _won(self, racer: Racer[T], others: list[Racer[T]]) -> None:
         now = self.registry.clock()
@@ -278,7 +286,12 @@ class Walk:
         permit.released()
         self.tried -= 1
         self.trying = None
-        self._pass(AttemptRecord(str(entry.target), skip.reason, detail=skip.detail, at=self.registry.clock()))
+        self._skip(entry, skip)
+
+    def _skip(self, entry: Entry, skip: Skip) -> None:
+        now = self.registry.clock()
+        again_at = None if skip.again_in is None else now + skip.again_in
+        self._pass(AttemptRecord(str(entry.target), skip.reason, detail=skip.detail, at=now, again_at=again_at))
 
     def _pass(self, record: AttemptRecord, *, widened: bool = False) -> None:
         self.log.append(record)
@@ -329,18 +342,5 @@ async def in_background(
             await signal()
     except BaseException:
         task.cancel()
-        task.add_done_callback(_close_unwanted)
+        task.add_done_callback(partial(close_unwanted, Attempt.aclose))
         raise
-
-
-def _close_unwanted(task: asyncio.Task[Attempt[T]]) -> None:
-    """Closes the attempt of a walk that nobody waits for any more."""
-    if task.cancelled() or task.exception() is not None:
-        return
-    closing = asyncio.ensure_future(task.result().aclose())
-    _CLOSING.add(closing)
-    closing.add_done_callback(_CLOSING.discard)
-
-
-_CLOSING: set[asyncio.Future[None]] = set()
-"""asyncio holds tasks weakly; these are held until they have ended."""

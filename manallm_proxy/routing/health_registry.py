@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 from attrs import define
 
@@ -15,6 +17,7 @@ from manallm_proxy.routing.health import Health, Permit
 Clock = Callable[[], float]
 Broadcast = Callable[[str, str | None, SharedState], None]
 """Sends the state of a provider (model None), or of one of its models, to the other workers."""
+_NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @define
@@ -63,10 +66,14 @@ class HealthRegistry:
         health.reach_detail = error.detail if error is not None and error.blame is Blame.REACH else None
         self.note(provider)
 
-    def again_in(self, targets: Iterable[Target]) -> float | None:
-        """Seconds until the first of `targets` may be tried; None if none ever may."""
+    def again_in(self, targets: Iterable[Target], rests: Mapping[str, float] = _NOTHING) -> float | None:
+        """Seconds until the first of `targets` may be tried; None if none ever may.
+
+        `rests`: until when a gate beyond health skips them, by name.
+        """
         now = self.clock()
-        waits = [self._again_in(t, now) for t in targets if self.providers[t.provider].configured]
+        known = [target for target in targets if self.providers[target.provider].configured]
+        waits = [max(self._again_in(target, now), rests.get(str(target), now) - now) for target in known]
         return min(waits, default=None)
 
     def _again_in(self, target: Target, now: float) -> float:

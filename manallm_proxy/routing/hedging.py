@@ -31,7 +31,7 @@ class Racer(Generic[T]):
         """Ends it, and closes what it may have brought in this very turn of the loop."""
         self.permit.released()
         self.task.cancel()
-        self.task.add_done_callback(partial(_close, aclose))
+        self.task.add_done_callback(partial(close_unwanted, aclose))
 
 
 async def next_end(racers: list[Racer[T]], seconds: float | None) -> Racer[T] | None:
@@ -40,7 +40,8 @@ async def next_end(racers: list[Racer[T]], seconds: float | None) -> Racer[T] | 
     return next((racer for racer in racers if racer.task.done()), None)
 
 
-def _close(aclose: Callable[[T], Awaitable[None]] | None, task: asyncio.Task[T]) -> None:
+def close_unwanted(aclose: Callable[[T], Awaitable[None]] | None, task: asyncio.Task[T]) -> None:
+    """Closes what `task` has brought, for which nobody waits any more."""
     if task.cancelled() or task.exception() is not None or aclose is None:
         return
     closing = asyncio.ensure_future(aclose(task.result()))

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 from attrs import define, evolve, field
 
-from manallm_proxy.contract.answers import StreamBatch, Usage
+from manallm_proxy.contract.answers import AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai import chunks
 
@@ -33,6 +34,7 @@ class NamedRelay:
 
     _call: Call
     _target: Target
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _model: bytes = field(default=b"", repr=False)
     _decoder: sse.Decoder = field(factory=sse.Decoder)
@@ -96,6 +98,8 @@ class NamedRelay:
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
         """Appends what `frame` becomes. Raises the ProviderError that it reports."""
+        if len(frame.raw) > EVENT_BYTES:
+            refuse_too_much(frame.raw, self._limits)
         if frame.fields:
             chunks.refuse_odd_fields(frame)
         if frame.data is None or frame.data.strip() in (*chunks.KEEP_ALIVES, b"[DONE]"):

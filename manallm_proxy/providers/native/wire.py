@@ -72,7 +72,7 @@ class NativeWire:
         if call.endpoint not in self.paths:
             return self.chats.translator(call, entry, content_type, limits)
         relay = ResponsesRelay if call.endpoint is Endpoint.RESPONSES else MessagesRelay
-        events: Translator = relay(call, entry.target)
+        events: Translator = relay(call, entry.target, limits)
         return events if "event-stream" in content_type else Sniffer(events, _no_stream, limits)
 
     def listed(self, body: bytes) -> ModelList:

@@ -1,7 +1,7 @@
 """Asks ``/api/show`` for the capabilities of models, which Ollama's list leaves out before version 0.13 or so.
 
-Each model is asked for once, and again only when it has changed. So a request that its model cannot serve is refused
-before it costs a call.
+Each model is asked for until the server has answered, and again only when it has changed. So a request that its model
+cannot serve is refused before it costs a call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider import ModelInfo, ModelList
-from manallm_proxy.contract.provider_errors import Blame, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, Blame, ModelFailed, ProviderError
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 from manallm_proxy.providers.host_client import HostClient
@@ -78,7 +78,7 @@ class ModelDetails:
         try:
             facts = _read(await self._client.ask("POST", "api/show", encode({"model": model.id}), seconds))
         except ProviderError as error:
-            if error.blame is Blame.REACH:
+            if not _is_about_the_model(error):
                 return  # asked again with the next list
         if len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
@@ -93,6 +93,12 @@ class ModelDetails:
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.close()
+
+
+def _is_about_the_model(error: ProviderError) -> bool:
+    """Whether the server has answered, and would answer the same again: it is not busy, away or limited just now."""
+    refused = error.provider_status is not None and error.blame in (Blame.NOBODY, Blame.MODEL)
+    return refused or isinstance(error, BadResponse | ModelFailed)
 
 
 def _key(model: ModelInfo) -> tuple[str, int]:

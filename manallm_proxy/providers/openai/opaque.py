@@ -10,18 +10,17 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.spliced import Spliced
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request import rewrite
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
 from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_object
 from manallm_proxy.providers.wire import Request
 
-HELD_LIMIT: Final = 256 * 1024 * 1024
-"""Bytes of a whole answer to a request for a stream."""
 TAIL: Final = 4096
 """Bytes at a stream's end in which it may count its tokens."""
 _PAGE: Final = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
@@ -59,6 +58,7 @@ class ByteRelay:
     """See `wire.Translator`. Bytes as they come, and the first of them commits; JSON and pages are held and checked."""
 
     _content_type: str
+    _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _begun: bool = False
     _held: list[bytes] = field(factory=list, repr=False)
@@ -82,8 +82,8 @@ class ByteRelay:
         if self._holds:
             self._held.append(data)
             self._size += len(data)
-            if self._size > HELD_LIMIT:
-                return StreamBatch(error=BadResponse("its answer does not end", detail="too long"))
+            if self._size > self._limits.body:
+                return StreamBatch(error=too_long(self._limits.body, "body"))
             return StreamBatch()
         self._tail = (self._tail + data)[-TAIL:]
         if self._begun:
@@ -100,8 +100,11 @@ class ByteRelay:
             except DecodeErrors:
                 self.usage = None
             return StreamBatch(done=True)
+        body = b"".join(self._held)
         try:
-            answer = opaque_answer(b"".join(self._held), self._content_type)
+            if len(body) > EVENT_BYTES:
+                refuse_too_much(body, self._limits)
+            answer = opaque_answer(body, self._content_type)
         except ProviderError as error:
             return StreamBatch(error=error)
         self.usage = answer.usage

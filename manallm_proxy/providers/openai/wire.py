@@ -136,7 +136,7 @@ class OpenAIWire:
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
         if call.endpoint.is_opaque:
-            return ByteRelay(content_type)
+            return ByteRelay(content_type, limits)
         events: Translator = (EventRelay if call.relays else EventReader)(call, entry.target, limits)
         if self._forces(call):
             events = ForcedTranslator(EventReader(call, entry.target, limits))
