@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Final, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -27,21 +28,23 @@ _MMAP_THRESHOLD: Final = -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""
 
 
-def _give_memory_back() -> None:
+@cache
+def expect_large() -> None:
     """Lets glibc hold large blocks apart, as it does until the first of them is freed: so each goes back to the system.
 
-    Else they come to lie among small ones that live longer, and a request of 30 MiB takes 160 MiB rather than 120.
-    Blocks of less than a megabyte do not go back each: memory that is new costs more than what is done with it.
+    Else they come to lie among small ones that live longer, and a request of 30 MiB takes 160 MiB rather than 120. To
+    be called before much that is large is held. Blocks up to a prompt of 200 KB do not go back each: memory that is new
+    costs more than what is done with it.
     """
     import ctypes  # which takes long, and is not needed at the start
 
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 2**20)
-        libc.mallopt(_TRIM_THRESHOLD, 2**22)
+        libc.mallopt(_MMAP_THRESHOLD, 224 * 1024)
+        libc.mallopt(_TRIM_THRESHOLD, 2**20)
 
 
-_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large", initializer=_give_memory_back)
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large", initializer=expect_large)
 """They start with the first use."""
 
 

@@ -27,7 +27,7 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, is_large
+from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, expect_large, is_large
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
@@ -226,6 +226,8 @@ async def _gather(
         while part := await response.read(None, until):
             parts.append(part)
             size += len(part)
+            if size > LARGE_BYTES:
+                expect_large()
             if size > most:
                 response.close()
                 return False
