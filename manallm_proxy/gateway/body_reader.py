@@ -44,8 +44,8 @@ async def read_request(
             short = shortened(body)
         if not sure:
             await _turn(large)
-            if not look(body, parts, short, limits):
-                parts = await aside(large, check_structure, body, limits)
+            found = look(body, short, limits)
+            parts = await aside(large, check_structure, body, limits) if found is None else found
         large |= parts > LARGE_PARTS
     slow = len(body) > MOST if scans else large
     return await aside(True, read, body, short) if slow else read(body, short), large

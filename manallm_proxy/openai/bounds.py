@@ -7,7 +7,7 @@ stops everybody else for seconds. So the structure is counted first, slice by sl
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, Protocol
 
@@ -27,7 +27,7 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _FEW: Final = 32
 """Times that a character is looked for one by one."""
-_AT_ONCE: Final = 100_000
+_AT_ONCE: Final = 120_000
 """Commas of a body up to which its lists may be taken apart at once."""
 _STRUCTURE: Final = b"{}[]:,"
 _ANYTHING_ELSE: Final = bytes(set(range(256)) - set(_STRUCTURE))
@@ -68,27 +68,33 @@ def glance(body: bytes, bounds: Bounds) -> tuple[int, bool]:
             return opened, True
     if size > MOST:
         return 0, False
-    opened = _opened(body)
-    if opened > min(bounds.depth, bounds.messages, bounds.parts):
+    most = min(bounds.depth, bounds.messages, bounds.parts)
+    opened = _opened(body, most)
+    if opened > most:
         return opened, False
     few_keys = size <= 6 * bounds.keys or _number_of(b":", body, bounds.keys) <= bounds.keys
     few = size <= 2 * bounds.elements or opened + _number_of(b",", body, bounds.elements) <= bounds.elements
     return opened, few_keys and few
 
 
-def look(body: bytes, opened: int, short: Shortened | None, bounds: Bounds) -> bool:
-    """Whether a body with so many braces is surely within its bounds, as the lengths of its members tell.
+def look(body: bytes, short: Shortened | None, bounds: Bounds) -> int | None:
+    """As `check_structure`, where the lengths of members tell enough; None: only to walk through `body` can tell.
 
-    `short`: where it is known. False: only to walk through it can tell.
+    `short`: where it is known.
     """
     size = len(body)
-    if size > MOST or opened > bounds.parts or (size > 2 * _AT_ONCE and _number_of(b",", body, _AT_ONCE) > _AT_ONCE):
-        return False
-    if size > 2 * bounds.elements and opened + _number_of(b",", body, bounds.elements) > bounds.elements:
-        return False
-    if short is not None and _is_within_long(short, bounds):
-        return True
-    return size <= _COUNTABLE and _is_surely_within(body, opened, bounds)
+    if size > MOST:
+        return None
+    counts = size > 2 * min(_AT_ONCE, bounds.elements)  # a value takes two bytes with its comma
+    commas = _number_of(b",", body, max(_AT_ONCE, bounds.elements)) if counts else size // 2
+    if commas > _AT_ONCE:
+        return None
+    opened = _opened_in_long(short, bounds) if short is not None else None
+    if opened is None and size <= _COUNTABLE:
+        opened = _opened_in_members(body, bounds)
+    if opened is None or opened > bounds.parts or (counts and opened + commas > bounds.elements):
+        return None
+    return opened
 
 
 def check_structure(body: bytes, bounds: Bounds) -> int:
@@ -105,7 +111,9 @@ def check_structure(body: bytes, bounds: Bounds) -> int:
 def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
     """As `check_structure`. Raises TooMuch; `section` of the configuration has the bounds."""
     opened, sure = glance(body, bounds)
-    if sure or (len(body) <= _COUNTABLE and look(body, opened, None, bounds)):  # nearly every request ends here
+    if not sure and len(body) <= _COUNTABLE and (found := look(body, None, bounds)) is not None:
+        opened, sure = found, True
+    if sure:  # nearly every request ends here
         return opened
     count = _Count(bounds, section)
     for structure in _structure(body):
@@ -132,54 +140,61 @@ def _number_of(character: bytes, text: bytes, enough: int = sys.maxsize) -> int:
     return number
 
 
-def _opened(text: bytes) -> int:
+def _opened(text: bytes, enough: int = sys.maxsize) -> int:
     """Braces and brackets that open, those in strings included."""
-    return _number_of(b"{", text) + _number_of(b"[", text)
+    return _number_of(b"{", text, enough) + _number_of(b"[", text, enough)
 
 
-def _is_within_long(short: Shortened, bounds: Bounds) -> bool:
+def _opened_in_long(short: Shortened, bounds: Bounds) -> int | None:
     """What is left without the few long values is counted exactly; of these, members that are short cannot be deep."""
     try:
         lists = [_LIST.decode(each.value) for each in short.values if _starts(each.value, b"[")]
         if bounds.depth < 2 or _opened(short.left) + sum(map(len, lists)) > bounds.messages:
-            return False
-        count_structure(short.left, bounds, "limits")
-        objects = [each.value for each in short.values if _starts(each.value, b"{")]
-        return all(_is_shallow(value, bounds.depth - 2) for value in (*objects, *chain.from_iterable(lists)))
+            return None
+        opened = count_structure(short.left, bounds, "limits") + len(lists)
+        objects = (each.value for each in short.values if _starts(each.value, b"{"))
+        return _opened_in_all(chain(objects, *lists), bounds.depth - 2, opened)
     except (TooMuch, *DecodeErrors):
-        return False
+        return None
+
+
+def _opened_in_all(values: Iterable[msgspec.Raw], depth: int, opened: int = 0) -> int | None:
+    """`opened`, and what opens in `values`, at most; None where one may be nested deeper than `depth`."""
+    for value in values:
+        if len(value) <= 2 * depth:
+            opened += len(value) // 2
+        elif not _starts(value, b'"'):
+            text = bytes(value)
+            more: int | None = _opened(text, depth)
+            if more is not None and more > depth:
+                inner = _LIST.decode(text) if text[:1] == b"[" else _OBJECT.decode(text).values()
+                more = _opened_in_all(inner, depth - 1, 1) if depth > 1 else None
+            if more is None:
+                return None
+            opened += more
+    return opened
 
 
 def _starts(value: msgspec.Raw, bracket: bytes) -> bool:
     return memoryview(value)[:1] == bracket
 
 
-def _is_shallow(value: msgspec.Raw, depth: int) -> bool:
-    """Whether `value` is surely nested no deeper than `depth`. A string that is long takes one look, and no copy."""
-    if len(value) <= 2 * depth or _starts(value, b'"'):
-        return True
-    text = bytes(value)
-    if _opened(text) <= depth:
-        return True
-    inner = _LIST.decode(text) if text[:1] == b"[" else _OBJECT.decode(text).values()
-    return depth > 1 and all(_is_shallow(each, depth - 1) for each in inner)
-
-
-def _is_surely_within(body: bytes, opened: int, bounds: Bounds) -> bool:
-    """False where only a closer look can tell. A value takes two bytes with its comma, a key six."""
+def _opened_in_members(body: bytes, bounds: Bounds) -> int | None:
+    """As `_opened_in_long`, for whatever keys there are."""
     try:
         values = _OBJECT.decode(body)
         texts = [bytes(value) for value in values.values()]
         lists = [_LIST.decode(text) for text in texts if text[:1] == b"["]
     except DecodeErrors:
-        return False
+        return None
     if len(values) > bounds.keys or sum(map(len, lists)) > bounds.messages:
-        return False
+        return None
+    opened = _opened(body)
     if sum(map(_opened, texts)) + 1 != opened:  # a key was given twice, or has a brace
-        return False
+        return None
     members = [bytes(member) for each in lists for member in each]
     members += [text for text in texts if text[:1] != b"["]
-    return max(map(_opened, members), default=0) + 2 <= bounds.depth
+    return opened if max(map(_opened, members), default=0) + 2 <= bounds.depth else None
 
 
 def _structure(body: bytes) -> Iterator[bytes]:
