@@ -138,6 +138,30 @@ async def test_a_long_body_that_comes_slowly_is_refused() -> None:
     await serve(reads, talk)
 
 
+async def test_who_leaves_in_a_long_body_ends_its_request() -> None:
+    """At once, as with a short one."""
+    reads = Reads()
+    ended = asyncio.Event()
+
+    class Leaves(Reads):
+        async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await reads(request)
+            except asyncio.CancelledError:
+                ended.set()
+                raise
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(pattern(300_000))[:100_000])
+        while not reads.begun:
+            await asyncio.sleep(0)
+        writer.close()
+        await ended.wait()
+
+    await serve(Leaves(), talk)
+    assert reads.bodies == []
+
+
 class Wire(asyncio.Transport):
     """A transport in memory."""
 
