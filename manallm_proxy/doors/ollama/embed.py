@@ -105,4 +105,4 @@ class EmbeddingsReply(EmbedReply):
     """The older form: one vector and nothing else."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
-        return one_line({"embedding": answer.vectors[0] if answer.vectors else []})
+        return one_line({"embedding": answer.vectors[0] if answer.vectors else []}, answer.is_large)
