@@ -202,6 +202,25 @@ def test_the_count_is_exact(operations: list[tuple[str, str | None, int, list[by
     assert (store.size, len(store)) == (0, 0)
 
 
+def test_an_item_is_found_as_long_as_any_response_has_it() -> None:
+    """A provider that speaks this API gives the ids, and some give the same again in each answer."""
+    clock = Clock()
+    store = MemoryStore(clock, lambda: Bounds(ttl=10))
+    for n in range(2):
+        store.keep(None, Stored(f"r{n}", b"{}", (), (b"%d" % n,), ("msg_0",)))
+        clock.now += 6
+    assert store.find(None, "r0") is None
+    assert store.find_items(None, ["msg_0"]) == {"msg_0": b"1"}
+    store.forget(None, "r1")
+    assert store.find_items(None, ["msg_0"]) == {}
+
+
+def test_an_item_without_a_role_is_listed() -> None:
+    """A provider that speaks this API may have taken it."""
+    shown = input_view(stored("r", b'{"type":"message","content":"hi"}'), Page())
+    assert shown["data"][0]["content"] == [{"type": "input_text", "text": "hi"}]
+
+
 async def test_workers_find_what_another_keeps() -> None:
     """By the number in its id; one that is gone knows nothing any more."""
     memories = {number: MemoryStore(Clock(), worker=number) for number in (1, 2)}
