@@ -25,7 +25,7 @@ from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode, encode
-from manallm_proxy.openai.large import aside, is_large
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
 
@@ -58,11 +58,13 @@ class ResponsesDoor:
 
     async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
         form = await self._completed(body, asked, client)
-        return self._begun(form, _call_of(form, client), _kept(form), client)
+        large = is_large(body) or _is_long(form.history)
+        call = await aside(large, _call_of, form, client)
+        call.is_large = call.is_large or large
+        return self._begun(form, call, await aside(large, _kept, form), client)
 
     async def _read_aside(self, body: bytes, client: Client) -> Reading:
-        form = await self._completed(body, await aside(True, read_request, body), client)
-        return self._begun(form, await aside(True, _call_of, form, client), await aside(True, _kept, form), client)
+        return await self._read_on(body, await aside(True, read_request, body), client)
 
     async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
         """With all that the request refers to."""
@@ -121,6 +123,11 @@ class ResponsesDoor:
                 loop.call_soon_threadsafe(self.store.keep, owner, stored)
 
         return keep
+
+
+def _is_long(history: Sequence[bytes]) -> bool:
+    """Whether to read all of it would be felt by others. An item is three objects at least."""
+    return len(history) > LARGE_PARTS // 3 or sum(map(len, history)) > LARGE_BYTES
 
 
 def _is_reference(item: Fields) -> bool:
