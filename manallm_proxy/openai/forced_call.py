@@ -15,7 +15,7 @@ from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.call_arguments import ObjectEnd
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, encoder
 from manallm_proxy.openai.request_fields import Fields, decoded, required
 from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 
@@ -65,7 +65,7 @@ def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
     kept["messages"] = [*required(asked, "messages", list, ""), {"role": "system", "content": words}]
     if asks_usage and call.summary.stream:
         kept["stream_options"] = {"include_usage": True}
-    return encode(kept)
+    return encoder(call.is_large)(kept)
 
 
 def _hoisted(schema: Any, prefix: str, definitions: Fields) -> Any:

@@ -13,6 +13,7 @@ from manallm_proxy.doors.ollama.reply import ChatReply
 from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, read_settings, tools_of
 from manallm_proxy.openai.caller_paths import CallerPaths
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, optional
 
 
@@ -30,7 +31,9 @@ class OllamaChatDoor:
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
-        call = door_call(Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client)
+        call = door_call(
+            Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client, large=is_large(body)
+        )
         call.retell = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).retell
         if not messages:
             call.answer, call.summary.stream = loaded(asked), False
