@@ -13,8 +13,9 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import one_line
-from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object
 from manallm_proxy.doors.ollama.settings import read_settings
+from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
 

@@ -12,11 +12,6 @@ from manallm_proxy.openai.request import EMBEDDING, read_summary, refuse_look_al
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
-def no_headers(request_id: str) -> dict[str, str]:
-    """No headers in addition to those of all answers."""
-    return {}
-
-
 def read_object(body: bytes) -> Fields:
     """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
     refuse_look_alikes(split_object(body)[0])
