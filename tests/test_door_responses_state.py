@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.doors.responses.items import Conversation
 from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
@@ -200,6 +202,45 @@ def test_the_count_is_exact(operations: list[tuple[str, str | None, int, list[by
     for owner, name in left:
         store.forget(owner, name)
     assert (store.size, len(store)) == (0, 0)
+
+
+def test_an_item_is_found_as_long_as_any_response_has_it() -> None:
+    """A provider that speaks this API gives the ids, and some give the same again in each answer."""
+    clock = Clock()
+    store = MemoryStore(clock, lambda: Bounds(ttl=10))
+    for n in range(2):
+        store.keep(None, Stored(f"r{n}", b"{}", (), (b"%d" % n,), ("msg_0",)))
+        clock.now += 6
+    assert store.find(None, "r0") is None
+    assert store.find_items(None, ["msg_0"]) == {"msg_0": b"1"}
+    store.forget(None, "r1")
+    assert store.find_items(None, ["msg_0"]) == {}
+
+
+def test_an_item_without_a_role_is_listed() -> None:
+    """A provider that speaks this API may have taken it."""
+    shown = input_view(stored("r", b'{"type":"message","content":"hi"}'), Page())
+    assert shown["data"][0]["content"] == [{"type": "input_text", "text": "hi"}]
+
+
+async def test_a_long_history_is_translated_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the new turn is: others are served meanwhile."""
+    threads: list[bool] = []
+    add = Conversation.add
+
+    def watched(conversation: Conversation, item: Any, path: str) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        add(conversation, item, path)
+
+    monkeypatch.setattr(Conversation, "add", watched)
+    for items, aside in (([USER], False), ([USER] * 500, True), ([{**USER, "content": "x" * 400_000}], True)):
+        opened = Opened()
+        opened.store.keep(None, stored("resp_1", *(json.dumps(item).encode() for item in items)))
+        exchanged = await opened.ask(previous_response_id="resp_1")
+        assert len(exchanged.at("")["messages"]) == len(items) + 1
+        assert threads == [not aside] * (len(items) + 1)
+        assert exchanged.call.is_large is aside
+        threads.clear()
 
 
 async def test_workers_find_what_another_keeps() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider import Call
+from manallm_proxy.doors.messages.native import NativeForm
 from tests.native_servers import (
     SIGNED,
     blocks,
@@ -325,3 +328,24 @@ async def test_where_it_is_asked(base: str, path: str, tmp_path: Path) -> None:
         async with proxy(settings({"p": provider}), tmp_path) as p:
             assert (await p.post("/v1/messages", ASKED))[0] == 200
             assert up.posts[-1].path == path
+
+
+async def test_a_large_request_is_rewritten_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thoughts are left out of it, for which all of it is decoded: others are served meanwhile."""
+    threads: list[bool] = []
+    write = NativeForm.write
+
+    def watched(form: NativeForm, provider: str) -> Call:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return write(form, provider)
+
+    monkeypatch.setattr(NativeForm, "write", watched)
+    unsigned = {"type": "thinking", "thinking": "hm", "signature": ""}
+    async with upstream(each(speaks_messages)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
+            for size in (10, 400_000):
+                said = {"role": "assistant", "content": [unsigned, {"type": "text", "text": "x" * size}]}
+                code, *_ = await p.post("/v1/messages", {**ASKED, "model": "p/m", "messages": [USER, said, USER]})
+                assert code == 200
+                assert b"thinking" not in up.posts[-1].body
+    assert threads == [True, False]

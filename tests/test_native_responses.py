@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
 from tests.native_servers import (
@@ -404,3 +405,12 @@ async def test_a_picture_of_an_earlier_turn_needs_a_model_that_sees() -> None:
         assert not isinstance(reading, tuple)
         call, _ = await reading
         assert call.summary.needs == ({"vision"} if part == "input_image" else set())
+
+
+def test_what_the_response_repeats_has_its_type() -> None:
+    """Whoever serves it: the proxy writes the first events itself where the provider takes its time."""
+    door, client = ResponsesDoor(MemoryStore(lambda: 0.0)), Client("1", dialects=frozenset({"responses"}))
+    for key, value in (("reasoning", "high"), ("text", "verbose"), ("metadata", []), ("truncation", 1)):
+        with pytest.raises(InvalidRequest) as refused:
+            door.read(json.dumps({"model": "p/m", "input": "hi", key: value}).encode(), client)
+        assert refused.value.param == key

@@ -72,17 +72,24 @@ class Asking:
         catalog = self.generation.catalog
 
         def ask(entry: Entry) -> Awaitable[T]:
-            provider, call = self._attempt(entry)
+            provider, call = self._attempt(entry, self._call_at(entry))
             return attempt(provider, catalog, call, entry)
 
-        return ask
+        async def ask_aside(entry: Entry) -> T:
+            provider, call = self._attempt(entry, await aside(True, self._call_at, entry))
+            return await attempt(provider, catalog, call, entry)
 
-    def _attempt(self, entry: Entry) -> tuple[Provider, Call]:
-        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        call = self.call
+        return ask_aside if call.is_large and (call.native is not None or call.own is not None) else ask
+
+    def _call_at(self, entry: Entry) -> Call:
+        """The call as the entry's provider gets it."""
         name = entry.target.provider
-        provider = self.generation.providers[name]
-        native = self.call.native
-        call = self.call.at(name, () if native is None else self.generation.config.providers[name].speaks)
+        return self.call.at(name, () if self.call.native is None else self.generation.config.providers[name].speaks)
+
+    def _attempt(self, entry: Entry, call: Call) -> tuple[Provider, Call]:
+        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        provider = self.generation.providers[entry.target.provider]
         self.notes = call.notes
         if self.trace is not None:
             call = evolve(call, trace=headers_for(self.trace, entry.target))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
-from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
+from manallm_proxy.openai.call_arguments import ObjectEnd
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, encoder
 from manallm_proxy.openai.request_fields import Fields, decoded, required
 from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 
@@ -64,7 +65,7 @@ def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
     kept["messages"] = [*required(asked, "messages", list, ""), {"role": "system", "content": words}]
     if asks_usage and call.summary.stream:
         kept["stream_options"] = {"include_usage": True}
-    return encode(kept)
+    return encoder(call.is_large)(kept)
 
 
 def _hoisted(schema: Any, prefix: str, definitions: Fields) -> Any:
@@ -99,9 +100,8 @@ class CallReader:
     _held: str = ""
     """Text before the arguments."""
     _begun: bool = False
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _end: ObjectEnd = field(factory=ObjectEnd)
+    """Of the arguments."""
     _ended: bool = False
 
     def read(self, delta: Delta) -> Delta:
@@ -138,24 +138,9 @@ class CallReader:
         """The part of `text` up to the end of the arguments' object."""
         if self._ended:
             return ""
-        for at, character in enumerate(text):
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if not self._depth:
-                    self._ended = True
-                    return text[: at + 1]
-        return text
+        end = self._end.find(text)
+        self._ended = end is not None
+        return text[:end]
 
 
 def _no_call() -> BadResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any, Final
 
@@ -50,6 +50,11 @@ def decode_leniently(body: bytes) -> Any:
 def encode_whole(value: Any) -> bytes:
     """As `encode`, for what may be large: no call into C takes long."""
     return sliced.encode_large(value, encode)
+
+
+def encoder(large: bool) -> Callable[[Any], bytes]:
+    """`encode_whole` for what is `large`, else `encode`, which is faster."""
+    return encode_whole if large else encode
 
 
 def _decode_leniently(body: bytes) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, field
 
+from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 
@@ -32,6 +33,12 @@ class Block:
     """How many of a tool call's ``pieces`` were sent; they are kept to see when its input is complete."""
     index: int | None = None
     """Its index in the answer, once its start was sent."""
+    arguments: Arguments | None = None
+    """What ``pieces`` are of a tool call."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.kind is Kind.TOOL_USE:
+            self.arguments = Arguments(self.pieces)
 
     def unsent(self) -> str:
         """What was added since the last call."""
@@ -45,7 +52,7 @@ class Block:
     @property
     def may_end(self) -> bool:
         """Whether the next block may follow: a tool call ends when its input is a whole object, the others any time."""
-        return self.kind is not Kind.TOOL_USE or is_object(self.pieces)
+        return self.arguments is None or self.arguments.are_whole
 
     def empty(self) -> dict[str, Any]:
         """The block as its start event has it."""
@@ -65,17 +72,6 @@ class Block:
             case Kind.THINKING:
                 return {**self.empty(), "thinking": text, "signature": self.signature}
         return {**self.empty(), "input": _input(text)}
-
-
-def is_object(pieces: list[str]) -> bool:
-    """Whether the concatenated pieces are a whole JSON object."""
-    last = next((text for each in reversed(pieces) if (text := each.rstrip())), "")
-    if not last.endswith("}"):
-        return False
-    try:
-        return isinstance(decode_leniently("".join(pieces).encode()), dict)
-    except DecodeErrors:
-        return False
 
 
 def _input(text: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
 from manallm_proxy.doors.messages import signature
-from manallm_proxy.doors.messages.block import Block, Kind, is_object
+from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
+from manallm_proxy.openai.call_arguments import begins_another
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
 """By OpenAI's finish reason; all others mean that the model was done."""
@@ -75,7 +76,7 @@ class Blocks:
 
     def _add_call(self, part: ToolCall) -> None:
         block = self._calls.get(part.index)
-        if block is None or _begins_another(part, block):
+        if block is None or block.arguments is None or begins_another(part, block.id, block.arguments):
             id_ = part.id if part.id and part.id not in self._ids else new_call_id()
             self._ids.add(id_)
             if part.extra:
@@ -100,9 +101,3 @@ class Blocks:
             thought = Block(Kind.THINKING)
             self._queue.append(thought)
         thought.signature = signature.write(call_id, extra)
-
-
-def _begins_another(part: ToolCall, block: Block) -> bool:
-    """Whether `part` begins another call. Some servers give all calls index 0: then a name with a new id, after a
-    complete input, does."""
-    return bool(part.name) and part.id != block.id and is_object(block.pieces)

@@ -17,7 +17,7 @@ from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
-from manallm_proxy.openai.json_object import decode_leniently, encode, holds
+from manallm_proxy.openai.json_object import decode_leniently, encoder, holds
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import read_summary, spliced
 from manallm_proxy.openai.request_fields import Fields
@@ -67,7 +67,8 @@ def native_call(call: Call) -> Call:
     kept = [_readable(turn) for turn in turns]
     if all(one is other for one, other in zip(kept, turns, strict=True)):
         return call
-    values = {"messages": encode([one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"]])}
+    left = [one for one, turn in zip(kept, turns, strict=True) if one is turn or one["content"]]
+    values = {"messages": encoder(is_large(call.body))(left)}
     if _lacks_thought(turns, kept):
         values["thinking"] = b'{"type":"disabled"}'
     body, spans = spliced(call.body, call.summary.spans, values)

@@ -14,7 +14,7 @@ from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
-from manallm_proxy.openai.json_object import encode, encode_whole, split_object
+from manallm_proxy.openai.json_object import encoder, split_object
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
@@ -81,8 +81,7 @@ def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
     fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
     fields |= tool_fields(asked) | _output(asked, effort)
     try:
-        write = encode_whole if is_large(body) else encode
-        chat = write({key: value for key, value in fields.items() if value is not None})
+        chat = encoder(is_large(body))({key: value for key, value in fields.items() if value is not None})
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     return Asked(chat, thinking, CallerPaths("messages", history.origins, _FIELDS))

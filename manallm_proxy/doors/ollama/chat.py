@@ -10,9 +10,11 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.messages import Conversation
 from manallm_proxy.doors.ollama.reply import ChatReply
-from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, read_settings, tools_of
+from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.caller_paths import CallerPaths
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, optional
 
 
@@ -30,7 +32,9 @@ class OllamaChatDoor:
         messages = optional(asked, "messages", list) or []
         settings = read_settings(asked)
         fields = {"messages": Conversation().read(messages), **tools_of(asked), **settings.fields}
-        call = door_call(Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client)
+        call = door_call(
+            Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client, large=is_large(body)
+        )
         call.retell = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).retell
         if not messages:
             call.answer, call.summary.stream = loaded(asked), False

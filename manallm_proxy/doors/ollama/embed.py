@@ -13,8 +13,10 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import one_line
-from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object
 from manallm_proxy.doors.ollama.settings import read_settings
+from manallm_proxy.doors.openai_reply import no_headers
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
 
 
@@ -32,7 +34,7 @@ class OllamaEmbedDoor:
         if dimensions is not None and dimensions < 0:
             raise wrong("dimensions", "at least 1")
         fields = {"input": _inputs(asked)} | ({"dimensions": dimensions} if dimensions else {})
-        return _call(asked, fields, client), EmbedReply(optional(asked, "model", str) or "")
+        return _call(asked, fields, client, is_large(body)), EmbedReply(optional(asked, "model", str) or "")
 
 
 class OllamaEmbeddingsDoor:
@@ -47,7 +49,7 @@ class OllamaEmbeddingsDoor:
         asked = read_object(body)
         prompt = optional(asked, "prompt", str)
         fields = {"input": [prompt] if prompt else []}
-        return _call(asked, fields, client), EmbeddingsReply(optional(asked, "model", str) or "")
+        return _call(asked, fields, client, is_large(body)), EmbeddingsReply(optional(asked, "model", str) or "")
 
 
 def _inputs(asked: Fields) -> list[str]:
@@ -61,9 +63,9 @@ def _inputs(asked: Fields) -> list[str]:
     return all_of(str, given, "input")
 
 
-def _call(asked: Fields, fields: Fields, client: Client) -> Call:
+def _call(asked: Fields, fields: Fields, client: Client, large: bool) -> Call:
     """Without an input the answer has no vector, as Ollama then only loads the model."""
-    call = door_call(Endpoint.EMBEDDINGS, asked, fields, read_settings(asked).ollama, client)
+    call = door_call(Endpoint.EMBEDDINGS, asked, fields, read_settings(asked).ollama, client, large=large)
     if not fields["input"]:
         call.answer = Answer()
     return call
@@ -105,4 +107,4 @@ class EmbeddingsReply(EmbedReply):
     """The older form: one vector and nothing else."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
-        return one_line({"embedding": answer.vectors[0] if answer.vectors else []})
+        return one_line({"embedding": answer.vectors[0] if answer.vectors else []}, answer.is_large)

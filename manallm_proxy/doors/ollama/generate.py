@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
@@ -11,9 +9,11 @@ from manallm_proxy.doors.ollama.chat import loaded
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.messages import content_of, places_of
 from manallm_proxy.doors.ollama.reply import GenerateReply
-from manallm_proxy.doors.ollama.request import door_call, no_headers, read_object
+from manallm_proxy.doors.ollama.request import door_call, read_object
 from manallm_proxy.doors.ollama.settings import CALLED_HERE, Settings, read_settings
+from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai.caller_paths import CallerPaths, Origins
+from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request_fields import Fields, optional
 
 
@@ -32,10 +32,12 @@ class OllamaGenerateDoor:
         prompt, suffix = optional(asked, "prompt", str) or "", optional(asked, "suffix", str) or ""
         settings = read_settings(asked)
         if optional(asked, "raw", bool) or suffix:
-            call = _completion(asked, prompt, suffix, settings, client)
+            fields = _completion(asked, prompt, suffix, settings)
+            kept = settings.ollama | ({"raw": True} if asked.get("raw") else {})
+            call = door_call(Endpoint.COMPLETIONS, asked, fields, kept, client, large=is_large(body))
         else:
             fields = {"messages": _messages(asked, prompt), **settings.fields}
-            call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client)
+            call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client, large=is_large(body))
         call.retell = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).retell
         if not prompt and not suffix:
             call.answer, call.summary.stream = loaded(asked), False
@@ -58,20 +60,19 @@ def _origins(asked: Fields, prompt: str) -> Origins:
     return origins
 
 
-def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings, client: Client) -> Call:
+def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings) -> Fields:
     """A legacy completion, without template or turns: the prompt alone, or the text before and after a gap."""
-    raw = bool(optional(asked, "raw", bool))
-    if raw and optional(asked, "system", str):
+    if asked.get("raw") and optional(asked, "system", str):
         raise InvalidRequest("raw mode does not support 'system': put it into the prompt", param="system")
     if optional(asked, "images", list):
         raise InvalidRequest("'images' go with a prompt of its own: leave 'raw' and 'suffix' out", param="images")
-    fields: dict[str, Any] = {"prompt": prompt, **settings.fields}
+    fields: Fields = {"prompt": prompt, **settings.fields}
     if suffix:
         fields["suffix"] = suffix
     if fields.pop("logprobs", False):
         fields["logprobs"] = fields.pop("top_logprobs", 0)  # a number in legacy completions
     fields.pop("reasoning_effort", None)
-    return door_call(Endpoint.COMPLETIONS, asked, fields, settings.ollama | ({"raw": True} if raw else {}), client)
+    return fields
 
 
 def _refuse_unsupported(asked: Fields) -> None:

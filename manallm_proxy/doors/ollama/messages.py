@@ -7,6 +7,7 @@ object, and a tool result need not say which call it answers: it has the tool's 
 from __future__ import annotations
 
 import binascii
+from collections import OrderedDict
 from typing import Any, Final
 
 from attrs import define, field
@@ -34,6 +35,51 @@ class _Pending:
     given: str
     name: str
     id: str
+    is_claimed: bool
+    """A result names its id: results without an id are for the others, as long as there are some."""
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """What a result can find it by."""
+        group = "claimed" if self.is_claimed else "free"
+        return ("id", self.given), (group, self.name), (group, "")
+
+
+@define
+class _PendingCalls:
+    """The calls of one turn that have no result yet, by all that a result can find them by: a turn may have thousands.
+
+    An `OrderedDict`, since a plain one finds its first key slowly once many before it were removed.
+    """
+
+    _found_by: dict[tuple[str, str], OrderedDict[str, _Pending]] = field(factory=dict)
+    _with_id: int = 0
+    """How many of them have an id of the client's."""
+
+    def clear(self) -> None:
+        self._found_by.clear()
+        self._with_id = 0
+
+    def add(self, call: _Pending) -> None:
+        self._with_id += bool(call.given)
+        for key in call.keys:
+            self._found_by.setdefault(key, OrderedDict())[call.id] = call
+
+    def pop(self, id_: str, name: str) -> _Pending | None:
+        """Removes and returns the call that a result answers; see `Conversation._answered_call`."""
+        ways = [("id", id_)] if id_ else []
+        if name:
+            ways += [("free", name), ("claimed", name)]
+        if not (id_ and self._with_id):
+            ways += [("free", ""), ("claimed", "")]
+        found = next((calls for way in ways if (calls := self._found_by.get(way))), None)
+        if found is None:
+            return None
+        call = next(iter(found.values()))
+        self._with_id -= bool(call.given)
+        for key in dict.fromkeys(call.keys):
+            del self._found_by[key][call.id]
+        return call
 
 
 @define
@@ -47,10 +93,10 @@ class Conversation:
     _given: set[str] = field(factory=set)
     """All ids in the client's messages, which those that we make must not repeat."""
     _claimed: set[str] = field(factory=set)
-    """Ids of calls that a result names: results without an id are for the others, as long as there are some."""
+    """Ids of calls that a result names."""
     _used: set[str] = field(factory=set)
     _count: int = 0
-    _pending: list[_Pending] = field(factory=list)
+    _pending: _PendingCalls = field(factory=_PendingCalls)
 
     def read(self, messages: list[Any]) -> list[Fields]:
         """OpenAI's messages. Raises InvalidRequest, with ``param``, for what Ollama refuses too, and for a tool result
@@ -94,8 +140,8 @@ class Conversation:
         name = required(function, "name", str, path + "function.")
         arguments = optional(function, "arguments", dict, path + "function.") or {}
         given = optional(call, "id", str, path) or ""
-        pending = _Pending(given, name, self._id(given))
-        self._pending.append(pending)
+        pending = _Pending(given, name, self._id(given), given in self._claimed)
+        self._pending.add(pending)
         try:
             text = encode(arguments).decode()
         except RecursionError:
@@ -120,16 +166,10 @@ class Conversation:
         """
         id_ = optional(message, "tool_call_id", str, path) or ""
         name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
-        waiting = self._pending
-        found = next((call for call in waiting if id_ and call.given == id_), None)
-        waiting = sorted(waiting, key=lambda call: call.given in self._claimed)
-        found = found or next((call for call in waiting if name and call.name == name), None)
-        if found is None and not (id_ and any(call.given for call in waiting)):
-            found = next(iter(waiting), None)
+        found = self._pending.pop(id_, name)
         if found is None:
             what = f": '{(id_ or name)[:64]}'" if id_ or name else ""
             raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
-        self._pending.remove(found)
         return found.id
 
 

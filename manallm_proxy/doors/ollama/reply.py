@@ -18,6 +18,7 @@ from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line
+from manallm_proxy.openai.call_arguments import Arguments, begins_another
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.request_fields import Fields
 
@@ -40,15 +41,23 @@ class _Clock:
 
 
 @define
+class _Call:
+    """One tool call, as far as it has come: its first part, its id (empty if no part has one), and its arguments."""
+
+    first: ToolCall
+    id: str = ""
+    arguments: Arguments = field(factory=Arguments, repr=False)
+
+
+@define
 class LinesReply:
     """What chat and generate have in common. ``model``: the requested name, until a target answers."""
 
     model: str
     content_type: str = "application/x-ndjson"
     _clock: _Clock = field(factory=_Clock)
-    _calls: list[list[ToolCall]] = field(factory=list, repr=False)
-    """Tool calls in parts."""
-    _latest: dict[int, list[ToolCall]] = field(factory=dict, repr=False)
+    _calls: list[_Call] = field(factory=list, repr=False)
+    _latest: dict[int, _Call] = field(factory=dict, repr=False)
     """The last of them at each place."""
     _finish: str | None = None
     _wrote: bool = False
@@ -65,7 +74,7 @@ class LinesReply:
         except BadResponse as error:
             error.target = str(target)
             raise
-        return one_line({**self._common_fields(), **said, **self._ending(answer.usage)})
+        return one_line({**self._common_fields(), **said, **self._ending(answer.usage)}, answer.is_large)
 
     def start(self, target: Target) -> None:
         self.model = str(target)
@@ -111,11 +120,12 @@ class LinesReply:
 
     def _note(self, delta: Delta) -> None:
         for part in delta.tool_calls:
-            parts = self._latest.get(part.index)
-            if parts is None or _begins_another(part, parts):
-                parts = self._latest[part.index] = []
-                self._calls.append(parts)
-            parts.append(part)
+            call = self._latest.get(part.index)
+            if call is None or begins_another(part, call.first.id, call.arguments):
+                call = self._latest[part.index] = _Call(part)
+                self._calls.append(call)
+            call.arguments.pieces.append(part.arguments)
+            call.id = call.id or part.id
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
@@ -131,15 +141,14 @@ class LinesReply:
         Raises BadResponse if another has arguments that are not a JSON object.
         """
         calls = []
-        for n, parts in enumerate(sorted(self._calls, key=lambda parts: parts[0].index)):
-            arguments = _object(_text(parts))
+        for n, call in enumerate(sorted(self._calls, key=lambda call: call.first.index)):
+            arguments = _object(call.arguments.text)
             if arguments is None:
                 if self._finish == "length":
                     continue
                 raise BadResponse("the model called a tool with arguments that are no JSON object", detail="tool call")
-            id_ = next((part.id for part in parts if part.id), "")
-            function = {"index": n, "name": parts[0].name, "arguments": arguments}
-            calls.append({"id": id_, "function": function} if id_ else {"function": function})
+            function = {"index": n, "name": call.first.name, "arguments": arguments}
+            calls.append({"id": call.id, "function": function} if call.id else {"function": function})
         return calls
 
     def _common_fields(self) -> Fields:
@@ -196,18 +205,6 @@ class GenerateReply(LinesReply):
         for row, number in zip(rows, numbers if isinstance(numbers, list) else (), strict=False):
             row["logprob"] = number
         return rows
-
-
-def _begins_another(part: ToolCall, parts: list[ToolCall]) -> bool:
-    """Some servers number all calls 0: a name under a new id, after whole arguments, is another call."""
-    if not part.name or part.id == parts[0].id:
-        return False
-    last = next((text for each in reversed(parts) if (text := each.arguments.rstrip())), "")
-    return last.endswith("}") and _object(_text(parts)) is not None
-
-
-def _text(parts: list[ToolCall]) -> str:
-    return "".join([part.arguments for part in parts])
 
 
 def _object(text: str) -> Fields | None:

@@ -7,14 +7,9 @@ from typing import Any
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.openai.json_object import encode, split_object
+from manallm_proxy.openai.json_object import encoder, split_object
 from manallm_proxy.openai.request import EMBEDDING, read_summary, refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
-
-
-def no_headers(request_id: str) -> dict[str, str]:
-    """No headers in addition to those of all answers."""
-    return {}
 
 
 def read_object(body: bytes) -> Fields:
@@ -23,13 +18,18 @@ def read_object(body: bytes) -> Fields:
     return decoded(body)
 
 
-def door_call(endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client) -> Call:
-    """The call for `fields` in OpenAI's format, streamed unless `asked` says otherwise. `ollama`: see ``Call``."""
+def door_call(
+    endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client, *, large: bool
+) -> Call:
+    """The call for `fields` in OpenAI's format, streamed unless `asked` says otherwise. `ollama`: see ``Call``.
+
+    `large`: the request is, and to write it as well.
+    """
     fields = {"model": optional(asked, "model", str) or "", **fields}
     if endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = optional(asked, "stream", bool) is not False
     try:
-        body = encode(fields)
+        body = encoder(large)(fields)
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
     key = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}[endpoint]

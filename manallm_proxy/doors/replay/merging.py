@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from attrs import define
+
 _WORDS: Final = frozenset(
     {
         *("content", "text", "reasoning", "reasoning_content", "refusal", "thinking", "response", "arguments"),
@@ -13,8 +15,18 @@ _WORDS: Final = frozenset(
 """Members whose text goes on from step to step; any other text is said again, or is the last word."""
 
 
+@define(eq=False)
+class _Text:
+    """A text that goes on. Joined once: a string that grows by each of its words is copied for each of them."""
+
+    pieces: list[str]
+
+
 def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
-    """Adds `step` to `whole`: words and lists go on, elements of lists with an ``index`` each on their own."""
+    """Adds `step` to `whole`: words and lists go on, elements of lists with an ``index`` each on their own.
+
+    After the last step, `joined` makes strings of what has gone on.
+    """
     for key, new in step.items():
         old = whole.get(key)
         if isinstance(new, list):
@@ -22,8 +34,10 @@ def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
         elif isinstance(new, dict):
             whole[key] = old if isinstance(old, dict) else {}
             merge(whole[key], new)
+        elif isinstance(old, _Text) and isinstance(new, str):
+            old.pieces.append(new)
         elif key in _WORDS and isinstance(old, str) and isinstance(new, str):
-            whole[key] = old + new
+            whole[key] = _Text([old, new])
         elif new not in (None, "") or key not in whole:
             whole[key] = new
 
@@ -39,3 +53,12 @@ def _rows(old: list[Any], new: list[Any]) -> list[Any]:
             old.append(same := {})
         merge(same, row)
     return old
+
+
+def joined(value: Any) -> Any:
+    """`value`, of which `merge` has made a part, with its texts as strings."""
+    if isinstance(value, _Text):
+        return "".join(value.pieces)
+    if isinstance(value, dict):
+        return {key: joined(each) for key, each in value.items()}
+    return [joined(each) for each in value] if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.doors.ollama.lines import one_line
-from manallm_proxy.doors.replay.merging import merge
+from manallm_proxy.doors.replay.merging import joined, merge
 from manallm_proxy.openai.json_object import decode
 
 _WORDS: Final = ("message", "response", "thinking", "tool_calls", "logprobs")
@@ -30,4 +30,4 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     for raw in stream.splitlines():
         line = decode(raw)
         merge(said, {key: value for key, value in line.items() if key in _WORDS})
-    return one_line({**line, **said}) if line.get("done") else None
+    return one_line({**line, **joined(said)}) if line.get("done") else None

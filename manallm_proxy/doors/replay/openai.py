@@ -8,7 +8,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.doors.replay.merging import merge
+from manallm_proxy.doors.replay.merging import joined, merge
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.usage import usage_to_openai
@@ -83,6 +83,7 @@ def to_whole(kind: Kind, stream: bytes, usage: Usage | None) -> bytes | None:
             answer["usage"] = chunk["usage"]
         for choice in chunk.get("choices") or ():
             merge(choices.setdefault(choice.get("index", 0), {}), choice)
+    choices = joined(choices)
     if not choices or any(choice.get("finish_reason") in (None, "error") for choice in choices.values()):
         return None
     rows = [_whole_choice(kind, {**choice, "index": index}) for index, choice in sorted(choices.items())]

@@ -20,7 +20,7 @@ from manallm_proxy.doors.responses.output import (
     ReasoningItem,
 )
 from manallm_proxy.doors.responses.tool_names import Tool
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.call_arguments import begins_another
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """By finish reason of an incomplete answer: this API's name for it."""
@@ -44,6 +44,8 @@ class AnswerItems:
     _thought: ReasoningItem | None = None
     _calls: dict[int, CallItem] = field(factory=dict)
     """The latest call of each index."""
+    _call_ids: set[str] = field(factory=set)
+    """Of all calls: results name their call by it."""
     _last: Item | None = None
     """The item that grew last: the one that was cut short, if any was."""
 
@@ -150,16 +152,13 @@ class AnswerItems:
         yield from call.call(part.arguments)
 
     def _begins(self, part: ToolCall) -> str | None:
-        """The id of the new call that `part` begins; None if it continues a call.
-
-        A named part with a known index begins another call only if that index's call is complete: some servers repeat
-        the name in each part, others give all calls index 0.
-        """
+        """The id of the new call that `part` begins; None if it continues a call."""
         known = self._calls.get(part.index)
-        if known is not None and not (part.name and part.id != known.call_id and _is_whole(known)):
+        if known is not None and not begins_another(part, known.call_id, known.received):
             return None
-        used = {item.call_id for item in self.items if isinstance(item, CallItem)}
-        return part.id if part.id and part.id not in used else new_call_id()
+        id_ = part.id if part.id and part.id not in self._call_ids else new_call_id()
+        self._call_ids.add(id_)
+        return id_
 
     def _carry(self, id_: str, extra: dict[str, Any] | None) -> Iterator[Event]:
         """Stores what has to come back with a call in the reasoning item before it."""
@@ -169,14 +168,6 @@ class AnswerItems:
         yield from self._open_thought()
         assert self._thought is not None
         self._thought.extras[id_] = extra
-
-
-def _is_whole(call: CallItem) -> bool:
-    """Whether its arguments are an object by now. They are put together only where they may be."""
-    try:
-        return call.may_be_whole and isinstance(decode_leniently(call.arguments.encode()), dict)
-    except DecodeErrors:
-        return False
 
 
 def _logprobs(told: Any) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import decode, encode
+from manallm_proxy.openai.json_object import decode, encode, encoder
 from manallm_proxy.openai.large import aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
@@ -58,11 +58,12 @@ class ResponsesDoor:
 
     async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
         form = await self._completed(body, asked, client)
-        return self._begun(form, _call_of(form, client), _kept(form), client)
+        call = await aside(form.is_long, _call_of, form, client)
+        call.is_large = call.is_large or form.is_long
+        return self._begun(form, call, await aside(form.is_long, _kept, form), client)
 
     async def _read_aside(self, body: bytes, client: Client) -> Reading:
-        form = await self._completed(body, await aside(True, read_request, body), client)
-        return self._begun(form, await aside(True, _call_of, form, client), await aside(True, _kept, form), client)
+        return await self._read_on(body, await aside(True, read_request, body), client)
 
     async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
         """With all that the request refers to."""
@@ -112,7 +113,7 @@ class ResponsesDoor:
         loop, here = asyncio.get_running_loop(), threading.get_ident()
 
         def keep(response: dict[str, Any], items: list[Fields]) -> None:
-            output = tuple(map(encode, items))
+            output = tuple(map(encoder(threading.get_ident() != here), items))
             ids = tuple(str(item.get("id") or f"{id_}/{n}") for n, item in enumerate(items))
             stored = Stored(id_, encode(response), input_, output, ids)
             if threading.get_ident() == here:
@@ -138,7 +139,7 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
     if not form.asked.stores:
         return ()
     try:
-        return (*form.history, *map(encode, form.items))
+        return (*form.history, *map(encoder(form.is_long), form.items))
     except RecursionError:
         raise _too_deep() from None
 
@@ -156,7 +157,8 @@ def _call_of(form: NativeForm, client: Client) -> Call:
 def _translated(form: NativeForm) -> Call:
     try:
         add_chat(form.asked)
-        return _call(form.asked, _conversation(form.asked, form.history, form.items), form.request_id)
+        conversation = _conversation(form.asked, form.history, form.items)
+        return _call(form.asked, conversation, form.request_id, encoder(form.is_long))
     except RecursionError:
         raise _too_deep() from None
 
@@ -165,8 +167,8 @@ def _too_deep() -> InvalidRequest:
     return InvalidRequest("the body is nested too deeply")
 
 
-def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
-    """The call as every provider gets it, and as one that finds something of its own in it."""
+def _call(asked: Asked, conversation: Conversation, request_id: str, write: Callable[[Any], bytes]) -> Call:
+    """The call as every provider gets it, and as one that finds something of its own in it. `write`: encodes it."""
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
     notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
@@ -174,7 +176,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str) -> Call:
         messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
-        chat = encode({**asked.chat, "messages": messages})
+        chat = write({**asked.chat, "messages": messages})
         summary = read_summary(chat, ("messages", list))
         call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
         call.retell = paths.retell

@@ -17,8 +17,8 @@ from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_ite
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
-from manallm_proxy.openai.json_object import decode, encode
-from manallm_proxy.openai.large import is_large
+from manallm_proxy.openai.json_object import decode, encode, encoder
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
@@ -41,6 +41,12 @@ class NativeForm:
     to_chat: Callable[[NativeForm], Call] = field(repr=False)
     """Raises Untranslatable where it has no other form."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether others would feel it if it were read or written in one go. An item is three objects at least."""
+        history = self.history
+        return is_large(self.body) or len(history) > LARGE_PARTS // 3 or sum(map(len, history)) > LARGE_BYTES
+
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
         asked, body, summary = self.asked, self.body, self.asked.summary
@@ -50,7 +56,7 @@ class NativeForm:
         before = self._before(provider) if self.history else []
         if before or self.items is not asked.items or any(readable(item, provider) is not item for item in self.items):
             own = [each for item in self.items if (each := readable(item, provider)) is not None]
-            values["input"] = encode([*before, *own])
+            values["input"] = encoder(self.is_long)([*before, *own])
         if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
             values["include"] = encode([*sorted(asked.include), SEALED])
         if values:

@@ -9,6 +9,7 @@ from attrs import define, field
 
 from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
+from manallm_proxy.openai.call_arguments import Arguments
 
 Event = tuple[str, dict[str, Any]]
 """Type, and the fields other than ``type`` and ``sequence_number``."""
@@ -161,17 +162,12 @@ class CallItem(Item):
     provider: str = ""
     extra: dict[str, Any] | None = field(default=None, repr=False)
     """What its provider expects back with it."""
-    _arguments: list[str] = field(factory=list, repr=False)
+    received: Arguments = field(factory=Arguments, repr=False)
 
     @property
     def arguments(self) -> str:
         """The JSON text received so far."""
-        return "".join(self._arguments)
-
-    @property
-    def may_be_whole(self) -> bool:
-        """Whether their last word may be the end of an object."""
-        return next((text for each in reversed(self._arguments) if (text := each.rstrip())), "").endswith("}")
+        return self.received.text
 
     def view(self) -> dict[str, Any]:
         item: dict[str, Any] = {"id": self.id, "status": self.status, "call_id": self.call_id, "name": self.tool.name}
@@ -192,7 +188,7 @@ class CallItem(Item):
 
     def call(self, arguments: str) -> Iterator[Event]:
         """Adds arguments; yields their event. A custom tool's input is inside them, so it is reported at the end."""
-        self._arguments.append(arguments)
+        self.received.pieces.append(arguments)
         if arguments and self.tool.kind != "custom":
             yield "response.function_call_arguments.delta", self._at(delta=arguments)
 

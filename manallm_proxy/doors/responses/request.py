@@ -36,8 +36,10 @@ _CHECKED: Final[dict[str, type]] = {
     "metadata": dict,
     "previous_response_id": str,
     "prompt_cache_key": str,
+    "reasoning": dict,
     "safety_identifier": str,
     "store": bool,
+    "text": dict,
     "truncation": str,
 }
 """Fields that are only read here, or only repeated in the response."""

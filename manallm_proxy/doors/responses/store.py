@@ -194,7 +194,9 @@ class MemoryStore:
     def _release(self, record: _Record) -> None:
         self.size -= _own(record.stored)
         for name in record.stored.output_ids:
-            self._names.pop((record.owner, name), None)
+            key = record.owner, name
+            if (named := self._names.get(key)) is not None and named[1] == record.stored.id:  # not a later one's
+                del self._names[key]
         for data in (*record.stored.input, *record.stored.output):
             item = self._items[data]
             item.uses -= 1

@@ -80,11 +80,11 @@ def _listed(item: dict[str, Any], place: str, taken: Collection[str]) -> dict[st
     if kind == "message":
         row.setdefault("status", "completed")
         if isinstance(row.get("content"), str):
-            row["content"] = [_text_part(row["role"], row["content"])]
+            row["content"] = [_text_part(row.get("role"), row["content"])]
     return row
 
 
-def _text_part(role: str, text: str) -> dict[str, Any]:
+def _text_part(role: object, text: str) -> dict[str, Any]:
     if role == "assistant":
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": text}

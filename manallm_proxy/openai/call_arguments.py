@@ -1,0 +1,93 @@
+"""A tool call's arguments as they come, in pieces: where they end, and what begins another call.
+
+Each piece is looked at once. To decode all of them again at each would take the square of their length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from attrs import define, field
+
+from manallm_proxy.contract.answers import ToolCall
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+
+_STRUCTURE: Final = re.compile(r'["{}\[\]]')
+_IN_STRING: Final = re.compile(r'["\\]')
+
+
+@define(eq=False)
+class ObjectEnd:
+    """Looks for the end of a JSON object whose text comes in pieces. Brackets of either kind close each other."""
+
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+    """The next character is escaped: the last piece ended with a backslash."""
+
+    def find(self, piece: str) -> int | None:
+        """The index in `piece`, the next one, after the object's last bracket; None: the object goes on."""
+        if not piece:
+            return None
+        at, self._escaped = int(self._escaped), False
+        while (found := (_IN_STRING if self._in_string else _STRUCTURE).search(piece, at)) is not None:
+            at = found.end()
+            match found[0]:
+                case '"':
+                    self._in_string = not self._in_string
+                case "\\":
+                    self._escaped = at == len(piece)
+                    at += 1
+                case "{" | "[":
+                    self._depth += 1
+                case _:
+                    self._depth -= 1
+                    if self._depth <= 0:
+                        return at
+        return None
+
+
+@define(eq=False)
+class Arguments:
+    """The arguments of one call, as far as they have come."""
+
+    pieces: list[str] = field(factory=list, repr=False)
+    """JSON text."""
+    _end: ObjectEnd = field(factory=ObjectEnd)
+    _looked_at: int = 0
+    """How many of the pieces."""
+    _is_object: bool | None = None
+    """None: no object has ended yet."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether the pieces by now are one whole JSON object."""
+        while self._looked_at < len(self.pieces):
+            piece = self.pieces[self._looked_at]
+            self._looked_at += 1
+            if self._is_object is not None:
+                self._is_object = self._is_object and not piece.strip()
+            elif self._end.find(piece) is not None:
+                self._is_object = _decodes_to_object("".join(self.pieces[: self._looked_at]))
+        return bool(self._is_object)
+
+
+def begins_another(part: ToolCall, id_: str, arguments: Arguments) -> bool:
+    """Whether `part` begins another call than the one with `id_` and `arguments`, which has the same index.
+
+    Some servers give all calls index 0, others repeat the name in each part: a name with another id begins a call, once
+    the arguments before it are whole.
+    """
+    return bool(part.name) and part.id != id_ and arguments.are_whole
+
+
+def _decodes_to_object(text: str) -> bool:
+    try:
+        return isinstance(decode_leniently(text.encode()), dict)
+    except DecodeErrors:
+        return False

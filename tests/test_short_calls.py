@@ -1,0 +1,73 @@
+"""What a door writes of a large request is encoded in short calls: one long call into C keeps all threads waiting."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import msgspec
+import pytest
+
+from manallm_proxy.contract.door import Client, Door
+from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.doors.ollama.chat import OllamaChatDoor
+from manallm_proxy.doors.ollama.embed import OllamaEmbedDoor
+from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.responses.door import ResponsesDoor
+from manallm_proxy.doors.responses.store import MemoryStore, Stored
+from manallm_proxy.openai.forced_call import as_structured_output
+
+LONG = "wörds " * 200_000
+USER = {"role": "user", "content": LONG}
+UNSIGNED = {"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": ""}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
+KEPT = Stored("resp_1", b"{}", (json.dumps(USER).encode(),), ())
+CALLS: list[tuple[Door, dict[str, Any], set[str]]] = [
+    (OllamaChatDoor(), {"messages": [USER]}, set()),
+    (OllamaGenerateDoor(), {"prompt": LONG}, set()),
+    (OllamaGenerateDoor(), {"prompt": LONG, "raw": True}, set()),
+    (OllamaEmbedDoor(), {"input": [LONG]}, set()),
+    (MessagesDoor(), {"messages": [USER], "max_tokens": 1}, set()),
+    (MessagesDoor(), {"messages": [USER, UNSIGNED, USER], "max_tokens": 1}, {"messages"}),
+    (ResponsesDoor(MemoryStore(lambda: 0.0)), {"input": LONG}, set()),
+    (ResponsesDoor(MemoryStore(lambda: 0.0)), {"input": "hi", "previous_response_id": "resp_1"}, set()),
+    (ResponsesDoor(MemoryStore(lambda: 0.0)), {"input": "hi", "previous_response_id": "resp_1"}, {"responses"}),
+]
+
+
+@pytest.fixture
+def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that one call has written, of each call."""
+    sizes: list[int] = []
+
+    def encode(value: Any) -> bytes:
+        text = msgspec.json.encode(value)
+        sizes.append(len(text))
+        return text
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("manallm_proxy") and getattr(module, "encode", None) is msgspec.json.encode:
+            monkeypatch.setattr(module, "encode", encode)
+    return sizes
+
+
+async def test_a_long_request(longest: list[int]) -> None:
+    """Translated, and rewritten for a provider that speaks the client's own format."""
+    for door, asked, dialects in CALLS:
+        if isinstance(door, ResponsesDoor):
+            door.store.keep(None, KEPT)
+        reading = door.read(json.dumps({"model": "a/b", **asked}).encode(), Client("1", dialects=frozenset(dialects)))
+        call, _ = reading if isinstance(reading, tuple) else await reading
+        assert len(call.at("a", dialects).body) > len(LONG), asked.keys()
+        assert longest and max(longest) < 2**20, (door.name, asked.keys())
+
+
+def test_a_forced_call(longest: list[int]) -> None:
+    """For a server that is told of the tools in words."""
+    call, _ = OllamaChatDoor().read(json.dumps({"model": "a/b", "messages": [USER]}).encode(), Client("1"))
+    chat = json.dumps({**json.loads(call.body), "tools": [TOOL], "tool_choice": "required"}).encode()
+    forced = Call(Endpoint.CHAT, call.summary, chat, "1", is_large=True)
+    assert len(as_structured_output(forced, "m", False)) > len(LONG)
+    assert max(longest) < 2**20
