@@ -90,6 +90,22 @@ async def test_above_the_rate_requests_are_only_counted() -> None:
     assert followed == [True, False, True]
 
 
+async def test_what_was_left_out_before_is_not_told_to_who_comes_later() -> None:
+    """The number is of the second before, for those who saw it."""
+    now = [0.0]
+    told = LiveFeed(lambda: now[0])
+    told.watch_elsewhere(True)
+    for _ in range(RATE + 20):
+        told(ended())
+    told.watch_elsewhere(False)
+    now[0] = 600.0
+    reader = told.subscribe(None, lambda: None)
+    told(ended())
+    assert [each.kind for each in await reader.next() or []] == ["request"]
+    told.leave(reader)
+    told.close()
+
+
 @pytest.mark.parametrize("last_id", ["x", "", "-", "abc-1", "abc-99999999999999999999", "é-1", "1-²"])
 async def test_an_unknown_id_begins_anew(last_id: str) -> None:
     """Whatever it is; without any there is nothing to say."""

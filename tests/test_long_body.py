@@ -54,7 +54,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 
 async def serve(handler: Reads, talk: Talk) -> None:
-    runner = Runner(Server(handler, header=8000, head_timeout=lambda: 5.0, refusal=refusal))
+    runner = Runner(Server(handler, header=8000, head_timeout=lambda: 5.0, limits=Limits, refusal=refusal))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     reader, writer = await asyncio.open_connection(*runner.addresses[0])
@@ -207,7 +207,7 @@ async def test_a_long_body_is_held_once() -> None:
     size = 4 * 2**20
     sent = memoryview(post(pattern(size)))
     reads, wire = Reads(), Wire()
-    wire.protocol = connection = Server(reads, header=8000, head_timeout=lambda: 5.0, refusal=refusal)()
+    wire.protocol = connection = Server(reads, header=8000, head_timeout=lambda: 5.0, limits=Limits, refusal=refusal)()
     connection.connection_made(wire)
     tracemalloc.start()
     try:

@@ -25,6 +25,7 @@ from tests.native_servers import (
 )
 from tests.proxy import Proxy, everything, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
+from tests.waiting import until
 
 NATIVE = ["messages"]
 USER = {"role": "user", "content": "hi"}
@@ -286,6 +287,26 @@ async def test_it_counts_tokens_itself(tmp_path: Path) -> None:
             assert (await p.post("/v1/messages/count_tokens", body))[1]["input_tokens"] < 42
             _, health = await p.get("/v1/health")
             assert health["providers"]["p"]["consecutive_failures"] == 0
+
+
+async def test_a_count_keeps_its_provider_through_a_reload(tmp_path: Path) -> None:
+    """A request holds the configuration that it began with, this one too."""
+    go = asyncio.Event()
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await go.wait()
+        await speaks_messages(connection, seen)
+
+    async with upstream(each(waits)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
+            body = {"model": "mana/test", "messages": [USER]}
+            counting = asyncio.ensure_future(p.post("/v1/messages/count_tokens", body))
+            await until(lambda: up.posts)
+            p.write(settings({"p": openai(up.url, speaks=NATIVE, headers={"X-New": "1"})}))
+            p.app.reload()
+            await until(lambda: '"reloaded"' in p.log.getvalue())
+            go.set()
+            assert (await counting)[1] == {"input_tokens": 42}
 
 
 async def test_a_silence_is_filled_with_pings(tmp_path: Path) -> None:

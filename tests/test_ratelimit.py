@@ -137,6 +137,20 @@ def test_so_many_tokens_in_a_minute() -> None:
     assert window.remaining(63.0) == 85, "what the stream took more is 13 s old"
 
 
+def test_what_cost_nothing_leaves_no_trace() -> None:
+    """However many requests of a minute failed: nothing is held for them, and nothing has to come free."""
+    window = TokenWindow(100)
+    kept, failed = window.take(10, 0.0), [window.take(1, 1.0) for _ in range(50)]
+    assert kept is not None
+    for each in failed:
+        assert each is not None
+        window.settle(each, 0, 2.0)
+    assert len(window._taken) == 1
+    assert (window.remaining(3.0), window.reset_in(3.0)) == (90, 57.0)
+    window.settle(kept, 0, 3.0)
+    assert (window.remaining(3.0), window.reset_in(3.0)) == (100, 0.0)
+
+
 def test_what_is_settled_late_counts_from_then() -> None:
     """A stream of more than a minute: its reservation is forgotten, what it took beyond is not."""
     window = TokenWindow(100)

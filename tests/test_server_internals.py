@@ -11,6 +11,7 @@ import pytest
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
+from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server.aiohttp_server import Handler, Runner, Server
@@ -25,7 +26,7 @@ async def serving(handler: Handler) -> AsyncIterator[tuple[Runner, asyncio.Strea
     def refusal(error: ProxyError) -> tuple[str, bytes]:
         return "id-1", str(error).encode()
 
-    runner = Runner(Server(handler, header=400, head_timeout=lambda: 5.0, refusal=refusal))
+    runner = Runner(Server(handler, header=400, head_timeout=lambda: 5.0, limits=Limits, refusal=refusal))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     reader, writer = await asyncio.open_connection(*runner.addresses[0])
@@ -163,3 +164,31 @@ async def test_the_version_is_ours_to_set() -> None:
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
     assert (seen[0].minor, seen[1]) == (0, HttpVersion11)
+
+
+UPGRADE = b"GET /up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+LONG = b"POST /long HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + b"x" * 20_000
+"""Its body is longer than a head may be."""
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+async def test_what_comes_behind_a_declined_upgrade_is_requests(parts: int) -> None:
+    """``_upgraded`` and ``_message_tail``: bodies are told from heads there too, and what is no request is refused."""
+    go = asyncio.Event()
+
+    async def reads(request: web.BaseRequest) -> web.Response:
+        if request.path == "/up":
+            await go.wait()
+        return web.Response(text=f"{request.path} {len(await request.read())}\n")
+
+    async with serving(reads) as (_, reader, writer):
+        behind = LONG + GET + LONG
+        size = len(behind) // parts + 1
+        writer.write(GET + UPGRADE + behind[:size])
+        assert await reader.readuntil(b"/ 0\n")
+        for at in range(size, len(behind), size):
+            writer.write(behind[at : at + size])
+            await writer.drain()
+        go.set()
+        for expected in (b"/up 0\n", b"/long 20000\n", b"/ 0\n", b"/long 20000\n"):
+            assert await asyncio.wait_for(reader.readuntil(expected), 5)

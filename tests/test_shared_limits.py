@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from manallm_proxy.config.load import load
+from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Window
+from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.process.start_notes import apart
 from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import RedisServer, redis_server
@@ -102,3 +104,34 @@ def test_the_start_names_what_is_each_workers_own(tmp_path: Path) -> None:
             path = tmp_path / "proxy.yaml"
             path.write_text(written(config))
             assert ("alice" in apart(load(path, {}))) is (named or state is None)
+
+
+async def test_a_request_is_in_flight_while_the_server_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the configuration that it began with; a client that leaves meanwhile has its line."""
+    go, asking = asyncio.Event(), asyncio.Event()
+
+    async def waits(self: SharedLimits, caller: Caller, now: float) -> None:
+        asking.set()
+        await go.wait()
+
+    monkeypatch.setattr(SharedLimits, "ask", waits)
+    key = {"name": "alice", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "requests_per_minute": 10}
+    async with upstream(each(answers)) as server:
+        config = settings({"up": openai(server.url)}, state="redis://127.0.0.1:1", auth={"keys": [key]})
+        async with proxy(config, tmp_path) as gate:
+            for leaves in (True, False):
+                request = asyncio.ensure_future(asked(gate))
+                await asking.wait()
+                asking.clear()
+                if leaves:
+                    request.cancel()
+                    await until(lambda: "client_gone" in gate.log.getvalue())
+            gate.write({**config, "providers": {"up": openai(server.url, headers={"X-New": "1"})}})
+            gate.app.reload()
+            await until(lambda: '"reloaded"' in gate.log.getvalue())
+            go.set()
+            assert await request == (200, "10")
+            assert "x-new" not in server.posts[-1].headers
+            assert not gate.app.gateway.pipeline.exchanges

@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from manallm_proxy.config.model import Limits
+from manallm_proxy.http_server import web
+from manallm_proxy.http_server.aiohttp_server import Runner, Server
+from manallm_proxy.http_server.body_writer import write_json
+from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Progress
 from tests.proxy import HI, POST, Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
@@ -131,6 +136,36 @@ async def test_who_reads_byte_by_byte_is_cut(tmp_path: Path, streams: bool) -> N
             await until(lambda: p.app.gateway.pipeline.placed == set())
             _, health = await p.get("/v1/health")
             assert health["providers"]["gpu"]["in_flight"] == 0
+
+
+@pytest.mark.parametrize("size", [200_000, 60_000])
+@pytest.mark.parametrize("raw", [False, True])
+async def test_who_reads_nothing_is_cut_whatever_the_answer(size: int, raw: bool) -> None:
+    """An answer that waits for its client, and one that was written in full before the connection was closed."""
+
+    async def much(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        if not raw:
+            return web.Response(body=b"x" * size)
+        response = RawResponse(request, {}, size)
+        await write_json(request, response, b"x" * size, limits)
+        return response
+
+    limits = Limits(write_timeout=0.1)
+    server = Server(
+        much, header=1000, head_timeout=lambda: 5.0, limits=lambda: limits, refusal=lambda error: ("id-1", b"{}")
+    )
+    runner = Runner(server)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(runner.addresses[0][:2])
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await until(lambda: server.requests_count)
+        await until(lambda: not server.connections)
+    await runner.cleanup()
 
 
 def test_progress_has_a_rate() -> None:

@@ -13,6 +13,7 @@ import attrs
 import pytest
 from aiohttp import web
 
+from manallm_proxy.config.model import Limits
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from tests.nginx import nginx
 from tests.proxy import Proxy, openai, proxy, settings
@@ -308,7 +309,9 @@ async def test_a_body_in_a_packet_of_its_own_starts_no_clock(tmp_path: Path) -> 
     async def read(request: web.BaseRequest) -> web.Response:
         return web.Response(body=await request.read())
 
-    runner = Runner(Server(read, header=1000, head_timeout=lambda: 0.2, refusal=lambda error: ("id-1", b"{}")))
+    runner = Runner(
+        Server(read, header=1000, head_timeout=lambda: 0.2, limits=Limits, refusal=lambda error: ("id-1", b"{}"))
+    )
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

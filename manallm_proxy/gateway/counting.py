@@ -41,9 +41,13 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
             call.refusal = refusal
             return call, b""
 
-    (call, estimate), _ = await read_request(request, generation.config.limits, read)
-    entry = _first(call, generation, caller, request)
-    counted = await _asked(call, generation, entry) if entry is not None else None
+    generation.hold()
+    try:
+        (call, estimate), _ = await read_request(request, generation.config.limits, read)
+        entry = _first(call, generation, caller, request)
+        counted = await _asked(call, generation, entry) if entry is not None else None
+    finally:
+        generation.release()
     if counted is None and call.refusal is not None:
         raise call.refusal
     return counted or estimate

@@ -39,6 +39,7 @@ from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.kept_answer import KeptAnswer
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import write_json
@@ -103,9 +104,11 @@ class Exchange:
     _writer: StreamWriter | None = None
     _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
 
-    async def answer(self) -> web.StreamResponse:
-        """The response: of a stream once it is complete."""
+    async def answer(self, limits: SharedLimits | None = None) -> web.StreamResponse:
+        """The response: of a stream once it is complete. `limits` counts the request first, if it is given."""
         try:
+            if limits is not None and self.caller is not None:
+                await limits.ask(self.caller, self.started)
             return await self._answer()
         except asyncio.CancelledError:
             if self.interrupted is None:

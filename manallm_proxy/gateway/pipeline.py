@@ -46,8 +46,6 @@ class Pipeline:
                 exchange.trace = begin(request.headers)
             try:
                 shared = self._admit(exchange)
-                if shared is not None and exchange.caller is not None:
-                    await shared.ask(exchange.caller, now)
             except ProxyError as error:
                 response = exchange.refuse(error)
                 exchange.report()
@@ -56,7 +54,7 @@ class Pipeline:
             self.idle.clear()
             generation.hold()
             try:
-                return await exchange.answer()
+                return await exchange.answer(shared)
             finally:
                 self.exchanges.discard(exchange)
                 if not self.exchanges:

@@ -8,7 +8,7 @@ limit bounds its memory too. Nothing here waits, and the time is an argument: an
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final
 
 from attrs import define, field
@@ -100,10 +100,11 @@ class Taken:
 
 @define(eq=False)
 class TokenWindow:
-    """Lets ``limit`` tokens pass in any `SPAN` seconds. Each request takes at least one, which bounds the memory."""
+    """Lets ``limit`` tokens pass in any `SPAN` seconds. What is held takes at least one, which bounds the memory."""
 
     limit: int
-    _taken: deque[Taken] = field(factory=deque, repr=False)
+    _taken: OrderedDict[Taken, None] = field(factory=OrderedDict, repr=False)
+    """The oldest first."""
     _sum: int = 0
     _elsewhere: Elsewhere = field(factory=Elsewhere)
 
@@ -120,7 +121,7 @@ class TokenWindow:
     def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> Taken:
         """So many pass; in `tick` it was decided elsewhere."""
         taken = Taken(now, tokens, tick, id_)
-        self._taken.append(taken)
+        self._taken[taken] = None
         self._sum += tokens
         return taken
 
@@ -136,6 +137,8 @@ class TokenWindow:
         elif now - taken.at < SPAN:
             self._sum -= taken.tokens - tokens
             taken.tokens = tokens
+            if not tokens:
+                self._taken.pop(taken, None)
         self._forget(now)
 
     def remaining(self, now: float) -> int:
@@ -161,11 +164,12 @@ class TokenWindow:
     def reset_in(self, now: float) -> float:
         """Seconds until all of ``limit`` may pass again, if nothing does before."""
         self._forget(now)
-        return SPAN - (now - self._taken[-1].at) if self._taken else 0.0
+        return SPAN - (now - next(reversed(self._taken)).at) if self._taken else 0.0
 
     def _forget(self, now: float) -> None:
-        while self._taken and now - self._taken[0].at >= SPAN:
-            self._sum -= self._taken.popleft().tokens
+        while self._taken and now - (oldest := next(iter(self._taken))).at >= SPAN:
+            self._sum -= oldest.tokens
+            del self._taken[oldest]
 
 
 def spoken(seconds: float) -> str:

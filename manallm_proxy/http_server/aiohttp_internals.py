@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
@@ -28,7 +28,9 @@ def _check() -> None:
         (RequestHandler, ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close")),
         (RequestHandler, ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive")),
         (RequestHandler, ("_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle")),
-        (RequestHandler, ("_parser", "_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
+        (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
+        (RequestHandler, ("_message_tail", "_resume_reading_if_drained")),
+        (HttpRequestParser, ("message_consumed", "set_upgraded")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "_task", "_finish", "keep_alive", "writer")),
     )
@@ -60,6 +62,7 @@ class OneTaskHandler(RequestHandler):
 
     async def start(self) -> None:
         """Handles the connection's requests, one after the other, until it closes."""
+        transport = self.transport
         try:
             while not self._force_close:
                 if not self._messages:
@@ -75,13 +78,19 @@ class OneTaskHandler(RequestHandler):
                 self._messages.popleft()
                 if not await self._serve(message, payload):
                     break
+            if not self._force_close:
+                self._task_handler = None
+                if self.transport is not None:
+                    self.transport.close()
         except asyncio.CancelledError:
             self.force_close()
             raise
-        if not self._force_close:
-            self._task_handler = None
-            if self.transport is not None:
-                self.transport.close()
+        finally:
+            if transport is not None and transport.get_write_buffer_size():
+                self.closed_unread(transport)
+
+    def closed_unread(self, transport: asyncio.Transport) -> None:
+        """The connection is closed, but its client has not read all of what was written."""
 
     async def _serve(self, message: RawRequestMessage, payload: StreamReader) -> bool:
         """Handles one request. Whether another may follow."""
@@ -135,7 +144,28 @@ class OneTaskHandler(RequestHandler):
         if resp._eof_sent and not self._upgraded:
             request._finish()
             return resp, False
+        if self._upgraded and not self._messages:
+            self._decline_upgrade()
+        return await self.send_response(request, resp, start_time)
+
+    async def send_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """As `finish_response`, for an answer that is still to be sent."""
         return await super().finish_response(request, resp, start_time)
+
+    def _decline_upgrade(self) -> None:
+        """What came after a request for another protocol is requests too.
+
+        aiohttp would queue them itself, past `data_received`, where a subclass tells heads from bodies.
+        """
+        if self._parser is not None:
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+            tail, self._message_tail = self._message_tail, b""
+            self.data_received(tail)
+            if self._buffer_paused:
+                self._resume_reading_if_drained()
 
 
 def version_of(request: web.BaseRequest) -> HttpVersion:
@@ -172,6 +202,11 @@ def requests_begun(connection: RequestHandler) -> int:
 def is_handling(connection: RequestHandler) -> bool:
     """Whether a request of `connection` is being handled or is queued."""
     return connection._current_request is not None or bool(connection._messages)
+
+
+def is_unparsed(connection: RequestHandler) -> bool:
+    """Whether what arrives waits until a request for another protocol is answered."""
+    return connection._upgraded
 
 
 def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:

@@ -24,6 +24,7 @@ from manallm_proxy.contract.errors import (
     ProxyError,
 )
 from manallm_proxy.http_server import aiohttp_internals as internals
+from manallm_proxy.http_server.body_writer import Limits, stall_guard
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -65,11 +66,11 @@ def ask_for_body(request: web.BaseRequest) -> None:
 class _Connection(internals.OneTaskHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
-    __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_payload", "_refusal", "_timer")
+    __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_limits", "_payload", "_refusal", "_timer")
 
     def __init__(self, server: Server, **options: Any) -> None:
         super().__init__(server, **options)
-        self._head_timeout, self._refusal = server.head_timeout, server.refusal
+        self._head_timeout, self._refusal, self._limits = server.head_timeout, server.refusal, server.limits
         self._head_limit = HEAD_FACTOR * self.max_line_size
         self._timer: asyncio.TimerHandle | None = None
         self._head_size = 0
@@ -90,7 +91,7 @@ class _Connection(internals.OneTaskHandler):
         if internals.requests_begun(self) != before:
             self._payload = internals.last_payload(self) or self._payload
             self._stop_timer()
-        elif data and between:
+        elif data and between and not internals.is_unparsed(self):
             self._head_size += len(data)
             if self._timer is None:
                 self._start_timer()
@@ -110,6 +111,8 @@ class _Connection(internals.OneTaskHandler):
 
     def _refuse_long_head(self, data: bytes) -> bool:
         """Whether `data` makes the head exceed its limit; then the connection is closed."""
+        if internals.is_unparsed(self):
+            return False
         end = data.find(b"\r\n\r\n")
         if self._head_size + (len(data) if end < 0 else end) <= self._head_limit:
             return False
@@ -137,6 +140,18 @@ class _Connection(internals.OneTaskHandler):
                 % (error.status, type(error).__name__.encode(), id_.encode(), len(body), body)
             )
         self.force_close()
+
+    async def send_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """As aiohttp's, which would wait for ever for a client that does not read."""
+        if self.transport is None:
+            return await super().send_response(request, resp, start_time)
+        with stall_guard(self.transport, self._limits()):
+            return await super().send_response(request, resp, start_time)
+
+    def closed_unread(self, transport: asyncio.Transport) -> None:
+        self._loop.call_later(self._limits().write_timeout, transport.abort)
 
     def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.Response:
         """The answer for `error`, after which the connection is closed."""
@@ -173,10 +188,19 @@ class Server(web.Server):
     """Makes a `_Connection` for each client. Must be constructed in a running event loop.
 
     `header`: max bytes of one header line. `head_timeout`: returns the max seconds for a head; called for each.
+    `limits`: returns those for clients that read slowly.
     """
 
-    def __init__(self, handler: Handler, *, header: int, head_timeout: Callable[[], float], refusal: Refusal) -> None:
-        self.head_timeout, self.refusal = head_timeout, refusal
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        header: int,
+        head_timeout: Callable[[], float],
+        limits: Callable[[], Limits],
+        refusal: Refusal,
+    ) -> None:
+        self.head_timeout, self.refusal, self.limits = head_timeout, refusal, limits
         self._options: dict[str, Any] = {
             "access_log": None,
             "keepalive_timeout": KEEP_ALIVE,

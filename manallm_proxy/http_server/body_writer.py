@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from aiohttp import web
@@ -43,6 +45,17 @@ class Limits(Protocol):
     def write_rate(self) -> int: ...
 
 
+@contextmanager
+def stall_guard(transport: asyncio.Transport, limits: Limits) -> Iterator[None]:
+    """Meanwhile a client that reads too little for ``write_timeout`` seconds is cut off."""
+    guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
+    guard.watch()
+    try:
+        yield
+    finally:
+        guard.close()
+
+
 async def write_json(request: web.BaseRequest, response: RawResponse, body: bytes, limits: Limits) -> None:
     """Sends `body`. A large one returns only once it has left our buffer, since the answer is not over before.
 
@@ -54,17 +67,15 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
     if len(body) <= WRITE_HIGH_WATER and not transport.get_write_buffer_size():
         response.put(body)
         return
-    guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
     transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
-    guard.watch()
     left = len(body)
     try:
-        for portion in in_portions((body,)) if body else [[body]]:
-            left -= sum(map(len, portion))
-            for part in portion:
-                response.put(part, last=not left)
-            await response.drain()
-            await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
+        with stall_guard(transport, limits):
+            for portion in in_portions((body,)) if body else [[body]]:
+                left -= sum(map(len, portion))
+                for part in portion:
+                    response.put(part, last=not left)
+                await response.drain()
+                await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
     finally:
-        guard.close()
         transport.set_write_buffer_limits()

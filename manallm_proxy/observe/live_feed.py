@@ -237,6 +237,7 @@ class LiveFeed:
         if not self._is_followed:
             self._kept.clear()
             self._start = ""
+            self._told = self._skipped = 0
         elif not self._kept and not self._start:
             self._start = self._ids.next()
         self.follow(self._is_followed)

@@ -117,6 +117,7 @@ class App:
             self.gateway.handle,
             header=self.config.limits.header,
             head_timeout=lambda: self.config.limits.body_timeout,
+            limits=lambda: self.config.limits,
             refusal=self.gateway.refusal,
         )
         runner = Runner(server)

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
+from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.answers import Answer, Delta
 from manallm_proxy.contract.door import Client, Door
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
@@ -160,10 +161,11 @@ async def _connection(pieces: list[bytes]) -> None:
         told.append(error)
         return "id-1", error_body(error)
 
-    server = Server(echo, header=256, head_timeout=lambda: 60.0, refusal=refusal)
+    server = Server(echo, header=256, head_timeout=lambda: 60.0, limits=Limits, refusal=refusal)
     connection: Any = server()
     wire = Mock(spec=asyncio.Transport)
     wire.is_closing.return_value = False
+    wire.get_write_buffer_size.return_value = 0
     wire.get_extra_info.return_value = None
     connection.connection_made(wire)
     for batch in pieces:
