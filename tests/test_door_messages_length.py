@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.relay import for_target
 from tests.native_servers import speaks_messages
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
@@ -83,6 +88,16 @@ async def test_a_window_that_an_entry_asks_for(tmp_path: Path) -> None:
         async with proxy(settings({"p": provider}), tmp_path) as p:
             await asked(p, 128_000)
             assert 1900 < up.posts[-1].json["options"]["num_predict"] < 2048
+
+
+def test_a_window_that_the_model_does_not_have() -> None:
+    """Whatever the entry asks for, the server cuts it to what the model can read."""
+    body = b'{"model":"x","max_tokens":100000,"messages":[]}'
+    call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", cuts_length=True)
+    entry, catalog = Entry(Target("p", "m"), options={"num_ctx": 16_384}), Catalog()
+    for listed, most in ((0, 16_384), (32_768, 16_384), (4096, 4096)):
+        catalog.learn("p", [ModelInfo("m", context_length=listed)])
+        assert most - 20 < json.loads(for_target(catalog, call, entry).body)["max_tokens"] < most
 
 
 REFUSALS = {
