@@ -142,6 +142,25 @@ async def test_what_a_refusal_says_is_the_most(speaks: list[str], tmp_path: Path
                 assert (len(up.posts) - before, json.loads(up.posts[-1].body)["max_tokens"]) == (1, 9000)
 
 
+@pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
+async def test_what_was_cut_by_a_list_is_cut_again_by_a_refusal(speaks: list[str], tmp_path: Path) -> None:
+    """A list knows the window, the refusal the longest answer."""
+    refusal = {"message": "max_tokens: 8192 > 4096, which is the maximum allowed", "type": "invalid_request_error"}
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"object": "list", "data": [{"id": "m", "max_completion_tokens": 8192}]})
+            elif seen.json["max_tokens"] > 4096:
+                await connection.reply({"error": refusal}, "400 Bad Request")
+            else:
+                await (speaks_messages if "messages" in seen.path else answers)(connection, seen)
+
+    async with upstream(script) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
+        await asked(p, 128_000)
+        assert [seen.json["max_tokens"] for seen in up.posts] == [8192, 4096]
+
+
 def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:
     """No integer of ours: Python refuses to make one."""
     body = json.dumps({"model": "p/m", "messages": [USER], "max_tokens": 0}).replace("0}", "9" * 5000 + "}").encode()
