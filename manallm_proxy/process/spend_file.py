@@ -1,4 +1,4 @@
-"""The file that keeps what was spent over restarts. It is written whole, beside the old one, and then takes its place."""
+"""The file that keeps what was spent over restarts. It is written whole, beside the old one, and then replaces it."""
 
 from __future__ import annotations
 
