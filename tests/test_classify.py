@@ -186,6 +186,8 @@ def test_an_error_inside_a_200_has_the_status_of_its_words(data: object, kind: t
             "",
             1.0,
         ),
+        ({"retry-after": "soon"}, "please try again in 20s", 20.0),
+        ({"retry-after": "", "x-ratelimit-reset-tokens": "7s", "x-ratelimit-remaining-tokens": "0"}, "", 7.0),
     ]
 )
 def test_when_to_come_back_in_every_dialect(headers: dict[str, str], text: str, seconds: float | None) -> None:

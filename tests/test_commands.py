@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.__main__ import parser
+from manallm_proxy.cli.chat import Heard, parts
 from manallm_proxy.cli.client import NAME_LIMIT
 from manallm_proxy.cli.status import table
 from tests.command import DEVNULL, ROOT, start
@@ -63,6 +65,16 @@ async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **enviro
     child = await start(*arguments, environ={**os.environ, **environ}, folder=folder, text=text)
     output, errors = await asyncio.wait_for(child.communicate(), 20)
     return child.returncode, output.decode(), errors.decode()
+
+
+def test_an_answer_of_another_shape_is_a_break_and_no_traceback() -> None:
+    """A provider's events are relayed as they are."""
+    for event in (b"[]", b"5", b'{"choices":[1]}', b'{"choices":[{"delta":"x"}]}', b'{"usage":5,"choices":[]}'):
+        heard = Heard(0.0)
+        assert list(parts(io.BytesIO(b"data: " + event + b"\n"), heard)) == []
+        assert str(heard.error).startswith("the answer broke off (")
+    heard = Heard(0.0)
+    assert (list(parts(io.BytesIO(b'data: {"error":"no room"}\n'), heard)), heard.error) == ([], "no room")
 
 
 async def test_a_chat_that_fails_says_why(tmp_path: Path) -> None:

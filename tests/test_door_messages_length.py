@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.door import Client
+from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
+from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.messages.door import MessagesDoor
+from manallm_proxy.openai.request import read_summary
+from manallm_proxy.routing.catalog import Catalog
+from manallm_proxy.routing.relay import for_target
 from tests.native_servers import speaks_messages
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
@@ -85,6 +90,16 @@ async def test_a_window_that_an_entry_asks_for(tmp_path: Path) -> None:
             assert 1900 < up.posts[-1].json["options"]["num_predict"] < 2048
 
 
+def test_a_window_that_the_model_does_not_have() -> None:
+    """Whatever the entry asks for, the server cuts it to what the model can read."""
+    body = b'{"model":"x","max_tokens":100000,"messages":[]}'
+    call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r", cuts_length=True)
+    entry, catalog = Entry(Target("p", "m"), options={"num_ctx": 16_384}), Catalog()
+    for listed, most in ((0, 16_384), (32_768, 16_384), (4096, 4096)):
+        catalog.learn("p", [ModelInfo("m", context_length=listed)])
+        assert most - 20 < json.loads(for_target(catalog, call, entry).body)["max_tokens"] < most
+
+
 REFUSALS = {
     "max_tokens is too large: 9000. This model supports at most 4096 completion tokens, whereas you gave 9000.": 4096,
     "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 10000 tokens "
@@ -125,6 +140,25 @@ async def test_what_a_refusal_says_is_the_most(speaks: list[str], tmp_path: Path
                 before = len(up.posts)
                 assert (await p.chat(max_tokens=9000))[0] == 400
                 assert (len(up.posts) - before, json.loads(up.posts[-1].body)["max_tokens"]) == (1, 9000)
+
+
+@pytest.mark.parametrize("speaks", [["chat"], ["messages"]])
+async def test_what_was_cut_by_a_list_is_cut_again_by_a_refusal(speaks: list[str], tmp_path: Path) -> None:
+    """A list knows the window, the refusal the longest answer."""
+    refusal = {"message": "max_tokens: 8192 > 4096, which is the maximum allowed", "type": "invalid_request_error"}
+
+    async def script(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"object": "list", "data": [{"id": "m", "max_completion_tokens": 8192}]})
+            elif seen.json["max_tokens"] > 4096:
+                await connection.reply({"error": refusal}, "400 Bad Request")
+            else:
+                await (speaks_messages if "messages" in seen.path else answers)(connection, seen)
+
+    async with upstream(script) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
+        await asked(p, 128_000)
+        assert [seen.json["max_tokens"] for seen in up.posts] == [8192, 4096]
 
 
 def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:

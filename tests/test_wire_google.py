@@ -1089,7 +1089,7 @@ async def test_a_wrong_number_of_vectors(gemini: Gemini, upstream: HttpProvider,
 async def test_what_cannot_be_embedded(gemini: Gemini, upstream: HttpProvider, given: Any) -> None:
     """Token ids above all: the message names the setting that sends them."""
     error = await failed(upstream, embed(given))
-    assert isinstance(error, InvalidRequest) and error.param == "input"
+    assert isinstance(error, InvalidRequest) and error.param == ("input[0]" if given == [True] else "input")
     if given == [1, 2]:
         assert "check_embedding_ctx_length" in error.message
     assert not gemini.asked

@@ -9,7 +9,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import define
@@ -65,7 +65,7 @@ def ask(client: Client, messages: Sequence[Mapping[str, str]], model: str | None
     return response
 
 
-def parts(response: http.client.HTTPResponse, heard: Heard) -> Iterator[str]:
+def parts(response: Iterable[bytes], heard: Heard) -> Iterator[str]:
     """The text as it comes. A break is noted in ``error``."""
     done = False
     try:
@@ -78,10 +78,12 @@ def parts(response: http.client.HTTPResponse, heard: Heard) -> Iterator[str]:
                 break
             event = json.loads(data)
             if "error" in event:
-                heard.error = str(event["error"].get("message"))
+                error = event["error"]
+                heard.error = str(error.get("message") if isinstance(error, dict) else error)
                 return
             yield from _text(event, heard)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, TypeError, AttributeError, http.client.HTTPException) as error:
+        # the last two: JSON of another shape, which a provider's own events may have
         heard.error = f"the answer broke off ({type(error).__name__})"
         return
     if not done:

@@ -15,10 +15,11 @@ from attrs import field, frozen
 from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.model import Found, Kind
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.targets import is_model_name
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
-from manallm_proxy.routing.catalog import is_name, short_name
+from manallm_proxy.routing.catalog import short_name
 
 OLLAMA_PORT: Final = 11434
 TITLES: Final = {
@@ -158,7 +159,7 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool
 
 
 def _server(name: str, kind: Kind, base_url: str, models: Sequence[ModelInfo]) -> Server:
-    return Server(Found(name, kind, base_url), tuple(model for model in models if is_name(model.id)))
+    return Server(Found(name, kind, base_url), tuple(model for model in models if is_model_name(model.id)))
 
 
 def _mapping(reply: Reply | None) -> dict[str, Any]:

@@ -294,13 +294,13 @@ class Config:
     prices: Mapping[Target, Price] = field(factory=dict)
     """Those that the files give."""
     spend_file: Path | None = None
-    """Where it is kept what was spent, instead of systemd's StateDirectory."""
+    """The file that keeps what was spent; None: one in systemd's StateDirectory, if there is that."""
     looks_prices_up: bool = False
     """Whether something depends on prices that the files do not give."""
 
     @property
     def has_budgets(self) -> bool:
-        """Whether it is counted what is spent."""
+        """Whether anything limits what may be spent."""
         return any(key.budget for key in self.auth.keys) or any(chain.budget for chain in self.aliases.values())
 
     def price_of(self, target: Target) -> Price | None:

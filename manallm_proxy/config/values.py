@@ -47,7 +47,7 @@ _PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _ENDPOINTS: Final = (
     *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags"),
     *(f"/{endpoint.path}" for endpoint in Endpoint),
-    *("/models", "/responses", "/messages"),
+    "/models",
     *(":generateContent", ":streamGenerateContent", ":batchEmbedContents"),
 )
 """Paths of all kinds of provider; if one ends in another, the longer one first."""

@@ -160,7 +160,11 @@ class Call:
         """``max_tokens``, where it may be cut."""
         span = self.summary.spans.get("max_tokens") if self.cuts_length else None
         digits = self.body[slice(*span)] if span is not None else b""
-        return int(digits) if digits.isdigit() and len(digits) <= _LONGEST_NUMBER else None
+        if not digits.isdigit():
+            digits = digits.rstrip(b" ")  # which `cut_to` has put there
+            if not digits.isdigit():
+                return None
+        return int(digits) if len(digits) <= _LONGEST_NUMBER else None
 
     def cut_to(self, most: int) -> Call:
         """The same with at most so many tokens. Every byte but theirs keeps its place."""

@@ -35,6 +35,11 @@ _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
 """What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a request could name a model so. Names are shown on terminals and sent back: no control characters."""
+    return 0 < len(text) <= MODEL_LIMIT and text.isprintable()
+
+
 @lru_cache(maxsize=1024)
 def ollama_name(model: str) -> str:
     """The one form of all names that Ollama takes for the same model."""

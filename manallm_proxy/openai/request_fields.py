@@ -13,9 +13,9 @@ from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 Fields = dict[str, Any]
+"""A decoded JSON object."""
 NO_OBJECT: Final = "sent as {}: tool arguments in the history that are no JSON object"
 """Remark on a request for a dialect in which a tool call's arguments are an object."""
-"""A decoded JSON object."""
 
 _NAMES: Final[dict[type, str]] = {
     str: "a string",
@@ -94,6 +94,37 @@ def wanted_schema(asked: Fields) -> Fields | None:
             schema: Fields = optional(named, "schema", dict, "response_format.json_schema.") or {}
             return schema
     raise wrong("response_format.type", "'text', 'json_object' or 'json_schema'")
+
+
+def wanted_vectors(asked: Fields, reader: str) -> tuple[str | list[str], int | None]:
+    """What is to be embedded, and how long its vectors are to be, if that is said. `reader`: as in `data_uri`.
+
+    Raises InvalidRequest for token ids, which only the model's own tokenizer could read, and for what is no request.
+    """
+    if optional(asked, "encoding_format", str) not in (None, "float", "base64"):
+        raise wrong("encoding_format", "'float' or 'base64'")
+    dimensions = optional(asked, "dimensions", int)
+    if dimensions is not None and dimensions < 1:
+        raise wrong("dimensions", "at least 1")
+    given = asked.get("input")
+    if given is None:
+        raise InvalidRequest("'input' is missing", param="input")
+    if given in ("", []):
+        raise InvalidRequest("'input' is empty", param="input")
+    if not isinstance(given, list):
+        return typed(str, given, "input"), dimensions
+    if _is_token_ids(given):
+        raise InvalidRequest(
+            f"'input' holds token ids, and {reader} embeds text only: "
+            "send strings (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+            param="input",
+        )
+    return all_of(str, given, "input"), dimensions
+
+
+def _is_token_ids(given: list[Any]) -> bool:
+    flat = [token for item in given for token in (item if isinstance(item, list) else [item])]
+    return bool(flat) and all(isinstance(token, int) and not isinstance(token, bool) for token in flat)
 
 
 def image_url(part: Fields, path: str) -> tuple[str, str]:

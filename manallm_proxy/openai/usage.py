@@ -26,11 +26,11 @@ def usage_from_openai(usage: object) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    prompt = prompt if type(prompt) is int and prompt > 0 else _number(prompt)
-    completion = completion if type(completion) is int and completion > 0 else _number(completion)
+    prompt = prompt if type(prompt) is int and prompt > 0 else count(prompt)
+    completion = completion if type(completion) is int and completion > 0 else count(completion)
     reasoning = _inside(usage, "completion_tokens_details", "reasoning_tokens")
     # xAI counts reasoning beside the completion, which only its total shows
-    if reasoning and _number(usage.get("total_tokens")) == prompt + completion + reasoning:
+    if reasoning and count(usage.get("total_tokens")) == prompt + completion + reasoning:
         completion += reasoning
     return Usage(
         prompt=prompt,
@@ -46,8 +46,8 @@ def usage_from_responses(usage: object) -> Usage | None:
         return None
     prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
     return Usage(
-        prompt=prompt if type(prompt) is int and prompt > 0 else _number(prompt),
-        completion=completion if type(completion) is int and completion > 0 else _number(completion),
+        prompt=prompt if type(prompt) is int and prompt > 0 else count(prompt),
+        completion=completion if type(completion) is int and completion > 0 else count(completion),
         reasoning=_inside(usage, "output_tokens_details", "reasoning_tokens"),
         cached=_inside(usage, "input_tokens_details", "cached_tokens"),
     )
@@ -57,10 +57,10 @@ def usage_from_messages(usage: object) -> Usage | None:
     """The same for a message's ``usage``, whose ``input_tokens`` leave out what was read from a cache or put there."""
     if not isinstance(usage, dict):
         return None
-    cached = _number(usage.get("cache_read_input_tokens"))
+    cached = count(usage.get("cache_read_input_tokens"))
     return Usage(
-        prompt=_number(usage.get("input_tokens")) + cached + _number(usage.get("cache_creation_input_tokens")),
-        completion=_number(usage.get("output_tokens")),
+        prompt=count(usage.get("input_tokens")) + cached + count(usage.get("cache_creation_input_tokens")),
+        completion=count(usage.get("output_tokens")),
         reasoning=_inside(usage, "output_tokens_details", "thinking_tokens"),
         cached=cached,
     )
@@ -68,10 +68,11 @@ def usage_from_messages(usage: object) -> Usage | None:
 
 def _inside(usage: dict[str, Any], name: str, key: str) -> int:
     details = usage.get(name)
-    return _number(details.get(key)) if isinstance(details, dict) else 0
+    return count(details.get(key)) if isinstance(details, dict) else 0
 
 
-def _number(value: object) -> int:
+def count(value: object) -> int:
+    """A counter as a server gives it, 4.0 too; 0 for what cannot be one."""
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and value > 0 else 0  # not bool

@@ -1,4 +1,4 @@
-"""The small file in which it is kept what was spent, over restarts. Written whole, and put in place at once."""
+"""The file that keeps what was spent over restarts. It is written whole, beside the old one, and then replaces it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manallm_proxy.routing.ledger import Row
 
 NAME: Final = "spend.json"
 SIZE_LIMIT: Final = 2**24
-"""Bytes that it never reaches: 31 rows of some 60 bytes for each key and alias."""
+"""Bytes. A larger file is none of ours: there are at most 31 rows of some 60 bytes for each key and alias."""
 
 
 class SpendFile(msgspec.Struct):

@@ -1,8 +1,8 @@
-"""Takes what is spent to the other workers and into the file, a little later and never in a request's way.
+"""Passes what is spent on to the other workers, and writes it to the file, a little later: no request waits for it.
 
 1. Another worker knows of it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`; a process that is killed loses
    so much, one that ends writes first.
-2. One process writes: the only one, or worker 1. What all have spent the supervisor writes once more at the end.
+2. One process writes: the only one, or worker 1. At the end the supervisor writes what all have spent once more.
 3. A file that cannot be written costs no request: it is reported once, and tried again with the next change.
 """
 

@@ -20,7 +20,7 @@ def apart(config: Config) -> str:
 
 
 def budgets(config: Config, path: Path | None) -> str:
-    """Where it is kept what was spent."""
+    """Names the file that keeps what was spent, or says that there is none."""
     if not config.has_budgets:
         return ""
     return f"; budgets are kept in {path}" if path is not None else "; budgets are kept in memory only (spend_file)"

@@ -66,7 +66,7 @@ class Duties(Protocol):
 
     @property
     def spend(self) -> HearsSpent:
-        """Where it is counted what is spent."""
+        """Counts what is spent."""
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""

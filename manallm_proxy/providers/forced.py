@@ -1,4 +1,4 @@
-"""Reads tool calls out of structured output, by which servers that cannot be told to call a tool are made to."""
+"""Reads a tool call from structured output, which makes servers call a tool that ignore ``tool_choice``."""
 
 from __future__ import annotations
 

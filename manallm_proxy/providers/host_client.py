@@ -14,7 +14,9 @@ from manallm_proxy.providers.http_provider import connections_to
 from manallm_proxy.providers.scrub import scrubbed
 
 BODY_LIMIT: Final = 1 << 20
+"""Bytes of an answer."""
 CONNECT: Final = 3.0
+"""Max seconds for a connection."""
 
 
 @define(eq=False)

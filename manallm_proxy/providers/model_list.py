@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from manallm_proxy.contract.provider import ModelInfo, ModelList
-from manallm_proxy.contract.targets import MODEL_LIMIT
+from manallm_proxy.contract.targets import is_model_name
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 LIST_LIMIT: Final = 8 << 20
@@ -39,7 +39,7 @@ def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_
             model = to_model(decode(row, type=row_type))
         except DecodeErrors:
             model = None
-        if model is not None and is_name(model.id):
+        if model is not None and is_model_name(model.id):
             models.append(model)
     fault = TOO_MANY if len(rows) > MODELS_LIMIT else ODD_ROWS if len(models) < len(rows) else None
     return ModelList(tuple(models), fault)
@@ -49,9 +49,4 @@ def words(value: object) -> frozenset[str] | None:
     """The names in a list, as a set; None if there are none, or `value` is no list."""
     if not isinstance(value, list):
         return None
-    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and is_name(word)) or None
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` may be a name. Names are shown on terminals and sent back, so no control characters."""
-    return 0 < len(text) <= MODEL_LIMIT and text.isprintable()
+    return frozenset(word for word in value[:WORDS_LIMIT] if isinstance(word, str) and is_model_name(word)) or None

@@ -26,10 +26,11 @@ def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | Non
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    value = headers.get("retry-after")
-    if value is not None:
+    if (value := headers.get("retry-after")) is not None:
         seconds = duration(value)
-        return seconds if seconds is not None else _until(value, time.time() if wall is None else wall)
+        seconds = seconds if seconds is not None else _until(value, time.time() if wall is None else wall)
+        if seconds is not None:
+            return seconds
     resets = [duration(headers.get(f"x-ratelimit-reset-{of}", "")) for of in ("requests", "tokens")]
     left = [headers.get(f"x-ratelimit-remaining-{of}") for of in ("requests", "tokens")]
     spent = [reset for reset, remaining in zip(resets, left, strict=True) if reset is not None and remaining == "0"]

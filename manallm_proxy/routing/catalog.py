@@ -7,11 +7,8 @@ from collections.abc import Iterable, Iterator
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.provider import ModelInfo
-from manallm_proxy.contract.targets import MODEL_LIMIT, Chain, Entry, Target
+from manallm_proxy.contract.targets import Chain, Entry, Target, is_model_name, ollama_name
 from manallm_proxy.routing import best_model
-
-_PREFIXES = ("registry.ollama.ai/library/", "library/")
-"""What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
 
 _Question = tuple[frozenset[str], tuple[str, ...], frozenset[str]]
 """What a request needs, what the entry prefers, which ids the chain names itself."""
@@ -31,10 +28,10 @@ class Catalog:
 
     def learn(self, provider: str, models: Iterable[ModelInfo]) -> None:
         """Replaces the provider's list. Ids that no request could name are left out."""
-        known = {model.id: model for model in models if is_name(model.id)}
+        known = {model.id: model for model in models if is_model_name(model.id)}
         names = {id_.lower(): model for id_, model in known.items()}
         for model in known.values():
-            for name in (*filter(is_name, model.aliases), *_file_names(model.id)):
+            for name in (*filter(is_model_name, model.aliases), *_file_names(model.id)):
                 names.setdefault(name.lower(), model)
         if known != self._models.get(provider):
             self._chosen.pop(provider, None)
@@ -103,11 +100,6 @@ class Catalog:
                 del held[gone]
 
 
-def is_name(name: str) -> bool:
-    """Whether a request could name it: printable, at most MODEL_LIMIT characters."""
-    return 0 < len(name) <= MODEL_LIMIT and name.isprintable()
-
-
 def short_name(id_: str) -> str:
     """The file's name without folder and ``.gguf``, where the id is a path on the server (llama-server's is)."""
     return [*_file_names(id_)][-1] if id_.startswith(("/", "\\")) and id_.lower().endswith(".gguf") else id_
@@ -121,7 +113,5 @@ def _file_names(id_: str) -> Iterator[str]:
 
 
 def _other_spellings(name: str) -> Iterator[str]:
-    bare = name.removesuffix(":latest")
-    for prefix in _PREFIXES:
-        bare = bare.removeprefix(prefix)
+    bare = ollama_name(name)
     yield from (bare, f"{bare}:latest")

@@ -40,7 +40,7 @@ class Skip:
 
 
 class Declined(Exception):
-    """An attempt that was not made after all: who decides about that is asked when its turn has come."""
+    """An attempt that was given up before it was sent: its turn had come, and the budget left too little for it."""
 
     def __init__(self, skip: Skip) -> None:
         super().__init__(skip.reason)

@@ -185,7 +185,7 @@ class Health:
             each.witnessed = False
         if (circuit := self.targets.get(model)) is not None:
             circuit.close(now)
-            if circuit.is_blank or not circuit.is_cooling(now):
+            if not circuit.is_cooling(now):
                 del self.targets[model]
 
     def _failed(self, model: str, error: ProviderError, now: float, trials: tuple[Circuit, ...]) -> None:

@@ -1,4 +1,4 @@
-"""How many tokens the answers of each target have, on average: what a request may cost that does not say at most."""
+"""The average number of tokens in each target's answers: an estimate for requests that set no maximum."""
 
 from __future__ import annotations
 

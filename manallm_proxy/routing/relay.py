@@ -95,8 +95,9 @@ def _longest(call: Call, entry: Entry, listed: ModelInfo | None) -> int:
     Prompt and answer share a window. The prompt is estimated high, but a quarter of the window is always the answer's:
     a prompt that large is refused by the provider, with the true numbers.
     """
-    asked = entry.options.get("num_ctx")
-    window = asked if isinstance(asked, int) else listed.context_length if listed is not None else 0
+    window, asked = listed.context_length if listed is not None else 0, entry.options.get("num_ctx")
+    if isinstance(asked, int):
+        window = min(asked, window or asked)
     room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4)
     most = listed.max_output if listed is not None else 0
     return min(filter(None, (room, most)), default=0)

@@ -3,11 +3,11 @@
 1. *least_busy*: whose provider has the fewest requests in hand; among equals the one that was first longest ago.
 2. *weighted*: in turns, by weight, as evenly as they can be (nginx's smooth weighted round robin).
 3. *fastest*: by how long it took to begin its answers of late; streams and whole answers are told apart. One that has
-   not been measured for `STALE` seconds is first once, so that a change is found out.
+   not been measured for `STALE` seconds is first once, so that a change is noticed.
 4. *sticky*: the same order for the same conversation, by weight over all of them (rendezvous hashing): a target that
    is gone moves its own conversations, and no others.
 
-The walk tries them in that order, by all rules of health: who is first only gets the first chance.
+The walk tries them in that order, by all rules of health: the order only decides which target is tried first.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -31,7 +31,10 @@ _WEIGHT: Final = 0.3
 
 @frozen
 class Asked:
-    """What a tier may want to know of a request. ``busy``: requests in hand at a target's provider."""
+    """What the order depends on beside the tier. ``busy``: requests in flight at a target's provider.
+
+    ``conversation``: bytes that are the same for all requests of one conversation.
+    """
 
     busy: Callable[[Target], int]
     conversation: Callable[[], bytes]

@@ -16,12 +16,13 @@ from google.genai import types
 
 from manallm_proxy.contract.provider import ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import ConnectTimeout
+from manallm_proxy.contract.targets import is_model_name
 from manallm_proxy.http_client.aiohttp_session import new_session
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.errors import transport_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.gemini import errors
-from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY, is_name
+from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY
 from manallm_proxy.providers.scrub import scrubbed
 
 _NOT_THE_SHAPE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
@@ -38,7 +39,7 @@ async def live_models(address: Address, seconds: float) -> ModelList:
             async for model in await client.aio.models.list(config={"page_size": _PAGE}):
                 if len(models) >= MODELS_LIMIT:
                     return ModelList(tuple(models.values()), TOO_MANY)
-                if model.name and is_name(model.name):
+                if model.name and is_model_name(model.name):
                     models[model.name] = _info(model)
     except TimeoutError:
         raise ConnectTimeout(f"{address.name}: its models were not listed in {seconds:g} s") from None

@@ -18,6 +18,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates
+from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
@@ -236,7 +237,7 @@ class Reader:
         return Answer(usage=self.usage, choices=ended)
 
     def _delta(self, candidate: _Candidate) -> Delta:
-        index = _count(candidate.index)
+        index = count(candidate.index)
         parts = (candidate.content and candidate.content.parts) or []
         calls = _tool_calls(parts, self._called.get(index, 0))
         content = "".join([part.text for part in parts if part.text and not part.thought])
@@ -308,20 +309,13 @@ def usage_of(counted: object) -> Usage | None:
     """Tokens; None if they are not counted."""
     if not isinstance(counted, dict):
         return None
-    thoughts = _count(counted.get("thoughtsTokenCount"))
+    thoughts = count(counted.get("thoughtsTokenCount"))
     return Usage(
-        prompt=_count(counted.get("promptTokenCount")) + _count(counted.get("toolUsePromptTokenCount")),
-        completion=_count(counted.get("candidatesTokenCount")) + thoughts,
+        prompt=count(counted.get("promptTokenCount")) + count(counted.get("toolUsePromptTokenCount")),
+        completion=count(counted.get("candidatesTokenCount")) + thoughts,
         reasoning=thoughts,
-        cached=_count(counted.get("cachedContentTokenCount")),
+        cached=count(counted.get("cachedContentTokenCount")),
     )
-
-
-def _count(value: object) -> int:
-    """A counter; 0 for what cannot be one."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return max(0, value) if type(value) is int else 0
 
 
 def _logprobs(result: object) -> dict[str, Any] | None:

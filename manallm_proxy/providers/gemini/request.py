@@ -23,6 +23,7 @@ from manallm_proxy.openai.request_fields import (
     required,
     typed,
     wanted_schema,
+    wanted_vectors,
     wrong,
 )
 from manallm_proxy.openai.tool_choice import tool_choice
@@ -104,14 +105,10 @@ def _config(settings: Fields) -> Fields:
 
 
 def _embedding(asked: Fields, model: str) -> Fields:
-    encoding = optional(asked, "encoding_format", str)
-    if encoding not in (None, "float", "base64"):
-        raise wrong("encoding_format", "'float' or 'base64'")
-    dimensions = optional(asked, "dimensions", int)
-    if dimensions is not None and dimensions < 1:
-        raise wrong("dimensions", "at least 1")
+    texts, dimensions = wanted_vectors(asked, "Gemini")
     each: Fields = {"model": model} | ({} if dimensions is None else {"outputDimensionality": dimensions})
-    return {"requests": [{**each, "content": {"parts": [{"text": text}]}} for text in _inputs(asked.get("input"))]}
+    texts = [texts] if isinstance(texts, str) else texts
+    return {"requests": [{**each, "content": {"parts": [{"text": text}]}} for text in texts]}
 
 
 def _model(entry: Entry) -> str:
@@ -141,22 +138,6 @@ def _prompt(prompt: object) -> str:
     if not prompt:
         raise InvalidRequest("'prompt' is empty", param="prompt")
     return str(typed(str, prompt, "prompt"))
-
-
-def _inputs(given: object) -> list[str]:
-    if given is None:
-        raise InvalidRequest("'input' is missing", param="input")
-    if given in ("", []):
-        raise InvalidRequest("'input' is empty", param="input")
-    if not isinstance(given, list):
-        return [typed(str, given, "input")]
-    if isinstance(given[0], list | int):
-        raise InvalidRequest(
-            "'input' holds token ids, and Gemini embeds text only: "
-            "send strings (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-            param="input",
-        )
-    return all_of(str, given, "input")
 
 
 def _reject_ignored_fields(asked: Fields) -> None:

@@ -43,12 +43,15 @@ class _Rows(Struct):
 
 
 class _Shown(Struct):
+    """api/types.go ShowResponse."""
+
     modelfile: str = ""
 
 
+_ROWS: Final = msgspec.json.Decoder(_Rows)
 _SHOWN: Final = msgspec.json.Decoder(_Shown)
 _FROM: Final = re.compile(r"^FROM\s+\S*sha256[-:]([0-9A-Fa-f]{8,64})\b", re.MULTILINE)
-_ROWS: Final = msgspec.json.Decoder(_Rows)
+"""The line of a Modelfile that names the weights."""
 
 
 @define(eq=False)

@@ -22,6 +22,7 @@ from manallm_proxy.openai.json_object import (
     split_object,
     whole_surrogates,
 )
+from manallm_proxy.openai.usage import count
 from manallm_proxy.openai.vectors import checked_vectors, read_vectors
 from manallm_proxy.providers.answer_bounds import refuse_too_much, rows_of
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -180,10 +181,3 @@ def _read_vectors(body: bytes) -> _Embedded:
     reply = _read(_EMBEDDED, rest)
     reply.embeddings = rows
     return reply
-
-
-def count(value: object) -> int:
-    """A counter; 0 for what cannot be one."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return max(0, value) if type(value) is int else 0

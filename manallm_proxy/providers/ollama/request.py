@@ -11,8 +11,6 @@ structured output (`forced_call`).
 
 from __future__ import annotations
 
-from typing import Any
-
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
@@ -27,6 +25,7 @@ from manallm_proxy.openai.request_fields import (
     required,
     typed,
     wanted_schema,
+    wanted_vectors,
     wrong,
 )
 from manallm_proxy.openai.tool_choice import function_tools, tool_choice
@@ -102,36 +101,8 @@ def _prompt(prompt: object) -> str:
 
 
 def _embed(asked: Fields) -> Fields:
-    encoding = optional(asked, "encoding_format", str)
-    if encoding not in (None, "float", "base64"):
-        raise wrong("encoding_format", "'float' or 'base64'")
-    fields: Fields = {"input": _input(asked.get("input"))}
-    if (dimensions := optional(asked, "dimensions", int)) is not None:
-        if dimensions < 1:
-            raise wrong("dimensions", "at least 1")
-        fields["dimensions"] = dimensions
-    return fields
-
-
-def _input(given: object) -> object:
-    if given is None:
-        raise InvalidRequest("'input' is missing", param="input")
-    if given in ("", []):
-        raise InvalidRequest("'input' is empty", param="input")
-    if isinstance(given, list) and all(isinstance(item, str) for item in given):
-        return given
-    if isinstance(given, list) and _is_token_ids(given):
-        raise InvalidRequest(
-            "'input' holds token ids, and Ollama embeds text only: "
-            "send strings (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-            param="input",
-        )
-    return typed(str, given, "input") if not isinstance(given, list) else all_of(str, given, "input")
-
-
-def _is_token_ids(given: list[Any]) -> bool:
-    flat = [token for item in given for token in (item if isinstance(item, list) else [item])]
-    return bool(flat) and all(isinstance(token, int) and not isinstance(token, bool) for token in flat)
+    texts, dimensions = wanted_vectors(asked, "Ollama")
+    return {"input": texts} | ({} if dimensions is None else {"dimensions": dimensions})
 
 
 def _reject_ignored_fields(asked: Fields) -> None:

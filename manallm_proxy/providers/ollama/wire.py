@@ -34,6 +34,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
@@ -46,7 +47,6 @@ from manallm_proxy.providers.ollama.reply import (
     Message,
     Reply,
     ToolCalled,
-    count,
     embeddings,
     read_large_line,
     read_line,
