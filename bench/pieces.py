@@ -140,9 +140,10 @@ def refusal() -> Piece:
     return lambda: known.admit("bench", 2.0)
 
 
-def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 1000) -> Piece:
+def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 1000, learns: bool = False) -> Piece:
     """What a request pays for the gates at its target: in a house that has a local provider, and at that (`local`) or
-    at a cloud. `busy`: one whose slot is taken, so that it waits or goes on; `sent`: until its answer has ended."""
+    at a cloud. `busy`: one whose slot is taken, so that it waits or goes on; `sent`: until its answer has ended;
+    `learns`: nobody says how many slots it has."""
     now, known = 1.0, Health()
 
     def clock() -> float:
@@ -151,7 +152,7 @@ def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 10
     near, far = Entry(Target("box", "bench"), max_wait=60.0), Entry(Target("cloud", "bench"))
     box = Box("box", _Host(), clock, lambda event: None)
     box.residency.observed([Resident("bench", 8, 8, 262_144, 1e9)], now)
-    line = Line(1)
+    line = Line(None if learns else 1, learns=learns)
     for _ in range(50):
         line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
     home = Home(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
@@ -240,6 +241,7 @@ def every() -> dict[str, Piece]:
         "gates: a local target that is busy": gates(local=True, busy=True),
         "gates: a local target, 200 KB": gates(local=True, size=200_000),
         "gates: a local target, sent": gates(local=True, sent=True),
+        "gates: it learns slots, sent": gates(local=True, sent=True, learns=True),
         "sse: 100 frames, a read each": frames(events),
         "sse: 100 frames in one read": frames([b"".join(events)]),
         "head: 1 KB": head(1000),

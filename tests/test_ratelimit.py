@@ -196,6 +196,10 @@ def test_what_is_expected_of_a_request() -> None:
         assert expects(f'{{"messages":[],"max_tokens":{huge}}}')[1] == 10**9  # and not nothing
     for odd in ("null", "-1", "true", '"9"', "1.5", "-" + "9" * 40, "0"):
         assert expects(f'{{"messages":[],"max_tokens":{odd},"n":{odd}}}')[1] == 0, odd
+    picture = "data:image/png;base64," + "A" * 10_000
+    part = {"type": "image_url", "image_url": {"url": picture}}
+    assert expects(json.dumps({"messages": [{"role": "user", "content": [part]}]}))[0] < 40
+    assert expects(json.dumps({"messages": [{"role": "user", "content": picture}]}))[0] > 2000  # it is read as text
     assert expects('{"messages":[]}', "multipart/form-data; boundary=x") == (0, 0)
 
 

@@ -181,6 +181,16 @@ def test_what_is_said_is_not_learned() -> None:
         assert line.of("m").slots.number == 1
 
 
+def test_what_ollama_hands_on_has_no_slots() -> None:
+    """A model of its cloud runs elsewhere."""
+    line = Line(None, learns=True)
+    turns = [Turn("m:120b-cloud", 1.0, True) for _ in range(5)]
+    for turn in turns:
+        line.enter(turn, 0.0)
+    assert [(turn.began_at, turn.is_trial) for turn in turns] == [(0.0, False)] * 5
+    assert line.limit(line.of("m:120b-cloud")) is None
+
+
 def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
     """Its client left, or it was taken back since it had waited long enough."""
     line = Line(None, learns=True)

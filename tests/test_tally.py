@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,3 +104,20 @@ def test_targets_and_what_is_not_configured() -> None:
     assert merged_health([one, one])["providers"]["gpu"]["targets"] == {"m": cooling}
     alone = {"status": "healthy", "providers": {"cloud": other["providers"]["cloud"], **report()["providers"]}}
     assert merged_health([alone, alone])["status"] == "healthy"
+
+
+def test_a_line_of_all_workers_is_counted_once() -> None:
+    """What waits is the sum, how long it takes is known by each, and whoever loads a model loads it for all."""
+
+    def target(queue: int, wait: float, loading: bool) -> dict[str, Any]:
+        row = {**report()["providers"]["gpu"], "queue": queue, "expected_wait": wait, "loading": loading, "slots": 2}
+        return {"status": "healthy", "providers": {"gpu": {**row, "targets": {"m": row}}}}
+
+    whole = merged_health([target(2, 3.0, False), target(1, 3.5, True), report()])
+    row = whole["providers"]["gpu"]["targets"]["m"]
+    assert (row["queue"], row["expected_wait"], row["loading"], row["slots"]) == (3, 3.5, True, 2)
+    page = 'mana_llm_queue_length{model="m",provider="gpu"} '
+    total: Families = {}
+    for queue in (2, 1):
+        add(total, parse(f"# TYPE mana_llm_queue_length gauge\n{page}{queue}"))
+    assert f"{page}3" in render(total)

@@ -115,11 +115,9 @@ def _merged_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     for until in ("unhealthy_until", "cooling_until"):  # RFC 3339 in UTC: the greatest text is the latest time
         if any(until in row for row in rows):
             merged[until] = max((row.get(until) or "" for row in rows), default="") or None
-    for count in ("in_flight", "queue"):
-        if count in latest:
-            merged[count] = sum(row.get(count, 0) for row in rows)
-    if "expected_wait" in latest:
-        merged["expected_wait"] = max(row.get("expected_wait", 0.0) for row in rows)
+    for name, merge in _ROW.items():
+        if any(name in row for row in rows):
+            merged[name] = merge(row[name] for row in rows if name in row)
     names = {name: None for row in rows for name in row.get("targets", ())}
     if names:
         merged["targets"] = {
@@ -128,6 +126,12 @@ def _merged_row(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+_ROW: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
+    "in_flight": sum,
+    "queue": sum,
+    "expected_wait": max,
+    "loading": any,
+}
 _HEALTHY: Final[Mapping[str, Any]] = {
     "status": "healthy",
     "consecutive_failures": 0,

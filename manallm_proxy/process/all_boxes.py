@@ -183,6 +183,6 @@ def _busy(line: Line, model: str, now: float) -> Busy:
     each = line.of(model)
     room = not each.waiting and line.has_room(each, None, now)
     served = tuple((turn.expected, turn.began_at) for turn in each.serving if turn.began_at is not None)
-    slots, is_free = line.limit(each), each.trial is None and not each.waiting and line.is_learning
+    slots, is_free = line.limit(each), each.trial is None and not each.waiting and line.is_learning(each)
     trials = (each.slots.trial_from(False), each.slots.trial_from(True)) if is_free else (None, None)
     return Busy(slots, line.ramp, room, served, each.backlog, trials)

@@ -18,7 +18,7 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.targets import ollama_name
+from manallm_proxy.contract.targets import is_ollama_cloud, ollama_name
 from manallm_proxy.routing.pace import Pace
 from manallm_proxy.routing.slots import Sign, Slots
 
@@ -122,12 +122,13 @@ class Line:
             return self.slots or line.said
         if self.said:
             return self.said.get(line.name) or self.said.get("")
-        return line.slots.number if self.learns else None
+        return line.slots.number if self.is_learning(line) else None
 
-    @property
-    def is_learning(self) -> bool:
-        """Whether it goes by what it learns of the slots."""
-        return self.learns and self.slots is None and not self.said
+    def is_learning(self, line: ModelLine) -> bool:
+        """Whether it goes by what it learns of the slots of `line`'s model."""
+        if not self.learns or self.slots is not None or line.said is not None or self.said:
+            return False
+        return not is_ollama_cloud(line.name)  # which runs elsewhere
 
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
@@ -139,7 +140,7 @@ class Line:
 
     def began(self, turn: Turn, now: float) -> None:
         """The first content of its stream has come. Serves those that have room now."""
-        if self.is_learning and not turn.has_signed and not turn.ended:
+        if self.learns and not turn.has_signed and not turn.ended and self.is_learning(self.of(turn.model)):
             self._learn(turn, now, None)
             self._go_on(now)
 
@@ -153,7 +154,7 @@ class Line:
         line = self.of(turn.model)
         if turn.began_at is None:
             line.remove(turn)
-        elif self.is_learning and answered and not turn.has_signed:
+        elif answered and not turn.has_signed and self.is_learning(line):
             self._learn(turn, now, tokens)
         if line.trial is turn:
             line.trial = None
@@ -189,7 +190,7 @@ class Line:
         limit = self.limit(line)
         if limit is None or len(line.serving) < limit:
             return True
-        if not self.is_learning or line.trial is not None or streams is None or len(line.serving) > limit:
+        if not self.is_learning(line) or line.trial is not None or streams is None or len(line.serving) > limit:
             return False
         return line.slots.may_try(streams, now)
 
@@ -204,15 +205,16 @@ class Line:
         """From the first content of a stream (`tokens` None), or from the end of a whole answer."""
         turn.has_signed = True
         assert turn.began_at is not None
-        line, ends = self.of(turn.model), [each.ended_at for each in turn.earlier if each.ended_at is not None]
+        line, earlier = self.of(turn.model), len(turn.earlier)
         if line.trial is turn:
             line.trial = None
-        earlier, since_end = len(turn.earlier), now - min(ends, default=now)
+        ends = [each.ended_at for each in turn.earlier if each.ended_at is not None]
+        since_end = now - min(ends) if ends else 0.0
         line.slots.shown(Sign(earlier, earlier - len(ends), now - turn.began_at, since_end, tokens), now)
 
     def _serve(self, line: ModelLine, turn: Turn, now: float) -> None:
         turn.began_at = now
-        if self.is_learning:
+        if self.is_learning(line):
             turn.earlier = tuple(line.serving)
             if len(line.serving) >= line.slots.number:
                 line.trial, turn.is_trial, turn.patience = turn, True, line.slots.patience()

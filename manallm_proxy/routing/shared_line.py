@@ -170,15 +170,13 @@ class SharedLine(Line):
         line = self.of(turn.model)
         line.add(turn)
         self.lines.add(self, turn)
-        slots = super().limit(line) if not self.is_learning else None
-        keeper.entered(
-            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.is_learning)
-        )
+        slots = super().limit(line) if not self.is_learning(line) else None
+        keeper.entered(Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.learns))
 
     def began(self, turn: Turn, now: float) -> None:
         if self.lines.keeper is None:
             super().began(turn, now)
-        elif self.is_learning and not turn.ended:
+        elif self.is_learning(self.of(turn.model)) and not turn.ended:
             self.lines.keeper.began(turn.number)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
