@@ -147,7 +147,10 @@ def _call_of(form: NativeForm, client: Client) -> Call:
     """The client's own form of it, where a provider may take that; else a chat."""
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
-    return Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=form)
+    call = Call(Endpoint.RESPONSES, form.asked.summary, form.body, form.request_id, native=form)
+    if form.is_fixed:
+        call.told = form.told()
+    return call
 
 
 def _translated(form: NativeForm) -> Call:
