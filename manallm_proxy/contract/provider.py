@@ -145,8 +145,11 @@ class Call:
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
         """The call as `provider` gets it, which speaks these dialects beside chats."""
-        if self.native is not None and self.native.dialect.path in speaks:
-            call = self.native.write(provider)
+        native = self.native
+        if native is not None and native.dialect.path in speaks:
+            if native.is_fixed and self.endpoint is native.dialect:
+                return self
+            call = native.write(provider)
             call.is_large = call.is_large or self.is_large
         elif self.own is None:
             return self
@@ -197,6 +200,10 @@ class Native(Protocol):
     @property
     def dialect(self) -> Endpoint:
         """The format."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all providers of this format get the call that the door has made, as it is."""
 
     def write(self, provider: str) -> Call:
         """The call as the provider of that name gets it."""

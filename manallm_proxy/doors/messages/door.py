@@ -27,13 +27,9 @@ class MessagesDoor:
         translate = partial(_translated, body, client.request_id, blocks)
         if Endpoint.MESSAGES.path not in client.dialects:
             return translate(), MessagesReply(client.request_id, blocks)
-        own = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
-        own.cuts_length = True
-        # not of `own` itself: a circle would wait for the garbage collector, which stops all clients
-        native = NativeForm(own, translate)
-        call = Call(
-            own.endpoint, own.summary, body, own.request_id, cuts_length=True, headers=own.headers, native=native
-        )
+        call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
+        call.cuts_length = True
+        call.native = NativeForm(call.summary, body, client.request_id, call.headers, translate)
         return call, MessagesReply(client.request_id, blocks)
 
     def headers(self, request_id: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import msgspec
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
 from manallm_proxy.openai.json_object import decode_leniently, encoder, holds
@@ -27,6 +27,7 @@ _PASSED: Final = ("anthropic-version", "anthropic-beta")
 _LONGEST: Final = 4096
 _IMAGE: Final = re.compile(rb'"image"\s*,\s*"source"|"media_type"\s*:\s*"image/')
 """In an image block; a tool's input is an object too, and may well have the type alone."""
+_THOUGHT: Final = b'"thinking"'
 
 
 def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
@@ -41,27 +42,36 @@ def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoi
 
 @define
 class NativeForm:
-    """One request, see `provider.Native`. ``own``: as it came."""
+    """One request, see `provider.Native`. It does not hold its call: a circle would wait for the garbage collector,
+    which stops all clients."""
 
     dialect: ClassVar[Endpoint] = Endpoint.MESSAGES
-    own: Call
+    summary: RequestSummary
+    body: bytes = field(repr=False)
+    request_id: str
+    headers: Mapping[str, str] = field(repr=False)
     to_chat: Callable[[], Call] = field(repr=False)
     """Raises Untranslatable where it has no other form."""
 
+    @property
+    def is_fixed(self) -> bool:
+        return _THOUGHT not in self.body
+
     def write(self, provider: str) -> Call:
-        return native_call(self.own)
+        return native_call(
+            Call(self.dialect, self.summary, self.body, self.request_id, headers=self.headers, cuts_length=True)
+        )
 
     def translate(self) -> Call:
         try:
             return self.to_chat()
         except Untranslatable as refusal:
-            own = self.own
-            return Call(own.endpoint, own.summary, own.body, own.request_id, refusal=refusal)
+            return Call(self.dialect, self.summary, self.body, self.request_id, refusal=refusal)
 
 
 def native_call(call: Call) -> Call:
     """The call as a provider gets it that speaks this."""
-    if b'"thinking"' not in call.body:
+    if _THOUGHT not in call.body:
         return call
     turns = decode_leniently(call.body[slice(*call.summary.spans["messages"])])
     kept = [_readable(turn) for turn in turns]

@@ -151,7 +151,10 @@ def _call_of(form: NativeForm, client: Client) -> Call:
     summary = form.asked.summary
     if any(b'"input_image"' in item for item in form.history):
         summary = evolve(summary, needs=summary.needs | {VISION})
-    return Call(Endpoint.RESPONSES, summary, form.body, form.request_id, native=form)
+    call = Call(Endpoint.RESPONSES, summary, form.body, form.request_id, native=form)
+    if form.is_fixed:
+        call.told = form.told()
+    return call
 
 
 def _translated(form: NativeForm) -> Call:

@@ -40,6 +40,15 @@ class NativeForm:
     request_id: str
     to_chat: Callable[[NativeForm], Call] = field(repr=False)
     """Raises Untranslatable where it has no other form."""
+    is_fixed: bool = field(init=False)
+
+    @is_fixed.default
+    def _needs_no_change(self) -> bool:
+        """Where nothing is kept, and nothing refers to what was: `write` would copy the request."""
+        asked = self.asked
+        if asked.stores or self.history or self.items is not asked.items or _PREVIOUS in asked.summary.spans:
+            return False
+        return not any(map(_is_for_one, self.items))
 
     @property
     def is_long(self) -> bool:
@@ -62,7 +71,7 @@ class NativeForm:
         if values:
             body, spans = spliced(body, summary.spans, values)
             summary = evolve(summary, spans=spans)
-        call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self._told(), is_large=is_large(body))
+        call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self.told(), is_large=is_large(body))
         if before:
             call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
         return call
@@ -77,10 +86,15 @@ class NativeForm:
         """Items of earlier responses, as far as `provider` can read them."""
         return [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
 
-    def _told(self) -> dict[str, bytes]:
+    def told(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
         previous, store = self.asked.previous, b"true" if self.asked.stores else b"false"
         return {"id": encode(self.shell.id), "store": store, _PREVIOUS: encode(previous) if previous else b"null"}
+
+
+def _is_for_one(item: Fields) -> bool:
+    """Whether `readable` may find that not every provider can read `item` as it is."""
+    return KEPT in item or "encrypted_content" in item or item.get("type") == "reasoning"
 
 
 def readable(item: Fields, provider: str) -> Fields | None:

@@ -21,9 +21,11 @@ def members(data: bytes) -> dict[str, Any]:
         return reply_object(data)[0]  # which reads what others call JSON, or says what it is
 
 
-def with_values(values: Mapping[str, Any], new: Mapping[str, bytes]) -> bytes:
-    """The JSON object of these members, with the JSON of `new` in place of their own."""
-    return encode({**values, **{key: msgspec.Raw(value) for key, value in new.items()}})
+def with_values(values: dict[str, Any], new: Mapping[str, bytes]) -> bytes:
+    """The JSON object of `values`, with the JSON of `new` in place of their own. It is used up: they have changed."""
+    for key, value in new.items():
+        values[key] = msgspec.Raw(value)
+    return encode(values)
 
 
 def within(data: bytes, key: str, new: Mapping[str, bytes]) -> tuple[bytes, bytes]:
