@@ -168,7 +168,7 @@ async def test_a_request_that_waits_inside_the_box_is_taken_back(tmp_path: Path)
         gpu.slots = 1
         gpu.ends.clear()
         first = asyncio.ensure_future(p.stream())
-        await until(lambda: gpu.at_once == 1)
+        await until(lambda: p.app.gateway.generation.home.queues["gpu"].line.of("m").slots.patience())
         for n in (1, 2):
             _, _, headers = await p.stream()
             assert (headers[RESOLVED], len(cloud.posts)) == ("cloud/m", n)
