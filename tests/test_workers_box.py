@@ -49,7 +49,7 @@ async def row(url: str) -> Any:
 
 async def eventually(url: str, **fields: Any) -> None:
     """Returns once the health row of the model has these values."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not fields.items() <= (await row(url)).items():
             await asyncio.sleep(0.01)
 
@@ -89,7 +89,7 @@ async def test_who_would_wait_too_long_goes_on_in_all_workers(tmp_path: Path) ->
     async with house(tmp_path, {"max_wait": 0.3}, parallel=1) as (running, gpu, cloud):
         gpu.ends.clear()
         first = asyncio.ensure_future(asked(running.url))
-        await until(lambda: gpu.at_once == 1)
+        await until(lambda: gpu.at_once == 1, 20)
         assert {await asked(running.url) for _ in range(6)} == {(200, "cloud/m")}
         assert (len(gpu.chats), len(cloud.posts)) == (1, 6)
         gpu.ends.set()
@@ -118,10 +118,10 @@ async def test_one_load_for_all_workers(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             await running.logs(f'"started","worker":{number}', 2)
         asking = [asyncio.ensure_future(asked(running.url, stream=False)) for _ in range(10)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await health(running.url))["providers"]["gpu"]["in_flight"] < 10:
                 await asyncio.sleep(0.01)
-        await until(lambda: gpu.begun)
+        await until(lambda: gpu.begun, 20)
         assert gpu.begun == ["m"]
         for each_one in asking[:6]:
             each_one.cancel()
