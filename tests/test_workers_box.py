@@ -76,7 +76,7 @@ async def what_a_dead_worker_had_is_gone(running: Process, gpu: Box) -> None:
     asking = [asyncio.ensure_future(asked(running.url)) for _ in range(12)]
     await eventually(running.url, queue=11)
     os.kill((await pids(running.url))["1"], signal.SIGKILL)
-    await running.logs("worker ended")
+    await running.logs("worker ended", seconds=20)
     gpu.ends.set()
     answered = await asyncio.gather(*asking, return_exceptions=True)
     assert (200, "gpu/m") in answered
@@ -116,7 +116,7 @@ async def test_one_load_for_all_workers(tmp_path: Path) -> None:
         gpu.slow = {"m"}
         for number, pid in (await pids(running.url)).items():  # so that each looks again
             os.kill(pid, signal.SIGKILL)
-            await running.logs(f'"started","worker":{number}', 2)
+            await running.logs(f'"started","worker":{number}', 2, 20)
         asking = [asyncio.ensure_future(asked(running.url, stream=False)) for _ in range(10)]
         async with asyncio.timeout(20):
             while (await health(running.url))["providers"]["gpu"]["in_flight"] < 10:
@@ -125,7 +125,7 @@ async def test_one_load_for_all_workers(tmp_path: Path) -> None:
         assert gpu.begun == ["m"]
         for each_one in asking[:6]:
             each_one.cancel()
-        await running.logs('"client_gone"', 6)
+        await running.logs('"client_gone"', 6, 20)
         gpu.finish("m")
         assert {await each for each in asking[6:]} == {(200, "gpu/m")}
         assert (gpu.begun, gpu.finished, gpu.aborted) == (["m"], ["m"], [])
