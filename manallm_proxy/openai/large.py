@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Final, ParamSpec, TypeVar
@@ -54,6 +54,11 @@ def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
     if size > LARGE_BYTES:
         return True
     return size > elements and body.count(b",") + body.count(b"{") + body.count(b"[") > elements
+
+
+def are_large(items: Sequence[bytes]) -> bool:
+    """By bytes, or by number: all together, each a JSON object in which are two more at least."""
+    return len(items) > LARGE_PARTS // 3 or sum(map(len, items)) > LARGE_BYTES
 
 
 async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

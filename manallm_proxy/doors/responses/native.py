@@ -18,7 +18,7 @@ from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
 from manallm_proxy.openai.json_object import decode, encode, encoder
-from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, is_large
+from manallm_proxy.openai.large import are_large, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
@@ -52,9 +52,8 @@ class NativeForm:
 
     @property
     def is_long(self) -> bool:
-        """Whether others would feel it if it were read or written in one go. An item is three objects at least."""
-        history = self.history
-        return is_large(self.body) or len(history) > LARGE_PARTS // 3 or sum(map(len, history)) > LARGE_BYTES
+        """Whether others would feel it if it were read or written in one go."""
+        return is_large(self.body) or are_large(self.history)
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
