@@ -251,7 +251,7 @@ async def test_a_long_response_is_shown_beside_the_loop(tmp_path: Path, monkeypa
         threads.add(threading.current_thread() is threading.main_thread())
         return json.loads(data)
 
-    monkeypatch.setattr("manallm_proxy.doors.responses.stored_view.decode", watched)
+    monkeypatch.setattr("manallm_proxy.doors.responses.stored_view.decode_leniently", watched)
     async with upstream(each(answers)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
         for size, here in ((10, True), (400_000, False)):
             _, told, _ = await p.post("/v1/responses", {"model": "p/m", "input": "x" * size})

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import decode, encode
 
+
+class _Ended(msgspec.Struct):
+    status: str
+
+
+_ENDED: Final = msgspec.json.Decoder(_Ended)
+"""Of a response; it makes nothing of all the rest."""
 _Event = tuple[str, dict[str, Any]]
 _ENDS: Final = ("response.completed", "response.incomplete")
 _EMPTY: Final[dict[str, Any]] = {
@@ -24,7 +33,7 @@ _EMPTY: Final[dict[str, Any]] = {
 
 def is_success(whole: bytes) -> bool:
     """Whether the response ended as completed or incomplete, not as failed."""
-    return bool(decode(whole)["status"] != "failed")
+    return _ENDED.decode(whole).status != "failed"
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:

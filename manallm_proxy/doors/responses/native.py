@@ -17,7 +17,7 @@ from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_ite
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
-from manallm_proxy.openai.json_object import decode, encode, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
 from manallm_proxy.openai.large import are_large, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
@@ -83,7 +83,7 @@ class NativeForm:
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""
-        return [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
+        return [each for item in map(decode_leniently, self.history) if (each := readable(item, provider)) is not None]
 
     def told(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
