@@ -1,7 +1,7 @@
-"""What is large is worked on beside the event loop: one request or answer must not be felt by another.
+"""Work on large requests and answers runs in threads, so that it does not delay other requests.
 
-A thread does not make it cheaper, but the loop gets its turns meanwhile. The threads are our own, and few: whoever
-sends much that is large waits for himself, and takes no core from the loop.
+That does not make it cheaper, but the event loop gets its turns meanwhile. The threads are our own, and few: many large
+requests wait for each other, and take no core from the loop.
 """
 
 from __future__ import annotations

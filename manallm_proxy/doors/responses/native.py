@@ -23,6 +23,7 @@ from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
 _OF_ALL: Final = frozenset({"message", "function_call", "custom_tool_call", "image_generation_call"})
+"""Types of items that every provider can read, whoever made them."""
 _PREVIOUS: Final = "previous_response_id"
 
 
@@ -112,7 +113,7 @@ def readable(item: Fields, provider: str) -> Fields | None:
 def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
     """The items of an answer that `provider` gave in this format, as they are kept for the next turn.
 
-    What is no matter for all providers, such as its reasoning and its searches, is marked as its own.
+    Items that other providers cannot read, such as its reasoning and its searches, are marked as its own.
     """
     mark = pack(Carried(provider))
     rows = [item for item in output if isinstance(item, dict)]
