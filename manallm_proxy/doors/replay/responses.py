@@ -13,11 +13,11 @@ from manallm_proxy.openai.json_object import decode, encode
 
 
 class _Ended(msgspec.Struct):
+    """A response, of which nothing but the status is decoded."""
+
     status: str
 
 
-_ENDED: Final = msgspec.json.Decoder(_Ended)
-"""Of a response; it makes nothing of all the rest."""
 _Event = tuple[str, dict[str, Any]]
 _ENDS: Final = ("response.completed", "response.incomplete")
 _EMPTY: Final[dict[str, Any]] = {
@@ -33,7 +33,7 @@ _EMPTY: Final[dict[str, Any]] = {
 
 def is_success(whole: bytes) -> bool:
     """Whether the response ended as completed or incomplete, not as failed."""
-    return _ENDED.decode(whole).status != "failed"
+    return decode(whole, type=_Ended).status != "failed"
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:

@@ -22,7 +22,7 @@ from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import decode_leniently, encode, encode_whole
+from manallm_proxy.openai.json_object import decode, decode_leniently, encode, encode_whole
 from manallm_proxy.openai.request_fields import Fields
 
 Keep = Callable[[dict[str, Any], list[Fields]], None]
@@ -31,11 +31,9 @@ _SEQUENCE: Final = b'"sequence_number":'
 
 
 class _Identified(msgspec.Struct):
+    """A response, of which nothing but the id is decoded."""
+
     id: str
-
-
-_IDENTIFIED: Final = msgspec.json.Decoder(_Identified)
-"""Of a response; it makes nothing of all the rest."""
 
 
 def _failed_midway() -> ProxyError:
@@ -79,7 +77,7 @@ class ResponsesReply:
 
     async def is_known(self, whole: bytes) -> bool:
         """See `door.Remembers`."""
-        return self._knows is None or await self._knows(_IDENTIFIED.decode(whole).id)
+        return self._knows is None or await self._knows(decode(whole, type=_Identified).id)
 
     def start(self, target: Target) -> None:
         self._shell.model, self._answer.provider = str(target), target.provider
