@@ -243,6 +243,27 @@ async def test_a_long_history_is_translated_beside_the_loop(monkeypatch: pytest.
         threads.clear()
 
 
+async def test_a_long_response_is_shown_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It and what led to it are decoded to be shown: others are served meanwhile."""
+    threads: set[bool] = set()
+
+    def watched(data: bytes) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return json.loads(data)
+
+    monkeypatch.setattr("manallm_proxy.doors.responses.stored_view.decode_leniently", watched)
+    async with upstream(each(answers)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for size, here in ((10, True), (400_000, False)):
+            _, told, _ = await p.post("/v1/responses", {"model": "p/m", "input": "x" * size})
+            for path in ("", "/input_items"):
+                code, shown = await p.get(f"/v1/responses/{told['id']}{path}")
+                assert code == 200
+                assert shown["object"] == ("list" if path else "response")
+                assert threads == {here}
+                threads.clear()
+            assert len(shown["data"][0]["content"][0]["text"]) == size
+
+
 async def test_workers_find_what_another_keeps() -> None:
     """By the number in its id; one that is gone knows nothing any more."""
     memories = {number: MemoryStore(Clock(), worker=number) for number in (1, 2)}

@@ -1,4 +1,4 @@
-"""What a door writes of a large request is encoded in short calls: one long call into C keeps all threads waiting."""
+"""Doors read and write what is large in short calls: one long call into C keeps all threads waiting."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from manallm_proxy.doors.ollama.embed import OllamaEmbedDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
+from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.openai.forced_call import as_structured_output
 
 LONG = "wörds " * 200_000
@@ -39,7 +40,7 @@ CALLS: list[tuple[Door, dict[str, Any], set[str]]] = [
 
 @pytest.fixture
 def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that one call has written, of each call."""
+    """Bytes that one call has written or read, of each call."""
     sizes: list[int] = []
 
     def encode(value: Any) -> bytes:
@@ -47,9 +48,14 @@ def longest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(text))
         return text
 
+    def decode(text: Any, **options: Any) -> Any:
+        sizes.append(len(text))
+        return msgspec.json.decode(text, **options)
+
     for name, module in list(sys.modules.items()):
-        if name.startswith("manallm_proxy") and getattr(module, "encode", None) is msgspec.json.encode:
-            monkeypatch.setattr(module, "encode", encode)
+        for each in (encode, decode) if name.startswith("manallm_proxy") else ():
+            if getattr(module, each.__name__, None) is getattr(msgspec.json, each.__name__):
+                monkeypatch.setattr(module, each.__name__, each)
     return sizes
 
 
@@ -62,6 +68,12 @@ async def test_a_long_request(longest: list[int]) -> None:
         call, _ = reading if isinstance(reading, tuple) else await reading
         assert len(call.at("a", dialects).body) > len(LONG), asked.keys()
         assert longest and max(longest) < 2**20, (door.name, asked.keys())
+
+
+def test_a_stored_response(longest: list[int]) -> None:
+    """As it is shown."""
+    assert len(input_view(KEPT, Page())["data"]) == 1
+    assert max(longest) < 2**20
 
 
 def test_a_forced_call(longest: list[int]) -> None:

@@ -55,7 +55,7 @@ class Usage:
 
     @property
     def is_credible(self) -> bool:
-        """Whether no sum is ruined by it."""
+        """Whether the counts are plausible: absurd ones would ruin every total."""
         return self.prompt + self.completion <= TOKENS_LIMIT
 
 
@@ -106,7 +106,7 @@ class Delta:
 
     @property
     def has_words(self) -> bool:
-        """Whether it says more than that the answer ends. A filter's end says why."""
+        """Whether it has more than a finish reason; ``content_filter`` counts, since it says why there is no more."""
         said = self.content or self.reasoning or self.tool_calls or self.images or self.refusal
         return bool(said) or self.finish == "content_filter"
 
@@ -128,7 +128,7 @@ class Answer:
     content_type: str = "application/json"
     """Of ``body``."""
     is_large: bool = False
-    """To write it takes so long that others would feel it."""
+    """Writing it takes so long that it would delay other requests: then it is done in a thread."""
 
 
 @frozen
@@ -146,7 +146,7 @@ class StreamBatch:
     error: ProviderError | None = None
     """The provider ended the stream with an error, after ``frames`` and ``deltas``."""
     is_large: bool = False
-    """To write it takes so long that others would feel it."""
+    """Writing it takes so long that it would delay other requests: then it is done in a thread."""
     content_type: str = ""
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
 

@@ -107,7 +107,7 @@ def exhausted(
     names_target: bool,
     local_only: bool = False,
 ) -> NoProvider:
-    """The error for a walk that found nobody. `names_target`: the request named one target and no alias."""
+    """The error for a walk in which no target answered. `names_target`: the request named one target and no alias."""
     if attempts and all(attempt.reason == "too_long" for attempt in attempts):
         return FitsNowhere(asked, attempts, again_in)
     if attempts and all(attempt.reason == "budget" for attempt in attempts):

@@ -52,7 +52,8 @@ class OriginNotAllowed(ProxyError):
 
 
 class HostNotAllowed(ProxyError):
-    """A name that is none of ours, or a page of another site, where no client key would keep it out."""
+    """The Host header names another machine, or a page of another site sent the request, and no client keys are
+    configured."""
 
     status = 403
     type = "invalid_request_error"
@@ -60,7 +61,7 @@ class HostNotAllowed(ProxyError):
 
 
 class Untranslatable(InvalidRequest):
-    """Legal in the client's own API, and nothing that another has a word for: it takes a provider that speaks it."""
+    """Valid in the client's own API, without an equivalent in others: only a provider that speaks it can serve it."""
 
 
 class InvalidKey(ProxyError):
@@ -221,6 +222,6 @@ class ShuttingDown(ProxyError):
 STRANGERS: Final = frozenset(
     str(kind.code) for kind in (InvalidKey, OriginNotAllowed, HostNotAllowed, MethodNotAllowed, UnknownRoute)
 )
-"""Codes of refusals that need no key: whoever can connect can cause as many as he likes."""
+"""Codes of refusals that need no key: anyone who can connect can cause any number of them."""
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
 """Codes of the errors that are due to a client's key or the lack of one."""

@@ -19,7 +19,8 @@ Status = Literal["healthy", "degraded", "unhealthy", "cooling", "unconfigured"]
 """Health of a provider or a target."""
 Outcome = Literal["ok", "error", "client_gone", "broken"]
 CacheOutcome = Literal["hit", "miss", "bypass"]
-"""An answer that was kept, or that another request had begun; one that was asked for; one that nobody may keep."""
+"""hit: a kept answer, or one that another request is waiting for already. miss: a provider was asked. bypass: the
+request does not allow its answer to be kept."""
 
 
 @frozen
@@ -180,9 +181,9 @@ LoadEvent = Literal["begun", "finished", "failed", "aborted"]
 
 @frozen
 class ModelLoad:
-    """A model that was not loaded is being loaded for us, or no more. ``duration`` in seconds, once it has ended.
+    """The load of a model began or ended. ``duration`` in seconds, once it has ended.
 
-    ``again``: it had failed before, so this is no news.
+    ``again``: its last load failed too, so this need not be logged as news.
     """
 
     provider: str
@@ -195,7 +196,7 @@ class ModelLoad:
 
 @frozen
 class HalfOnCpu:
-    """A good part of a loaded model is not on the GPU, and so all of it is slow. Sizes in bytes."""
+    """A loaded model is only partly on the GPU, which slows all of it down. Sizes in bytes."""
 
     provider: str
     model: str
@@ -205,7 +206,7 @@ class HalfOnCpu:
 
 @frozen
 class ResidentsUnreadable:
-    """A local server does not tell which models it has loaded: it is treated like any other provider."""
+    """A local server does not report which models it has loaded: it is treated like any other provider."""
 
     provider: str
     detail: str | None
@@ -213,7 +214,7 @@ class ResidentsUnreadable:
 
 @frozen
 class StateChanged:
-    """The server that instances share their state by is not well, or is again. ``server``: without a password."""
+    """The shared state's server failed, or works again. ``server``: its URL without a password."""
 
     server: str
     is_well: bool
@@ -265,7 +266,7 @@ class DimensionsDiffer:
 
 @frozen
 class SpendUnkept:
-    """The file in which it is kept what was spent is of no use: after a restart budgets begin anew."""
+    """The file that records spending cannot be read or written: after a restart, budgets start from zero."""
 
     path: str
     detail: str

@@ -101,17 +101,17 @@ class Call:
     denied: frozenset[str] = frozenset()
     """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
     waits_for_words: bool = False
-    """Whether the end of an answer alone is no content: a stream without a word shall not commit."""
+    """Whether a finish reason without any content does not commit the stream (``fallback_on: [empty]``)."""
     advice: str = ""
-    """For a provider that answers in place of a model: why no model did, for people."""
+    """For loopback, which answers in place of a model: why none could, in words for the operator."""
     relays: bool = True
     """Whether the door relays a provider's own bytes in this format; if not, the provider reads them into deltas."""
     notes: tuple[str, ...] = ()
-    """What the door could not translate and left out: for the log, never client text."""
+    """What the door left out because it has no translation: for the log, never client text."""
     is_large: bool = False
-    """Whether translating it takes so long that others would feel it."""
+    """Whether translating it takes so long that it would delay other requests: then it is done in a thread."""
     remarks: list[str] = field(factory=list)
-    """The same, of the providers that were tried: shared by all forms of one call."""
+    """What the dialects of the providers that were tried left out: one list for all forms of a call."""
     content_type: str = "application/json"
     ollama: Mapping[str, Any] = field(factory=dict, repr=False)
     """Fields that override those of ``body`` for a provider of kind ollama. No other gets them: strict servers refuse
@@ -125,18 +125,20 @@ class Call:
     own: Callable[[str], Call] | None = field(default=None, repr=False)
     """Makes the call for the provider of that name; set if the client sent back data meant for one provider alone."""
     native: Native | None = field(default=None, repr=False)
-    """The client's own form of it, where a provider speaks that; if not all of a chain do, it has to be translated."""
+    """The call in the client's own format, if a provider speaks that. Unless the whole chain does, the call is
+    translated as well."""
     refusal: ProxyError | None = None
-    """Why it has no form but the client's own: this one is for routing alone."""
+    """Why it cannot be translated. Such a call is only for routing: a provider gets what ``native`` writes."""
     cuts_length: bool = False
-    """Whether ``max_tokens`` may be cut to what the target can give: clients of its API have to say some number."""
+    """Whether ``max_tokens`` may be reduced to what the target can give: in the client's API it is required, so
+    clients send some large number."""
     headers: Mapping[str, str] = field(default=_NONE, repr=False)
     """To be sent along."""
     told: Mapping[str, bytes] = _NONE
-    """Members of the answer that the client is told otherwise, such as the id of a response: their JSON, by name."""
+    """Members of a relayed answer to replace, such as the id of a response: the new JSON, by name."""
 
     def translated(self) -> Call:
-        """With the form that a provider of chats gets, or why there is none."""
+        """The call as a chat, with ``native`` kept; if it has no translation, one with ``refusal``."""
         assert self.native is not None
         call = self.native.translate()
         call.native, call.headers = self.native, self.headers
@@ -144,7 +146,7 @@ class Call:
         return call
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
-        """The call as `provider` gets it, which speaks these dialects beside chats."""
+        """The call as `provider` gets it. `speaks`: the formats beside chats that it speaks itself."""
         native = self.native
         if native is not None and native.dialect.path in speaks:
             if native.is_fixed and self.endpoint is native.dialect:

@@ -67,7 +67,7 @@ class ProviderError(ProxyError):
         self.provider_message: str | None = None
         """The same without what the request held, for the log."""
         self.usage: Any = None
-        """`answers.Usage` of a failed attempt, where the provider told it: it will be on the bill."""
+        """`answers.Usage` of a failed attempt, if the provider reported it: it is billed all the same."""
 
     @property
     def error_type(self) -> str:
@@ -82,7 +82,7 @@ class ConnectFailed(ProviderError):
 
 
 class NothingLeftHere(ProviderError):
-    """We lack what a connection takes: descriptors, buffers, ports. No other target would fare better."""
+    """The proxy lacks what a connection needs: descriptors, buffers, ports. Any other target would fail as well."""
 
     source = "manallm-proxy"
     status = 503

@@ -32,7 +32,7 @@ RUNNER_OPTIONS: Final = (
 LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
 """If one of these changes, Ollama loads the model again (server/sched.go needsReload)."""
 _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
-"""What Ollama takes for granted before a name, as it does ``:latest`` after it (types/model/name.go)."""
+"""Optional before a name, as ``:latest`` is after it (types/model/name.go)."""
 
 
 def is_model_name(text: str) -> bool:
@@ -139,7 +139,7 @@ class Entry:
     tier: Tier | None = None
     """The tier that it belongs to."""
     weight: int = 1
-    """Its share of that."""
+    """Its share of the tier's requests, relative to the other entries' weights."""
     spares: Price | None = field(default=None, repr=False)
     """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from attrs import define
 
 from manallm_proxy.contract.errors import InvalidRequest
@@ -12,6 +16,8 @@ from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
+from manallm_proxy.openai.json_object import encoder
+from manallm_proxy.openai.large import are_large, aside
 
 
 @define(eq=False)
@@ -26,12 +32,12 @@ class StoredResponses:
         """The response. Raises InvalidRequest for ``stream=true``: it is not streamed again."""
         if request.query.get("stream", "false") != "false":
             raise InvalidRequest("a response that is over is not streamed again: leave 'stream' out", param="stream")
-        return self.renderer.json(request, response_view(await self._find(request, id_)))
+        return await self._shown(request, id_, response_view)
 
     async def input_items(self, request: web.BaseRequest, id_: str) -> web.Response:
         """A page of the input items that led to it."""
         page = Page.read(request.query)
-        return self.renderer.json(request, input_view(await self._find(request, id_), page))
+        return await self._shown(request, id_, partial(input_view, page=page))
 
     async def delete(self, request: web.BaseRequest, id_: str) -> web.Response:
         """Forgets it."""
@@ -39,11 +45,15 @@ class StoredResponses:
             raise ResponseNotFound(id_)
         return self.renderer.json(request, {"id": id_, "object": "response", "deleted": True})
 
-    async def _find(self, request: web.BaseRequest, id_: str) -> Stored:
+    async def _shown(
+        self, request: web.BaseRequest, id_: str, view: Callable[[Stored], dict[str, Any]]
+    ) -> web.Response:
         stored = await self.store.response(self._owner(request), id_)
         if stored is None:
             raise ResponseNotFound(id_)
-        return stored
+        large = are_large(stored.input) or are_large(stored.output)
+        body = await aside(large, lambda: encoder(large)(view(stored)))
+        return self.renderer.raw(request, body, "application/json")
 
     def _owner(self, request: web.BaseRequest) -> str | None:
         caller = caller_of(request, self.serving.generation)

@@ -1,4 +1,4 @@
-"""What the requests of one conversation have in common: how it began."""
+"""What the requests of one conversation have in common: its beginning, by which ``sticky`` tiers recognise it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors
 
 PREFIX: Final = 4096
-"""Bytes of a beginning that tell conversations apart."""
+"""Max bytes of a beginning: enough to tell conversations apart."""
 PARSED: Final = 2**20
-"""Bytes of messages up to which they are read; of longer ones the first bytes have to do."""
+"""Max bytes of messages that are parsed; of longer ones the first ``PREFIX`` bytes are used."""
 
 
 class _Message(msgspec.Struct):
@@ -24,7 +24,7 @@ _MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 def beginning_of(call: Call) -> bytes:
-    """The messages up to the first of a user, or the beginning of the prompt: a provider's cache knows it again."""
+    """The messages up to the first of a user, or the beginning of the prompt: what a provider's prompt cache reuses."""
     for key in ("messages", "input", "prompt"):
         if (span := call.summary.spans.get(key)) is not None:
             value = memoryview(call.body)[span[0] : span[1]]

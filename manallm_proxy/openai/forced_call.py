@@ -1,7 +1,7 @@
-"""A tool call that must be made, of a server that cannot be told so: asked for as structured output.
+"""Forced tool calls (``tool_choice: required`` or a function) for servers that cannot force one themselves.
 
-The answer's format is the schema of the calls that are allowed, so that the model can write nothing else; what it
-writes is handed on as a call, piece by piece as it comes.
+The call is requested as structured output: the schema allows nothing but one of the calls, and what the model writes is
+passed on as a call, piece by piece as it comes.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What is large is worked on beside the event loop: one request or answer must not be felt by another.
+"""Work on large requests and answers runs in threads, so that it does not delay other requests.
 
-A thread does not make it cheaper, but the loop gets its turns meanwhile. The threads are our own, and few: whoever
-sends much that is large waits for himself, and takes no core from the loop.
+That does not make it cheaper, but the event loop gets its turns meanwhile. The threads are our own, and few: many large
+requests wait for each other, and take no core from the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Final, ParamSpec, TypeVar
@@ -54,6 +54,11 @@ def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
     if size > LARGE_BYTES:
         return True
     return size > elements and body.count(b",") + body.count(b"{") + body.count(b"[") > elements
+
+
+def are_large(items: Sequence[bytes]) -> bool:
+    """By bytes, or by number: all together, each a JSON object in which are two more at least."""
+    return len(items) > LARGE_PARTS // 3 or sum(map(len, items)) > LARGE_BYTES
 
 
 async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

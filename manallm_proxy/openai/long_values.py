@@ -45,10 +45,10 @@ _KEYS: Final = {name: b'"%b"' % name.encode() for name in _Values.__struct_field
 
 
 def shortened(body: bytes) -> Shortened | None:
-    """`body` without its long values; None where this way is none for it.
+    """`body` without its long values; None if it has none, too much is left, or it is not JSON.
 
-    Whether the object is well-formed, and whether a value is its own and not one of a value's, shows only when what is
-    left is read: then `LongValue.left_at` is where the key's value stands.
+    Only reading what is left shows whether the object is well-formed, and whether each value is the object's own rather
+    than a nested one with the same key: then the key's value is at `LongValue.left_at`.
     """
     try:
         values = _DECODER.decode(body)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import decode, encode
+
+
+class _Ended(msgspec.Struct):
+    """A response, of which nothing but the status is decoded."""
+
+    status: str
+
 
 _Event = tuple[str, dict[str, Any]]
 _ENDS: Final = ("response.completed", "response.incomplete")
@@ -24,7 +33,7 @@ _EMPTY: Final[dict[str, Any]] = {
 
 def is_success(whole: bytes) -> bool:
     """Whether the response ended as completed or incomplete, not as failed."""
-    return bool(decode(whole)["status"] != "failed")
+    return decode(whole, type=_Ended).status != "failed"
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:

@@ -24,7 +24,7 @@ from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.doors.responses.store import Owner, Store, Stored
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.json_object import decode, encode, encoder
+from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
 from manallm_proxy.openai.large import aside, is_large
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.request_fields import Fields, required
@@ -104,7 +104,7 @@ class ResponsesDoor:
         for n, id_ in wanted.items():
             if id_ not in found:
                 raise ItemNotFound(id_, f"input[{n}]")
-        return [decode(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
+        return [decode_leniently(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
 
     async def _knows(self, owner: Owner, id_: str) -> bool:
         return await self.store.response(owner, id_) is not None
@@ -196,7 +196,7 @@ def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -
     if instructions := asked.fields.get("instructions"):
         conversation.say("system", instructions, "instructions")
     for data in history:
-        conversation.add(decode(data), "previous_response_id")
+        conversation.add(decode_leniently(data), "previous_response_id")
     for n, item in enumerate(items):
         conversation.add(item, f"input[{n}]")
     return conversation

@@ -104,7 +104,7 @@ class Conversation:
     carries: bool = False
     """Whether anything is for one provider alone."""
     left_out: list[str] = field(factory=list)
-    """Types of kept items that tell what a provider did by itself, and that no other one could read."""
+    """Types of stored items that only the provider that made them could read (its searches, ...)."""
 
     def say(self, role: str, content: Any, path: str) -> None:
         """Adds a message that is not an assistant's. `path`: where it stands in the request."""

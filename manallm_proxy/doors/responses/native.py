@@ -17,12 +17,13 @@ from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_ite
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.caller_paths import HistoryPaths
-from manallm_proxy.openai.json_object import decode, encode, encoder
-from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, is_large
+from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
+from manallm_proxy.openai.large import are_large, is_large
 from manallm_proxy.openai.request import spliced
 from manallm_proxy.openai.request_fields import Fields
 
 _OF_ALL: Final = frozenset({"message", "function_call", "custom_tool_call", "image_generation_call"})
+"""Types of items that every provider can read, whoever made them."""
 _PREVIOUS: Final = "previous_response_id"
 
 
@@ -52,9 +53,8 @@ class NativeForm:
 
     @property
     def is_long(self) -> bool:
-        """Whether others would feel it if it were read or written in one go. An item is three objects at least."""
-        history = self.history
-        return is_large(self.body) or len(history) > LARGE_PARTS // 3 or sum(map(len, history)) > LARGE_BYTES
+        """Whether others would feel it if it were read or written in one go."""
+        return is_large(self.body) or are_large(self.history)
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""
@@ -84,7 +84,7 @@ class NativeForm:
 
     def _before(self, provider: str) -> list[Fields]:
         """Items of earlier responses, as far as `provider` can read them."""
-        return [each for item in map(decode, self.history) if (each := readable(item, provider)) is not None]
+        return [each for item in map(decode_leniently, self.history) if (each := readable(item, provider)) is not None]
 
     def told(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
@@ -113,7 +113,7 @@ def readable(item: Fields, provider: str) -> Fields | None:
 def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
     """The items of an answer that `provider` gave in this format, as they are kept for the next turn.
 
-    What is no matter for all providers, such as its reasoning and its searches, is marked as its own.
+    Items that other providers cannot read, such as its reasoning and its searches, are marked as its own.
     """
     mark = pack(Carried(provider))
     rows = [item for item in output if isinstance(item, dict)]

@@ -30,6 +30,12 @@ Keep = Callable[[dict[str, Any], list[Fields]], None]
 _SEQUENCE: Final = b'"sequence_number":'
 
 
+class _Identified(msgspec.Struct):
+    """A response, of which nothing but the id is decoded."""
+
+    id: str
+
+
 def _failed_midway() -> ProxyError:
     """The error for a finish reason by which some providers report that they failed."""
     return StreamInterrupted("the provider ended its answer with an error")
@@ -71,7 +77,7 @@ class ResponsesReply:
 
     async def is_known(self, whole: bytes) -> bool:
         """See `door.Remembers`."""
-        return self._knows is None or await self._knows(decode(whole)["id"])
+        return self._knows is None or await self._knows(decode(whole, type=_Identified).id)
 
     def start(self, target: Target) -> None:
         self._shell.model, self._answer.provider = str(target), target.provider

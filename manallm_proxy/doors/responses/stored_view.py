@@ -11,7 +11,7 @@ from attrs import frozen
 
 from manallm_proxy.doors.responses.carried import KEPT
 from manallm_proxy.doors.responses.store import Stored
-from manallm_proxy.openai.json_object import decode
+from manallm_proxy.openai.json_object import decode_leniently
 from manallm_proxy.openai.request_fields import wrong
 
 _MOST: Final = 100
@@ -40,7 +40,7 @@ class Page:
 def response_view(stored: Stored) -> dict[str, Any]:
     """The response object, as in the original answer."""
     shell: dict[str, Any] = msgspec.json.decode(stored.shell)
-    return {**shell, "output": [_shown(decode(data)) for data in stored.output]}
+    return {**shell, "output": [_shown(decode_leniently(data)) for data in stored.output]}
 
 
 def input_view(stored: Stored, page: Page) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def input_view(stored: Stored, page: Page) -> dict[str, Any]:
     """
     by_id: dict[str, dict[str, Any]] = {}
     for n, data in enumerate(stored.input):
-        row = _listed(decode(data), f"{stored.id}/{n}", by_id.keys())
+        row = _listed(decode_leniently(data), f"{stored.id}/{n}", by_id.keys())
         by_id[row["id"]] = row
     rows = list(by_id.values())
     if not page.ascending:
