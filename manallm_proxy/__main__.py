@@ -6,12 +6,12 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from typing import Final
 
 from manallm_proxy import __version__
+from manallm_proxy.cli import standard_streams
 
 EX_CONFIG: Final = 78
 WORKERS_LIMIT: Final = 256
@@ -115,9 +115,7 @@ def _workers(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Only that one is imported, because the start of `serve` must be quick."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a model's name that the locale cannot write must not end a start
-            stream.reconfigure(errors="backslashreplace")
+    standard_streams.prepare()
     arguments = parser().parse_args(argv)
     from manallm_proxy.config.structure import ConfigError
 

@@ -454,7 +454,7 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
 async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path, closed: str) -> None:
     """Else a listening socket or a provider's connection gets such a number, and is written to as if it were a log."""
     config = settings({"here": {"kind": "loopback"}}, listen={"port": free_port()})
-    async with shell(tmp_path, config, f'exec "$@" {closed}') as (child, url):
+    async with shell(tmp_path, config, f'unset JOURNAL_STREAM; exec "$@" {closed}') as (child, url):
         await alive(url)
         async with aiohttp.ClientSession() as client, client.post(f"{url}/v1/chat/completions", json=HI) as response:
             assert response.status == 200
@@ -462,3 +462,6 @@ async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path,
         wanted = [number for number, sign in ((0, "<&-"), (1, ">&- 2"), (2, "2>&-")) if sign in closed]
         assert [links[number] for number in wanted] == ["/dev/null"] * len(wanted)
         assert not any("socket" in link or "eventpoll" in link for link in links.values())
+        if ">&- 2" in closed:  # a start screen that nobody can see ends nothing
+            child.terminate()
+            assert await asyncio.wait_for(child.wait(), 20) == 0

@@ -145,7 +145,8 @@ async def test_what_a_person_sees(tmp_path: Path) -> None:
     shutil.copy(ROOT / "config/quickstart.yaml", tmp_path / "config")
     arguments = ("serve", "--config", "config/quickstart.yaml", "--port", str(free_port()))
     async with upstream(ollama("smol", "I am smol.")) as box:
-        async with terminal(tmp_path, *arguments, OLLAMA_URL=box.url) as screen:
+        # as a terminal has it on a desktop that systemd has started
+        async with terminal(tmp_path, *arguments, OLLAMA_URL=box.url, JOURNAL_STREAM="8:1") as screen:
             seen = await screen.until(lambda seen: "curl" in seen and seen.rstrip().endswith("'"))
     shown = re.sub(r"127\.0\.0\.1:[0-9]{5}", "127.0.0.1:#####", seen.rstrip() + "\n")
     shown = shown[shown.index("manallm-proxy is ready.") :]  # the log's line before it has the time

@@ -6,7 +6,6 @@ import argparse
 from typing import Final, Literal
 
 Shell = Literal["bash", "zsh", "fish"]
-SHELLS: Final[tuple[Shell, ...]] = ("bash", "zsh", "fish")
 
 
 def completion(shell: Shell, parser: argparse.ArgumentParser) -> int:

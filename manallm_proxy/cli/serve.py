@@ -40,7 +40,6 @@ def serve(
 
     `discover`: model servers that answer on this machine are added to the configuration.
     """
-    open_standard_descriptors()
     found: tuple[Found, ...] = ()
     path = find_any(environ, config_file)
     if path is None:
@@ -74,9 +73,14 @@ def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Foun
 
 
 def _say(environ: Mapping[str, str], line: str) -> None:
-    """For a person; the journal has the log."""
-    if "JOURNAL_STREAM" not in environ:
+    if _is_read(environ):
         print(*wrapped("", line), sep="\n", flush=True)
+
+
+def _is_read(environ: Mapping[str, str]) -> bool:
+    """Whether a person reads standard output; the journal has the log. Its variable alone does not say where output
+    goes: a desktop that systemd has started passes it on to every terminal."""
+    return "JOURNAL_STREAM" not in environ or sys.stdout.isatty()
 
 
 def _serve_many(
@@ -90,8 +94,8 @@ def _serve_many(
 
     _loop_factory()  # so that uvloop is imported before the forks
     asyncio.run(try_open(config))
-    on_terminal = "JOURNAL_STREAM" not in environ
-    greet = partial(print, flush=True) if on_terminal else None
+    is_read = _is_read(environ)
+    greet = partial(print, flush=True) if is_read else None
     try:
         supervisor = Supervisor(config, environ, logs, workers, host, port, greet)
     except OSError as error:
@@ -100,11 +104,11 @@ def _serve_many(
     if isinstance(link, int):
         return link
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_work(supervisor.config, systemd.without(environ), logs, link, on_terminal))
+        return runner.run(_work(supervisor.config, systemd.without(environ), logs, link, is_read))
 
 
-async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, on_terminal: bool) -> int:
-    app = App(config, environ, logs, link=link, banner=start_screen if on_terminal else None)
+async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, is_read: bool) -> int:
+    app = App(config, environ, logs, link=link, banner=start_screen if is_read else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
     settle()
@@ -119,7 +123,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         running = asyncio.ensure_future(app.run())
         await app.ready(running)
         settle()
-        if "JOURNAL_STREAM" not in environ and not running.done():
+        if _is_read(environ) and not running.done():
             print(start_screen(app), flush=True)
         await running
     except OSError as error:
@@ -142,18 +146,6 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 100, 20)  # so that a large answer, while it is made, is not looked through as a whole
-
-
-def open_standard_descriptors() -> None:
-    """Opens those that are closed on /dev/null: else a socket gets the number, and what is printed goes to a client."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so most likely this one
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
 
 
 def take_descriptors() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from typing import Final
 
+from manallm_proxy.cli.client import colours
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.advice import keys_not_set, listed, missing, unreached, wish_of
 from manallm_proxy.gateway.generation import Generation
@@ -22,7 +22,7 @@ _DIM: Final = "\033[2m{}\033[0m"
 def start_screen(app: App) -> str:
     """The whole text. Lines fit 80 columns, but for the one to copy."""
     generation = app.gateway.generation
-    dim = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    dim = colours(os.environ)
     lines = ["manallm-proxy is ready.", "", "Providers:", *_providers(generation)]
     if os.geteuid() == 0:
         lines.insert(1, "It runs as root, which it has no need of: a user of its own is safer.")

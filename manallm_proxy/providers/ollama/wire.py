@@ -59,10 +59,6 @@ _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
 """Fields that clients set for all models, whether they think or not."""
 
 
-class _Details(Struct):
-    context_length: int = 0
-
-
 class _Model(Struct):
     """api/types.go ListModelResponse. ``details.context_length`` and ``capabilities`` since 0.33 or so."""
 
