@@ -75,22 +75,23 @@ def test_a_pattern_is_found_and_used() -> None:
     for more in patterns:
         plain = PlainChunks()
         first = frame({"content": "one"}, **more)
-        assert plain.words(first) == ""
+        assert plain.read(first) == ((), 0)
         plain.learn(first, Delta("one"))
         longer: dict[str, Any] = {"obfuscation": "x" * 9} if more else {}
         again = frame({"content": 'tw"o\n'}, **longer)
-        assert plain.words(again) == 'tw"o\n'
+        assert plain.read(again) == ((rb"tw\"o\n",), len(again))
+        both = ([rb"tw\"o\n"] * 2, 2 * len(again))
+        assert plain.read(again + again + b"da") == (((), 0) if more else both)
         for other in (
             frame({"content": "one"}, **more, usage={"prompt_tokens": 1}),
             frame({"content": "one", "reasoning": "x"}, **more),
             frame({"content": "one"}, finish="stop", **more),
-            first + again,
             first[:-1],
             first.replace(b'"one"', b"17"),
             first.replace(b'"one"', b'"\\ud800"'),
             first.replace(b'"one"', b'"one","content":"two"'),
         ):
-            assert plain.words(other) == ""
+            assert plain.read(other) == ((), 0)
 
 
 def test_what_is_no_pattern() -> None:
@@ -103,4 +104,4 @@ def test_what_is_no_pattern() -> None:
     ):
         plain = PlainChunks()
         plain.learn(data, delta)
-        assert plain.words(data) == ""
+        assert plain.read(data) == ((), 0)

@@ -11,15 +11,16 @@ import secrets
 import time
 from typing import Any, ClassVar, Final
 
-from attrs import define
+from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.usage import usage_to_openai
 
 HEARTBEAT: Final = b": keep-alive\n"
@@ -47,6 +48,8 @@ class OpenAIReply:
     _model: str = ""
     _wrote_chunks: bool = False
     """Whether chunks were written from deltas rather than relayed."""
+    _splice: Splice | None = field(default=None, repr=False)
+    """Of chunks that only add text, after the first."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
@@ -62,10 +65,25 @@ class OpenAIReply:
         self._id, self._created = secrets.token_hex(12), int(time.time())
 
     def events(self, batch: StreamBatch) -> bytes:
-        if not batch.deltas:
+        deltas = batch.deltas
+        if not deltas:
             return batch.frames
+        if self._splice is not None and len(deltas) == 1 and type(delta := deltas[0]) is Words:
+            return self._splice.write(delta.texts)
         self._wrote_chunks = True
-        return batch.frames + b"".join([self._event([self.chunk_choice(delta)]) for delta in batch.deltas])
+        return batch.frames + b"".join(map(self._written, deltas))
+
+    def _written(self, delta: Delta) -> bytes:
+        if type(delta) is not Words:
+            return self._event([self.chunk_choice(delta)])
+        if self._splice is not None:
+            return self._splice.write(delta.texts)
+        first, *others = steps((delta,))
+        event = self._event([self.chunk_choice(first)])  # which may have to say more than those after it
+        self._splice = splice(self._event([self.chunk_choice(Delta(MARK))]))
+        if self._splice is None:
+            return event + b"".join([self._event([self.chunk_choice(step)]) for step in others])
+        return event + self._splice.write(delta.texts[1:]) if others else event
 
     def end(self, usage: Usage | None) -> bytes:
         if self._wrote_chunks and usage is not None and self.summary.wants_usage:

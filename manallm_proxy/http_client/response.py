@@ -173,7 +173,11 @@ class Response:
         if not self.head_in and self._error is None:
             return
         if self._on_chunk is not None and self._chunks:
-            data = self._next()
+            if len(self._chunks) == 1 and self._inflater is None:
+                data = self._chunks.pop()
+                self._size = 0
+            else:
+                data = self._next()
             try:
                 consumed = self._on_chunk(data)
             except BaseException as error:  # a bug in the callback: it must reach the reader, not the event loop

@@ -6,6 +6,8 @@ whole answer and a stream, are fixed. Whether the connection is kept alive is st
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import HttpVersion10, web
 from aiohttp.helpers import rfc822_formatted_time
 
@@ -73,6 +75,13 @@ class RawResponse(web.StreamResponse):
             end = LAST_CHUNK if last else b""
             data = b"%x\r\n%b\r\n%b" % (len(data), data, end) if data else end
         self.put(data, last=last)
+
+    def put_now(self, data: bytes, transport: asyncio.Transport) -> None:
+        """As `put_part`, for a part that is neither the first nor the last and a `transport` that was seen to be open:
+        what all chunks of a stream but a few are."""
+        if self.ended:
+            raise RuntimeError("this answer has ended: nothing may follow it")
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked_body else data)
 
     def break_off(self, data: bytes) -> None:
         """Writes `data` as the last part, and closes the connection (FIN) without the terminating chunk.

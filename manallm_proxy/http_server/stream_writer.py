@@ -75,6 +75,10 @@ class StreamWriter:
     first_at: float | None = None
     """Loop time at which the first event was sent."""
     _response: RawResponse | None = None
+    _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop, repr=False)
+    """To ask for it takes a system call in Python 3.11."""
+    _transport: asyncio.Transport | None = None
+    """The request's, once something has been sent; what it was if the client has left since."""
     _last_write: float = 0.0
     _writing: Progress | None = None
     _debt: float = 0.0
@@ -92,20 +96,20 @@ class StreamWriter:
     @property
     def is_writable(self) -> bool:
         """Whether `write_now` may be called: the first event was sent, no write is pending, the buffer is low."""
-        transport = self.request.transport
+        transport = self._transport
         return (
-            self.first_at is not None
+            transport is not None
             and self._writing is None
-            and transport is not None
+            and self.first_at is not None
             and not transport.is_closing()
             and transport.get_write_buffer_size() <= WRITE_HIGH_WATER
         )
 
     def write_now(self, data: bytes) -> None:
-        """Writes whole events at once, without a task."""
-        if data and self._response is not None:
-            self._response.put_part(data)
-            self._last_write = asyncio.get_running_loop().time()
+        """Writes whole events at once, without a task. Only if `is_writable`."""
+        if data and self._response is not None and self._transport is not None:
+            self._response.put_now(data, self._transport)
+            self._last_write = self._loop.time()
             self.bytes_sent += len(data)
 
     async def write(self, data: bytes) -> None:
@@ -140,9 +144,9 @@ class StreamWriter:
     def _begin(self) -> RawResponse:
         """Prepares status and headers, which are sent with the next write."""
         self._response = RawResponse(self.request, self.headers, None)
-        loop = asyncio.get_running_loop()
-        self._last_write = loop.time()
-        self._timer = loop.call_later(self._interval, self._check)
+        self._transport = self.request.transport
+        self._last_write = self._loop.time()
+        self._timer = self._loop.call_later(self._interval, self._check)
         return self._response
 
     async def _put(self, data: bytes, *, counts: bool = True, last: bool = False) -> None:
@@ -157,7 +161,7 @@ class StreamWriter:
 
     async def _put_part(self, data: bytes, *, counts: bool, last: bool) -> None:
         response = self._response or self._begin()
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         transport = self.request.transport
         self._writing = progress = Progress(loop.time(), self.pace.write_rate, self._debt)
         if counts and self.first_at is None:
@@ -175,7 +179,7 @@ class StreamWriter:
         self.bytes_sent += len(data)
 
     def _note_write(self, data: bytes) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._writing = Progress(now, self.pace.write_rate)
         self.first_at = now if self.first_at is None else self.first_at
         self.bytes_sent += len(data)
@@ -186,7 +190,7 @@ class StreamWriter:
 
     def _check(self) -> None:
         """Cuts off a client that does not read; sends a heartbeat in a silence; reschedules itself."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         now = loop.time()
         transport = self.request.transport
         if transport is None:

@@ -32,7 +32,7 @@ from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, 
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import reveal
-from manallm_proxy.providers.pieces import Pieces, fits
+from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
@@ -254,6 +254,10 @@ class HttpStream:
     """Read and translated, but not taken."""
     _pieces: Pieces = field(factory=Pieces)
     """Read, but not translated."""
+    _sink: TryWrite | None = None
+    """Who was the last to offer to take batches at once."""
+    _held: int = 0
+    """The translator holds no more bytes than these."""
     _complete: bool = False
     _closed: bool = False
 
@@ -268,7 +272,8 @@ class HttpStream:
         if try_write is None:
             data = await self._response.read()
         else:
-            data = await self._response.read(lambda data: self._try_write(data, try_write))
+            self._sink = try_write
+            data = await self._response.read(self._try_write)
             batch, self._piece = self._piece, None
             if batch is not None:
                 return batch
@@ -277,11 +282,17 @@ class HttpStream:
         self._pieces.add(data)
         return await self._translate(await self._pieces.next())
 
-    def _try_write(self, data: bytes, try_write: TryWrite) -> bool:
-        if not fits(data) or self._translator.held > EVENT_BYTES:
+    def _try_write(self, data: bytes) -> bool:
+        if len(data) > UNCOUNTED and not fits(data):
             return False
-        batch = self._translated(data)
-        if not (batch.done or batch.error) and try_write(batch):
+        if self._held > EVENT_BYTES and self._translator.held > EVENT_BYTES:
+            return False
+        batch = self._translator.feed(data)
+        if batch.done or batch.error is not None:
+            self._piece = self._noted(batch, data)
+            return False
+        self._held = len(data) if batch.frames or batch.deltas else self._held + len(data)
+        if self._sink is not None and self._sink(batch):
             return True
         self._piece = batch
         return False
@@ -293,7 +304,11 @@ class HttpStream:
         return evolve(await aside(True, self._translated, data), is_large=True)
 
     def _translated(self, data: bytes) -> StreamBatch:
-        batch = self._translator.feed(data) if data else self._translator.close()
+        return self._noted(self._translator.feed(data) if data else self._translator.close(), data)
+
+    def _noted(self, batch: StreamBatch, data: bytes) -> StreamBatch:
+        """`batch`, which `data` has become."""
+        self._held = len(data) if batch.frames or batch.deltas else self._held + len(data)
         self._complete = batch.done
         if batch.error is not None:
             return self._with_error(batch, batch.error)
@@ -322,6 +337,7 @@ class HttpStream:
         if self._closed:
             return
         self._closed = True
+        self._sink = None  # which knows this stream
         if self._guard is not None:
             self._guard.cancel()
         if self._complete:

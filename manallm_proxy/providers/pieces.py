@@ -17,7 +17,7 @@ from attrs import define, field
 PIECE_BYTES: Final = 16 * 1024
 PIECE_LINES: Final = 160
 """Line ends in one piece: an event costs more than its bytes."""
-_UNCOUNTED: Final = 2 * PIECE_LINES
+UNCOUNTED: Final = 2 * PIECE_LINES
 """Up to so many bytes cannot hold so many events, so their line ends are not counted."""
 _BUDGET: Final = 0.002
 """Seconds of work after which the loop gets a turn."""
@@ -26,7 +26,7 @@ _BUDGET: Final = 0.002
 def fits(data: bytes) -> bool:
     """Whether `data` may be read in one piece."""
     size = len(data)
-    return size <= _UNCOUNTED or (size <= PIECE_BYTES and _lines(data, 0, size) <= PIECE_LINES)
+    return size <= UNCOUNTED or (size <= PIECE_BYTES and _lines(data, 0, size) <= PIECE_LINES)
 
 
 def _lines(data: bytes, start: int, end: int) -> int:
@@ -95,7 +95,7 @@ class Pieces:
         """The next piece, when there is time for it."""
         await turnstile().turn()
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
-        while size > _UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
+        while size > UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
             size //= 2
         self._at, self._size = start + size, size
         piece = self._data[start : self._at]

@@ -62,6 +62,14 @@ class Blocks:
                 return
 
     @property
+    def open_text(self) -> Block | None:
+        """The block of text that is being sent, if nothing waits to be sent."""
+        if len(self._queue) != 1:
+            return None
+        block = self._queue[0]
+        return block if block.kind is Kind.TEXT and block.index is not None and not block.pieces else None
+
+    @property
     def stop_reason(self) -> str:
         if self._refused:
             return "refusal"

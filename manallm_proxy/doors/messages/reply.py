@@ -11,15 +11,16 @@ from __future__ import annotations
 from os import urandom
 from typing import Any, Final
 
-from attrs import define
+from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage, Words
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.plain_text import MARK, Splice, splice
 
 _DELTAS: Final = {
     Kind.TEXT: ("text_delta", "text"),
@@ -49,6 +50,9 @@ class MessagesReply:
     _relays: bool = False
     """The events are the provider's own."""
     _next_index: int = 0
+    _index: int | None = None
+    _splice: Splice | None = field(default=None, repr=False)
+    """Of the text block of that index."""
     _id: str = ""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
@@ -69,11 +73,25 @@ class MessagesReply:
         if batch.frames:
             self._relays = True
             return batch.frames
-        if not batch.deltas:
+        deltas = batch.deltas
+        if not deltas:
             return b""
-        for delta in batch.deltas:
+        if len(deltas) == 1 and type(delta := deltas[0]) is Words and (around := self._around()) is not None:
+            return around.write((b"".join(delta.texts),))  # one event for one read, as for all others
+        for delta in deltas:
             self.blocks.add(delta)
         return self._begin() + self._advance()
+
+    def _around(self) -> Splice | None:
+        """What stands around text that only goes on; None if it does not go on with what was written last."""
+        block = self.blocks.open_text
+        if block is None:
+            return None
+        if block.index != self._index:
+            self._index = block.index
+            type_, name = _DELTAS[Kind.TEXT]
+            self._splice = splice(_delta(block, {"type": type_, name: MARK}))
+        return self._splice
 
     def end(self, usage: Usage | None) -> bytes:
         if self._relays:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from attrs import define
 
 from manallm_proxy.openai.json_object import encode, encode_whole
 
@@ -17,16 +20,34 @@ _LINE_ENDS: Final = (
 
 def one_line(value: dict[str, Any], large: bool = False) -> bytes:
     """`value` as JSON, without a line end in it or after it."""
-    text = encode_whole(value) if large else encode(value)
+    return without_line_ends(encode_whole(value) if large else encode(value))
+
+
+def without_line_ends(text: bytes) -> bytes:
+    """The JSON `text`, or a part of it, with those of `_LINE_ENDS` escaped."""
     if not text.isascii():
         for raw, escape in _LINE_ENDS:
             text = text.replace(raw, escape)
     return text
 
 
+@define
+class _Second:
+    """The latest second that was written, since to write a date takes 2 µs."""
+
+    number: int = -1
+    text: str = ""
+
+
+_second: Final = _Second()
+
+
 def now() -> str:
     """The time now, for ``created_at``: RFC 3339 in UTC."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    second, rest = divmod(time.time_ns(), 10**9)
+    if second != _second.number:
+        _second.number, _second.text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{_second.text}.{rest // 1000:06}Z"
 
 
 def rfc3339(seconds: float) -> str:

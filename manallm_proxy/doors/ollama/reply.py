@@ -8,18 +8,20 @@ line, since most take a closed connection for the end of a short answer.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
-from manallm_proxy.doors.ollama.lines import now, one_line
+from manallm_proxy.doors.ollama.lines import now, one_line, without_line_ends
 from manallm_proxy.openai.call_arguments import Arguments, begins_another
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
 LOADED: Final = frozenset({"load", "unload"})
@@ -61,6 +63,9 @@ class LinesReply:
     """The last of them at each place."""
     _finish: str | None = None
     _wrote: bool = False
+    _dated: bytes = field(default=b"", repr=False)
+    """A line up to its date, and behind that what stands around its text, once one was written."""
+    _around: Splice | None = field(default=None, repr=False)
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         """Raises BadResponse if a tool call's arguments are no object."""
@@ -80,12 +85,17 @@ class LinesReply:
         self.model = str(target)
 
     def events(self, batch: StreamBatch) -> bytes:
+        if self._wrote and len(batch.deltas) == 1 and type(words := batch.deltas[0]) is Words:
+            return self._spliced(words.texts)
         lines: list[bytes] = []
         if self._clock.first is None and batch.has_content:
             self._clock.first = time.monotonic_ns()
         for delta in batch.deltas:
             if delta.index:
                 continue  # only one choice was requested
+            if type(delta) is Words:
+                lines.append(self._spliced(delta.texts))
+                continue
             self._note(delta)
             if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
                 lines.append(self._line(self._said(delta)))
@@ -93,6 +103,23 @@ class LinesReply:
             lines.append(self._line(self.said()))  # so that the commit sends the head, and heartbeats begin
         self._wrote = self._wrote or bool(lines)
         return b"".join(lines)
+
+    def _spliced(self, texts: Sequence[bytes]) -> bytes:
+        """A line for each of `texts`, all of one time."""
+        around = self._around or self._learn()
+        if around is None:
+            return b"".join([self._line(self.said(step.content)) for step in steps((Words(texts),))])
+        front = self._dated + now().encode() + around.front
+        if len(texts) == 1:
+            return front + without_line_ends(texts[0]) + around.tail
+        return b"".join([front + without_line_ends(text) + around.tail for text in texts])
+
+    def _learn(self) -> Splice | None:
+        """What stands around the text in lines that say nothing else."""
+        line = one_line({**self._common_fields(), "created_at": "", **self.said(MARK), "done": False}) + b"\n"
+        before, date, rest = line.partition(b'"created_at":"')
+        self._dated, self._around = before + date, splice(rest)
+        return self._around
 
     def end(self, usage: Usage | None) -> bytes:
         try:

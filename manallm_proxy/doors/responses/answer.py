@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.contract.answers import Delta, ToolCall, Words, new_call_id
 from manallm_proxy.doors.responses.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
     COMPLETED,
@@ -17,6 +17,7 @@ from manallm_proxy.doors.responses.output import (
     ImageItem,
     Item,
     MessageItem,
+    Part,
     ReasoningItem,
 )
 from manallm_proxy.doors.responses.tool_names import Tool
@@ -73,6 +74,21 @@ class AnswerItems:
         for part in delta.tool_calls:
             yield from self._call(part)
         self.finish = delta.finish or self.finish
+
+    def go_on(self, words: Words) -> Part | None:
+        """Adds `words` to the text that is being written, and gives its part; None if there is no such text, and
+        nothing has changed. In this way no events are made."""
+        text = self._text
+        part = text.open_text if text is not None and self._thought is None else None
+        if part is not None:
+            part.words.append(words.content)
+            self._last = text
+        return part
+
+    def text_event(self, words: str) -> Event:
+        """What `take` yields for words that go on with the text."""
+        assert self._text is not None
+        return self._text.text_event(words, [])
 
     def end(self) -> Iterator[Event]:
         """Closes all open items; yields their events. An answer without content becomes an empty message."""

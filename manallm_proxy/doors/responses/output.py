@@ -53,7 +53,7 @@ class Item:
 
 
 @define
-class _Part:
+class Part:
     """One content part of a message: text or a refusal."""
 
     kind: str
@@ -71,7 +71,7 @@ class _Part:
 class MessageItem(Item):
     """The model's text and refusals."""
 
-    _parts: list[_Part] = field(factory=list)
+    _parts: list[Part] = field(factory=list)
 
     def view(self) -> dict[str, Any]:
         content = [part.view() for part in self._parts]
@@ -81,7 +81,7 @@ class MessageItem(Item):
         """Adds text; yields its events. `kind`: ``output_text`` or ``refusal``."""
         if not self._parts or self._parts[-1].kind != kind:
             yield from self._end_part()
-            self._parts.append(_Part(kind))
+            self._parts.append(Part(kind))
             yield "response.content_part.added", self._part_at(part=self._parts[-1].view())
         part = self._parts[-1]
         part.words.append(words)
@@ -89,7 +89,16 @@ class MessageItem(Item):
         if words and kind == "refusal":
             yield "response.refusal.delta", self._part_at(delta=words)
         elif words:
-            yield "response.output_text.delta", self._part_at(delta=words, logprobs=logprobs)
+            yield self.text_event(words, logprobs)
+
+    def text_event(self, words: str, logprobs: list[dict[str, Any]]) -> Event:
+        """That of text which goes on with the last part."""
+        return "response.output_text.delta", self._part_at(delta=words, logprobs=logprobs)
+
+    @property
+    def open_text(self) -> Part | None:
+        """The part of text that is being written, if there is one."""
+        return self._parts[-1] if self._parts and self._parts[-1].kind == "output_text" else None
 
     def _last(self) -> Iterator[Event]:
         yield from self._end_part()

@@ -203,6 +203,10 @@ class Reader:
         """Tokens so far; None if the answer does not count them."""
         return usage_of(self._counted)
 
+    def counted(self, counters: dict[str, Any]) -> None:
+        """`counters` are the usage of the latest chunk, of which nothing else has to be known."""
+        self._counted = counters
+
     @property
     def is_complete(self) -> bool:
         """Every choice that began has its finish reason, and there is one."""

@@ -27,6 +27,7 @@ from manallm_proxy.contract.answers import (
     StreamBatch,
     ToolCall,
     Usage,
+    Words,
     new_call_id,
 )
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
@@ -43,6 +44,7 @@ from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import reply as ollama_reply
 from manallm_proxy.providers.ollama import request as ollama_request
 from manallm_proxy.providers.ollama.logprobs import chat_logprobs, legacy_logprobs, tokens_of
+from manallm_proxy.providers.ollama.plain_lines import PlainLines
 from manallm_proxy.providers.ollama.reply import (
     Message,
     Reply,
@@ -55,6 +57,8 @@ from manallm_proxy.providers.ollama.reply import (
 )
 from manallm_proxy.providers.wire import Request, Translator
 
+LESSONS: Final = 16
+"""Lines of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
 """Fields that clients set for all models, whether they think or not."""
 
@@ -131,6 +135,12 @@ class OllamaTranslator:
     usage: Usage | None = None
     _held: bytearray = field(factory=bytearray, repr=False)
     _called: int = 0
+    _lessons: int = LESSONS
+    _plain: PlainLines = field(init=False)
+
+    @_plain.default
+    def _no_pattern(self) -> PlainLines:
+        return PlainLines(b"content" if self._endpoint is Endpoint.CHAT else b"response")
 
     @property
     def held(self) -> int:
@@ -140,6 +150,24 @@ class OllamaTranslator:
         return b"\n" not in data
 
     def feed(self, data: bytes) -> StreamBatch:
+        was_between = not self._held
+        if was_between:
+            texts, used = self._plain.read(data)
+            if texts:
+                batch = StreamBatch(deltas=(Words(texts),), has_content=True)
+                return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
+        end = data.find(b"\n") + 1  # one line, then the others
+        if not end or (was_between and (not self._lessons or (self._plain.is_known and end != len(data)))):
+            return self._feed(data)
+        batch = self._feed(data[:end])
+        if was_between and len(batch.deltas) == 1 and batch.deltas[0].is_text:
+            self._lessons -= 1
+            self._plain.learn(data[:end], batch.deltas[0])
+        if batch.done or batch.error or end == len(data):
+            return batch
+        return batch.followed_by(self.feed(data[end:]) if self._plain.is_known else self._feed(data[end:]))
+
+    def _feed(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
         if lines and self._held:
             lines[0] = bytes(self._held) + lines[0]

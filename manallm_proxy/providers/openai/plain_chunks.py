@@ -8,20 +8,22 @@ OpenAI pads its chunks with a string of random length (``obfuscation``) at their
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
 from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta
-from manallm_proxy.openai.json_object import DecodeErrors
+from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.openai.plain_text import Splice, are_texts, decode_string, is_text
 
 _CONTENT: Final = re.compile(rb'"content"\s*:\s*("(?:[^"\\]|\\.)*")')
 _KEY: Final = re.compile(rb'"content"\s*:')
+_SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*("(?:[^"\\]|\\.)+")')
+"""Of a relayed chunk, in which it is all the same what goes on from chunk to chunk."""
 _PADDING: Final = b',"obfuscation":"'
 _PADDED: Final = re.compile(rb',"obfuscation":"[^"\\\x00-\x1f]*"\}\n\n')
 _END: Final = b"}\n\n"
-_STRING: Final = msgspec.json.Decoder(str)
 
 
 @define
@@ -31,36 +33,69 @@ class PlainChunks:
     _front: bytes = field(default=b"", repr=False)
     """Up to the quote that opens the words."""
     _tail: bytes = field(default=b"", repr=False)
-    """From the quote that closes them, without padding."""
+    """From the quote that closes them, without padding. It ends with a blank line, which no JSON string holds."""
+    _between: bytes = field(default=b"", repr=False)
     _shortest: int = 0
     _is_padded: bool = False
 
-    def words(self, data: bytes) -> str:
-        """What `data` adds, if it is one whole chunk of the pattern; else empty."""
+    @property
+    def is_known(self) -> bool:
+        """Whether there is one."""
+        return self._shortest > 0
+
+    def read(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        """What the chunks at the start of `data` add, each as the inside of a JSON string, and how many bytes these
+        chunks are; nothing and 0 if it does not begin with whole chunks of the pattern. Of padded ones only a single
+        one is looked at."""
         if not self._shortest or not data.startswith(self._front):
-            return ""
+            return (), 0
+        used = len(data)
         if self._is_padded:
             data = _without_padding(data)
-        if len(data) < self._shortest or not data.endswith(self._tail):
-            return ""
-        try:
-            return _STRING.decode(data[len(self._front) - 1 : len(data) - len(self._tail) + 1])
-        except DecodeErrors:
-            return ""
+        if data.endswith(self._tail):  # nearly always it is one chunk
+            quoted = data[len(self._front) - 1 : len(data) - len(self._tail) + 1]
+            try:
+                if decode_string(quoted):
+                    return (quoted[1:-1],), used
+            except DecodeErrors:
+                pass
+        end = data.rfind(self._tail) + len(self._tail)
+        if self._is_padded or end < self._shortest:
+            return (), 0
+        data, used = data[:end], end
+        texts = data[len(self._front) : len(data) - len(self._tail)].split(self._between)
+        return (texts, used) if are_texts(texts) else ((), 0)
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it has words alone."""
         bare = _without_padding(data)
         found = _CONTENT.search(bare)
-        if found is None or delta != Delta(content=delta.content) or len(_KEY.findall(bare)) != 1:
+        if found is None or not delta.is_text or len(_KEY.findall(bare)) != 1:
             return
         try:
-            if _STRING.decode(found[1]) != delta.content:
+            if decode(found[1], type=str) != delta.content:
                 return
         except DecodeErrors:
             return
-        self._front, self._tail = bare[: found.start(1) + 1], bare[found.end(1) - 1 :]
-        self._shortest, self._is_padded = len(self._front) + len(self._tail), bare is not data
+        if b"\\" in bare[: found.start(1)] or b"\\" in bare[found.end(1) :]:
+            return  # a member may come twice under an escaped name: the last one counts
+        self._take(bare, found.start(1) + 1, found.end(1) - 1)
+        self._is_padded = bare is not data
+
+    def learn_relayed(self, data: bytes, sent: bytes) -> Splice | None:
+        """Takes `data`, one whole event that is neither an end nor an error, as the pattern if it has words, and gives
+        what stands around these in `sent`, which it became for the client; None if it is no pattern."""
+        found, again = _SAID.search(data), _SAID.search(sent)
+        if found is None or again is None or found[1] != again[1] or len(_SAID.findall(data)) != 1 or _PADDING in data:
+            return None
+        if not is_text(found[1][1:-1]):
+            return None  # in what is no JSON the model kept its name
+        self._take(data, found.start(1) + 1, found.end(1) - 1)
+        return Splice(sent[: again.start(1) + 1], sent[again.end(1) - 1 :])
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        self._front, self._tail = data[:start], data[end:]
+        self._between, self._shortest = self._tail + self._front, len(self._front) + len(self._tail)
 
 
 def _without_padding(data: bytes) -> bytes:

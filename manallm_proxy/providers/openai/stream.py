@@ -11,116 +11,32 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
+from manallm_proxy.contract.answers import Delta, StreamBatch, Words
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
-from manallm_proxy.contract.targets import Target
+from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.json_object import (
-    DecodeErrors,
-    decode,
-    decode_leniently,
-    encode,
-    holds,
-    split_object,
-)
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.openai.json_object import encode, holds, split_object
+from manallm_proxy.openai.plain_text import Splice
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.named_calls import nameless
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.event_stream import EventStream
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import set_model
 
 _DATA: Final = b"data: "
 _BLANK: Final = b"\n\n"
 """What ends an event whose lines end in LF."""
+LESSONS: Final = 16
+"""Chunks of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
+_ONE_BY_ONE: Final = 8
+"""Events at the beginning of a read that are read each on its own, so that one of them may become a pattern."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
-
-
-@define
-class EventStream:
-    """What `EventRelay` and `EventReader` share: frames, keep-alives, errors, and when an answer is complete."""
-
-    _call: Call
-    _target: Target
-    _limits: AnswerLimits = AnswerLimits()
-    usage: Usage | None = None
-    _decoder: sse.Decoder = field(factory=sse.Decoder)
-    _has_content: bool = False
-    _seen_data: bool = False
-    _finished: set[int] = field(factory=set)
-
-    @property
-    def held(self) -> int:
-        return self._decoder.held
-
-    def is_open(self, data: bytes) -> bool:
-        return self._decoder.is_open(data)
-
-    def feed(self, data: bytes) -> StreamBatch:
-        """See `wire.Translator`."""
-        try:
-            frames = self._decoder.feed(data)
-        except sse.FrameTooLong:
-            return StreamBatch(error=BadResponse("it sent an event without an end", detail="endless event"))
-        return self._batch(frames)
-
-    def close(self) -> StreamBatch:
-        """The end of the provider's body: complete with ``[DONE]``, or with every finish reason."""
-        rest = self._decoder.close()
-        batch = StreamBatch()
-        if rest:
-            self._seen_data = self._seen_data or sse.is_cut_before_data(rest)
-            frame = sse.parse(rest + b"\n\n")
-            if frame.data is not None and frame.data != b"[DONE]" and not _is_json(frame.data):
-                return StreamBatch(error=_cut())
-            batch = self._batch([frame])
-            if batch.done or batch.error:
-                return batch
-        complete = len(self._finished) >= promised_choices(self._call) or not self._seen_data
-        error = None if complete else _cut()
-        return StreamBatch(batch.frames, batch.deltas, batch.has_content, done=complete, error=error)
-
-    def _batch(self, frames: list[sse.Frame]) -> StreamBatch:
-        out: list[bytes] = []
-        deltas: list[Delta] = []
-        before = self._has_content
-        done, error = False, None
-        for frame in frames:
-            try:
-                if frame.data == b"[DONE]":
-                    self._end()
-                    done = True
-                    break
-                self._add(frame, out, deltas)
-            except ProviderError as failure:
-                error = failure
-                break
-        return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
-
-    def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
-        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it reports."""
-        if len(frame.raw) > EVENT_BYTES:
-            refuse_too_much(frame.raw, self._limits)
-        if frame.fields:
-            chunks.refuse_odd_fields(frame)
-        data = frame.data
-        is_error = frame.event == b"error"
-        if data is None or frame.event == b"ping" or (data.strip() in chunks.KEEP_ALIVES and not is_error):
-            return  # comments and empty events: SDKs parse them as JSON and fail
-        if is_error or b'error"' in data or b'"error_type"' in data:
-            chunks.refuse_error(frame)
-        self._take(frame, data, out, deltas)
-
-    def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        raise NotImplementedError  # relaying and reading differ here
-
-    def _end(self) -> None:
-        """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""
 
 
 @define
@@ -132,14 +48,47 @@ class EventRelay(EventStream):
     _new_front: bytes = field(default=b"", repr=False)
     """All events of a stream begin with the same bytes, up to their model: those bytes, and what they become."""
 
+    _plain: PlainChunks = field(factory=PlainChunks)
+    _splice: Splice | None = field(default=None, repr=False)
+    """Around the words of chunks of that pattern, with the model's name."""
+    _fronts: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
+    """Theirs."""
+    _lessons: int = LESSONS
+
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
 
     def feed(self, data: bytes) -> StreamBatch:
+        if self._has_content and self._is_between:
+            if self._splice is not None:
+                texts, used = self._plain.read(data)
+                if texts:
+                    self._old_front, self._new_front = self._fronts
+                    around = self._splice
+                    if used == len(data) and len(texts) == 1:
+                        return StreamBatch(around.front + texts[0] + around.tail)
+                    batch = StreamBatch(around.write(texts))
+                    return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
+            end = data.find(_BLANK) + len(_BLANK)
+            if self._lessons and (end == len(data) or self._splice is None) and self._is_one_without_end(data[:end]):
+                return self._learn(data[:end], data[end:])
+        elif self._splice is not None and len(_BLANK) <= (end := data.find(_BLANK) + len(_BLANK)) < len(data):
+            batch = self._feed(data[:end])  # an event that had begun before
+            return batch if batch.done or batch.error else batch.followed_by(self.feed(data[end:]))
+        return self._feed(data)
+
+    def _learn(self, event: bytes, rest: bytes) -> StreamBatch:
+        self._lessons -= 1
+        batch = self._feed(event)
+        if splice := self._plain.learn_relayed(event, batch.frames):
+            self._splice, self._fronts = splice, (self._old_front, self._new_front)
+        return batch.followed_by(self.feed(rest)) if rest and not batch.error else batch
+
+    def _feed(self, data: bytes) -> StreamBatch:
         if self._is_plain(data):
             return StreamBatch(self._new_front + data[len(self._old_front) :])
         batches: list[StreamBatch] = []
-        while not self._has_content or not self._old_front or not self._decoder.is_between:  # one event at a time
+        while not self._has_content or not self._old_front or not self._is_between:  # one event at a time
             end = data.find(_BLANK) + len(_BLANK)
             end = end if end >= len(_BLANK) else len(data)
             batches.append(super().feed(data[:end]))
@@ -155,13 +104,21 @@ class EventRelay(EventStream):
             self._has_content
             and bool(self._old_front)
             and data.startswith(self._old_front)
+            and b'"usage"' not in data
+            and self._is_between
+            and self._is_one_without_end(data)
+        )
+
+    def _is_one_without_end(self, data: bytes) -> bool:
+        """Whether this is one whole event, neither the end of a choice nor an error, nor one that counts tokens."""
+        return (
+            data.startswith(_DATA)
             and data.find(b"\n") == len(data) - 2
             and data.endswith(b"\n")
             and b"\r" not in data
             and b"error" not in data
-            and b'"usage"' not in data
-            and self._decoder.is_between
             and not _FINISH.search(data)
+            and not _USAGE.search(data)
         )
 
     def _plain_until(self, data: bytes) -> int:
@@ -260,14 +217,29 @@ class EventReader(EventStream):
     _plain: PlainChunks = field(factory=PlainChunks)
 
     def feed(self, data: bytes) -> StreamBatch:
-        if self._has_content and self._decoder.is_between:
-            if words := self._plain.words(data):
-                return StreamBatch(deltas=(Delta(words),))
-            batch = super().feed(data)
-            if len(batch.deltas) == 1 and data.find(_BLANK) == len(data) - 2 and self._call.endpoint is Endpoint.CHAT:
-                self._plain.learn(data, batch.deltas[0])
-            return batch
-        return super().feed(data)
+        if self._has_content and self._is_between:
+            texts, used = self._plain.read(data)
+            if used and used == len(data):
+                return StreamBatch(deltas=(Words(texts),))
+        batch = StreamBatch()
+        for _ in range(_ONE_BY_ONE):  # events, until there is a pattern; then all that are of it
+            was_between = self._is_between
+            end = data.find(_BLANK) + len(_BLANK)
+            if was_between and self._has_content:
+                texts, used = self._plain.read(data)
+                if texts:
+                    return batch.followed_by(StreamBatch(deltas=(Words(texts),)).followed_by(super().feed(data[used:])))
+                if self._plain.is_known and end != len(data):
+                    break
+            if end < len(_BLANK):
+                break
+            one = super().feed(data[:end])
+            if was_between and len(one.deltas) == 1 and self._call.endpoint is Endpoint.CHAT:
+                self._plain.learn(data[:end], one.deltas[0])
+            batch, data = batch.followed_by(one), data[end:]
+            if one.done or one.error or not data:
+                return batch
+        return batch.followed_by(super().feed(data))
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
@@ -296,31 +268,6 @@ def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
     return pattern.search(data) is not None if len(data) <= EVENT_BYTES else holds(data, pattern)
 
 
-def promised_choices(call: Call) -> int:
-    """How many choices a complete answer has: ``n`` for each prompt."""
-    return _count(call, "n") * (_prompts(call) if call.endpoint is Endpoint.COMPLETIONS else 1)
-
-
-def _count(call: Call, key: str) -> int:
-    value = _value(call, key)
-    return value if isinstance(value, int) and value > 0 else 1
-
-
-def _prompts(call: Call) -> int:
-    prompt = _value(call, "prompt")
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        return len(prompt)
-    return 1
-
-
-def _value(call: Call, key: str) -> object:
-    span = call.summary.spans.get(key)
-    try:
-        return decode(call.body[span[0] : span[1]]) if span else None
-    except DecodeErrors:
-        return None
-
-
 def _without_usage(data: bytes) -> bytes:
     """`data` without its counters, which are all zero: Ollama's ``/v1/completions`` sends them with every chunk."""
     try:
@@ -332,15 +279,3 @@ def _without_usage(data: bytes) -> bytes:
     before = data[: span[0]].rstrip().removesuffix(b":").rstrip().removesuffix(b'"usage"').rstrip()
     after = data[span[1] :].lstrip()
     return before.removesuffix(b",") + after if after.startswith(b"}") else before + after.removeprefix(b",")
-
-
-def _cut() -> Disconnected:
-    return Disconnected("its stream ended in mid answer", detail="cut stream")
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        decode_leniently(data)
-    except DecodeErrors:
-        return False
-    return True
