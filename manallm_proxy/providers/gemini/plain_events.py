@@ -15,7 +15,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.openai.json_object import DecodeErrors, decode, split_object
-from manallm_proxy.openai.plain_text import are_texts
+from manallm_proxy.openai.plain_text import are_texts, is_string
 
 _DATA: Final = b"data: "
 _TEXT: Final = re.compile(rb'"text"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -60,7 +60,11 @@ class PlainEvents:
             texts.append(event[start:at])
             used += len(event) + len(_END)
             counters = counted
-        return (texts, used, counters) if texts and are_texts(texts) else ([], 0, counters)
+        if len(texts) == 1:
+            valid = is_string(data[start - 1 : start + len(texts[0]) + 1])
+        else:
+            valid = bool(texts) and are_texts(texts)
+        return (texts, used, counters) if valid else ([], 0, counters)
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it has words and usage."""
