@@ -205,6 +205,44 @@ async def test_a_server_that_forgets_is_told_again(redis: RedisServer, tmp_path:
             assert (await ask(other))[0] == 200
             await settled(other)
             assert set(told(redis)) == {"du", "mu", "dt", "mt"} and told(redis)["du"] == 2 * 10**9
+            for _ in range(6):
+                await ask(other)
+            shared(other).charge(ALIAS, Spend(3.0, 30))
+            await settled(other)
+            later = asyncio.get_running_loop().time() + BELIEVED + 1
+            shared(other).clock = lambda: later
+            _, explained = await other.get("/v1/explain?model=mana/test")
+            assert explained["chain"][0]["reason"] == "budget", "also where nobody has asked for a while"
+
+
+@define
+class Late:
+    """`then` happens after the first answer."""
+
+    link: Link
+    then: Callable[[], None]
+    is_well: bool = True
+    asked: int = 0
+
+    async def use(self, command: Callable[[Any], Awaitable[Any]]) -> Any:
+        found = await self.link.use(command)
+        self.asked += 1
+        if self.asked == 1:
+            self.then()
+        return found
+
+
+async def test_a_reservation_that_is_just_given_back_refuses_nobody(redis: RedisServer, tmp_path: Path) -> None:
+    """It is written behind: the client's next request may be at another instance before it."""
+    async with upstream(each(answers)) as cloud:
+        async with instances(config_of(cloud, redis, {"day": "5 USD"}), tmp_path) as (one, other):
+            hold = await shared(one).hold([(ALIAS, limits(one))], Spend(4.0, 1), Spend())
+            assert isinstance(hold, Hold)
+            real = shared(other).link()
+            assert real is not None
+            late = Late(real, partial(shared(one).give_back, hold))
+            shared(other).link = lambda: late  # type: ignore[assignment, return-value]
+            assert ((await ask(other))[0], late.asked) == (200, 2)
 
 
 def limits(p: Proxy) -> Any:
