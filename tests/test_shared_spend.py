@@ -18,7 +18,6 @@ from manallm_proxy.routing.ledger import Spend
 from manallm_proxy.state import link
 from manallm_proxy.state.link import Away, Link
 from manallm_proxy.state.scripts import name_of
-from manallm_proxy.state.settlements import Settlements
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import Upstream, answers, each, endless, upstream
@@ -81,15 +80,11 @@ def told(redis: RedisServer, name: str = name_of("account", ALIAS)) -> dict[str,
     return found
 
 
-def is_told(settlements: Settlements) -> bool:
-    return settlements._sent is None and not settlements.next
-
-
 async def settled(*proxies: Proxy) -> None:
     """The server knows all."""
     for p in proxies:
         settlements = shared(p).settlements
-        await until(partial(is_told, settlements))
+        await until(partial(getattr, settlements, "is_idle"))
 
 
 async def test_a_budget_is_one_for_all(redis: RedisServer, tmp_path: Path) -> None:
@@ -210,6 +205,44 @@ async def test_a_server_that_forgets_is_told_again(redis: RedisServer, tmp_path:
             assert (await ask(other))[0] == 200
             await settled(other)
             assert set(told(redis)) == {"du", "mu", "dt", "mt"} and told(redis)["du"] == 2 * 10**9
+            for _ in range(6):
+                await ask(other)
+            shared(other).charge(ALIAS, Spend(3.0, 30))
+            await settled(other)
+            later = asyncio.get_running_loop().time() + BELIEVED + 1
+            shared(other).clock = lambda: later
+            _, explained = await other.get("/v1/explain?model=mana/test")
+            assert explained["chain"][0]["reason"] == "budget", "also where nobody has asked for a while"
+
+
+@define
+class Late:
+    """`then` happens after the first answer."""
+
+    link: Link
+    then: Callable[[], None]
+    is_well: bool = True
+    asked: int = 0
+
+    async def use(self, command: Callable[[Any], Awaitable[Any]]) -> Any:
+        found = await self.link.use(command)
+        self.asked += 1
+        if self.asked == 1:
+            self.then()
+        return found
+
+
+async def test_a_reservation_that_is_just_given_back_refuses_nobody(redis: RedisServer, tmp_path: Path) -> None:
+    """It is written behind: the client's next request may be at another instance before it."""
+    async with upstream(each(answers)) as cloud:
+        async with instances(config_of(cloud, redis, {"day": "5 USD"}), tmp_path) as (one, other):
+            hold = await shared(one).hold([(ALIAS, limits(one))], Spend(4.0, 1), Spend())
+            assert isinstance(hold, Hold)
+            real = shared(other).link()
+            assert real is not None
+            late = Late(real, partial(shared(one).give_back, hold))
+            shared(other).link = lambda: late  # type: ignore[assignment, return-value]
+            assert ((await ask(other))[0], late.asked) == (200, 2)
 
 
 def limits(p: Proxy) -> Any:
@@ -307,6 +340,21 @@ async def test_what_was_kept_before_counts_there_too(redis: RedisServer, tmp_pat
             while (await ask(other))[0] == 200:
                 await settled(other)
             assert 7 <= spent(other) <= 9
+
+
+async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_path: Path) -> None:
+    """Each counts by itself then, which the log tells once; it is told all of it once there is room."""
+    async with upstream(each(answers)) as cloud:
+        config = config_of(cloud, redis, {"day": "6 USD"}, tokens_per_minute=1000, requests_per_minute=100)
+        async with instances(config, tmp_path) as (one, other):
+            redis.client().config_set("maxmemory", 1)
+            codes = [(await ask(one))[0] for _ in range(12)]
+            assert codes == sorted(codes) and 8 <= codes.count(200) <= 11 and not shared(one).is_on
+            assert one.log.getvalue().count("refuses what it is told (OOM)") == 1
+            redis.client().config_set("maxmemory", 0)
+            await settled(one)
+            assert told(redis)["du"] == len(cloud.posts) * 5 * 10**8
+            assert (await ask(other))[0] == 429 and shared(other).is_on
 
 
 async def test_a_reload_may_take_the_server_away(redis: RedisServer, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from manallm_proxy.routing.home import A, Ask
 from manallm_proxy.routing.ledger import Spend
 from manallm_proxy.state.link import Away
 
+SETTLING: Final = 0.01
+"""Seconds in which what is given back is known to all, as a rule."""
 MOST_CHOICES: Final = 1000
 """Of one request, as far as an estimate needs to know."""
 
@@ -90,6 +92,15 @@ class Expense:
         for account in self.accounts:
             if (limit := self._over(account, entry)) is not None:
                 return self._skip(account.name, limit)
+        return None
+
+    def known_refusal(self, entry: Entry) -> Skip | None:
+        """As `refusal`, for who only looks: by what this process knows, also where another one would be asked."""
+        for account in self.accounts:
+            if limits := self._limits(account, entry):
+                limit = self.generation.ledger.over(account.name, limits, self._sure(entry))
+                if limit is not None:
+                    return self._skip(account.name, limit)
         return None
 
     def gate(self, entry: Entry) -> Skip | None:
@@ -170,8 +181,12 @@ class Expense:
         """Raises Declined where too little is left."""
         accounts = [(each.name, limits) for each in self.accounts if (limits := self._limits(each, entry))]
         if accounts:
+            spend, wanted = self.generation.limits.spend, self._wanted(entry)
             try:
-                found = await self.generation.limits.spend.hold(accounts, *self._wanted(entry))
+                found = await spend.hold(accounts, *wanted)
+                if not isinstance(found, Hold) and spend.over(found[0], dict(accounts)[found[0]], wanted[0]) is None:
+                    await asyncio.sleep(SETTLING)  # it is reserved: perhaps by a call that is over by now
+                    found = await spend.hold(accounts, *wanted)
             except Away:
                 if (skip := self.refusal(entry)) is not None:
                     raise Declined(skip) from None

@@ -55,7 +55,7 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     expense = Expense(generation, accounts_of(None, chain))
 
     def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.refusal(entry) or generation.home.refusal(entry, last)
+        return expense.known_refusal(entry) or generation.home.refusal(entry, last)
 
     walk = Walk(evolve(chain, entries=able or chain.entries), generation.registry, "", gate)
 

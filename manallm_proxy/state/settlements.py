@@ -123,6 +123,11 @@ class Settlements:
     _numbers: int = 0
     _sending: asyncio.Task[None] | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the server has confirmed all that it was told."""
+        return self._sent is None and not self.next
+
     def untold(self, account: str) -> Iterable[tuple[int, list[int]]]:
         """Day, USD and tokens of what the server does not know, or has not confirmed yet."""
         for batch in (self._sent, self.next):

@@ -8,8 +8,9 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import aiohttp
 import pytest
 import trustme
 
+from manallm_proxy.contract.budgets import Amount, Limit
 from manallm_proxy.contract.events import Event
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.gateway.shared_spend import Hold, SharedSpend
+from manallm_proxy.routing.ledger import Ledger, Spend
+from manallm_proxy.state import link
 from manallm_proxy.state.channel import Channel
 from manallm_proxy.state.kept import Kept
 from manallm_proxy.state.link import Link
@@ -26,13 +31,14 @@ from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
 from tests.needs import require
 from tests.proxy import Process, free_port, openai, process, settings
-from tests.redis_server import redis_server
+from tests.redis_server import PATIENCE, redis_server
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 pytestmark = [pytest.mark.built_in, pytest.mark.heavy]
 KEPT = Kept(b"{}", Target("up", "m"))
-ROUNDS, ROUND = 3000, 500
+Ask = Callable[[aiohttp.ClientSession, str, str, int], Awaitable[None]]
+"""One request to one process, by its name and address; the number counts those to it."""
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def redis(*arguments: str) -> Iterator[None]:
 
 
 async def works(url: str) -> None:
-    """What one keeps the other finds; what one says the other hears."""
+    """What one keeps the other finds; what one says the other hears; what one reserves and spends the other knows."""
     seen: list[Event] = []
     one, other = (RedisAnswers(Link("redis", client_of(url), seen.append)) for _ in range(2))
     heard: list[bytes] = []
@@ -66,14 +72,31 @@ async def works(url: str) -> None:
         if await found(n) and heard:
             break
     assert heard and other.link.is_well
+    clock = asyncio.get_running_loop().time
+    first, second = (SharedSpend(Ledger(), partial(getattr, each_, "link"), clock) for each_ in (one, other))
+    limits = (Limit("day", Amount(5, "USD")), Limit("month", Amount(100, "tokens")))
+    accounts = [("key alice", limits), ("alias mana/test", limits)]
+    hold = await first.hold(accounts, Spend(3.0, 60), Spend(1.0, 10))
+    assert isinstance(hold, Hold) and hold.spend == Spend(4.0, 70)
+    assert await second.hold(accounts, Spend(0.5, 40), Spend()) == ("key alice", limits[1])
+    first.charge("key alice", Spend(2.0, 10))
+    first.give_back(hold)
+    await until(lambda: first.settlements.is_idle)
+    rest = await second.hold(accounts, Spend(3.0, 60), Spend(5.0, 60))
+    assert isinstance(rest, Hold) and rest.spend == Spend(3.0, 90)
+    for spend in (first, second):
+        await spend.settlements.close()
     await channel.close()
     for each_ in (one, other):
         await each_.close()
         await each_.link.close()
 
 
-async def test_clusters_sentinels_and_tls(tmp_path: Path) -> None:
+# a cluster's client that is left while it still looks for its nodes leaves their connections to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_clusters_sentinels_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forms of an address, each against a real server."""
+    monkeypatch.setattr(link, "BUDGET", PATIENCE)
     cluster, master, sentinel, secure = (str(free_port()) for _ in range(4))
     here = ("--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path))
     with redis("--port", cluster, "--cluster-enabled", "yes", *here):
@@ -100,59 +123,70 @@ def cpu(pid: int) -> float:
     return sum(int(each_.read_text().split()[0]) for each_ in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
-async def figures(config: dict[str, Any], folder: Path, path: str, expected: str | None) -> tuple[float, float]:
-    """CPU of one request in microseconds, and the 99th percentile in milliseconds, one after the other."""
-    body = {"model": "mana/test", "messages": [{"role": "user", "content": "hello there " * 150}]}
-    async with process(config, folder, anew=True) as running, aiohttp.ClientSession() as client:
+BLOCKS, BLOCK = 20, 100
+"""Requests to each process in turn. The least of the blocks is what it costs: others use the machine, too."""
 
-        async def took() -> float:
-            began = time.perf_counter()
-            async with client.post(running.url + path, json=body) as response:
-                await response.read()
-                last.append(response.headers.get("X-Mana-LLM-Cache"))
-            return time.perf_counter() - began
 
-        last: list[str | None] = []
-        for _ in range(300):
-            await took()
-        last.clear()
-        times: list[float] = []
-        least = 1e9  # of several rounds: others who use the machine take caches and clocks
-        for _ in range(ROUNDS // ROUND):
-            before = cpu(running.pid)
-            times += [await took() for _ in range(ROUND)]
-            least = min(least, (cpu(running.pid) - before) / ROUND * 1e6)
-        assert last.count(expected) > 0.95 * ROUNDS
-        return least, at(times, 0.99) * 1e3
+async def blocks(urls: Mapping[str, str], client: aiohttp.ClientSession, ask: Ask) -> dict[str, list[list[float]]]:
+    """Milliseconds of the requests in each block, by process."""
+    found: dict[str, list[list[float]]] = {name: [] for name in urls}
+    for block in range(BLOCKS):
+        for name, url in urls.items():
+            found[name].append([])
+            for number in range(BLOCK):
+                began = time.perf_counter()
+                await ask(client, name, url, block * BLOCK + number)
+                found[name][-1].append((time.perf_counter() - began) * 1e3)
+    return found
+
+
+def p99(times: list[list[float]]) -> float:
+    return min(sorted(block)[int(len(block) * 0.99) - 1] for block in times)
 
 
 @pytest.mark.timeout(200)
 async def test_what_a_hit_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside a request that is read and not kept; with the server dead, and without one."""
+    """Beside a request that is read and not kept; in CPU, of which nobody else's use tells much."""
+    body = {"model": "mana/test", "messages": [{"role": "user", "content": "hello there " * 150}]}
     chat, count = "/v1/chat/completions", "/v1/messages/count_tokens"
-    with redis_server(tmp_path) as server:
-        async with upstream(each(answers)) as up:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(redis_server(tmp_path))
+        up = await stack.enter_async_context(upstream(each(answers)))
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        kinds: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+            "read and counted, nobody asked": (count, None, {}),
+            "asked, not kept": (chat, None, {}),
+            "hit in memory": (chat, "hit", {}),
+            "hit in Redis": (chat, "hit", {"state": server.url}),
+        }
+        running: dict[str, Process] = {}
+        for number, (name, (_, expected, more)) in enumerate(kinds.items()):
+            config = settings({"up": openai(up.url)}, log={"level": "info"}, **more)
+            config["aliases"]["mana/test"] |= {"cache": {"ttl": "1h"}} if expected else {}
+            folder = tmp_path / str(number)
+            os.mkdir(folder)
+            running[name] = await stack.enter_async_context(process(config, folder, anew=True))
+        used: dict[str, list[float]] = {name: [] for name in kinds}
+        told: list[tuple[str | None, str | None]] = []
 
-            def config(ttl: bool, **more: Any) -> dict[str, Any]:
-                made = settings({"up": openai(up.url)}, log={"level": "info"}, **more)
-                made["aliases"]["mana/test"] |= {"cache": {"ttl": "1h"}} if ttl else {}
-                return made
+        async def ask(client: aiohttp.ClientSession, name: str, url: str, number: int) -> None:
+            path, expected, _ = kinds[name]
+            if number % BLOCK == 0:
+                used[name].append(cpu(running[name].pid))
+            async with client.post(url + path, json=body) as response:
+                await response.read()
+                told.append((response.headers.get("X-Mana-LLM-Cache"), expected))
+            if number % BLOCK == BLOCK - 1:
+                used[name][-1] = (cpu(running[name].pid) - used[name][-1]) / BLOCK * 1e6
 
-            dead = config(True, state="redis://127.0.0.1:9")
-            rows = {
-                "read and counted, nobody asked": await figures(config(False), tmp_path, count, None),
-                "asked, not kept": await figures(config(False), tmp_path, chat, None),
-                "hit in memory": await figures(config(True), tmp_path, chat, "hit"),
-                "hit in Redis": await figures(config(True, state=server.url), tmp_path, chat, "hit"),
-                "asked, Redis dead": await figures(dead, tmp_path, chat, "miss"),
-            }
+        await blocks({name: each_.url for name, each_ in running.items()}, client, ask)
+        least = {name: min(found[2:]) for name, found in used.items()}
+    assert sum(one == other for one, other in told) > 0.98 * len(told)
     with capsys.disabled():
-        for name, (microseconds, p99) in rows.items():
-            print(f"\n{name}: {microseconds:.0f} us of CPU, p99 {p99:.2f} ms", end="")
-        print()
-    read = rows["read and counted, nobody asked"][0]
-    assert rows["hit in memory"][0] - read < 40
-    assert rows["hit in Redis"][0] - read < 250
+        print(*(f"\n{name}: {microseconds:.0f} us of CPU" for name, microseconds in least.items()))
+    read = least["read and counted, nobody asked"]
+    assert least["hit in memory"] - read < 0.3 * read, "40 us where reading takes 140"
+    assert least["hit in Redis"] - read < 1.8 * read, "250 us where reading takes 140"
 
 
 @pytest.mark.timeout(400)
@@ -179,38 +213,25 @@ async def test_what_a_dead_server_costs(tmp_path: Path, capsys: pytest.CaptureFi
             config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
             urls[name] = (await stack.enter_async_context(process(config, folder))).url
 
-        async def took(name: str, number: int) -> float:
+        async def ask(client: aiohttp.ClientSession, name: str, url: str, number: int) -> None:
+            if number == 20 and name == "killed":
+                servers["killed"].kill()
             body = {"messages": [{"role": "user", "content": f"{number}"}], "max_tokens": 5}
-            began = time.perf_counter()
-            async with client.post(urls[name] + "/v1/chat/completions", json=body) as response:
+            async with client.post(url + "/v1/chat/completions", json=body) as response:
                 await response.read()
                 assert response.status == 200 and response.headers["X-Mana-LLM-Cache"] == "miss"
-            return time.perf_counter() - began
 
-        for number in range(50):
-            for name in urls:
-                await took(name, -1 - number)
+        for name, url in urls.items():
+            await ask(client, name, url, -1)
         servers["hanging"].stop()
-        for turn in range(4):
-            times: dict[str, list[float]] = {name: [] for name in urls}
-            for number in range(1000):
-                if number == 20 and turn == 0:
-                    servers["killed"].kill()
-                for name in urls:
-                    times[name].append(await took(name, 10_000 * turn + number) * 1e3)
-            figures = {name: (at(found, 0.5), at(found, 0.99), max(found)) for name, found in times.items()}
-            with capsys.disabled():
-                for name, (middle, most, worst) in figures.items():
-                    print(f"\nRedis {name}: p50 {middle:.2f} ms, p99 {most:.2f} ms, worst {worst:.1f} ms", end="")
-                print()
-            dead = max(figures[name][1] for name in ("absent", "hanging", "killed"))
-            if dead - figures["without"][1] < 1.0:
-                return
-    pytest.fail("in no round")
-
-
-def at(times: list[float], part: float) -> float:
-    return sorted(times)[int(len(times) * part)]
+        times = await blocks(urls, client, ask)
+    with capsys.disabled():
+        for name, found in times.items():
+            middle = min(sorted(block)[BLOCK // 2] for block in found)
+            worst = max(map(max, found))
+            print(f"\nRedis {name}: p50 {middle:.2f} ms, p99 {p99(found):.2f} ms, worst {worst:.1f} ms", end="")
+        print()
+    assert max(p99(times[name]) for name in ("absent", "hanging", "killed")) - p99(times["without"]) < 1.0
 
 
 async def test_under_load_it_may_come_and_go(tmp_path: Path) -> None:
