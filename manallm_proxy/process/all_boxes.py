@@ -127,8 +127,11 @@ class AllBoxes:
         line = self._lines[server]
         names = [model] if line.ramp is None else [each.name for each in line.models.values()]
         for name in names:
-            busy = _busy(line, name, now)
-            self._out += [(number, box.Line(server, name, busy)) for number in workers]
+            each, busy = line.of(name), _busy(line, name, now)
+            limited = busy.slots is not None or busy.ramp is not None
+            if limited or each.is_told:  # without a limit there is always room
+                each.is_told = limited
+                self._out += [(number, box.Line(server, name, busy)) for number in workers]
 
     def _line(self, server: str) -> Line:
         """That of `server`; makes one, and room for it."""

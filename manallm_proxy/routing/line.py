@@ -71,6 +71,8 @@ class ModelLine:
     """The request that was sent to learn whether there is a slot more."""
     serving: set[Turn] = field(factory=set)
     waiting: deque[Turn] = field(factory=deque)
+    is_told: bool = False
+    """Other workers know that it has a limit."""
     backlog: float = 0.0
     """The sum of what those that wait are expected to take, in seconds."""
 
