@@ -285,6 +285,7 @@ BAD_FORMS: list[tuple[str, bytes, str]] = [
     (MULTIPART, GOOD.replace(b"Content-Disp", b"X: " + b"a" * 9000 + b"\r\nContent-Disp"), "bytes of headers"),
     ("audio/mpeg", MP3, "multipart/form-data"),
     ("application/json", b"{}", "model"),
+    ("Application/JSON", b"{}", "model"),
     ("application/json", b'{"model": ""}', "model"),
     ("application/json", b'{"model": 3}', "model"),
     ("application/json", b"[]", "object"),

@@ -1,4 +1,4 @@
-"""Doors read and write what is large in short calls: one long call into C keeps all threads waiting."""
+"""Doors read and write large requests and answers in short calls: one long call into C keeps all threads waiting."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from manallm_proxy.contract.answers import Answer, Delta
 from manallm_proxy.contract.door import Client, Door
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.embed import OllamaEmbedDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.openai_chat import ChatDoor
+from manallm_proxy.doors.openai_completions import CompletionsDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.openai.forced_call import as_structured_output
 
-LONG = "wörds " * 200_000
+LONG = "words " * 190_000
 USER = {"role": "user", "content": LONG}
 UNSIGNED = {"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": ""}]}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -68,6 +72,25 @@ async def test_a_long_request(longest: list[int]) -> None:
         call, _ = reading if isinstance(reading, tuple) else await reading
         assert len(call.at("a", dialects).body) > len(LONG), asked.keys()
         assert longest and max(longest) < 2**20, (door.name, asked.keys())
+
+
+def test_a_long_answer(longest: list[int]) -> None:
+    """Whole, through each door that translates."""
+    user = [{"role": "user", "content": "hi"}]
+    doors: list[tuple[Door, dict[str, Any]]] = [
+        (ChatDoor(), {"messages": user}),
+        (CompletionsDoor(), {"prompt": "hi"}),
+        (MessagesDoor(), {"messages": user, "max_tokens": 1}),
+        (OllamaChatDoor(), {"messages": user}),
+        (OllamaGenerateDoor(), {"prompt": "hi"}),
+        (ResponsesDoor(MemoryStore(lambda: 0.0)), {"input": "hi", "store": False}),
+    ]
+    for door, asked in doors:
+        reading = door.read(json.dumps({"model": "a/b", **asked}).encode(), Client("1"))
+        assert isinstance(reading, tuple)
+        whole = reading[1].whole(Target("a", "b"), Answer(choices=(Delta(LONG, finish="stop"),), is_large=True))
+        assert len(whole) > len(LONG)
+        assert max(longest) < 2**20, door.name
 
 
 def test_a_stored_response(longest: list[int]) -> None:

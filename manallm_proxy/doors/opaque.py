@@ -44,7 +44,7 @@ class OpaqueDoor:
             spans = {"model": form.spans["model"][0]} if form.text("model") is not None else {}
             summary = RequestSummary(form.text("model") or "", stream, False, frozenset(), spans)
             content_type = form.content_type
-        elif self.endpoint in FORMS and "json" not in content_type:
+        elif self.endpoint in FORMS and "json" not in content_type.lower():
             raise InvalidRequest("send multipart/form-data, with its boundary in Content-Type")
         else:
             summary, content_type = read_summary(body, ("model", str)), "application/json"

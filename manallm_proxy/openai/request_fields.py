@@ -5,7 +5,6 @@ A path has OpenAI's notation: ``messages[2].tool_calls[0].function.arguments``.
 
 from __future__ import annotations
 
-import binascii
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
@@ -149,12 +148,3 @@ def data_uri(url: str, path: str, reader: str) -> tuple[str, str]:
     if not (scheme.lower() == "data" and comma and data and "base64" in settings):
         raise wrong(path, "a base64 data URI")
     return media, data
-
-
-def is_base64(text: str) -> bool:
-    """Whether `text` holds any bytes in base64: of either alphabet, padded or not, in lines or not."""
-    plain = text.replace("-", "+").replace("_", "/").replace("\n", "").replace("\r", "")
-    try:
-        return bool(binascii.a2b_base64(plain + "=" * (-len(plain) % 4), strict_mode=True))
-    except ValueError:
-        return False

@@ -33,7 +33,7 @@ class Block:
     """How many of a tool call's ``pieces`` were sent; they are kept to see when its input is complete."""
     index: int | None = None
     """Its index in the answer, once its start was sent."""
-    arguments: Arguments | None = None
+    arguments: Arguments | None = field(default=None, repr=False)
     """What ``pieces`` are of a tool call."""
 
     def __attrs_post_init__(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
-from manallm_proxy.openai.request_fields import Fields, all_of, is_base64, optional, required, wrong
+from manallm_proxy.openai.base64_text import is_base64
+from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
 READABLE: Final = (TEXT, IMAGE, DOCUMENT, SEARCH_RESULT)

@@ -6,13 +6,13 @@ object, and a tool result need not say which call it answers: it has the tool's 
 
 from __future__ import annotations
 
-import binascii
 from collections import OrderedDict
 from typing import Any, Final
 
 from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
@@ -201,13 +201,10 @@ def places_of(text: object, images: object, path: str, text_at: str = "content")
 def _data_uri(image: str, path: str) -> str:
     """A data URI for base64 data; some clients send a data URI already. Raises InvalidRequest for anything else."""
     data = image.partition(",")[2] if image.startswith("data:") else image
-    try:
-        raw = binascii.a2b_base64(data, strict_mode=True)
-    except ValueError:
-        raw = b""
-    if not raw:
+    first = first_bytes(data)
+    if not first:
         raise wrong(path, "an image in base64")
     if image.startswith("data:"):
         return image
-    media = next((media for start, media in _MEDIA if raw.startswith(start)), "image/png")
+    media = next((media for start, media in _MEDIA if first.startswith(start)), "image/png")
     return f"data:{media};base64,{data}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
-from manallm_proxy.openai.request_fields import Fields, all_of, image_url, is_base64, optional, required, wrong
+from manallm_proxy.openai.base64_text import is_base64
+from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """By type of text part: the member that holds the text."""

@@ -7,7 +7,6 @@ arguments and results of tools are objects, and a result names its function inst
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +14,7 @@ from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
@@ -226,10 +226,7 @@ def _inline(url: str, path: str) -> Fields:
 
 def _checked_base64(text: str, path: str) -> str:
     """`text`, given in either alphabet, padded or not, in the plain one and padded."""
-    plain = text.replace("-", "+").replace("_", "/")
-    plain += "=" * (-len(plain) % 4)
-    try:
-        base64.b64decode(plain, validate=True)
-    except (binascii.Error, ValueError):
-        raise wrong(path, "valid base64") from None
-    return plain
+    padded = plain(text)
+    if not first_bytes(padded):
+        raise wrong(path, "valid base64")
+    return padded

@@ -5,7 +5,6 @@ There ``content`` is one string, images stand beside it, and the arguments of a 
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
@@ -134,8 +134,6 @@ def _image(part: Fields, at: str) -> str:
     media, data = data_uri(url, path, "Ollama")
     if media not in _IMAGE_TYPES:
         raise Unsupported(f"Ollama reads jpeg, png and webp, and {at} is '{media[:40]}'", param="messages")
-    try:
-        binascii.a2b_base64(data, strict_mode=True)
-    except ValueError:
-        raise wrong(path, "a data URI with valid base64") from None
+    if not first_bytes(data):
+        raise wrong(path, "a data URI with valid base64")
     return data

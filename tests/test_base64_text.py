@@ -1,0 +1,59 @@
+"""Base64 that is looked at in slices is what it is in one go."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manallm_proxy.openai import base64_text
+
+TEXTS = st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode())
+ODD = st.text("QUJD+/=-_ \n\u00e9", max_size=40)
+
+
+@given(TEXTS | ODD | st.tuples(TEXTS, TEXTS).map("".join))
+def test_in_slices_as_in_one_go(text: str) -> None:
+    """Padding is at the end alone, and each slice is looked at."""
+    try:
+        wanted = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        wanted = b""
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (4, 8, 1024):
+            patch.setattr(base64_text, "_SLICE", size)
+            found = base64_text.first_bytes(text)
+            assert bool(found) is bool(wanted)
+            assert wanted.startswith(found)
+
+
+def test_no_call_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture of megabytes."""
+    sizes: list[int] = []
+    real = binascii.a2b_base64
+
+    def decode(text: str, *, strict_mode: bool) -> bytes:
+        sizes.append(len(text))
+        return real(text, strict_mode=strict_mode)
+
+    monkeypatch.setattr(binascii, "a2b_base64", decode)
+    assert base64_text.is_base64("QUJD" * 2**19)
+    assert max(sizes) <= 2**18
+    assert sum(sizes) == 2**21
+
+
+def test_any_form_of_it() -> None:
+    """Alphabets, padding, lines; and what is none of it."""
+    for text, wanted in {
+        "_-8": True,
+        "/+8=": True,
+        "QU\r\nJD": True,
+        "QQ": True,
+        "Q": False,
+        "": False,
+        "é": False,
+    }.items():
+        assert base64_text.is_base64(text) is wanted, text
