@@ -52,7 +52,7 @@ async def read_request(
 
 
 async def _turn(large: bool) -> None:
-    """Others have their turn between two looks at megabytes."""
+    """Lets other requests run between two passes over a large body."""
     if large:
         await asyncio.sleep(0)
 

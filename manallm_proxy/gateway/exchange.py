@@ -235,7 +235,7 @@ class Exchange:
         return response
 
     def note_commit(self, entry: Entry) -> None:
-        """For those who look on; nobody else needs to hear of it before the end."""
+        """Reports the commit if the live feed has readers; other listeners need only the end."""
         if self.renderer.serving.followed and self.walk is not None and self._summary is not None:
             asked, alias = self._summary.model, self.walk.chain.alias
             self.generation.registry.observe(RequestCommitted(self.request_id, asked, alias, entry.target))
@@ -246,7 +246,7 @@ class Exchange:
         await self.stream_writer(self._reply).beat()
 
     def commit(self, entry: Entry, reply: Reply) -> None:
-        """`entry`'s answer, which `reply` writes, is on its way."""
+        """`entry` answers, and `reply` writes its answer."""
         self.resolved, self.state, self._reply = entry, State.COMMITTED, reply
         self.note_commit(entry)
 

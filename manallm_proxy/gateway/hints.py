@@ -33,7 +33,7 @@ _WORD: Final = re.compile(r"[a-z0-9_]{1,40}")
 
 @frozen
 class Message:
-    """What travels. ``sender``: the instance; ``where``: see `address_digest`."""
+    """What is published. ``sender``: the instance; ``where``: see `address_digest`."""
 
     sender: str
     provider: str
@@ -54,7 +54,7 @@ def address_digest(provider: ProviderConfig) -> str:
 
 @define(eq=False)
 class Hints:
-    """``workers``: tells the other workers of this instance, if there are any."""
+    """``workers``: sends to the other workers of this instance, if there are any."""
 
     generation: Callable[[], Generation]
     workers: Broadcast | None = None
@@ -64,27 +64,27 @@ class Hints:
     _left: asyncio.Task[None] | None = None
 
     def moved(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Tells the others what this process has found out."""
+        """Publishes what this process has found out."""
         if self.workers is not None:
             self.workers(provider, model, update)
         if self._channel is not None:
             settings = self.generation().config.providers[provider]
             message = Message(self._sender, provider, address_digest(settings), model, Hint.of(update))
-            self._channel.say(msgspec.json.encode(message))
+            self._channel.publish(msgspec.json.encode(message))
 
     def follow(self, generation: Generation) -> None:
-        """Hears the server that `generation` shares its state by, if any."""
+        """Listens on the server that `generation` shares its state by, if any."""
         link, before = generation.answers.link, self._channel
         if before is not None and before.link is link:
             return
         if before is not None:
             self._left = asyncio.get_running_loop().create_task(before.close())
-        self._channel = Channel(link, NAME, self.hear) if link is not None else None
+        self._channel = Channel(link, NAME, self.receive) if link is not None else None
         if self._channel is not None:
             self._channel.start()
 
-    def hear(self, data: bytes) -> None:
-        """Takes a message, unless it is our own, or of a provider that is not ours."""
+    def receive(self, data: bytes) -> None:
+        """Applies a message, unless it is our own, or about a provider that is not ours."""
         try:
             message = _MESSAGE.decode(data)
         except ValueError:

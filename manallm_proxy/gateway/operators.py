@@ -131,8 +131,8 @@ class Operators:
 
     async def _read(self, request: web.BaseRequest, reader: Reader) -> Frames | None:
         """The next events; None ends the feed, also if a reload has taken this reader's access away."""
-        told = await reader.next()
+        events = await reader.next()
         with contextlib.suppress(ProxyError):
             self.access.check(request)
-            return None if told is None else [(each.id, each.kind, each.data) for each in told]
+            return None if events is None else [(each.id, each.kind, each.data) for each in events]
         return None

@@ -16,6 +16,7 @@ import httptools
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.contract.spliced import Body, Part, Spliced, in_portions
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
+from manallm_proxy.http_client.errors import malformed
 from manallm_proxy.http_client.response import Response
 
 _LENGTHS: Final = frozenset(map(len, (b"content-length", b"transfer-encoding", b"content-encoding")))
@@ -151,8 +152,8 @@ class Connection(asyncio.Protocol):
             self.paused = False
             self._transport.resume_reading()
 
-    def malformed(self, detail: str = "malformed http") -> BadResponse:
-        return BadResponse(f"{self.name}: its answer is not valid HTTP", detail=detail)
+    def malformed(self) -> BadResponse:
+        return malformed(self.name)
 
     # for asyncio
 

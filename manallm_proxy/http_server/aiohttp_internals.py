@@ -126,7 +126,7 @@ class OneTaskHandler(RequestHandler):
         return True
 
     async def _read_rest(self, payload: StreamReader) -> None:
-        """The rest of a body that nobody wanted. What is not here in time ends the connection.
+        """Drops the rest of a body that the handler did not read. If it does not come in time, the connection ends.
 
         To close at once would make the client's system drop the answer (RST).
         """
@@ -140,7 +140,7 @@ class OneTaskHandler(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """As aiohttp's: the answer, and whether the client left. What has been sent as a whole needs nothing of it."""
+        """As aiohttp's: the answer, and whether the client left. One that has been sent already skips its steps."""
         if resp._eof_sent and not self._upgraded:
             request._finish()
             return resp, False

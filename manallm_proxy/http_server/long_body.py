@@ -17,7 +17,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import forget_body
 
 LEAST: Final = 64 * 1024
-"""Bytes of a body that is worth it."""
+"""Bytes above which a body is received in this way."""
 A_TURN: Final = 2**20
 """Bytes that are received in one turn of the loop."""
 _SINK: Final = bytearray(64 * 1024)
@@ -78,7 +78,7 @@ class LongBody(asyncio.BufferedProtocol):
                 timer.cancel()
 
     def due(self, rate: int) -> float:
-        """Loop time until which what has come would do."""
+        """Loop time up to which what has come satisfies `rate`, in bytes a second."""
         return self._begun + self.size / rate
 
     def _count(self, number: int) -> None:

@@ -47,7 +47,7 @@ class Progress:
     """Seconds by which the client was behind already."""
     _backlog: int = 0
     _due: float = field(init=False)
-    """Loop time until which what was read would do."""
+    """Loop time up to which what was read satisfies ``rate``."""
 
     def __attrs_post_init__(self) -> None:
         self._due = self.since - self.debt

@@ -45,7 +45,7 @@ QUEUE: Final = 1000
 
 
 @frozen
-class Told:
+class FeedEvent:
     """One event of the feed. ``data`` is a JSON object."""
 
     id: str
@@ -102,11 +102,11 @@ class Reader:
     """One reader of the feed, and its queue. ``drop`` ends its connection at once."""
 
     drop: Callable[[], None]
-    _waiting: deque[Told] = field(factory=deque, repr=False)
+    _waiting: deque[FeedEvent] = field(factory=deque, repr=False)
     _wake: asyncio.Event = field(factory=asyncio.Event)
     _over: bool = False
 
-    def give(self, told: Told) -> None:
+    def put(self, event: FeedEvent) -> None:
         """Queues an event. Never waits: a reader with QUEUE events in its queue is too slow, and dropped."""
         if self._over:
             return
@@ -115,7 +115,7 @@ class Reader:
             self.end()
             self.drop()
             return
-        self._waiting.append(told)
+        self._waiting.append(event)
         self._wake.set()
 
     def end(self) -> None:
@@ -123,16 +123,16 @@ class Reader:
         self._over = True
         self._wake.set()
 
-    async def next(self) -> list[Told] | None:
+    async def next(self) -> list[FeedEvent] | None:
         """All events in the queue, at least one; None at the end."""
         while not self._waiting:
             if self._over:
                 return None
             self._wake.clear()
             await self._wake.wait()
-        told = list(self._waiting)
+        events = list(self._waiting)
         self._waiting.clear()
-        return told
+        return events
 
 
 @define(eq=False)
@@ -154,11 +154,12 @@ class LiveFeed:
     _ids: Ids = field(factory=Ids)
     _start: str = ""
     """An id for the moment before the first event of ``_kept``; empty once that event has made room for a later one."""
-    _kept: deque[tuple[float, Told]] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
+    _kept: deque[tuple[float, FeedEvent]] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
     """With the time at which each came here."""
     _linger: asyncio.TimerHandle | None = None
     _second: int = 0
-    _told: int = 0
+    _shown: int = 0
+    """Requests shown in this second; ``_skipped``: those that were not."""
     _skipped: int = 0
 
     def __call__(self, event: Event) -> None:
@@ -166,23 +167,23 @@ class LiveFeed:
             return
         found = shaped(event) if self._within_rate(event) else None
         if found is not None:
-            self.tell(found[0], msgspec.json.encode(found[1]).decode())
+            self.publish(found[0], msgspec.json.encode(found[1]).decode())
 
-    def tell(self, kind: str, data: str) -> None:
+    def publish(self, kind: str, data: str) -> None:
         """Sends an event to the readers of all workers."""
-        told = Told(self._ids.next(), kind, data)
-        self.hear(told)
+        event = FeedEvent(self._ids.next(), kind, data)
+        self.deliver(event)
         if self.share is not None:
-            self.share(told.id, kind, data)
+            self.share(event.id, kind, data)
 
-    def hear(self, told: Told) -> None:
+    def deliver(self, event: FeedEvent) -> None:
         """Sends an event to the readers here."""
         if self._is_followed:
             if len(self._kept) == KEPT:
                 self._start = ""
-            self._kept.append((self.clock(), told))
+            self._kept.append((self.clock(), event))
             for reader in list(self.readers):
-                reader.give(told)
+                reader.put(event)
 
     def watch_elsewhere(self, on: bool) -> None:
         """Learns whether another worker has readers."""
@@ -201,8 +202,8 @@ class LiveFeed:
             if self.call_out is not None:
                 self.call_out(True)
         if last_id:
-            for told in self._since(last_id):
-                reader.give(told)
+            for event in self._since(last_id):
+                reader.put(event)
         self.readers.add(reader)
         return reader
 
@@ -237,20 +238,20 @@ class LiveFeed:
         if not self._is_followed:
             self._kept.clear()
             self._start = ""
-            self._told = self._skipped = 0
+            self._shown = self._skipped = 0
         elif not self._kept and not self._start:
             self._start = self._ids.next()
         self.follow(self._is_followed)
 
-    def _since(self, last_id: str) -> list[Told]:
+    def _since(self, last_id: str) -> list[FeedEvent]:
         if last_id == self._start:
-            return [told for _, told in self._kept]
-        came = next((at for at, told in self._kept if told.id == last_id), None)
+            return [event for _, event in self._kept]
+        came = next((at for at, event in self._kept if event.id == last_id), None)
         if came is not None:
-            return [told for at, told in self._kept if at >= came - OVERLAP and not _is_up_to(told.id, last_id)]
+            return [event for at, event in self._kept if at >= came - OVERLAP and not _is_up_to(event.id, last_id)]
         why = {"reason": "this id is of another proxy, or too old: the feed begins anew"}
         now = self._kept[-1][1].id if self._kept else self._start
-        return [Told(now, "reset", msgspec.json.encode(why).decode())]
+        return [FeedEvent(now, "reset", msgspec.json.encode(why).decode())]
 
     def _within_rate(self, event: Event) -> bool:
         """Whether `event` is shown. Above the rate, beginnings of requests are not even reported (``follow``)."""
@@ -258,13 +259,13 @@ class LiveFeed:
             return True
         second = int(self.clock())
         if second != self._second:
-            skipped, self._second, self._told, self._skipped = self._skipped, second, 0, 0
+            skipped, self._second, self._shown, self._skipped = self._skipped, second, 0, 0
             if skipped:
                 self.follow(True)
-                self.tell("skipped", msgspec.json.encode({"requests": skipped}).decode())
+                self.publish("skipped", msgspec.json.encode({"requests": skipped}).decode())
         if isinstance(event, RequestEnded):
-            self._told += 1
-        if self._told <= RATE:
+            self._shown += 1
+        if self._shown <= RATE:
             return True
         if not self._skipped:
             self.follow(False)

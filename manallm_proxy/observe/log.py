@@ -52,7 +52,7 @@ _CLIENTS: Final = frozenset({"request_id", "requested"})
 _FROM_OUTSIDE: Final = ("request_id", "requested", "target", "key", "error")
 """Texts of a request's line that are not ours alone."""
 _COUNTED: Final = ("prompt_tokens", "completion_tokens")
-"""Numbers that a provider told."""
+"""Token counts, as a provider reported them."""
 _LARGE: Final = 2**53
 _encode: Final = msgspec.json.encode
 
@@ -261,7 +261,7 @@ class Logs:
 
 
 def _is_fit(line: RequestLine, data: bytes) -> bool:
-    """Whether nothing of a line needs `_shown`, by a look at it as JSON, where whatever is odd has a backslash."""
+    """Whether no field of a line needs `_shown`: in its JSON, any odd character has made a backslash."""
     prompt, completion = line.prompt_tokens, line.completion_tokens
     return (
         len(data) <= FIELD_LIMIT
@@ -276,7 +276,7 @@ def _is_fit(line: RequestLine, data: bytes) -> bool:
 
 
 def _make_fit(line: RequestLine) -> None:
-    """Each field as `_shown` says."""
+    """Replaces each field that is not ours alone by what `_shown` makes of it."""
     for name in _FROM_OUTSIDE:
         setattr(line, name, _shown(name, getattr(line, name)))
     for name in _COUNTED:

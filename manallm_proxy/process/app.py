@@ -31,7 +31,7 @@ from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
-from manallm_proxy.observe.live_feed import LiveFeed, Told
+from manallm_proxy.observe.live_feed import FeedEvent, LiveFeed
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.observe.loop_reports import loop_report
 from manallm_proxy.observe.metrics import Metrics
@@ -240,7 +240,7 @@ class App:
 
     def hear(self, id_: str, kind: str, data: str) -> None:
         """Takes an event of the live feed from another worker."""
-        self.feed.hear(Told(id_, kind, data))
+        self.feed.deliver(FeedEvent(id_, kind, data))
 
     def watch(self, on: bool) -> None:
         """Learns whether another worker has readers of the live feed."""

@@ -1,4 +1,4 @@
-"""What one process keeps of answers: those that are complete, and those on their way."""
+"""The answers of one process: those that are kept, and those still in flight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answers:
     _closing: asyncio.Task[None] | None = None
 
     def replace(self, store: AnswerStore, url: str | None, link: Link | None) -> None:
-        """`store` keeps them from now on."""
+        """Keeps answers in `store` from now on, and closes the one before."""
         self._closing = asyncio.get_running_loop().create_task(_close(self.store, self.link))
         self.store, self.url, self.link = store, url, link
 

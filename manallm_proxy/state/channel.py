@@ -1,4 +1,7 @@
-"""What instances tell each other at once: a channel of Redis, heard by a task of its own, however often it is lost."""
+"""A Redis channel (publish/subscribe) between instances.
+
+A task of its own listens, and subscribes again whenever the server was lost.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from manallm_proxy.state.link import AGAIN, Link
 from manallm_proxy.state.names import PREFIX
 
 QUIET: Final = 5.0
-"""Seconds without a word after which the server is asked whether it is still there; after twice that it is not."""
+"""Seconds without a message after which the server is pinged; after twice that it counts as lost."""
 LONGEST: Final = 4096
-"""Bytes of a message."""
+"""Max bytes of a message; a longer one is dropped."""
 
 
 @define(eq=False)
 class Channel:
-    """``hear`` gets each message, one's own too; what was said while the server was away is lost."""
+    """``on_message`` gets each message, our own too. What is published while the server is away is lost."""
 
     link: Link
     name: str
-    hear: Callable[[bytes], None]
+    on_message: Callable[[bytes], None]
     _behind: WriteBehind = field(init=False)
     _listening: asyncio.Task[None] | None = None
 
@@ -35,13 +38,13 @@ class Channel:
     def start(self) -> None:
         self._listening = asyncio.get_running_loop().create_task(self._listen())
 
-    def say(self, message: bytes) -> None:
-        """Nobody waits for it."""
+    def publish(self, message: bytes) -> None:
+        """Sends `message` to all instances. Does not wait."""
 
-        async def publish(client: Any) -> None:
+        async def send(client: Any) -> None:
             await client.publish(PREFIX + self.name, message)
 
-        self._behind.send(publish, len(message))
+        self._behind.send(send, len(message))
 
     async def close(self) -> None:
         if self._listening is not None:
@@ -51,7 +54,7 @@ class Channel:
         await self._behind.close()
 
     async def _listen(self) -> None:
-        """The link tells what is wrong with the server, once something is asked of it."""
+        """Reports no failure: the link does, with its next use."""
         while True:
             with contextlib.suppress(Exception):
                 await self._listen_once()
@@ -66,13 +69,13 @@ class Channel:
             try:
                 async with asyncio.timeout(QUIET):
                     await subscribed.subscribe(PREFIX + self.name)
-                await self._hear_all(subscribed)
+                await self._receive(subscribed)
             finally:
                 await subscribed.aclose()
         finally:
             await client.aclose()
 
-    async def _hear_all(self, subscribed: Any) -> None:
+    async def _receive(self, subscribed: Any) -> None:
         quiet = 0
         while quiet < 2:
             message = await subscribed.get_message(timeout=QUIET)
@@ -80,4 +83,4 @@ class Channel:
             if message is None:
                 await subscribed.ping()
             elif message["type"] == "message" and len(message["data"]) <= LONGEST:
-                self.hear(message["data"])
+                self.on_message(message["data"])

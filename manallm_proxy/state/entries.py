@@ -1,4 +1,4 @@
-"""What stands in Redis under one of our names: sealed, so that nothing else is taken for it, and written behind."""
+"""Entries in Redis: sealed, so that nothing else is taken for one, and written in the background."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from manallm_proxy.state.link import Away, Link, Refused
 from manallm_proxy.state.scripts import READ
 
 LARGEST: Final = 4 * 2**20
-"""Bytes of an entry. No more is read, whatever stands there."""
+"""Max bytes of an entry; no more is read, whatever is stored under its name."""
 WAITING: Final = 16 * 2**20
-"""Bytes of entries that are on their way to the server; above it nothing more is sent."""
+"""Max bytes that wait to be written; above it nothing more is accepted."""
 _DIGEST: Final = 16
 
 
 def seal(name: str, content: bytes) -> bytes:
-    """`content` as it stands under `name`."""
+    """The entry for `content` under `name`: a digest of both, then `content`."""
     return _digest(name, content) + content
 
 
 def unseal(name: str, entry: bytes) -> bytes:
-    """What `seal` was given. ValueError for what it did not make, or not under this name."""
+    """The content of an entry. Raises ValueError if `seal` did not make it, or made it for another name."""
     content = entry[_DIGEST:]
     if len(entry) < _DIGEST or _digest(name, content) != entry[:_DIGEST]:
         raise ValueError("not ours, or not whole")
@@ -48,7 +48,7 @@ async def read(link: Link, name: str, lifetime: int = 0) -> tuple[bytes, int]:
 
 @define(eq=False)
 class WriteBehind:
-    """Commands that nobody waits for."""
+    """Runs commands in the background."""
 
     link: Link
     _waiting: int = 0
@@ -57,7 +57,10 @@ class WriteBehind:
     def send(
         self, command: Callable[[Any], Awaitable[Any]], size: int = 0, done: Callable[[], None] = lambda: None
     ) -> bool:
-        """Whether `command`, of `size` bytes, is on its way; `done` is called when it is over, however it ended."""
+        """Starts `command`, which writes `size` bytes; `done` is called when it has ended, however it did.
+
+        False, and nothing is started, while the server is away or too much waits.
+        """
         if not self.link.is_well or size > LARGEST or self._waiting + size > WAITING:
             return False
         self._waiting += size
@@ -79,6 +82,6 @@ class WriteBehind:
         return True
 
     async def close(self) -> None:
-        """What was sent by now may still arrive."""
+        """Gives what was started a second to end."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)

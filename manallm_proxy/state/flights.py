@@ -1,8 +1,8 @@
-"""One answer on its way to several clients that asked for the same.
+"""One answer that several clients receive, since they asked for the same.
 
-What asks upstream runs in a task of its own, so that it outlives the client whose request began it; the last of them
-to leave ends it. Each client has a seat, reads at its own pace, and hears what was said before it came. What is held
-for them is bounded: above that nobody can join, and the provider waits for the slowest.
+A task of its own asks the provider, so that it outlives the client whose request began it; it is cancelled when the
+last of them has left. Each client has a seat, reads at its own pace, and gets what was sent before it came. The parts
+that are held for them are bounded: above that nobody can join, and the provider waits for the slowest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.state.kept import Kept, Key
 
 HELD: Final = 4 * 2**20
-"""Bytes of a stream that are held for those who come late."""
+"""Max bytes of a stream that are held for clients that join late."""
 
 
 @frozen
@@ -39,28 +39,28 @@ class Flight:
 
     form: Form
     entry: Entry | None = None
-    """Who answers; None until that is certain."""
+    """The chain's entry that answers; None until the commit."""
     kept: Kept | None = None
     """The whole answer, once it is complete; None still if it grew beyond what is held."""
     last: bytes = field(default=b"", repr=False)
     """The end of a complete stream, after all its parts."""
     error: BaseException | None = None
-    """Why nothing came of it."""
+    """Why there is no answer."""
     broken: tuple[bytes, str] | None = field(default=None, repr=False)
     """The end of a stream that broke, and why, in the word for metrics."""
     reply: Reply | None = field(default=None, repr=False)
-    """What writes the answer, for all alike: its ids are in there."""
+    """What writes the answer: one for all clients, since it makes the ids in it."""
     usage: Usage | None = None
     leader_left: bool = False
     """The client whose request began it is gone: another one accounts for what it costs."""
     is_over: bool = False
     overflown: bool = False
-    """Some of what was said is no longer held: nobody can join."""
+    """Some parts are no longer held: nobody can join."""
     _task: asyncio.Task[None] | None = None
     _seats: set[Seat] = field(factory=set)
     _parts: list[bytes] = field(factory=list, repr=False)
     _gone: int = 0
-    """How many parts are no longer held."""
+    """Number of parts that are no longer held."""
     _size: int = 0
     _news: set[asyncio.Future[None]] = field(factory=set)
 
@@ -90,40 +90,40 @@ class Flight:
 
     @property
     def said(self) -> int:
-        """How many parts there were so far."""
+        """Number of parts so far."""
         return self._gone + len(self._parts)
 
     @property
     def has_room(self) -> bool:
-        """Whether the slowest is not too far behind."""
+        """Whether another part may be put: the slowest client is not too far behind."""
         return self._size <= HELD
 
     async def room(self) -> None:
-        """Returns once the slowest has caught up."""
+        """Waits until `has_room`."""
         while not self.has_room:
             await self._wait()
             self._trim()
 
     def held(self) -> bytes | None:
-        """All that was said; None if it was too much."""
+        """All parts; None if some are no longer held."""
         return None if self.overflown else b"".join(self._parts)
 
     def complete(self, kept: Kept | None, last: bytes = b"") -> None:
-        """It has ended well."""
+        """The answer is complete."""
         self.kept, self.last = kept, last
 
     def break_off(self, data: bytes, error: str) -> None:
-        """It has broken after its commit."""
+        """The stream has broken after its commit."""
         self.broken = data, error
 
     def claim(self) -> Usage | None:
-        """What it cost, for the first who asks: it is paid once."""
+        """Its usage, for the first caller only: it is paid once."""
         usage, self.usage = self.usage, None
         return usage
 
     @contextmanager
     def join(self) -> Iterator[Seat]:
-        """A seat until the context is left; where nobody is left, the flight ends."""
+        """A seat until the context is left. Without any seat, the flight is cancelled."""
         seat = Seat(self)
         self._seats.add(seat)
         try:
@@ -140,7 +140,7 @@ class Flight:
         return not (self.is_over or self.overflown) and bool(self._seats)
 
     def _trim(self) -> None:
-        """Lets go of what all have read, once there is more than is held for those who come late."""
+        """Drops what all clients have read, once there is more than is held for those that join late."""
         read = min(min((seat.read for seat in self._seats), default=0), self.said)
         if self._size > HELD and self._gone < read:
             self._size -= sum(map(len, self._parts[: read - self._gone]))
@@ -170,7 +170,7 @@ class Seat:
     read: int = 0
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """All parts from the first on, several at a time where they are there, until the flight is over."""
+        """All parts from the first on, several joined where they have arrived, until the flight is over."""
         flight = self.flight
         while True:
             new = self.read - flight._gone
@@ -185,20 +185,20 @@ class Seat:
                 await flight._wait()
 
     async def over(self) -> None:
-        """Returns when the flight is over."""
-        self.read = sys.maxsize  # who waits for all of it keeps nobody waiting
+        """Waits until the flight is over."""
+        self.read = sys.maxsize  # a client that waits for the whole answer reads no parts
         while not self.flight.is_over:
             await self.flight._wait()
 
 
 @define(eq=False)
 class Flights:
-    """Those that others may join, by key."""
+    """Flights that others may join, by key."""
 
     _by_key: dict[Key, Flight] = field(factory=dict)
 
     def find(self, key: Key) -> Flight | None:
-        """The one to join."""
+        """A flight to join."""
         flight = self._by_key.get(key)
         return flight if flight is not None and flight.is_open else None
 

@@ -38,10 +38,10 @@ class Aged:
 
 
 class AnswerStore(Protocol):
-    """Keeps answers by key. What it cannot say in time, it does not know."""
+    """Keeps answers by key. A look-up that would take too long is a miss."""
 
     async def find(self, key: Key) -> Aged | None:
-        """What is kept under `key`, unless its time is over."""
+        """What is kept under `key`, unless it has expired."""
 
     def keep(self, key: Key, kept: Kept, ttl: float) -> None:
         """Keeps it for `ttl` seconds, if there is room."""
@@ -50,7 +50,7 @@ class AnswerStore(Protocol):
         """Forgets it."""
 
     async def close(self) -> None:
-        """Ends what is open."""
+        """Closes what is open."""
 
 
 @define(eq=False)
@@ -97,7 +97,7 @@ class MemoryAnswers:
             self.size -= _cost(record.kept)
 
     def trim(self) -> None:
-        """Until the rest is within ``limit``, which a reload may have lowered."""
+        """Drops the least recently used until the rest is within ``limit``, which a reload may have lowered."""
         while self.size > self.limit:
             self.size -= _cost(self._records.popitem(last=False)[1].kept)
 

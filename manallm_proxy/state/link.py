@@ -1,6 +1,6 @@
-"""The way to Redis, off the path of requests: each use has a budget, and where it fails nobody else waits for it.
+"""The connection to Redis, made so that it never holds up requests: each use has a time budget.
 
-After one failure all uses fail at once, while a task of the link's own asks the server until it answers again.
+After one failure all uses fail at once, while a task of the link's own pings the server until it answers again.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from manallm_proxy.contract.events import Observer, StateChanged
 T = TypeVar("T")
 
 BUDGET: Final = 0.05
-"""Seconds that one use may take."""
+"""Max seconds of one use."""
 AT_A_TIME: Final = 8
-"""Uses, and so connections; others wait for their turn within their budget."""
+"""Max concurrent uses, and so connections; further ones wait within their budget."""
 AGAIN: Final = 0.25
-"""Seconds between two questions whether the server is back."""
+"""Seconds between two pings of a server that is away."""
 SOON: Final = 0.03
-"""The same after the first: it may have been late only."""
+"""The same where the last answer was only late."""
 CLOSING: Final = 1.0
 """Seconds that a client's connections may take to close; no request waits for them."""
 
 
 @contextlib.asynccontextmanager
 async def _budget() -> AsyncIterator[None]:
-    """Raises TimeoutError after BUDGET. If it was this process that was busy meanwhile, the answer may lie there
-    unread: then after BUDGET once more."""
+    """Raises TimeoutError after BUDGET; after twice that if this process was busy meanwhile, since the answer may have
+    arrived unread."""
     loop = asyncio.get_running_loop()
     due, spent = loop.time() + BUDGET, time.process_time()
     async with asyncio.timeout(None) as limit:
@@ -54,7 +54,7 @@ class Away(Exception):
 
 
 class Refused(Exception):
-    """The server is there, and refuses this one command. ``str()``: the first word of its answer, such as ``OOM``."""
+    """The server answers this command with an error. ``str()``: the error's first word, such as ``OOM``."""
 
 
 @define(eq=False)
@@ -68,7 +68,7 @@ class Link:
     _client: Any = None
     _turns: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _told: bool = False
-    """That it is away."""
+    """Whether it has been reported as away."""
     _refusals: set[str] = field(factory=set)
     _asking: asyncio.Task[None] | None = None
     _leaving: set[asyncio.Task[None]] = field(factory=set)
@@ -76,7 +76,7 @@ class Link:
     _closed: bool = False
 
     async def use(self, command: Callable[[Any], Awaitable[T]]) -> T:
-        """What `command` returns, within the budget. Raises Away, and Refused for what the server says no to."""
+        """What `command` returns, within the budget. Raises Away, and Refused if the server answers with an error."""
         if not self.is_well or self._closed:
             raise Away
         client: Any = None
@@ -120,8 +120,8 @@ class Link:
             await asyncio.wait(self._leaving)
 
     def _suspect(self) -> None:
-        """From now on nobody waits for it until it has answered; the client is a new one then, since this one's
-        connections may be dead."""
+        """Marks the server as away until it answers a ping. It gets a new client then, since this one's connections may
+        be dead."""
         self.is_well = False
         self._leave(self._client)
         self._client = None
@@ -129,7 +129,8 @@ class Link:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
 
     async def _ask(self) -> None:
-        """Until it answers in time. A single failure is not told: our own loop may have been late."""
+        """Pings until an answer comes in time. The failure that led here is not reported: our own loop may have been
+        late. One of a ping is."""
         client: Any = None
         pause = SOON
         while True:
@@ -185,7 +186,8 @@ async def _close(client: Any) -> None:
 
 
 def _refusal(error: Exception) -> str | None:
-    """The first word of the server's no, by the name of the class: the library may not be here. None: no such thing."""
+    """The first word of an error that the server answered with; None for any other exception. Classes are told by
+    name, since the library may not be installed."""
     names = {each.__name__ for each in type(error).__mro__}
     if "ResponseError" not in names or names & {"AuthenticationError", "ClusterError"}:
         return None

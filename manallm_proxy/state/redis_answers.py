@@ -39,7 +39,7 @@ def pack(name: str, kept: Kept, ttl: float) -> bytes:
 
 
 def unpack(name: str, entry: bytes) -> tuple[Kept, float]:
-    """What `pack` was given. ValueError for what it did not make, or not for this name."""
+    """What `pack` was given: the answer and its ttl. Raises ValueError for any other entry."""
     content = unseal(name, entry)
     end = _HEAD + int.from_bytes(content[:_HEAD], "big")
     meta = _META.decode(content[_HEAD:end])  # its errors are ValueErrors
@@ -48,7 +48,7 @@ def unpack(name: str, entry: bytes) -> tuple[Kept, float]:
 
 @define(eq=False)
 class RedisAnswers:
-    """See `AnswerStore`. Writing waits for nobody: until it is done, this process knows what it wrote."""
+    """See `AnswerStore`. Writes run in the background; until one is done, this process finds what it writes."""
 
     link: Link
     _behind: WriteBehind = field(init=False)

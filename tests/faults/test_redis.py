@@ -65,7 +65,7 @@ async def works(url: str) -> None:
     async def found(n: int) -> bool:
         one.keep(bytes([n]) * 32, KEPT, 60.0)
         await asyncio.sleep(0.1)
-        channel.say(b"hey")
+        channel.publish(b"hey")
         return await other.find(bytes([n]) * 32) is not None
 
     for n in range(100):  # a cluster or a sentinel takes a while to know itself
