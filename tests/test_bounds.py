@@ -174,6 +174,21 @@ async def test_an_answer_over_a_bound_is_its_providers_failure(tmp_path: Path, k
         assert f"(answers.{key})" in p.log.getvalue()
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_a_native_answer_is_a_text_too(tmp_path: Path, path: str) -> None:
+    """Of a provider that speaks the client's own dialect."""
+
+    async def much(connection: Connection, seen: Seen) -> None:
+        await connection.reply({"content": [], "output": [], "status": "completed", "x": "y" * 300_000})
+
+    async with upstream(each(much)) as odd:
+        first = openai(odd.url, speaks=["chat", path.rpartition("/")[2]])
+        async with proxy(settings({"odd": first}, answers=ANSWERS), tmp_path) as p:
+            body = {"model": "odd/m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+            status, told, _ = await p.post(path, {"model": "odd/m", "input": "hi"} if "resp" in path else body)
+        assert (status, "answers.text" in json.dumps(told)) == (503, True)
+
+
 @pytest.mark.parametrize("kind", ["openai", "ollama"])
 async def test_one_event_has_the_bounds_of_an_answer(tmp_path: Path, kind: str) -> None:
     """A line of a stream before the commit: the next target serves."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from manallm_proxy.cli.check import judged
+from manallm_proxy.cli.check import check, judged
 from manallm_proxy.cli.start_screen import start_screen
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.load import load
@@ -208,6 +208,13 @@ def test_a_path_of_ollamas_apis_is_left_out(tmp_path: Path) -> None:
         path.write_text(f"providers: {{o: {{kind: ollama, base_url: 'http://x{end}'}}}}\naliases: {{}}\n")
         config = load(path, {})
         assert (config.providers["o"].base_url, len(config.notes)) == ("http://x", int(len(end) > 1))
+
+
+def test_loopback_serves_whatever_it_is_asked_for(tmp_path: Path) -> None:
+    """It lists one name, and lacks none."""
+    path = tmp_path / "proxy.yaml"
+    path.write_text("providers: {lo: {kind: loopback}}\naliases: {mana/x: {chain: [lo/any]}}\n")
+    assert check(str(path), True, {}) == 0
 
 
 def test_what_follows_from_a_change_is_not_said(tmp_path: Path) -> None:

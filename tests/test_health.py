@@ -25,7 +25,7 @@ from manallm_proxy.contract.provider_errors import (
     Unsupported,
 )
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.routing.circuit import Policy, Skip
+from manallm_proxy.routing.circuit import Hint, Policy, SharedState, Skip
 from manallm_proxy.routing.health import TARGETS_LIMIT, Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
 
@@ -351,6 +351,18 @@ def test_names_that_clients_make_up_are_forgotten_in_turn() -> None:
         registry.failed(Target("gpu", f"m{number}"), got, RateLimited("x"))
     assert len(registry.providers["gpu"].targets) == TARGETS_LIMIT
     assert len(registry.providers["gpu"].reported) <= TARGETS_LIMIT
+
+
+def test_good_news_of_others_makes_no_room() -> None:
+    """That another target is well is no reason to forget one that is not."""
+    health = Health(Policy(failure_threshold=1))
+    for number in range(TARGETS_LIMIT):
+        fail(health, MISSING, model=f"m{number}")
+    before = dict(health.targets)
+    assert len(before) == TARGETS_LIMIT
+    health.merge_update("well", SharedState(1.0))
+    health.take_hint("fine", Hint(), 1.0)
+    assert health.targets == before
 
 
 def test_unconfigured_and_saturated() -> None:

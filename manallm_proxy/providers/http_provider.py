@@ -36,6 +36,7 @@ from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import scrubbed
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
+_TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
@@ -210,8 +211,7 @@ class HttpProvider:
 
     def _bound(self, call: Call) -> tuple[int, str]:
         """Max bytes of a whole answer, and the key that says so."""
-        is_text = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
-        return (self.limits.text, "text") if is_text else (self.limits.body, "body")
+        return (self.limits.text, "text") if call.endpoint in _TEXTS else (self.limits.body, "body")
 
 
 async def _gather(

@@ -219,6 +219,20 @@ class Health:
         if number > 1 or (trial and self.provider.witnessed):
             self.provider.open_by_targets(self.policy, now, reason, number, again=trial)
 
+    def _of(self, model: str | None) -> Circuit:
+        """The provider's circuit (`model` None), or a target's, which is new and not kept if it has none."""
+        return self.provider if model is None else self.targets.get(model, Circuit())
+
+    def _keep(self, model: str | None, circuit: Circuit) -> None:
+        """Keeps a target's circuit as long as it is unlike a new one."""
+        if model is None:
+            return
+        if circuit.is_blank:
+            self.targets.pop(model, None)
+        elif model not in self.targets:
+            _make_room(self.targets)
+            self.targets[model] = circuit
+
     def _target(self, model: str) -> Circuit:
         if model not in self.targets:
             _make_room(self.targets)
@@ -226,7 +240,7 @@ class Health:
 
     def pending_update(self, model: str | None, now: float) -> SharedState | None:
         """The change of a circuit that other workers have not heard of yet, or None; marks it as broadcast."""
-        circuit = self.provider if model is None else self.targets.get(model, Circuit())
+        circuit = self._of(model)
         update, known = circuit.shared_state(now), self._known(model)
         moved = (update.open_until, update.cooling_until, update.witnessed) != (
             known.open_until,
@@ -244,12 +258,11 @@ class Health:
         """Takes over another worker's state of the provider (`model` None) or a target. False if ours holds instead."""
         if update.rank <= self._known(model).rank:
             return False
-        circuit = self.provider if model is None else self._target(model)
+        circuit = self._of(model)
         opens = update.open_until is not None and update.open_until != circuit.open_until
         circuit.adopt(update)
         circuit.witnessed &= update.at > self.served_at
-        if model is not None and circuit.is_blank:
-            del self.targets[model]
+        self._keep(model, circuit)
         self._note(model, update)
         if model is not None and opens and circuit.witnessed:
             self._judge_provider(update.at, update.last_error or "", trial=False)
@@ -262,7 +275,7 @@ class Health:
         for longer than one of our own; its end lets one request try. A provider that serves us at this moment is not
         taken for down: True says that it should be probed, and that with a failed probe it is.
         """
-        circuit = self.provider if model is None else self._target(model)
+        circuit = self._of(model)
         doubtful = model is None and hint.open_for is not None and not circuit.is_open and self._serves(now)
         if hint.cooling_for is not None:
             circuit.cool(now + min(max(hint.cooling_for, 0.0), COOLING_QUOTA), hint.reason or "rate_limited")
@@ -275,8 +288,7 @@ class Health:
             circuit.fail(self.policy, now, hint.reason or "unknown", reach=hint.reach, again=False)
             circuit.open_until = now + min(max(hint.open_for, 0.0), self.policy.backoff)
             circuit.witnessed = hint.witnessed
-        if model is not None and circuit.is_blank:
-            del self.targets[model]
+        self._keep(model, circuit)
         self._note(model, circuit.shared_state(now))
         return doubtful and hint.reach
 
