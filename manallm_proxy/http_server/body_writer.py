@@ -19,12 +19,14 @@ class _Guard:
 
     transport: asyncio.Transport
     write_timeout: float
+    later: int
+    """Bytes that are to be written yet."""
     _progress: Progress
     _timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._progress.stalled_for(self.transport, loop.time()) >= self.write_timeout:
+        if self._progress.stalled_for(self.transport, loop.time(), self.later) >= self.write_timeout:
             self.transport.abort()
         else:
             self._timer = loop.call_later(self.write_timeout / 4, self.watch)
@@ -54,15 +56,15 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
     if len(body) <= WRITE_HIGH_WATER and not transport.get_write_buffer_size():
         response.put(body)
         return
-    guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
+    progress = Progress(asyncio.get_running_loop().time(), limits.write_rate)
+    guard = _Guard(transport, limits.write_timeout, len(body), progress)
     transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
     guard.watch()
-    left = len(body)
     try:
         for portion in in_portions((body,)) if body else [[body]]:
-            left -= sum(map(len, portion))
+            guard.later -= sum(map(len, portion))
             for part in portion:
-                response.put(part, last=not left)
+                response.put(part, last=not guard.later)
             await response.drain()
             await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
     finally:
