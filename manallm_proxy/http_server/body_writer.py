@@ -21,12 +21,14 @@ class _Guard:
 
     transport: asyncio.Transport
     write_timeout: float
+    later: int
+    """Bytes that are to be written yet."""
     _progress: Progress
     _timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._progress.stalled_for(self.transport, loop.time()) >= self.write_timeout:
+        if self._progress.stalled_for(self.transport, loop.time(), self.later) >= self.write_timeout:
             self.transport.abort()
         else:
             self._timer = loop.call_later(self.write_timeout / 4, self.watch)
@@ -46,12 +48,14 @@ class Limits(Protocol):
 
 
 @contextmanager
-def stall_guard(transport: asyncio.Transport, limits: Limits) -> Iterator[None]:
-    """Meanwhile a client that reads too little for ``write_timeout`` seconds is cut off."""
-    guard = _Guard(transport, limits.write_timeout, Progress(asyncio.get_running_loop().time(), limits.write_rate))
+def stall_guard(transport: asyncio.Transport, limits: Limits, later: int = 0) -> Iterator[_Guard]:
+    """Meanwhile a client that reads too little for ``write_timeout`` seconds is cut off. `later`: bytes that are to be
+    written yet."""
+    progress = Progress(asyncio.get_running_loop().time(), limits.write_rate)
+    guard = _Guard(transport, limits.write_timeout, later, progress)
     guard.watch()
     try:
-        yield
+        yield guard
     finally:
         guard.close()
 
@@ -68,13 +72,12 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
         response.put(body)
         return
     transport.set_write_buffer_limits(high=0)  # so that the write waits for the last byte
-    left = len(body)
     try:
-        with stall_guard(transport, limits):
+        with stall_guard(transport, limits, len(body)) as guard:
             for portion in in_portions((body,)) if body else [[body]]:
-                left -= sum(map(len, portion))
+                guard.later -= sum(map(len, portion))
                 for part in portion:
-                    response.put(part, last=not left)
+                    response.put(part, last=not guard.later)
                 await response.drain()
                 await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
     finally:

@@ -52,9 +52,12 @@ class Progress:
     def __attrs_post_init__(self) -> None:
         self._due = self.since - self.debt
 
-    def stalled_for(self, transport: asyncio.Transport, now: float) -> float:
-        """Seconds since the transport's buffer was last seen to shrink, or that it is behind. `now`: loop time."""
-        backlog = transport.get_write_buffer_size()
+    def stalled_for(self, transport: asyncio.Transport, now: float, later: int = 0) -> float:
+        """Seconds since the transport's buffer was last seen to shrink, or that it is behind. `now`: loop time.
+
+        `later`: bytes that are to be written yet.
+        """
+        backlog = transport.get_write_buffer_size() + later
         if backlog < self._backlog:
             self.since = now
             self._due += (self._backlog - backlog) / self.rate

@@ -22,6 +22,8 @@ _LONG: Final = 2048
 """Bytes of a value that is cut out."""
 _BETWEEN: Final = 32 * 1024
 """Bytes of short values before a long one, and of what is left in all."""
+_NEAR: Final = 1024
+"""Bytes before most long values."""
 _SLICE: Final = 64 * 1024
 _COLON: Final = re.compile(rb"\s*:\s*")
 _EMPTY: Final = msgspec.Raw(b"")
@@ -76,11 +78,15 @@ def shortened(body: bytes) -> Shortened | None:
 
 def _next(body: bytes, at: int, wanted: dict[str, msgspec.Raw]) -> tuple[str, int] | None:
     """The nearest of the `wanted` values after `at`, and where it begins."""
+    return _nearest(body, at, at + _NEAR, wanted) or _nearest(body, at, at + _BETWEEN, wanted)
+
+
+def _nearest(body: bytes, at: int, end: int, wanted: dict[str, msgspec.Raw]) -> tuple[str, int] | None:
     best: tuple[int, str, int] | None = None
     for name, value in wanted.items():
         key, place = _KEYS[name], at
         for _ in range(_TRIES):
-            place = body.find(key, place, at + _BETWEEN)
+            place = body.find(key, place, end)
             if place < 0:
                 break
             place += len(key)
