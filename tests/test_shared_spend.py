@@ -342,6 +342,35 @@ async def test_what_was_kept_before_counts_there_too(redis: RedisServer, tmp_pat
             assert 7 <= spent(other) <= 9
 
 
+@define
+class Strange:
+    """A client of a server that is none: it says `answer` to everything."""
+
+    answer: Any
+
+    async def evalsha(self, *_: Any) -> Any:
+        return self.answer
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+async def test_what_no_script_of_ours_returns_decides_nothing(redis: RedisServer, tmp_path: Path) -> None:
+    """Each counts by itself, and no request fails."""
+    async with upstream(each(answers)) as cloud:
+        config = config_of(cloud, redis, {"day": "60 USD"}, tokens_per_minute=1000, requests_per_minute=100)
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        async with instances(config, tmp_path) as (one, _):
+            real = shared(one).link()
+            assert real is not None
+            for answer in (b"OK", None, [], [b"x"] * 9, [1], [9, 9, 9, 9, 9, 9], {1: 2}, 7):
+                if real._client is not None:
+                    await real._client.aclose()
+                real._client = Strange(answer)
+                assert (await ask(one, seed=str(answer)))[0] == 200, answer
+                await until(lambda: real.is_well)
+
+
 async def test_a_server_that_is_full_fails_no_request(redis: RedisServer, tmp_path: Path) -> None:
     """Each counts by itself then, which the log tells once; it is told all of it once there is room."""
     async with upstream(each(answers)) as cloud:

@@ -40,9 +40,8 @@ class SharedLimits:
         name = f"{PREFIX}{{spend}}:limit:{hashlib.sha256(caller.key.name.encode()).hexdigest()[:32]}"
         member = f"{self._sender}:{next(self._numbers)}"
         try:
-            passes, passed, wait = await link.use(
-                lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member)
-            )
+            found = await link.use(lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member))
+            passes, passed, wait = found[:3]
         except (Away, Refused) as error:
             _tell(link, error)
             caller.ask(now)
@@ -64,9 +63,8 @@ class SharedLimits:
         id_, until, was_well = settlements.new_id(), clock.until(now), link.is_well
         names = [name, settlements.sender]
         try:
-            passes, passed, number, taken, time = await link.use(
-                lambda client: TOKENS.run(client, names, window.limit, sure, likely, until, id_)
-            )
+            found = await link.use(lambda client: TOKENS.run(client, names, window.limit, sure, likely, until, id_))
+            passes, passed, number, taken, time = found[:5]
             clock.learn(time, self.spend.clock())
         except (Away, Refused) as error:
             _tell(link, error)

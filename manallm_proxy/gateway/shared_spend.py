@@ -131,7 +131,7 @@ class SharedSpend:
             raise
         self._refused = False
         self.server_clock.learn(time, self.clock())
-        if blocked == LATE:
+        if blocked == LATE or len(told) != 6 * len(accounts) or blocked > len(accounts):
             raise Away
         for at, (name, _) in enumerate(accounts):
             du, dt, mu, mt, hu, ht = told[6 * at : 6 * at + 6]

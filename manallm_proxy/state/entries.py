@@ -43,7 +43,8 @@ async def read(link: Link, name: str, lifetime: int = 0) -> tuple[bytes, int]:
     Raises what `Link.use` does.
     """
     found = await link.use(lambda client: READ.run(client, (name,), LARGEST, lifetime))
-    return (found[0], found[1]) if found else (b"", 0)
+    is_sound = len(found) == 2 and type(found[0]) is bytes and type(found[1]) is int
+    return (found[0], found[1]) if is_sound else (b"", 0)
 
 
 @define(eq=False)

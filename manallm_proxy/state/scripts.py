@@ -22,6 +22,8 @@ class Script:
     """One of them. A server that has seen it once is told its digest only."""
 
     text: str = field(repr=False)
+    least: int | None = None
+    """How many whole numbers it returns at least; None: something else."""
     digest: str = field(init=False)
 
     @digest.default
@@ -29,7 +31,7 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: Any, names: Sequence[str], *arguments: str | int) -> list[Any]:
-        """What it returns."""
+        """What it returns. ValueError for what it never does, so that it was some other server."""
         found: list[Any]
         try:
             found = await client.evalsha(self.digest, len(names), *names, *arguments)
@@ -37,6 +39,9 @@ class Script:
             if type(error).__name__ != "NoScriptError":
                 raise
             found = await client.eval(self.text, len(names), *names, *arguments)
+        is_sound = type(found) is list and (self.least is None or all(type(each) is int for each in found))
+        if not is_sound or len(found) < (self.least or 0):
+            raise ValueError("not what the script returns")
         return found
 
 
@@ -74,7 +79,8 @@ def name_of(kind: str, whose: str) -> str:
     return f"{PREFIX}{{spend}}:{kind}:{hashlib.sha256(whose.encode()).hexdigest()[:32]}"
 
 
-REQUESTS: Final = Script("""
+REQUESTS: Final = Script(
+    """
 local kind = redis.call('TYPE', KEYS[1])['ok']
 if kind ~= 'zset' then redis.call('UNLINK', KEYS[1]) end
 local time = redis.call('TIME')
@@ -89,7 +95,9 @@ if passed < limit then
 end
 local first = redis.call('ZRANGE', KEYS[1], passed - limit, passed - limit, 'WITHSCORES')
 return {0, passed, math.ceil(first[2] + span - now)}
-""")
+""",
+    3,
+)
 """One of a sliding window, by the server's clock: whether it passes, how many have, microseconds until one may."""
 
 _COMMON: Final = """
@@ -153,7 +161,8 @@ MINUTE: Final = 60_000_000
 HELD_MINUTES: Final = 15
 """After that nobody is expected to give back what it has reserved: its process has died, or its answer is very long."""
 
-TOKENS: Final = Script(f"""{_COMMON}
+TOKENS: Final = Script(
+    f"""{_COMMON}
 local limit, sure, likely, id = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
 if is_late(ARGV[4]) then return {{{LATE}, 0, 0, 0, now}} end
 local used, ticks = 0, {{}}
@@ -180,7 +189,9 @@ redis.call('HINCRBY', KEYS[1], whole(tick), whole(taken))
 redis.call('PEXPIRE', KEYS[1], 61000)
 record(KEYS[2], id, {{whole(tick), whole(taken)}})
 return {{1, used + taken, tick, taken, now}}
-""")
+""",
+    5,
+)
 """Tokens of a sliding window: whether they pass, how many have, when, how many it took, and the server's time.
 
 `sure` ones must fit, `likely` ones only as far as there is room. Where they do not pass, the third number is
@@ -188,7 +199,8 @@ microseconds until they may. The last arguments are the server's time (microseco
 waits for it any more: then it does nothing, and says `LATE`; and under which name the sender may undo it.
 """
 
-HOLD: Final = Script(f"""{_COMMON}
+HOLD: Final = Script(
+    f"""{_COMMON}
 local asked = cjson.decode(ARGV[1])
 if is_late(ARGV[2]) then return {{{LATE}, now, 0, 0}} end
 local room, blocked, told = {{u = math.huge, t = math.huge}}, 0, {{}}
@@ -231,7 +243,9 @@ if blocked == 0 then
 end
 for _, number in ipairs(told) do answer[#answer + 1] = number end
 return answer
-""")
+""",
+    4,
+)
 """Reserves what a call may cost, of all accounts or of none.
 
 Returns the first account in which there is too little left (0: all have enough; `LATE`: see `TOKENS`), the server's
@@ -239,7 +253,8 @@ time, in whose minute it is reserved, USD and tokens that are; then of each acco
 (USD, tokens; USD, tokens), and what was reserved already (USD, tokens). `sure` and `likely`: as in `TOKENS`.
 """
 
-SETTLE: Final = Script(f"""{_COMMON}
+SETTLE: Final = Script(
+    f"""{_COMMON}
 local asked, told, sender = cjson.decode(ARGV[1]), {{}}, KEYS[1]
 local is_new = redis.call('HGET', sender, 'number') ~= asked.number
 if is_new then
@@ -284,7 +299,9 @@ for _, row in ipairs(asked.costs) do
     redis.call('PEXPIRE', key, LIFETIME)
 end
 return told
-""")
+""",
+    0,
+)
 """Gives back what was reserved and counts what was spent instead, once for each number of a sender. Undoes what it had
 asked for and nobody waited for (see `TOKENS`), and counts requests that passed without being asked for.
 

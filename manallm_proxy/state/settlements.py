@@ -190,7 +190,7 @@ class Settlements:
                 await asyncio.sleep(REFUSED_AGAIN)
             else:
                 self._sent = None
-                for at, (account, day, month) in enumerate(batch.costs):
+                for at, (account, day, month) in enumerate(batch.costs if len(told) == 4 * len(batch.costs) else ()):
                     du, dt, mu, mt = told[4 * at : 4 * at + 4]
                     self.learn(account, day, month, (du, dt, mu, mt))
 
