@@ -60,9 +60,10 @@ def read_summary(
 
     `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
     itself needs; `short` what is known of a long body; `has_images` tells of the body and the required value whether
-    there are images in it: None for a chat's and an endpoint without any. Raises InvalidRequest, with ``param`` if one
-    is at fault, if the body is not a JSON object, nested too deeply, or has a duplicate top-level key, or if ``model``,
-    ``stream``, ``stream_options`` or the required key has the wrong type.
+    there are images in it, and is asked once that matters: None for a chat's and an endpoint without any.
+
+    Raises InvalidRequest, with ``param`` if one is at fault, if the body is no JSON object, nested too deeply, or has
+    a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has the wrong type.
     """
     values, spans = split_object(body, short=short)
     refuse_look_alikes(values)
@@ -79,7 +80,7 @@ def read_summary(
     later: Callable[[], bool] | None = None
     look = has_images or (has_image_parts if key == "messages" else None)
     if look is not None:
-        if len(body) > SHORT:
+        if look is has_images or len(body) > SHORT:
             later = partial(look, body, values[key])
         elif look(body, values[key]):
             needs.add(VISION)

@@ -98,7 +98,7 @@ def _longest(call: Call, entry: Entry, listed: ModelInfo | None) -> int:
     window, asked = listed.context_length if listed is not None else 0, entry.options.get("num_ctx")
     if isinstance(asked, int):
         window = min(asked, window or asked)
-    room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4)
+    room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4) if window else 0
     most = listed.max_output if listed is not None else 0
     return min(filter(None, (room, most)), default=0)
 
