@@ -12,7 +12,7 @@ from aiohttp_sse import EventSourceResponse
 PING: Final = 15.0
 SEND_TIMEOUT: Final = 20.0
 """Seconds without progress after which a client is cut."""
-PAUSE: Final = 0.1
+PAUSE: Final = 0.25
 """Seconds between two writes, so that a burst of events costs one."""
 
 Frames = Sequence[tuple[str, str, str]]
