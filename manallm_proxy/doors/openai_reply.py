@@ -69,7 +69,7 @@ class OpenAIReply:
         if not deltas:
             return batch.frames
         if self._splice is not None and len(deltas) == 1 and type(delta := deltas[0]) is Words:
-            return self._splice.write(delta.texts)
+            return batch.frames + self._splice.write(delta.texts)
         self._wrote_chunks = True
         return batch.frames + b"".join(map(self._written, deltas))
 
