@@ -13,7 +13,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
 from manallm_proxy.openai.bounds import check_structure, glance, look
-from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside, expect_large
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
 
 T = TypeVar("T")
@@ -68,6 +68,8 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
         raise UnsupportedMedia("send the body without Content-Encoding")
     if (request.content_length or 0) > limits.body:
         raise _too_large(limits.body)
+    if (request.content_length or 0) > LARGE_BYTES:
+        expect_large()
     ask_for_body(request)
     parts: list[bytes] = []
     size, late = 0, 0.0
