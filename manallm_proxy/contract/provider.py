@@ -54,6 +54,10 @@ class RequestSummary:
             self._has_pictures = None
         return self._needs
 
+    def forget(self) -> None:
+        """Lets go of the body, once nobody asks what it needs any more."""
+        self._has_pictures = None
+
     def needs_beside(self, capabilities: frozenset[str]) -> frozenset[str]:
         """What it needs and a target with these `capabilities` does not have."""
         return (self._needs if VISION in capabilities else self.needs) - capabilities

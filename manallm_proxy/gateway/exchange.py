@@ -129,6 +129,8 @@ class Exchange:
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
             self._reply = None  # it may hold the request
+            if self._summary is not None:
+                self._summary.forget()
             if self._writer is not None:
                 self._writer.close()
                 self.bytes_sent = self._writer.bytes_sent

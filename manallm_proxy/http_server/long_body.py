@@ -43,6 +43,7 @@ class LongBody(asyncio.BufferedProtocol):
         self._begun = self._last = self._loop.time()
         self._turn = 0
         """Bytes that have come in this turn of the loop."""
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._buffer = io.BytesIO(bytes(size))  # which is not copied: nothing else refers to it
         self._view: memoryview | None = self._buffer.getbuffer()
@@ -54,28 +55,25 @@ class LongBody(asyncio.BufferedProtocol):
 
     async def whole(self, timeout: float, rate: int) -> bytes:
         """The body. Raises TimeoutError if nothing comes for `timeout` seconds, or less than `rate` bytes a second."""
-        timer: asyncio.TimerHandle | None = None
-
-        def check() -> None:
-            nonlocal timer
-            due = min(self._last, self.due(rate)) + timeout
-            if self._loop.time() < due:
-                timer = self._loop.call_at(due, check)
-            elif not waiter.done():
-                waiter.set_exception(TimeoutError())
-
         try:
             if self._left:
-                self._waiter = waiter = self._loop.create_future()
-                check()
-                await waiter
+                self._waiter = self._loop.create_future()
+                self._check(timeout, rate)
+                await self._waiter
             self._view = None
             return self._buffer.getvalue()
         finally:
             self._waiter = self._view = None  # the rest is read and dropped, as the server waits a while for it
             self._buffer = io.BytesIO()
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _check(self, timeout: float, rate: int) -> None:
+        due = min(self._last, self.due(rate)) + timeout
+        if self._loop.time() < due:
+            self._timer = self._loop.call_at(due, self._check, timeout, rate)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
 
     def due(self, rate: int) -> float:
         """Loop time up to which what has come satisfies `rate`, in bytes a second."""
@@ -98,6 +96,7 @@ class LongBody(asyncio.BufferedProtocol):
         if not self._left:
             self._transport.set_protocol(self._connection)
             forget_body(self._connection, self._payload)
+            self._let_go()
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
             return
@@ -107,15 +106,21 @@ class LongBody(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             self._loop.call_soon(self._go_on)
 
+    def _let_go(self) -> None:
+        """uvloop's transport refers to its last buffered protocol for ever: that shall hold no request."""
+        del self._connection, self._payload, self._transport
+
     def _go_on(self) -> None:
-        if not self._transport.is_closing():
+        if hasattr(self, "_transport") and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
         self._connection.eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._connection.connection_lost(exc)
+        connection = self._connection
+        self._let_go()
+        connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._connection.pause_writing()
