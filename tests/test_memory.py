@@ -104,6 +104,47 @@ async def test_a_request_that_ended_holds_nothing(failure: str, kind: str, tmp_p
             assert after - before < ROOM
 
 
+async def hangs(connection: Connection, seen: Seen) -> None:
+    await connection.gone()
+
+
+async def hangs_after_one(connection: Connection, seen: Seen) -> None:
+    await connection.head()
+    await connection.chunk(chunk("one"))
+    await connection.gone()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("kind", "begun"), [("openai", False), ("openai", True), ("ollama", False)])
+async def test_who_left_holds_nothing(kind: str, stream: bool, begun: bool, tmp_path: Path, no_collector: None) -> None:
+    """Before the answer has begun, or in the middle of it."""
+    body = encode({"messages": [{"role": "user", "content": "x" * BODY}], "stream": stream})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with upstream(each(hangs_after_one if begun else hangs)) as server:
+        provider = openai(server.url) if kind == "openai" else {"kind": "ollama", "base_url": server.url}
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+
+            async def leave() -> None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+                writer.write(head + body)
+                await until(lambda: server.posts)
+                if begun and stream:
+                    await reader.readuntil(b"one")
+                writer.transport.abort()
+                await until(lambda: not p.app.gateway.pipeline.exchanges)
+                server.seen.clear()
+
+            for _ in range(2):
+                await leave()
+            tracemalloc.start()
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(REQUESTS):
+                await leave()
+            await asyncio.sleep(0)
+            after, _ = tracemalloc.get_traced_memory()
+            assert after - before < ROOM
+
+
 DOORS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": HI,
     "/v1/messages": {**HI, "max_tokens": 9},

@@ -110,9 +110,10 @@ class Exchange:
             if limits is not None and self.caller is not None:
                 await limits.ask(self.caller, self.started)
             return await self._answer()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if self.interrupted is None:
                 self.end("client_gone", 499)
+                forget_frames(cancelled)
                 raise
             assert self._task is not None
             self._task.uncancel()
@@ -129,6 +130,7 @@ class Exchange:
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
             self._reply = None  # it may hold the request
+            self._task = None  # which holds, if it was cancelled, the frames that hold this
             if self._summary is not None:
                 self._summary.forget()
             if self._writer is not None:
@@ -338,6 +340,7 @@ class Exchange:
                 trace=self.trace,
             )
         )
+        self._asking = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this
 
 
 def _kind(error: ProxyError) -> str:
