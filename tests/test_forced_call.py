@@ -111,8 +111,7 @@ async def obedient(connection: Connection, seen: Seen) -> None:
     row: dict[str, Any] = {"model": "m", "message": {"role": "assistant", "content": text}, "done": False}
     done = {"model": "m", "done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
     if asked["stream"]:
-        half = len(text) // 2
-        parts = (text[:half], text[half:])
+        parts = [text[n : n + 3] for n in range(0, len(text), 3)]  # so many that they are told by their pattern
         rows = [{"model": "m", "message": {"role": "assistant", "content": part}, "done": False} for part in parts]
         await connection.head(content_type="application/x-ndjson")
         for each_row in [*rows, done]:
@@ -189,10 +188,11 @@ async def test_an_openai_compatible_server_may_be_made_to_call(tmp_path: Path) -
         if not asked.get("stream"):
             await connection.reply(completion(text))
             return
-        row = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        parts = [text[n : n + 3] for n in range(0, len(text), 3)]
+        rows = [{"index": 0, "delta": {"content": part}, "finish_reason": None} for part in parts]
         end = {"index": 0, "delta": {}, "finish_reason": "stop"}
         await connection.head(content_type="text/event-stream")
-        for choice in (row, end):
+        for choice in (*rows, end):
             data = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
             await connection.chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
         await connection.chunk(b"data: [DONE]\n\n")

@@ -219,7 +219,7 @@ async def test_the_model_must_call_a_tool(llama: LlamaServer, tmp_path: Path) ->
     box = openai(llama.url, options={"force_tools": "schema"})
     parameters = {"type": "object", "properties": {"city": {"enum": ["Graz"]}}, "required": ["city"]}
     only = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
-    request = {**HI, "tools": [only], "tool_choice": "required", "max_tokens": 60}
+    request = {**HI, "tools": [only], "tool_choice": "required", "max_tokens": 400}
     async with proxy(settings({"llama": box}, ["llama/*"], timeouts={"first_byte": 60, "idle": 30}), tmp_path) as p:
         code, body, _ = await p.chat(**request)
         [call] = body["choices"][0]["message"]["tool_calls"]
