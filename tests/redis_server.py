@@ -85,8 +85,9 @@ class RedisServer:
     def end(self) -> None:
         if self._client is not None:
             self._client.close()
-        self.go_on()
-        self.kill()
+        if self._child is not None:  # else it is not here, which is said
+            self.go_on()
+            self.kill()
 
     def stop(self) -> None:
         """It hangs: connections are taken by the kernel, nothing is answered."""
