@@ -63,6 +63,7 @@ async def picture(to: Path) -> None:
             async with proxy(config, Path(folder)) as p, chromium(Path(folder)) as page:
                 names = (*chains, "groq/llama-3.1-8b-instant")
                 for half_minute in range(30):
+                    # mypy knows no defaults of a lambda
                     p.app.requests.clock = lambda n=half_minute: time.time() - SPAN + 30 * (n + 0.5)  # type: ignore[misc]
                     if half_minute == 26:
                         await p.chat(model="mana/fast-txt")

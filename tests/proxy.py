@@ -207,7 +207,7 @@ async def shell(
     )
     try:
         # `settings` makes a mapping of "listen"; its values are typed as any object
-        yield child, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]
+        yield child, f"http://127.0.0.1:{config['listen']['port']}"  # type: ignore[index]  # a mapping of any values
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # the shell, and what it has started

@@ -53,6 +53,7 @@ async def test_one_at_a_time_in_the_order_in_which_they_came(stream: bool, tmp_p
         for n in range(5):
             body = {"messages": [{"role": "user", "content": f"number {n}"}]}
             asking.append(asyncio.ensure_future(p.stream(**body) if stream else p.chat(**body)))
+            # mypy knows no defaults of a lambda
             await until(lambda n=n: queue_of(p) + gpu.at_once == n + 1)  # type: ignore[misc]
         assert (gpu.at_once, (await target_of(p))["queue"]) == (1, 4)
         text = await (await p.client.get(p.url + "/metrics")).text()
@@ -198,7 +199,9 @@ async def test_a_llama_server_says_its_slots(tmp_path: Path) -> None:
             async with proxy(settings({"gpu": openai(own.url, local=True)}), tmp_path) as p:
                 assert (await target_of(p))["slots"] == slots
                 asking = [asyncio.ensure_future(p.chat()) for _ in range(4)]
+                # mypy knows no defaults of a lambda
                 await until(lambda own=own, slots=slots: len(own.posts) == (slots or 4))  # type: ignore[misc]
+                # mypy knows no defaults of a lambda
                 await until(lambda p=p, slots=slots: queue_of(p) == 4 - (slots or 4))  # type: ignore[misc]
                 held.set()
                 assert [status for status, _, _ in await asyncio.gather(*asking)] == [200] * 4

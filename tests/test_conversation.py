@@ -78,6 +78,7 @@ async def test_a_conversation_survives_what_fails(tmp_path: Path) -> None:
             await t.until(lambda seen: seen.rstrip().endswith("\n>"))
             for number in (1, 2):
                 await t.type("hello")
+                # mypy knows no defaults of a lambda
                 await t.until(lambda seen, n=number: seen.count("no provider could serve gpu/m") == n)  # type: ignore[misc]
             assert [len(post.json["messages"]) for post in gpu.posts] == [1, 1]
             await t.type("", "C-d")

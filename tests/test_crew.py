@@ -53,7 +53,7 @@ def sent(crew: WorkerManager, number: int | None = None) -> list[ToWorker]:
 def ask(crew: WorkerManager, topic: str, now: float, number: int = 1, id_: int = 1) -> dict[int, int]:
     """One worker asks; the question's id by each worker that is asked."""
     crew.outbox.clear()
-    crew.received(number, Ask(id_, topic), now)  # type: ignore[arg-type]
+    crew.received(number, Ask(id_, topic), now)  # type: ignore[arg-type]  # a text that stands for a literal
     asked = {to: message.id for to, message in crew.outbox if isinstance(message, Tell)}
     crew.outbox.clear()
     return asked

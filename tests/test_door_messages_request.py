@@ -100,6 +100,7 @@ def test_images_documents_and_search_results() -> None:
         }
     ]
     for data in ("AA-_", "AAA", "AAAA\r\nAAAA"):
+        # a part of any values
         assert said(user({"type": "image", "source": {**PNG["source"], "data": data}}))  # type: ignore[dict-item]
     pdf = {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}
     file = {"type": "file", "file": {"filename": "t", "file_data": "data:application/pdf;base64,AAAA"}}
@@ -247,16 +248,19 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "uploaded file",
     ),
     "an image of nothing": (
+        # a part of any values
         {"messages": [user({"type": "image", "source": {**PNG["source"], "data": ""}})]},  # type: ignore[dict-item]
         "messages[0].content[0].source.data",
         "base64",
     ),
     "an image of no base64": (
+        # a part of any values
         {"messages": [user({"type": "image", "source": {**PNG["source"], "data": "a b"}})]},  # type: ignore[dict-item]
         "messages[0].content[0].source.data",
         "base64",
     ),
     "an image of no type": (
+        # a part of any values
         {"messages": [user({"type": "image", "source": {**PNG["source"], "media_type": ""}})]},  # type: ignore[dict-item]
         "messages[0].content[0].source.media_type",
         "image/png",
@@ -387,7 +391,7 @@ def test_tokens_are_estimated_from_bytes() -> None:
     small, large = count(HI), count({"role": "user", "content": "word " * 400})
     assert 1 <= small < 40
     assert 400 <= large <= 600
-    big = {**PNG, "source": {**PNG["source"], "data": "A" * 100_000}}  # type: ignore[dict-item]
+    big = {**PNG, "source": {**PNG["source"], "data": "A" * 100_000}}  # type: ignore[dict-item]  # a part of any values
     assert count(user(big)) == count(user(PNG))
     assert 0 < count(user(PNG)) - TOKENS_A_FILE < 60
     assert count(HI, tools=[TOOL], system="be brief") > small

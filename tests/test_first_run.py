@@ -141,7 +141,7 @@ async def test_the_line_to_try_fits_the_configuration(tmp_path: Path) -> None:
 
 
 def of(kind: str, url: str, api_key: str | None = None) -> ProviderConfig:
-    return ProviderConfig("p", kind, url, api_key)  # type: ignore[arg-type]
+    return ProviderConfig("p", kind, url, api_key)  # type: ignore[arg-type]  # a text that stands for a literal
 
 
 @pytest.mark.parametrize(

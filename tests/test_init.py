@@ -23,6 +23,7 @@ CLOUDS = ["groq/llama-3.1-8b-instant", "openrouter/anthropic/claude-3-haiku"]
 
 def server(name: str, port: int, *models: str) -> Server:
     kind, end = ("ollama", "") if name == "ollama" else ("openai", "/v1")
+    # a text that stands for a literal
     found = Found(name, kind, f"http://127.0.0.1:{port}{end}")  # type: ignore[arg-type]
     return Server(found, tuple(ModelInfo(model) for model in models))
 

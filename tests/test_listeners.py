@@ -21,7 +21,7 @@ def config(folder: Path, **listen: object) -> Config:
 
     path = folder / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"loop": {"kind": "loopback"}})))
-    return evolve(load(path, {}), listen=Listen(**listen))  # type: ignore[arg-type]
+    return evolve(load(path, {}), listen=Listen(**listen))  # type: ignore[arg-type]  # a mapping of any values
 
 
 def test_each_has_sockets_of_its_own_at_one_port(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ async def test_the_model_calls_a_tool(llama: LlamaServer, tmp_path: Path) -> Non
             told = {"type": "tool_result", "tool_use_id": city, "content": "sunny"}
             turns += [weather_turn(city)[0], {"role": "assistant", "content": [used]}]
             turns += [{"role": "user", "content": [told]}]
+        # a mapping of any values
         tool = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}  # type: ignore[index]
         wanted = {"model": "mana/test", "messages": [*turns, asked], "tools": [tool], "max_tokens": 60}
         code, body, _ = await p.post("/v1/messages", {**wanted, "temperature": 0})

@@ -183,7 +183,7 @@ async def test_a_stop_while_the_next_generation_is_opened(tmp_path: Path, monkey
         await p.app.reload()
         assert p.app.generation is before
     [client] = prepared[0].providers.values()
-    assert client._connections.closed  # type: ignore[attr-defined]
+    assert client._connections.closed  # type: ignore[attr-defined]  # a private name of its implementation
     assert "reloaded" not in p.log.getvalue()
 
 

@@ -241,7 +241,7 @@ async def test_a_reservation_that_is_just_given_back_refuses_nobody(redis: Redis
             real = shared(other).link()
             assert real is not None
             late = Late(real, partial(shared(one).give_back, hold))
-            shared(other).link = lambda: late  # type: ignore[assignment, return-value]
+            shared(other).link = lambda: late  # type: ignore[assignment, return-value]  # a stand-in
             assert ((await ask(other))[0], late.asked) == (200, 2)
 
 
@@ -313,7 +313,7 @@ async def test_what_is_done_though_nobody_heard_of_it_counts_once(redis: RedisSe
             assert real is not None
             lossy = Lossy(real)
             spend = shared(one)
-            spend.link = spend.settlements.link = lambda: lossy  # type: ignore[assignment, return-value]
+            spend.link = spend.settlements.link = lambda: lossy  # type: ignore[assignment, return-value]  # a stand-in
             for answers_lost, requests in ((4, 1), (2, 2), (0, 3)):
                 lossy.left = answers_lost
                 assert (await ask(one))[0] == 200

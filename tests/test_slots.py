@@ -65,7 +65,9 @@ class Server:
             slower = 1 + self.shared * (self.busy - 1)
             first = self.dice.uniform(*self.first) * slower
             if turn.streams:
+                # mypy knows no defaults of a lambda
                 self.at(first, lambda turn=turn: self.line.began(turn, self.now))  # type: ignore[misc]
+            # mypy knows no defaults of a lambda
             self.at(first + tokens * 0.02 * slower, lambda turn=turn, n=tokens: self.done(turn, n))  # type: ignore[misc]
         self.most = max(self.most, len(self.queued))
 

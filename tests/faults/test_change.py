@@ -156,6 +156,7 @@ async def test_restarts_lose_nothing(tmp_path: Path, times: int, rate: int) -> N
                     opened = [one(session, unit.url, long, stream=True, model="gpu/slow") for _ in range(5)]
                     running = asyncio.gather(*opened)
                     # mypy has no type for a lambda's default, which binds this round's number
+                    # mypy knows no defaults of a lambda
                     await until(lambda so_many=5 * (number + 1): slow_ones(gpu) == so_many)  # type: ignore[misc]
                     await unit.restart()
                     await running

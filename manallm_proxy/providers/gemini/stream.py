@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage, Words
+from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
 from manallm_proxy.providers.gemini.reply import Reader, read
+from manallm_proxy.providers.patterned import Patterned
 
-LESSONS: Final = 16
-"""Events of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
-_BLANK: Final = b"\r\n\r\n"
-"""What ends an event of Google's."""
 _DONE: Final = b"[DONE]"
 """OpenAI's end marker, which some proxies in between add."""
 
 
 @define
-class GeminiTranslator:
+class GeminiTranslator(Patterned):
     """See `wire.Translator`."""
+
+    blank = b"\r\n\r\n"
 
     _limits: AnswerLimits = AnswerLimits()
     _reader: Reader = field(factory=Reader)
@@ -32,7 +32,6 @@ class GeminiTranslator:
     _begun: bool = False
     _has_content: bool = False
     _plain: PlainEvents = field(factory=PlainEvents)
-    _lessons: int = LESSONS
 
     @property
     def usage(self) -> Usage | None:
@@ -45,24 +44,11 @@ class GeminiTranslator:
     def is_open(self, data: bytes) -> bool:
         return self._decoder.is_open(data)
 
-    def feed(self, data: bytes) -> StreamBatch:
-        was_between = not self._decoder.held
-        if was_between:
-            texts, used, counters = self._plain.read(data)
-            if texts:
-                self._reader.counted(counters)
-                batch = StreamBatch(deltas=(Words(texts),), has_content=True)
-                return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
-        end = data.find(_BLANK) + len(_BLANK)  # one event, then the others
-        if end < len(_BLANK) or (was_between and (not self._lessons or (self._plain.is_known and end != len(data)))):
-            return self._feed(data)
-        batch = self._feed(data[:end])
-        if was_between and len(batch.deltas) == 1 and batch.deltas[0].is_text:
-            self._lessons -= 1
-            self._plain.learn(data[:end], batch.deltas[0])
-        if batch.done or batch.error or end == len(data):
-            return batch
-        return batch.followed_by(self.feed(data[end:]) if self._plain.is_known else self._feed(data[end:]))
+    def _read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        texts, used, counters = self._plain.read(data)
+        if texts:
+            self._reader.counted(counters)
+        return texts, used
 
     def _feed(self, data: bytes) -> StreamBatch:
         try:

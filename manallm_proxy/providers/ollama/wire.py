@@ -27,7 +27,6 @@ from manallm_proxy.contract.answers import (
     StreamBatch,
     ToolCall,
     Usage,
-    Words,
     new_call_id,
 )
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
@@ -55,10 +54,9 @@ from manallm_proxy.providers.ollama.reply import (
     read_whole,
     too_long,
 )
+from manallm_proxy.providers.patterned import Patterned
 from manallm_proxy.providers.wire import Request, Translator
 
-LESSONS: Final = 16
-"""Lines of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
 """Fields that clients set for all models, whether they think or not."""
 
@@ -127,15 +125,16 @@ class OllamaWire:
 
 
 @define
-class OllamaTranslator:
+class OllamaTranslator(Patterned):
     """One stream: lines in, deltas out. It remembers a line's beginning, and how many tools were called."""
+
+    blank = b"\n"
 
     _endpoint: Endpoint
     _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _held: bytearray = field(factory=bytearray, repr=False)
     _called: int = 0
-    _lessons: int = LESSONS
     _plain: PlainLines = field(init=False)
 
     @_plain.default
@@ -149,23 +148,8 @@ class OllamaTranslator:
     def is_open(self, data: bytes) -> bool:
         return b"\n" not in data
 
-    def feed(self, data: bytes) -> StreamBatch:
-        was_between = not self._held
-        if was_between:
-            texts, used = self._plain.read(data)
-            if texts:
-                batch = StreamBatch(deltas=(Words(texts),), has_content=True)
-                return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
-        end = data.find(b"\n") + 1  # one line, then the others
-        if not end or (was_between and (not self._lessons or (self._plain.is_known and end != len(data)))):
-            return self._feed(data)
-        batch = self._feed(data[:end])
-        if was_between and len(batch.deltas) == 1 and batch.deltas[0].is_text:
-            self._lessons -= 1
-            self._plain.learn(data[:end], batch.deltas[0])
-        if batch.done or batch.error or end == len(data):
-            return batch
-        return batch.followed_by(self.feed(data[end:]) if self._plain.is_known else self._feed(data[end:]))
+    def _read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        return self._plain.read(data)
 
     def _feed(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
