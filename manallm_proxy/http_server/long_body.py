@@ -107,7 +107,8 @@ class LongBody(asyncio.BufferedProtocol):
             self._loop.call_soon(self._go_on)
 
     def _let_go(self) -> None:
-        """uvloop's transport refers to its last buffered protocol for ever: that shall hold no request."""
+        """uvloop's transport keeps its last buffered protocol (``findings/uvloop-last-buffered-protocol.sh``), which
+        shall hold no request."""
         del self._connection, self._payload, self._transport
 
     def _go_on(self) -> None:
