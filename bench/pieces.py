@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from itertools import cycle
 from typing import Any, Final, TypeVar
 
-from manallm_proxy.contract.answers import Answer, Usage
-from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, TryWrite
 from manallm_proxy.contract.provider_errors import ConnectFailed
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Chain, Entry, Target
@@ -26,6 +27,7 @@ from manallm_proxy.routing.health_registry import HealthRegistry
 from manallm_proxy.routing.home import Home, Visit
 from manallm_proxy.routing.line import Line, Turn
 from manallm_proxy.routing.queues import Queue
+from manallm_proxy.routing.relay import Opened
 
 Piece = Callable[[], object]
 
@@ -140,10 +142,20 @@ def refusal() -> Piece:
     return lambda: known.admit("bench", 2.0)
 
 
-def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 1000, learns: bool = False) -> Piece:
+def gates(
+    local: bool,
+    *,
+    busy: bool = False,
+    sent: bool = False,
+    size: int = 1000,
+    learns: bool = False,
+    streams: bool = False,
+    beside: int = 0,
+) -> Piece:
     """What a request pays for the gates at its target: in a house that has a local provider, and at that (`local`) or
     at a cloud. `busy`: one whose slot is taken, so that it waits or goes on; `sent`: until its answer has ended;
-    `learns`: nobody says how many slots it has."""
+    `learns`: nobody says how many slots it has; `streams`: the answer is a stream, whose first content teaches most;
+    `beside`: so many others are being served."""
     now, known = 1.0, Health()
 
     def clock() -> float:
@@ -152,7 +164,8 @@ def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 10
     near, far = Entry(Target("box", "bench"), max_wait=60.0), Entry(Target("cloud", "bench"))
     box = Box("box", _Host(), clock, lambda event: None)
     box.residency.observed([Resident("bench", 8, 8, 262_144, 1e9)], now)
-    line = Line(None if learns else 1, learns=learns)
+    line = Line(None if learns else 1 + beside, learns=learns)
+    line.of("bench").slots.number += beside
     for _ in range(50):
         line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
     home = Home(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
@@ -160,11 +173,17 @@ def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 10
     entry = near if local else far
     if busy:
         for _ in range(3):
-            line.enter(Turn("bench", 5.0), now)
-    answer = Answer(None, Usage(250, 100))
+            line.enter(Turn(line.of("bench"), 5.0), now)
+    for _ in range(beside):
+        line.enter(Turn(line.of("bench"), 5.0), now)
+    used = [Usage(230 + 13 * n % 40, 100 + 37 * n % 50) for n in range(23)]  # no two like each other, as it is
+    answers, usages, opened = cycle([Answer(None, each) for each in used]), cycle(used), Opened(_Stream(), ())
 
     async def ask(entry: Entry) -> Answer:
-        return answer
+        return next(answers)
+
+    async def opening(entry: Entry) -> Opened:
+        return opened
 
     def passed() -> Visit:
         visit = home.visit(asked, chain)
@@ -174,7 +193,26 @@ def gates(local: bool, *, busy: bool = False, sent: bool = False, size: int = 10
     async def answered() -> None:
         await passed().in_turn(ask)(entry)
 
-    return (lambda: finish(answered())) if sent else passed
+    async def streamed() -> None:
+        value = await passed().in_turn(opening)(entry)
+        if value.left is not None:
+            value.left(next(usages))
+
+    whole = streamed if streams else answered
+    return (lambda: finish(whole())) if sent else passed
+
+
+class _Stream:
+    """One that has ended."""
+
+    usage: Usage | None = None
+
+    async def next(self, try_write: TryWrite | None = None) -> StreamBatch:
+        return StreamBatch(done=True)
+
+    def commit(self, idle: float) -> None: ...
+
+    async def aclose(self) -> None: ...
 
 
 class _Host:
@@ -241,7 +279,13 @@ def every() -> dict[str, Piece]:
         "gates: a local target that is busy": gates(local=True, busy=True),
         "gates: a local target, 200 KB": gates(local=True, size=200_000),
         "gates: a local target, sent": gates(local=True, sent=True),
+        "gates: a local target, streamed": gates(local=True, sent=True, streams=True),
+        "gates: one of four slots, streamed": gates(local=True, sent=True, streams=True, beside=3),
         "gates: it learns slots, sent": gates(local=True, sent=True, learns=True),
+        "gates: it learns slots, streamed": gates(local=True, sent=True, learns=True, streams=True),
+        "gates: it learns slots beside two, streamed": gates(
+            local=True, sent=True, learns=True, streams=True, beside=2
+        ),
         "sse: 100 frames, a read each": frames(events),
         "sse: 100 frames in one read": frames([b"".join(events)]),
         "head: 1 KB": head(1000),

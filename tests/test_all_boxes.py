@@ -84,7 +84,7 @@ class Crew:
 
     def ask(self, number: int, model: str = "m", expected: float = 1.0) -> Turn:
         worker = self.workers[number]
-        turn = Turn(model, expected, True)
+        turn = Turn(worker.line.of(model), expected, True)
         worker.turns.append(turn)
         worker.line.enter(turn, self.now)
         return turn
@@ -130,7 +130,7 @@ def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str,
             crew.said = deque((each, line) for each, line in crew.said if each != number)
             crew.start(number)
         assert len(crew.served()) <= slots
-        assert worker.line.expected_wait("m", crew.now, streams=answered) >= 0
+        assert worker.line.expected_wait(worker.line.of("m"), crew.now, streams=answered) >= 0
     for _ in range(100):
         crew.settle()
         served = crew.served()
@@ -140,7 +140,7 @@ def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str,
                     crew.leave(number, turn)
     turns = [turn for worker in crew.workers.values() for turn in worker.turns]
     assert all(turn.ended for turn in turns)
-    assert all(worker.line.expected_wait("m", crew.now) == 0 for worker in crew.workers.values())
+    assert all(worker.line.expected_wait(worker.line.of("m"), crew.now) == 0 for worker in crew.workers.values())
     assert all(each.is_idle for worker in crew.workers.values() for each in worker.line.models.values())
 
 
@@ -152,15 +152,17 @@ def test_first_come_first_served_over_all_workers() -> None:
     crew.settle()
     assert [turn.began_at is not None for turn in (first, second, third)] == [True, False, False]
     crew.now += 3
-    assert [worker.line.expected_wait("m", crew.now) for worker in crew.workers.values()] == [5 + 4 + 2] * 2
+    assert [worker.line.expected_wait(worker.line.of("m"), crew.now) for worker in crew.workers.values()] == [
+        5 + 4 + 2
+    ] * 2
     assert [worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()] == [1, 1]
     late = crew.start(3)
     crew.settle()
-    assert late.line.expected_wait("m", crew.now) == 11
+    assert late.line.expected_wait(late.line.of("m"), crew.now) == 11
     crew.die(1)
     crew.settle()
     assert second.began_at is not None
-    assert late.line.expected_wait("m", crew.now) == 4
+    assert late.line.expected_wait(late.line.of("m"), crew.now) == 4
 
 
 def test_slots_are_learned_from_all() -> None:
@@ -196,14 +198,14 @@ def test_a_line_without_a_limit_is_not_talked_about() -> None:
         crew.leave(1, turn, answered=False)
     crew.ask(2)
     crew.settle()
-    assert crew.workers[2].line.expected_wait("m", crew.now) > 0
+    assert crew.workers[2].line.expected_wait(crew.workers[2].line.of("m"), crew.now) > 0
     crew.leave(1, turns[0])
     for _ in range(RAMP_LIMIT + 1):
         turn = crew.ask(1)
         crew.settle()
         crew.leave(1, turn)
     crew.settle()
-    assert crew.workers[2].line.expected_wait("m", crew.now) == 0
+    assert crew.workers[2].line.expected_wait(crew.workers[2].line.of("m"), crew.now) == 0
 
 
 def test_a_server_comes_back_once() -> None:
@@ -242,7 +244,7 @@ def test_names_that_clients_choose_are_forgotten() -> None:
     assert len(worker.line._busy) <= MODELS_LIMIT
     for n in range(2 * LINES_LIMIT):
         line = worker.link.lines.line(f"gpu{n}", 1, learns=False)
-        turn = Turn("m", 1.0)
+        turn = Turn(line.of("m"), 1.0)
         line.enter(turn, 1.0)
         crew.settle()
         line.leave(turn, 1.0, answered=True)
@@ -313,16 +315,18 @@ async def test_without_a_supervisor_each_goes_by_itself() -> None:
     crew = Crew(1)
     worker = crew.start(1)
     crew.start(2)
-    mine, other, waiting = crew.ask(1), crew.ask(2), crew.ask(1)
+    mine, other, waiting = crew.ask(1, expected=0.0), crew.ask(2), crew.ask(1)
     crew.settle()
     claim = asyncio.ensure_future(worker.link.claim(SERVER, "m"))
     await asyncio.sleep(0)
     worker.link.lost()
     assert (await claim, await worker.link.claim(SERVER, "m")) == (None, None)
-    assert (mine.began_at is not None, waiting.began_at, other.began_at) == (True, None, None)
+    one_more = crew.ask(1)
+    served = [each.began_at is not None for each in (mine, waiting, one_more, other)]
+    assert served == [True, False, False, False]
     crew.leave(1, mine)
     assert waiting.began_at is not None
-    assert worker.line.expected_wait("m", crew.now) > 0
+    assert worker.line.expected_wait(worker.line.of("m"), crew.now) > 0
 
 
 @define(eq=False)

@@ -334,7 +334,7 @@ async def test_a_list_that_hangs_makes_no_request_slower(tmp_path: Path) -> None
 
 async def test_a_box_that_was_started_again_is_cold(tmp_path: Path) -> None:
     """While it is away its models are not known; once it is back they are loaded, not counted against it."""
-    async with house(tmp_path, {"timeouts": {"first_byte": 0.2}}, health={"backoff": 0.1}) as (p, gpu, _):
+    async with house(tmp_path, {"timeouts": {"first_byte": 0.5}}, health={"backoff": 0.1}) as (p, gpu, _):
         gpu.slow.clear()
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         await gpu.server.stop()
@@ -347,7 +347,7 @@ async def test_a_box_that_was_started_again_is_cold(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)  # the backoff
         asking = asyncio.ensure_future(p.chat())
         await until(lambda: gpu.begun == ["m", "m"])
-        await asyncio.sleep(0.3)  # longer than first_byte
+        await asyncio.sleep(0.6)  # longer than first_byte
         gpu.finish("m")
         assert (await asking)[2][RESOLVED] == "gpu/m"
         assert gpu.aborted == []

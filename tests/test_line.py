@@ -11,7 +11,7 @@ from manallm_proxy.routing.pace import LONGEST_TOKEN, MARGIN, Pace
 
 
 def entered(line: Line, *expected: float, now: float = 0.0, model: str = "m") -> list[Turn]:
-    turns = [Turn(model, seconds) for seconds in expected]
+    turns = [Turn(line.of(model), seconds) for seconds in expected]
     for turn in turns:
         line.enter(turn, now)
     return turns
@@ -63,7 +63,7 @@ def test_the_expected_wait(slots: int, expected: tuple[float, ...], now: float, 
     """Until the first has made room, and those who wait have had their turn."""
     line = Line(slots)
     entered(line, *expected)
-    assert line.expected_wait("m", now) == pytest.approx(wait)
+    assert line.expected_wait(line.of("m"), now) == pytest.approx(wait)
 
 
 def test_a_server_that_came_back_is_not_flooded() -> None:
@@ -103,11 +103,11 @@ def test_whatever_happens_nobody_is_forgotten(slots: int | None, steps: list[tup
         elif turns:
             line.leave(turns[which % len(turns)], float(now), answered=answered)
         for name in "ab":
-            mine = [turn for turn in turns if turn.model == name and not turn.ended]
+            mine = [turn for turn in turns if turn.line.name == name and not turn.ended]
             serving = [turn for turn in mine if turn.began_at is not None]
             assert slots is None or len(serving) <= slots
             assert mine == serving + [turn for turn in mine if turn.began_at is None]
-            assert line.expected_wait(name, float(now)) >= 0
+            assert line.expected_wait(line.of(name), float(now)) >= 0
     for turn in turns:
         line.leave(turn, 99.0, answered=True)
     assert all(each.is_idle for each in line.models.values())

@@ -16,7 +16,7 @@ from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.line import Line, Turn
-from manallm_proxy.routing.queues import Queue, Served
+from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.slots import REST, REST_LONGEST, WAITS, Sign, Slots
 
 
@@ -50,7 +50,7 @@ class Server:
 
     def ask(self) -> None:
         """A client that asks again whenever it has its answer."""
-        turn = Turn("m", 1.0, self.dice.random() < self.streams)
+        turn = Turn(self.line.of("m"), 1.0, self.dice.random() < self.streams)
         turn.on_turn = lambda: self.sent(turn)
         self.line.enter(turn, self.now)
 
@@ -174,7 +174,7 @@ def test_an_overlap_ends_a_row_of_waits() -> None:
 def test_what_is_said_is_not_learned() -> None:
     """And where nobody asks for it there is no limit."""
     for line, served in ((Line(2, learns=True), 2), (Line(None), 5)):
-        turns = [Turn("m", 1.0, True) for _ in range(5)]
+        turns = [Turn(line.of("m"), 1.0, True) for _ in range(5)]
         for turn in turns:
             line.enter(turn, 0.0)
         for turn in turns[:served]:
@@ -186,7 +186,7 @@ def test_what_is_said_is_not_learned() -> None:
 def test_what_ollama_hands_on_has_no_slots() -> None:
     """A model of its cloud runs elsewhere."""
     line = Line(None, learns=True)
-    turns = [Turn("m:120b-cloud", 1.0, True) for _ in range(5)]
+    turns = [Turn(line.of("m:120b-cloud"), 1.0, True) for _ in range(5)]
     for turn in turns:
         line.enter(turn, 0.0)
     assert [(turn.began_at, turn.is_trial) for turn in turns] == [(0.0, False)] * 5
@@ -196,34 +196,31 @@ def test_what_ollama_hands_on_has_no_slots() -> None:
 def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
     """Its client left, or it was taken back since it had waited long enough."""
     line = Line(None, learns=True)
-    first, second, third = (Turn("m", 9.0, True) for _ in range(3))
+    first, second, third = (Turn(line.of("m"), 9.0, True) for _ in range(3))
     line.enter(first, 0.0)
     line.began(first, 1.0)
     line.enter(second, 2.0)
     assert (second.is_trial, second.patience) == (True, 1.5)
     line.leave(second, 5.0, answered=False)
     line.enter(third, 6.0)
-    assert (third.began_at, line.expected_wait("m", 6.0, streams=True) > 0) == (None, True)
+    assert (third.began_at, line.expected_wait(line.of("m"), 6.0, streams=True) > 0) == (None, True)
     line.leave(first, 9.0, answered=True)
     assert third.began_at == 9.0
 
 
-async def test_a_trial_teaches_no_pace() -> None:
+def test_a_trial_teaches_no_pace() -> None:
     """It may have waited with the server, which is no part of what an answer takes."""
     now = 0.0
     queue, entry = Queue(lambda: now, Health(), Line(None, learns=True)), Entry(Target("gpu", "m"))
 
-    async def sent() -> Served:
-        return await queue.turn(entry, False, 1000, streams=True, learns_bytes=True)
-
-    first = await sent()
+    first = queue.enter(entry, False, 1000, streams=True)
     now = 1.0
-    first.began()
-    second = await sent()
+    queue.began(first)
+    second = queue.enter(entry, False, 1000, streams=True)
     now = 11.0
-    first.end(Usage(100, 100))
-    second.began()
+    queue.end(first, Usage(100, 100))
+    queue.began(second)
     now = 20.0
-    second.end(Usage(100, 100))
-    assert (first.turn.is_trial, second.turn.is_trial) == (False, True)
+    queue.end(second, Usage(100, 100))
+    assert (first.is_trial, second.is_trial) == (False, True)
     assert queue.line.of("m").pace.prompt_token == 0.01

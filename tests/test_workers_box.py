@@ -103,7 +103,7 @@ async def test_all_workers_learn_together(tmp_path: Path) -> None:
         gpu.ends.clear()
         asking = [asyncio.ensure_future(asked(running.url)) for _ in range(8)]
         await eventually(running.url, slots=3, queue=4)
-        assert (gpu.at_once, gpu.waited) == (3, 1)
+        await until(lambda: (gpu.at_once, gpu.waited) == (3, 1), 20)
         gpu.ends.set()
         assert {await each for each in asking} == {(200, "gpu/m")}
         assert (gpu.most, gpu.waited, cloud.posts) == (3, 1, [])

@@ -151,7 +151,7 @@ def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line:
         row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
         row["slots"] = line.limit(line.of(model))
         row["queue"] = len(line.of(model).waiting)
-        row["expected_wait"] = round(line.expected_wait(model, now), 1)
+        row["expected_wait"] = round(line.expected_wait(line.of(model), now), 1)
 
 
 def _circuit(circuit: Circuit, now: float) -> dict[str, Any]:

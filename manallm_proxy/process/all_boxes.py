@@ -63,12 +63,12 @@ class AllBoxes:
                 if (found := self._turns.get((worker, message.number))) is not None:
                     server, turn = found
                     self._lines[server].began(turn, now)
-                    self._tell(server, turn.model, workers, now)
+                    self._tell(server, turn.line.name, workers, now)
             case box.Left():
                 if (found := self._turns.pop((worker, message.number), None)) is not None:
                     server, turn = found
                     self._lines[server].leave(turn, now, answered=message.answered, tokens=message.tokens)
-                    self._tell(server, turn.model, workers, now)
+                    self._tell(server, turn.line.name, workers, now)
             case box.CameBack():
                 self._came_back(message.server, now)
             case box.Claim():
@@ -94,7 +94,7 @@ class AllBoxes:
             server, turn = self._turns.pop(key)
             turn.on_turn = None
             self._lines[server].leave(turn, now, answered=False)
-            self._tell(server, turn.model, workers, now)
+            self._tell(server, turn.line.name, workers, now)
         for (server, model), load in list(self._loads.items()):
             load.waiting = [each for each in load.waiting if each != worker]
             if load.holder == worker:
@@ -112,8 +112,9 @@ class AllBoxes:
     def _enter(self, worker: int, entered: Entered, workers: Collection[int], now: float) -> None:
         line = self._line(entered.server)
         line.learns = entered.learns
-        line.of(entered.model).said = entered.slots
-        turn = Turn(entered.model, entered.expected, entered.streams, number=entered.number)
+        each = line.of(entered.model)
+        each.said = entered.slots
+        turn = Turn(each, entered.expected, entered.streams, number=entered.number)
         turn.on_turn = partial(self._served, worker, turn)
         self._turns[worker, entered.number] = entered.server, turn
         line.enter(turn, now)

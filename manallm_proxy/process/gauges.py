@@ -52,7 +52,7 @@ def queues(generation: Generation) -> Iterable[tuple[str, str, int, float]]:
     now = generation.registry.clock()
     for name, queue in generation.home.queues.items():
         for line in queue.line.models.values():
-            yield name, line.name, len(line.waiting), queue.line.expected_wait(line.name, now)
+            yield name, line.name, len(line.waiting), queue.line.expected_wait(line, now)
 
 
 def summary(generation: Generation) -> str:

@@ -68,7 +68,7 @@ class Box:
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why `entry` should be skipped now; None if it may be tried, after `loaded`. `last`: in its chain."""
         now = self.clock()
-        if self._is_ready(entry, now):
+        if self.is_ready(entry, now):
             return None
         model = entry.target.model
         rest = self.residency.rest(model, now, ("failed",) if last else ("failed", "flap"))
@@ -83,7 +83,7 @@ class Box:
 
         Raises StillLoading after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
         """
-        if self.is_ready(entry):
+        if self.is_ready(entry, self.clock()):
             return
         task = self._load(entry)
         seconds = self.residency.load_timeout(entry)
@@ -94,16 +94,12 @@ class Box:
         if error is not None and error.blame in _LOAD_FAILURES:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
 
-    def is_ready(self, entry: Entry) -> bool:
-        """Whether the model is loaded, as far as is known."""
-        return self._is_ready(entry, self.clock())
-
-    def _is_ready(self, entry: Entry, now: float) -> bool:
+    def is_ready(self, entry: Entry, now: float) -> bool:
         """Whether the model is loaded. If that is unknown, the request is sent as to any other provider."""
-        if self.residency.is_loaded(entry, now) is False:
+        residency = self.residency
+        if residency.is_loaded(entry, now) is False:
             return False
-        self.residency.used(entry, now)
-        if not self.residency.observe_in(now - self._lag):
+        if residency.used(entry, now) >= self._lag:
             self._wake.set()
         return True
 

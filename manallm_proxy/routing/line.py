@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from attrs import define, field
+from msgspec import Struct
 
 from manallm_proxy.contract.targets import is_ollama_cloud, ollama_name
 from manallm_proxy.routing.pace import Pace
@@ -30,20 +31,26 @@ OVERDUE: Final = 0.1
 """A request that takes longer than expected is expected to need this part of the expected time still."""
 
 
-@define(eq=False)
-class Turn:
+class Turn(Struct, eq=False):  # made in half the time of attrs' classes
     """One request's place. ``began_at`` None: it waits; ``number``: see `shared_line`."""
 
-    model: str
+    line: ModelLine
+    """That of its model."""
     expected: float
     """Seconds that it is expected to take once it is served."""
     streams: bool = False
+    size: int | None = None
+    """Bytes of the request; None: they say nothing of its tokens."""
+    until: float | None = None
+    """When it moves on if it still waits then; None: never."""
     began_at: float | None = None
-    on_turn: Callable[[], None] | None = field(default=None, repr=False)
+    first_at: float | None = None
+    """When its first content came, of a stream."""
+    on_turn: Callable[[], None] | None = None
     """Called when a request that has waited is served."""
     number: int = 0
     ended_at: float | None = None
-    earlier: tuple[Turn, ...] = field(default=(), repr=False)
+    earlier: tuple[Turn, ...] = ()
     """Those that were served when it began to be."""
     is_trial: bool = False
     """It was sent to learn whether there is a slot more, and may wait with the server."""
@@ -55,6 +62,8 @@ class Turn:
     @property
     def ended(self) -> bool:
         return self.ended_at is not None
+
+    __repr__ = object.__repr__  # the line knows its turns
 
 
 @define(eq=False)
@@ -75,6 +84,12 @@ class ModelLine:
     """Other workers know that it has a limit."""
     backlog: float = 0.0
     """The sum of what those that wait are expected to take, in seconds."""
+    is_elsewhere: bool = field(init=False)
+    """Its model runs in Ollama's cloud, where this server's slots say nothing."""
+
+    @is_elsewhere.default
+    def _is_of_the_cloud(self) -> bool:
+        return is_ollama_cloud(self.name)
 
     def add(self, turn: Turn) -> None:
         """`turn` waits, last in line."""
@@ -110,7 +125,10 @@ class Line:
 
     def of(self, model: str) -> ModelLine:
         """The line for `model`."""
-        name = ollama_name(model)
+        line = self.models.get(model)  # as most names are
+        return line if line is not None else self._of(ollama_name(model), model)
+
+    def _of(self, name: str, model: str) -> ModelLine:
         line = self.models.get(name)
         if line is None:
             if len(self.models) >= MODELS_LIMIT:
@@ -120,48 +138,54 @@ class Line:
 
     def limit(self, line: ModelLine) -> int | None:
         """How many requests are served at a time for the model of `line`, as far as is known; None: no limit."""
-        if self.slots is not None or line.said is not None:
-            return self.slots or line.said
+        if self.slots is not None:
+            return self.slots
+        if line.said is not None:
+            return line.said
         if self.said:
             return self.said.get(line.name) or self.said.get("")
-        return line.slots.number if self.is_learning(line) else None
+        return line.slots.number if self.learns and not line.is_elsewhere else None
 
     def is_learning(self, line: ModelLine) -> bool:
         """Whether it goes by what it learns of the slots of `line`'s model."""
         if not self.learns or self.slots is not None or line.said is not None or self.said:
             return False
-        return not is_ollama_cloud(line.name)  # which runs elsewhere
+        return not line.is_elsewhere
 
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
-        line = self.of(turn.model)
-        if not line.waiting and self.has_room(line, turn.streams, now):
+        line = turn.line
+        if self.is_open(line, turn.streams, now):
             self._serve(line, turn, now)
         else:
             line.add(turn)
 
     def began(self, turn: Turn, now: float) -> None:
         """The first content of its stream has come. Serves those that have room now."""
-        if self.learns and not turn.has_signed and not turn.ended and self.is_learning(self.of(turn.model)):
+        line = turn.line
+        if self.learns and not turn.has_signed and turn.ended_at is None and self.is_learning(line):
             self._learn(turn, now, None)
-            self._go_on(now)
+            if line.waiting:
+                self._go_on(now)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
         """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
 
         `answered`: its answer was complete, with so many `tokens` (0: not known).
         """
-        if turn.ended:
+        if turn.ended_at is not None:
             return
-        line = self.of(turn.model)
+        line = turn.line
         if turn.began_at is None:
             line.remove(turn)
-        elif answered and not turn.has_signed and self.is_learning(line):
+        elif answered and self.learns and not turn.has_signed and self.is_learning(line):
             self._learn(turn, now, tokens)
         if line.trial is turn:
             line.trial = None
             line.slots.failed(now)
-        turn.ended_at, turn.earlier = now, ()
+        turn.ended_at = now
+        if turn.earlier:
+            turn.earlier = ()
         line.serving.discard(turn)
         if self.ramp is not None and answered:
             slots = self.limit(line) or RAMP_LIMIT
@@ -176,14 +200,21 @@ class Line:
         for line in self.models.values():
             line.slots.came_back()
 
-    def expected_wait(self, model: str, now: float, *, streams: bool | None = None) -> float:
-        """Seconds that a new request for `model` would wait (rule 3). `streams` None: it is no trial of slots."""
-        line = self.of(model)
-        if not line.waiting and self.has_room(line, streams, now):
+    def expected_wait(self, line: ModelLine, now: float, streams: bool | None = None) -> float:
+        """Seconds that a new request would wait in `line` (rule 3). `streams` None: it is no trial of slots."""
+        if self.is_open(line, streams, now):
             return 0.0
         slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
         served = [(turn.expected, turn.began_at) for turn in line.serving if turn.began_at is not None]
         return wait_for(slots, served, line.backlog, now)
+
+    def is_open(self, line: ModelLine, streams: bool | None, now: float) -> bool:
+        """Whether a new request is served at once. `streams` None: not as a trial of slots."""
+        if line.waiting:
+            return False
+        if not line.serving and self.ramp is None:
+            return True  # whatever the limit is
+        return self.has_room(line, streams, now)
 
     def has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
         """Whether a request more would be served at once if none waited. `streams` None: not as a trial of slots."""
@@ -206,21 +237,30 @@ class Line:
     def _learn(self, turn: Turn, now: float, tokens: int | None) -> None:
         """From the first content of a stream (`tokens` None), or from the end of a whole answer."""
         turn.has_signed = True
-        assert turn.began_at is not None
-        line, earlier = self.of(turn.model), len(turn.earlier)
+        began, line, earlier = turn.began_at, turn.line, turn.earlier
+        assert began is not None
+        if not earlier:
+            line.slots.alone(now - began, tokens)
+            return
         if line.trial is turn:
             line.trial = None
-        ends = [each.ended_at for each in turn.earlier if each.ended_at is not None]
-        since_end = now - min(ends) if ends else 0.0
-        line.slots.shown(Sign(earlier, earlier - len(ends), now - turn.began_at, since_end, tokens), now)
+        for each in earlier:
+            if each.ended_at is not None:
+                break
+        else:
+            line.slots.overlapped(len(earlier), now - began, tokens)
+            return
+        ends = [each.ended_at for each in earlier if each.ended_at is not None]
+        still = len(earlier) - len(ends)
+        line.slots.shown(Sign(len(earlier), still, now - began, now - min(ends), tokens), now)
 
     def _serve(self, line: ModelLine, turn: Turn, now: float) -> None:
-        turn.began_at = now
-        if self.is_learning(line):
-            turn.earlier = tuple(line.serving)
-            if len(line.serving) >= line.slots.number:
+        turn.began_at, serving = now, line.serving
+        if serving and self.is_learning(line):
+            turn.earlier = tuple(serving)
+            if len(serving) >= line.slots.number:
                 line.trial, turn.is_trial, turn.patience = turn, True, line.slots.patience()
-        line.serving.add(turn)
+        serving.add(turn)
         if turn.on_turn is not None:
             turn.on_turn()
 

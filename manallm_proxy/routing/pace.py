@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from math import inf
 from typing import Final
 
 from attrs import define, field
@@ -19,6 +20,7 @@ LENGTHS: Final = 50
 QUANTILE: Final = 0.2
 """Of the latest answers' lengths, taken for the next one's. It is low since nobody knows how long an answer will be and
 every wait is bounded: only a request that would surely wait too long moves on (``make simulate`` compares)."""
+_PART: Final = round(1 / QUANTILE)
 LEARNED_MIN: Final = 3
 """Answers that are needed before the estimate of bytes per token is used."""
 MARGIN: Final = 1.5
@@ -36,45 +38,72 @@ class Pace:
     """The estimates for one model; None: not known."""
 
     answer: float | None = None
-    """Seconds of a short answer (`QUANTILE`)."""
+    """Seconds of a short answer (`QUANTILE`), learned until those of its tokens are known."""
     prompt_token: float | None = None
     """Seconds until the first byte, for each token of the prompt."""
-    output_token: float | None = None
-    """Seconds from the first byte to the last, for each token of the answer."""
-    output: float | None = None
-    """Tokens of a short answer (`QUANTILE`)."""
+    output_token: float = 0.0
+    """Seconds from the first byte to the last, for each token of the answer; known if ``prompt_token`` is, ..."""
+    output: float = 0.0
+    """... and so are the tokens of a short answer (`QUANTILE`)."""
     _seconds: Recent = field(factory=lambda: Recent())
     _outputs: Recent = field(factory=lambda: Recent())
     _most: float = LONGEST_TOKEN
     """Bytes per token that no prompt is expected to exceed."""
-    _bytes_per_token: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
+    _usual: float | None = None
+    """Bytes per token on average; None: too little is known."""
+    _ratios: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
+    """Bytes per token of the latest answers, ..."""
+    _sum: float = 0.0
+    """... added up, ..."""
+    _largest: float = 0.0
+    """... and the largest of them."""
 
     def learn(self, size: int | None, prompt: int, output: int, first: float | None, total: float) -> None:
         """Learns from one answer: bytes of its request (None: they say nothing of its tokens), tokens of prompt and
         output, seconds to the first byte and in all."""
-        self.answer = self._seconds.short(total)
-        if prompt > 0 and size is not None and size >= SHORT:
-            self._bytes_per_token.append(size / prompt)
-            if len(self._bytes_per_token) >= LEARNED_MIN:
-                self._most = MARGIN * max(self._bytes_per_token)
-        if first is None or prompt <= 0 or output <= 0:
+        known = self.prompt_token
+        if known is None or self._usual is None:  # else `seconds` knows better
+            self.answer = self._seconds.short(total)
+        if prompt <= 0:
+            return
+        if size is not None and size >= SHORT:
+            ratios, ratio, largest = self._ratios, size / prompt, self._largest
+            gone = ratios[0] if len(ratios) == RECENT else inf
+            if ratio == largest == gone or gone < largest > ratio:
+                self._sum = added = self._sum + ratio - gone
+                self._usual = added / RECENT
+                ratios.append(ratio)
+            else:
+                self._weigh(ratio)
+        if first is None or output <= 0:
             return
         self.output = self._outputs.short(output)
-        self.prompt_token = _average(self.prompt_token, first / prompt)
-        self.output_token = _average(self.output_token, max(total - first, 0.0) / output)
+        for_prompt, for_output = first / prompt, (total - first) / output
+        if known is None:
+            self.prompt_token, self.output_token = for_prompt, for_output
+            return
+        self.prompt_token = known + _WEIGHT * (for_prompt - known)
+        self.output_token += _WEIGHT * (for_output - self.output_token)
+
+    def _weigh(self, ratio: float) -> None:
+        """One more of the latest ratios, after which the largest may be another. Adds all up anew, so that no error of
+        rounding lasts."""
+        ratios = self._ratios
+        ratios.append(ratio)
+        self._largest, self._sum = max(ratios), sum(ratios)
+        if len(ratios) >= LEARNED_MIN:
+            self._most, self._usual = MARGIN * self._largest, self._sum / len(ratios)
 
     def seconds(self, size: int) -> float:
         """Seconds that a request of `size` bytes is expected to take; 0 if nothing is known."""
-        tokens = self.tokens(size)
-        if tokens is None or self.prompt_token is None or self.output_token is None or self.output is None:
+        usual, for_prompt = self._usual, self.prompt_token
+        if usual is None or for_prompt is None:
             return self.answer or 0.0
-        return tokens * self.prompt_token + self.output * self.output_token
+        return size / usual * for_prompt + self.output * self.output_token
 
     def tokens(self, size: int) -> int | None:
         """Tokens that a prompt of `size` bytes has on average; None if too little is known."""
-        if len(self._bytes_per_token) < LEARNED_MIN:
-            return None
-        return round(size * len(self._bytes_per_token) / sum(self._bytes_per_token))
+        return round(size / self._usual) if self._usual is not None else None
 
     def least_tokens(self, size: int) -> int:
         """Tokens that a prompt of `size` bytes has at least."""
@@ -85,17 +114,14 @@ class Pace:
 class Recent:
     """The latest `LENGTHS` values, also in order of size."""
 
-    _latest: deque[float] = field(factory=deque)
+    _latest: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
     _sorted: list[float] = field(factory=list)
 
     def short(self, value: float) -> float:
         """Adds `value`. Returns the one at `QUANTILE`."""
-        if len(self._latest) == LENGTHS:
-            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
-        self._latest.append(value)
-        insort(self._sorted, value)
-        return self._sorted[int(QUANTILE * len(self._sorted))]
-
-
-def _average(known: float | None, latest: float) -> float:
-    return latest if known is None else known + _WEIGHT * (latest - known)
+        latest, ordered = self._latest, self._sorted
+        if len(ordered) == LENGTHS:
+            del ordered[bisect_left(ordered, latest[0])]
+        latest.append(value)  # and the oldest is gone
+        insort(ordered, value)
+        return ordered[len(ordered) // _PART]

@@ -16,38 +16,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock
-from manallm_proxy.routing.line import Line, Turn
-
-
-@define(eq=False)
-class Served:
-    """A request whose turn has come. `end` gives its place to the next."""
-
-    queue: Queue
-    turn: Turn
-    size: int
-    learns_bytes: bool
-    patience: float | None = None
-    """Seconds after which it has waited too long with the server itself; None: it does not wait there."""
-    first_at: float | None = None
-
-    def began(self) -> None:
-        """A stream's first content has arrived."""
-        self.first_at = self.queue.clock()
-        self.queue.line.began(self.turn, self.first_at)
-
-    def end(self, usage: Usage | None) -> None:
-        """The answer has ended; `usage` is None if it was not complete. Harmless when repeated."""
-        now, turn = self.queue.clock(), self.turn
-        if turn.ended or turn.began_at is None:
-            return
-        if usage is not None and not turn.is_trial:  # that may have waited with the server
-            first = self.first_at - turn.began_at if self.first_at is not None else None
-            size = self.size if self.learns_bytes else None
-            pace = self.queue.line.of(turn.model).pace
-            pace.learn(size, usage.prompt, usage.completion, first, now - turn.began_at)
-        tokens = usage.completion if usage is not None else 0
-        self.queue.line.leave(turn, now, answered=usage is not None, tokens=tokens)
+from manallm_proxy.routing.line import Line, ModelLine, Turn
 
 
 @define(eq=False)
@@ -65,43 +34,65 @@ class Queue:
     def _recoveries_now(self) -> int:
         return self.health.recoveries
 
-    def refusal(self, entry: Entry, last: bool, streams: bool | None = None) -> Skip | None:
-        """Why a request should not wait here; None if it may, or need not. `last`: in its chain; `streams`: see
-        `Line.expected_wait`."""
-        if last:
-            return None
-        wait = self.line.expected_wait(entry.target.model, self.clock(), streams=streams)
+    def refusal(self, entry: Entry, line: ModelLine, now: float) -> Skip | None:
+        """Why a request should not wait in `line`, that of `entry`'s model; None if it may, or need not."""
+        wait = self.line.expected_wait(line, now)
         if wait <= entry.max_wait:
             return None
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
-    async def turn(self, entry: Entry, last: bool, size: int, *, streams: bool, learns_bytes: bool) -> Served:
-        """Waits until the request may be sent. Raises WaitedTooLong after ``max_wait`` seconds, unless it is `last`.
+    def enter(self, entry: Entry, last: bool, size: int, streams: bool, *, learns_bytes: bool = True) -> Turn:
+        """A request's place in line: served if there is room, else to be waited for by `comes`.
 
+        `last`: in its chain; `size`: its bytes; `learns_bytes`: whether these tell how many tokens the prompt has;
         `streams`: its first content can be seen.
-        `learns_bytes`: whether `size`, in bytes, tells how many tokens the prompt has. Cancelling it frees the place.
         """
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
             self.line.came_back()
             self.on_back()
-        entered = self.clock()
-        turn = Turn(entry.target.model, self.line.of(entry.target.model).pace.seconds(size), streams)
-        self.line.enter(turn, entered)
-        if turn.began_at is None:
-            try:
-                async with asyncio.timeout(None if last else entry.max_wait):
-                    await _turn_comes(turn)
-            except TimeoutError:
-                self.line.leave(turn, self.clock(), answered=False)
-                raise waited_too_long(entry, entry.max_wait) from None
-            except BaseException:
-                self.line.leave(turn, self.clock(), answered=False)
-                raise
-        if last or not streams or not turn.is_trial:
-            return Served(self, turn, size, learns_bytes)
-        left = max(entered + entry.max_wait - self.clock(), 0.0)
-        return Served(self, turn, size, learns_bytes, left + turn.patience)
+        line, now = self.line.of(entry.target.model), self.clock()
+        until = None if last else now + entry.max_wait
+        turn = Turn(line, line.pace.seconds(size), streams, size if learns_bytes else None, until)
+        self.line.enter(turn, now)
+        return turn
+
+    async def comes(self, turn: Turn, entry: Entry) -> None:
+        """Returns when `turn` is served. Raises WaitedTooLong when it has waited until ``Turn.until``.
+
+        Cancelling it frees the place.
+        """
+        if turn.began_at is not None:
+            return
+        try:
+            async with asyncio.timeout(None if turn.until is None else entry.max_wait):
+                await _turn_comes(turn)
+        except TimeoutError:
+            self.line.leave(turn, self.clock(), answered=False)
+            raise waited_too_long(entry, entry.max_wait) from None
+        except BaseException:
+            self.line.leave(turn, self.clock(), answered=False)
+            raise
+
+    def began(self, turn: Turn) -> None:
+        """Its stream's first content has arrived."""
+        turn.first_at = now = self.clock()
+        self.line.began(turn, now)
+
+    def end(self, turn: Turn, usage: Usage | None) -> None:
+        """Its answer has ended; `usage` is None if it was not complete. Gives its place to the next. Harmless when
+        repeated."""
+        began = turn.began_at
+        if began is None or turn.ended_at is not None:
+            return
+        now = self.clock()
+        if usage is None:
+            self.line.leave(turn, now, answered=False)
+            return
+        if not turn.is_trial:  # that may have waited with the server
+            first = turn.first_at - began if turn.first_at is not None else None
+            turn.line.pace.learn(turn.size, usage.prompt, usage.completion, first, now - began)
+        self.line.leave(turn, now, answered=True, tokens=usage.completion)
 
 
 def waited_too_long(entry: Entry, seconds: float) -> WaitedTooLong:

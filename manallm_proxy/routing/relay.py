@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
@@ -32,7 +32,7 @@ COMPLETE: Final = "completion"
 """A list that names this capability (Ollama's does) names all that the model has."""
 
 
-@frozen
+@define(eq=False)  # not frozen: there is one for each stream
 class Opened:
     """A stream that has content: the batches held until then, and the stream of those to come."""
 

@@ -110,7 +110,7 @@ class Residency:
         """Takes over what the server listed when asked at `asked_at`. What we have loaded since then stays."""
         before = self.residents or {}
         self.observed_at, self.faults = asked_at, 0
-        now = {ollama_name(each.name): each for each in residents}
+        now = {ollama_name(each.name): each for each in residents if not is_ollama_cloud(each.name)}
         self.has_gpu = self.has_gpu or any(each.size_vram > 0 for each in now.values())
         for name, past in self._past.items():
             if past.ended_at > asked_at and name in before:
@@ -141,29 +141,31 @@ class Residency:
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
         """Rules 1 to 3; None if it is not known."""
-        if self.residents is None or is_ollama_cloud(entry.target.model):
+        if self.residents is None:
             return None
         name = ollama_name(entry.target.model)
         resident = self.residents.get(name)
+        if resident is None:
+            past = self._past.get(name)
+            is_hidden = past is not None and past.unlisted >= UNLISTED_LIMIT
+            return None if is_hidden or is_ollama_cloud(name) else False
+        if name in self.loads:
+            return False
+        asked = _window(entry) if entry.options else None
+        if asked is not None and resident.context_length not in (0, asked, self._windows.get((name, asked))):
+            return False
+        stays = resident.expires_in
+        if stays is None or stays <= 0 or now < self.observed_at + stays:
+            return True  # also if it is listed although it has expired: it is at work
         past = self._past.get(name)
-        if past is not None and past.unlisted >= UNLISTED_LIMIT and resident is None:
-            return None
-        if resident is None or name in self.loads:
-            return False
-        window, asked = resident.context_length, _window(entry)
-        if asked is not None and window not in (0, asked, self._windows.get((name, asked))):
-            return False
-        if resident.expires_in is None or resident.expires_in <= 0:
-            return True  # listed although it has expired: it is at work
-        since = past.used_at if past is not None else -math.inf
-        return now < self.observed_at + resident.expires_in or since >= self.observed_at
+        return past is not None and past.used_at >= self.observed_at
 
-    def used(self, entry: Entry, now: float) -> None:
-        """A request for a loaded model is sent."""
+    def used(self, entry: Entry, now: float) -> float:
+        """A request for a loaded model is sent. Returns for how many seconds an observation has been due."""
         self.used_at = now
-        past = self._past.get(ollama_name(entry.target.model))
-        if past is not None:
+        if self._past and (past := self._past.get(ollama_name(entry.target.model))) is not None:
             past.used_at = now
+        return now - self.observed_at - (POLL_BUSY if self.faults < FAULTS_LIMIT else POLL_REFUSED)
 
     def rest(self, model: str, now: float, kinds: Container[Outcome] = ("flap", "failed", "refused")) -> float:
         """Seconds that `model` rests still after an outcome of these `kinds` (rule 4); 0: it may be loaded."""

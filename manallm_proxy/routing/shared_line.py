@@ -167,7 +167,7 @@ class SharedLine(Line):
         if keeper is None:
             super().enter(turn, now)
             return
-        line = self.of(turn.model)
+        line = turn.line
         line.add(turn)
         self.lines.add(self, turn)
         slots = super().limit(line) if not self.is_learning(line) else None
@@ -176,7 +176,7 @@ class SharedLine(Line):
     def began(self, turn: Turn, now: float) -> None:
         if self.lines.keeper is None:
             super().began(turn, now)
-        elif self.is_learning(self.of(turn.model)) and not turn.ended:
+        elif self.is_learning(turn.line) and not turn.ended:
             self.lines.keeper.began(turn.number)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
@@ -187,7 +187,7 @@ class SharedLine(Line):
         if keeper is None:
             super().leave(turn, now, answered=answered, tokens=tokens)
             return
-        line = self.of(turn.model)
+        line = turn.line
         if turn.began_at is None:
             line.remove(turn)
         line.serving.discard(turn)
@@ -200,10 +200,15 @@ class SharedLine(Line):
         else:
             self.lines.keeper.came_back(self.server)
 
-    def expected_wait(self, model: str, now: float, *, streams: bool | None = None) -> float:
+    def is_open(self, line: ModelLine, streams: bool | None, now: float) -> bool:
         if self.lines.keeper is None:
-            return super().expected_wait(model, now, streams=streams)
-        busy = self._busy.get(ollama_name(model))
+            return super().is_open(line, streams, now)
+        return self.expected_wait(line, now, streams) <= 0
+
+    def expected_wait(self, line: ModelLine, now: float, streams: bool | None = None) -> float:
+        if self.lines.keeper is None:
+            return super().expected_wait(line, now, streams)
+        busy = self._busy.get(ollama_name(line.name))
         slots = [each for each in (busy.slots, busy.ramp) if each is not None] if busy is not None else []
         if busy is None or busy.room or not slots:
             return 0.0
@@ -222,7 +227,7 @@ class SharedLine(Line):
 
     def serve(self, turn: Turn, now: float) -> None:
         """It is the turn of `turn`, says the keeper."""
-        line = self.of(turn.model)
+        line = turn.line
         line.remove(turn)
         turn.began_at = now
         line.serving.add(turn)

@@ -76,16 +76,28 @@ class Slots:
         """From when on there may be a trial; None: the usual time is not known yet."""
         return self._rests_until if (self._streams if streams else self._tokens) else None
 
+    def alone(self, seconds: float, tokens: int | None) -> None:
+        """As `shown`, if there were no earlier ones."""
+        if tokens is None:
+            self._streams.append(seconds)
+        elif tokens:
+            self._tokens.append(seconds / tokens)
+
+    def overlapped(self, earlier: int, seconds: float, tokens: int | None) -> None:
+        """As `shown`, if all earlier ones are there still (rule 1)."""
+        self.alone(seconds, tokens)
+        self._waits.clear()
+        if earlier >= self.number:
+            self._raise(earlier + 1)
+
     def shown(self, sign: Sign, now: float) -> None:
         """Learns from a request's sign of life."""
         is_trial = sign.earlier >= self.number
         # 1
-        if sign.still == sign.earlier:
-            self._did_not_wait(sign)
-            if sign.earlier:
-                self._waits.clear()
-            if is_trial:
-                self._raise(sign.earlier + 1)
+        if not sign.earlier:
+            self.alone(sign.seconds, sign.tokens)
+        elif sign.still == sign.earlier:
+            self.overlapped(sign.earlier, sign.seconds, sign.tokens)
         elif (usual := self._usual(sign)) is None:
             return
         # 2
@@ -120,12 +132,6 @@ class Slots:
     def _raise(self, number: int) -> None:
         self.number, self._likely = number, 0
         self.came_back()
-
-    def _did_not_wait(self, sign: Sign) -> None:
-        if sign.tokens is None:
-            self._streams.append(sign.seconds)
-        elif sign.tokens:
-            self._tokens.append(sign.seconds / sign.tokens)
 
     def _usual(self, sign: Sign) -> float | None:
         """Seconds that it takes as a rule; None: not known."""
