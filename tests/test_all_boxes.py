@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from typing import Any
 
@@ -15,6 +16,7 @@ from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.process.all_boxes import LINES_LIMIT, ONE_OUTAGE, AllBoxes
 from manallm_proxy.process.box_link import BoxLink
+from manallm_proxy.process.box_messages import Saw
 from manallm_proxy.process.worker_link import LAG
 from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
 from manallm_proxy.routing.boxes import Box
@@ -347,6 +349,31 @@ class Host:
         raise AssertionError("it is loaded")
 
     async def close(self) -> None: ...
+
+
+async def test_what_a_reload_has_removed_is_forgotten() -> None:
+    """A server's line and its box, but neither what came in their place nor what stays when a reload is refused."""
+    crew, entry = Crew(1), Entry(Target("gpu", "m"))
+    worker = crew.start(1)
+    first = weakref.ref(worker.line)
+    boxes = [Box("gpu", Host(lambda: 1.0), lambda: 1.0, print, loads=worker.link, server=SERVER) for _ in range(2)]
+    for each in (*boxes, *boxes):  # a reload starts again what it keeps
+        each.start()
+    await boxes[0].close()
+    worker.link.handle(Saw(SERVER, 1.0, (Resident("m", 8, 8, 4096, 300.0),)))
+    assert [each.residency.is_loaded(entry, 1.0) for each in boxes] == [None, True]
+    await boxes[1].close()
+    assert not worker.link._listeners
+
+    refused = worker.link.lines.line(SERVER, 1, learns=False)
+    del refused
+    mine = crew.ask(1)
+    crew.settle()
+    assert worker.line.expected_wait(worker.line.of("m"), crew.now) > 0
+    crew.leave(1, mine)
+    crew.settle()
+    worker.line = worker.link.lines.line("cpu http://127.0.0.1:2", 1, learns=False)
+    assert (first(), len(worker.link.lines._lines)) == (None, 1)
 
 
 def test_one_looks_for_all() -> None:

@@ -26,7 +26,8 @@ class BoxLink:
     lag: float = 0.0
     lines: SharedLines = field(init=False)
     _claims: dict[tuple[str, str], list[asyncio.Future[LoadEnd | None]]] = field(factory=dict)
-    _listeners: dict[str, OnSeen] = field(factory=dict)
+    _listeners: dict[str, list[OnSeen]] = field(factory=dict)
+    """By server: its box, and for a moment that of the configuration before."""
     _is_lost: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -45,8 +46,8 @@ class BoxLink:
             case box.Loaded():
                 self._settle(message.server, message.model, message.end)
             case box.Saw():
-                if message.server in self._listeners:
-                    self._listeners[message.server](message.asked_at, message.residents)
+                for on_seen in self._listeners.get(message.server, ()):
+                    on_seen(message.asked_at, message.residents)
             case _:
                 assert_never(message)
 
@@ -100,7 +101,14 @@ class BoxLink:
         self.send(box.Saw(server, asked_at, residents))
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
-        self._listeners[server] = on_seen
+        self._listeners.setdefault(server, []).append(on_seen)
+
+    def forget(self, server: str, on_seen: OnSeen) -> None:
+        listeners = self._listeners.get(server, [])
+        if on_seen in listeners:
+            listeners.remove(on_seen)
+        if not listeners:
+            self._listeners.pop(server, None)
 
     def _settle(self, server: str, model: str, end: LoadEnd | None) -> bool:
         """Tells those that wait for this load how it ended, or one of them that it is theirs. Whether any waited."""

@@ -153,10 +153,11 @@ class Box:
 
     def start(self) -> None:
         """Watches from now on, until `close`."""
+        if self._watching is not None:
+            return
         if self.loads is not None:
             self.loads.listen(self.server, self.heard)
-        if self._watching is None:
-            self._watching = asyncio.ensure_future(self._watch())
+        self._watching = asyncio.ensure_future(self._watch())
 
     def wake(self) -> None:
         """Looks at once."""
@@ -219,6 +220,8 @@ class Box:
 
     async def close(self) -> None:
         """Stops watching, and aborts the loads."""
+        if self.loads is not None:
+            self.loads.forget(self.server, self.heard)
         tasks = [*self._loading.values(), *([self._watching] if self._watching is not None else [])]
         for task in tasks:
             task.cancel()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 from attrs import define, field, frozen
 
@@ -81,7 +82,10 @@ class Loads(Protocol):
         """Tells the others what is loaded."""
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
-        """Calls `on_seen` whenever another worker has looked."""
+        """Calls `on_seen` whenever another worker has looked, until `forget`."""
+
+    def forget(self, server: str, on_seen: OnSeen) -> None:
+        """Ends `listen`. Harmless when repeated."""
 
 
 class Keeper(Protocol):
@@ -113,13 +117,15 @@ class SharedLines:
     """All lines of one worker. ``keeper`` None: it has died."""
 
     keeper: Keeper | None
-    _lines: dict[str, SharedLine] = field(factory=dict)
+    _lines: WeakSet[SharedLine] = field(factory=WeakSet)
+    """Of all generations of the configuration; whoever stands in one keeps it."""
     _turns: dict[int, tuple[SharedLine, Turn]] = field(factory=dict)
     _last: int = 0
 
     def line(self, server: str, slots: int | None, *, learns: bool) -> SharedLine:
         """A new one. `server`: the same in all workers for the same server, and for no other."""
-        line = self._lines[server] = SharedLine(slots, learns=learns, server=server, lines=self)
+        line = SharedLine(slots, learns=learns, server=server, lines=self)
+        self._lines.add(line)
         return line
 
     def add(self, line: SharedLine, turn: Turn) -> None:
@@ -140,13 +146,14 @@ class SharedLines:
 
     def told(self, server: str, model: str, busy: Busy) -> None:
         """The keeper's word on the line of `model`."""
-        if (line := self._lines.get(server)) is not None:
-            line.told(model, busy)
+        for line in self._lines:
+            if line.server == server:
+                line.told(model, busy)
 
     def lost(self, now: float) -> None:
         """The keeper has died: from now on each line is the worker's own."""
         self.keeper = None
-        for line in {*self._lines.values(), *(line for line, _ in self._turns.values())}:
+        for line in {*self._lines, *(line for line, _ in self._turns.values())}:
             line.go_on(now)
 
 
