@@ -234,6 +234,30 @@ def test_a_server_comes_back_once() -> None:
     assert served() == 2
 
 
+@define(eq=False)
+class Loading:
+    """A box with nothing loaded. ``loading``: by model, until the test sets the result."""
+
+    clock: Any
+    loading: dict[str, asyncio.Future[None]] = field(factory=dict)
+
+    async def residents(self, seconds: float) -> tuple[Resident, ...]:
+        return ()
+
+    async def slots(self, loaded: Any, seconds: float) -> dict[str, int]:
+        return {}
+
+    async def load(self, entry: Entry, *, pinned: bool) -> None:
+        model = entry.target.model
+        self.loading[model] = asyncio.get_running_loop().create_future()
+        try:
+            await self.loading[model]
+        finally:
+            del self.loading[model]
+
+    async def close(self) -> None: ...
+
+
 def test_names_that_clients_choose_are_forgotten() -> None:
     """By all: of models, and of servers that a reload has named."""
     crew = Crew(1)
@@ -283,6 +307,43 @@ async def test_one_load_for_all() -> None:
     crew.workers[3].link.loaded(SERVER, "m", LoadEnd("failed", "no room"))
     await settle()
     assert again.result() == LoadEnd("failed", "no room")
+
+
+async def test_one_load_at_a_time_where_the_next_would_end_it() -> None:
+    """Of different models, too; whoever dies or gives up makes room. Elsewhere they are loaded side by side."""
+    crew, host = Crew(1), Loading(lambda: 1.0)
+    for number in (1, 2, 3):
+        crew.start(number)
+
+    async def settle() -> list[str]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+            crew.settle()
+        return [*host.loading]
+
+    def begin(number: int, model: str, **more: Any) -> Box:
+        link = crew.workers[number].link
+        box = Box("gpu", host, lambda: 1.0, lambda event: None, loads=link, server=SERVER, **more)
+        box.residency.observed((), 0.0)
+        assert box.gate(Entry(Target("gpu", model), cold="next"), False) is not None
+        return box
+
+    boxes = [begin(number, model, alone=True) for number, model in ((1, "a"), (2, "b"), (3, "c"), (1, "b"))]
+    assert await settle() == ["a"]
+    host.loading["a"].set_result(None)
+    assert await settle() == ["b"]
+    await boxes[1].close()
+    assert await settle() == ["b"]  # by the other worker that asked for it
+    crew.die(1)
+    assert await settle() == ["b", "c"]  # nobody can tell what became of the first
+    host.loading["c"].set_result(None)
+    begin(2, "d", alone=True), begin(3, "e")
+    assert await settle() == ["b", "d", "e"]
+    await asyncio.gather(*(each.close() for each in boxes))
+    for each in host.loading.values():
+        each.cancel()
+    await settle()
+    assert not crew.boxes._loads
 
 
 async def test_a_load_that_nobody_waits_for_is_given_back() -> None:

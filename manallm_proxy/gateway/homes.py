@@ -67,7 +67,8 @@ def _new_line(provider: ProviderConfig, workers: AllWorkers | None) -> Line:
 
 def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer, workers: AllWorkers | None) -> Box:
     host = OllamaHost if provider.kind == "ollama" else RouterHost
-    return Box(provider.name, host(address_of(provider)), clock, observe, loads=workers, server=_server(provider))
+    server, alone = _server(provider), host is RouterHost
+    return Box(provider.name, host(address_of(provider)), clock, observe, loads=workers, server=server, alone=alone)
 
 
 def _server(provider: ProviderConfig) -> str:

@@ -3,7 +3,7 @@
 1. The requests of all workers for one server stand in one line (`routing.line`), first come first served.
 2. Every worker hears how long a line is whenever that changes, so that each can tell how long a request would wait.
 3. Of the workers that would load the same model one does, and the others hear how it ended. If it ends before that, the
-   next one does.
+   next one does. Where a server would end a load to make room for the next, there is one at a time.
 4. With a worker its requests leave their lines.
 5. What one has seen loaded the others hear, so that they need not look.
 
@@ -35,10 +35,12 @@ Outbox = list[tuple[int, box.ToWorker]]
 
 @define(eq=False)
 class Load:
-    """The load of one model, by worker ``holder``. ``waiting``: the workers that would load it as well."""
+    """The load of one model, by worker ``holder``; None: it waits for the end of the server's other load, since it is
+    to be ``alone``. ``waiting``: the workers that would load it as well."""
 
-    holder: int
-    waiting: list[int] = field(factory=list)
+    holder: int | None
+    waiting: list[int]
+    alone: bool
 
 
 @define(eq=False)
@@ -97,7 +99,7 @@ class AllBoxes:
             self._tell(server, turn.line.name, workers, now)
         for (server, model), load in list(self._loads.items()):
             load.waiting = [each for each in load.waiting if each != worker]
-            if load.holder == worker:
+            if load.holder == worker or (load.holder is None and not load.waiting):
                 self._next(server, model, load)
         return [(number, message) for number, message in self._take() if number != worker]
 
@@ -154,8 +156,8 @@ class AllBoxes:
         key = claim.server, ollama_name(claim.model)
         load = self._loads.get(key)
         if load is None:
-            self._loads[key] = Load(worker)
-            self._out.append((worker, box.Granted(claim.server, claim.model)))
+            self._loads[key] = Load(None, [worker], claim.alone)
+            self._grant(claim.server)
         elif worker not in load.waiting:
             load.waiting.append(worker)
 
@@ -169,14 +171,23 @@ class AllBoxes:
             return
         del self._loads[key]
         self._out += [(number, loaded) for number in workers if number != worker or worker in load.waiting]
+        self._grant(loaded.server)
 
     def _next(self, server: str, model: str, load: Load) -> None:
         """The next of those that wait loads it."""
-        if load.waiting:
-            load.holder = load.waiting.pop(0)
-            self._out.append((load.holder, box.Granted(server, model)))
-        else:
+        load.holder = None
+        if not load.waiting:
             del self._loads[server, model]
+        self._grant(server)
+
+    def _grant(self, server: str) -> None:
+        """Begins the loads that may begin, in the order in which they were claimed."""
+        loads = [(model, load) for (where, model), load in self._loads.items() if where == server]
+        for model, load in loads:
+            is_free = not load.alone or all(each.holder is None for _, each in loads)
+            if load.holder is None and is_free:
+                load.holder = load.waiting.pop(0)
+                self._out.append((load.holder, box.Granted(server, model)))
 
     def _take(self) -> Outbox:
         out, self._out = self._out, []

@@ -74,14 +74,14 @@ class BoxLink:
 
     # as `Loads`
 
-    async def claim(self, server: str, model: str) -> LoadEnd | None:
+    async def claim(self, server: str, model: str, *, alone: bool = False) -> LoadEnd | None:
         if self._is_lost:
             return None
         key = server, ollama_name(model)
         answer: asyncio.Future[LoadEnd | None] = asyncio.get_running_loop().create_future()
         waiting = self._claims.setdefault(key, [])
         waiting.append(answer)
-        self.send(box.Claim(server, model))
+        self.send(box.Claim(server, model, alone))
         try:
             return await answer
         except asyncio.CancelledError:

@@ -55,10 +55,11 @@ class Line(Message):
 
 
 class Claim(Message):
-    """From a worker that would load a model, and does so when it is `Granted`."""
+    """From a worker that would load a model, and does so when it is `Granted`. See `Loads.claim`."""
 
     server: str
     model: str
+    alone: bool = False
 
 
 class Granted(Message):

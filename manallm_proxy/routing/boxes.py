@@ -46,6 +46,8 @@ class Box:
     """Who of all workers loads a model; None: there are no others."""
     server: str = ""
     """As ``loads`` knows it."""
+    alone: bool = False
+    """Its models are loaded one after another, see `Loads.claim`."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
@@ -115,8 +117,10 @@ class Box:
 
     async def _run_load(self, entry: Entry, pinned: bool) -> ProviderError | None:
         """Runs a load to its end, or waits for another worker's. Returns the error that it ended with, or None."""
-        if self.loads is not None and (end := await self.loads.claim(self.server, entry.target.model)) is not None:
-            return self._ended_elsewhere(entry, end)
+        if self.loads is not None:
+            end = await self.loads.claim(self.server, entry.target.model, alone=self.alone)
+            if end is not None:
+                return self._ended_elsewhere(entry, end)
         self.observe(ModelLoad(self.provider, entry.target.model, "begun"))
         began, error = self.clock(), None
         try:

@@ -72,8 +72,9 @@ class Loads(Protocol):
     def lag(self) -> float:
         """Seconds by which this worker looks later than the first would, so that it hears of that instead."""
 
-    async def claim(self, server: str, model: str) -> LoadEnd | None:
-        """None: this worker loads it, and calls `loaded`; else another one has."""
+    async def claim(self, server: str, model: str, *, alone: bool = False) -> LoadEnd | None:
+        """None: this worker loads it, and calls `loaded`; else another one has. `alone`: not while the server loads
+        another model, since it would end that load to make room."""
 
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         """How the load that was claimed has ended; None: it was given up."""
