@@ -71,6 +71,15 @@ async def test_the_next_entry_answers_meanwhile(tmp_path: Path) -> None:
         assert "model load failed" not in p.log.getvalue()
 
 
+async def test_two_models_take_turns(tmp_path: Path) -> None:
+    """It has room for one: the other is loaded when the first has answered, and no load fails or is ended."""
+    async with house(tmp_path, ["box/one"]) as (p, _):
+        models = ["box/one", "box/two"] * 3
+        answers = await asyncio.gather(*(served_by(p, model=model, max_tokens=20) for model in models))
+        assert answers == models
+        assert "model load failed" not in p.log.getvalue()
+
+
 async def test_a_load_that_another_client_began_is_waited_for(tmp_path: Path) -> None:
     """It answers 400 then, that the model is running already, which is no failure."""
     async with house(tmp_path, ["box/one"]) as (p, url):

@@ -27,6 +27,8 @@ class Router:
     fails: bool = False
     loads: int = 0
     lists: int = 0
+    busy: int = 0
+    """So many times it has no room for another model."""
     plain: bool = False
     """It is another server, whose list has no such word."""
     server: Upstream = field(init=False)
@@ -46,6 +48,11 @@ class Router:
                 await connection.reply({"object": "list", "data": [row]})
             elif seen.path == "/models/load":
                 assert json.loads(seen.body) == {"model": "m"}
+                if self.busy:
+                    self.busy -= 1
+                    said = {"code": 500, "message": "model limit reached, try again later", "type": "server_error"}
+                    await connection.reply({"error": said}, "500 Internal Server Error")
+                    continue
                 if self.state in ("loading", "loaded"):
                     said = {"code": 400, "message": "model is already running", "type": "invalid_request_error"}
                     await connection.reply({"error": said}, "400 Bad Request")
@@ -127,6 +134,17 @@ async def test_a_model_that_has_to_make_room_has_not_failed(tmp_path: Path) -> N
             box.state = "unloaded"
             assert (await asking)[2][RESOLVED] == "box/m"
             assert "model load failed" not in p.log.getvalue()
+
+
+async def test_a_server_without_room_is_asked_until_it_has_some(tmp_path: Path) -> None:
+    """Its other model is at work, or being loaded, which is no failure of this one's load."""
+    async with router(busy=2) as box:
+        async with proxy(settings({"box": openai(box.server.url, local=True)}), tmp_path) as p:
+            asking = asyncio.ensure_future(p.chat())
+            await until(lambda: box.loads == 1 or asking.done())
+            box.finish()
+            assert (await asking)[2][RESOLVED] == "box/m"
+            assert (box.busy, box.loads, "model load failed" in p.log.getvalue()) == (0, 1, False)
 
 
 async def test_another_server_is_left_alone(tmp_path: Path) -> None:

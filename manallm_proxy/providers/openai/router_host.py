@@ -2,8 +2,10 @@
 
 Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` beside unloaded
 where its process has ended by itself (llama.cpp builds 11434, 11669). To make room for another model it unloads even
-one that is still being loaded, so models are loaded one after another here. Other servers' lists have none of it; they
-are asked a few times, then hardly ever. How many requests a llama-server answers at a time is said in its ``/props``.
+one that is still being loaded, so models are loaded one after another here; while all that it has room for are at work
+it answers 500 ("model limit reached"), or not at all until they are done (build 11434), and is asked again. Other
+servers' lists have none of it; they are asked a few times, then hardly ever. How many requests a llama-server answers
+at a time is said in its ``/props``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import msgspec
 from attrs import define, evolve, field
 from msgspec import Struct
 
-from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.api import Address
@@ -34,7 +36,6 @@ ANSWER: Final = 10.0
 BEGINS: Final = 5.0
 """Max seconds until the list shows that a load has begun."""
 _ROOT: Final = "/v1"
-_BAD_REQUEST: Final = 400
 
 
 class _Row(Struct):
@@ -119,11 +120,16 @@ class RouterHost:
             await self._load(entry.target.model)
 
     async def _load(self, model: str) -> None:
-        try:
-            await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
-        except ProviderError as error:  # 400 also for a model that is loaded, or that another client loads
-            if error.provider_status != _BAD_REQUEST or await self._state(model) not in ("loading", "loaded"):
-                raise
+        for _ in range(round(LOAD_LONGEST / POLL)):
+            try:
+                await self._client.ask("POST", "models/load", encode({"model": model}), ANSWER)
+                break
+            except ProviderError as error:  # 400 also for a model that is loaded, or that another client loads
+                if await self._state(model) in ("loading", "loaded"):
+                    break
+                if not _has_no_room(error):
+                    raise
+            await asyncio.sleep(POLL)
         begun = False
         for look in range(round(LOAD_LONGEST / POLL)):
             state = await self._state(model)
@@ -149,6 +155,12 @@ class RouterHost:
             return _ROWS.decode(body).data or []
         except (*DecodeErrors, msgspec.ValidationError):
             return []
+
+
+def _has_no_room(error: ProviderError) -> bool:
+    """Whether the server cannot unload another model yet, as that one is at work or being loaded: it says so, or waits
+    for that before it answers."""
+    return isinstance(error, FirstByteTimeout) or "limit reached" in (error.raw_message or "")
 
 
 def _failure(status: int, headers: Any, body: bytes) -> ProviderError:
