@@ -186,6 +186,25 @@ def test_slots_are_learned_from_all() -> None:
     assert {worker.line.limit(worker.line.of("m")) for worker in crew.workers.values()} == {2}
 
 
+def test_a_trial_hears_that_it_waits_no_longer() -> None:
+    """When one that came before has ended, in whichever worker, or with it."""
+    for dies in (False, True):
+        crew = Crew(None, learns=True)
+        crew.start(1), crew.start(2)
+        first = crew.ask(1)
+        crew.settle()
+        crew.workers[1].line.began(first, crew.now)
+        trial = crew.ask(2)
+        crew.settle()
+        assert (trial.is_trial, trial.waits) == (True, True)
+        if dies:
+            crew.die(1)
+        else:
+            crew.leave(1, first)
+        crew.settle()
+        assert (trial.is_trial, trial.waits) == (True, False)
+
+
 def test_a_line_without_a_limit_is_not_talked_about() -> None:
     """But when it has had one, as after an outage."""
     crew = Crew(None)

@@ -181,6 +181,24 @@ async def test_a_request_that_waits_inside_the_box_is_taken_back(tmp_path: Path)
         assert (await first)[2][RESOLVED] == "gpu/m"
 
 
+async def test_a_whole_answer_is_taken_back_too(tmp_path: Path) -> None:
+    """It may wait inside the box, which shows nothing of it."""
+    entry = {"max_wait": 0.3, "timeouts": {"first_byte": 30}}
+    async with house(tmp_path, entry, own={"parallel": None}) as (p, gpu, cloud):
+        gpu.slots = 1
+        assert (await p.chat())[2][RESOLVED] == "gpu/m"  # so its time is known
+        line = p.app.gateway.generation.home.queues["gpu"].line.of("m")
+        gpu.answers.clear()
+        first = asyncio.ensure_future(p.chat())
+        await until(lambda: gpu.at_once == 1)
+        second = asyncio.ensure_future(p.chat())
+        await until(lambda: line.trial is not None)
+        assert (await second)[2][RESOLVED] == "cloud/m"
+        assert (first.done(), len(cloud.posts), line.trial) == (False, 1, None)
+        gpu.answers.set()
+        assert (await first)[2][RESOLVED] == "gpu/m"
+
+
 async def test_a_llama_server_says_its_slots(tmp_path: Path) -> None:
     """And one that says nothing of the kind has no limit."""
     for props, slots in (({"total_slots": 2}, 2), ({"total_slots": "2"}, None), ([], None)):

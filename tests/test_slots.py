@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import random
@@ -12,9 +13,13 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.targets import Entry, Target
+from bench.simulation.virtual_time import run
+from manallm_proxy.contract.answers import Answer, Usage
+from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.provider_errors import WaitedTooLong
+from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.health import Health
+from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.line import Line, Turn
 from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.slots import REST, REST_LONGEST, WAITS, Sign, Slots
@@ -206,6 +211,61 @@ def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
     assert (third.began_at, line.expected_wait(line.of("m"), 6.0, streams=True) > 0) == (None, True)
     line.leave(first, 9.0, answered=True)
     assert third.began_at == 9.0
+
+
+def test_a_whole_answer_is_a_trial_only_if_it_would_have_its_turn_in_time() -> None:
+    """As far as can be told: nothing shows how long it waits with the server, but that an earlier one has ended."""
+    line = Line(None, learns=True)
+    model = line.of("m")
+    first, late, soon = (Turn(model, 9.0, False, None, until) for until in (None, 5.0, 10.0))
+    alone = Turn(model, 9.0)
+    line.enter(alone, 0.0)
+    line.leave(alone, 9.0, answered=True, tokens=90)  # so its time is known
+    line.enter(first, 0.0)
+    line.enter(late, 1.0)
+    assert (late.began_at, first.is_trial) == (None, False)
+    line.leave(late, 2.0, answered=False)
+    line.enter(soon, 2.0)
+    assert (soon.began_at, soon.is_trial, soon.waits) == (2.0, True, True)
+    line.leave(first, 8.0, answered=True)
+    assert not soon.waits
+
+
+def test_a_trial_is_taken_back_while_it_may_wait() -> None:
+    """With the server, when it should move on; once an earlier one has ended it has its slot, and stays."""
+    call = Call(Endpoint.CHAT, RequestSummary("m", False, False, frozenset(), {}), b"{}" * 500, "id-1")
+    entry, other = Entry(Target("gpu", "m"), max_wait=1.0), Entry(Target("cloud", "m"))
+
+    async def case(earlier: float) -> str:
+        clock = asyncio.get_running_loop().time
+        line = Line(None, learns=True)
+        home = Home(queues={"gpu": Queue(clock, Health(), line)})
+
+        async def asked(seconds: float) -> Answer:
+            async def ask(entry: Entry) -> Answer:
+                await asyncio.sleep(seconds)
+                return Answer(None, Usage(100, 10))
+
+            visit = home.visit(call, Chain("mana/m", (entry, other)))
+            assert visit.gate(entry, False) is None
+            return await visit.in_turn(ask)(entry)
+
+        await asked(2.0)
+        first = asyncio.ensure_future(asked(earlier))
+        await asyncio.sleep(1.5)
+        began, trial = clock(), asyncio.ensure_future(asked(9.0))
+        await asyncio.sleep(0)
+        assert line.of("m").trial is not None
+        try:
+            await trial
+        except WaitedTooLong:
+            assert clock() - began == 1.0
+            return "taken back"
+        finally:
+            await first
+        return "stayed"
+
+    assert [run(case(seconds)) for seconds in (2.0, 2.4, 2.6, 9.0)] == ["stayed", "stayed", "taken back", "taken back"]
 
 
 def test_a_trial_teaches_no_pace() -> None:

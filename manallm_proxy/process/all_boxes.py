@@ -69,7 +69,7 @@ class AllBoxes:
             case box.Left():
                 if (found := self._turns.pop((worker, message.number), None)) is not None:
                     server, turn = found
-                    self._lines[server].leave(turn, now, answered=message.answered, tokens=message.tokens)
+                    self._leave(server, turn, now, answered=message.answered, tokens=message.tokens)
                     self._tell(server, turn.line.name, workers, now)
             case box.CameBack():
                 self._came_back(message.server, now)
@@ -95,7 +95,7 @@ class AllBoxes:
         for key in [key for key in self._turns if key[0] == worker]:
             server, turn = self._turns.pop(key)
             turn.on_turn = None
-            self._lines[server].leave(turn, now, answered=False)
+            self._leave(server, turn, now, answered=False)
             self._tell(server, turn.line.name, workers, now)
         for (server, model), load in list(self._loads.items()):
             load.waiting = [each for each in load.waiting if each != worker]
@@ -116,14 +116,21 @@ class AllBoxes:
         line.learns = entered.learns
         each = line.of(entered.model)
         each.said = entered.slots
-        turn = Turn(each, entered.expected, entered.streams, number=entered.number)
+        turn = Turn(each, entered.expected, entered.streams, None, entered.until, number=entered.number)
         turn.on_turn = partial(self._served, worker, turn)
         self._turns[worker, entered.number] = entered.server, turn
         line.enter(turn, now)
         self._tell(entered.server, entered.model, workers, now)
 
+    def _leave(self, server: str, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
+        trial = turn.line.trial
+        waited = trial is not None and trial.waits
+        self._lines[server].leave(turn, now, answered=answered, tokens=tokens)
+        if trial is not None and trial.on_turn is not None and waited != trial.waits:
+            trial.on_turn()  # once more: it waits no longer
+
     def _served(self, worker: int, turn: Turn) -> None:
-        self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.patience)))
+        self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.patience, turn.waits)))
 
     def _tell(self, server: str, model: str, workers: Collection[int], now: float) -> None:
         """After an outage all models share what is left of the server, so all have changed."""

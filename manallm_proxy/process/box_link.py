@@ -37,7 +37,8 @@ class BoxLink:
         match message:
             case box.Served():
                 now = self.clock()
-                self.lines.served(message.number, now, is_trial=message.is_trial, patience=message.patience)
+                trial, patience, waits = message.is_trial, message.patience, message.waits
+                self.lines.served(message.number, now, is_trial=trial, patience=patience, waits=waits)
             case box.Line():
                 self.lines.told(message.server, message.model, message.busy)
             case box.Granted():

@@ -44,6 +44,7 @@ class Served(Message):
     number: int
     is_trial: bool = False
     patience: float = 0.0
+    waits: bool = False
 
 
 class Line(Message):

@@ -93,7 +93,7 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
         window = in_force or home.window(entry, box)
         if window is not None and (tokens := line.pace.least_tokens(size)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
-        streams = self.call.summary.stream
+        streams = self.call.summary.stream or None  # a whole answer is no trial that nobody waits for
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
             return skip
         if box is None or box.is_ready(entry, now):
@@ -118,7 +118,7 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
             if turn.began_at is None:
                 await queue.comes(turn, entry)
             try:
-                value = await (_within(queue, turn, entry, ask) if turn.is_trial else ask(entry))
+                value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
             except BaseException:
                 queue.end(turn, None)
                 raise
@@ -132,14 +132,20 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
         return wait_and_ask
 
 
-async def _within(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
-    """What `ask` returns for a trial. Raises WaitedTooLong where it has waited too long with the server itself."""
-    if turn.until is None or not turn.streams:
+async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
+    """What `ask` returns for a trial. Raises WaitedTooLong where it may still be waiting with the server when it should
+    move on; of a stream, when its first content should have come."""
+    if turn.until is None:
         return await ask(entry)
-    seconds = max(turn.until - queue.clock(), 0.0) + turn.patience
+    seconds = max(turn.until - queue.clock(), 0.0) + (turn.patience if turn.streams else 0.0)
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds) as limit:
-            return await ask(entry)
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time()) if turn.waits else None)
+            try:
+                return await ask(entry)
+            finally:
+                timer.cancel()
     except TimeoutError:
         if not limit.expired():
             raise

@@ -56,6 +56,8 @@ class Turn(Struct, eq=False):  # made in half the time of attrs' classes
     """It was sent to learn whether there is a slot more, and may wait with the server."""
     patience: float = 0.0
     """Of a trial: seconds to its first content, if it does not wait."""
+    waits: bool = False
+    """Of a trial: it may be waiting with the server, since all are there still that came before."""
     has_signed: bool = False
     """Its sign of life has taught how many slots there are, see `slots.Sign`."""
 
@@ -103,6 +105,10 @@ class ModelLine:
         else:
             self.waiting.remove(turn)
         self.backlog = self.backlog - turn.expected if self.waiting else 0.0
+
+    def ends(self) -> list[tuple[float, float]]:
+        """Of each that is served: the seconds that it is expected to take, and when it began."""
+        return [(turn.expected, turn.began_at) for turn in self.serving if turn.began_at is not None]
 
     @property
     def is_idle(self) -> bool:
@@ -155,7 +161,7 @@ class Line:
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
         line = turn.line
-        if self.is_open(line, turn.streams, now):
+        if self.is_open(line, turn.streams, now, turn.until):
             self._serve(line, turn, now)
         else:
             line.add(turn)
@@ -183,6 +189,8 @@ class Line:
         if line.trial is turn:
             line.trial = None
             line.slots.failed(now)
+        elif line.trial is not None and turn in line.trial.earlier:
+            line.trial.waits = False
         turn.ended_at = now
         if turn.earlier:
             turn.earlier = ()
@@ -205,19 +213,18 @@ class Line:
         if self.is_open(line, streams, now):
             return 0.0
         slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
-        served = [(turn.expected, turn.began_at) for turn in line.serving if turn.began_at is not None]
-        return wait_for(slots, served, line.backlog, now)
+        return wait_for(slots, line.ends(), line.backlog, now)
 
-    def is_open(self, line: ModelLine, streams: bool | None, now: float) -> bool:
-        """Whether a new request is served at once. `streams` None: not as a trial of slots."""
+    def is_open(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
+        """Whether a new request is served at once. `streams` None: not as a trial of slots; `until`: see `Turn`."""
         if line.waiting:
             return False
         if not line.serving and self.ramp is None:
             return True  # whatever the limit is
-        return self.has_room(line, streams, now)
+        return self.has_room(line, streams, now, until)
 
-    def has_room(self, line: ModelLine, streams: bool | None, now: float) -> bool:
-        """Whether a request more would be served at once if none waited. `streams` None: not as a trial of slots."""
+    def has_room(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
+        """Whether a request more would be served at once if none waited. Arguments as of `is_open`."""
         if self.ramp is not None and sum(len(each.serving) for each in self.models.values()) >= self.ramp:
             return False
         limit = self.limit(line)
@@ -225,12 +232,16 @@ class Line:
             return True
         if not self.is_learning(line) or line.trial is not None or streams is None or len(line.serving) > limit:
             return False
+        if not streams and until is not None and now + wait_for(limit, line.ends(), 0.0, now) > until:
+            return False  # if it waited there nobody would see it
         return line.slots.may_try(streams, now)
 
     def _go_on(self, now: float) -> None:
         for each in list(self.models.values()):
-            while each.waiting and self.has_room(each, each.waiting[0].streams, now):
+            while each.waiting:
                 turn = each.waiting[0]
+                if not self.has_room(each, turn.streams, now, turn.until):
+                    break
                 each.remove(turn)
                 self._serve(each, turn, now)
 
@@ -259,7 +270,8 @@ class Line:
         if serving and self.is_learning(line):
             turn.earlier = tuple(serving)
             if len(serving) >= line.slots.number:
-                line.trial, turn.is_trial, turn.patience = turn, True, line.slots.patience()
+                line.trial, turn.is_trial, turn.waits = turn, True, True
+                turn.patience = line.slots.patience()
         serving.add(turn)
         if turn.on_turn is not None:
             turn.on_turn()

@@ -51,6 +51,7 @@ class Entered:
     streams: bool
     slots: int | None
     learns: bool
+    until: float | None = None
 
 
 @frozen
@@ -138,11 +139,14 @@ class SharedLines:
         """Harmless when repeated."""
         self._turns.pop(turn.number, None)
 
-    def served(self, number: int, now: float, *, is_trial: bool, patience: float) -> None:
-        """It is the turn of request `number`. One that has left meanwhile is forgotten: the keeper knows."""
+    def served(self, number: int, now: float, *, is_trial: bool, patience: float, waits: bool) -> None:
+        """It is the turn of request `number`; repeated with what has become known of a trial (`Turn.waits`). One that
+        has left meanwhile is forgotten: the keeper knows."""
         line, turn = self._turns.get(number, (None, None))
-        if line is not None and turn is not None and turn.began_at is None:
-            turn.is_trial, turn.patience = is_trial, patience
+        if line is None or turn is None:
+            return
+        turn.is_trial, turn.patience, turn.waits = is_trial, patience, waits
+        if turn.began_at is None:
             line.serve(turn, now)
 
     def told(self, server: str, model: str, busy: Busy) -> None:
@@ -179,7 +183,9 @@ class SharedLine(Line):
         line.add(turn)
         self.lines.add(self, turn)
         slots = super().limit(line) if not self.is_learning(line) else None
-        keeper.entered(Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.learns))
+        keeper.entered(
+            Entered(self.server, turn.number, line.name, turn.expected, turn.streams, slots, self.learns, turn.until)
+        )
 
     def began(self, turn: Turn, now: float) -> None:
         if self.lines.keeper is None:
@@ -208,9 +214,9 @@ class SharedLine(Line):
         else:
             self.lines.keeper.came_back(self.server)
 
-    def is_open(self, line: ModelLine, streams: bool | None, now: float) -> bool:
+    def is_open(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
         if self.lines.keeper is None:
-            return super().is_open(line, streams, now)
+            return super().is_open(line, streams, now, until)
         return self.expected_wait(line, now, streams) <= 0
 
     def expected_wait(self, line: ModelLine, now: float, streams: bool | None = None) -> float:

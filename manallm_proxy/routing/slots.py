@@ -13,7 +13,8 @@ in which it came. Of a request that was sent while `earlier` ones were with the 
 4. Until something else is seen there is one slot: Ollama's default.
 5. While requests wait here, one more than that may be sent as a *trial*: it is the next in line in any case. Once a
    trial has waited there is none for `REST` seconds, twice as long after each, since its request can no longer go
-   elsewhere. There is none before the usual time is known.
+   elsewhere. There is none before the usual time is known. Nothing shows of a whole answer how long it waits: it is a
+   trial only if it would have its turn here in time (`line`).
 
 The usual time is that of the latest requests which surely did not wait: they were alone, or overlapped.
 
