@@ -44,6 +44,8 @@ class Box:
     """While it is clear, streams do not go on after their first word."""
     bytes_per_token: int = 0
     """0: each prompt has three tokens."""
+    picture_tokens: int = 0
+    """What each picture adds."""
     slots: int = 0
     """How many it answers at a time, in the order in which they came; the others wait inside it. 0: all."""
     waited: int = 0
@@ -173,7 +175,9 @@ class Box:
         asked = seen.json
         done = dict(_DONE)
         if self.bytes_per_token:
-            done["prompt_eval_count"] = len(seen.body) // self.bytes_per_token
+            pictures = [each for message in asked.get("messages", ()) for each in message.get("images", ())]
+            words = len(seen.body) - sum(map(len, pictures))
+            done["prompt_eval_count"] = words // self.bytes_per_token + self.picture_tokens * len(pictures)
         if seen.path == "/api/generate" and not asked.get("prompt"):
             await connection.reply({"model": asked["model"], "response": "", "done": True, "done_reason": "load"})
         elif self.mute:

@@ -275,6 +275,27 @@ async def test_what_does_not_fit_is_not_sent(tmp_path: Path) -> None:
         assert len(gpu.chats) == sent + 1  # a picture's tokens have nothing to do with its bytes
 
 
+async def test_pictures_that_do_not_fit_are_not_sent(tmp_path: Path) -> None:
+    """By what the model has taken for others; nothing is known of small ones, and of the first ones of all."""
+
+    def pictures(number: int, size: int) -> list[dict[str, Any]]:
+        url = "data:image/png;base64," + "A" * size
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}] * number}]
+
+    async with house(tmp_path, {"max_wait": 30}) as (p, gpu, _):
+        gpu.bytes_per_token, gpu.picture_tokens = 4, 1500
+
+        async def served_by(number: int, size: int) -> str:
+            return str((await p.chat(messages=pictures(number, size)))[2][RESOLVED])
+
+        assert await served_by(20, 40_000) == "gpu/m"
+        for _ in range(3):
+            await p.chat(messages=[{"role": "user", "content": "word " * 200}])
+        assert [await served_by(1, 40_000) for _ in range(3)] == ["gpu/m"] * 3
+        assert [await served_by(*each) for each in ((2, 40_000), (20, 400))] == ["gpu/m"] * 2
+        assert [await served_by(*each) for each in ((20, 400), (2, 40_000))] == ["cloud/m", "gpu/m"]  # all are alike
+
+
 async def test_a_window_that_is_larger_than_the_models_is_not_believed(tmp_path: Path) -> None:
     """What the model cannot read is not sent, whatever the configuration says."""
     chain = {"options": {"num_ctx": 10**6}}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.routing.line import MODELS_LIMIT, RAMP_LIMIT, Line, Turn
-from manallm_proxy.routing.pace import LONGEST_TOKEN, MARGIN, Pace
+from manallm_proxy.routing.pace import LONGEST_TOKEN, MARGIN, PICTURE_MARGIN, PICTURE_USUAL, Pace, Pictures
 
 
 def entered(line: Line, *expected: float, now: float = 0.0, model: str = "m") -> list[Turn]:
@@ -145,5 +145,28 @@ def test_what_surely_does_not_fit() -> None:
         pace.learn(size, 1000, 1, None, 1.0)
     assert pace.least_tokens(15_000) == 15_000 / (5 * MARGIN)
     pace.learn(100, 1, 1, None, 1.0)  # short: its template counts for more than its words
-    pace.learn(None, 9, 1, None, 1.0)
+    pace.learn(5000, 9, 1, None, 1.0, Pictures(1, 4))
     assert pace.least_tokens(15_000) == 15_000 / (5 * MARGIN)
+
+
+def test_what_pictures_take() -> None:
+    """At least one token each until more is known; then a part of the least of late, by number or by bytes, or by
+    number alone if all are alike; and usually as many as on average."""
+    pace, one, ten = Pace(), Pictures(1, 50_000), Pictures(10, 500_000)
+    assert [pace.least_tokens(3200, each) for each in (None, one, ten)] == [100, 101, 110]
+    for _ in range(3):
+        pace.learn(4000, 1000, 50, 1.0, 6.0)
+    assert pace.seconds(4000, ten) == pytest.approx(6 + 10 * PICTURE_USUAL / 1000)
+    for tokens in (1300, 900, 1100):
+        pace.learn(400, 100 + tokens, 50, (100 + tokens) / 1000, 6.0, one)
+    least = (900 - (MARGIN - 1) * 100) / PICTURE_MARGIN
+    words = 400 / (4 * MARGIN)
+    assert pace.least_tokens(400, one) == int(words + least)
+    assert pace.least_tokens(400, ten) == int(words + 10 * least)
+    assert pace.least_tokens(400, Pictures(10, 50_000)) == int(words + least)  # small ones
+    assert pace.least_tokens(400, Pictures(1, 500_000)) == int(words + least)  # a large one
+    assert pace.least_tokens(400, Pictures(10, 100)) == int(words + 10)
+    assert 900 < (pace.seconds(4000, one) - pace.seconds(4000)) * 1000 < 1300
+    for size in (4_000, 800_000) * 10:
+        pace.learn(400, 100 + 900, 50, 1.0, 6.0, Pictures(1, size))
+    assert pace.least_tokens(400, Pictures(10, 100)) == int(words + 10 * least * PICTURE_MARGIN / MARGIN)

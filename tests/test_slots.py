@@ -217,7 +217,7 @@ def test_a_whole_answer_is_a_trial_only_if_it_would_have_its_turn_in_time() -> N
     """As far as can be told: nothing shows how long it waits with the server, but that an earlier one has ended."""
     line = Line(None, learns=True)
     model = line.of("m")
-    first, late, soon = (Turn(model, 9.0, False, None, until) for until in (None, 5.0, 10.0))
+    first, late, soon = (Turn(model, 9.0, until=until) for until in (None, 5.0, 10.0))
     alone = Turn(model, 9.0)
     line.enter(alone, 0.0)
     line.leave(alone, 9.0, answered=True, tokens=90)  # so its time is known

@@ -187,9 +187,13 @@ class Call:
 
     def text_size(self) -> int:
         """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
-        body, size, at = self.body, len(self.body), 0
+        return self.sizes()[0]
+
+    def sizes(self) -> tuple[int, int]:
+        """`text_size`, and how many pictures there are in the body."""
+        body, size, at, number = self.body, len(self.body), 0, 0
         if VISION not in self.summary.needs:
-            return size
+            return size, 0
         begins = _ANTHROPIC_DATA if self.endpoint is Endpoint.MESSAGES else _DATA_URI
         while (picture := begins.search(body, at)) is not None:  # its megabytes are skipped at the speed of memory
             if (end := body.find(b'"', picture.end())) < 0:
@@ -197,7 +201,8 @@ class Call:
             escape = body.find(b"\\", picture.end(), end)
             at = escape if escape >= 0 else end
             size -= at - picture.start()
-        return size
+            number += 1
+        return size, number
 
 
 class Native(Protocol):

@@ -116,7 +116,7 @@ class AllBoxes:
         line.learns = entered.learns
         each = line.of(entered.model)
         each.said = entered.slots
-        turn = Turn(each, entered.expected, entered.streams, None, entered.until, number=entered.number)
+        turn = Turn(each, entered.expected, entered.streams, until=entered.until, number=entered.number)
         turn.on_turn = partial(self._served, worker, turn)
         self._turns[worker, entered.number] = entered.server, turn
         line.enter(turn, now)

@@ -21,6 +21,7 @@ from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.line import Turn
+from manallm_proxy.routing.pace import Pictures
 from manallm_proxy.routing.queues import Queue, waited_too_long
 from manallm_proxy.routing.relay import Opened
 from manallm_proxy.routing.shared_line import AllWorkers
@@ -70,16 +71,21 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
     last: Entry
     _size: int = 0
     """Bytes, see `Call.text_size`; 0: not measured yet."""
+    _pictures: Pictures | None = None
     _ready: Entry | None = None
     """The one whose model the gate has found loaded, a moment ago."""
 
     __repr__ = object.__repr__
 
     def _measure(self) -> int:
-        """Sets ``_size``. Not done before it is used: only requests to a local provider pay for it."""
-        call = self.call
-        self._size = size = call.text_size() if VISION in call.summary.needs else len(call.body)
-        return size
+        """Sets ``_size`` and ``_pictures``. Not done before they are used: only who may stay local pays for it."""
+        call, number = self.call, 0
+        self._size = size = len(call.body)
+        if VISION in call.summary.needs:
+            self._size, number = call.sizes()
+        if number:
+            self._pictures = Pictures(number, size - self._size)
+        return self._size
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Walk.gate`."""
@@ -91,7 +97,7 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
         now, line, box = queue.clock(), queue.line.of(entry.target.model), home.boxes.boxes.get(provider)
         in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
         window = in_force or home.window(entry, box)
-        if window is not None and (tokens := line.pace.least_tokens(size)) > window:
+        if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
         streams = self.call.summary.stream or None  # a whole answer is no trial that nobody waits for
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
@@ -112,9 +118,8 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
                 return await ask(entry)
             if self._ready is not entry:
                 await self.home.boxes.loaded(entry)
-            self._ready, size, call = None, self._size or self._measure(), self.call
-            has_pictures = size != len(call.body)
-            turn = queue.enter(entry, entry is self.last, size, call.summary.stream, learns_bytes=not has_pictures)
+            self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
+            turn = queue.enter(entry, entry is self.last, size, streams, self._pictures)
             if turn.began_at is None:
                 await queue.comes(turn, entry)
             try:

@@ -20,7 +20,7 @@ from attrs import define, field
 from msgspec import Struct
 
 from manallm_proxy.contract.targets import is_ollama_cloud, ollama_name
-from manallm_proxy.routing.pace import Pace
+from manallm_proxy.routing.pace import Pace, Pictures
 from manallm_proxy.routing.slots import Sign, Slots
 
 MODELS_LIMIT: Final = 100
@@ -39,8 +39,9 @@ class Turn(Struct, eq=False):  # made in half the time of attrs' classes
     expected: float
     """Seconds that it is expected to take once it is served."""
     streams: bool = False
-    size: int | None = None
-    """Bytes of the request; None: they say nothing of its tokens."""
+    size: int = 0
+    """Bytes of the request without its pictures."""
+    pictures: Pictures | None = None
     until: float | None = None
     """When it moves on if it still waits then; None: never."""
     began_at: float | None = None

@@ -12,6 +12,7 @@ from math import inf
 from typing import Final
 
 from attrs import define, field
+from msgspec import Struct
 
 RECENT: Final = 20
 """Latest answers from which the bytes per token are estimated."""
@@ -29,8 +30,27 @@ LONGEST_TOKEN: Final = 32.0
 """Bytes per token that no prompt reaches on average: assumed until enough was learned."""
 SHORT: Final = 500
 """Requests of fewer bytes teach nothing about bytes per token: the template around their text counts too much."""
+PICTURE_LEAST: Final = 1
+"""Tokens that a picture has at least: of the encoders that llama.cpp knows Youtu-VL's and Kimi's go down to 1 and 2,
+most to 8 or 64 (its tools/mtmd/clip.cpp, ``set_limit_image_tokens``)."""
+PICTURE_USUAL: Final = 256
+"""Tokens of a picture until some were learned: as many as Gemma 3 takes. It only estimates how long it takes."""
+PICTURE_MARGIN: Final = 4
+"""A picture may have so many times fewer tokens than any recent one, where the encoder goes by its size in pixels,
+which we do not know."""
+ALIKE: Final = 1.25
+VARIED: Final = 4.0
+"""Where the largest pictures of late have so many times the bytes of the smallest, and hardly more tokens than any, a
+picture always has the same."""
 _WEIGHT: Final = 0.3
 """Weight of the latest answer in a moving average."""
+
+
+class Pictures(Struct):
+    """Those of one request: how many, and of how many bytes in all, as they are in its body."""
+
+    number: int
+    size: int
 
 
 @define
@@ -57,16 +77,24 @@ class Pace:
     """... added up, ..."""
     _largest: float = 0.0
     """... and the largest of them."""
+    _pictures: deque[tuple[float, float]] = field(factory=lambda: deque(maxlen=RECENT))
+    """Tokens that a picture of the latest answers had at least, and its bytes."""
+    _picture: float = PICTURE_USUAL
+    """Tokens of a picture on average."""
 
-    def learn(self, size: int | None, prompt: int, output: int, first: float | None, total: float) -> None:
-        """Learns from one answer: bytes of its request (None: they say nothing of its tokens), tokens of prompt and
-        output, seconds to the first byte and in all."""
+    def learn(
+        self, size: int, prompt: int, output: int, first: float | None, total: float, pictures: Pictures | None = None
+    ) -> None:
+        """Learns from one answer: bytes of its request without its `pictures`, tokens of prompt and output, seconds to
+        the first byte and in all."""
         known = self.prompt_token
         if known is None or self._usual is None:  # else `seconds` knows better
             self.answer = self._seconds.short(total)
         if prompt <= 0:
             return
-        if size is not None and size >= SHORT:
+        if pictures is not None:
+            self._look(size, prompt, pictures)
+        elif size >= SHORT:
             ratios, ratio, largest = self._ratios, size / prompt, self._largest
             gone = ratios[0] if len(ratios) == RECENT else inf
             if ratio == largest == gone or gone < largest > ratio:
@@ -94,20 +122,46 @@ class Pace:
         if len(ratios) >= LEARNED_MIN:
             self._most, self._usual = MARGIN * self._largest, self._sum / len(ratios)
 
-    def seconds(self, size: int) -> float:
-        """Seconds that a request of `size` bytes is expected to take; 0 if nothing is known."""
+    def _look(self, size: int, prompt: int, pictures: Pictures) -> None:
+        """What pictures take: the rest of a prompt whose words are estimated."""
+        if self._usual is None:
+            return
+        words = size / self._usual
+        surely, likely = (max(prompt - part * words, 0.0) / pictures.number for part in (MARGIN, 1.0))
+        self._pictures.append((surely, pictures.size / pictures.number))
+        self._picture = likely if len(self._pictures) == 1 else self._picture + _WEIGHT * (likely - self._picture)
+
+    def seconds(self, size: int, pictures: Pictures | None = None) -> float:
+        """Seconds that a request of `size` bytes, and `pictures`, is expected to take; 0 if nothing is known."""
         usual, for_prompt = self._usual, self.prompt_token
         if usual is None or for_prompt is None:
             return self.answer or 0.0
-        return size / usual * for_prompt + self.output * self.output_token
+        tokens = size / usual
+        if pictures is not None:
+            tokens += pictures.number * self._picture
+        return tokens * for_prompt + self.output * self.output_token
 
     def tokens(self, size: int) -> int | None:
         """Tokens that a prompt of `size` bytes has on average; None if too little is known."""
         return round(size / self._usual) if self._usual is not None else None
 
-    def least_tokens(self, size: int) -> int:
-        """Tokens that a prompt of `size` bytes has at least."""
-        return int(size / self._most)
+    def least_tokens(self, size: int, pictures: Pictures | None = None) -> int:
+        """Tokens that a prompt of `size` bytes, and `pictures`, has at least."""
+        if pictures is None:
+            return int(size / self._most)
+        return int(size / self._most + self._least_of(pictures))
+
+    def _least_of(self, pictures: Pictures) -> float:
+        """The model takes the same for each, or goes by their size in pixels, and so roughly by their bytes: unless the
+        first is seen to be so, whichever is less."""
+        number, least = pictures.number, pictures.number * PICTURE_LEAST
+        if len(self._pictures) < LEARNED_MIN:
+            return least
+        tokens, sizes = [each for each, _ in self._pictures], [size for _, size in self._pictures]
+        if max(tokens) <= ALIKE * min(tokens) and max(sizes) >= VARIED * min(sizes):
+            return max(number * min(tokens) / MARGIN, least)
+        by_size = pictures.size * min([each / size for each, size in self._pictures])
+        return max(min(number * min(tokens), by_size) / PICTURE_MARGIN, least)
 
 
 @define

@@ -17,6 +17,7 @@ from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock
 from manallm_proxy.routing.line import Line, ModelLine, Turn
+from manallm_proxy.routing.pace import Pictures
 
 
 @define(eq=False)
@@ -41,11 +42,10 @@ class Queue:
             return None
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
-    def enter(self, entry: Entry, last: bool, size: int, streams: bool, *, learns_bytes: bool = True) -> Turn:
+    def enter(self, entry: Entry, last: bool, size: int, streams: bool, pictures: Pictures | None = None) -> Turn:
         """A request's place in line: served if there is room, else to be waited for by `comes`.
 
-        `last`: in its chain; `size`: its bytes; `learns_bytes`: whether these tell how many tokens the prompt has;
-        `streams`: its first content can be seen.
+        `last`: in its chain; `size`: its bytes without its `pictures`; `streams`: its first content can be seen.
         """
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
@@ -53,7 +53,7 @@ class Queue:
             self.on_back()
         line, now = self.line.of(entry.target.model), self.clock()
         until = None if last else now + entry.max_wait
-        turn = Turn(line, line.pace.seconds(size), streams, size if learns_bytes else None, until)
+        turn = Turn(line, line.pace.seconds(size, pictures), streams, size, pictures, until)
         self.line.enter(turn, now)
         return turn
 
@@ -91,7 +91,7 @@ class Queue:
             return
         if not turn.is_trial:  # that may have waited with the server
             first = turn.first_at - began if turn.first_at is not None else None
-            turn.line.pace.learn(turn.size, usage.prompt, usage.completion, first, now - began)
+            turn.line.pace.learn(turn.size, usage.prompt, usage.completion, first, now - began, turn.pictures)
         self.line.leave(turn, now, answered=True, tokens=usage.completion)
 
 
