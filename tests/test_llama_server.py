@@ -232,6 +232,24 @@ async def test_the_model_must_call_a_tool(llama: LlamaServer, tmp_path: Path) ->
         assert call_of(events((await p.stream(**{**request, "tool_choice": named}))[1]))[0] == "get_weather"
 
 
+async def test_a_tool_that_nobody_declared(llama: LlamaServer, tmp_path: Path) -> None:
+    """A call of one is the model's fault, says the server: 500, or an error within the stream. Another target answers,
+    and neither the server nor the caller is blamed. Its grammar forbids such a call; one that the answer begins with,
+    as a conversation may have it, is read like the rest."""
+    undeclared = '<tool_call>\n{"name": "send_mail", "arguments": {"to": "Ann"}}\n</tool_call>'
+    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    request = {"messages": [asked, {"role": "assistant", "content": undeclared}], "tools": [WEATHER], "max_tokens": 4}
+    async with behind(llama, tmp_path) as p:
+        code, body, _ = await p.chat(**request)
+        assert (code, body["model"]) == (200, "loop/echo")
+        code, stream, _ = await p.stream(**request)
+        assert (code, {chunk["model"] for chunk in events(stream)}) == (200, {"loop/echo"})
+        said = [json.loads(line) for line in p.log.getvalue().splitlines() if '"attempt failed"' in line]
+        assert [(line["reason"], "format" in line["provider_message"]) for line in said] == [("http_5xx", True)] * 2
+        row = (await p.get("/v1/health"))[1]["providers"]["llama"]
+        assert (row["consecutive_failures"], row["targets"][MODEL]["consecutive_failures"]) == (0, 2)
+
+
 async def test_its_slots_are_known(llama: LlamaServer, tmp_path: Path) -> None:
     """It says that it has one, so the others wait in the proxy, and go on from there."""
     providers = {"llama": openai(llama.url, local=True), **LOOP}
