@@ -162,7 +162,10 @@ class Line:
     def enter(self, turn: Turn, now: float) -> None:
         """Serves `turn` at once if there is room; else it waits, last in line."""
         line = turn.line
-        if self.is_open(line, turn.streams, now, turn.until):
+        if self.ramp is None and turn.on_turn is None and not (line.serving or line.waiting):
+            turn.began_at = now  # as below, in short
+            line.serving.add(turn)
+        elif self.is_open(line, turn.streams, now, turn.until):
             self._serve(line, turn, now)
         else:
             line.add(turn)
@@ -170,10 +173,15 @@ class Line:
     def began(self, turn: Turn, now: float) -> None:
         """The first content of its stream has come. Serves those that have room now."""
         line = turn.line
-        if self.learns and not turn.has_signed and turn.ended_at is None and self.is_learning(line):
+        if not self.learns or turn.has_signed or turn.ended_at is not None or not self.is_learning(line):
+            return
+        if turn.earlier:
             self._learn(turn, now, None)
-            if line.waiting:
-                self._go_on(now)
+        elif turn.began_at is not None:
+            turn.has_signed = True
+            line.slots.alone(now - turn.began_at, None)
+        if line.waiting:
+            self._go_on(now)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
         """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
@@ -186,12 +194,16 @@ class Line:
         if turn.began_at is None:
             line.remove(turn)
         elif answered and self.learns and not turn.has_signed and self.is_learning(line):
-            self._learn(turn, now, tokens)
-        if line.trial is turn:
-            line.trial = None
-            line.slots.failed(now)
-        elif line.trial is not None and turn in line.trial.earlier:
-            line.trial.waits = False
+            if turn.earlier:
+                self._learn(turn, now, tokens)
+            else:
+                line.slots.alone(now - turn.began_at, tokens)
+        if (trial := line.trial) is not None:
+            if trial is turn:
+                line.trial = None
+                line.slots.failed(now)
+            elif turn in trial.earlier:
+                trial.waits = False
         turn.ended_at = now
         if turn.earlier:
             turn.earlier = ()
@@ -220,8 +232,10 @@ class Line:
         """Whether a new request is served at once. `streams` None: not as a trial of slots; `until`: see `Turn`."""
         if line.waiting:
             return False
-        if not line.serving and self.ramp is None:
-            return True  # whatever the limit is
+        if self.ramp is None:
+            served = len(line.serving)
+            if not served or (limit := self.limit(line)) is None or served < limit:
+                return True
         return self.has_room(line, streams, now, until)
 
     def has_room(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
@@ -251,9 +265,6 @@ class Line:
         turn.has_signed = True
         began, line, earlier = turn.began_at, turn.line, turn.earlier
         assert began is not None
-        if not earlier:
-            line.slots.alone(now - began, tokens)
-            return
         if line.trial is turn:
             line.trial = None
         for each in earlier:
