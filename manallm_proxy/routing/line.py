@@ -173,11 +173,11 @@ class Line:
     def began(self, turn: Turn, now: float) -> None:
         """The first content of its stream has come. Serves those that have room now."""
         line = turn.line
-        if not self.learns or turn.has_signed or turn.ended_at is not None or not self.is_learning(line):
+        if not self.learns or turn.has_signed or turn.ended_at is not None:
             return
         if turn.earlier:
             self._learn(turn, now, None)
-        elif turn.began_at is not None:
+        elif turn.began_at is not None and self.is_learning(line):
             turn.has_signed = True
             line.slots.alone(now - turn.began_at, None)
         if line.waiting:
@@ -193,10 +193,10 @@ class Line:
         line = turn.line
         if turn.began_at is None:
             line.remove(turn)
-        elif answered and self.learns and not turn.has_signed and self.is_learning(line):
+        elif answered and self.learns and not turn.has_signed:
             if turn.earlier:
                 self._learn(turn, now, tokens)
-            else:
+            elif self.is_learning(line):
                 line.slots.alone(now - turn.began_at, tokens)
         if (trial := line.trial) is not None:
             if trial is turn:
