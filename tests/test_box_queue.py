@@ -188,13 +188,15 @@ async def test_a_whole_answer_is_taken_back_too(tmp_path: Path) -> None:
         gpu.slots = 1
         assert (await p.chat())[2][RESOLVED] == "gpu/m"  # so its time is known
         line = p.app.gateway.generation.home.queues["gpu"].line.of("m")
+        line.pace.answer = 0.01  # however slow this machine is
         gpu.answers.clear()
         first = asyncio.ensure_future(p.chat())
         await until(lambda: gpu.at_once == 1)
-        second = asyncio.ensure_future(p.chat())
-        await until(lambda: line.trial is not None)
-        assert (await second)[2][RESOLVED] == "cloud/m"
+        _, _, headers = await p.chat()
+        row = (await p.get(f"/v1/requests/{headers['x-request-id']}"))[1]["attempts"][0]
+        assert (headers[RESOLVED], row["reason"], row["detail"]) == ("cloud/m", "saturated", "waited 0.3 s")
         assert (first.done(), len(cloud.posts), line.trial) == (False, 1, None)
+        assert not line.slots.may_try(False, asyncio.get_running_loop().time())  # it was one, and rests
         gpu.answers.set()
         assert (await first)[2][RESOLVED] == "gpu/m"
 

@@ -138,7 +138,7 @@ async def test_a_model_that_has_to_make_room_has_not_failed(tmp_path: Path) -> N
 
 async def test_a_server_without_room_is_asked_until_it_has_some(tmp_path: Path) -> None:
     """Its other model is at work, or being loaded, which is no failure of this one's load."""
-    async with router(busy=2) as box:
+    async with router(busy=1) as box:
         async with proxy(settings({"box": openai(box.server.url, local=True)}), tmp_path) as p:
             asking = asyncio.ensure_future(p.chat())
             await until(lambda: box.loads == 1 or asking.done())
