@@ -12,6 +12,7 @@ import pytest
 
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.doors.messages.native import NativeForm
+from manallm_proxy.gateway.client_keys import digest_of
 from tests.native_servers import (
     SIGNED,
     blocks,
@@ -287,6 +288,43 @@ async def test_it_counts_tokens_itself(tmp_path: Path) -> None:
             assert (await p.post("/v1/messages/count_tokens", body))[1]["input_tokens"] < 42
             _, health = await p.get("/v1/health")
             assert health["providers"]["p"]["consecutive_failures"] == 0
+
+
+async def test_a_count_by_a_provider_is_a_request_of_its_key(tmp_path: Path) -> None:
+    """Within its minute and its places, of which an estimate takes none; what is over them reaches no provider."""
+    go = asyncio.Event()
+
+    async def waits(connection: Connection, seen: Seen) -> None:
+        await go.wait()
+        await speaks_messages(connection, seen)
+
+    async def count(p: Proxy, key: str, model: str = "p/m") -> tuple[int, Any, dict[str, str]]:
+        body = {"model": model, "messages": [USER]}
+        return await p.post("/v1/messages/count_tokens", body, headers={"x-api-key": key})
+
+    keys = [
+        {"name": "minute", "sha256": digest_of("sk-minute"), "requests_per_minute": 2},
+        {"name": "places", "sha256": digest_of("sk-places"), "concurrent_requests": 1},
+    ]
+    async with upstream(each(answers)) as chats, upstream(each(waits)) as up:
+        providers = {"p": openai(up.url, speaks=NATIVE), "a": openai(chats.url)}
+        async with proxy(settings(providers, auth={"keys": keys}), tmp_path) as p:
+            first = asyncio.ensure_future(count(p, "sk-places"))
+            await until(lambda: up.posts)
+            code, told, _ = await count(p, "sk-places")
+            assert (code, told["error"]["type"]) == (429, "rate_limit_error")
+            assert (await count(p, "sk-places", "a/m"))[0] == 200
+            go.set()
+            assert (await first)[1] == (await count(p, "sk-places"))[1] == {"input_tokens": 42}
+            for _ in range(3):
+                assert (await count(p, "sk-minute", "a/m"))[0] == 200
+            assert [(await count(p, "sk-minute"))[0] for _ in range(3)] == [200, 200, 429]
+            code, told, headers = await count(p, "sk-minute")
+            assert "2 requests within a minute" in told["error"]["message"] and int(headers["retry-after"]) > 50
+            assert (await p.post("/v1/messages", {**ASKED, "model": "p/m"}, headers={"x-api-key": "sk-minute"}))[
+                0
+            ] == 429
+            assert len(up.posts) == 4
 
 
 async def test_a_count_keeps_its_provider_through_a_reload(tmp_path: Path) -> None:

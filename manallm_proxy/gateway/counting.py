@@ -1,10 +1,13 @@
 """``POST /v1/messages/count_tokens``: counted by the provider that would serve the request, if it can; else estimated.
 
-A count that fails is blamed on nobody and leads to no fallback: the answer is the estimate then.
+A count that fails is blamed on nobody and leads to no fallback: the answer is the estimate then. One that a provider
+is asked for is a request of its key like any other, in its minute and its places; an estimate is none.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from attrs import evolve
@@ -45,7 +48,7 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
     try:
         (call, estimate), _ = await read_request(request, generation.config.limits, read)
         entry = _first(call, generation, caller, request)
-        counted = await _asked(call, generation, entry) if entry is not None else None
+        counted = await _asked(call, generation, entry, caller) if entry is not None else None
     finally:
         generation.release()
     if counted is None and call.refusal is not None:
@@ -53,19 +56,34 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
     return counted or estimate
 
 
-async def _asked(call: Call, generation: Generation, entry: Entry) -> bytes | None:
-    """What `entry`'s provider counts; None if it does not."""
+async def _asked(call: Call, generation: Generation, entry: Entry, caller: Caller | None) -> bytes | None:
+    """What `entry`'s provider counts; None if it does not. Raises KeyLimited."""
     permit = generation.registry.admit(entry.target)
     if isinstance(permit, Skip):
         return None
     try:
-        provider = generation.providers[entry.target.provider]
-        return (await provider.complete(native_call(call), evolve(entry, timeouts=_TIMEOUTS))).body
+        async with _place(generation, caller):
+            provider = generation.providers[entry.target.provider]
+            return (await provider.complete(native_call(call), evolve(entry, timeouts=_TIMEOUTS))).body
     except ProviderError as error:
         forget_frames(error)
         return None
     finally:
         permit.released()
+
+
+@asynccontextmanager
+async def _place(generation: Generation, caller: Caller | None) -> AsyncIterator[None]:
+    """One request of the key's minute, and one of its places meanwhile. Raises KeyLimited."""
+    if caller is None:
+        yield
+        return
+    await generation.limits.ask(caller, generation.registry.clock())
+    caller.enter()
+    try:
+        yield
+    finally:
+        caller.leave()
 
 
 def _first(call: Call, generation: Generation, caller: Caller | None, request: web.BaseRequest) -> Entry | None:
