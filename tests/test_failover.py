@@ -360,6 +360,24 @@ async def test_fallback_on_by_the_status_of_any_class() -> None:
     assert story.kinds(KeyWasRejected) == [KeyWasRejected("p0", 401)]
 
 
+async def test_fallback_on_by_the_status_that_its_caller_would_get() -> None:
+    """400 is 400, also where a local server said 500 or 501, or its list told before the call; none of them is 500."""
+    errors = [
+        classify(500, {}, ErrorDetails("failed to parse grammar")),
+        classify(500, {}, ErrorDetails("x", status=400)),
+        classify(500, {}, ErrorDetails("the prompt is longer than the context length", code="context_length_exceeded")),
+        classify(501, {}, ErrorDetails("x")),
+        Unsupported("x"),
+    ]
+    for error in errors:
+        story = Story([error, "hello"])
+        story.entries = (evolve(story.entries[0], fallback_on=frozenset({"400"})), story.entries[1])
+        assert (await story.run()).value == "hello"
+        assert story.healths["p0"] == Health()
+        [told] = story.kinds(FellBack)
+        assert isinstance(told, FellBack) and told.widened
+
+
 async def test_fallback_on_is_one_entrys_own() -> None:
     """One entry moves on from an error that another returns to the caller."""
     story = Story([classify(409, {}, ErrorDetails("first")), classify(409, {}, ErrorDetails("second")), "hello"])

@@ -319,10 +319,11 @@ async def _within(seconds: float, asking: Awaitable[T]) -> T:
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:
-    """Whether ``fallback_on`` lets the walk move on from an error that is not the provider's failure."""
+    """Whether ``fallback_on`` lets the walk move on from an error that is not the provider's failure: by its class, by
+    the provider's status, or by the client's, since local servers say 500 for what others answer with 400."""
     if not entry.fallback_on:
         return False
-    return error.widened_by in entry.fallback_on or str(error.provider_status) in entry.fallback_on
+    return not entry.fallback_on.isdisjoint((error.widened_by, str(error.provider_status), str(error.status)))
 
 
 async def in_background(
