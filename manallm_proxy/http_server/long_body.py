@@ -47,6 +47,8 @@ class LongBody(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self._buffer = io.BytesIO(bytes(size))  # which is not copied: nothing else refers to it
         self._view: memoryview | None = self._buffer.getbuffer()
+        self._piece = self._view[:0]
+        """Of it, what the transport reads into."""
         first = self._payload.read_nowait()
         self._view[: len(first)] = first
         self._count(len(first))
@@ -60,13 +62,19 @@ class LongBody(asyncio.BufferedProtocol):
                 self._waiter = self._loop.create_future()
                 self._check(timeout, rate)
                 await self._waiter
-            self._view = None
-            return self._buffer.getvalue()
+            self._release()
+            return self._buffer.getvalue()  # without a copy, since nothing else refers to it any more
         finally:
-            self._waiter = self._view = None  # the rest is read and dropped, as the server waits a while for it
+            self._waiter = None  # the rest is read and dropped, as the server waits a while for it
+            self._release()
             self._buffer = io.BytesIO()
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _release(self) -> None:
+        """Nothing refers to the body's memory but `_buffer`: not even the traceback of a read that failed."""
+        self._piece.release()
+        self._view = None
 
     def _check(self, timeout: float, rate: int) -> None:
         due = min(self._last, self.due(rate)) + timeout
@@ -89,7 +97,8 @@ class LongBody(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._view is None:
             return memoryview(_SINK)[: self._left]
-        return self._view[self.size : self.size + A_TURN - self._turn]
+        self._piece = self._view[self.size : self.size + A_TURN - self._turn]
+        return self._piece
 
     def buffer_updated(self, nbytes: int) -> None:
         self._count(nbytes)
