@@ -435,7 +435,7 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     try:
         assert child.stdout is not None
         lines: list[str] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (lines and "curl" in lines[-1]):
                 line = await child.stdout.readline()
                 assert line, "it ended"
