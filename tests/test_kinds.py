@@ -90,6 +90,26 @@ async def test_every_kind_answers_every_endpoint(tmp_path: Path, kind: str) -> N
             assert (code, body["data"][0]["embedding"]) == (200, "AAAAPwAAgL4=")
 
 
+@pytest.mark.parametrize("kind", [*SERVERS, "loopback", "native"])
+async def test_legal_json_that_our_decoder_refuses_is_never_our_failure(tmp_path: Path, kind: str) -> None:
+    """Half of a surrogate pair, a byte order mark, a number beyond all: served, or refused as the caller's mistake."""
+    odd = [b'"\\ud800"', b'["\\ud800"]', b"[1e999]", b"[1, 1e999]", b'"a", "x": "\\ud800", "y": 1e999']
+    embeddings = [b'%b{"input": %b}' % (mark, value) for value in odd for mark in (b"", b"\xef\xbb\xbf")]
+    chat = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true, "stream_options": {"x": "\\ud800"}}'
+    block = b'{"type": "thinking", "thinking": "t", "signature": "", "x": 1e999}'
+    messages = b'{"max_tokens": 5, "messages": [{"role": "assistant", "content": [%b]}]}' % block
+    async with upstream(each(SERVERS.get(kind, SERVERS["openai"])[0])) as server:
+        provider = {"kind": "loopback"} if kind == "loopback" else configured(kind, server)
+        provider |= {"speaks": ["chat", "messages"]} if kind == "native" else {}
+        async with proxy(settings({"p": provider}), tmp_path) as p:
+            sent = [("embeddings", body) for body in embeddings] + [("chat/completions", chat), ("messages", messages)]
+            for path, body in sent:
+                async with p.client.post(f"{p.url}/v1/{path}", data=body) as response:
+                    assert response.status in (200, 400), (body, await response.text())
+                    await response.read()
+            assert '"internal error"' not in p.log.getvalue()
+
+
 @pytest.mark.parametrize("phase", ["before the first byte", "whole answer", "in the stream"])
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_a_client_that_leaves_ends_the_upstream_request(tmp_path: Path, kind: str, phase: str) -> None:

@@ -54,7 +54,7 @@ def call_of(asked: object, endpoint: Endpoint = Endpoint.CHAT) -> Call:
     """A call as the web layer hands it on; where it would have refused the body, one with a blank head."""
     body = json.dumps(asked).encode()
     try:
-        head = read_summary(body, ("model", str))
+        head = read_summary(body, ("input", (str, list)) if endpoint is Endpoint.EMBEDDINGS else ("model", str))
     except ProxyError:
         stream = isinstance(asked, dict) and asked.get("stream") is True
         options = asked.get("stream_options") if isinstance(asked, dict) else None

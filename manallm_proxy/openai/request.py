@@ -18,7 +18,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, RequestSummary, Span
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.spliced import Body, Spliced
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, encode, holds, split_object
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, decode_leniently, encode, holds, split_object
 
 TOOLS, EMBEDDING = "tools", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -131,7 +131,7 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
         if span is None:
             front += b'"stream_options":{"include_usage":true},'
         else:
-            options = decode(body[span[0] : span[1]]) or {}
+            options = decode_leniently(body[span[0] : span[1]]) or {}
             edits.append((span, encode({**options, "include_usage": True})))
     rest = memoryview(body)  # its slices are no copies
     parts: list[bytes | memoryview] = [body[:brace].removeprefix(BOM) + front]

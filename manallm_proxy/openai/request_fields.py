@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
@@ -37,6 +38,16 @@ def decoded(body: bytes) -> Fields:
     if not isinstance(asked, dict):
         raise InvalidRequest("the body must be a JSON object")
     return asked
+
+
+def decoded_value(call: Call, key: str) -> Any:
+    """The value of `key`, one of the call's spans, decoded. Raises InvalidRequest if it cannot be, as a number beyond
+    all."""
+    start, end = call.summary.spans[key]
+    try:
+        return decode_leniently(call.body[start:end])
+    except DecodeErrors:
+        raise InvalidRequest(f"'{key}' is not valid JSON", param=key) from None
 
 
 def wrong(path: str, wanted: str) -> InvalidRequest:

@@ -9,11 +9,30 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import msgspec
+
+from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sliced
+from manallm_proxy.openai.json_object import whole_surrogates
 
 FLOAT32_LARGEST: Final = 3.4028234663852886e38
+_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
+
+
+def number_of_inputs(call: Call) -> int:
+    """How many vectors an embeddings request asks for: a list of texts or of lists of token ids has one for each, a
+    text or a list of ids has one."""
+    start, end = call.summary.spans["input"]
+    text = call.body[start:end]
+    if text[:1] != b"[":
+        return 1
+    try:
+        inputs = _LIST.decode(text)
+    except msgspec.DecodeError:
+        inputs = _LIST.decode(whole_surrogates(text))
+    return len(inputs) if not inputs or memoryview(inputs[0])[:1].tobytes() in (b'"', b"[") else 1
 
 
 def vector_text(vector: Sequence[float]) -> str:

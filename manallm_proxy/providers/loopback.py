@@ -13,7 +13,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.openai.json_object import decode
+from manallm_proxy.openai.vectors import number_of_inputs
 
 TEXT = (
     "This is manallm-proxy's built-in loopback provider: the proxy works, but no model was reached. ",
@@ -58,11 +58,10 @@ class LoopbackProvider:
 
 
 def _vectors(call: Call) -> list[list[float]]:
-    inputs = decode(call.body)["input"]
-    if inputs == []:
+    number = number_of_inputs(call)
+    if not number:
         raise InvalidRequest("'input' is empty", param="input")
-    one = isinstance(inputs, str) or isinstance(inputs[0], int)
-    return [[1.0] + [0.0] * (DIMENSIONS - 1)] * (1 if one else len(inputs))
+    return [[1.0] + [0.0] * (DIMENSIONS - 1)] * number
 
 
 @define

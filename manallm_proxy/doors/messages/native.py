@@ -17,10 +17,10 @@ from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
-from manallm_proxy.openai.json_object import decode_leniently, encoder, holds
+from manallm_proxy.openai.json_object import encoder, holds
 from manallm_proxy.openai.large import is_large
 from manallm_proxy.openai.request import read_summary, spliced
-from manallm_proxy.openai.request_fields import Fields
+from manallm_proxy.openai.request_fields import Fields, decoded_value
 
 _PASSED: Final = ("anthropic-version", "anthropic-beta")
 """Headers of the client's that say how its request is to be read."""
@@ -70,10 +70,10 @@ class NativeForm:
 
 
 def native_call(call: Call) -> Call:
-    """The call as a provider gets it that speaks this."""
+    """The call as a provider gets it that speaks this. Raises InvalidRequest."""
     if _THOUGHT not in call.body:
         return call
-    turns = decode_leniently(call.body[slice(*call.summary.spans["messages"])])
+    turns = decoded_value(call, "messages")
     kept = [_readable(turn) for turn in turns]
     if all(one is other for one, other in zip(kept, turns, strict=True)):
         return call

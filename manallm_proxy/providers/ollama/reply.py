@@ -16,14 +16,13 @@ from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import (
     DecodeErrors,
-    decode,
     decode_leniently,
     encode,
     split_object,
     whole_surrogates,
 )
 from manallm_proxy.openai.usage import count
-from manallm_proxy.openai.vectors import checked_vectors, read_vectors
+from manallm_proxy.openai.vectors import checked_vectors, number_of_inputs, read_vectors
 from manallm_proxy.providers.answer_bounds import refuse_too_much, rows_of
 from manallm_proxy.providers.ollama import errors as ollama_failure
 
@@ -82,12 +81,6 @@ class _Embedded(Struct):
     embeddings: Sequence[Sequence[float]] | None = None
     prompt_eval_count: Any = 0
     error: Any = None
-
-
-class _Asked(Struct):
-    """How many vectors an embeddings answer must have; `request` has checked it."""
-
-    input: str | list[Any] = ""
 
 
 _T = TypeVar("_T", Reply, _Embedded)
@@ -163,9 +156,7 @@ def _decoded_large(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
 def embeddings(call: Call, body: bytes) -> Answer:
     """One vector for each input. BadResponse otherwise."""
     reply = _read(_EMBEDDED, body) if not sliced.is_large(body) else _read_vectors(body)
-    asked = decode(call.body, type=_Asked)
-    wanted = 1 if isinstance(asked.input, str) else len(asked.input)
-    vectors = checked_vectors(reply.embeddings or [], wanted, "Ollama")
+    vectors = checked_vectors(reply.embeddings or [], number_of_inputs(call), "Ollama")
     return Answer(usage=Usage(prompt=count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))
 
 

@@ -15,7 +15,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, replaced
 from manallm_proxy.openai.usage import usage_from_openai
-from manallm_proxy.openai.vectors import checked_vectors, read_vectors, vector_length, vector_text
+from manallm_proxy.openai.vectors import checked_vectors, number_of_inputs, read_vectors, vector_length, vector_text
 from manallm_proxy.providers.openai.reply import decoded, model_edit, refuse_error, reply_object
 from manallm_proxy.providers.openai.vector_rows import large_rows
 
@@ -33,7 +33,7 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
         raise BadResponse("its answer has no 'data'", detail="no data")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
     kinds = [kind for rows in _some_rows(body, start, end) for kind in _VECTOR.findall(rows)]
-    wanted = _inputs(call)
+    wanted = max(number_of_inputs(call), 1)
     if len(kinds) < wanted:
         raise BadResponse(f"it gave {len(kinds)} vectors for {wanted} inputs", detail="wrong number of vectors")
     if not call.relays:
@@ -55,7 +55,7 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
 def _relayed(call: Call, entry: Entry, body: bytes) -> Answer | None:
     """A large answer that is what was asked for, as it is but for its model; None: see `embeddings_answer`."""
     rows = large_rows(body)
-    if rows is None or rows.packed != _wants_base64(call) or rows.number < _inputs(call):
+    if rows is None or rows.packed != _wants_base64(call) or rows.number < number_of_inputs(call):
         return None
     values, spans = reply_object(rows.left)
     if spans.get("data") != (rows.start, rows.start + 1):
@@ -71,14 +71,6 @@ def _relayed(call: Call, entry: Entry, body: bytes) -> Answer | None:
 def _wants_base64(call: Call) -> bool:
     span = call.summary.spans.get("encoding_format")
     return span is not None and call.body[span[0] : span[1]] == b'"base64"'
-
-
-def _inputs(call: Call) -> int:
-    """A list of texts or of lists of token ids has a vector for each; a text or a list of ids has one."""
-    span = call.summary.spans["input"]
-    inputs = decode(call.body[span[0] : span[1]])
-    several = isinstance(inputs, list) and inputs and isinstance(inputs[0], str | list)
-    return len(inputs) if several else 1
 
 
 def _some_rows(body: bytes, start: int, end: int) -> Iterator[bytes]:
