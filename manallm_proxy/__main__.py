@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the proxy")
     _config(serve)
-    serve.add_argument("--host", help="listen on this address instead of the configured one")
+    serve.add_argument("--host", type=_host, help="listen on this address instead of the configured one")
     serve.add_argument("--port", type=_port, help="listen on this port instead of the configured one")
     serve.add_argument("--discover", action="store_true", help="add the model servers that answer on this machine")
     serve.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1)")
@@ -99,6 +99,15 @@ def _chat(command: argparse.ArgumentParser, text: str | None) -> None:
     command.add_argument("text", nargs="?", default=text, metavar="TEXT", help=f"what to say; {what}")
     command.add_argument("-m", "--model", help="an alias or provider/model (else the default alias)")
     _client(command)
+
+
+def _host(text: str) -> str:
+    from manallm_proxy.config.values import Wrong, host
+
+    try:
+        return host(text)
+    except Wrong as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from None
 
 
 def _port(text: str) -> int:

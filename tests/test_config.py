@@ -239,12 +239,12 @@ def test_yaml_is_read_without_the_surprises_of_1_1(loaded: Load) -> None:
     config = loaded(
         """
         providers:
-          a: &base {kind: ollama, base_url: "http://x", options: {stop: no, n: 010, t: 1:30, d: 2024-01-01}}
+          a: &base {kind: ollama, base_url: "http://x", options: {say: no, n: 010, t: 1:30, d: 2024-01-01}}
           b: {<<: *base, base_url: "http://y"}
         aliases: {}
         """
     )
-    assert config.providers["b"].options == {"stop": "no", "n": "010", "t": "1:30", "d": "2024-01-01"}
+    assert config.providers["b"].options == {"say": "no", "n": "010", "t": "1:30", "d": "2024-01-01"}
     assert config.providers["b"].base_url == "http://y"
 
 
@@ -331,6 +331,14 @@ def test_unset_key_leaves_a_provider_unconfigured(loaded: Load) -> None:
         ("listen: {port: }", "listen.port: expected a whole number from 0 to 65535, got nothing"),
         ("listen: {host: 127}", "listen.host: expected a string, got a number (put it in quotes)"),
         ("listen: {host: '[::1]'}", "listen.host: expected an address or a host's name, such as 127.0.0.1 or ::1"),
+        (
+            "listen: {host: '127.0.0.1:80'}",
+            "listen.host: expected an address without its port (that is 'port')",
+        ),
+        (
+            "listen: {host: 'a.example:80'}",
+            "listen.host: expected an address without its port (that is 'port')",
+        ),
         ("metrics: {enabled: 'false'}", "metrics.enabled: expected true or false, got a string"),
         ("metrics: {enabled: no}", "metrics.enabled: expected true or false, got a string"),
         ("metrics: {enabled: 1}", "metrics.enabled: expected true or false, got a number"),

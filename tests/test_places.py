@@ -9,7 +9,8 @@ import pytest
 from manallm_proxy.config.load import load
 from manallm_proxy.config.providers import KNOWN_OPTIONS
 from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.providers.ollama.settings import _OPTION_KINDS, _TOP_LEVEL, OPERATORS
+from manallm_proxy.contract.targets import OPTION_KINDS
+from manallm_proxy.providers.ollama.settings import _TOP_LEVEL, OPERATORS
 from tests.proxy import run
 
 PROXY = """\
@@ -136,8 +137,26 @@ def test_an_option_that_ollama_does_not_have_is_remarked(tmp_path: Path) -> None
         f"providers.gpu.options.sk-secret...: {what} {mine}",
         f"aliases.mana/a.chain[0].options.temprature: {what} (did you mean 'temperature'?) {theirs}",
     )
-    ours = {*_OPTION_KINDS, *_TOP_LEVEL, *OPERATORS}
+    ours = {*OPTION_KINDS, *_TOP_LEVEL, *OPERATORS}
     assert ours <= KNOWN_OPTIONS
+
+
+def test_an_option_of_a_type_that_ollama_refuses_is_a_mistake(tmp_path: Path) -> None:
+    """Of a provider and of an entry: else each request would be refused as its caller's mistake."""
+    wrong = "num_ctx: 8k, temperature: '0.5', use_mmap: 1, stop: x, seed: true, num_gpu: 1.5"
+    right = "num_batch: 512, num_thread: 4.0, top_p: 1, min_p: 0.5, keep_alive: 5m, shift: false, top_k: null"
+    entry = "- {target: gpu/m, options: {num_predict: many, stop: [a]}}"
+    proxy, aliases = f"{PROXY}    options: {{{wrong}, {right}}}\n", ALIASES.replace("- gpu/m", entry)
+    mine, theirs = (f"({tmp_path}/{name}:{line})" for name, line in (("proxy.yaml", 6), ("aliases.yaml", 4)))
+    assert told(tmp_path, proxy, aliases) == [
+        f"providers.gpu.options.num_ctx: expected a whole number, got a string {mine}",
+        f"providers.gpu.options.temperature: expected a number, got a string {mine}",
+        f"providers.gpu.options.use_mmap: expected true or false, got a number {mine}",
+        f"providers.gpu.options.stop: expected a list, got a string {mine}",
+        f"providers.gpu.options.seed: expected a whole number, got true or false {mine}",
+        f"providers.gpu.options.num_gpu: expected a whole number, got a number {mine}",
+        f"aliases.mana/a.chain[0].options.num_predict: expected a whole number, got a string {theirs}",
+    ]
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])

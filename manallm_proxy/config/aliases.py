@@ -161,7 +161,7 @@ class Aliases:
             return None
         if given.options and (why := refuses_options(provider.kind, provider.api)):
             self.mistakes.add(f"{path}.options", why)
-        self.providers.note_unknown(given.options, path)
+        self.providers.check_options(given.options, path)
         if given.prefer and not given.target.is_open:
             self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
         entry = Entry(

@@ -16,7 +16,9 @@ KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("read", "total"), "first_byte"),
 }
 WORDS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("vllm", "lmstudio", "llamacpp", "llama.cpp", "groq", "openrouter", "together"), "openai"),
+    **dict.fromkeys(("vllm", "sglang", "tgi", "lmstudio", "lm-studio", "lm_studio", "localai"), "openai"),
+    **dict.fromkeys(("llamacpp", "llama.cpp", "llama-cpp", "llama_cpp", "llama-server"), "openai"),
+    **dict.fromkeys(("groq", "openrouter", "together", "anthropic", "azure", "mistral", "deepseek", "xai"), "openai"),
     **dict.fromkeys(("gemini", "vertex"), "google"),
     "warn": "warning",
     "fatal": "error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,10 +14,10 @@ from manallm_proxy.config.file_model import ProviderGiven
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
-from manallm_proxy.config.values import Wrong, api_key
+from manallm_proxy.config.values import Wrong, api_key, expected
 from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
-from manallm_proxy.contract.targets import LOADED_WITH, Timeouts
+from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
@@ -28,13 +28,19 @@ _VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 KNOWN_OPTIONS: Final = frozenset(
     {
         *LOADED_WITH,
-        *("num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "temperature"),
-        *("repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "keep_alive", "think", "truncate"),
+        *OPTION_KINDS,
+        *("keep_alive", "think", "truncate"),
         *("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z", "penalize_newline", "numa", "num_gqa", "low_vram"),
         *("f16_kv", "logits_all", "vocab_only", "use_mlock"),
     }
 )
 """Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
+_KIND_NAMES: Final[Mapping[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+}
 _SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
 NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
@@ -73,7 +79,7 @@ class Providers:
                     base_url = base_url.removesuffix(end)
                     self.notes.append(f"{path}.base_url: '{end}' at its end is left out: kind ollama adds it itself")
         self._check_kind(given, raw if isinstance(raw, dict) else {}, path)
-        self.note_unknown(given.options, path)
+        self.check_options(given.options, path)
         key, missing = self._key(given, path)
         self.done[name] = ProviderConfig(
             name=name,
@@ -100,9 +106,13 @@ class Providers:
             cache=given.cache,
         )
 
-    def note_unknown(self, options: Iterable[str], path: str) -> None:
-        """Notes those of `options`, given at `path`, that Ollama passes over in silence."""
-        for name in options:
+    def check_options(self, options: Mapping[str, Any], path: str) -> None:
+        """Adds a mistake for those of `options`, given at `path`, whose type Ollama refuses; notes those that it
+        passes over in silence."""
+        for name, value in options.items():
+            kind = OPTION_KINDS.get(name)
+            if kind is not None and value is not None and not _is(kind, value):
+                self.mistakes.add(join(path, "options", name), str(expected(_KIND_NAMES[kind], value)))
             if name not in KNOWN_OPTIONS:
                 hint = suggestion(name, KNOWN_OPTIONS)
                 self.notes.append(f"{join(path, 'options', name)}: no option that Ollama is known to have{hint}")
@@ -158,6 +168,13 @@ class Providers:
             what = "the file is not text"
         self.mistakes.add(path, what)
         return None
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether Ollama takes `value` for an option of `kind`: any number for a float, a whole one for an int."""
+    if isinstance(value, bool) or kind in (bool, list):
+        return type(value) is kind
+    return isinstance(value, int) or (isinstance(value, float) and (kind is float or value.is_integer()))
 
 
 def refuses_options(kind: Kind | None, api: str | None) -> str | None:

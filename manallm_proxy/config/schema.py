@@ -178,7 +178,9 @@ _READERS: Final[dict[Any, Schema]] = {
     values.size: _either(
         {"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES, "a number of bytes or 64KiB, 32MiB")
     ),
-    values.host: _text("[A-Za-z0-9_:.%-]{1,255}", "an address or a host's name, such as 127.0.0.1 or ::1"),
+    values.host: _text(
+        "(?![^:]*:[^:]*$)[A-Za-z0-9_:.%-]{1,255}", "an address or a host's name, such as 127.0.0.1 or ::1"
+    ),
     values.base_url: _URL,
     values.proxy_url: _URL,
     values.api_key: _text(f"{_VISIBLE}+", "a key: visible ASCII without blanks"),

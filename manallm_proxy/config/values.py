@@ -204,6 +204,8 @@ def host(value: object) -> str:
     """An IP address without brackets, or a host name."""
     if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
         raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
+    if found.count(":") == 1:
+        raise Wrong("expected an address without its port (that is 'port')")
     return found
 
 

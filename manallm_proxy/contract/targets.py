@@ -29,6 +29,15 @@ RUNNER_OPTIONS: Final = (
     "num_thread",
     "draft_num_predict",
 )
+OPTION_KINDS: Final[Mapping[str, type]] = {
+    **dict.fromkeys(RUNNER_OPTIONS, int),
+    "use_mmap": bool,
+    **dict.fromkeys(("num_keep", "seed", "num_predict", "top_k", "repeat_last_n"), int),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), float),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
+    "stop": list,
+}
+"""api/types.go Options. Ollama answers 500 to another type, and ignores names that it does not know."""
 LOADED_WITH: Final = (*RUNNER_OPTIONS, "shift")
 """If one of these changes, Ollama loads the model again (server/sched.go needsReload)."""
 _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")

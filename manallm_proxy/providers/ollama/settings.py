@@ -11,23 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from manallm_proxy.contract.provider import Endpoint
-from manallm_proxy.contract.targets import LOADED_WITH, RUNNER_OPTIONS
+from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
 
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
 """Of the same kind, in versions before 0.12."""
 OPERATORS: Final = (*LOADED_WITH, *_OLD_RUNNER_OPTIONS, "keep_alive")
 """What a client may set only if the provider has ``client_options``, since it concerns every client of the model."""
-
-_OPTION_KINDS: Final[dict[str, type]] = {
-    **dict.fromkeys(RUNNER_OPTIONS, int),
-    "use_mmap": bool,
-    **dict.fromkeys(("num_keep", "seed", "num_predict", "top_k", "repeat_last_n"), int),
-    **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), float),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), float),
-    "stop": list,
-}
-"""api/types.go Options. Ollama answers 500 to another type, and ignores names that it does not know."""
 
 _SAMPLING: Final = {
     "temperature": "temperature",
@@ -97,7 +87,7 @@ def _option(name: str, value: object, path: str) -> Any:
         return [value] if isinstance(value, str) else all_of(str, _stops(value, path), path)
     if name == "num_predict" and value == 0 and not isinstance(value, bool):
         raise wrong(path, "at least 1: Ollama takes 0 for no limit")
-    kind = _OPTION_KINDS.get(name)
+    kind = OPTION_KINDS.get(name)
     return value if kind is None else typed(kind, value, path)
 
 
