@@ -312,6 +312,40 @@ async def test_a_200_that_is_no_answer(what: str, tmp_path: Path) -> None:
             assert parsed((await stream(p))[1])[-1]["response"]["model"] == "b/m"
 
 
+ODD = {
+    "an item without a kind": (json.dumps(said()), json.dumps({**said(), "type": {"a": 1}})),
+    "a number beyond all": ('"logprobs": []', '"logprobs": [1e999]'),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_odd_answer_is_relayed_and_kept_as_far_as_it_is_sound(
+    what: str, streamed: bool, tmp_path: Path
+) -> None:
+    """And is no failure of ours; a stream breaks where an event of it cannot be read."""
+    odd, compact = ODD[what], tuple(part.replace('": ', '":').replace(", ", ",").encode() for part in ODD[what])
+    whole = json.dumps(response_object(output=[thought(), said()])).replace(*odd)
+    last = b"".join(finish()).replace(compact[0], compact[1])
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if not streamed:
+            await connection.reply(whole.encode())
+            return
+        await connection.head()
+        for frame in [*begin(), *words("Hel", "lo"), last]:
+            await connection.chunk(frame)
+        await connection.end()
+
+    async with upstream(each(answer)) as up:
+        async with proxy(settings({"p": openai(up.url, speaks=NATIVE)}), tmp_path) as p:
+            async with p.client.post(f"{p.url}/v1/responses", json={"input": "hi", "stream": streamed}) as response:
+                assert response.status == 200
+                breaks = b"response.failed" in await everything(response)
+            assert breaks == (streamed and what == "a number beyond all")
+            assert '"internal error"' not in p.log.getvalue()
+
+
 @pytest.mark.parametrize("step", [1, 7, 64, 10_000])
 async def test_however_it_is_cut(step: int, tmp_path: Path) -> None:
     """Reads have nothing to do with events."""

@@ -116,5 +116,5 @@ def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
     Items that other providers cannot read, such as its reasoning and its searches, are marked as its own.
     """
     mark = pack(Carried(provider))
-    rows = [item for item in output if isinstance(item, dict)]
+    rows = [item for item in output if isinstance(item, dict) and isinstance(item.get("type"), str)]
     return [item if item.get("type") in _OF_ALL else {**item, KEPT: mark} for item in rows]

@@ -22,7 +22,7 @@ from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event, Part
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.openai.json_object import decode, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -134,8 +134,8 @@ class ResponsesReply:
         return begin + batch.frames
 
     def _keep_native(self, response: bytes) -> None:
-        if self._keep is not None:
-            told = decode_leniently(response)
+        """Stores a provider's own response, unless it holds what cannot be read: that is the client's business."""
+        if self._keep is not None and (told := _decoded(response)):
             output = told.get("output")
             items = stored_items(output if isinstance(output, list) else [], self._answer.provider)
             self._keep({**told, "output": []}, items)
@@ -185,8 +185,8 @@ class ResponsesReply:
         """The failed response, with its output so far."""
         self._answer.break_off()
         reported = {"code": error.code or error.type, "message": error.message}
-        if told := self._native or self._empty:
-            return {**decode_leniently(told), "status": "failed", "error": reported}
+        if told := _decoded(self._native or self._empty):
+            return {**told, "status": "failed", "error": reported}
         return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:
@@ -198,6 +198,15 @@ class ResponsesReply:
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
             self._sequence += 1
         return b"".join(frames)
+
+
+def _decoded(response: bytes) -> dict[str, Any]:
+    """A provider's own response; empty if it is none that can be decoded, for a number beyond all in it."""
+    try:
+        told = decode_leniently(response) if response else None
+    except DecodeErrors:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _after(events: bytes, known: int) -> int:
