@@ -346,6 +346,30 @@ async def test_an_odd_answer_is_relayed_and_kept_as_far_as_it_is_sound(
             assert '"internal error"' not in p.log.getvalue()
 
 
+@pytest.mark.parametrize("told", ["null", "3", '"x"', "[]", "{}"])
+async def test_a_stream_whose_end_tells_no_response_is_not_kept(told: str, tmp_path: Path) -> None:
+    """Who asks the same again is answered, streamed or not."""
+
+    async def answer(connection: Connection, seen: Seen) -> None:
+        if not seen.json.get("stream"):
+            await speaks_responses(connection, seen)
+            return
+        await connection.head()
+        last = b'event: response.completed\ndata: {"type":"response.completed","response":%b}\n\n' % told.encode()
+        for frame in [*begin(), *words("Hel", "lo"), *finish()[:-1], last]:
+            await connection.chunk(frame)
+        await connection.end()
+
+    async with upstream(each(answer)) as up:
+        config = settings({"p": openai(up.url, speaks=NATIVE)})
+        config["aliases"]["mana/test"]["cache"] = {"ttl": "1h"}
+        async with proxy(config, tmp_path) as p:
+            assert (await stream(p))[0] == 200
+            code, whole, headers = await p.post("/v1/responses", {"input": "hi"})
+            assert (code, whole["status"], headers["x-mana-llm-cache"]) == (200, "completed", "miss")
+            assert (await stream(p))[0] == 200
+
+
 @pytest.mark.parametrize("step", [1, 7, 64, 10_000])
 async def test_however_it_is_cut(step: int, tmp_path: Path) -> None:
     """Reads have nothing to do with events."""

@@ -13,8 +13,9 @@ from manallm_proxy.openai.json_object import decode, encode
 
 
 class _Ended(msgspec.Struct):
-    """A response, of which nothing but the status is decoded."""
+    """A response, of which nothing but the id, by which it is found, and the status are decoded."""
 
+    id: str
     status: str
 
 
@@ -109,4 +110,7 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     """The response of the last event; None where that is not the end of one that succeeded."""
     frames = [frame for frame in sse.Decoder().feed(stream) if frame.data is not None]
     told = decode(frames[-1].data or b"{}") if frames else {}
-    return encode(told["response"]) if told.get("type") in _ENDS else None
+    if told.get("type") not in _ENDS:
+        return None
+    whole = encode(told["response"])
+    return whole if is_success(whole) else None
