@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from typing import Final
@@ -126,6 +127,22 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command. Only that one is imported, because the start of `serve` must be quick."""
     standard_streams.prepare()
     arguments = parser().parse_args(argv)
+    if arguments.command == "serve":
+        return _run(arguments)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try it once more
+        if error.errno == errno.ENOSPC:  # a closed pipe: whoever reads our output has enough
+            print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from manallm_proxy.config.structure import ConfigError
 
     try:
@@ -212,9 +229,6 @@ def _ask(arguments: argparse.Namespace) -> int:
         return failed.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":

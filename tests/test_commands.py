@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 from manallm_proxy.__main__ import parser
 from manallm_proxy.cli.chat import Heard, parts
-from manallm_proxy.cli.client import NAME_LIMIT
+from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
+from tests.cases import every
 from tests.command import DEVNULL, ROOT, start
 from tests.proxy import free_port, openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
@@ -151,6 +153,32 @@ async def test_a_key_that_is_wanted_is_named(tmp_path: Path, command: list[str])
                 assert (code, output, "MANALLM_API_KEY" in errors, "sk-wrong" in errors) == (1, "", True, False)
             code, _, errors = await piped([*command, "--url", p.url], b"", MANALLM_API_KEY="sk-right")
             assert (code, "admin" in errors) == ((1, True) if command == ["status"] else (0, False))
+
+
+@every(
+    [
+        ("http://[::1", "is no address of a proxy"),
+        ("http://[x]:1", "is no address of a proxy"),
+        ("127.0.0.1:3025", "is no address of a proxy"),
+        ("http://127.0.0.1:99999", "is no address of a proxy"),
+        ("http://me:CANARY@127.0.0.1:1", "holds a user or a password; the proxy's key goes into MANALLM_API_KEY"),
+    ]
+)
+def test_an_address_that_is_none(address: str, wanted: str) -> None:
+    """Is told, without a password that it holds."""
+    with pytest.raises(Failed) as told:
+        Client.find(address, {})
+    assert wanted in str(told.value) and told.value.code == 2
+    assert "CANARY" not in str(told.value)
+
+
+async def test_a_full_disk_is_no_traceback() -> None:
+    """Of a command that prints much, and of one that prints little."""
+    for command in ("schema", "completion bash"):
+        line = f"{sys.executable} -m manallm_proxy {command} > /dev/full"
+        child = await asyncio.create_subprocess_shell(line, stderr=asyncio.subprocess.PIPE, cwd=ROOT)
+        _, errors = await child.communicate()
+        assert (child.returncode, errors) == (1, b"standard output cannot be written: No space left on device\n")
 
 
 async def test_the_proxy_of_the_local_configuration_is_found(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ class Client:
         key = environ.get(KEY, "").strip()
         if url is None:
             return cls(_configured(environ), key)
-        parts = urlsplit(url)
+        if "@" in url and not url.startswith("unix:/"):
+            raise Failed(f"the proxy's address holds a user or a password; the proxy's key goes into {KEY}", 2)
         try:
+            parts = urlsplit(url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             valid = False
