@@ -19,10 +19,10 @@ from manallm_proxy.contract.provider_errors import (
     ConnectTimeout,
     Disconnected,
     FirstByteTimeout,
-    NothingLeftHere,
     ProviderError,
     ProxyRefused,
     ReadTimeout,
+    ResourcesExhausted,
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
@@ -42,11 +42,15 @@ ENTRY = Entry(Target("gpu", "m"))
 FAULTS: list[tuple[BaseException, type[ProviderError], str | None]] = [
     (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError(111, "refused")), ConnectFailed, "refused"),
     (aiohttp.ClientConnectorError(KEY, OSError(113, "no route")), ConnectFailed, "unreachable"),
-    (aiohttp.ClientConnectorError(KEY, OSError(24, "x")), NothingLeftHere, "no file descriptors left here"),
-    (aiohttp.ClientConnectorError(KEY, OSError(23, "x")), NothingLeftHere, "no file descriptors left on this machine"),
-    (aiohttp.ClientConnectorError(KEY, OSError(105, "x")), NothingLeftHere, "no buffers left here"),
-    (aiohttp.ClientConnectorError(KEY, OSError(12, "x")), NothingLeftHere, "no memory left here"),
-    (aiohttp.ClientConnectorError(KEY, OSError(99, "x")), NothingLeftHere, "no local ports left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(24, "x")), ResourcesExhausted, "no file descriptors left here"),
+    (
+        aiohttp.ClientConnectorError(KEY, OSError(23, "x")),
+        ResourcesExhausted,
+        "no file descriptors left on this machine",
+    ),
+    (aiohttp.ClientConnectorError(KEY, OSError(105, "x")), ResourcesExhausted, "no buffers left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(12, "x")), ResourcesExhausted, "no memory left here"),
+    (aiohttp.ClientConnectorError(KEY, OSError(99, "x")), ResourcesExhausted, "no local ports left here"),
     (aiohttp.ClientHttpProxyError(KEY, (), status=407, message="x"), ProxyRefused, "407 of its proxy"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "unknown")), ConnectFailed, "dns"),
     (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "x")), ConnectFailed, "tls: handshake failed"),

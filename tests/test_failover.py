@@ -28,8 +28,8 @@ from manallm_proxy.contract.provider_errors import (
     PaymentRequired,
     ProviderError,
     ReadTimeout,
+    RequestRejected,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.openai.errors import error_body
@@ -333,12 +333,12 @@ def test_any_chain_with_any_outcome(outcomes: list[str]) -> None:
         ContextTooLong("x", provider_status=400),
         MissingModel("x", provider_status=404),
         PaymentRequired("x", provider_status=402),
-        UpstreamSaid("x", provider_status=418),
+        RequestRejected("x", provider_status=418),
     ],
 )
-async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None:
+async def test_the_caller_gets_the_providers_status(error: RequestRejected) -> None:
     """Same status, whichever of the 4xx it is."""
-    with pytest.raises(UpstreamSaid) as told:
+    with pytest.raises(RequestRejected) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == error.provider_status
 
@@ -346,7 +346,7 @@ async def test_the_caller_gets_the_providers_status(error: UpstreamSaid) -> None
 async def test_a_status_that_is_not_listed_is_the_callers() -> None:
     """408 and 498 move on only where ``extra_retryable_statuses`` says so."""
     error = as_retryable(classify(408, {}, ErrorDetails("x")), "p0", frozenset())
-    with pytest.raises(UpstreamSaid) as told:
+    with pytest.raises(RequestRejected) as told:
         await Story([error, "hello"]).run()
     assert told.value.status == 408
 
@@ -382,7 +382,7 @@ async def test_fallback_on_is_one_entrys_own() -> None:
     """One entry moves on from an error that another returns to the caller."""
     story = Story([classify(409, {}, ErrorDetails("first")), classify(409, {}, ErrorDetails("second")), "hello"])
     story.entries = (evolve(story.entries[0], fallback_on=frozenset({"409"})), *story.entries[1:])
-    with pytest.raises(UpstreamSaid, match="second"):
+    with pytest.raises(RequestRejected, match="second"):
         await story.run()
     assert story.asked == ["p0", "p1"]
 

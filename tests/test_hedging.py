@@ -13,7 +13,7 @@ from attrs import define, field
 from manallm_proxy.contract.attempts import NoProvider
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.events import AttemptFailed, Event, FellBack
-from manallm_proxy.contract.provider_errors import Disconnected, ProviderError, UpstreamSaid
+from manallm_proxy.contract.provider_errors import Disconnected, ProviderError, RequestRejected
 from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
 from manallm_proxy.routing.failover import Attempt, Walk
 from manallm_proxy.routing.health import Health, Permit
@@ -189,7 +189,7 @@ async def test_the_callers_mistake_ends_both() -> None:
         race = Race()
         running = race.run()
         await race.until_asked("a", "b")
-        race.fails(finder, UpstreamSaid("no", provider_status=422))
+        race.fails(finder, RequestRejected("no", provider_status=422))
         with pytest.raises(ProviderError):
             await running
         await until(partial(race.has_left, 1))

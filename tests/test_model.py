@@ -33,12 +33,12 @@ from manallm_proxy.contract.provider_errors import (
     ProviderError,
     RateLimited,
     ReadTimeout,
+    RequestRejected,
     RetryableStatus,
     ServerBusy,
     ServerFailed,
     StreamInterrupted,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.circuit import Circuit, Policy
@@ -48,7 +48,7 @@ from manallm_proxy.routing.health_registry import HealthRegistry
 
 TARGETS = [Target(provider, model) for provider in ("a", "b", "c") for model in ("m", "n")]
 ENDS_WALK = [KeyRejected, Unsupported, ContentBlocked]
-SAID = [ContextTooLong, MissingModel, PaymentRequired, UpstreamSaid]
+SAID = [ContextTooLong, MissingModel, PaymentRequired, RequestRejected]
 MOVES_ON = [
     *(ConnectFailed, ConnectTimeout, FirstByteTimeout, ReadTimeout, Disconnected, BadResponse),
     *(ServerFailed, ModelFailed, ServerBusy, RateLimited, RetryableStatus),

@@ -14,9 +14,9 @@ from manallm_proxy.contract.provider_errors import (
     MissingModel,
     ModelFailed,
     ProviderError,
+    RequestRejected,
     ServerBusy,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.providers.classify import ErrorDetails, classify, in_band, parse_error
 from manallm_proxy.providers.ollama.wire import OllamaWire
@@ -33,18 +33,18 @@ REFUSALS: list[tuple[str, type[ProviderError], int, str | None]] = [
     ("llama-batch-500", ContextTooLong, 400, TOO_LONG),
     ("llama-chat-500", Unsupported, 400, LACKING),
     ("llama-embeddings-501", Unsupported, 400, LACKING),
-    ("llama-schema-400", UpstreamSaid, 400, None),
+    ("llama-schema-400", RequestRejected, 400, None),
     ("llama-context-400", ContextTooLong, 400, TOO_LONG),
     ("llama-loading-503", ServerBusy, 503, None),
     ("llama-router-missing-400", MissingModel, 404, "model_not_found"),
     ("ollama-embeddings-501", Unsupported, 400, LACKING),
     ("ollama-image-400", Unsupported, 400, LACKING),
-    ("ollama-schema-400", UpstreamSaid, 400, None),
+    ("ollama-schema-400", RequestRejected, 400, None),
     ("ollama-context-400", ContextTooLong, 400, TOO_LONG),
     ("ollama-context-nested-400", ContextTooLong, 400, TOO_LONG),
-    ("ollama012-schema-500", UpstreamSaid, 400, None),
+    ("ollama012-schema-500", RequestRejected, 400, None),
     ("ollama012-context-400", ContextTooLong, 400, TOO_LONG),
-    ("ollama-option-500", UpstreamSaid, 400, None),
+    ("ollama-option-500", RequestRejected, 400, None),
     ("ollama-missing-404", MissingModel, 404, "model_not_found"),
     ("ollama-chat-400", Unsupported, 400, LACKING),
     ("ollama-queue-503", ServerBusy, 503, None),
@@ -88,16 +88,19 @@ CALLERS: list[tuple[str, type[ProviderError]]] = [
     ("tool_choice param requires --jinja flag", Unsupported),
     ("Unsupported param: best_of", Unsupported),
     ('"all-minilm" does not support chat', Unsupported),
-    ("Cannot use both json_schema and grammar", UpstreamSaid),
-    ('"json_schema": JSON schema conversion failed: Unrecognized schema: {"type":"nonsense"}', UpstreamSaid),
-    ("Failed to load image or audio file", UpstreamSaid),
-    ("Invalid base64 value", UpstreamSaid),
-    ("Failed to parse messages: Missing 'role'; messages = [{}]", UpstreamSaid),
-    ("Failed to parse tools: Missing tool type; tools = [{}]", UpstreamSaid),
-    ("While executing CallExpression at line 1: Error: Jinja Exception: roles must alternate user/model", UpstreamSaid),
-    ('"prompt" must not be empty', UpstreamSaid),
-    ('option "stop" must be of an array', UpstreamSaid),
-    ('invalid format: "xml"; expected "json" or a valid JSON Schema object', UpstreamSaid),
+    ("Cannot use both json_schema and grammar", RequestRejected),
+    ('"json_schema": JSON schema conversion failed: Unrecognized schema: {"type":"nonsense"}', RequestRejected),
+    ("Failed to load image or audio file", RequestRejected),
+    ("Invalid base64 value", RequestRejected),
+    ("Failed to parse messages: Missing 'role'; messages = [{}]", RequestRejected),
+    ("Failed to parse tools: Missing tool type; tools = [{}]", RequestRejected),
+    (
+        "While executing CallExpression at line 1: Error: Jinja Exception: roles must alternate user/model",
+        RequestRejected,
+    ),
+    ('"prompt" must not be empty', RequestRejected),
+    ('option "stop" must be of an array', RequestRejected),
+    ('invalid format: "xml"; expected "json" or a valid JSON Schema object', RequestRejected),
     ("input is too large to process. increase the physical batch size", ContextTooLong),
     ("input (9000 tokens) is larger than the max context size (8192 tokens). skipping", ContextTooLong),
     ("the request exceeds the available context size. try increasing the context size", ContextTooLong),
@@ -160,7 +163,7 @@ def test_a_body_may_correct_a_500(code: int) -> None:
     """A server in the middle turned the inner one's 400 into a 500: the body still says what it was."""
     nested = json.dumps({"error": {"code": code, "message": "seed must be a number", "type": "invalid_request_error"}})
     error = OllamaWire().failure(500, {}, json.dumps({"error": nested}).encode())
-    assert (type(error), error.status, error.message) == (UpstreamSaid, code, "seed must be a number")
+    assert (type(error), error.status, error.message) == (RequestRejected, code, "seed must be a number")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>501 Not Implemented</html>", b'{"error":{"message":"no rerank here"}}'])

@@ -21,9 +21,9 @@ from manallm_proxy.contract.provider_errors import (
     ModelFailed,
     ProviderError,
     RateLimited,
+    RequestRejected,
     ServerFailed,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.openai.request import read_summary
@@ -145,7 +145,7 @@ async def test_what_we_compose_ourselves_is_bounded_too() -> None:
     assert sum(len(batch.deltas) for batch in stream.held) < HOLD_LIMIT + 2000
 
 
-@pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), UpstreamSaid("x", provider_status=400)])
+@pytest.mark.parametrize("error", [ServerFailed("x"), Disconnected("x"), RequestRejected("x", provider_status=400)])
 @pytest.mark.parametrize("raised", [True, False])
 async def test_an_error_in_place_of_it_fails_the_attempt(error: ProviderError, raised: bool) -> None:
     """Raised, or in a batch: nothing was sent, the stream is closed."""
@@ -223,7 +223,7 @@ async def test_a_break_is_reported_and_blamed(raised: bool) -> None:
 
 async def test_what_the_provider_said_in_mid_stream_is_handed_on() -> None:
     """A 429 cools; a caller's error blames nobody; both keep the provider's words."""
-    for error in (RateLimited("slow down", provider_status=429), UpstreamSaid("too long", provider_status=400)):
+    for error in (RateLimited("slow down", provider_status=429), RequestRejected("too long", provider_status=400)):
         client = Client()
         relay, health = carrier(Script([StreamBatch(error=error)]), WORD)
         await relay.run(client)
@@ -335,7 +335,7 @@ async def test_the_commit_ends_a_trial() -> None:
         (ContentBlocked("x", provider_status=400), 0),
         (KeyRejected("x", provider_status=401), 0),
         (MissingModel("x", provider_status=404), 0),
-        (UpstreamSaid("x", provider_status=422), 0),
+        (RequestRejected("x", provider_status=422), 0),
     ],
 )
 async def test_a_break_blames_whom_the_error_says(error: ProviderError, target: int) -> None:

@@ -38,11 +38,11 @@ from manallm_proxy.contract.provider_errors import (
     ProviderError,
     RateLimited,
     ReadTimeout,
+    RequestRejected,
     RetryableStatus,
     ServerBusy,
     ServerFailed,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Entry, Target, Timeouts
 from manallm_proxy.http_client.api import Address
@@ -884,7 +884,7 @@ TOO_LONG = "The input token count (1200000) exceeds the maximum number of tokens
         (refusal(400, "INVALID_ARGUMENT", "API key expired. Please renew the API key."), KeyRejected),
         (refusal(401, "UNAUTHENTICATED"), KeyRejected),
         (refusal(403, "PERMISSION_DENIED"), KeyRejected),
-        (refusal(400, "INVALID_ARGUMENT"), UpstreamSaid),
+        (refusal(400, "INVALID_ARGUMENT"), RequestRejected),
         (refusal(400, "INVALID_ARGUMENT", TOO_LONG), ContextTooLong),
         (refusal(400, "FAILED_PRECONDITION", "Please enable billing on your project"), PaymentRequired),
         (refusal(404, "NOT_FOUND", "models/x is not found"), MissingModel),
@@ -903,7 +903,7 @@ async def test_refusals(gemini: Gemini, upstream: HttpProvider, body: Json, kind
     assert type(error) is kind and isinstance(error, ProviderError)
     assert error.provider_status == status
     assert len(gemini.asked) == 1
-    if isinstance(error, UpstreamSaid):
+    if isinstance(error, RequestRejected):
         assert error.message == body["error"]["message"] and error.status == status
 
 

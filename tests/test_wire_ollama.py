@@ -27,10 +27,10 @@ from manallm_proxy.contract.provider_errors import (
     ModelFailed,
     ProviderError,
     RateLimited,
+    RequestRejected,
     ServerBusy,
     ServerFailed,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
@@ -657,7 +657,7 @@ NESTED = json.dumps({"error": {"code": 400, "message": "request (5000 tokens) ex
 
 @every(
     [
-        (400, "json: cannot unmarshal array into Go struct field", UpstreamSaid, 400),
+        (400, "json: cannot unmarshal array into Go struct field", RequestRejected, 400),
         (400, "registry.ollama.ai/library/x does not support tools", Unsupported, 400),
         (400, '"nomic-embed-text" does not support chat', Unsupported, 400),
         (400, '"qwen2.5:7b" does not support thinking', Unsupported, 400),
@@ -673,8 +673,8 @@ NESTED = json.dumps({"error": {"code": 400, "message": "request (5000 tokens) ex
         (404, "model 'x' not found", MissingModel, 404),
         (404, 'model "x" not found, try pulling it first', MissingModel, 404),
         (429, "you have reached your hourly usage limit", RateLimited, 429),
-        (500, 'option "num_ctx" must be of type integer', UpstreamSaid, 400),
-        (500, 'invalid format: "xml"; expected "json" or a valid JSON Schema object', UpstreamSaid, 400),
+        (500, 'option "num_ctx" must be of type integer', RequestRejected, 400),
+        (500, 'invalid format: "xml"; expected "json" or a valid JSON Schema object', RequestRejected, 400),
         (500, "model runner has unexpectedly stopped, this may be due to resource limitations", ModelFailed, 502),
         (500, "", ModelFailed, 502),
         (502, "Post https://ollama.com: dial tcp: no such host", ModelFailed, 502),

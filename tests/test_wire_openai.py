@@ -23,9 +23,9 @@ from manallm_proxy.contract.provider_errors import (
     PaymentRequired,
     ProviderError,
     RateLimited,
+    RequestRejected,
     ServerBusy,
     ServerFailed,
-    UpstreamSaid,
 )
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.openai.request import read_summary
@@ -627,17 +627,23 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float
         RateLimited,
         5.289,
     ),
-    "Groq, too large": (413, {}, b'{"error":{"message":"Request Entity Too Large"}}', UpstreamSaid, None),
-    "Groq, flex": (498, {}, b'{"error":{"message":"m","code":"capacity_exceeded"}}', UpstreamSaid, None),
+    "Groq, too large": (413, {}, b'{"error":{"message":"Request Entity Too Large"}}', RequestRejected, None),
+    "Groq, flex": (498, {}, b'{"error":{"message":"m","code":"capacity_exceeded"}}', RequestRejected, None),
     "DeepSeek, balance": (402, {}, b'{"error":{"message":"Insufficient Balance"}}', PaymentRequired, None),
     "Mistral": (
         422,
         {},
         b'{"object":"error","message":{"detail":[{"msg":"Extra inputs"}]},"type":"invalid_request_error"}',
-        UpstreamSaid,
+        RequestRejected,
         None,
     ),
-    "vLLM, old": (400, {}, b'{"object":"error","message":"m","type":"BadRequestError","code":400}', UpstreamSaid, None),
+    "vLLM, old": (
+        400,
+        {},
+        b'{"object":"error","message":"m","type":"BadRequestError","code":400}',
+        RequestRejected,
+        None,
+    ),
     "vLLM, unknown": (404, {}, b'{"error":{"message":"m","type":"NotFoundError","code":404}}', MissingModel, None),
     "llama.cpp, loading": (
         503,
@@ -672,14 +678,14 @@ FAILURES: dict[str, tuple[int, dict[str, str], bytes, type[ProviderError], float
         400,
         {},
         b'[{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT"}}]',
-        UpstreamSaid,
+        RequestRejected,
         None,
     ),
     "a CDN": (502, {}, b"<html><h1>502 Bad Gateway</h1></html>", ServerFailed, None),
     "a CDN's 520": (520, {}, b"<html>", ServerFailed, None),
     "a challenge": (403, {}, b"<!DOCTYPE html><title>Just a moment...</title>", KeyRejected, None),
     "FastAPI": (404, {}, b'{"detail":"Not Found"}', MissingModel, None),
-    "nothing": (400, {}, b"", UpstreamSaid, None),
+    "nothing": (400, {}, b"", RequestRejected, None),
 }
 
 

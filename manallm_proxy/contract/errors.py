@@ -155,7 +155,7 @@ class MethodNotAllowed(ProxyError):
     code = "method_not_allowed"
 
 
-class NotDoneHere(ProxyError):
+class OperationNotSupported(ProxyError):
     """A part of another server's API that does not apply to this proxy."""
 
     status = 501

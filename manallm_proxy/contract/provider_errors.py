@@ -81,7 +81,7 @@ class ConnectFailed(ProviderError):
     retryable, blame, reason = True, Blame.REACH, "connect_error"
 
 
-class NothingLeftHere(ProviderError):
+class ResourcesExhausted(ProviderError):
     """The proxy lacks what a connection needs: descriptors, buffers, ports. Any other target would fail as well."""
 
     source = "manallm-proxy"
@@ -190,7 +190,7 @@ class RetryableStatus(ProviderError):
         return f"http_{self.provider_status}"
 
 
-class UpstreamSaid(ProviderError):
+class RequestRejected(ProviderError):
     """The caller's mistake, with the provider's own message, type, code and status.
 
     `status`: replaces a status of the provider's that would mislead, such as a local server's 500 for a bad schema.
@@ -220,7 +220,7 @@ class UpstreamSaid(ProviderError):
         return f"http_{self.status}"
 
 
-class ContextTooLong(UpstreamSaid):
+class ContextTooLong(RequestRejected):
     """The prompt does not fit the model: 400, whatever the provider's status."""
 
     code = "context_length_exceeded"
@@ -230,7 +230,7 @@ class ContextTooLong(UpstreamSaid):
         super().__init__(message, provider_status=provider_status, status=400, param=param)
 
 
-class MissingModel(UpstreamSaid):
+class MissingModel(RequestRejected):
     """The provider does not have this model. Returned to the caller; blames the target only if the walk moves on."""
 
     code = "model_not_found"
@@ -238,7 +238,7 @@ class MissingModel(UpstreamSaid):
     widened_by = "missing_model"
 
 
-class PaymentRequired(UpstreamSaid):
+class PaymentRequired(RequestRejected):
     """402: our account with the provider is empty."""
 
     type = "billing_error"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.errors import NotDoneHere, UnknownModel
+from manallm_proxy.contract.errors import OperationNotSupported, UnknownModel
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.ollama.models import VERSION, ModelRow, tagged
 from manallm_proxy.doors.ollama.request import read_object
@@ -85,7 +85,9 @@ class OllamaAPI:
 
     async def _not_done(self, request: web.BaseRequest, _rest: str) -> web.Response:
         caller_of(request, self._generation)
-        raise NotDoneHere("this proxy has no models of its own: manage them where they run; GET /api/tags lists them")
+        raise OperationNotSupported(
+            "this proxy has no models of its own: manage them where they run; GET /api/tags lists them"
+        )
 
     def _listed(self, generation: Generation, name: str, created: int) -> ModelRow:
         """A row for a name that a list holds: an alias, or a target in full."""

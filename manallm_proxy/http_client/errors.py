@@ -17,10 +17,10 @@ from manallm_proxy.contract.provider_errors import (
     ConnectFailed,
     ConnectTimeout,
     Disconnected,
-    NothingLeftHere,
     ProviderError,
     ProxyRefused,
     ReadTimeout,
+    ResourcesExhausted,
 )
 from manallm_proxy.http_client.aiohttp_internals import HttpProcessingError
 
@@ -82,7 +82,7 @@ def malformed(name: str) -> BadResponse:
     return BadResponse(f"{name}: its answer is not valid HTTP", detail="malformed http")
 
 
-def connect_error(error: BaseException, name: str) -> ConnectFailed | NothingLeftHere:
+def connect_error(error: BaseException, name: str) -> ConnectFailed | ResourcesExhausted:
     """Our error for `error`, raised by connecting to provider `name`."""
     match error:
         case socket.gaierror():
@@ -95,7 +95,7 @@ def connect_error(error: BaseException, name: str) -> ConnectFailed | NothingLef
         case _:
             number = getattr(error, "errno", None) or 0
             if (lack := _NOTHING_LEFT.get(number)) is not None:
-                return NothingLeftHere(f"{name}: not asked: {lack}", detail=lack, retry_after=1.0)
+                return ResourcesExhausted(f"{name}: not asked: {lack}", detail=lack, retry_after=1.0)
             detail = _ERRNO_DETAILS.get(number, "failed")
             return ConnectFailed(f"{name}: connection {detail}", detail=detail)
 

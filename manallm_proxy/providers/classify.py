@@ -21,11 +21,11 @@ from manallm_proxy.contract.provider_errors import (
     PaymentRequired,
     ProviderError,
     RateLimited,
+    RequestRejected,
     RetryableStatus,
     ServerBusy,
     ServerFailed,
     Unsupported,
-    UpstreamSaid,
 )
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.caller_mistakes import Mistake, mistake_in, without_echo
@@ -260,7 +260,7 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
     if status == 400 and _CAPABILITY.search(text):
         return Unsupported(text, provider_status=status, param=param)
     # 7
-    return UpstreamSaid(
+    return RequestRejected(
         text or f"the provider refused the request with status {status}",
         provider_status=status,
         provider_type=kind,
@@ -282,7 +282,7 @@ def _mistaken(mistake: Mistake, status: int, text: str, param: str | None) -> Pr
         case "model":
             return MissingModel(text, provider_status=404, param=param)
         case "request":
-            return UpstreamSaid(text, provider_status=status, status=400, param=param)
+            return RequestRejected(text, provider_status=status, status=400, param=param)
 
 
 def _server(status: int, text: str, words: set[str], after: float | None) -> ProviderError:
@@ -307,6 +307,6 @@ def _is_blocked(status: int, words: set[str], text: str) -> bool:
 def as_retryable(error: ProviderError, name: str, statuses: frozenset[int]) -> ProviderError:
     """`error`, or RetryableStatus if its status is one of the provider's ``extra_retryable_statuses``."""
     status = error.status
-    if not isinstance(error, UpstreamSaid) or status not in statuses:
+    if not isinstance(error, RequestRejected) or status not in statuses:
         return error
     return RetryableStatus(f"{name} answered {status}", provider_status=status, retry_after=error.retry_after)

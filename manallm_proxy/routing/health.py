@@ -41,7 +41,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.events import Status
-from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, NothingLeftHere, ProviderError
+from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError, ResourcesExhausted
 from manallm_proxy.routing.circuit import Circuit, Hint, Policy, SharedState, Skip
 
 COOLING_DEFAULT = 15.0
@@ -161,7 +161,7 @@ class Health:
 
     def probed(self, error: ProviderError | None, now: float, sent_at: float | None = None) -> None:
         """A probe's outcome (rules 10 to 12). `error` None: the provider is alive. `sent_at`: when it was asked."""
-        if isinstance(error, NothingLeftHere):
+        if isinstance(error, ResourcesExhausted):
             return  # nobody was asked
         # 12
         if error is None or error.blame in (Blame.LOAD, Blame.NOBODY):
