@@ -8,7 +8,7 @@ from typing import Any
 
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.targets import Chain, Entry, Target
-from manallm_proxy.routing.best_model import best, needs_of, why_none
+from manallm_proxy.routing.best_model import best, needs_of, no_match_reason
 from manallm_proxy.routing.catalog import Catalog
 from tests.cases import every
 from tests.proxy import openai, proxy, settings
@@ -67,10 +67,10 @@ def test_the_best_model(
 
 def test_why_there_is_none() -> None:
     """What is there instead, and not all of a long list."""
-    assert why_none([], NOTHING) == "its list holds no model"
-    assert why_none(listed("nomic-embed-text"), NOTHING) == "nothing for chat in its list: nomic-embed-text"
-    assert why_none(listed(*"abcdefg"), VISION).endswith("for vision in its list: a, b, c, d, e and 2 more")
-    assert why_none(listed("a"), NOTHING, {"a"}) == "it lists nothing that the chain does not name"
+    assert no_match_reason([], NOTHING) == "its list holds no model"
+    assert no_match_reason(listed("nomic-embed-text"), NOTHING) == "nothing for chat in its list: nomic-embed-text"
+    assert no_match_reason(listed(*"abcdefg"), VISION).endswith("for vision in its list: a, b, c, d, e and 2 more")
+    assert no_match_reason(listed("a"), NOTHING, {"a"}) == "it lists nothing that the chain does not name"
     assert [needs_of(f"mana/{a}") for a in ("embed", "vision", "x")] == [EMBED, VISION, NOTHING]
 
 

@@ -40,7 +40,7 @@ from manallm_proxy.http_client.api import secrets_of
 from manallm_proxy.http_client.errors import ERRORS, transport_error, was_stale
 from manallm_proxy.providers.classify import ErrorDetails, as_retryable, classify, envelope, in_band, parse_error
 from manallm_proxy.providers.retry_after import duration, retry_after_of
-from manallm_proxy.providers.scrub import clean, scrubbed
+from manallm_proxy.providers.scrub import clean, redact_secrets
 from tests.cases import each_with_each, every
 
 ROWS: list[tuple[int, str, str | None, type[ProviderError], Blame]] = [
@@ -257,9 +257,9 @@ def test_the_words_beside_a_message_are_bounded() -> None:
 
 def test_our_own_key_is_taken_out_of_what_a_provider_quotes() -> None:
     """Whatever it looks like."""
-    error = scrubbed(classify(400, {}, ErrorDetails("who is hunter2?")), "hunter2")
+    error = redact_secrets(classify(400, {}, ErrorDetails("who is hunter2?")), "hunter2")
     assert (error.message, str(error)) == ("who is [redacted]?", "who is [redacted]?")
-    assert scrubbed(classify(400, {}, ErrorDetails("no")), None).message == "no"
+    assert redact_secrets(classify(400, {}, ErrorDetails("no")), None).message == "no"
 
 
 LONG_KEY = "k7Qv/0zTn+3bXw9LrYp2MdUe5sHfGa8c"
@@ -269,7 +269,7 @@ LONG_KEY = "k7Qv/0zTn+3bXw9LrYp2MdUe5sHfGa8c"
 def test_no_part_of_a_key_is_left_where_a_text_is_cut(at: int, word: str) -> None:
     """Nor of a word beside the message: wherever in the key the five hundredth character lies."""
     said: dict[str, Any] = {"message": "no", word: "x" * at + LONG_KEY + "y" * 99}
-    error = scrubbed(classify(422, {}, ErrorDetails(**said)), LONG_KEY)
+    error = redact_secrets(classify(422, {}, ErrorDetails(**said)), LONG_KEY)
     shown = "".join(str(part) for part in (error, error.type, error.code, error.param, error.detail))
     assert LONG_KEY[:4] not in shown and LONG_KEY[4:8] not in shown
 
@@ -278,14 +278,14 @@ def test_no_part_of_a_key_is_left_where_a_text_is_cut(at: int, word: str) -> Non
 def test_no_part_of_a_key_is_left_of_a_text_that_shrinks(length: int) -> None:
     """Long keys become short marks, so a place far beyond the limit moves in front of it."""
     others = ("sk-" + "a" * 197 + " ") * 20
-    error = scrubbed(classify(422, {}, ErrorDetails(others[: length - 20] + LONG_KEY * 2)), LONG_KEY)
+    error = redact_secrets(classify(422, {}, ErrorDetails(others[: length - 20] + LONG_KEY * 2)), LONG_KEY)
     assert LONG_KEY[:4] not in error.message
 
 
 def test_a_key_that_looks_like_one_in_part_leaves_no_rest() -> None:
     """What looks like a key goes first, and would leave the rest of ours."""
     key = "sk-abcdefghijklmnop/qrstuvwxyz"
-    error = scrubbed(classify(400, {}, ErrorDetails(f"bad key {key}!")), key)
+    error = redact_secrets(classify(400, {}, ErrorDetails(f"bad key {key}!")), key)
     assert error.message == "bad key [redacted]!"
 
 
@@ -307,7 +307,7 @@ BASIC = base64.b64encode(b"operator-name:hunter2").decode()
 )
 def test_a_configured_header_is_taken_out_by_its_parts(name: str, value: str, quoted: str) -> None:
     """Whole, or as a provider takes it apart before it complains."""
-    error = scrubbed(classify(400, {}, ErrorDetails(f"no such {quoted} here")), *secrets_of(None, {name: value}))
+    error = redact_secrets(classify(400, {}, ErrorDetails(f"no such {quoted} here")), *secrets_of(None, {name: value}))
     assert error.message == "no such [redacted] here"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider_errors import KeyRejected
-from manallm_proxy.providers.own_words import _VOCABULARY, REQUEST_LIMIT, reveal, without_request
+from manallm_proxy.providers.own_words import _VOCABULARY, REQUEST_LIMIT, mask_request, set_provider_message
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
 
@@ -46,7 +46,7 @@ BODY: dict[str, Any] = {"model": "mana/test", "messages": [{"role": "user", "con
 )
 def test_what_is_left_of_a_message(text: str, wanted: str | None) -> None:
     """What the request holds is masked, however it is quoted; what a model said as well."""
-    found = without_request(text, json.dumps(BODY).encode())
+    found = mask_request(text, json.dumps(BODY).encode())
     assert found == (wanted if wanted is None else wanted.replace("… …", "…"))
 
 
@@ -57,7 +57,7 @@ def test_no_word_of_a_prompt_is_left(parts: list[str], data: st.DataObject) -> N
     quoted = data.draw(st.sampled_from([prompt, json.dumps(prompt), json.dumps(json.dumps(prompt)), repr(prompt)]))
     quoted = quoted[: data.draw(st.integers(0, len(quoted)))]
     quoted = re.sub(r"\\+(u[0-9a-f]{0,3}|x[0-9a-f]?)?$", "", quoted)  # an escape that was cut is no text
-    found = without_request(f"model failed: {quoted}", json.dumps({"messages": [prompt]}).encode()) or ""
+    found = mask_request(f"model failed: {quoted}", json.dumps({"messages": [prompt]}).encode()) or ""
     held = {word.casefold() for word in re.findall(r"[A-Za-z0-9]+|[^\x00-\x7f]", prompt)}
     left = {word.casefold() for word in re.findall(r"[A-Za-z0-9]+|[^\x00-\x7f]", found)} - {"…"}
     assert left & held <= _VOCABULARY
@@ -68,9 +68,9 @@ def test_a_request_that_cannot_be_compared_has_no_words(body: bytes) -> None:
     """Forms, and what takes long to read."""
     error = KeyRejected("rejected")
     error.raw_message = "your project is suspended"
-    reveal(error, body)
+    set_provider_message(error, body)
     assert error.provider_message is None
-    reveal(error, b"{}")
+    set_provider_message(error, b"{}")
     assert error.provider_message == "your project is suspended"
 
 

@@ -14,7 +14,7 @@ from manallm_proxy.providers.gemini.reply import Reader, read
 from manallm_proxy.providers.gemini.wire import GeminiWire
 from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
-from manallm_proxy.providers.scrub import scrubbed
+from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Wire
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, each, upstream
@@ -72,13 +72,13 @@ def test_no_cut_leaves_a_part_of_a_key(kind: str, given: str) -> None:
             text = ("word " * 500)[:before] + TOKEN + " and more" * 60
             for status in (400, 404, 429, 500):
                 body = encode({"error": {"message": text, "type": text, "code": text, "param": text, "status": text}})
-                error = scrubbed(wires[kind].failure(status, {}, body), *secrets)
+                error = redact_secrets(wires[kind].failure(status, {}, body), *secrets)
                 shown = " ".join(map(str, (error, error.message, error.type, error.code, error.param, error.detail)))
                 assert not any(TOKEN[n : n + 5] in shown for n in range(len(TOKEN) - 4))
     for before in range(20, 70, 3):
         with pytest.raises(ProviderError) as told:
             Reader().whole(read(encode({"promptFeedback": {"blockReason": "x" * before + " " + TOKEN + " y" * 40}})))
-        error = scrubbed(told.value, *secrets)
+        error = redact_secrets(told.value, *secrets)
         assert TOKEN[:5] not in f"{error.message} {error.detail}"
 
 

@@ -15,7 +15,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Strategy, Target, Tier
-from manallm_proxy.openai.conversation import PARSED, PREFIX, beginning_of
+from manallm_proxy.openai.conversation import PARSED, PREFIX, conversation_prefix
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.routing.tiers import STALE, Asked, Tiers
@@ -106,7 +106,7 @@ def test_two_tiers_of_one_chain_are_arranged_apart() -> None:
 def began(**body: Any) -> bytes:
     raw = encode(body)
     key = next(iter(body))
-    return beginning_of(Call(Endpoint.CHAT, read_summary(raw, (key, (list, str))), raw, "1"))
+    return conversation_prefix(Call(Endpoint.CHAT, read_summary(raw, (key, (list, str))), raw, "1"))
 
 
 SYSTEM, USER = {"role": "system", "content": "You are"}, {"role": "user", "content": "Hello"}

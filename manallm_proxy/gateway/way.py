@@ -15,7 +15,7 @@ from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.expense import Expense, expense_of
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.locality import at_home, is_pinned
-from manallm_proxy.openai.conversation import beginning_of
+from manallm_proxy.openai.conversation import conversation_prefix
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.home import A, Ask, Visit
@@ -94,4 +94,4 @@ def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None
 
 def _conversation(call: Call, caller: Caller | None) -> bytes:
     """The same for all requests of one conversation of one client key."""
-    return (caller.key.name.encode() if caller is not None else b"") + b"\0" + beginning_of(call)
+    return (caller.key.name.encode() if caller is not None else b"") + b"\0" + conversation_prefix(call)

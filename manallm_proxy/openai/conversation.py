@@ -23,7 +23,7 @@ _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
-def beginning_of(call: Call) -> bytes:
+def conversation_prefix(call: Call) -> bytes:
     """The messages up to the first of a user, or the beginning of the prompt: what a provider's prompt cache reuses."""
     for key in ("messages", "input", "prompt"):
         if (span := call.summary.spans.get(key)) is not None:

@@ -11,7 +11,7 @@ from attrs import define, field
 from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.providers.http_provider import connections_to
-from manallm_proxy.providers.scrub import scrubbed
+from manallm_proxy.providers.scrub import redact_secrets
 
 BODY_LIMIT: Final = 1 << 20
 """Bytes of an answer."""
@@ -41,7 +41,7 @@ class HostClient:
             raise FirstByteTimeout(f"{self.address.name}: {path} got no answer in {seconds:g} s") from None
         if response.status != 200:
             error = self.failure(response.status, response.headers, answer)
-            raise scrubbed(error, *self.address.secrets)
+            raise redact_secrets(error, *self.address.secrets)
         return answer
 
     async def close(self) -> None:

@@ -31,9 +31,9 @@ from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, expe
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
-from manallm_proxy.providers.own_words import reveal
+from manallm_proxy.providers.own_words import set_provider_message
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
-from manallm_proxy.providers.scrub import scrubbed
+from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Request, Translator, Wire
 
 _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS)
@@ -128,7 +128,7 @@ class HttpProvider:
                 response = await self._connections.request("GET", path, request_id=None, connect=Timeouts().connect)
                 if response.status >= 500:
                     refusal = self.wire.failure(response.status, response.headers, await self._refusal(response, None))
-                    raise scrubbed(refusal, *self.address.secrets)
+                    raise redact_secrets(refusal, *self.address.secrets)
                 if response.status != 200:
                     response.close()
                     return ModelList(status=response.status)
@@ -183,8 +183,8 @@ class HttpProvider:
 
     def safe(self, error: ProviderError, call: Call) -> ProviderError:
         """Without our keys, and with as much of the provider's words as may be shown."""
-        error = scrubbed(error, *self.address.secrets)
-        reveal(error, call.body)
+        error = redact_secrets(error, *self.address.secrets)
+        set_provider_message(error, call.body)
         return error
 
     def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:

@@ -24,7 +24,7 @@ _MOST: Final = re.compile(
 )
 
 
-def cut(call: Call, refusal: bytes) -> Call | None:
+def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
     """`call` with the ``max_tokens`` that its `refusal` allows; None if it is about something else."""
     words = envelope(refusal).message
     length = call.length

@@ -54,13 +54,13 @@ _VOCABULARY: Final = frozenset(
 )
 
 
-def reveal(error: ProviderError, body: bytes) -> None:
+def set_provider_message(error: ProviderError, body: bytes) -> None:
     """Sets ``error.provider_message`` from its raw one, for a request with this `body`. Never raises."""
     if error.raw_message and len(body) <= REQUEST_LIMIT:
-        error.provider_message = without_request(error.raw_message, body)
+        error.provider_message = mask_request(error.raw_message, body)
 
 
-def without_request(text: str, body: bytes) -> str | None:
+def mask_request(text: str, body: bytes) -> str | None:
     """`text` with a mask for what `body`, a JSON object, holds as well; None if nothing is left to read."""
     try:
         request = decode_leniently(body)

@@ -22,7 +22,7 @@ _PAGE: Final = re.compile(
 
 
 def clean(message: str) -> str:
-    """A provider's message as a client may see it. If it was cut, it ends in an ellipsis, which `scrubbed` needs."""
+    """A provider's message as a client may see it. A cut one ends in an ellipsis, which `redact_secrets` needs."""
     cut = len(message) > _READ_LIMIT
     text = " ".join(message[:_READ_LIMIT].split()).lstrip("\ufeff")
     if text[:1] == "<":
@@ -33,7 +33,7 @@ def clean(message: str) -> str:
     return text[: MESSAGE_LIMIT - 1] + _CUT if cut or len(text) > MESSAGE_LIMIT else text
 
 
-def scrubbed(error: ProviderError, *secrets: str | None) -> ProviderError:
+def redact_secrets(error: ProviderError, *secrets: str | None) -> ProviderError:
     """`error` without our secrets, should the provider have quoted one, in whichever of its fields.
 
     `clean` ran before: it may have redacted part of a secret, or cut one in two.

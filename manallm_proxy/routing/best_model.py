@@ -63,7 +63,7 @@ def fits(model: ModelInfo, needs: frozenset[str]) -> bool:
     return VISION not in needs or _SEES.search(name) is not None
 
 
-def why_none(
+def no_match_reason(
     models: Iterable[ModelInfo],
     needs: frozenset[str],
     taken: Collection[str] = (),

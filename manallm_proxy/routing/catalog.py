@@ -92,7 +92,7 @@ class Catalog:
         chosen = best_model.best(self.models(provider), needs, prefer, taken)
         if chosen is not None:
             return short_name(chosen.id), ""
-        return None, best_model.why_none(self.models(provider), needs, taken, short_name)
+        return None, best_model.no_match_reason(self.models(provider), needs, taken, short_name)
 
     def keep_only(self, providers: set[str]) -> None:
         for held in (self._models, self._names, self._chosen, self.faults):

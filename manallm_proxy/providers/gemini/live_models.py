@@ -23,7 +23,7 @@ from manallm_proxy.http_client.errors import transport_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY
-from manallm_proxy.providers.scrub import scrubbed
+from manallm_proxy.providers.scrub import redact_secrets
 
 _NOT_THE_SHAPE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 """What the library raises over a reply that is not Gemini's."""
@@ -45,7 +45,7 @@ async def live_models(address: Address, seconds: float) -> ModelList:
         raise ConnectTimeout(f"{address.name}: its models were not listed in {seconds:g} s") from None
     except genai_errors.APIError as error:
         body = encode(error.details) if isinstance(error.details, dict | list) else b""
-        raise scrubbed(errors.failure(error.code, {}, body), *address.secrets) from None
+        raise redact_secrets(errors.failure(error.code, {}, body), *address.secrets) from None
     except Exception as error:
         if (transport := transport_error(error, address.name)) is not None:
             raise transport from None

@@ -22,7 +22,7 @@ from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
-from manallm_proxy.providers.named_calls import named
+from manallm_proxy.providers.named_calls import require_names
 
 _FILTERED: Final = frozenset(
     (
@@ -260,7 +260,7 @@ class Reader:
             logprobs=_logprobs(candidate.logprobs_result),
             images=images,
         )
-        return named(delta, delta.finish) if calls else delta
+        return require_names(delta, delta.finish) if calls else delta
 
     def _finish(self, reason: object, index: int) -> str | None:
         if not reason or not isinstance(reason, str):

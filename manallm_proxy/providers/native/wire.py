@@ -15,7 +15,7 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.request import rewrite
-from manallm_proxy.providers.length import cut
+from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.native.messages import MessagesRelay, counted, message
 from manallm_proxy.providers.native.responses import ResponsesRelay, response
 from manallm_proxy.providers.openai.reply import refuse_error, reply_object
@@ -50,7 +50,7 @@ class NativeWire:
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         if call.endpoint not in self.paths:
             return self.chats.reshape(call, entry, status, body)
-        shorter = cut(call, body) if status == 400 and call.cuts_length else None
+        shorter = clamp_max_tokens(call, body) if status == 400 and call.cuts_length else None
         return self.request(shorter, entry) if shorter is not None else None
 
     def took(self, entry: Entry, request: Request) -> bool:

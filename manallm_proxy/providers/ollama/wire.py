@@ -38,7 +38,7 @@ from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
-from manallm_proxy.providers.named_calls import named
+from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.ollama import errors as ollama_failure
 from manallm_proxy.providers.ollama import reply as ollama_reply
 from manallm_proxy.providers.ollama import request as ollama_request
@@ -110,7 +110,7 @@ class OllamaWire:
         if said is None or not reply.done:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
-        answer = Answer(usage=_usage(reply), choices=(named(delta, delta.finish),))
+        answer = Answer(usage=_usage(reply), choices=(require_names(delta, delta.finish),))
         return called(answer) if is_forced(call) else answer
 
     def translator(
@@ -188,10 +188,10 @@ class OllamaTranslator(Patterned):
         return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error_at_end)
 
     def _add(self, reply: Reply, deltas: list[Delta]) -> bool:
-        """Appends what `reply` becomes; whether that has content. Raises BadResponse, see `named`."""
+        """Appends what `reply` becomes; whether that has content. Raises BadResponse, see `require_names`."""
         delta = _delta(self._endpoint, reply, first_call=self._called)
         if delta.tool_calls:
-            delta = named(delta, _finish(reply, called=True) if reply.done else None)
+            delta = require_names(delta, _finish(reply, called=True) if reply.done else None)
             self._called += len(delta.tool_calls)
         if delta.has_content or delta.logprobs is not None:
             deltas.append(delta)

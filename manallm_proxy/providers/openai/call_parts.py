@@ -10,7 +10,7 @@ from __future__ import annotations
 from attrs import define, evolve, field
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
-from manallm_proxy.providers.named_calls import named
+from manallm_proxy.providers.named_calls import require_names
 
 
 @define
@@ -43,14 +43,16 @@ class CallParts:
     def read(self, delta: Delta) -> Delta:
         """`delta` with its parts corrected, empty ones left out.
 
-        Raises BadResponse if it ends a choice of which a call has no name, see `named`.
+        Raises BadResponse if it ends a choice of which a call has no name, see `require_names`.
         """
         if not delta.tool_calls and not (delta.finish and self._nameless):
             return delta
         parts = [self._read((delta.index, part.index), part) for part in delta.tool_calls]
         if delta.finish:
             ended = [place for place in self._nameless if place[0] == delta.index]
-            named(Delta(tool_calls=tuple([_joined(self._nameless.pop(place)) for place in ended])), delta.finish)
+            require_names(
+                Delta(tool_calls=tuple([_joined(self._nameless.pop(place)) for place in ended])), delta.finish
+            )
         return evolve(delta, tool_calls=tuple([part for part in parts if part is not None]))
 
     @property

@@ -19,7 +19,7 @@ from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import encode, holds, split_object
 from manallm_proxy.openai.plain_text import Splice
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
-from manallm_proxy.providers.named_calls import nameless
+from manallm_proxy.providers.named_calls import nameless_call
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
@@ -261,7 +261,7 @@ class EventReader(EventStream):
 
     def _end(self) -> None:
         if self._calls.has_nameless:
-            raise nameless()
+            raise nameless_call()
 
 
 def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:

@@ -23,9 +23,9 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
 from manallm_proxy.providers.forced import ForcedTranslator, called
-from manallm_proxy.providers.length import cut
+from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.model_list import read_list, words
-from manallm_proxy.providers.named_calls import named
+from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.openai.chunks import gives_up
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
@@ -87,7 +87,7 @@ class OpenAIWire:
         """
         if status not in (400, 422) or call.endpoint.is_opaque or self._forces(call):
             return None
-        if call.cuts_length and (shorter := cut(call, body)) is not None:
+        if call.cuts_length and (shorter := clamp_max_tokens(call, body)) is not None:
             return self.request(shorter, entry)
         if b"reasoning_effort" in body and not call.relays and _says_no_effort(call):
             return self._without_effort(call, entry)
@@ -158,7 +158,7 @@ def _whole(body: bytes) -> Answer:
     if any(gives_up(row) for row in rows):
         raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
-    return Answer(usage=usage, choices=tuple([named(choice, choice.finish) for choice in whole_deltas(rows)]))
+    return Answer(usage=usage, choices=tuple([require_names(choice, choice.finish) for choice in whole_deltas(rows)]))
 
 
 class _Row(msgspec.Struct):
