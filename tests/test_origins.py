@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manallm_proxy.gateway.hosts import is_ours
+from manallm_proxy.gateway.hosts import is_allowed_host
 from manallm_proxy.gateway.origins import allowed_origin
 from tests.cases import every
 from tests.proxy import proxy, settings
@@ -135,8 +135,8 @@ async def test_a_page_of_this_machine_may_call_without_being_listed(tmp_path: Pa
 )
 def test_a_host_is_ours_or_not(host: str, ours: bool) -> None:
     """This machine's names, the address that was asked, what is configured; not what begins or ends alike."""
-    assert is_ours(host, "10.0.0.7", ("llm.example.org",)) is ours
-    assert is_ours(host, "10.0.0.7", ("*",)) is (ours or host not in ("[::1", "a:b:c"))
+    assert is_allowed_host(host, "10.0.0.7", ("llm.example.org",)) is ours
+    assert is_allowed_host(host, "10.0.0.7", ("*",)) is (ours or host not in ("[::1", "a:b:c"))
 
 
 async def test_a_page_whose_name_leads_here_reads_nothing(tmp_path: Path) -> None:

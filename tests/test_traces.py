@@ -26,7 +26,7 @@ from manallm_proxy.config.structure import Mistakes
 from manallm_proxy.config.tracing import traces_of
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.contract.trace import Trace
-from manallm_proxy.gateway.trace_context import begin, headers_for
+from manallm_proxy.gateway.trace_context import headers_for, start_trace
 from tests.cases import every
 from tests.command import ROOT
 from tests.proxy import FAST, Proxy, openai, proxy, settings
@@ -287,7 +287,7 @@ def context(*parents: str, state: str = "") -> Trace:
     headers = CIMultiDict([("traceparent", parent) for parent in parents])
     if state:
         headers.add("TraceState", state)
-    return begin(CIMultiDictProxy(headers))
+    return start_trace(CIMultiDictProxy(headers))
 
 
 @every(

@@ -24,7 +24,7 @@ from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.credentials import caller_of, request_id_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.locality import at_home, is_pinned
+from manallm_proxy.gateway.locality import requires_local, restrict_to_local
 from manallm_proxy.http_server import web
 from manallm_proxy.routing.circuit import Skip
 
@@ -89,9 +89,9 @@ async def _place(generation: Generation, caller: Caller | None) -> AsyncIterator
 def _first(call: Call, generation: Generation, caller: Caller | None, request: web.BaseRequest) -> Entry | None:
     """The first target that would be tried now, if its provider counts."""
     chain = generation.chain_for(call.summary, caller)
-    if is_pinned(chain, caller, request.headers):
+    if requires_local(chain, caller, request.headers):
         try:
-            chain = at_home(chain, generation.config.providers)
+            chain = restrict_to_local(chain, generation.config.providers)
         except LocalUnavailable:
             return None
     usable = (e for e in chain if not e.target.is_open and generation.registry.refusal(e.target) is None)

@@ -11,7 +11,7 @@ from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.expense import Expense, accounts_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.speaking import takes_door
+from manallm_proxy.gateway.speaking import supports_endpoint
 from manallm_proxy.openai.request import EMBEDDING
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
@@ -73,7 +73,7 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
 def _able(generation: Generation, chain: Chain, endpoint: Endpoint) -> tuple[Entry, ...]:
     """The entries that a request in the format of `endpoint` is tried at; the others are left out, see `able`."""
     providers = generation.config.providers
-    return tuple(entry for entry in chain if takes_door(providers[entry.target.provider], endpoint))
+    return tuple(entry for entry in chain if supports_endpoint(providers[entry.target.provider], endpoint))
 
 
 def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:

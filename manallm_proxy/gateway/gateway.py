@@ -39,7 +39,7 @@ from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_que
 from manallm_proxy.gateway.counting import counted_tokens
 from manallm_proxy.gateway.credentials import CALLER, caller_of, new_request_id, request_id_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.hosts import is_local, is_ours
+from manallm_proxy.gateway.hosts import is_allowed_host, is_local
 from manallm_proxy.gateway.ollama_api import OllamaAPI
 from manallm_proxy.gateway.openapi import description
 from manallm_proxy.gateway.operators import Operators
@@ -199,7 +199,7 @@ class Gateway:
         if not is_local(host) and request.transport is not None:
             address = request.transport.get_extra_info("sockname")
             hosts = self.generation.config.cors.hosts
-            if isinstance(address, tuple) and not is_ours(host, str(address[0]), hosts):
+            if isinstance(address, tuple) and not is_allowed_host(host, str(address[0]), hosts):
                 return HostNotAllowed("this host is not served here; cors.hosts would have to name it")
         if headers.get("Sec-Fetch-Site") == "cross-site" and self.renderer.allowed_origin(request) is None:
             return OriginNotAllowed("web pages of this origin may not call: cors.origins does not name it")

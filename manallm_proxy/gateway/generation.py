@@ -28,7 +28,7 @@ from manallm_proxy.gateway.homes import adopt, new_home
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.shared_spend import SharedSpend
-from manallm_proxy.gateway.speaking import takes, unable
+from manallm_proxy.gateway.speaking import takes, unsupported_endpoint
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
@@ -282,7 +282,7 @@ class Generation:
         """
         entries = tuple(e for e in chain if takes(self.config.providers[e.target.provider], call))
         if not entries:
-            raise call.refusal or unable(chain.alias or str(chain.entries[0].target), call)
+            raise call.refusal or unsupported_endpoint(chain.alias or str(chain.entries[0].target), call)
         return evolve(chain, entries=entries) if len(entries) < len(chain) else chain
 
     def _without_latest(self, target: Target) -> Target:

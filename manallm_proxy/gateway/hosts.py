@@ -15,7 +15,7 @@ from typing import Final
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
-def is_ours(host: str, address: str, configured: Collection[str]) -> bool:
+def is_allowed_host(host: str, address: str, configured: Collection[str]) -> bool:
     """Whether ``Host`` may be `host`: if it `is_local`, is the `address` that was connected to, or is `configured`.
 
     ``*`` in `configured` stands for any.

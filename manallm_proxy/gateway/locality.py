@@ -17,7 +17,7 @@ from manallm_proxy.gateway.client_keys import Caller
 HEADER: Final = "X-Mana-Locality"
 
 
-def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str]) -> bool:
+def requires_local(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str]) -> bool:
     """Whether the alias, the client's key or the request's own header says that it must stay local.
 
     Raises InvalidRequest for any other value than ``local``: a client that mistypes it does not want to be sent away.
@@ -28,7 +28,7 @@ def is_pinned(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str
     return bool(given) or chain.local_only or (caller is not None and caller.key.locality == "local")
 
 
-def at_home(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
+def restrict_to_local(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
     """`chain` without the targets that are not local. Raises LocalUnavailable if none is left."""
     entries = tuple(entry for entry in chain if providers[entry.target.provider].keeps(entry.target))
     if not entries:

@@ -85,7 +85,7 @@ class Operators:
 
     async def _explain(self, request: web.BaseRequest, _rest: str) -> web.Response:
         self.access.check(request)
-        request_filters.only(request.query, ("model", "door"))
+        request_filters.reject_unknown(request.query, ("model", "door"))
         request_filters.one_of(request.query, "door", DOORS)
         model, door = request.query.get("model", ""), request.query.get("door")
         generation = self.serving.generation

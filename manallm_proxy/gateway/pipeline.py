@@ -14,7 +14,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import Handler
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_limits import SharedLimits
-from manallm_proxy.gateway.trace_context import begin
+from manallm_proxy.gateway.trace_context import start_trace
 from manallm_proxy.http_server import web
 
 
@@ -43,7 +43,7 @@ class Pipeline:
             id_, now = request_id_of(request), generation.registry.clock()
             exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
             if self.serving.traced:
-                exchange.trace = begin(request.headers)
+                exchange.trace = start_trace(request.headers)
             try:
                 shared = self._admit(exchange)
             except ProxyError as error:

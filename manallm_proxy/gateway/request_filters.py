@@ -16,7 +16,7 @@ SHOWN: Final = 40
 """Names that a message lists."""
 
 
-def only(query: Mapping[str, str], allowed: Collection[str]) -> None:
+def reject_unknown(query: Mapping[str, str], allowed: Collection[str]) -> None:
     """Raises InvalidRequest if `query` has any other parameter: a misspelt one would seem to have been applied."""
     for name in query:
         if name not in allowed:
@@ -26,7 +26,7 @@ def only(query: Mapping[str, str], allowed: Collection[str]) -> None:
 
 def check(query: Mapping[str, str], config: Config) -> None:
     """Raises InvalidRequest for the first filter that cannot match anything."""
-    only(query, FILTERS)
+    reject_unknown(query, FILTERS)
     one_of(query, "alias", config.aliases)
     one_of(query, "outcome", get_args(Outcome))
     one_of(query, "key", [key.name for key in config.auth.keys])

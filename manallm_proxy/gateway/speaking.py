@@ -24,17 +24,17 @@ def takes(provider: ProviderConfig, call: Call) -> bool:
     """Whether `provider` can be asked in a form that `call` has."""
     if call.native is not None and call.native.dialect.path in provider.speaks:
         return True
-    return call.refusal is None and takes_door(provider, call.endpoint)
+    return call.refusal is None and supports_endpoint(provider, call.endpoint)
 
 
-def takes_door(provider: ProviderConfig, endpoint: Endpoint) -> bool:
+def supports_endpoint(provider: ProviderConfig, endpoint: Endpoint) -> bool:
     """Whether `provider` can be asked for a plain request in the format of `endpoint`, translated or not."""
     if endpoint.is_opaque:
         return speaks_openai(provider) and "chat" in provider.speaks
     return "chat" in provider.speaks or endpoint.path in provider.speaks
 
 
-def unable(asked: str, call: Call) -> Unsupported:
+def unsupported_endpoint(asked: str, call: Call) -> Unsupported:
     """The error if no provider of `asked`, an alias or a target, takes `call`."""
     path = call.endpoint.path
     wanted = "one of kind openai" if call.endpoint.is_opaque else "one that speaks chat"

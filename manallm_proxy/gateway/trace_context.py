@@ -17,7 +17,7 @@ _STATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 _SAMPLED: Final = 1
 
 
-def begin(headers: CIMultiDictProxy[str]) -> Trace:
+def start_trace(headers: CIMultiDictProxy[str]) -> Trace:
     """Continues the client's trace; starts a new one if ``traceparent`` is missing or invalid."""
     given = headers.getall("traceparent", ())
     match = _PARENT.fullmatch(given[0].strip()) if len(given) == 1 else None

@@ -14,7 +14,7 @@ from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.expense import Expense, expense_of
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.locality import at_home, is_pinned
+from manallm_proxy.gateway.locality import requires_local, restrict_to_local
 from manallm_proxy.openai.conversation import conversation_prefix
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
@@ -65,7 +65,7 @@ class Way:
 def chain_of(generation: Generation, call: Call, caller: Caller | None, headers: CIMultiDictProxy[str]) -> Chain:
     """Raises the ProxyError of a model that is not there, may not be used, or of which nothing is left at home."""
     chain = generation.chain_for(call.summary, caller)
-    return at_home(chain, generation.config.providers) if is_pinned(chain, caller, headers) else chain
+    return restrict_to_local(chain, generation.config.providers) if requires_local(chain, caller, headers) else chain
 
 
 def way_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Way:
