@@ -98,11 +98,11 @@ def test_a_price_that_is_wanted_is_looked_up(tmp_path: Path) -> None:
 def test_our_sums_are_those_of_genai_prices() -> None:
     """Cached tokens, tiers and what has no price for caches, by its own calculation."""
     genai = pytest.importorskip("genai_prices")
-    from manallm_proxy.config.price_list import GOOGLE, listed
+    from manallm_proxy.config.price_list import GOOGLE, listed_price
 
     cases = [("https://api.openai.com/v1", "gpt-4o"), ("https://api.groq.com/openai/v1", "llama-3.1-8b-instant")]
     for url, model in [*cases, (GOOGLE, "gemini-2.5-pro"), ("https://api.deepinfra.com/v1", "gpt-4o")]:
-        price = listed(url, model)
+        price = listed_price(url, model)
         for prompt, completion, cached in ((1000, 100, 0), (1000, 100, 400), (200_000, 9, 0), (200_001, 9, 200_001)):
             if "deepinfra" in url:
                 assert price is None, "a host that it does not know"
@@ -118,9 +118,9 @@ def test_the_dearest_hour_counts() -> None:
     genai = pytest.importorskip("genai_prices")
     from datetime import UTC, datetime
 
-    from manallm_proxy.config.price_list import listed
+    from manallm_proxy.config.price_list import listed_price
 
-    price = listed("https://api.deepseek.com/v1", "deepseek-chat")
+    price = listed_price("https://api.deepseek.com/v1", "deepseek-chat")
     assert price is not None
     usage = genai.Usage(input_tokens=1000, output_tokens=100)
     for hour in range(24):
@@ -135,9 +135,9 @@ def test_without_genai_prices_what_is_not_given_is_unknown(tmp_path: Path, monke
     """Nothing else changes."""
     monkeypatch.setitem(sys.modules, "genai_prices", None)
     monkeypatch.setitem(sys.modules, "genai_prices.data_snapshot", None)
-    price_list.listed.cache_clear()
+    price_list.listed_price.cache_clear()
     config = read(tmp_path, {"box": BOX, "groq": GROQ}, ["box/m", "groq/llama-3.1-8b-instant"])
-    price_list.listed.cache_clear()
+    price_list.listed_price.cache_clear()
     assert [entry.price for entry in config.aliases["mana/test"]] == [FREE, None]
 
 

@@ -13,7 +13,7 @@ from manallm_proxy.config.load import load
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Window
 from manallm_proxy.gateway.shared_limits import SharedLimits
-from manallm_proxy.process.start_notes import apart
+from manallm_proxy.process.start_notes import per_worker_limits
 from tests.proxy import Proxy, openai, proxy, settings, written
 from tests.redis_server import RedisServer, redis_server
 from tests.upstreams import answers, each, upstream
@@ -103,7 +103,7 @@ def test_the_start_names_what_is_each_workers_own(tmp_path: Path) -> None:
             config = settings({"up": openai("http://a")}, state=state, auth={"keys": [key | more]})
             path = tmp_path / "proxy.yaml"
             path.write_text(written(config))
-            assert ("alice" in apart(load(path, {}))) is (named or state is None)
+            assert ("alice" in per_worker_limits(load(path, {}))) is (named or state is None)
 
 
 async def test_a_request_is_in_flight_while_the_server_counts_it(

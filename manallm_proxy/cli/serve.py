@@ -104,7 +104,7 @@ def _serve_many(
     if isinstance(link, int):
         return link
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_work(supervisor.config, systemd.without(environ), logs, link, is_read))
+        return runner.run(_work(supervisor.config, systemd.worker_environ(environ), logs, link, is_read))
 
 
 async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: WorkerLink, is_read: bool) -> int:

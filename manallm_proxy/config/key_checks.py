@@ -10,7 +10,7 @@ from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.budgets import OnBudget
 
 
-def mistakes_of(
+def key_mistakes(
     auth: Auth, aliases: Collection[str], providers: Collection[str], prefix: str
 ) -> Iterator[tuple[str, str]]:
     """Path and text of each mistake that shows only across entries."""

@@ -17,7 +17,7 @@ from manallm_proxy.config.aliases import Aliases
 from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
-from manallm_proxy.config.key_checks import mistakes_of
+from manallm_proxy.config.key_checks import key_mistakes
 from manallm_proxy.config.model import Config, Found, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.pricing import priced
@@ -176,7 +176,7 @@ def _load(
         )
     if config.exposed and not mistakes.within("auth") and (what := exposure_mistake(config, listen.host)):
         mistakes.add("listen.host", what)
-    for place, what in mistakes_of(file.auth, given_aliases.aliases, providers.kinds, file.alias_prefix):
+    for place, what in key_mistakes(file.auth, given_aliases.aliases, providers.kinds, file.alias_prefix):
         mistakes.add(place, what)
     return config
 

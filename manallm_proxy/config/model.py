@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
-from manallm_proxy.config.price_list import GOOGLE, listed
+from manallm_proxy.config.price_list import GOOGLE, listed_price
 from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
@@ -314,7 +314,7 @@ class Config:
             return Price(provider.electricity, provider.electricity) if provider.electricity else FREE
         if not self.looks_prices_up:
             return None
-        return listed(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
+        return listed_price(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
 
     def options_of(self, target: Target) -> Mapping[str, Any]:
         """Options for a target that is asked for by its own name: with the window that the aliases give it."""

@@ -29,13 +29,13 @@ def is_installed() -> bool:
     return find_spec("genai_prices") is not None
 
 
-def warm_up() -> None:
+def preload() -> None:
     """Imports it now, so that no request has to wait for it."""
-    listed("", "")
+    listed_price("", "")
 
 
 @lru_cache(maxsize=4096)
-def listed(base_url: str, model: str) -> Price | None:
+def listed_price(base_url: str, model: str) -> Price | None:
     """The price of `model` at the API of `base_url`; None where it is not known, or genai-prices is not installed."""
     try:
         from genai_prices.data_snapshot import get_snapshot

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import attrs
 
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.price_list import is_installed, warm_up
+from manallm_proxy.config.price_list import is_installed, preload
 from manallm_proxy.config.structure import join
 from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.targets import Chain, Entry, Target
@@ -29,13 +29,13 @@ def priced(config: Config) -> Config:
     )
     config = attrs.evolve(config, prices=given, looks_prices_up=wanted)
     if wanted:
-        warm_up()
+        preload()
     aliases = {name: _priced_chain(config, chain) for name, chain in config.aliases.items()}
     config = attrs.evolve(config, aliases=aliases)
     return attrs.evolve(config, notes=(*config.notes, *_unknown(config)))
 
 
-def is_home(config: Config, entry: Entry) -> bool:
+def is_local(config: Config, entry: Entry) -> bool:
     """See `ProviderConfig.keeps`; of an open entry as far as its provider says."""
     return config.providers[entry.target.provider].keeps(entry.target)
 
@@ -48,13 +48,13 @@ def _limits_money(config: Config) -> bool:
 def _wanted(config: Config, chain: Chain) -> list[Entry]:
     """The entries whose price something depends on."""
     if _limits_money(config) or (chain.budget is not None and chain.budget.is_money):
-        return [entry for entry in chain if not is_home(config, entry)]
+        return [entry for entry in chain if not is_local(config, entry)]
     return _spared(config, chain)
 
 
 def _spared(config: Config, chain: Chain) -> list[Entry]:
     """The entries behind the first local one that are paid for."""
-    home = [is_home(config, entry) for entry in chain]
+    home = [is_local(config, entry) for entry in chain]
     if True not in home:
         return []
     behind = list(zip(chain, home, strict=True))[home.index(True) :]
@@ -66,7 +66,7 @@ def _priced_chain(config: Config, chain: Chain) -> Chain:
     spares: Price | None = None
     for place in reversed(range(len(entries))):
         entry = entries[place]
-        if is_home(config, entry):
+        if is_local(config, entry):
             entries[place] = attrs.evolve(entry, spares=spares)
         elif entry.price is not None and not entry.price.is_free:
             spares = entry.price

@@ -36,7 +36,7 @@ def state_url(value: object) -> str | Unset:
     return found
 
 
-def shown_state(url: str) -> str:
+def redacted_state_url(url: str) -> str:
     """`url` for log and pages: what and where, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

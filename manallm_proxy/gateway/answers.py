@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.state_url import shown_state
+from manallm_proxy.config.state_url import redacted_state_url
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.targets import Chain
@@ -41,7 +41,7 @@ def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], 
 
 
 def _link(url: str | None, observe: Observer) -> Link | None:
-    return Link(shown_state(url), client_of(url), observe) if url is not None else None
+    return Link(redacted_state_url(url), client_of(url), observe) if url is not None else None
 
 
 def _store(link: Link | None, config: Config, clock: Callable[[], float]) -> AnswerStore:

@@ -41,7 +41,7 @@ from manallm_proxy.process.hangup import Hangup
 from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
-from manallm_proxy.process.start_notes import budgets
+from manallm_proxy.process.start_notes import budget_storage
 from manallm_proxy.process.tracing import Tracing
 from manallm_proxy.routing.circuit import SharedState
 from manallm_proxy.routing.probes import Prober
@@ -136,7 +136,7 @@ class App:
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
                 self.gateway.generation.home.boxes.start()
-                where = f"listening on {', '.join(self.addresses)}{budgets(self.config, self.spend.path)}"
+                where = f"listening on {', '.join(self.addresses)}{budget_storage(self.config, self.spend.path)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
                 self._ready.set()

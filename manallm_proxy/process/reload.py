@@ -17,7 +17,7 @@ from attrs import define, field
 
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
-from manallm_proxy.config.price_list import warm_up
+from manallm_proxy.config.price_list import preload
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, Reloaded
 from manallm_proxy.gateway.generation import Generation
@@ -143,7 +143,7 @@ class Reloader:
         try:
             new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
             if new.looks_prices_up:
-                await in_thread(warm_up)
+                await in_thread(preload)
             generation = await self.app.generation.prepare(new)
         except ConfigError as error:
             reply(error.located)

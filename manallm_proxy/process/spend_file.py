@@ -25,7 +25,7 @@ class SpendFile(msgspec.Struct):
     spent: list[Row]
 
 
-def place_of(config: Config, environ: Mapping[str, str]) -> Path | None:
+def file_path(config: Config, environ: Mapping[str, str]) -> Path | None:
     """``spend_file`` of the configuration, else in systemd's StateDirectory; None where there is neither."""
     if config.spend_file is not None:
         return config.spend_file

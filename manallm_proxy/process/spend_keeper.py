@@ -120,7 +120,7 @@ class SpendKeeper:
 
 def keeper_of(config: Config, environ: Mapping[str, str], observe: Observer, link: Link | None) -> SpendKeeper:
     """For this process, with what was spent before it began; a worker is told that by its supervisor."""
-    path, ledger = spend_file.place_of(config, environ), Ledger()
+    path, ledger = spend_file.file_path(config, environ), Ledger()
     if link is not None:
         return SpendKeeper(ledger, observe, path if link.number == 1 else None, link.spent)
     recover(ledger, path, observe)

@@ -9,7 +9,7 @@ from attrs import evolve
 from manallm_proxy.config.model import Config
 
 
-def apart(config: Config) -> str:
+def per_worker_limits(config: Config) -> str:
     """Names the limits that hold for each worker, and not for all together; budgets are everybody's."""
     limits = [f"providers.{p.name}.max_concurrent" for p in config.providers.values() if p.max_concurrent]
     keys = config.auth.keys
@@ -19,7 +19,7 @@ def apart(config: Config) -> str:
     return f"; each worker counts for itself: {', '.join(limits)}" if limits else ""
 
 
-def budgets(config: Config, path: Path | None) -> str:
+def budget_storage(config: Config, path: Path | None) -> str:
     """Names the file that keeps what was spent, or says that there is none."""
     if not config.has_budgets:
         return ""

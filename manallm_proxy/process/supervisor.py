@@ -35,7 +35,7 @@ from manallm_proxy.process.config_reader import ConfigReader
 from manallm_proxy.process.hangup import Hangup
 from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.spend_keeper import keep, recover
-from manallm_proxy.process.start_notes import apart, budgets
+from manallm_proxy.process.start_notes import budget_storage, per_worker_limits
 from manallm_proxy.process.worker_link import WorkerLink
 from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
 from manallm_proxy.process.worker_socket import WorkerSocket, how_ended
@@ -97,7 +97,7 @@ class Supervisor:
         self._watchdog = systemd.watchdog_interval(self.environ, os.getpid())
         stall = STALL_TIMEOUT if self._watchdog is None else min(STALL_TIMEOUT, self._watchdog / 2)
         self._workers = WorkerManager(self.size, stall, lambda: self.metrics.render()[0].decode())
-        self._spend = spend_file.place_of(self.config, self.environ)
+        self._spend = spend_file.file_path(self.config, self.environ)
         recover(self._workers.ledger, self._spend, self.observe)
 
     def _tell(self, event: Event) -> None:
@@ -235,7 +235,7 @@ class Supervisor:
         """Reports that all workers serve: after the start, or after a reload."""
         if not self._announced:
             where = ", ".join(self._listeners.names)
-            notes = apart(self.config) + budgets(self.config, self._spend)
+            notes = per_worker_limits(self.config) + budget_storage(self.config, self._spend)
             self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{notes}"))
         if self._adopting:
             self.observe(Reloaded(changes=self._changes))

@@ -71,7 +71,7 @@ def alive(environ: Mapping[str, str]) -> None:
     _send(environ, "WATCHDOG=1")
 
 
-def without(environ: Mapping[str, str]) -> dict[str, str]:
+def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` for a worker: with NotifyAccess=main systemd ignores all but the main process."""
     ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
     return {name: value for name, value in environ.items() if name not in ours}

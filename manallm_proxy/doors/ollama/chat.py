@@ -37,11 +37,11 @@ class OllamaChatDoor:
         )
         call.retell = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).retell
         if not messages:
-            call.answer, call.summary.stream = loaded(asked), False
+            call.answer, call.summary.stream = load_answer(asked), False
         return call, ChatReply(model)
 
 
-def loaded(asked: Fields) -> Answer:
+def load_answer(asked: Fields) -> Answer:
     """The answer to a request without a prompt, by which clients load or unload a model."""
     return Answer(choices=(Delta(finish="unload" if asked.get("keep_alive") in (0, "0", "0s") else "load"),))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.doors.ollama.chat import loaded
+from manallm_proxy.doors.ollama.chat import load_answer
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.messages import content_of, places_of
 from manallm_proxy.doors.ollama.reply import GenerateReply
@@ -40,7 +40,7 @@ class OllamaGenerateDoor:
             call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client, large=is_large(body))
         call.retell = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).retell
         if not prompt and not suffix:
-            call.answer, call.summary.stream = loaded(asked), False
+            call.answer, call.summary.stream = load_answer(asked), False
         return call, GenerateReply(model)
 
 
