@@ -205,14 +205,14 @@ def test_as_far_in_as_it_is_known(told: str, path: str) -> None:
     """No index where none is known; what is no path of ours stays."""
     assert PATHS.path(told) == path
     error = InvalidRequest(f"'{told}' is wrong", param=told)
-    PATHS.retell(error)
+    PATHS.translate_error(error)
     assert (error.param, error.message) == (path, f"'{path}' is wrong")
 
 
 def test_a_message_may_name_places_and_the_error_none() -> None:
     """Both are the client's then."""
     error = InvalidRequest("look at messages[1].content[0] and messages[0]")
-    PATHS.retell(error)
+    PATHS.translate_error(error)
     assert (error.param, error.message) == (None, "look at input[0].content[0] and instructions")
 
 
@@ -221,5 +221,5 @@ def test_a_number_of_thousands_of_digits_is_no_place() -> None:
     words = f"look at messages[{'1' * 5000}] and input[{'1' * 5000}]"
     for paths in (PATHS, HistoryPaths("input", 1, "previous_response_id")):
         error = InvalidRequest(words)
-        paths.retell(error)
+        paths.translate_error(error)
         assert error.message == words

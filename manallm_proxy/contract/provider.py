@@ -122,7 +122,7 @@ class Call:
     unknown fields."""
     answer: Answer | None = field(default=None, repr=False)
     """The door's own answer. The model must exist and be allowed to the client, but no provider is asked."""
-    retell: Callable[[ProxyError], None] | None = field(default=None, repr=False)
+    translate_error: Callable[[ProxyError], None] | None = field(default=None, repr=False)
     """Names the client's own places in an error that names places in ``body``; None: they are the same."""
     trace: TraceHeaders | None = None
     """Trace headers for the provider; None if traces are disabled."""

@@ -54,8 +54,8 @@ class HistoryPaths:
     before: int
     field_: str
 
-    def retell(self, error: ProxyError) -> None:
-        """As `CallerPaths.retell`."""
+    def translate_error(self, error: ProxyError) -> None:
+        """As `CallerPaths.translate_error`."""
         place = re.compile(rf"\b{re.escape(self.root)}\[(\d{{1,9}})\]((?:\.\w+|\[\d+\])*)")
         if error.param is not None:
             error.param = place.sub(self._own, error.param)
@@ -84,7 +84,7 @@ class CallerPaths:
         named = _FIELD.fullmatch(told)
         return self.fields.get(named[1], told) if named is not None else told
 
-    def retell(self, error: ProxyError) -> None:
+    def translate_error(self, error: ProxyError) -> None:
         """Puts the client's path into ``param``, and into the message where it names that or a message."""
         told = error.param
         if told is not None:

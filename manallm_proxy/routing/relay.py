@@ -116,7 +116,7 @@ async def complete(provider: Provider, catalog: Catalog, call: Call, entry: Entr
     try:
         return await provider.complete(for_target(catalog, call, entry), entry)
     except ProxyError as error:
-        _retell(call, error)
+        _translate_error(call, error)
         raise
 
 
@@ -149,7 +149,7 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
             raise
         raise provider.first_byte_error(entry.timeouts.first_byte) from None
     except ProxyError as error:
-        _retell(call, error)
+        _translate_error(call, error)
         if isinstance(error, ProviderError) and stream is not None:
             error.usage = stream.usage
         raise
@@ -163,10 +163,10 @@ def _is_bare_end(batch: StreamBatch) -> bool:
     return bool(batch.deltas) and not any(delta.has_words for delta in batch.deltas)
 
 
-def _retell(call: Call, error: ProxyError) -> None:
-    """Makes `error` name places in what the client sent, see `Call.retell`."""
-    if call.retell is not None:
-        call.retell(error)
+def _translate_error(call: Call, error: ProxyError) -> None:
+    """Makes `error` name places in what the client sent, see `Call.translate_error`."""
+    if call.translate_error is not None:
+        call.translate_error(error)
 
 
 @define

@@ -43,5 +43,5 @@ def _translated(body: bytes, request_id: str, blocks: Blocks) -> Call:
     blocks.thinking = asked.thinking
     summary = read_summary(asked.chat, ("messages", list))
     call = Call(Endpoint.CHAT, summary, asked.chat, request_id, relays=False, cuts_length=True)
-    call.retell = asked.paths.retell
+    call.translate_error = asked.paths.translate_error
     return call

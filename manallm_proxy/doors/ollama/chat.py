@@ -35,7 +35,7 @@ class OllamaChatDoor:
         call = door_call(
             Endpoint.CHAT, asked, fields, settings.ollama | _reasoning_for_ollama(fields), client, large=is_large(body)
         )
-        call.retell = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).retell
+        call.translate_error = CallerPaths("messages", Conversation.origins(messages), CALLED_HERE).translate_error
         if not messages:
             call.answer, call.summary.stream = load_answer(asked), False
         return call, ChatReply(model)

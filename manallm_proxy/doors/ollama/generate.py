@@ -38,7 +38,7 @@ class OllamaGenerateDoor:
         else:
             fields = {"messages": _messages(asked, prompt), **settings.fields}
             call = door_call(Endpoint.CHAT, asked, fields, settings.ollama, client, large=is_large(body))
-        call.retell = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).retell
+        call.translate_error = CallerPaths("prompt", _origins(asked, prompt), CALLED_HERE).translate_error
         if not prompt and not suffix:
             call.answer, call.summary.stream = load_answer(asked), False
         return call, GenerateReply(model)

@@ -182,7 +182,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, write: Call
         chat = write({**asked.chat, "messages": messages})
         summary = read_summary(chat, ("messages", list))
         call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
-        call.retell = paths.retell
+        call.translate_error = paths.translate_error
         return call
 
     paths = CallerPaths(INPUT, conversation.origins(), CALLED_HERE)

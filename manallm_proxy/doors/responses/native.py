@@ -73,7 +73,7 @@ class NativeForm:
             summary = evolve(summary, spans=spans)
         call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self.told(), is_large=is_large(body))
         if before:
-            call.retell = HistoryPaths("input", len(before), _PREVIOUS).retell
+            call.translate_error = HistoryPaths("input", len(before), _PREVIOUS).translate_error
         return call
 
     def translate(self) -> Call:
