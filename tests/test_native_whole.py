@@ -25,7 +25,7 @@ WRITTEN: Any = st.tuples(st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : "
 
 
 def call(endpoint: Endpoint, told: dict[str, bytes]) -> Call:
-    return Call(endpoint, RequestSummary("", False, False, frozenset(), {}), b"{}", "r", told=told)
+    return Call(endpoint, RequestSummary("", False, False, frozenset(), {}), b"{}", "r", response_fields=told)
 
 
 def shuffled(members: dict[str, Any], order: Any, how: tuple[tuple[str, str], bool]) -> bytes:

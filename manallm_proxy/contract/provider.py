@@ -138,7 +138,7 @@ class Call:
     clients send some large number."""
     headers: Mapping[str, str] = field(default=_NONE, repr=False)
     """To be sent along."""
-    told: Mapping[str, bytes] = _NONE
+    response_fields: Mapping[str, bytes] = _NONE
     """Members of a relayed answer to replace, such as the id of a response: the new JSON, by name."""
 
     def translated(self) -> Call:

@@ -100,4 +100,4 @@ class SharedLimits:
 
 def _tell(link: Link, error: Away | Refused) -> None:
     if isinstance(error, Refused):
-        link.told(str(error))
+        link.report_refusal(str(error))

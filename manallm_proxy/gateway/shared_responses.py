@@ -81,7 +81,7 @@ class SharedResponses:
         except Away:
             return _NOTHING
         except Refused as refusal:
-            link.told(str(refusal))
+            link.report_refusal(str(refusal))
             return _NOTHING
         try:
             return unseal(name, entry) if entry else _NOTHING

@@ -123,7 +123,7 @@ class SharedSpend:
             )
         except Refused as refusal:
             self._refused = True
-            link.told(str(refusal))
+            link.report_refusal(str(refusal))
             raise Away from None
         except BaseException:
             if was_well:

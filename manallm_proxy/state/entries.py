@@ -72,7 +72,7 @@ class WriteBehind:
             except Away:
                 pass
             except Refused as refusal:
-                self.link.told(str(refusal))
+                self.link.report_refusal(str(refusal))
             finally:
                 self._waiting -= size
                 done()

@@ -102,7 +102,7 @@ class Link:
             if client is not None and client is not self._client:  # left meanwhile: it may have connected since
                 self._leave(client)
 
-    def told(self, refusal: str) -> None:
+    def report_refusal(self, refusal: str) -> None:
         """Reports a command that the server refused, once for each reason."""
         if refusal not in self._refusals:
             self._refusals.add(refusal)

@@ -66,7 +66,7 @@ class RedisAnswers:
         except Away:
             return None
         except Refused as refusal:
-            self.link.told(str(refusal))
+            self.link.report_refusal(str(refusal))
             return None
         if not entry:
             return None

@@ -186,7 +186,7 @@ class Settlements:
             except Away:
                 await asyncio.sleep(AGAIN)
             except Refused as refusal:
-                link.told(str(refusal))
+                link.report_refusal(str(refusal))
                 await asyncio.sleep(REFUSED_AGAIN)
             else:
                 self._sent = None

@@ -153,7 +153,7 @@ def _call_of(form: NativeForm, client: Client) -> Call:
         summary = evolve(summary, needs=summary.needs | {VISION})
     call = Call(Endpoint.RESPONSES, summary, form.body, form.request_id, native=form)
     if form.is_fixed:
-        call.told = form.told()
+        call.response_fields = form.response_fields()
     return call
 
 

@@ -71,7 +71,14 @@ class NativeForm:
         if values:
             body, spans = spliced(body, summary.spans, values)
             summary = evolve(summary, spans=spans)
-        call = Call(Endpoint.RESPONSES, summary, body, self.request_id, told=self.told(), is_large=is_large(body))
+        call = Call(
+            Endpoint.RESPONSES,
+            summary,
+            body,
+            self.request_id,
+            response_fields=self.response_fields(),
+            is_large=is_large(body),
+        )
         if before:
             call.translate_error = HistoryPaths("input", len(before), _PREVIOUS).translate_error
         return call
@@ -86,7 +93,7 @@ class NativeForm:
         """Items of earlier responses, as far as `provider` can read them."""
         return [each for item in map(decode_leniently, self.history) if (each := readable(item, provider)) is not None]
 
-    def told(self) -> dict[str, bytes]:
+    def response_fields(self) -> dict[str, bytes]:
         """What the response says of itself, although the provider was asked otherwise."""
         previous, store = self.asked.previous, b"true" if self.asked.stores else b"false"
         return {"id": encode(self.shell.id), "store": store, _PREVIOUS: encode(previous) if previous else b"null"}

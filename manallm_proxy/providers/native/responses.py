@@ -108,7 +108,7 @@ class ResponsesRelay(NamedRelay):
 
 
 def _replaced(call: Call, target: Target) -> Mapping[str, bytes]:
-    return {"model": encode(str(target)), **call.told}
+    return {"model": encode(str(target)), **call.response_fields}
 
 
 def _failure(told: object) -> ProviderError:
