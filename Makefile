@@ -17,7 +17,7 @@ PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
 # of the tests: half of their time they wait, so two cores do for four
 WORKERS ?= 4
-PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := -m pytest -p tests.forks --forks $(WORKERS)
 NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
 SECONDS ?= 60
 
@@ -37,7 +37,7 @@ test: $(VENV)/.dev $(SDKS)/.installed  ## install what the tests need, as pinned
 
 .PHONY: coverage
 coverage: $(VENV)/.dev $(SDKS)/.installed  ## the same tests, and which lines and branches none of them reached
-	$(BIN)/python $(PYTEST) --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 .PHONY: fresh
 fresh: $(VENV)/bin/python  ## the same tests with the newest of everything, in an environment of its own: did a release break us?

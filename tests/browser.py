@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import os
-import re
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import aiohttp
 from attrs import define, field
 
 from tests.needs import require
+from tests.waiting import until
 
 
 @define(eq=False)
@@ -87,32 +90,52 @@ class Page:
 
 
 @asynccontextmanager
-async def chromium(folder: Path) -> AsyncIterator[Page]:
-    """With a profile of its own; gone at the end."""
+async def chromium() -> AsyncIterator[Page]:
+    """A tab of its own, which shares nothing with others; gone at the end."""
+    address = await _started()
+    async with aiohttp.ClientSession() as client, client.ws_connect(address, max_msg_size=0) as socket:
+        browser = Page(socket)
+        listening = asyncio.ensure_future(browser.listen())
+        context = (await browser.send("Target.createBrowserContext"))["browserContextId"]
+        target = await browser.send("Target.createTarget", url="about:blank", browserContextId=context)
+        place = f"{address.partition('/devtools/')[0]}/devtools/page/{target['targetId']}"
+        async with client.ws_connect(place, max_msg_size=0) as tab:
+            page = Page(tab)
+            reading = asyncio.ensure_future(page.listen())
+            yield page
+            reading.cancel()
+        await browser.send("Target.disposeBrowserContext", browserContextId=context)
+        listening.cancel()
+
+
+_folders: list[Path] = []
+
+
+async def _started() -> str:
+    """Where to speak with the one browser of this process, which ends with it: a start takes half a second of CPU."""
+    if not _folders:
+        _folders.append(_start())
+    told = _folders[0] / "DevToolsActivePort"
+    await until(lambda: told.exists() and told.read_text().count("\n") == 1, 30)
+    port, path = told.read_text().split("\n")
+    return f"ws://127.0.0.1:{port}{path}"
+
+
+def _start() -> Path:
+    """Its profile."""
     program = require("chromium", "Debian: apt-get install chromium")
-    child = await asyncio.create_subprocess_exec(
-        program,
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-        *("--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0"),
-        f"--user-data-dir={folder / 'profile'}",
-        "about:blank",
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    child = subprocess.Popen(
+        [
+            program,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+            *("--hide-scrollbars", "--disable-background-networking", "--remote-debugging-port=0"),
+            f"--user-data-dir={folder.name}",
+            "about:blank",
+        ],
         env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere"},
-        stderr=asyncio.subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
-    assert child.stderr is not None
-    try:
-        async with asyncio.timeout(30):
-            while not (match := re.search(r"ws://([^/]+)/", (await child.stderr.readline()).decode())):
-                pass
-        async with aiohttp.ClientSession() as client:
-            async with client.get(f"http://{match[1]}/json/list") as response:
-                tabs = await response.json()
-            url = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            async with client.ws_connect(url, max_msg_size=0) as socket:
-                page = Page(socket)
-                listening = asyncio.ensure_future(page.listen())
-                yield page
-                listening.cancel()
-    finally:
-        child.kill()
-        await child.communicate()
+    for each in (folder.cleanup, child.wait, child.kill):  # called in the reverse order
+        atexit.register(each)
+    return Path(folder.name)

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attrs import define
@@ -69,11 +69,14 @@ async def start(
     stderr: int = PIPE,
     text: bytes = b"",
     listener: socket.socket | None = None,
+    program: Path | None = None,
+    files: int | None = None,
     anew: bool = False,
 ) -> Child:
     """The command as a child: its whole environment, its folder, where it writes to, and what it reads (64 KiB).
 
-    `listener`: passed to it as systemd does. `anew`: not forked, for a test that looks at the process from outside.
+    `listener`: passed to it as systemd does. `program`: a script that takes the command's place. `files`: how many
+    descriptors it may have. `anew`: not forked, for a test that looks at the process from outside.
     """
     own = {name for name in environ if name.startswith(IMPORTS) and environ[name] != os.environ.get(name)}
     reads, writes = os.pipe()
@@ -84,10 +87,13 @@ async def start(
     try:
         if anew or own or not hasattr(os, "pidfd_open"):
             path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), str(ROOT)]))
-            command = [sys.executable, "-m", "manallm_proxy", *arguments]
+            what = ["-m", "manallm_proxy"] if program is None else [str(program)]
+            command = [sys.executable, *what, *arguments]
             if listener is not None:
                 at = listener.fileno()
                 command = ["bash", "-c", f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{at} {at}<&-', "", *command]
+            if files is not None:
+                command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "", *command]
             return await asyncio.create_subprocess_exec(
                 *command,
                 cwd=folder,
@@ -98,18 +104,20 @@ async def start(
                 stderr=stderr,
             )
         passed = [] if listener is None else [listener.fileno()]
-        return await _fork(arguments, environ, folder, [reads, *passed], stdout, stderr)
+        request: dict[str, object] = {"arguments": arguments, "environ": dict(environ), "folder": str(folder)}
+        if files is not None:
+            request["files"] = files
+        if program is not None:
+            request["program"] = str(program)
+        return await _fork(request, [reads, *passed], stdout, stderr)
     finally:
         os.close(reads)
 
 
-async def _fork(
-    arguments: tuple[str, ...], environ: Mapping[str, str], folder: Path, passed: list[int], stdout: int, stderr: int
-) -> Forked:
+async def _fork(request: dict[str, object], passed: list[int], stdout: int, stderr: int) -> Forked:
     """`passed`: its standard input, and a socket that listens."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
-    request = json.dumps({"arguments": arguments, "environ": dict(environ), "folder": str(folder)}).encode()
     with contextlib.ExitStack() as sent:
         sent.callback(theirs.close)
         streams, given, pipes = [], passed[:1], []
@@ -119,7 +127,7 @@ async def _fork(
             given.append(number)
             pipes += pipe
             sent.callback(os.close, number)
-        socket.send_fds(server(), [request], [*given, theirs.fileno(), *passed[1:]])
+        socket.send_fds(server(), [json.dumps(request).encode()], [*given, theirs.fileno(), *passed[1:]])
     loop = asyncio.get_running_loop()
     if not (pid := await loop.sock_recv(ours, 16)):
         raise RuntimeError("the process that forks has ended")
@@ -133,6 +141,8 @@ async def _fork(
 
 async def _stream(wanted: int, other: int) -> tuple[asyncio.StreamReader | None, int, list[asyncio.BaseTransport]]:
     """Our end and the child's of one of its outputs; STDOUT: as the `other`."""
+    if wanted >= 0:
+        return None, os.dup(wanted), []
     if wanted != PIPE:
         return None, os.dup(other) if wanted == STDOUT else os.open(os.devnull, os.O_WRONLY), []
     reads, writes = os.pipe()
@@ -147,19 +157,21 @@ async def _nothing() -> bytes:
     return b""
 
 
-_servers: list[socket.socket] = []
+_servers: dict[str, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
 
 
-def server() -> socket.socket:
-    """Where to ask the process that forks, one for each of pytest's; it ends with it."""
-    if not _servers:
+def server(name: str = "", modules: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> socket.socket:
+    """Where to ask the process that forks, of which there is one for each `name`; it ends with this one.
+
+    Without a name it is that of our commands, else one that has imported `modules` in `environ`.
+    """
+    if name not in _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             number = theirs.fileno()
-            child = subprocess.Popen(
-                [sys.executable, "-m", "tests.forkserver", str(number)], cwd=ROOT, pass_fds=[number]
-            )
-        _servers.append(ours)
+            command = [sys.executable, "-m", "tests.forkserver", str(number), *modules]
+            child = subprocess.Popen(command, cwd=ROOT, pass_fds=[number], env=environ)
+        _servers[name] = ours, child
         atexit.register(child.wait)
         atexit.register(ours.close)
-    return _servers[0]
+    return _servers[name][0]

@@ -5,11 +5,14 @@ Hypothesis looks a little at each run, and more where somebody asks for it (HYPO
 
 from __future__ import annotations
 
+import atexit
+import gc
 import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from hypothesis import settings
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider as client
+from tests import command, sdks
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts as a process is compiled once, and not each time
 sys.dont_write_bytecode = False
@@ -26,6 +30,37 @@ sys.dont_write_bytecode = False
 settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process would take 50 ms to read the machine's authorities; and no test reaches a stranger over TLS.
+
+    The processes that others are forked from take a second to start: where forks share them, they do so meanwhile.
+    """
+    # signs nothing, and takes their place
+    patch = pytest.MonkeyPatch()
+    path = Path(FOLDER.name) / "nobody.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    patch.setenv("SSL_CERT_FILE", str(path))
+    config.add_cleanup(patch.undo)
+    atexit.register(FOLDER.cleanup)  # after the end of what is started below
+    if config.getoption("forks", 0) and not config.option.collectonly:
+        command.server()
+        sdks.start_servers()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays: the garbage collector need not look at it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,17 +90,5 @@ NUMBERS = itertools.count()
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of its own, as pytest's, without the link to the newest: to replace that takes 2 ms."""
     name = re.sub(r"\W", "_", request.node.name)[:24]
-    return tmp_path_factory.mktemp(f"{name}-{next(NUMBERS)}", numbered=False)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nobody_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An authority that signs nothing takes the place of the machine's.
-
-    To read those takes 50 ms for each process; and no test reaches a stranger over TLS.
-    """
-    path = tmp_path_factory.mktemp("tls") / "nobody.pem"
-    trustme.CA().cert_pem.write_to_path(str(path))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(path))
-        yield
+    fork = os.environ.get("TESTS_FORK", "")
+    return tmp_path_factory.mktemp(f"{name}-{fork}-{next(NUMBERS)}", numbered=False)

@@ -1,12 +1,14 @@
-"""The process from which commands under test are forked: ``python -m tests.forkserver DESCRIPTOR``.
+"""The process from which commands and clients are forked: ``python -m tests.forkserver DESCRIPTOR [MODULE ...]``.
 
 Three quarters of a start are imports, and the suite starts two hundred processes. This one imports what ``serve`` and
-the other commands need, and forks for each request. The child has the descriptors, the environment and the folder that
-it was sent, and no others. At its end it waits for threads and calls exit handlers as any Python process does, but does
-not take its modules to pieces, for which it would have to copy most of the memory. In that, and in ``/proc/*/cmdline``
-and ``environ``, it differs from one that was started anew. When this process forks it has no threads and no event loop.
+the other commands need, or the given modules of a client's SDK, and forks for each request. The child has the
+descriptors, the environment and the folder that it was sent, and no others. At its end it waits for threads and calls
+exit handlers as any Python process does, but does not take its modules to pieces, for which it would have to copy most
+of the memory. In that, and in ``/proc/*/cmdline`` and ``environ``, it differs from one that was started anew. When this
+process forks it has no threads and no event loop.
 
-A request is JSON of ``arguments``, ``environ``, ``folder`` with four descriptors: standard input, output, error, and a
+A request is JSON of ``arguments``, ``environ``, ``folder``, the path of a ``program`` unless it is for our command, and
+how many ``files`` may be open if there is a limit. With it come four descriptors: standard input, output, error, and a
 socket that is told the process id and then the exit code, negative for a signal as in `subprocess`. A fifth is the
 socket that systemd would pass.
 """
@@ -20,13 +22,16 @@ import importlib
 import io
 import json
 import os
+import resource
+import runpy
 import select
 import signal
 import socket
 import sys
 
 COMMANDS = ("chat", "check", "explain", "look_around", "requests", "serve", "status")
-NEEDED = ("uvloop", "manallm_proxy.process.supervisor", *(f"manallm_proxy.cli.{name}" for name in COMMANDS))
+MAIN = "manallm_proxy.__main__"
+NEEDED = ("uvloop", MAIN, "manallm_proxy.process.supervisor", *(f"manallm_proxy.cli.{name}" for name in COMMANDS))
 STATUS, LISTENER, DESCRIPTORS = 3, 4, 5
 LIMIT = 1 << 17
 codes: list[int] = []
@@ -67,10 +72,12 @@ def serve(requests: socket.socket) -> list[str] | None:
 
 
 def become(request: dict[str, object], descriptors: list[int]) -> list[str]:
-    """Makes of this process the one that was asked for. Returns its arguments."""
+    """Makes of this process the one that was asked for. Returns its ``sys.argv``."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     environ, folder, arguments = request["environ"], request["folder"], request["arguments"]
     assert isinstance(environ, dict) and isinstance(folder, str) and isinstance(arguments, list)
+    program = request.get("program", sys.argv[0])
+    assert isinstance(program, str)
     for number, each in enumerate(descriptors[:3]):
         os.dup2(each, number)
     own = 3
@@ -79,12 +86,15 @@ def become(request: dict[str, object], descriptors: list[int]) -> list[str]:
         own += 1
         environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     os.closerange(own, 1 << 16)
+    if files := request.get("files"):
+        assert isinstance(files, int)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     sys.stdout, sys.stderr = _writer(1, "strict"), _writer(2, "backslashreplace")
-    return arguments
+    return [program, *arguments]
 
 
 def end_at_once() -> None:
@@ -95,6 +105,15 @@ def end_at_once() -> None:
         os._exit(code)
 
 
+def run(program: str) -> int:
+    """Its exit code."""
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 def _writer(number: int, errors: str) -> io.TextIOWrapper:
     """As Python makes them: by lines on a terminal and for errors."""
     raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
@@ -103,11 +122,14 @@ def _writer(number: int, errors: str) -> io.TextIOWrapper:
 
 if __name__ == "__main__":
     atexit.register(end_at_once)  # the first to be registered, and so the last to be called
-    for name in NEEDED:
+    own, number, *modules = sys.argv
+    for name in modules or NEEDED:
         importlib.import_module(name)
-    main = importlib.import_module("manallm_proxy.__main__").main
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, whose end ends this process
     gc.freeze()
-    if (given := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
-        sys.argv[1:] = given
-        codes.append(main(given))
+    if (given := serve(socket.socket(fileno=int(number)))) is not None:
+        sys.argv[:] = given
+        if given[0] == own:
+            codes.append(importlib.import_module(MAIN).main(given[1:]))
+        else:
+            codes.append(run(given[0]))

@@ -60,7 +60,7 @@ async def picture(to: Path) -> None:
         }
         config |= {"aliases": {name: {"chain": chain} for name, chain in chains.items()}, "default": "mana/fast-text"}
         with tempfile.TemporaryDirectory() as folder:
-            async with proxy(config, Path(folder)) as p, chromium(Path(folder)) as page:
+            async with proxy(config, Path(folder)) as p, chromium() as page:
                 names = (*chains, "groq/llama-3.1-8b-instant")
                 for half_minute in range(30):
                     # mypy knows no defaults of a lambda

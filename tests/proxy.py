@@ -145,7 +145,12 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    config: dict[str, Any], folder: Path, environ: dict[str, str] | None = None, *arguments: str, anew: bool = False
+    config: dict[str, Any],
+    folder: Path,
+    environ: dict[str, str] | None = None,
+    *arguments: str,
+    program: Path | None = None,
+    anew: bool = False,
 ) -> AsyncIterator[Process]:
     """The real thing, from the log line that tells where it listens; ended at the end, whatever the test did."""
     path = folder / "proxy.yaml"
@@ -154,6 +159,7 @@ async def process(
         *("serve", "--config", str(path), *arguments),
         environ={**os.environ, "JOURNAL_STREAM": "1:1", **(environ or {})},
         stdout=DEVNULL,
+        program=program,
         anew=anew,
     )
     output: list[str] = []
@@ -187,11 +193,41 @@ async def accepts(url: str) -> bool:
         return False
 
 
-async def run(*arguments: str, environ: dict[str, str] | None = None) -> tuple[int | None, str]:
+async def run(
+    *arguments: str, environ: dict[str, str] | None = None, program: Path | None = None
+) -> tuple[int | None, str]:
     """Exit code and all output of one command."""
-    child = await start(*arguments, environ={**os.environ, **(environ or {})}, stderr=STDOUT)
+    child = await start(*arguments, environ={**os.environ, **(environ or {})}, stderr=STDOUT, program=program)
     output, _ = await asyncio.wait_for(child.communicate(), 20)
     return child.returncode, output.decode()
+
+
+@asynccontextmanager
+async def logging_to(
+    log: Path | int,
+    folder: Path,
+    config: dict[str, Any],
+    *arguments: str,
+    stdout: int = DEVNULL,
+    files: int | None = None,
+) -> AsyncIterator[tuple[Child, str]]:
+    """The real process, once it is alive, with its log in a file or descriptor: the process, and its URL."""
+    (folder / "proxy.yaml").write_text(written(config))
+    command = ("serve", "--config", str(folder / "proxy.yaml"), *arguments)
+    url = f"http://127.0.0.1:{config['listen']['port']}"
+    number = os.dup(log) if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    environ = {**os.environ, "JOURNAL_STREAM": "1:1"}
+    try:
+        child = await start(*command, environ=environ, stdout=stdout, stderr=number, files=files)
+    finally:
+        os.close(number)
+    try:
+        await alive(url)
+        yield child, url
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
 
 
 @asynccontextmanager
@@ -220,7 +256,9 @@ def free_port() -> int:
     It lies below those that the kernel gives to outgoing connections, so that none of the many of this suite takes it
     meanwhile; each of pytest's workers has a thousand of its own.
     """
-    for port in _PORTS:
+    if os.getpid() not in _PORTS:  # also where one was asked for before a fork
+        _PORTS[os.getpid()] = _own_ports()
+    for port in _PORTS[os.getpid()]:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -228,12 +266,13 @@ def free_port() -> int:
 
 
 def _own_ports() -> Iterator[int]:
-    first = 13_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+    number = os.environ.get("TESTS_FORK") or os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]
+    first = 13_000 + 1000 * (int(number) % 16)
     at = random.SystemRandom().randrange(1000)  # another run may go on beside this one
     return itertools.cycle([*range(first + at, first + 1000), *range(first, first + at)])
 
 
-_PORTS = _own_ports()
+_PORTS: dict[int, Iterator[int]] = {}
 
 
 async def alive(url: str, seconds: float = 10.0) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from manallm_proxy.openai.json_object import encode
+from tests.command import ROOT, server
 from tests.needs import require
 from tests.upstreams import Connection, Seen, answers, chunk, completion
 
@@ -38,26 +42,75 @@ TOOL_STREAM = (
 """One call of ``add``, in parts."""
 
 
+MODULES = {
+    "openai-newest": ("openai.resources.chat", "openai.resources.responses", "openai.types.responses"),
+    "openai-1": ("openai.resources.chat", "openai.resources.responses", "openai.types.responses"),
+    "anthropic": ("anthropic.resources", "anthropic.types"),
+    "ollama": ("ollama",),
+    "langchain-ollama": ("langchain_ollama",),
+}
+"""What is imported once of each folder of Python's: it takes up to 1.7 s of CPU, and each has several programs."""
+SECONDS = 50
+ENVIRON = {"NO_PROXY": "127.0.0.1", "LANGSMITH_TRACING": "false"}
+
+
 async def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     """A client's one line of JSON."""
     child = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **(env or {})}
     )
-    out, err = await asyncio.wait_for(child.communicate(), 50)
+    out, err = await asyncio.wait_for(child.communicate(), SECONDS)
     assert child.returncode == 0, err.decode()
     saw: dict[str, Any] = json.loads(out)
     return saw
 
 
+def start_servers() -> None:
+    """The processes from which Python's SDKs are forked, all at a time."""
+    for folder in MODULES:
+        if (INSTALLED / folder).exists():
+            _server(folder)
+
+
+def _server(folder: str) -> socket.socket:
+    return server(folder, MODULES[folder], {**os.environ, **ENVIRON, "PYTHONPATH": str(INSTALLED / folder)})
+
+
+async def python(folder: str, program: str, *arguments: str) -> dict[str, Any]:
+    """What a program of tests/clients saw, with the SDK in `folder`."""
+    saw: dict[str, Any] = json.loads(await asyncio.to_thread(_forked, folder, program, arguments))
+    return saw
+
+
 def judged(folder: str, program: str, values: dict[str, list[Any]]) -> list[str]:
     """What an SDK's own types have to say against `values`; `program` in tests/clients knows which are which."""
-    where = require(INSTALLED / folder, "the SDK is installed by make test")
-    command = [sys.executable, str(HERE / "clients" / program)]
-    environ = {**os.environ, "PYTHONPATH": str(where)}
-    read = subprocess.run(command, input=encode(values), capture_output=True, env=environ, timeout=50, check=False)
-    assert read.returncode == 0, read.stderr.decode()
-    wrong: list[str] = json.loads(read.stdout)
+    wrong: list[str] = json.loads(_forked(folder, program, (), encode(values)))
     return wrong
+
+
+def _forked(folder: str, program: str, arguments: Sequence[str], text: bytes = b"") -> bytes:
+    """What `program` printed that was given `text`: a process of its own, forked from one that has imported the SDK."""
+    where, path = require(INSTALLED / folder, "the SDK is installed by make test"), str(HERE / "clients" / program)
+    environ = {**os.environ, **ENVIRON, "PYTHONPATH": str(where)}
+    if not hasattr(os, "pidfd_open"):
+        command = [sys.executable, path, *arguments]
+        done = subprocess.run(command, input=text, capture_output=True, env=environ, timeout=SECONDS, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+    request = {"program": path, "arguments": arguments, "environ": environ, "folder": str(ROOT)}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(text)
+        given.seek(0)
+        with theirs:
+            descriptors = [given.fileno(), out.fileno(), err.fileno(), theirs.fileno()]
+            socket.send_fds(_server(folder), [encode(request)], descriptors)
+        ours.settimeout(SECONDS)
+        pid, code = ours.recv(16), ours.recv(16)
+        out.seek(0)
+        err.seek(0)
+        assert pid and code == b"0", err.read().decode()
+        return out.read()
 
 
 async def cloud(connection: Connection, seen: Seen) -> None:

@@ -26,7 +26,7 @@ import yaml
 from attrs import define, field, frozen
 
 from manallm_proxy.cli.check import check
-from tests.command import ROOT
+from tests.command import ROOT, server
 from tests.nginx import EXAMPLE, nginx
 from tests.ollama_box import box
 from tests.proxy import Process, free_port, process, written
@@ -180,7 +180,11 @@ class Stage:
         environ = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         environ["MANALLM_CONFIG"] = str(self.folder / "proxy.yaml")
         child = await asyncio.create_subprocess_exec(
-            "sh", "-c", command, stdout=asyncio.subprocess.PIPE, env=environ, cwd=self.folder
+            *("sh", "-c", command),
+            stdout=asyncio.subprocess.PIPE,
+            env=environ,
+            cwd=self.folder,
+            pass_fds=[server().fileno()],
         )
         output, _ = await asyncio.wait_for(child.communicate(), 10)
         assert child.returncode == 0, command
@@ -204,7 +208,8 @@ async def _probed(url: str, config: dict[str, Any]) -> None:
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("docs")
     command = folder / "manallm-proxy"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m manallm_proxy "$@"\n')
+    ours = f"-S -E {ROOT}/tests/forked.py {server().fileno()}" if hasattr(os, "pidfd_open") else "-m manallm_proxy"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} {ours} "$@"\n')
     command.chmod(0o755)
     models = ["qwen2.5:7b", "qwen2.5:32b"]
     async with box(*models) as gpu, upstream(each(answers), ["llama-3.1-8b-instant"]) as cloud:

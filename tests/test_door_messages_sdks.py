@@ -6,8 +6,6 @@ They are installed beside the environment by ``make test``; each runs as a proce
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 from manallm_proxy.gateway.client_keys import digest_of
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import HERE, INSTALLED, run
+from tests.sdks import HERE, INSTALLED, python, run
 from tests.upstreams import Connection, Seen, answers, chunk, completion, each, upstream
 
 KEY = "sk-anthropic-test"
@@ -96,10 +94,7 @@ async def test_an_sdk_sees_anthropic(tmp_path: Path, language: str) -> None:
             config["aliases"][f"mana/{name}"] = {"chain": [f"gpu/{name}"]}
         async with proxy(config, tmp_path) as p:
             if language == "python":
-                where = require(INSTALLED / "anthropic", "the SDK is installed by make test")
-                path = os.pathsep.join((str(where), str(HERE.parent)))
-                client = str(HERE / "clients" / "anthropic_python.py")
-                saw = await run(sys.executable, client, p.url, KEY, env={"PYTHONPATH": path})
+                saw = await python("anthropic", "anthropic_python.py", p.url, KEY)
             else:
                 node = require("node", "npm's SDK needs Node")
                 where = require(INSTALLED / "node_modules/@anthropic-ai/sdk", "the SDK is installed by make test")

@@ -5,26 +5,22 @@ They are installed beside the environment by ``make test``, and each runs as a p
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import HERE, INSTALLED, cloud, run
+from tests.sdks import cloud, python
 from tests.upstreams import each, upstream
 
 
 async def saw(client: str, package: str, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     """What `client` saw, and what the provider was sent."""
-    where = require(INSTALLED / package, "the SDK is installed by make test")
     async with upstream(each(cloud), ["m"]) as provider:
         config = settings({"gpu": openai(provider.url), "status": openai(provider.url)}, ["gpu/m"])
         for name in ("tools", "structured", "broken", "embed"):
             config["aliases"][f"mana/{name}"] = {"chain": [f"gpu/{name}"]}
         async with proxy(config, folder) as p:
-            env = {"PYTHONPATH": str(where), "NO_PROXY": "127.0.0.1", "LANGSMITH_TRACING": "false"}
-            seen = await run(sys.executable, str(HERE / "clients" / client), p.url, env=env)
+            seen = await python(package, client, p.url)
         return seen, [seen.json for seen in provider.posts]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from email.parser import BytesParser
 from email.policy import HTTP
 from pathlib import Path
@@ -18,9 +17,8 @@ from hypothesis import strategies as st
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.form import read_form
-from tests.needs import require
 from tests.proxy import everything, openai, proxy, settings
-from tests.sdks import HERE, INSTALLED, run
+from tests.sdks import python
 from tests.upstreams import Connection, Seen, answers, each, status, upstream
 
 MP3 = b"\xff\xf3\x00not json\r\n\r\n\x00" * 50
@@ -102,10 +100,8 @@ async def test_everything_passes(tmp_path: Path) -> None:
 
 async def test_openai_python(tmp_path: Path) -> None:
     """The SDK's own forms and streams."""
-    where = require(INSTALLED / "openai-newest", "the SDK is installed by make test")
     async with upstream(each(media)) as gpu, proxy(settings({"gpu": openai(gpu.url)}), tmp_path) as p:
-        script = str(HERE / "clients" / "openai_media.py")
-        saw = await run(sys.executable, script, f"{p.url}/v1", env={"PYTHONPATH": str(where)})
+        saw = await python("openai-newest", "openai_media.py", f"{p.url}/v1")
     assert saw == {
         "speech": [len(MP3), "audio/mpeg"],
         "transcription": "1\n00:00 --> 00:01\nhi\n",

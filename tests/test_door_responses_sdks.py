@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from manallm_proxy.providers.loopback import LoopbackProvider
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
 from tests.responses import FIELDS, FUNCTION, Opened
-from tests.sdks import CLIENTS, HERE, INSTALLED, TOOL_STREAM, judged, run
+from tests.sdks import CLIENTS, HERE, INSTALLED, TOOL_STREAM, judged, python, run
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, upstream
 
 
@@ -161,9 +160,7 @@ async def test_an_sdk_sees_openai(tmp_path: Path, client: str) -> None:
         async with proxy(config, tmp_path) as p:
             base = f"{p.url}/v1"
             if language == "python":
-                where = require(INSTALLED / package, "the SDK is installed by make test")
-                program = str(HERE / "clients" / "responses_sdk.py")
-                saw = await run(sys.executable, program, base, env={"PYTHONPATH": str(where)})
+                saw = await python(package, "responses_sdk.py", base)
             else:
                 node = require("node", "npm's SDK needs Node")
                 where = require(INSTALLED / "node_modules" / package, "the SDK is installed by make test")

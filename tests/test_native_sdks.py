@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from tests.native_servers import SIGNED, message_begin, message_words, speaks_messages, speaks_responses, words
 from tests.native_servers import begin as response_begin
-from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import HERE, INSTALLED, run
+from tests.sdks import python
 from tests.upstreams import Connection, Seen, each, upstream
 
 
@@ -31,9 +29,7 @@ async def test_sdks_on_a_native_provider(tmp_path: Path) -> None:
     async with upstream(each(server)) as up:
         async with proxy(settings({"p": openai(up.url, speaks=["chat", "responses", "messages"])}), tmp_path) as p:
             for name, folder in (("openai", "openai-newest"), ("anthropic", "anthropic")):
-                where = require(INSTALLED / folder, "the SDK is installed by make test")
-                program = str(HERE / "clients" / "native_sdks.py")
-                saw[name] = await run(sys.executable, program, name, p.url, env={"PYTHONPATH": str(where)})
+                saw[name] = await python(folder, "native_sdks.py", name, p.url)
     assert saw["openai"] == {
         "create": ["Hello", "p/m", 12],
         "stream": ["Hello", "response.created", "response.completed"],

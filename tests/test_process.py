@@ -431,7 +431,7 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
     path = tmp_path / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"loopback": {"kind": "loopback"}}, ["loopback/echo"])))
     environ = {k: v for k, v in os.environ.items() if k != "JOURNAL_STREAM"}
-    child = await start("serve", "--config", str(path), environ=environ, stderr=DEVNULL, anew=True)
+    child = await start("serve", "--config", str(path), environ=environ, stderr=DEVNULL)
     try:
         assert child.stdout is not None
         lines: list[str] = []

@@ -6,7 +6,6 @@ import asyncio
 import os
 import pickle
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -296,15 +295,17 @@ def open_provider(provider, *others):
         raise ValueError("sk-verysecret")
     return opens(provider, *others)
 opening.open_provider = open_provider
+import sys
+from manallm_proxy.__main__ import main
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def patched(folder: Path, condition: str) -> dict[str, str]:
-    """An environment in which opening the provider ``bad`` fails where `condition` holds."""
-    site = folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(PATCH.format(condition=condition))
-    return {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
+def patched(folder: Path, condition: str) -> Path:
+    """A program that is our command, but that opening the provider ``bad`` fails where `condition` holds."""
+    path = folder / "patched.py"
+    path.write_text(PATCH.format(condition=condition))
+    return path
 
 
 @pytest.mark.parametrize("command", [["check"], ["check", "--live"], ["serve"], ["serve", "--workers", "2"]])
@@ -312,7 +313,7 @@ async def test_what_no_reader_knows_of_is_a_mistake_too(tmp_path: Path, command:
     """Whatever opening a provider raises: 78 and its path."""
     path = tmp_path / "proxy.yaml"
     path.write_text(yaml.safe_dump(settings({"bad": openai("http://127.0.0.1:9"), **LOOP})))
-    code, output = await run(*command, "--config", str(path), environ=patched(tmp_path, "True"))
+    code, output = await run(*command, "--config", str(path), program=patched(tmp_path, "True"))
     assert code == 78
     place = next(n for n, line in enumerate(path.read_text().splitlines(), 1) if "base_url" in line)
     assert output == f"providers.bad.base_url: no client can be opened for this URL (ValueError) ({path}:{place})\n"
@@ -347,14 +348,15 @@ async def test_sighup_with_a_bad_url(tmp_path: Path, url: str, number: int) -> N
 async def test_what_one_worker_refuses_all_leave(tmp_path: Path) -> None:
     """The supervisor's own try went well, the other worker's too: none adopts it, and none is another process."""
     flag = tmp_path / "flag"
-    environ = patched(tmp_path, f"a_worker_takes({str(flag)!r})")
+    program = patched(tmp_path, f"a_worker_takes({str(flag)!r})")
     path = tmp_path / "proxy.yaml"
     bad = settings({"bad": openai("http://127.0.0.1:9"), **LOOP}, ["loop/other"])
 
     async def chains(url: str) -> set[str]:
         return {(await get(url, "/v1/aliases"))[1].partition('"chain":["')[2][:10] for _ in range(20)}
 
-    async with process(settings(LOOP, ["loop/echo1"]), tmp_path, environ, "--workers", "2") as running:
+    config = settings(LOOP, ["loop/echo1"])
+    async with process(config, tmp_path, None, "--workers", "2", program=program) as running:
         before = await pids(running.url)
         path.write_text(yaml.safe_dump(bad))
         os.kill(running.pid, signal.SIGHUP)

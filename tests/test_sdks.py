@@ -6,15 +6,13 @@ own, since two versions of one package do not fit into one.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.needs import require
 from tests.proxy import openai, proxy, settings
-from tests.sdks import CLIENTS, HERE, INSTALLED, cloud, run
+from tests.sdks import CLIENTS, HERE, INSTALLED, cloud, python, run
 from tests.upstreams import each, upstream
 
 
@@ -29,9 +27,7 @@ async def test_an_sdk_sees_openai(tmp_path: Path, client: str) -> None:
         async with proxy(config, tmp_path) as p:
             base = f"{p.url}/v1"
             if language == "python":
-                where = require(INSTALLED / package, "the SDK is installed by make test")
-                path = os.pathsep.join((str(where), str(HERE.parent)))
-                saw = await run(sys.executable, str(HERE / "clients" / "python_sdk.py"), base, env={"PYTHONPATH": path})
+                saw = await python(package, "python_sdk.py", base)
             else:
                 node = require("node", "npm's SDK needs Node")
                 where = require(INSTALLED / "node_modules" / package, "the SDK is installed by make test")

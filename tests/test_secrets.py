@@ -11,8 +11,6 @@ import pkgutil
 import re
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import attrs
 import pytest
 
 import manallm_proxy
-from tests.command import ROOT
+from manallm_proxy.cli.serve import leave_no_core
 from tests.proxy import Proxy, everything, openai, process, proxy, run, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
@@ -219,17 +217,19 @@ async def test_a_process_shows_none_to_its_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("allowed", [0, resource.RLIM_INFINITY])
 def test_no_core_is_left(tmp_path: Path, allowed: int) -> None:
     """The kernel says so itself, also where an operator's shell allows cores."""
-    code = f"""
-import os, resource, signal
-hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
-resource.setrlimit(resource.RLIMIT_CORE, ({allowed} if {allowed} >= 0 else hard, {allowed} if {allowed} >= 0 else hard))
-from manallm_proxy.cli.serve import leave_no_core
-leave_no_core()
-os.kill(os.getpid(), signal.SIGABRT)
-"""
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    _, status = os.waitpid(child.pid, 0)
-    child.returncode = 0
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = hard if allowed == resource.RLIM_INFINITY else allowed
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(tmp_path)
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)  # pytest would print a stack
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+            leave_no_core()
+            os.kill(os.getpid(), signal.SIGABRT)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
     assert os.WTERMSIG(status) == signal.SIGABRT
     assert not os.WCOREDUMP(status)
 

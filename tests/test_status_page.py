@@ -127,7 +127,7 @@ async def test_in_a_browser(tmp_path: Path) -> None:
         config = settings(providers, ["bad/m", "good/m", "loop/m"])
         hostile = "mana/<script>document.title='HACKED'"
         config["aliases"][hostile] = {"chain": ["loop/<img src=x onerror=alert(1)>".replace(" ", "/")]}
-        async with proxy(config, tmp_path) as p, chromium(tmp_path) as page:
+        async with proxy(config, tmp_path) as p, chromium() as page:
             await page.looks(1100)
             await page.open(p.url)
             await page.until("document.querySelectorAll('#aliases > li').length == 2")
@@ -140,7 +140,7 @@ async def test_in_a_browser(tmp_path: Path) -> None:
             await page.until("document.querySelector('.target.serves b').textContent == 'good/m'", 2)
             await page.value("document.querySelector('#requests summary').click()")
             await page.until("document.querySelectorAll('#requests .line-of').length == 2")
-            assert "served" in await page.value("document.querySelector('#requests .open').innerText")
+            await page.until("document.querySelector('#requests .open').innerText.includes('served')")
             assert await page.value("document.title") == "manallm-proxy"
             assert await page.value("document.querySelectorAll('img, main script, iframe').length") == 0
             assert "<script>" in await page.text()
@@ -159,7 +159,7 @@ async def test_in_a_browser(tmp_path: Path) -> None:
 @pytest.mark.built_in
 async def test_it_is_useful_before_anything_was_asked_for(tmp_path: Path) -> None:
     """What serves is drawn from what came with the page, whenever the rest comes."""
-    async with proxy(settings(LOOP), tmp_path) as p, chromium(tmp_path) as page:
+    async with proxy(settings(LOOP), tmp_path) as p, chromium() as page:
         await page.open("about:blank")
         await page.send("Network.setBlockedURLs", urls=["*/v1/*"])
         await page.send("Page.navigate", url=p.url)
@@ -174,7 +174,7 @@ async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
     axe = require(INSTALLED / "node_modules/axe-core/axe.min.js", "`make test` fetches it by npm").read_text()
     async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(answers)) as good:
         providers = {"bad": openai(bad.url), "good": openai(good.url), "none": openai("http://x", api_key="${NONE}")}
-        async with proxy(settings(providers, ["bad/m", "good/m", "none/m"]), tmp_path) as p, chromium(tmp_path) as page:
+        async with proxy(settings(providers, ["bad/m", "good/m", "none/m"]), tmp_path) as p, chromium() as page:
             await p.chat(model="mana/none")
             for _ in range(2):
                 await p.chat(model="mana/test")
@@ -197,7 +197,7 @@ async def test_axe_finds_nothing_to_mend(tmp_path: Path) -> None:
 @pytest.mark.built_in
 async def test_a_box_its_queue_and_a_rest(tmp_path: Path) -> None:
     """A model that is loaded, who waits for it, and when a target that rests may be asked again."""
-    async with box("small") as gpu, upstream(each(status("503 No"))) as bad, chromium(tmp_path) as page:
+    async with box("small") as gpu, upstream(each(status("503 No"))) as bad, chromium() as page:
         gpu.put("small")
         providers = {"bad": openai(bad.url), "gpu": gpu.provider(parallel=1)}
         async with proxy(settings(providers, ["bad/m", "gpu/small"]), tmp_path) as p:
@@ -217,7 +217,7 @@ async def test_a_box_its_queue_and_a_rest(tmp_path: Path) -> None:
 @pytest.mark.built_in
 async def test_what_staying_local_saved(tmp_path: Path) -> None:
     """A chart of its own once there is something to show, and a line of the request; cents as what they are."""
-    async with upstream(each(answers)) as gpu, chromium(tmp_path) as page:
+    async with upstream(each(answers)) as gpu, chromium() as page:
         home = {"gpu": openai(gpu.url, local=True), "cloud": openai("http://127.0.0.1:9")}
         chain = ["gpu/m", {"target": "cloud/m", "price": {"input": 1000, "output": 1000}}]
         async with proxy(settings(home, chain), tmp_path) as p:
@@ -236,7 +236,7 @@ async def test_what_staying_local_saved(tmp_path: Path) -> None:
 async def test_a_lost_connection_mends_itself(tmp_path: Path) -> None:
     """It is said clearly, and over when the proxy is back."""
     config = settings(LOOP)
-    async with chromium(tmp_path) as page:
+    async with chromium() as page:
         async with proxy(config, tmp_path) as p:
             config["listen"] = {"port": p.port}
             await page.open(p.url)
@@ -253,7 +253,7 @@ async def test_a_lost_connection_mends_itself(tmp_path: Path) -> None:
 async def test_the_key_stays_in_the_tab(tmp_path: Path) -> None:
     """It is asked for, by keyboard alone; a wrong one is refused in words."""
     keys = [{"name": "root", "sha256": hashlib.sha256(b"root").hexdigest(), "admin": True}]
-    async with proxy(settings(LOOP, auth={"keys": keys}), tmp_path) as p, chromium(tmp_path) as page:
+    async with proxy(settings(LOOP, auth={"keys": keys}), tmp_path) as p, chromium() as page:
         async with p.client.get(p.url, headers={"Accept": BROWSER}) as response:
             assert first_look(await response.text()) is None
         await page.open(p.url)

@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forks(nobody_is_trusted: None) -> None:
+def forks() -> None:
     """The process that forks others is there before anybody counts descriptors."""
     server()
 

@@ -17,7 +17,7 @@ import yaml
 from manallm_proxy.gateway.exchange import Exchange
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
-from tests.proxy import Process, alive, free_port, openai, process, proxy, settings, shell
+from tests.proxy import Process, free_port, logging_to, openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 from tests.waiting import until
 
@@ -285,9 +285,7 @@ async def test_sigterm_while_it_starts(tmp_path: Path, workers: str) -> None:
 
     async with upstream(hangs) as gpu:
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()}, health={"probe_timeout": 60})
-        line = f'exec "$@" --workers {workers} 2>log'
-        async with shell(tmp_path, config, line) as (child, url):
-            await alive(url)
+        async with logging_to(tmp_path / "log", tmp_path, config, "--workers", workers) as (child, _):
             started = time.monotonic()
             child.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(child.wait(), 20) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.load import Tally, load, pulse
-from tests.proxy import alive, free_port, openai, resident, settings, shell
+from tests.proxy import free_port, logging_to, openai, resident, settings
 from tests.upstreams import answers, each, upstream
 
 pytestmark = pytest.mark.built_in
@@ -23,7 +23,6 @@ ALLOWED = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2
 """Streams for which this machine lets a process have descriptors: two each."""
 STREAMS = min(int(os.environ.get("STREAMS", "10000")), ALLOWED)
 WANTED_MIB = 600
-SHELL = 'ulimit -n $(ulimit -Hn); exec "$@" 2>log'
 
 
 @asynccontextmanager
@@ -64,8 +63,8 @@ async def test_idle_streams(tmp_path: Path, many: int) -> None:
         limits = {"concurrent_requests": many + 50}
         config = settings(providers, ["held/m"], listen={"port": free_port()}, limits=limits)
         config["aliases"]["mana/quick"] = {"chain": ["quick/m"]}
-        async with shell(tmp_path, config, SHELL) as (child, url):
-            await alive(url)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        async with logging_to(tmp_path / "log", tmp_path, config, files=files) as (child, url):
             before = resident(child.pid)
             started = time.perf_counter()
             async with farm("clients", url, str(many)) as clients:
