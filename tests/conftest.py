@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import trustme
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
@@ -32,6 +33,8 @@ settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+SEVERAL = 200
+"""Tests, of which some are about properties."""
 FOLDER = tempfile.TemporaryDirectory()
 
 
@@ -61,6 +64,12 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What Hypothesis finds out once, such as the constants in all modules (1 s), it does before the forks."""
+    if session.config.getoption("forks", 0) and len(session.items) > SEVERAL:
+        given(st.text() | st.integers() | st.floats())(settings(max_examples=1, database=None)(lambda _: None))()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -150,6 +150,7 @@ async def test_no_way_out_shows_a_secret(tmp_path: Path) -> None:
 
 async def test_no_object_of_ours_shows_a_secret(tmp_path: Path) -> None:
     """`repr` of every one that is alive, and of every task: a debugger's view, an assertion's, an error report's."""
+    gc.unfreeze()  # what was made by imports is looked at, too
     gc.collect()  # what other tests left behind is not looked at again
     async with upstream(each(faithless), ["waits"]) as gpu:
         async with proxy(config_for(gpu.url, tmp_path), tmp_path, {"GPU_KEY": KEY}) as p:

@@ -28,7 +28,8 @@ class Route:
 
     name: str
     forgiving: bool
-    handlers: dict[str, Handler] = field(factory=dict)
+    handlers: dict[str, Handler] = field(factory=dict, repr=False)
+    """Methods of the gateway, whose `repr` would be in that of each."""
 
     @property
     def methods(self) -> list[str]:

@@ -163,4 +163,4 @@ async def test_soak(tmp_path: Path, seconds: float) -> None:
             assert left <= 40
             if seconds >= 60:
                 assert grown < 8
-            assert beat.percentile(0.99) < 1.0
+            assert beat.percentile(0.99) < (1.0 if seconds >= 60 else 5.0)  # few beats, on a machine that may be busy
