@@ -26,6 +26,8 @@ from attrs import define, field
 LARGEST = 32
 """Tests that a worker gets at once; fewer towards the end, so that none has much left when others have nothing."""
 SHARE = 8
+PATIENCE = 5
+"""Seconds that a worker has to end after an interruption."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -99,7 +101,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
                     _publish(session.items[worker.tests.popleft()], reports)
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.pipe.close()  # it ends with the test that it is at; a test may have an answer to SIGTERM
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
             worker.process.join()
     if session.shouldfail:
         raise session.Failed(session.shouldfail)

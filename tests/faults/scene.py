@@ -130,7 +130,7 @@ class Scene:
         for seen in (*self.faulty.seen, *self.good.seen):
             assert CLIENT_KEY not in str(seen.headers)
         wrong = [line for line in self.log if line["level"] == "error" or line["event"] == "library"]
-        assert not wrong
+        assert not wrong, wrong
 
 
 async def metrics(p: Proxy) -> str:
