@@ -14,6 +14,8 @@ import yaml
 from manallm_proxy.config.load import load
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import Crashed, Event
+from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.gateway.named_chains import LIMIT
 from manallm_proxy.gateway.opening import close_all
 from manallm_proxy.observe.log import Logs
 from manallm_proxy.process.app import App
@@ -189,12 +191,31 @@ async def test_what_a_name_means(tmp_path: Path, asked: str, target: str | None)
     async with proxy({**config, "default_provider": "cloud"}, tmp_path) as p:
         generation = p.app.gateway.generation
         if target is not None:
-            assert str(generation.resolve(asked).entries[0].target) == target
+            first = generation.resolve(asked)
+            assert str(first.entries[0].target) == target
+            assert generation.resolve(asked) is first
             return
         with pytest.raises(UnknownModel) as told:
             generation.resolve(asked)
         if asked.startswith("mana/"):
             assert "Did you mean mana/test?" in told.value.message
+
+
+async def test_what_a_name_means_is_remembered_within_bounds_and_not_where_lists_decide(tmp_path: Path) -> None:
+    """A thousand names are made once each; one with Ollama's tag is looked up in the provider's list every time."""
+    async with proxy(settings({"gpu": openai("http://127.0.0.1:9")}), tmp_path) as p:
+        generation = p.app.gateway.generation
+        first = generation.resolve("gpu/m0")
+        for number in range(1, LIMIT):
+            generation.resolve(f"gpu/m{number}")
+        assert generation.resolve("gpu/m0") is first
+        generation.resolve(f"gpu/m{LIMIT}")
+        again = generation.resolve("gpu/m0")
+        assert again is not first
+        assert again == first
+        assert str(generation.resolve("gpu/m:latest").entries[0].target) == "gpu/m:latest"
+        generation.catalog.learn("gpu", (ModelInfo("m"),))
+        assert str(generation.resolve("gpu/m:latest").entries[0].target) == "gpu/m"
 
 
 class Closing:

@@ -20,11 +20,12 @@ from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.provider import Call, Provider, RequestSummary
-from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, CachePolicy, Chain, Entry, Target
+from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
 from manallm_proxy.gateway.homes import adopt, new_home
+from manallm_proxy.gateway.named_chains import NamedChains, chain_of_one
 from manallm_proxy.gateway.opening import Closes, close_all, open_all
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.shared_spend import SharedSpend
@@ -68,6 +69,7 @@ class Generation:
     caches: bool = field(init=False)
     """Whether any answers are kept."""
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
+    _named_before: NamedChains = field(factory=NamedChains, repr=False)
     dialects: frozenset[str] = field(init=False)
     """See `door.Client`."""
     all_chat: bool = field(init=False)
@@ -184,7 +186,7 @@ class Generation:
             if self.config.default is None:
                 raise UnknownModel("the request names no model and no default alias is configured", param="model")
             return aliases[self.config.default]
-        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST))
+        chain = aliases.get(model) or aliases.get(model.removesuffix(LATEST)) or self._named_before.get(model)
         if chain is not None:
             return chain
         if model.startswith(self.config.alias_prefix):
@@ -202,10 +204,8 @@ class Generation:
                 param="model",
             )
         target = self._without_latest(Target(provider, rest))
-        entry = Entry(target, self.config.providers[provider].timeouts, self.config.options_of(target))
-        kept = self.config.providers[target.provider].cache
-        cache = CachePolicy(embeddings={target.provider: kept.ttl}) if kept is not None else None
-        return Chain(None, (entry,), timeout=self.config.chain_timeout, cache=cache)
+        chain = chain_of_one(self.config, target)
+        return chain if model.endswith(LATEST) else self._named_before.keep(model, chain)  # that goes by the lists
 
     def check_dimensions(self, chain: Chain, call: Call, entry: Entry, length: int) -> None:
         """Raises EmbeddingSpaceMismatch, see `EmbeddingSpaces.check`."""
