@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +14,10 @@ from manallm_proxy.contract.provider_errors import Disconnected
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.native.messages import MessagesRelay
+from manallm_proxy.providers.native.plain_events import NOT_PLAIN, RESPONSES, PlainEvents
 from manallm_proxy.providers.native.relay import NamedRelay
 from manallm_proxy.providers.native.responses import ResponsesRelay
+from manallm_proxy.providers.openai import chunks
 from tests.cases import every
 from tests.native_servers import begin, event, finish, message_begin, message_end, words
 
@@ -117,3 +120,118 @@ def test_an_end_that_does_not_come() -> None:
         one = relay(kind)
         fed(one, [*frames[:-1], frames[-1][:-2]])
         assert one.close().done
+
+
+class Slow(PlainEvents):
+    """Nothing is plain: each event is read on its own."""
+
+    def __init__(self) -> None:
+        pass
+
+    def until(self, data: bytes, at: int) -> int:
+        return at
+
+
+class SlowResponses(ResponsesRelay):
+    plain = Slow()
+
+
+class SlowMessages(MessagesRelay):
+    plain = Slow()
+
+
+SLOW: dict[str, type[NamedRelay]] = {"responses": SlowResponses, "messages": SlowMessages}
+odd_words = st.sampled_from(
+    [
+        '"x","error":{"message":"no"}',
+        '"x","error":null', '"x"}', '"x', '"x"},{"a":"b"', '"x"},null,{"a":"b"', '"\\q"',
+        '"\\ud800"', '"a\\nb"', '""', "null", "[1", '2],"a":"b"', '"x","type":"error"', '"x","type":"response.failed"',
+        '"x","logprobs":[{"token":"a"}]', '"x","obfuscation":"abc"', '"x","more":1', "1e999", '"x",\n"a":1',
+        '"x"\r,"a":1',
+        '"the error"', '"\\"response\\""', '"message_stop"', '"\u00fc"',
+    ]
+)  # fmt: skip
+
+
+def odd_event(kind: str, name: str, words: str) -> bytes:
+    if kind == "responses":
+        row = f'{{"type":"{name}","item_id":"m","output_index":0,"content_index":0,"delta":{words}}}'
+    else:
+        row = f'{{"type":"{name}","index":0,"delta":{{"type":"text_delta","text":{words}}}}}'
+    return f"event: {name}\ndata: {row}\n\n".encode()
+
+
+NAMES = {
+    "responses": ["response.output_text.delta"] * 3 + ["response.refusal.delta", "response.output_text.done", "new"],
+    "messages": ["content_block_delta"] * 3 + ["ping", "content_block_stop"],
+}
+
+
+def outcome(one: NamedRelay, parts: list[bytes]) -> tuple[bytes, bool, str]:
+    """All frames, whether it is over, and the error that it broke with."""
+    frames = b""
+    for part in parts:
+        batch = one.feed(part)
+        frames += batch.frames
+        if batch.done or batch.error:
+            return frames, batch.done, repr(batch.error)
+    return frames, False, ""
+
+
+@given(st.sampled_from(sorted(RELAYS)), st.data())
+def test_events_that_arrive_together_are_told_as_each_on_its_own(kind: str, data: st.DataObject) -> None:
+    """Whole or broken, plain or odd, in whatever order: the same bytes, the same error, in the same place."""
+    count = data.draw(st.integers(1, 8))
+    events = [
+        odd_event(kind, data.draw(st.sampled_from(NAMES[kind])), data.draw(st.just('"hello "') | odd_words))
+        for _ in range(count)
+    ]
+    whole = b"".join([*stream(kind, ["first"])[:-1], *events, *stream(kind, ["last"])[-1:]])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=3)))
+    parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    call = relay(kind)._call
+    assert outcome(relay(kind), parts) == outcome(SLOW[kind](call, Target("p", "m")), parts)
+
+
+DELTA = NAMES["responses"][0]
+ONE, HALF = f'{{"type":"{DELTA}","delta":"a"}}', f'{{"type":"{DELTA}"'
+
+
+@every(
+    [
+        ("two in one", [f"{ONE},{ONE}"]),
+        ("a comma between halves", [f"{ONE},{HALF}", '"delta":"b"}']),
+        ("a string goes on", [f"{ONE},null,{ONE[:-2]}", 'b"}']),
+        ("nothing", [ONE, "null", ONE]),
+        ("two and nothing", [f"{ONE},null,{ONE}"]),
+        ("a line break that JSON allows", [f'{HALF}\r,"delta":"b"}}']),
+        ("a list goes on", [f'{ONE[:-1]},"logprobs":[null', f"null]}},null,{ONE}"]),
+    ]
+)
+def test_what_is_whole_only_together_is_not_plain(case: str, rows: list[str]) -> None:
+    """Broken events whose data would be an array of whole ones, were they only joined."""
+    front = f"event: {DELTA}\ndata: "
+    assert RESPONSES.until("".join(f"{front}{row}\n\n" for row in rows).encode(), 0) == NOT_PLAIN, case
+    assert RESPONSES.until(f"{front}{ONE}\n\n".encode() * 3, 0) == 3 * (len(front) + len(ONE) + 2)
+
+
+def test_events_that_arrive_together_are_not_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their words, which may look like the name of another event."""
+    for kind in RELAYS:
+        one, front = relay(kind), stream(kind, ["first"])
+        front = front[: front.index(next(each for each in front if b"first" in each)) + 1]
+        said = ['the "error"', "message_stop", '"response"', '"item"', "", "\u00fc"] * 20
+        run = b"".join(odd_event(kind, NAMES[kind][0], json.dumps(words)) for words in said)
+        one.feed(b"".join(front))
+        with monkeypatch.context() as patched:
+            patched.setattr(chunks, "read_chunk", lambda frame: pytest.fail(f"it was decoded: {frame}"))
+            assert one.feed(run).frames == run
+
+
+def test_what_is_odd_is_tried_a_few_times() -> None:
+    """A provider that has more to say in each event is not looked at in vain for ever."""
+    for kind in RELAYS:
+        one, front = relay(kind), b"".join(stream(kind, ["first"])[:-2])
+        odd = odd_event(kind, NAMES[kind][0], '"error","more":1')
+        assert one.feed(front + odd * 50).frames.endswith(odd * 50)
+        assert one._tries == 0

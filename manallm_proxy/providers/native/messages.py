@@ -16,6 +16,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_messages
+from manallm_proxy.providers.native.plain_events import MESSAGES, PlainEvents
 from manallm_proxy.providers.native.relay import NamedRelay
 from manallm_proxy.providers.native.splice import members, with_values, within
 from manallm_proxy.providers.openai import chunks
@@ -52,6 +53,7 @@ class MessagesRelay(NamedRelay):
     """See `wire.Translator`."""
 
     marks: ClassVar[tuple[bytes, ...]] = (b"message_",)
+    plain: ClassVar[PlainEvents] = MESSAGES
 
     def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
         match kind:

@@ -19,7 +19,9 @@ from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import in_band, parse_error
+from manallm_proxy.providers.native.plain_events import NOT_PLAIN, PlainEvents
 from manallm_proxy.providers.openai import chunks
+from manallm_proxy.providers.patterned import LESSONS
 
 _BLANK = b"\n\n"
 _NAME = b"event: "
@@ -31,6 +33,8 @@ class NamedRelay:
 
     marks: ClassVar[tuple[bytes, ...]]
     """One of these is in the bytes of every event that has to be read. The first is the likeliest."""
+    plain: ClassVar[PlainEvents]
+    """Tells those that have not."""
 
     _call: Call
     _target: Target
@@ -42,6 +46,8 @@ class NamedRelay:
     _said: bool = False
     """Whether the answer holds more than its end."""
     _ended: bool = False
+    _tries: int = LESSONS
+    """How often events that look plain may turn out to be none: each time many are looked at for nothing."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -56,21 +62,37 @@ class NamedRelay:
     def feed(self, data: bytes) -> StreamBatch:
         if self._is_plain(data):
             return StreamBatch(data)
-        try:
-            frames = self._decoder.feed(data)
-        except sse.FrameTooLong:
-            return StreamBatch(error=BadResponse("it sent an event without an end", detail="endless event"))
         out: list[bytes] = []
-        before, error = self._has_content, None
+        before, error, at = self._has_content, None, 0
+        try:
+            while at < len(data) and not self._ended:
+                at = self._feed(data, at, out)
+        except ProviderError as failure:
+            error = failure
+        return self._batch(b"".join(out), has_content=self._has_content and not before, error=error)
+
+    def _feed(self, data: bytes, at: int, out: list[bytes]) -> int:
+        """Appends what the events `at` that place become: all that are plain, or else one. Returns where they end.
+
+        Raises the ProviderError that they report.
+        """
+        if self._has_content and self._tries and self._decoder.is_between:
+            end = self.plain.until(data, at)
+            if end > at:
+                out.append(data[at:end])
+                return end
+            self._tries -= end == NOT_PLAIN
+        end = data.find(_BLANK, at)
+        end = len(data) if end < 0 else end + len(_BLANK)
+        try:
+            frames = self._decoder.feed(data[at:end])
+        except sse.FrameTooLong:
+            raise BadResponse("it sent an event without an end", detail="endless event") from None
         for frame in frames:
-            try:
-                self._add(frame, out)
-            except ProviderError as failure:
-                error = failure
-                break
+            self._add(frame, out)
             if self._ended:
                 break
-        return self._batch(b"".join(out), has_content=self._has_content and not before, error=error)
+        return end
 
     def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
         """What one read became."""

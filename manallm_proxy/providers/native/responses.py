@@ -19,6 +19,7 @@ from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_responses
 from manallm_proxy.providers.classify import in_band, parse_error
+from manallm_proxy.providers.native.plain_events import RESPONSES, PlainEvents
 from manallm_proxy.providers.native.relay import NamedRelay
 from manallm_proxy.providers.native.splice import members, with_values, within
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
@@ -50,6 +51,7 @@ class ResponsesRelay(NamedRelay):
     """See `wire.Translator`."""
 
     marks: ClassVar[tuple[bytes, ...]] = (b'"response"', b'"item"')
+    plain: ClassVar[PlainEvents] = RESPONSES
 
     _state: bytes = field(default=b"", repr=False)
     """The response as the client got it at the start."""
