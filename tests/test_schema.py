@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,15 +18,19 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
+from manallm_proxy.openai import json_object
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.request import may_have_images, read_summary
+from manallm_proxy.openai.request import made_request, may_have_images, read_summary
 from manallm_proxy.openai.request import rewrite as rewrite_in_parts
 from manallm_proxy.openai.usage import usage_from_openai, usage_to_openai
 from manallm_proxy.openai.vectors import vector_length
 from tests.cases import every
 
 CHAT: tuple[str, type] = ("messages", list)
+keys = st.text(max_size=3) | st.sampled_from(["model", "a", 'a"', 'a":1,"b', "\\", "\n", "\u00fc", "\ud83d\ude00", "{"])
+leaves = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | keys
+json_values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=2))
 
 
 def rewrite(*args: Any, **options: Any) -> bytes:
@@ -35,6 +40,64 @@ def rewrite(*args: Any, **options: Any) -> bytes:
 
 def read(body: bytes) -> RequestSummary:
     return read_summary(body, CHAT)
+
+
+@given(
+    st.lists(st.tuples(keys, json_values), max_size=5),
+    st.sampled_from([(", ", ": "), (",", ":"), (",", ": "), (" ,", ":"), (",  ", ":\n")]),
+    st.booleans(),
+    st.sampled_from(["", " ", ",", "}"]),
+)
+def test_where_values_stand_does_not_depend_on_how_they_are_looked_for(
+    members: list[tuple[str, Any]], separators: tuple[str, str], ascii_only: bool, more: str
+) -> None:
+    """Written again and compared, or found one by one: the same places, and the same objects are refused."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value, separators=separators, ensure_ascii=ascii_only)
+
+    comma, colon = separators
+    body = f"{{{comma.join(f'{text(key)}{colon}{text(value)}' for key, value in members)}}}{more}".encode(
+        errors="surrogatepass"
+    )
+
+    def found() -> Any:
+        try:
+            return split_object(body)
+        except InvalidRequest as error:
+            return error.message, error.param
+
+    usual = found()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_object, "_usual_spans", lambda body, values: None)
+        assert found() == usual
+
+
+contents = st.text(max_size=3) | st.sampled_from(
+    ["image_url", [{"type": "image_url", "image_url": {"url": "data:x"}}], [{"type": "text", "text": '"image_url"'}]]
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"messages": st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": contents}), max_size=2)},
+        optional={
+            "model": st.text(max_size=3),
+            "stream": st.booleans(),
+            "tools": st.lists(st.just({"type": "function", "function": {"name": "f"}}), max_size=1),
+            "max_tokens": st.integers(1, 9),
+        },
+    ),
+    st.sampled_from([None, "embedding"]),
+    st.booleans(),
+)
+def test_what_was_made_here_is_not_read_again(fields: dict[str, Any], need: str | None, large: bool) -> None:
+    """The same body, and the same of it, as if it had been written at once and read."""
+    body, summary = made_request(fields, CHAT, need, large=large)
+    expected = read_summary(body, CHAT, need)
+    assert body == msgspec.json.encode(fields)
+    assert summary.needs == expected.needs
+    assert summary == expected
 
 
 @given(st.lists(st.sampled_from([b"_", b"_" * 60, b'"image', b'"image_url"', b'_url"', b"x"]), max_size=9))

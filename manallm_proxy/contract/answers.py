@@ -65,7 +65,7 @@ def new_call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
-@frozen
+@define  # not frozen: as `Usage`
 class ToolCall:
     """A tool call, or one part of it: the parts of one call share ``index``, and their ``arguments`` concatenate.
 
@@ -82,7 +82,7 @@ class ToolCall:
     """Other members that the client should send back with the call (Gemini's thought signature)."""
 
 
-@frozen
+@define  # not frozen: as `Usage`
 class Delta:
     """What one step adds to one choice. ``finish`` (OpenAI's ``finish_reason``) is on the last step only."""
 
@@ -139,19 +139,16 @@ class Words(Delta):
     reasoning_key = "reasoning_content"
 
     def __init__(self, texts: Sequence[bytes]) -> None:
-        _set_texts(self, texts)
+        self.texts = texts
 
     @property
-    def content(self) -> str:
+    def content(self) -> str:  # type: ignore[override]  # it is only read
         return "".join([_STRING.decode(b'"%b"' % text) for text in self.texts])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Delta) and Delta(self.content) == (
             Delta(other.content) if isinstance(other, Words) else other
         )
-
-    def __hash__(self) -> int:
-        return hash(Delta(self.content))
 
     def __repr__(self) -> str:
         return "Words()"
@@ -164,10 +161,6 @@ def steps(deltas: Iterable[Delta]) -> Iterator[Delta]:
             yield from (Words((text,)) for text in delta.texts)
         else:
             yield delta
-
-
-_set_texts: Final = Words.__dict__["texts"].__set__
-"""Past the frozen class's own way to set a field, which costs more than all else here."""
 
 
 @define  # not frozen: as `Usage`

@@ -35,6 +35,10 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _END: Final = re.compile(rb"\s*\}")
+_SHORT: Final = 16 * 1024
+"""Bytes that are copied faster than looked through."""
+_FIRST_KEY: Final = 64
+"""Bytes in which the first key of most objects ends."""
 
 
 def decode_leniently(body: bytes) -> Any:
@@ -199,6 +203,8 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
             raise
         body = lenient
         values = _values(body)
+    if last is None and len(body) <= _SHORT and (usual := _usual_spans(body, values)) is not None:
+        return values, usual
     spans: dict[str, Span] = {}
     at = body.index(b"{") + 1
     # in text order, except that a duplicate key has its last value at its first position
@@ -215,6 +221,27 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
     if _END.match(body, at) is None:
         raise _duplicate_key(body)
     return values, spans
+
+
+def _usual_spans(body: bytes, values: dict[str, msgspec.Raw]) -> dict[str, Span] | None:
+    """Where `values` stand in `body`; None unless it is written as nearly all clients write it: without white space, or
+    with one space behind each comma and colon.
+
+    Written again in this way it has to be `body`, byte for byte, which no object is that has a key twice: half the time
+    of looking for each key.
+    """
+    comma, colon = (b', "', b'": ') if b'": ' in body[:_FIRST_KEY] else (b',"', b'":')
+    members: list[bytes] = []
+    spans: dict[str, Span] = {}
+    at = len(b'{"')
+    for key, value in values.items():
+        front = key.encode() + colon
+        start = at + len(front)
+        end = start + len(value)
+        spans[key] = (start, end)
+        at = end + len(comma)
+        members.append(front + value)
+    return spans if b'{"%b}' % comma.join(members) == body else None
 
 
 def _values(body: bytes) -> dict[str, msgspec.Raw]:

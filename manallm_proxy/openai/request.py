@@ -18,7 +18,16 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, RequestSummary, Span
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.spliced import Body, Spliced
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode, decode_leniently, encode, holds, split_object
+from manallm_proxy.openai.json_object import (
+    BOM,
+    DecodeErrors,
+    decode,
+    decode_leniently,
+    encode,
+    encode_whole,
+    holds,
+    split_object,
+)
 
 TOOLS, EMBEDDING = "tools", "embedding"
 """Capabilities that a request may need and a provider's model list may deny."""
@@ -28,6 +37,7 @@ _ROUTED: Final = frozenset(
 )
 """Keys that decide where a request goes and what of its answer is read."""
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
+_NOTHING: Final[frozenset[str]] = frozenset()
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE_URL: Final = b'"image_url"'
 SHORT: Final = 16 * 1024
@@ -88,7 +98,36 @@ def read_summary(
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans, later)
 
 
-def has_image_parts(body: bytes, value: msgspec.Raw) -> bool:
+def made_request(
+    fields: Mapping[str, Any], required: tuple[str, type | tuple[type, ...]], need: str | None = None, *, large: bool
+) -> tuple[bytes, RequestSummary]:
+    """The body of a request that was made here, and what `read_summary` reads in it: as a rule without reading it.
+
+    `fields`: valid by their types; no name of one needs an escape. `large`: to write it in one go would be felt.
+    Raises RecursionError for what is nested too deeply.
+    """
+    if large:
+        body = encode_whole(fields)
+        return body, read_summary(body, required, need)
+    parts: list[bytes] = []
+    spans: dict[str, Span] = {}
+    at = 0
+    for key, value in fields.items():
+        front, data = b'%b"%b":' % (b"," if at else b"{", key.encode()), encode(value)
+        start = at + len(front)
+        spans[key] = (start, at := start + len(data))
+        parts += (front, data)
+    parts.append(b"}")
+    body = b"".join(parts)
+    needs = frozenset((need,)) if need else _NOTHING
+    if fields.get("tools"):
+        needs |= {TOOLS}
+    inside = memoryview(body)[slice(*spans["messages"])] if "messages" in spans else None
+    later = partial(has_image_parts, body, inside) if inside is not None else None
+    return body, RequestSummary(fields.get("model") or "", fields.get("stream") is True, False, needs, spans, later)
+
+
+def has_image_parts(body: bytes, value: msgspec.Raw | memoryview) -> bool:
     """Whether there is an image in `value`, a member of `body`: the messages of a chat, or the input of a response."""
     return may_have_images(body) and holds(value, _IMAGE)
 

@@ -73,19 +73,25 @@ def optional(of: Fields, key: str, kind: type, path: str = "") -> Any:
     Raises InvalidRequest if it has another type.
     """
     value = of.get(key)
-    return None if value is None else typed(kind, value, path + key)
+    if value is None or (type(value) is kind and kind is not int):  # as nearly all are; a whole number has bounds
+        return value
+    return typed(kind, value, path + key)
 
 
 def required(of: Fields, key: str, kind: type, path: str) -> Any:
     """As `optional`, but raises InvalidRequest if the member is missing or null."""
-    value = optional(of, key, kind, path)
+    value = of.get(key)
+    if type(value) is kind and kind is not int:
+        return value
     if value is None:
         raise InvalidRequest(f"'{path}{key}' is missing", param=path + key)
-    return value
+    return typed(kind, value, path + key)
 
 
 def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
     """`values`, if each is of `kind`; raises InvalidRequest if not."""
+    if kind is not int and {*map(type, values)} <= {kind}:  # as nearly all are
+        return values
     return [typed(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
 
 

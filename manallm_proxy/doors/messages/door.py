@@ -11,7 +11,6 @@ from manallm_proxy.doors.messages.errors import error_body
 from manallm_proxy.doors.messages.native import NativeForm, read_native
 from manallm_proxy.doors.messages.reply import MessagesReply
 from manallm_proxy.doors.messages.request import read_request
-from manallm_proxy.openai.request import read_summary
 
 
 class MessagesDoor:
@@ -41,7 +40,6 @@ def _translated(body: bytes, request_id: str, blocks: Blocks) -> Call:
     """The chat. `blocks`, which will become the answer, learn which of them the client wants."""
     asked = read_request(body)
     blocks.thinking = asked.thinking
-    summary = read_summary(asked.chat, ("messages", list))
-    call = Call(Endpoint.CHAT, summary, asked.chat, request_id, relays=False, cuts_length=True)
+    call = Call(Endpoint.CHAT, asked.summary, asked.chat, request_id, relays=False, cuts_length=True)
     call.translate_error = asked.paths.translate_error
     return call

@@ -11,12 +11,13 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
-from manallm_proxy.openai.json_object import encoder, split_object
+from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request import refuse_look_alikes
+from manallm_proxy.openai.request import made_request, refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
@@ -59,6 +60,8 @@ class Asked:
     """A request, translated: the body of the chat, what to show of its answer, and where its parts came from."""
 
     chat: bytes = field(repr=False)
+    summary: RequestSummary
+    """Of that."""
     thinking: Thinking
     paths: CallerPaths
 
@@ -81,10 +84,12 @@ def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
     fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
     fields |= tool_fields(asked) | _output(asked, effort)
     try:
-        chat = encoder(is_large(body))({key: value for key, value in fields.items() if value is not None})
+        chat, summary = made_request(
+            {key: value for key, value in fields.items() if value is not None}, ("messages", list), large=is_large(body)
+        )
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
-    return Asked(chat, thinking, CallerPaths("messages", history.origins, _FIELDS))
+    return Asked(chat, summary, thinking, CallerPaths("messages", history.origins, _FIELDS))
 
 
 def _refuse_mcp_servers(asked: Fields) -> None:

@@ -10,7 +10,6 @@ from typing import Final
 
 from manallm_proxy.doors.messages.request import read_request
 from manallm_proxy.openai.json_object import encode
-from manallm_proxy.openai.request import read_summary
 
 BYTES_A_TOKEN: Final = 4
 """For text. English has about four letters per token; other languages have more bytes and more tokens."""
@@ -21,7 +20,7 @@ _FILE: Final = re.compile(rb'"data:[^",;]*;base64,[^"]*"')
 
 def count_tokens(body: bytes) -> tuple[str, bytes]:
     """The requested model, and the answer ``{"input_tokens": n}``. Raises InvalidRequest as `read_request` does."""
-    chat = read_request(body, counts_only=True).chat
-    text, files = _FILE.subn(b"", chat)
+    asked = read_request(body, counts_only=True)
+    text, files = _FILE.subn(b"", asked.chat)
     tokens = -(-len(text) // BYTES_A_TOKEN) + files * TOKENS_A_FILE
-    return read_summary(chat, ("messages", list)).model, encode({"input_tokens": tokens})
+    return asked.summary.model, encode({"input_tokens": tokens})

@@ -7,8 +7,8 @@ from typing import Any
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
-from manallm_proxy.openai.json_object import encoder, split_object
-from manallm_proxy.openai.request import EMBEDDING, read_summary, refuse_look_alikes
+from manallm_proxy.openai.json_object import split_object
+from manallm_proxy.openai.request import EMBEDDING, made_request, refuse_look_alikes
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
@@ -28,11 +28,10 @@ def door_call(
     fields = {"model": optional(asked, "model", str) or "", **fields}
     if endpoint is not Endpoint.EMBEDDINGS:
         fields["stream"] = optional(asked, "stream", bool) is not False
-    try:
-        body = encoder(large)(fields)
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
     key = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}[endpoint]
     need = EMBEDDING if endpoint is Endpoint.EMBEDDINGS else None
-    summary = read_summary(body, (key, (str, list)), need)
+    try:
+        body, summary = made_request(fields, (key, (str, list)), need, large=large)
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
     return Call(endpoint, summary, body, client.request_id, relays=False, ollama=ollama)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
 from manallm_proxy.openai.large import aside, is_large
-from manallm_proxy.openai.request import read_summary
+from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
 
 Reading = tuple[Call, ResponsesReply]
@@ -161,7 +161,7 @@ def _translated(form: NativeForm) -> Call:
     try:
         add_chat(form.asked)
         conversation = _conversation(form.asked, form.history, form.items)
-        return _call(form.asked, conversation, form.request_id, encoder(form.is_long))
+        return _call(form.asked, conversation, form.request_id, large=form.is_long)
     except RecursionError:
         raise _too_deep() from None
 
@@ -170,8 +170,11 @@ def _too_deep() -> InvalidRequest:
     return InvalidRequest("the body is nested too deeply")
 
 
-def _call(asked: Asked, conversation: Conversation, request_id: str, write: Callable[[Any], bytes]) -> Call:
-    """The call as every provider gets it, and as one that finds something of its own in it. `write`: encodes it."""
+def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: bool) -> Call:
+    """The call as every provider gets it, and as one that finds something of its own in it.
+
+    `large`: to write it in one go would be felt.
+    """
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
     notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))
 
@@ -179,8 +182,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, write: Call
         messages = conversation.messages(provider)
         if not messages:
             raise InvalidRequest("'input' is empty: there is nothing to answer", param="input")
-        chat = write({**asked.chat, "messages": messages})
-        summary = read_summary(chat, ("messages", list))
+        chat, summary = made_request({**asked.chat, "messages": messages}, ("messages", list), large=large)
         call = Call(Endpoint.CHAT, summary, chat, request_id, relays=False, notes=notes, is_large=is_large(chat))
         call.translate_error = paths.translate_error
         return call

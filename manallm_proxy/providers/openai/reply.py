@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
@@ -84,6 +85,54 @@ def _span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
         return None
     start = len(front) + len(key) + rest.startswith(b" ")
     return (start, start + len(model)) if model[:1] == b'"' and body.startswith(model, start) else None
+
+
+class _Said(msgspec.Struct, gc=False):
+    """A message that is a text. Members that are not here are none that any door tells."""
+
+    content: str
+    reasoning_content: Literal[""] | None = None
+    reasoning: Literal[""] | None = None
+    refusal: Literal[""] | None = None
+    tool_calls: tuple[()] | None = None
+    images: tuple[()] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Said
+    finish_reason: Literal["stop", "length"]
+    text: Literal[""] | None = None
+    logprobs: None = None
+    error: None = None
+
+
+class _Plain(msgspec.Struct, gc=False):
+    """What is looked at of an answer that is to be translated."""
+
+    choices: tuple[_Choice]
+    usage: Any = None
+    error: None = None
+
+
+_PLAIN: Final = msgspec.json.Decoder(_Plain)
+_PLAIN_BYTES: Final = 64 * 1024
+"""Of an answer that may be decoded in one go."""
+
+
+def plain_reply(body: bytes) -> tuple[Delta, Any] | None:
+    """What the one choice of an answer says, and its ``usage``; None unless it is a text and no more, as most are.
+
+    Its shape is checked while it is decoded, which takes a fifth of reading an answer of any shape.
+    """
+    if len(body) > _PLAIN_BYTES:
+        return None
+    try:
+        body.decode()
+        reply = _PLAIN.decode(body)
+    except (*DecodeErrors, msgspec.ValidationError):
+        return None
+    choice = reply.choices[0]
+    return Delta(choice.message.content, finish=choice.finish_reason), reply.usage
 
 
 def decoded(raw: Any) -> Any:

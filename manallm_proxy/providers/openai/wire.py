@@ -33,6 +33,7 @@ from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaq
 from manallm_proxy.providers.openai.reply import (
     checked_choices,
     decoded,
+    plain_reply,
     reply_object,
     set_model,
     usual_reply,
@@ -153,6 +154,9 @@ def _says_no_effort(call: Call) -> bool:
 
 def _whole(body: bytes) -> Answer:
     """A complete answer, read into choices."""
+    if (plain := plain_reply(body)) is not None:
+        said, usage = plain
+        return Answer(usage=usage_from_openai(usage), choices=(said,))
     values, _ = reply_object(body)
     rows = checked_choices(values)
     if any(gives_up(row) for row in rows):
