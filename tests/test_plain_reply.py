@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.answers import Delta, ToolCall, Usage
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry, Target
+from manallm_proxy.doors.responses.answer import AnswerItems
+from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.openai import wire
 from manallm_proxy.providers.openai.wire import OpenAIWire
@@ -82,3 +84,35 @@ def test_a_usual_answer_is_told_by_its_shape(monkeypatch: pytest.MonkeyPatch) ->
     answer = OpenAIWire().answer(CALL, Entry(Target("p", "m")), body)
     assert answer.usage == Usage(3, 4)
     assert [(said.content, said.finish) for said in answer.choices] == [("word", "stop")]
+
+
+deltas = st.builds(
+    Delta,
+    content=st.sampled_from(["", "word"]),
+    reasoning=st.sampled_from(["", "", "", "thought"]),
+    refusal=st.sampled_from(["", "", "", "no"]),
+    finish=st.sampled_from([None, "stop", "length", "content_filter", "error"]),
+    index=st.sampled_from([0, 0, 0, 1]),
+    logprobs=st.sampled_from([None, None, None, {"content": []}]),
+    images=st.sampled_from([(), (), ("data:image/png;base64,AA",)]),
+    tool_calls=st.sampled_from([(), (), (ToolCall("f", "{}", "i"),)]),
+)
+
+
+@given(st.lists(deltas, max_size=2))
+def test_a_text_becomes_a_responses_item_without_events(choices: list[Delta]) -> None:
+    """The same items with the same ids, complete or not, as by the events that a stream of it has."""
+
+    def items() -> AnswerItems:
+        ids = iter(range(9))
+        return AnswerItems(lambda kind: f"{kind}_{next(ids)}", Tool)
+
+    quick, slow = items(), items()
+    quick.take_whole(choices)
+    for delta in choices[:1]:
+        assert all(slow.take(delta))
+    if not slow.failed:
+        assert all(slow.end())
+    assert quick.views() == slow.views()
+    assert [item.stored() for item in quick.items] == [item.stored() for item in slow.items]
+    assert (quick.finish, quick.failed, quick.incomplete) == (slow.finish, slow.failed, slow.incomplete)

@@ -109,16 +109,15 @@ def made_request(
     if large:
         body = encode_whole(fields)
         return body, read_summary(body, required, need)
-    parts: list[bytes] = []
+    values: dict[str, msgspec.Raw] = {}
     spans: dict[str, Span] = {}
     at = 0
     for key, value in fields.items():
-        front, data = b'%b"%b":' % (b"," if at else b"{", key.encode()), encode(value)
-        start = at + len(front)
+        data = encode(value)
+        start = at + len(key) + len('{"":')  # or a comma for the brace
         spans[key] = (start, at := start + len(data))
-        parts += (front, data)
-    parts.append(b"}")
-    body = b"".join(parts)
+        values[key] = msgspec.Raw(data)
+    body = encode(values)
     needs = frozenset((need,)) if need else _NOTHING
     if fields.get("tools"):
         needs |= {TOOLS}

@@ -23,11 +23,11 @@ class MessagesDoor:
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:
         """The call is a chat completion, for every kind of provider; or the message itself, where one may take it."""
         blocks = Blocks()
-        translate = partial(_translated, body, client.request_id, blocks)
         if Endpoint.MESSAGES.path not in client.dialects:
-            return translate(), MessagesReply(client.request_id, blocks)
+            return _translated(body, client.request_id, blocks), MessagesReply(client.request_id, blocks)
         call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)
         call.cuts_length = True
+        translate = partial(_translated, body, client.request_id, blocks, is_checked=True)
         call.native = NativeForm(call.summary, body, client.request_id, call.headers, translate)
         return call, MessagesReply(client.request_id, blocks)
 
@@ -36,9 +36,9 @@ class MessagesDoor:
         return {"request-id": request_id}
 
 
-def _translated(body: bytes, request_id: str, blocks: Blocks) -> Call:
+def _translated(body: bytes, request_id: str, blocks: Blocks, *, is_checked: bool = False) -> Call:
     """The chat. `blocks`, which will become the answer, learn which of them the client wants."""
-    asked = read_request(body)
+    asked = read_request(body, is_checked=is_checked)
     blocks.thinking = asked.thinking
     call = Call(Endpoint.CHAT, asked.summary, asked.chat, request_id, relays=False, cuts_length=True)
     call.translate_error = asked.paths.translate_error

@@ -66,23 +66,31 @@ class Asked:
     paths: CallerPaths
 
 
-def read_request(body: bytes, *, counts_only: bool = False) -> Asked:
-    """The translated request. `counts_only`: ``max_tokens`` may be missing.
+def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = False) -> Asked:
+    """The translated request. `counts_only`: ``max_tokens`` may be missing. `is_checked`: no key is given twice.
 
     Raises InvalidRequest with the path in ``param``.
     """
-    refuse_look_alikes(split_object(body)[0])  # a key that is given twice would be read as its last value
+    if not is_checked:
+        refuse_look_alikes(split_object(body)[0])  # a key that is given twice would be read as its last value
     asked = decoded(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported
     _refuse_mcp_servers(asked)
     thinking, effort = _thinking(asked)
     history = History.read(asked)
-    fields: Fields = {"model": optional(asked, "model", str), "messages": history.messages}
-    fields |= {"stream": optional(asked, "stream", bool), "max_tokens": _max_tokens(asked, required=not counts_only)}
-    fields |= {key: optional(asked, key, float) for key in ("temperature", "top_p")}
-    fields |= {"top_k": optional(asked, "top_k", int), "stop": _stop(asked)}
-    fields |= tool_fields(asked) | _output(asked, effort)
+    fields: Fields = {
+        "model": optional(asked, "model", str),
+        "messages": history.messages,
+        "stream": optional(asked, "stream", bool),
+        "max_tokens": _max_tokens(asked, required=not counts_only),
+        "temperature": optional(asked, "temperature", float),
+        "top_p": optional(asked, "top_p", float),
+        "top_k": optional(asked, "top_k", int),
+        "stop": _stop(asked) if "stop_sequences" in asked else None,
+        **tool_fields(asked),
+        **_output(asked, effort),
+    }
     try:
         chat, summary = made_request(
             {key: value for key, value in fields.items() if value is not None}, ("messages", list), large=is_large(body)

@@ -11,6 +11,8 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 
 def tool_fields(asked: Fields) -> Fields:
     """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of a chat request; empty if there are no tools."""
+    if "tools" not in asked and "tool_choice" not in asked:
+        return {}
     rows = all_of(dict, optional(asked, "tools", list) or [], "tools")
     tools = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(rows)]
     choice = optional(asked, "tool_choice", dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from attrs import define, field
@@ -59,6 +59,23 @@ class AnswerItems:
     def failed(self) -> bool:
         """Whether the provider reported an error by its finish reason."""
         return self.finish == "error"
+
+    def take_whole(self, choices: Sequence[Delta]) -> None:
+        """Adds the whole answer, which is the first of `choices`, and closes it unless it `failed`.
+
+        One that is a text and no more, as most are, becomes its item without the events of a stream.
+        """
+        for delta in choices[:1]:
+            if delta.content and delta.finish != "error" and delta == Delta(delta.content, finish=delta.finish):
+                self.finish = delta.finish
+                status = COMPLETED if self.incomplete is None else INCOMPLETE
+                self.items.append(MessageItem(self._new_id("msg"), 0, status, [Part("output_text", [delta.content])]))
+                return
+            for _ in self.take(delta):
+                pass
+        if not self.failed:
+            for _ in self.end():
+                pass
 
     def take(self, delta: Delta) -> Iterator[Event]:
         """Adds `delta`; yields its events."""

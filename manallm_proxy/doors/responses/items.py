@@ -153,8 +153,10 @@ class Conversation:
                 row.add_origins(origins)
                 continue
             path, content = self._said_at[n], row["content"]
-            count = len(content) if isinstance(content, list) and path.startswith(INPUT) else 0
-            origins.add(path, tuple([f"{path}.content[{part}]" for part in range(count)]))
+            if isinstance(content, list) and path.startswith(INPUT):
+                origins.add(path, tuple([f"{path}.content[{part}]" for part in range(len(content))]))
+            else:
+                origins.add(path)
         return origins
 
     def _message(self, item: Fields, path: str) -> None:

@@ -70,13 +70,9 @@ class ResponsesReply:
         if answer.body is not None:
             self._keep_native(answer.body)
             return answer.body
-        for delta in answer.choices[:1]:
-            for _ in self._answer.take(delta):
-                pass  # the events of a stream
+        self._answer.take_whole(answer.choices)
         if self._answer.failed:
             return encode(self._failed(_failed_midway()))
-        for _ in self._answer.end():
-            pass
         write = encode_whole if answer.is_large else encode
         return write(self._ended(answer.usage)[1])
 

@@ -43,6 +43,8 @@ _CHECKED: Final[dict[str, type]] = {
     "truncation": str,
 }
 """Fields that are only read here, or only repeated in the response."""
+_SHAPED: Final = frozenset({"max_output_tokens", "reasoning", "text", "top_logprobs", "include"})
+"""Fields that say in their own way what a chat says in another."""
 _REFUSED: Final = {
     "background": "answers are not made in the background: leave it out, and stream",
     "conversation": "conversations are not kept here: send the items, or previous_response_id",
@@ -109,8 +111,11 @@ def add_chat(asked: Asked) -> None:
     tools.read(fields)
     chat: Fields = {"model": summary.model} if summary.model else {}
     chat |= {"messages": [], "stream": summary.stream}
-    chat |= {key: value for key, kind in _PASSED.items() if (value := optional(fields, key, kind)) is not None}
-    chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, asked.include)
+    for key, kind in _PASSED.items():
+        if key in fields and (value := optional(fields, key, kind)) is not None:
+            chat[key] = value
+    if not fields.keys().isdisjoint(_SHAPED):
+        chat |= _length(fields) | _reasoning(fields) | _text(fields) | _logprobs(fields, asked.include)
     asked.chat = chat | _tools(fields, tools)
 
 

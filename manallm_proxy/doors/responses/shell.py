@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from attrs import define, field
@@ -11,6 +11,47 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields
+
+_ABSENT: Final[Fields] = {
+    "id": "",
+    "object": "response",
+    "created_at": 0,
+    "status": "",
+    "background": False,
+    "completed_at": None,
+    "error": None,
+    "incomplete_details": None,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "model": "",
+    "output": [],
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "service_tier": None,
+    "store": True,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": None,
+    "top_p": None,
+    "truncation": "disabled",
+    "usage": None,
+    "user": None,
+}
+"""Every field, in OpenAI's order, as it is where the request does not say otherwise."""
+_LONG: Final = frozenset({"instructions", "text", "tool_choice", "tools", "metadata"})
+_REPEATED: Final = _LONG | {
+    *("max_output_tokens", "max_tool_calls", "parallel_tool_calls", "previous_response_id", "prompt_cache_key"),
+    *("reasoning", "safety_identifier", "service_tier", "store", "temperature", "top_logprobs", "top_p"),
+    *("truncation", "user"),
+}
+_NEVER_EMPTY: Final = frozenset({"previous_response_id", "truncation"})
 
 
 @define
@@ -23,25 +64,7 @@ class Shell:
     """The requested model, until a target answers."""
     created_at: float = field(factory=time.time)
     """Seconds since the epoch."""
-    _encoded: Fields = field(factory=dict, repr=False)
-
-    @property
-    def _long(self) -> Fields:
-        """Fields that may be long: encoded once, although several events repeat them."""
-        if not self._encoded:
-            self._encode()
-        return self._encoded
-
-    def _encode(self) -> None:
-        asked = self.asked
-        long = {
-            "instructions": asked.get("instructions"),
-            "text": {"format": {"type": "text"}, **_given(asked.get("text"))},
-            "tool_choice": "auto" if asked.get("tool_choice") is None else asked["tool_choice"],
-            "tools": asked.get("tools") or [],
-            "metadata": asked.get("metadata") or {},
-        }
-        self._encoded = {key: msgspec.Raw(encode(value)) for key, value in long.items()}
+    _repeated: Fields | None = field(default=None, repr=False)
 
     def render(
         self,
@@ -53,40 +76,33 @@ class Shell:
         incomplete: str | None = None,
     ) -> dict[str, Any]:
         """The object in the state `status`. `incomplete`: the reason why it is."""
-        asked, long = self.asked, self._long
-        parallel, store = asked.get("parallel_tool_calls"), asked.get("store")
-        return {
-            "id": self.id,
-            "object": "response",
-            "created_at": int(self.created_at),
-            "status": status,
-            "background": False,
-            "completed_at": int(time.time()) if status == "completed" else None,
-            "error": error,
-            "incomplete_details": None if incomplete is None else {"reason": incomplete},
-            "instructions": long["instructions"],
-            "max_output_tokens": asked.get("max_output_tokens"),
-            "max_tool_calls": asked.get("max_tool_calls"),
-            "metadata": long["metadata"],
-            "model": self.model,
-            "output": output,
-            "parallel_tool_calls": True if parallel is None else parallel,
-            "previous_response_id": asked.get("previous_response_id") or None,
-            "prompt_cache_key": asked.get("prompt_cache_key"),
-            "reasoning": {"effort": None, "summary": None} | (asked.get("reasoning") or {}),
-            "safety_identifier": asked.get("safety_identifier"),
-            "service_tier": asked.get("service_tier"),
-            "store": True if store is None else store,
-            "temperature": asked.get("temperature"),
-            "text": long["text"],
-            "tool_choice": long["tool_choice"],
-            "tools": long["tools"],
-            "top_logprobs": asked.get("top_logprobs"),
-            "top_p": asked.get("top_p"),
-            "truncation": asked.get("truncation") or "disabled",
-            "usage": None if usage is None else usage_object(usage),
-            "user": asked.get("user"),
-        }
+        if self._repeated is None:
+            self._repeated = _repeated(self.asked)
+        told: dict[str, Any] = {**_ABSENT, **self._repeated}
+        told["id"], told["created_at"], told["model"] = self.id, int(self.created_at), self.model
+        told["status"], told["output"], told["error"] = status, output, error
+        if status == "completed":
+            told["completed_at"] = int(time.time())
+        if incomplete is not None:
+            told["incomplete_details"] = {"reason": incomplete}
+        if usage is not None:
+            told["usage"] = usage_object(usage)
+        return told
+
+
+def _repeated(asked: Fields) -> Fields:
+    """What a response says that the request said, the long fields encoded: several events of a stream repeat them."""
+    told: Fields = {}
+    for key in asked.keys() & _REPEATED:
+        value = asked[key]
+        if value is None or (not value and key in _NEVER_EMPTY):
+            continue
+        if key == "reasoning":
+            value = {**_ABSENT[key], **value}
+        elif key == "text":
+            value = {**_ABSENT[key], **_given(value)}
+        told[key] = msgspec.Raw(encode(value)) if key in _LONG else value
+    return told
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -100,5 +116,5 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _given(value: Fields | None) -> Fields:
-    return {key: inner for key, inner in (value or {}).items() if inner is not None}
+def _given(value: Fields) -> Fields:
+    return {key: inner for key, inner in value.items() if inner is not None}

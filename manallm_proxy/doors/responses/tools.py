@@ -37,6 +37,8 @@ class Tools:
 
     def read(self, asked: Fields) -> None:
         """Adds those of a request, once. Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
+        if "tools" not in asked and "tool_choice" not in asked:
+            return
         given = all_of(dict, optional(asked, "tools", list) or [], "tools")
         choice = asked.get("tool_choice")
         self._offer(given, choice)
