@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, ToolCall, Usage
+from manallm_proxy.contract.answers import CallArguments, Delta, StreamBatch, ToolCall, Usage
 from manallm_proxy.contract.attempts import AttemptRecord, NoProvider
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.doors.responses.carried import unpack
 from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view
+from manallm_proxy.openai.json_object import encode
 from tests.responses import FIELDS, FUNCTION, TARGET, Exchanged, Opened, chat_of, checked, parsed
 
 SEALED = {"include": ["reasoning.encrypted_content"]}
@@ -266,19 +267,21 @@ async def test_names_come_back_as_the_client_knows_them() -> None:
 
 
 async def test_a_custom_tool_in_a_stream() -> None:
-    """Its input is told once its arguments are complete."""
-    events = (await Opened().ask(tools=[PATCH])).stream(
-        Delta(tool_calls=(ToolCall("apply_patch", '{"inp', "c1", 0),)),
-        Delta(tool_calls=(ToolCall("", 'ut":"x\\ny"}'),)),
-        Delta(finish="tool_calls"),
-    )
-    assert kinds(events)[2:6] == [
-        "output_item.added",
-        "custom_tool_call_input.delta",
-        "custom_tool_call_input.done",
-        "output_item.done",
-    ]
-    assert output(events)[0]["input"] == events[3]["delta"] == events[4]["input"] == "x\ny"
+    """Its input is told once its arguments are complete, whether these were read or only told by their bytes."""
+    rest = 'ut":"x\\ny"}'
+    for part in (Delta(tool_calls=(ToolCall("", rest),)), CallArguments([encode(rest)[1:-1]])):
+        events = (await Opened().ask(tools=[PATCH])).stream(
+            Delta(tool_calls=(ToolCall("apply_patch", '{"inp', "c1", 0),)),
+            part,
+            Delta(finish="tool_calls"),
+        )
+        assert kinds(events)[2:6] == [
+            "output_item.added",
+            "custom_tool_call_input.delta",
+            "custom_tool_call_input.done",
+            "output_item.done",
+        ]
+        assert output(events)[0]["input"] == events[3]["delta"] == events[4]["input"] == "x\ny"
 
 
 async def test_a_refusal_is_a_part_of_its_own() -> None:

@@ -11,7 +11,17 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Usage, Words, steps
+from manallm_proxy.contract.answers import (
+    CallArguments,
+    Delta,
+    StreamBatch,
+    Texts,
+    Thoughts,
+    ToolCall,
+    Usage,
+    Words,
+    steps,
+)
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
@@ -32,6 +42,7 @@ from manallm_proxy.providers.ollama.wire import OllamaTranslator
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
 from manallm_proxy.providers.wire import Translator
+from tests.cases import every
 from tests.recorded import recorded
 
 BODY = b'{"model":"x","messages":[],"stream":true}'
@@ -151,12 +162,30 @@ def chat_events(draw: st.DrawFn) -> bytes:
     words = draw(STRINGS)
     kind = draw(
         st.sampled_from(
-            ["plain"] * 10 + ["llama", "llama", "finish", "usage", "error", "twice", "reasoning", "null", "ping"]
+            ["plain"] * 10
+            + ["llama", "llama", "finish", "usage", "error", "twice", "null", "ping"]
+            + ["reasoning"] * 4
+            + ["reasoning, both"]
+            + ["arguments"] * 8
+            + ["call", "name alone", "second call", "arguments of two", "with id", "with words"]
         )
     )
     delta = b'{"content":%b}' % words
     if kind == "reasoning":
         delta = b'{"content":null,"reasoning_content":%b}' % words
+    elif kind == "reasoning, both":
+        delta = b'{"reasoning":%b,"reasoning_content":%b}' % (words, words)
+    elif kind == "arguments":
+        delta = b'{"tool_calls":[{"index":0,"function":{"arguments":%b}}]}' % words
+    elif kind == "arguments of two":
+        delta = b'{"tool_calls":[{"index":0,"function":{"arguments":%b}},{"index":1,"function":{}}]}' % words
+    elif kind == "with id":
+        delta = b'{"tool_calls":[{"index":0,"id":"c1","function":{"arguments":%b}}]}' % words
+    elif kind == "with words":
+        delta = b'{"content":"x","tool_calls":[{"index":0,"function":{"arguments":%b}}]}' % words
+    elif kind in ("call", "name alone", "second call"):
+        id_, said = (b"c2" if kind == "second call" else b"c1"), (b"" if kind == "name alone" else b"{")
+        delta = b'{"tool_calls":[{"index":0,"id":"%b","function":{"name":"f","arguments":"%b"}}]}' % (id_, said)
     elif kind == "twice":
         delta = b'{"content":%b,"content":"again"}' % words
     elif kind == "null":
@@ -189,13 +218,17 @@ EVENTS = {
 }
 
 
+CALL = '{"tool_calls":[{"index":0,"id":"c1","function":{"name":"f","arguments":"{"}}]}'
+ARGUMENTS = '{"tool_calls":[{"index":0,"function":{"arguments":"a"}}]}'
+
+
 def told(translator: Translator, reads: Iterable[bytes]) -> tuple[list[Delta], bytes, list[Any], Any]:
     """All that a translator makes of `reads`: steps, bytes, how it ended, and the tokens."""
     deltas: list[Delta] = []
     frames, end = b"", []
     for read in [*reads, b""]:
         batch = translator.feed(read) if read else translator.close()
-        deltas += [without_id(Delta(step.content) if type(step) is Words else step) for step in steps(batch.deltas)]
+        deltas += [without_id(step.plain() if isinstance(step, Texts) else step) for step in steps(batch.deltas)]
         frames += batch.frames
         if batch.done or batch.error:
             end = [batch.done, type(batch.error), str(batch.error)]
@@ -234,6 +267,21 @@ def test_patterns_are_found_and_used() -> None:
             assert isinstance(words, Words), dialect
             assert list(words.texts) == [rb"a\"\n\u00e9"] * count
             assert words == Delta('a"\né' * count)
+    for said, like in (
+        (b'{"reasoning_content":"x"}', Thoughts([b"x"])),
+        (b'{"reasoning":"x"}', Thoughts([b"x"], "reasoning")),
+        (b'{"tool_calls":[{"index":1,"function":{"arguments":"x"}}]}', CallArguments([b"x"], 1)),
+    ):
+        one = MAKERS["chat"](16)
+        chunk = FIRST["chat"].replace(b'{"content":"x"}', said)
+        begins = CALL.replace('"index":0', '"index":1').encode()
+        one.feed(chunk.replace(said, begins))
+        assert one.feed(chunk).deltas == (like,)
+        for count in (1, 3):
+            (found,) = one.feed(chunk.replace(b'"x"', rb'"a\"\n\u00e9"') * count).deltas
+            assert isinstance(found, type(like))
+            assert list(found.texts) == [rb"a\"\n\u00e9"] * count
+            assert found.text == 'a"\né' * count
     relay = MAKERS["relay"](16)
     llama = b'data: {"choices":[{"delta":{"content":"x"}}],"model":"m"}\n\n'
     renamed = llama.replace(b'"m"', b'"p/m"')
@@ -241,6 +289,23 @@ def test_patterns_are_found_and_used() -> None:
         assert relay.feed(read).frames == renamed * (len(read) // len(llama))
     assert isinstance(relay, EventRelay)
     assert relay._plain.is_known
+
+
+@every(
+    [
+        ("kept back", ['{"content":"x","tool_calls":[{"index":0,"function":{"arguments":"0"}}]}'] * 2, CALL),
+        ("begins another", [CALL, *[ARGUMENTS] * 3, CALL.replace('"c1"', '""'), *[ARGUMENTS] * 3], ""),
+        ("named again", [CALL, *[ARGUMENTS] * 3, CALL.replace('"{"', '""'), *[ARGUMENTS] * 3], ""),
+        ("two calls", [CALL, *[ARGUMENTS] * 3, CALL.replace("c1", "c2"), *[ARGUMENTS] * 3], ""),
+    ]
+)
+def test_a_call_that_another_chunk_begins(case: str, deltas: list[str], last: str) -> None:
+    """What a part of a call means depends on those before it, so a pattern of it ends with each that is read."""
+    row = '{"id":"c","model":"m","choices":[{"index":0,"delta":%s,"finish_reason":null}]}'
+    first = [FIRST["chat"], FIRST["chat"]]
+    events = [*first, *[f"data: {row % delta}\n\n".encode() for delta in [*deltas, last] if delta]]
+    assert told(MAKERS["chat"](16), events) == told(MAKERS["chat"](0), events), case
+    assert told(MAKERS["chat"](16), [b"".join(events)]) == told(MAKERS["chat"](0), events), case
 
 
 def test_recorded_streams() -> None:
@@ -275,7 +340,7 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     "ollama": lambda: OllamaChatReply("m"),
     "ollama generate": lambda: GenerateReply("m"),
 }
-VARYING = re.compile(rb'"(?:id|created|\w+_at|\w+_duration)":("[^"]*"|\d+)')
+VARYING = re.compile(rb'"(?:id|call_id|created|\w+_at|\w+_duration)":("[^"]*"|\d+)')
 """Members that differ from one reply to the next."""
 
 
@@ -284,10 +349,17 @@ def inside(text: str) -> bytes:
 
 
 WORDS = st.lists(PLAIN.map(inside).filter(bool), min_size=1, max_size=3).map(lambda texts: Words(texts))
-DELTAS = WORDS | WORDS | WORDS | st.sampled_from(
+THOUGHTS = st.builds(
+    Thoughts, WORDS.map(lambda words: words.texts), st.sampled_from(["reasoning", "reasoning_content"])
+)
+CALLED = st.builds(CallArguments, WORDS.map(lambda words: words.texts), st.just(0))
+DELTAS = WORDS | WORDS | WORDS | THOUGHTS | THOUGHTS | CALLED | CALLED | st.sampled_from(
     [Delta("x"), Delta(reasoning="r"), Delta(refusal="no"), Delta("y", index=1), Delta(images=("data:,",)),
-     Delta("z", logprobs={})]
+     Delta("z", logprobs={}), Delta(tool_calls=(ToolCall("f", "{", "c2", 1),)),
+     Delta(tool_calls=(ToolCall("f", "{}", "c3", 0),)), Delta(tool_calls=(ToolCall("", "}", "", 1),))]
 )  # fmt: skip
+BEGINS = Delta(tool_calls=(ToolCall("f", "", "c1"),))
+"""Arguments come after what they are arguments of: the dialects see to that."""
 
 
 def spoken(reply: Reply, batches: list[StreamBatch]) -> list[Any]:
@@ -303,9 +375,9 @@ def spoken(reply: Reply, batches: list[StreamBatch]) -> list[Any]:
 @given(st.sampled_from(sorted(REPLIES)), st.lists(st.lists(DELTAS, min_size=1, max_size=2), min_size=1, max_size=6))
 def test_a_door_splices_what_it_would_write(door: str, batches: list[list[Delta]]) -> None:
     """Each text as its own step, among steps of other kinds."""
-    fast = [StreamBatch(deltas=tuple(deltas), has_content=True) for deltas in batches]
+    fast = [StreamBatch(deltas=tuple(deltas), has_content=True) for deltas in [[BEGINS], *batches]]
     slow = [
-        evolve(batch, deltas=tuple(Delta(d.content) if type(d) is Words else d for d in steps(batch.deltas)))
+        evolve(batch, deltas=tuple(d.plain() if isinstance(d, Texts) else d for d in steps(batch.deltas)))
         for batch in fast
     ]
     assert spoken(REPLIES[door](), fast) == spoken(REPLIES[door](), slow)

@@ -120,17 +120,18 @@ class Delta:
 _STRING: Final = msgspec.json.Decoder(str)
 
 
-class Words(Delta):
-    """Text alone that is added to the first choice, in one step or in several, as the provider wrote it in JSON.
+class Texts(Delta):
+    """Texts of one kind alone that are added to the first choice, each in a step, as the provider wrote them in JSON.
 
-    A door may splice each of ``texts`` between bytes of its own; one that does not know this class reads `content`, in
-    which they are one step. None of them is empty, and each is a JSON string without its quotes.
+    A door may splice each of ``texts`` between bytes of its own; one that does not know this class reads the member of
+    a `Delta` that they are, in which they are one step. None is empty, and each is a JSON string without its quotes.
     """
 
     __slots__ = ("texts",)
     texts: Sequence[bytes]
+    content = ""
     reasoning = ""
-    tool_calls = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     finish = None
     index = 0
     logprobs = None
@@ -142,23 +143,72 @@ class Words(Delta):
         self.texts = texts
 
     @property
-    def content(self) -> str:  # type: ignore[override]  # it is only read
+    def text(self) -> str:
+        """All of them, decoded."""
         return "".join([_STRING.decode(b'"%b"' % text) for text in self.texts])
 
+    def plain(self) -> Delta:
+        """The same as one step that can be changed."""
+        return Delta(self.content, self.reasoning, self.tool_calls, reasoning_key=self.reasoning_key)
+
+    def step(self, text: bytes) -> Texts:
+        """One of ``texts`` alone."""
+        return type(self)((text,))
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Delta) and Delta(self.content) == (
-            Delta(other.content) if isinstance(other, Words) else other
-        )
+        return isinstance(other, Delta) and self.plain() == (other.plain() if isinstance(other, Texts) else other)
 
     def __repr__(self) -> str:
-        return "Words()"
+        return f"{type(self).__name__}()"
+
+
+class Words(Texts):
+    """Content."""
+
+    __slots__ = ()
+
+    @property
+    def content(self) -> str:  # type: ignore[override]  # it is only read, as all below
+        return self.text
+
+
+class Thoughts(Texts):
+    """Reasoning. `key`: see `Delta.reasoning_key`."""
+
+    __slots__ = ("reasoning_key",)
+
+    def __init__(self, texts: Sequence[bytes], key: str = "reasoning_content") -> None:
+        self.texts, self.reasoning_key = texts, key
+
+    @property
+    def reasoning(self) -> str:  # type: ignore[override]
+        return self.text
+
+    def step(self, text: bytes) -> Thoughts:
+        return Thoughts((text,), self.reasoning_key)
+
+
+class CallArguments(Texts):
+    """Arguments of a tool call that has begun. `place`: see `ToolCall.index`."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, texts: Sequence[bytes], place: int = 0) -> None:
+        self.texts, self.place = texts, place
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:  # type: ignore[override]
+        return (ToolCall("", self.text, "", self.place),)
+
+    def step(self, text: bytes) -> CallArguments:
+        return CallArguments((text,), self.place)
 
 
 def steps(deltas: Iterable[Delta]) -> Iterator[Delta]:
-    """`deltas`, with each text of `Words` as a step of its own."""
+    """`deltas`, with each text of `Texts` as a step of its own."""
     for delta in deltas:
-        if type(delta) is Words and len(delta.texts) > 1:
-            yield from (Words((text,)) for text in delta.texts)
+        if isinstance(delta, Texts) and len(delta.texts) > 1:
+            yield from map(delta.step, delta.texts)
         else:
             yield delta
 

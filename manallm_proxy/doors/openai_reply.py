@@ -75,7 +75,7 @@ class OpenAIReply:
 
     def _written(self, delta: Delta) -> bytes:
         if type(delta) is not Words:
-            return self._event([self.chunk_choice(delta)])
+            return b"".join([self._event([self.chunk_choice(step)]) for step in steps((delta,))])
         if self._splice is not None:
             return self._splice.write(delta.texts)
         first, *others = steps((delta,))

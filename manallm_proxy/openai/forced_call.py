@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall, Words, new_call_id
+from manallm_proxy.contract.answers import Delta, Texts, ToolCall, new_call_id
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.call_arguments import ObjectEnd
@@ -106,8 +106,8 @@ class CallReader:
 
     def read(self, delta: Delta) -> Delta:
         """`delta` with its text as a part of the call. Raises BadResponse where it is none."""
-        if type(delta) is Words:  # which holds nothing but text
-            delta = Delta(delta.content)
+        if isinstance(delta, Texts):
+            delta = delta.plain()
         if delta.tool_calls:  # the server has made a call of it by itself
             self._begun = self._ended = True
             return evolve(delta, content="")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
@@ -20,6 +20,8 @@ from manallm_proxy.openai.call_arguments import begins_another
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
 """By OpenAI's finish reason; all others mean that the model was done."""
+
+_KINDS: Final[dict[type, Kind]] = {Words: Kind.TEXT, Thoughts: Kind.THINKING}
 
 
 @define
@@ -61,13 +63,20 @@ class Blocks:
             if not ends:
                 return
 
-    @property
-    def open_text(self) -> Block | None:
-        """The block of text that is being sent, if nothing waits to be sent."""
+    def go_on(self, texts: Texts) -> Block | None:
+        """The block that is being sent, if `texts` go on with it and nothing waits to be sent; None if not."""
         if len(self._queue) != 1:
             return None
         block = self._queue[0]
-        return block if block.kind is Kind.TEXT and block.index is not None and not block.pieces else None
+        if block.index is None:
+            return None
+        if isinstance(texts, CallArguments):
+            if block is not self._calls.get(texts.place) or block.sent != len(block.pieces):
+                return None
+            block.pieces.append(texts.text)  # they are kept to see where they end
+            block.sent += 1
+            return block
+        return block if block.kind is _KINDS.get(type(texts)) and not block.pieces else None
 
     @property
     def stop_reason(self) -> str:

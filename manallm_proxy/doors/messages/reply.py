@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage, Words
+from manallm_proxy.contract.answers import Answer, StreamBatch, Texts, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
@@ -52,7 +52,7 @@ class MessagesReply:
     _next_index: int = 0
     _index: int | None = None
     _splice: Splice | None = field(default=None, repr=False)
-    """Of the text block of that index."""
+    """Of the block of that index."""
     _id: str = ""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
@@ -76,21 +76,22 @@ class MessagesReply:
         deltas = batch.deltas
         if not deltas:
             return b""
-        if len(deltas) == 1 and type(delta := deltas[0]) is Words and (around := self._around()) is not None:
+        if len(deltas) == 1 and isinstance(delta := deltas[0], Texts) and (around := self._around(delta)) is not None:
             return around.write((b"".join(delta.texts),))  # one event for one read, as for all others
         for delta in deltas:
             self.blocks.add(delta)
         return self._begin() + self._advance()
 
-    def _around(self) -> Splice | None:
-        """What stands around text that only goes on; None if it does not go on with what was written last."""
-        block = self.blocks.open_text
+    def _around(self, texts: Texts) -> Splice | None:
+        """What stands around `texts`, if they only go on; None if they do not go on with what was written last."""
+        block = self.blocks.go_on(texts)
         if block is None:
             return None
         if block.index != self._index:
             self._index = block.index
-            type_, name = _DELTAS[Kind.TEXT]
+            type_, name = _DELTAS[block.kind]
             self._splice = splice(_delta(block, {"type": type_, name: MARK}))
+        assert self._splice is not None  # nothing else in it could hold the mark
         return self._splice
 
     def end(self, usage: Usage | None) -> bytes:

@@ -8,12 +8,11 @@ line, since most take a closed connection for the end of a short answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, ToolCall, Usage, Words, steps
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Thoughts, ToolCall, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.targets import Target
@@ -63,6 +62,8 @@ class LinesReply:
     """The last of them at each place."""
     _finish: str | None = None
     _wrote: bool = False
+    _spliced_kind: type[Words | Thoughts] | None = None
+    """Of what the next two tell."""
     _dated: bytes = field(default=b"", repr=False)
     """A line up to its date, and behind that what stands around its text, once one was written."""
     _around: Splice | None = field(default=None, repr=False)
@@ -85,16 +86,16 @@ class LinesReply:
         self.model = str(target)
 
     def events(self, batch: StreamBatch) -> bytes:
-        if self._wrote and len(batch.deltas) == 1 and type(words := batch.deltas[0]) is Words:
-            return self._spliced(words.texts)
+        if self._wrote and len(batch.deltas) == 1 and isinstance(texts := batch.deltas[0], Words | Thoughts):
+            return self._spliced(texts)
         lines: list[bytes] = []
         if self._clock.first is None and batch.has_content:
             self._clock.first = time.monotonic_ns()
         for delta in batch.deltas:
             if delta.index:
                 continue  # only one choice was requested
-            if type(delta) is Words:
-                lines.append(self._spliced(delta.texts))
+            if isinstance(delta, Words | Thoughts):
+                lines.append(self._spliced(delta))
                 continue
             self._note(delta)
             if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
@@ -104,22 +105,24 @@ class LinesReply:
         self._wrote = self._wrote or bool(lines)
         return b"".join(lines)
 
-    def _spliced(self, texts: Sequence[bytes]) -> bytes:
-        """A line for each of `texts`, all of one time."""
-        around = self._around or self._learn()
+    def _spliced(self, said: Words | Thoughts) -> bytes:
+        """A line for each of its texts, all of one time."""
+        if type(said) is not self._spliced_kind:
+            self._learn(type(said))
+        around, texts = self._around, said.texts
         if around is None:
-            return b"".join([self._line(self.said(step.content)) for step in steps((Words(texts),))])
+            return b"".join([self._line(self.said(step.content, step.reasoning)) for step in steps((said,))])
         front = self._dated + now().encode() + around.front
         if len(texts) == 1:
             return front + without_line_ends(texts[0]) + around.tail
         return b"".join([front + without_line_ends(text) + around.tail for text in texts])
 
-    def _learn(self) -> Splice | None:
+    def _learn(self, kind: type[Words | Thoughts]) -> None:
         """What stands around the text in lines that say nothing else."""
-        line = one_line({**self._common_fields(), "created_at": "", **self.said(MARK), "done": False}) + b"\n"
+        said = self.said(MARK) if kind is Words else self.said(thinking=MARK)
+        line = one_line({**self._common_fields(), "created_at": "", **said, "done": False}) + b"\n"
         before, date, rest = line.partition(b'"created_at":"')
-        self._dated, self._around = before + date, splice(rest)
-        return self._around
+        self._spliced_kind, self._dated, self._around = kind, before + date, splice(rest)
 
     def end(self, usage: Usage | None) -> bytes:
         try:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall, Words, new_call_id
+from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
 from manallm_proxy.doors.responses.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
     COMPLETED,
@@ -25,6 +25,8 @@ from manallm_proxy.openai.call_arguments import begins_another
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """By finish reason of an incomplete answer: this API's name for it."""
+Growing = Part | ReasoningItem | CallItem
+"""What text may be added to."""
 
 
 @define
@@ -92,20 +94,35 @@ class AnswerItems:
             yield from self._call(part)
         self.finish = delta.finish or self.finish
 
-    def go_on(self, words: Words) -> Part | None:
-        """Adds `words` to the text that is being written, and gives its part; None if there is no such text, and
+    def go_on(self, texts: Texts) -> Growing | None:
+        """Adds `texts` to what is being written, and gives that; None if there is nothing that they go on with, and
         nothing has changed. In this way no events are made."""
-        text = self._text
-        part = text.open_text if text is not None and self._thought is None else None
-        if part is not None:
-            part.words.append(words.content)
-            self._last = text
-        return part
+        item: Item | None
+        match texts:
+            case Words():
+                item = self._text if self._thought is None else None
+                part = item.open_text if item is not None else None
+                if part is not None:
+                    part.words.append(texts.text)
+                    self._last = item
+                return part
+            case Thoughts() if self._thought is not None and self._text is None and self._thought.words:
+                item = self._thought
+                item.key = texts.reasoning_key
+                item.words.append(texts.text)
+            case CallArguments() if (item := self._calls.get(texts.place)) is not None:
+                item.received.pieces.append(texts.text)
+            case _:
+                return None
+        self._last = item
+        return item
 
-    def text_event(self, words: str) -> Event:
-        """What `take` yields for words that go on with the text."""
+    def text_event(self, of: Growing, text: str) -> Event | None:
+        """What `take` yields for `text` that `of` goes on with; None: nothing, before it is complete."""
+        if not isinstance(of, Part):
+            return of.text_event(text)
         assert self._text is not None
-        return self._text.text_event(words, [])
+        return self._text.text_event(text, [])
 
     def end(self) -> Iterator[Event]:
         """Closes all open items; yields their events. An answer without content becomes an empty message."""

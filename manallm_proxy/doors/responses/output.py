@@ -126,10 +126,10 @@ class ReasoningItem(Item):
     key: str = "reasoning_content"
     extras: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
     """See `carried.Carried`, as for ``provider`` and ``key``."""
-    _words: list[str] = field(factory=list, repr=False)
+    words: list[str] = field(factory=list, repr=False)
 
     def view(self) -> dict[str, Any]:
-        text = "".join(self._words)
+        text = "".join(self.words)
         summary = [{"type": "summary_text", "text": text}] if text else []
         item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": summary}
         if self.packs:
@@ -140,17 +140,21 @@ class ReasoningItem(Item):
         return self.view() if self.packs else {**self.view(), KEPT: self._packed()}
 
     def _packed(self) -> str:
-        return pack(Carried(self.provider, "".join(self._words), self.key, self.extras))
+        return pack(Carried(self.provider, "".join(self.words), self.key, self.extras))
 
     def think(self, words: str) -> Iterator[Event]:
-        if not self._words:
+        if not self.words:
             yield "response.reasoning_summary_part.added", self._summary_at(part=_summary(""))
-        self._words.append(words)
-        yield "response.reasoning_summary_text.delta", self._summary_at(delta=words)
+        self.words.append(words)
+        yield self.text_event(words)
+
+    def text_event(self, words: str) -> Event:
+        """That of reasoning which goes on."""
+        return "response.reasoning_summary_text.delta", self._summary_at(delta=words)
 
     def _last(self) -> Iterator[Event]:
-        if self._words:
-            text = "".join(self._words)
+        if self.words:
+            text = "".join(self.words)
             yield "response.reasoning_summary_text.done", self._summary_at(text=text)
             yield "response.reasoning_summary_part.done", self._summary_at(part=_summary(text))
 
@@ -196,10 +200,16 @@ class CallItem(Item):
         return {**self.view(), KEPT: pack(carried)}
 
     def call(self, arguments: str) -> Iterator[Event]:
-        """Adds arguments; yields their event. A custom tool's input is inside them, so it is reported at the end."""
+        """Adds arguments; yields their event."""
         self.received.pieces.append(arguments)
-        if arguments and self.tool.kind != "custom":
-            yield "response.function_call_arguments.delta", self._at(delta=arguments)
+        if arguments and (event := self.text_event(arguments)) is not None:
+            yield event
+
+    def text_event(self, arguments: str) -> Event | None:
+        """That of arguments which go on. A custom tool's input is inside them, so it is reported at the end."""
+        if self.tool.kind == "custom":
+            return None
+        return "response.function_call_arguments.delta", self._at(delta=arguments)
 
     def _last(self) -> Iterator[Event]:
         if self.tool.kind != "custom":

@@ -14,13 +14,13 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Usage, Words, steps
+from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Texts, Usage, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import StreamInterrupted
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.doors.responses.answer import AnswerItems
+from manallm_proxy.doors.responses.answer import AnswerItems, Growing
 from manallm_proxy.doors.responses.native import stored_items
-from manallm_proxy.doors.responses.output import Event, Part
+from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
@@ -53,8 +53,9 @@ class ResponsesReply:
     """Whether a response of that id is still stored; None where this one is not to be."""
     content_type: str = "text/event-stream"
     _sequence: int = 0
-    _part: Part | None = field(default=None, repr=False)
-    """The part of which the next two tell how an event that adds text begins, up to its number, and what follows."""
+    _growing: Growing | None = field(default=None, repr=False)
+    """The part or item of which the next two tell how an event that adds text to it begins, up to its number, and what
+    follows."""
     _numbered: bytes = field(default=b"", repr=False)
     _around: Splice | None = field(default=None, repr=False)
     _begun: bool = False
@@ -89,26 +90,33 @@ class ResponsesReply:
         deltas = batch.deltas
         if not deltas:
             return b""
-        if len(deltas) == 1 and type(delta := deltas[0]) is Words:
+        if len(deltas) == 1 and isinstance(delta := deltas[0], Texts):
             return self._say(delta)
         begin = self._begin()
-        said = [self._say(d) if type(d) is Words else self._write(self._answer.take(d)) for d in deltas if d.index == 0]
+        said = [
+            self._say(delta) if isinstance(delta, Texts) else self._write(self._answer.take(delta))
+            for delta in deltas
+            if delta.index == 0
+        ]
         return begin + b"".join(said)
 
-    def _say(self, words: Words) -> bytes:
-        if (part := self._answer.go_on(words)) is not None:
-            return self._spliced(words.texts, part)
-        first, *others = steps((words,))
-        begin = self._begin() + self._write(self._answer.take(first))
-        return begin + self._say(Words(words.texts[1:])) if others else begin
+    def _say(self, texts: Texts) -> bytes:
+        if (growing := self._answer.go_on(texts)) is not None:
+            return self._spliced(texts.texts, growing)
+        begin, (first, *others) = self._begin(), steps((texts,))
+        begin += self._write(self._answer.take(first))
+        return begin + b"".join([self._say(step) for step in others if isinstance(step, Texts)])
 
-    def _spliced(self, texts: Sequence[bytes], part: Part) -> bytes:
-        """An event for each of `texts`, which `part` goes on with."""
-        if part is not self._part:
-            kind, fields = self._answer.text_event(MARK)
+    def _spliced(self, texts: Sequence[bytes], growing: Growing) -> bytes:
+        """An event for each of `texts`, which `growing` goes on with."""
+        if growing is not self._growing:
+            told = self._answer.text_event(growing, MARK)
+            if told is None:
+                return b""
+            kind, fields = told
             event = b"event: %b\ndata: %b\n\n" % (kind.encode(), encode({"type": kind, "sequence_number": 0, **fields}))
             front, number, rest = event.partition(_SEQUENCE)
-            self._part, self._numbered, self._around = part, front + number, splice(rest[1:])
+            self._growing, self._numbered, self._around = growing, front + number, splice(rest[1:])
         around, front = self._around, self._numbered
         assert around is not None  # ids of our own making hold no mark
         numbered = enumerate(texts, self._sequence)

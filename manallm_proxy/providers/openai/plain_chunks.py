@@ -1,4 +1,6 @@
-"""Tells a chunk that only adds words by its bytes: nearly all chunks of a stream are alike but for these.
+"""Tells a chunk that only adds one text by its bytes: nearly all chunks of a stream are alike but for that.
+
+It may be words, reasoning, or the arguments of a tool call.
 
 A chunk that was read once is a pattern for those after it. Where another begins and ends with the same bytes, and what
 is between them is one JSON string, it can say nothing but that string in the same place, so nothing else is read.
@@ -8,18 +10,22 @@ OpenAI pads its chunks with a string of random length (``obfuscation``) at their
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta
-from manallm_proxy.openai.json_object import DecodeErrors, decode
+from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, Words
+from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
 from manallm_proxy.openai.plain_text import Splice, are_texts, decode_string, is_text
 
-_CONTENT: Final = re.compile(rb'"content"\s*:\s*("(?:[^"\\]|\\.)*")')
-_KEY: Final = re.compile(rb'"content"\s*:')
-_SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*("(?:[^"\\]|\\.)+")')
+_KEYS: Final = {
+    key: re.compile(rb'"%b"\s*:\s*' % key.encode())
+    for key in ("content", "reasoning_content", "reasoning", "arguments")
+}
+_QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)"\s*:\s*("(?:[^"\\]|\\.)+")')
 """Of a relayed chunk, in which it is all the same what goes on from chunk to chunk."""
 _PADDING: Final = b',"obfuscation":"'
 _PADDED: Final = re.compile(rb',"obfuscation":"[^"\\\x00-\x1f]*"\}\n\n')
@@ -37,6 +43,9 @@ class PlainChunks:
     _between: bytes = field(default=b"", repr=False)
     _shortest: int = 0
     _is_padded: bool = False
+    make: Callable[[Sequence[bytes]], Texts] = Words
+    """Makes the step of texts that were told."""
+    _is_call: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -67,20 +76,30 @@ class PlainChunks:
         return (texts, used) if are_texts(texts) else ((), 0)
 
     def learn(self, data: bytes, delta: Delta) -> None:
-        """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it has words alone."""
+        """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it adds one text alone."""
+        fit = _fit(delta)
+        if fit is None:
+            return
+        key, text, make = fit
         bare = _without_padding(data)
-        found = _CONTENT.search(bare)
-        if found is None or not delta.is_text or len(_KEY.findall(bare)) != 1:
+        found = _KEYS[key].search(bare)
+        said = _QUOTED.match(bare, found.end()) if found is not None else None
+        if said is None or len(_KEYS[key].findall(bare)) != 1:
             return
         try:
-            if decode(found[1], type=str) != delta.content:
+            if decode(said[0], type=str) != text:
                 return
         except DecodeErrors:
             return
-        if b"\\" in bare[: found.start(1)] or b"\\" in bare[found.end(1) :]:
+        if b"\\" in bare[: said.start()] or b"\\" in bare[said.end() :]:
             return  # a member may come twice under an escaped name: the last one counts
-        self._take(bare, found.start(1) + 1, found.end(1) - 1)
-        self._is_padded = bare is not data
+        self._take(bare, said.start() + 1, said.end() - 1)
+        self._is_padded, self.make, self._is_call = bare is not data, make, key == "arguments"
+
+    def forget_calls(self) -> None:
+        """To be told of each part of a tool call that was read: by that, another call may begin with the next one."""
+        if self._is_call:
+            self._shortest = 0
 
     def learn_relayed(self, data: bytes, sent: bytes) -> Splice | None:
         """Takes `data`, one whole event that is neither an end nor an error, as the pattern if it has words, and gives
@@ -96,6 +115,23 @@ class PlainChunks:
     def _take(self, data: bytes, start: int, end: int) -> None:
         self._front, self._tail = data[:start], data[end:]
         self._between, self._shortest = self._tail + self._front, len(self._front) + len(self._tail)
+
+
+def _fit(delta: Delta) -> tuple[str, str, Callable[[Sequence[bytes]], Texts]] | None:
+    """The name of the one member with which a chunk says `delta`, its text, and what makes steps of more of them; None
+    if it says anything beside."""
+    make: Callable[[Sequence[bytes]], Texts] = Words
+    if delta.content:
+        key, text = "content", delta.content
+    elif delta.reasoning:
+        key, text = delta.reasoning_key, delta.reasoning
+        make = partial(Thoughts, key=key)
+    elif len(delta.tool_calls) == 1 and delta.tool_calls[0].arguments.strip():  # by blanks alone no call has begun
+        key, text = "arguments", delta.tool_calls[0].arguments
+        make = partial(CallArguments, place=delta.tool_calls[0].index)
+    else:
+        return None
+    return (key, text, make) if key in _KEYS and make((encode(text)[1:-1],)) == delta else None
 
 
 def _without_padding(data: bytes) -> bytes:

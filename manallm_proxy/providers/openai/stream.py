@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta, StreamBatch, Words
+from manallm_proxy.contract.answers import Delta, StreamBatch
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse
@@ -215,31 +215,32 @@ class EventReader(EventStream):
 
     _calls: CallParts = field(factory=CallParts)
     _plain: PlainChunks = field(factory=PlainChunks)
+    _lessons: int = LESSONS
+    """Left until a pattern is of use again."""
+    _is_all: bool = True
+    """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
 
     def feed(self, data: bytes) -> StreamBatch:
-        if self._has_content and self._is_between:
-            texts, used = self._plain.read(data)
-            if used and used == len(data):
-                return StreamBatch(deltas=(Words(texts),))
-        batch = StreamBatch()
-        for _ in range(_ONE_BY_ONE):  # events, until there is a pattern; then all that are of it
+        before: StreamBatch | None = None
+        for _ in range(_ONE_BY_ONE):  # events, until there is a pattern, or another one; then all that are of it
             was_between = self._is_between
-            end = data.find(_BLANK) + len(_BLANK)
-            if was_between and self._has_content:
-                texts, used = self._plain.read(data)
-                if texts:
-                    return batch.followed_by(StreamBatch(deltas=(Words(texts),)).followed_by(super().feed(data[used:])))
-                if self._plain.is_known and end != len(data):
+            texts, end = self._plain.read(data) if was_between and self._has_content else ((), 0)
+            if texts:
+                self._lessons = LESSONS
+                one = StreamBatch(deltas=(self._plain.make(texts),))
+            else:
+                end = data.find(_BLANK) + len(_BLANK)
+                if end < len(_BLANK) or not self._lessons:
                     break
-            if end < len(_BLANK):
-                break
-            one = super().feed(data[:end])
-            if was_between and len(one.deltas) == 1 and self._call.endpoint is Endpoint.CHAT:
-                self._plain.learn(data[:end], one.deltas[0])
-            batch, data = batch.followed_by(one), data[end:]
-            if one.done or one.error or not data:
-                return batch
-        return batch.followed_by(super().feed(data))
+                one = super().feed(data[:end])
+                if was_between and len(one.deltas) == 1 and self._is_all and self._call.endpoint is Endpoint.CHAT:
+                    self._lessons -= 1
+                    self._plain.learn(data[:end], one.deltas[0])
+            before = one if before is None else before.followed_by(one)
+            if one.done or one.error or end == len(data):
+                return before
+            data = data[end:]
+        return super().feed(data) if before is None else before.followed_by(super().feed(data))
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
@@ -253,8 +254,12 @@ class EventReader(EventStream):
         rows = chunks.choices_of(chunk)
         gave_up = any(chunks.gives_up(row) for row in rows)
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        new = [] if gave_up and not self._has_content else [self._calls.read(delta) for delta in deltas_of(rows)]
+        told = [] if gave_up and not self._has_content else deltas_of(rows)
+        new = [self._calls.read(delta) for delta in told]
         deltas += new
+        self._is_all = new == told
+        if any(delta.tool_calls for delta in told):
+            self._plain.forget_calls()
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
