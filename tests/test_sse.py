@@ -223,3 +223,26 @@ def test_the_work_of_a_long_event_grows_with_its_length_only(
     assert [frame.raw for frame in frames] == [event]
     assert whole <= searched <= whole + 4 * len(parts)
     assert copied <= 8 * whole + 2048 * len(parts)
+
+
+lines = st.sampled_from(
+    [
+        b"event: a",
+        b"event:a",
+        b"event:  a",
+        b"event: ",
+        b"data: {}",
+        b"data:{}",
+        b"data: ",
+        b"data: event: b",
+        b"id: 1",
+        b": c",
+    ]
+)
+
+
+@given(st.lists(lines, max_size=3), st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"]), st.booleans())
+def test_usual_frames_are_parsed_as_all_others(rows: list[bytes], end: bytes, ends: bool) -> None:
+    """Whether its lines are told by their place or one by one."""
+    raw = end.join([*rows, b"", b""]) if ends else end.join(rows)
+    assert sse.parse(raw) == sse._parse_lines(raw)

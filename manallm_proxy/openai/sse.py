@@ -42,6 +42,15 @@ def parse(raw: bytes) -> Frame:
     """Parses one frame."""
     if raw.startswith(b"data: ") and b"\n" not in (body := raw[6:].rstrip(b"\r\n")) and b"\r" not in body:
         return Frame(raw, body)
+    if raw.startswith(b"event: ") and raw.count(b"\n") == 3 and b"\r" not in raw:  # as all of Responses and Messages
+        name, is_next, body = raw[7:].partition(b"\ndata: ")
+        if is_next and body.endswith(b"\n\n"):
+            return Frame(raw, body[:-2], name)
+    return _parse_lines(raw)
+
+
+def _parse_lines(raw: bytes) -> Frame:
+    """The same, whatever lines it has."""
     data: list[bytes] = []
     event, fields = b"", set()
     for line in _LINE.split(raw):

@@ -78,7 +78,9 @@ class PlainEvents:
         if not front.endswith(_DATA):
             return at
         run = data[start : at + EVENT_BYTES].split(_BLANK + front)
-        last = next((n for n, each in enumerate(run) if b"\n" in each), len(run) - 1)
+        last = len(run) - 1
+        if b"\n" in b"".join(run[:last]):
+            last = next(n for n, each in enumerate(run) if b"\n" in each)
         end = run[last].find(b"\n")
         if end >= 0 and run[last].startswith(_BLANK, end):
             run[last] = run[last][:end]
