@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Protocol, runtime_checkable
 
-from attrs import field, frozen
+from attrs import define, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
@@ -19,7 +19,7 @@ from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Target
 
 
-@frozen
+@define  # not frozen: as `answers.Usage`
 class Client:
     """Who sent a request. ``key``: the name of the client's key in the configuration; None if none is required."""
 

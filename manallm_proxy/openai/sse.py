@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 DONE: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -27,7 +27,7 @@ class FrameTooLong(ValueError):
     """An event exceeds FRAME_LIMIT and has not ended."""
 
 
-@frozen
+@define  # not frozen: as `answers.Usage`
 class Frame:
     """One event: ``raw`` includes its blank line; ``data`` is the joined lines, None if there are none (a comment)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.provider import RequestSummary
@@ -45,7 +45,7 @@ class ThreadsUnsupported(InvalidRequest):
         super().__init__("'thread' is not served here: send all messages, without it", param="thread")
 
 
-@frozen
+@define  # not frozen: as `answers.Usage`
 class Thinking:
     """How much of the model's thinking the client wants to see."""
 
@@ -55,7 +55,7 @@ class Thinking:
     """Whether thinking blocks are allowed at all: their signatures hold what must come back with a tool call."""
 
 
-@frozen
+@define  # as above
 class Asked:
     """A request, translated: the body of the chat, what to show of its answer, and where its parts came from."""
 
