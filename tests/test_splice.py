@@ -116,10 +116,21 @@ MORE = st.sampled_from([b""] * 12 + [b',"thinking":"hm"', b',"tool_calls":[{"fun
 def ollama_lines(draw: st.DrawFn, key: bytes) -> bytes:
     words, more = draw(STRINGS), draw(MORE)
     date = draw(st.sampled_from([b"2026-11-28T03:21:52.839445923Z", b"2026-11-28T05:21:52.8+02:00", rb"\"", b""]))
-    kind = draw(st.sampled_from(["plain"] * 10 + ["done", "logprobs", "turned", "twice", "error", "spaced", "none"]))
+    kind = draw(
+        st.sampled_from(
+            ["plain"] * 6 + ["thinking"] * 5 + ["done", "logprobs", "turned", "twice", "error", "spaced", "none"]
+        )
+    )
     said = b'"message":{"role":"assistant","content":%b%b}' if key == b"content" else b'"response":%b%b'
     front = b'{"model":"m","created_at":"%b",' % date
     line = front + said % (words, more) + b',"done":false}'
+    if kind == "thinking":
+        said = (
+            b'"message":{"role":"assistant","content":"","thinking":%b%b}'
+            if key == b"content"
+            else (b'"response":"","thinking":%b%b')
+        )
+        line = front + said % (words, more) + b',"done":false}'
     if kind == "done":
         line = front + said % (words, more) + b',"done":true,"done_reason":"stop","eval_count":3}'
     elif kind == "logprobs":
@@ -141,7 +152,9 @@ def ollama_lines(draw: st.DrawFn, key: bytes) -> bytes:
 def gemini_events(draw: st.DrawFn) -> bytes:
     words, count = draw(STRINGS), draw(st.sampled_from([b"1", b"12", b"01", b"", b"1e2", b"null", b'"x"']))
     kind = draw(
-        st.sampled_from(["plain"] * 10 + ["finish", "thought", "two", "second", "usage", "blocked", "twice", "bare"])
+        st.sampled_from(
+            ["plain"] * 6 + ["thought"] * 5 + ["finish", "two", "second", "usage", "blocked", "twice", "bare"]
+        )
     )
     part = b'{"text": %b%b}' % (words, b',"thought": true' if kind == "thought" else b"")
     parts = part + (b',{"text": "two"}' if kind == "two" else b"")
@@ -282,6 +295,16 @@ def test_patterns_are_found_and_used() -> None:
             assert isinstance(found, type(like))
             assert list(found.texts) == [rb"a\"\n\u00e9"] * count
             assert found.text == 'a"\né' * count
+    for dialect, old, new in (
+        ("ollama", b'"content":"x"', b'"content":"","thinking":"x"'),
+        ("ollama generate", b'"response":"x"', b'"response":"","thinking":"x"'),
+        ("gemini", b'{"text": "x"', b'{"text": "x","thought": true'),
+    ):
+        translator, thought = MAKERS[dialect](16), FIRST[dialect].replace(old, new)
+        translator.feed(thought)
+        told_together = translator.feed(thought * 2 + FIRST[dialect] * 3).deltas
+        assert told_together == (Thoughts([b"x", b"x"]), Delta("x"), Words([b"x", b"x"])), dialect
+        assert [type(each) for each in told_together] == [Thoughts, Delta, Words]
     relay = MAKERS["relay"](16)
     llama = b'data: {"choices":[{"delta":{"content":"x"}}],"model":"m"}\n\n'
     renamed = llama.replace(b'"m"', b'"p/m"')

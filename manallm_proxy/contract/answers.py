@@ -111,6 +111,11 @@ class Delta:
         return bool(self.content) and self == Delta(content=self.content)
 
     @property
+    def is_reasoning(self) -> bool:
+        """The same of reasoning."""
+        return bool(self.reasoning) and self == Delta(reasoning=self.reasoning, reasoning_key=self.reasoning_key)
+
+    @property
     def has_words(self) -> bool:
         """Whether it has more than a finish reason; ``content_filter`` counts, since it says why there is no more."""
         said = self.content or self.reasoning or self.tool_calls or self.images or self.refusal

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage, Words, steps
+from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Texts, Thoughts, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.targets import Target
@@ -48,8 +48,8 @@ class OpenAIReply:
     _model: str = ""
     _wrote_chunks: bool = False
     """Whether chunks were written from deltas rather than relayed."""
-    _splice: Splice | None = field(default=None, repr=False)
-    """Of chunks that only add text, after the first."""
+    _splices: dict[type[Delta], Splice] = field(factory=dict, repr=False)
+    """Of chunks that only add text of that kind, after the first."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
@@ -68,22 +68,24 @@ class OpenAIReply:
         deltas = batch.deltas
         if not deltas:
             return batch.frames
-        if self._splice is not None and len(deltas) == 1 and type(delta := deltas[0]) is Words:
-            return batch.frames + self._splice.write(delta.texts)
+        if len(deltas) == 1 and (around := self._splices.get(type(delta := deltas[0]))) and isinstance(delta, Texts):
+            return batch.frames + around.write(delta.texts)
         self._wrote_chunks = True
         return batch.frames + b"".join(map(self._written, deltas))
 
     def _written(self, delta: Delta) -> bytes:
-        if type(delta) is not Words:
+        if not isinstance(delta, Words | Thoughts):
             return b"".join([self._event([self.chunk_choice(step)]) for step in steps((delta,))])
-        if self._splice is not None:
-            return self._splice.write(delta.texts)
+        if (around := self._splices.get(type(delta))) is not None:
+            return around.write(delta.texts)
         first, *others = steps((delta,))
         event = self._event([self.chunk_choice(first)])  # which may have to say more than those after it
-        self._splice = splice(self._event([self.chunk_choice(Delta(MARK))]))
-        if self._splice is None:
+        marked = Delta(MARK) if type(delta) is Words else Delta(reasoning=MARK)
+        around = splice(self._event([self.chunk_choice(marked)]))
+        if around is None:
             return event + b"".join([self._event([self.chunk_choice(step)]) for step in others])
-        return event + self._splice.write(delta.texts[1:]) if others else event
+        self._splices[type(delta)] = around
+        return event + around.write(delta.texts[1:]) if others else event
 
     def end(self, usage: Usage | None) -> bytes:
         if self._wrote_chunks and usage is not None and self.summary.wants_usage:

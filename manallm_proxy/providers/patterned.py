@@ -2,67 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Protocol
 
-from attrs import define, field
-
-from manallm_proxy.contract.answers import Delta, StreamBatch, Words
+from manallm_proxy.contract.answers import Delta, StreamBatch, Texts
 
 LESSONS: Final = 16
-"""Events of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
+"""Events from which a pattern may be learned until one is of use: where they differ in more than words, none is."""
+ONE_BY_ONE: Final = 8
+"""Steps in which the beginning of a read is told: an event each, or all that are of a pattern."""
+Make = Callable[[Sequence[bytes]], Texts]
 
 
 class Pattern(Protocol):
-    """What is alike in the events of one stream that only add words."""
+    """What is alike in the events of one stream that only add text of one kind."""
 
     @property
-    def is_known(self) -> bool:
-        """Whether there is one."""
+    def make(self) -> Make:
+        """Makes the step of texts that were told."""
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it is fit for one."""
 
 
-@define
-class Patterned:
+class Steps(Protocol):
     """A translator (see `wire.Translator`) that has a pattern, of its dialect's own class."""
 
     blank: ClassVar[bytes]
     """What ends an event."""
-    _plain: Pattern = field(init=False)
-    _lessons: int = field(default=LESSONS, kw_only=True)
+    lessons: int
+    """Left until a pattern is of use again."""
 
     @property
-    def held(self) -> int:
-        """See `wire.Translator`."""
-        raise NotImplementedError  # each holds what it has of an event in its own way
+    def plain(self) -> Pattern: ...
 
-    def feed(self, data: bytes) -> StreamBatch:
-        """See `wire.Translator`."""
-        was_between = not self.held
-        if was_between:
-            texts, used = self._read_plain(data)
-            if texts:
-                batch = StreamBatch(deltas=(Words(texts),), has_content=True)
-                return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
-        end = data.find(self.blank) + len(self.blank)  # one event, then the others
-        if end < len(self.blank) or (
-            was_between and (not self._lessons or (self._plain.is_known and end != len(data)))
-        ):
-            return self._feed(data)
-        batch = self._feed(data[:end])
-        if was_between and len(batch.deltas) == 1 and batch.deltas[0].is_text:
-            self._lessons -= 1
-            self._plain.learn(data[:end], batch.deltas[0])
-        if batch.done or batch.error or end == len(data):
-            return batch
-        return batch.followed_by(self.feed(data[end:]) if self._plain.is_known else self._feed(data[end:]))
+    @property
+    def held(self) -> int: ...
 
-    def _read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+    def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
         """What the events at the start of `data` add that are of the pattern, and how many bytes these events are."""
-        raise NotImplementedError  # some have more to read than words
 
-    def _feed(self, data: bytes) -> StreamBatch:
+    def read(self, data: bytes) -> StreamBatch:
         """As `feed`, without a pattern."""
-        raise NotImplementedError  # the dialect
+
+    def is_lesson(self, delta: Delta) -> bool:
+        """Whether an event that was read as `delta` has done nothing beside, so that it may become the pattern."""
+
+
+def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
+    """What `data` becomes: event after event until there is a pattern, or another one; then all that are of it."""
+    before: StreamBatch | None = None
+    for _ in range(ONE_BY_ONE):
+        was_between = not translator.held
+        texts, end = translator.read_plain(data) if was_between else ((), 0)
+        if texts:
+            translator.lessons = LESSONS
+            one = StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
+        else:
+            end = data.find(translator.blank) + len(translator.blank)
+            if end < len(translator.blank) or not translator.lessons:
+                break
+            one = translator.read(data[:end])
+            if was_between and len(one.deltas) == 1 and translator.is_lesson(one.deltas[0]):
+                translator.lessons -= 1
+                translator.plain.learn(data[:end], one.deltas[0])
+        before = one if before is None else before.followed_by(one)
+        if one.done or one.error or end == len(data):
+            return before
+        data = data[end:]
+    rest = translator.read(data)
+    return rest if before is None else before.followed_by(rest)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta
+from manallm_proxy.contract.answers import Delta, Thoughts, Words
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.openai.json_object import DecodeErrors, decode, split_object
 from manallm_proxy.openai.plain_text import are_texts, is_string
@@ -35,10 +35,8 @@ class PlainEvents:
     _tail: bytes = field(default=b"", repr=False)
     """Behind the usage, with the blank line, which is in none of the others."""
 
-    @property
-    def is_known(self) -> bool:
-        """Whether there is one."""
-        return bool(self._front)
+    make: type[Words | Thoughts] = Words
+    """Makes the step of texts that were told."""
 
     def read(self, data: bytes) -> tuple[list[bytes], int, dict[str, Any]]:
         """What the events at the start of `data` add, each as the inside of a JSON string, how many bytes these events
@@ -69,11 +67,13 @@ class PlainEvents:
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it has words and usage."""
         found = _TEXT.search(data)
-        if not data.endswith(_END) or not data.startswith(_DATA) or found is None or not delta.is_text:
+        if not data.endswith(_END) or not data.startswith(_DATA) or found is None:
+            return
+        if not (delta.is_text or delta.is_reasoning):
             return
         try:
             usage = split_object(data[len(_DATA) : -len(_END)])[1].get(_USAGE)
-            if usage is None or decode(found[1], type=str) != delta.content:
+            if usage is None or decode(found[1], type=str) != delta.content + delta.reasoning:
                 return
         except (InvalidRequest, *DecodeErrors):
             return
@@ -86,4 +86,4 @@ class PlainEvents:
             return  # a member that comes twice, perhaps under an escaped name: the last one counts
         if b"\n" in around[: -len(_END)] or b"\r" in around[: -len(_END)]:
             return
-        self._front, self._middle, self._tail = front, middle, tail
+        self._front, self._middle, self._tail, self.make = front, middle, tail, Words if delta.is_text else Thoughts

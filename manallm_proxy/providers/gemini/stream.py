@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import define, field
 
@@ -14,24 +14,25 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
 from manallm_proxy.providers.gemini.reply import Reader, read
-from manallm_proxy.providers.patterned import Patterned
+from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
 
 _DONE: Final = b"[DONE]"
 """OpenAI's end marker, which some proxies in between add."""
 
 
 @define
-class GeminiTranslator(Patterned):
+class GeminiTranslator:
     """See `wire.Translator`."""
 
-    blank = b"\r\n\r\n"
+    blank: ClassVar[bytes] = b"\r\n\r\n"
 
     _limits: AnswerLimits = AnswerLimits()
     _reader: Reader = field(factory=Reader)
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _begun: bool = False
     _has_content: bool = False
-    _plain: PlainEvents = field(factory=PlainEvents)
+    plain: PlainEvents = field(factory=PlainEvents)
+    lessons: int = LESSONS
 
     @property
     def usage(self) -> Usage | None:
@@ -44,13 +45,19 @@ class GeminiTranslator(Patterned):
     def is_open(self, data: bytes) -> bool:
         return self._decoder.is_open(data)
 
-    def _read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
-        texts, used, counters = self._plain.read(data)
+    def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        texts, used, counters = self.plain.read(data)
         if texts:
             self._reader.counted(counters)
         return texts, used
 
-    def _feed(self, data: bytes) -> StreamBatch:
+    def feed(self, data: bytes) -> StreamBatch:
+        return feed_in_steps(self, data)
+
+    def is_lesson(self, delta: Delta) -> bool:
+        return True
+
+    def read(self, data: bytes) -> StreamBatch:
         try:
             frames = self._decoder.feed(data)
         except sse.FrameTooLong:

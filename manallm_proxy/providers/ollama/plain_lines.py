@@ -1,5 +1,7 @@
 """Tells a line that only adds words by its bytes: nearly all lines of a stream are alike but for these and their date.
 
+They may be the model's thinking as well.
+
 A line that was read once is a pattern for those after it. Where another has the same bytes around a date and around one
 JSON string, it can say nothing but that string in the same place, so nothing else is read.
 """
@@ -12,11 +14,12 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.contract.answers import Delta
+from manallm_proxy.contract.answers import Delta, Thoughts, Words
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.plain_text import are_texts, is_string
 
 _DATE: Final = re.compile(rb'"created_at"\s*:\s*"([0-9T:.Z+-]*)"')
+_THINKING: Final = b"thinking"
 _OF_DATES: Final = b"0123456789T:.Z+-"
 """All that is in Go's dates. Nobody reads them here, but what is no JSON string must not pass for one."""
 
@@ -32,12 +35,8 @@ class PlainLines:
     """From the quote that closes it to the one that opens the words."""
     _tail: bytes = field(default=b"", repr=False)
     """From the quote that closes these; with the line end, which no JSON string holds."""
-    _between: bytes = field(default=b"", repr=False)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is one."""
-        return bool(self._front)
+    make: type[Words | Thoughts] = Words
+    """Makes the step of texts that were told."""
 
     def read(self, data: bytes) -> tuple[Sequence[bytes], int]:
         """What the lines at the start of `data` add, each as the inside of a JSON string, and how many bytes they are.
@@ -49,35 +48,42 @@ class PlainLines:
         quoted = data[at + len(self._middle) - 1 : size - len(self._tail) + 1]
         if at > 0 and data.endswith(self._tail) and is_string(quoted):
             return ((quoted[1:-1],), size) if not data[len(self._front) : at].strip(_OF_DATES) else ((), 0)
-        if not data.endswith(self._tail):
-            data = data[: data.rfind(self._tail) + len(self._tail)]
         first, *parts = data.split(self._middle)
-        if not parts or first[len(self._front) :].strip(_OF_DATES):
+        if first[len(self._front) :].strip(_OF_DATES):
             return (), 0
-        texts = []
-        last = parts.pop()
-        for part in parts:
-            text, between, date = part.partition(self._between)
-            if not between or date.strip(_OF_DATES):
-                return (), 0
-            texts.append(text)
-        texts.append(last[: len(last) - len(self._tail)])
-        return (texts, len(data)) if len(last) > len(self._tail) and are_texts(texts) else ((), 0)
+        texts: list[bytes] = []
+        used, start = 0, len(first)
+        for part in parts:  # words, the end of their line, and the beginning of the next one
+            start += len(self._middle)
+            end = part.find(self._tail)
+            if end < 0:
+                break
+            texts.append(part[:end])
+            behind = end + len(self._tail)
+            used = start + behind
+            if not part.startswith(self._front, behind) or part[behind + len(self._front) :].strip(_OF_DATES):
+                break
+            start += len(part)
+        return (texts, used) if texts and are_texts(texts) else ((), 0)
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole line and was read as `delta`, as the pattern if it has words alone."""
+        if not (delta.is_text or delta.is_reasoning):
+            return
+        key, text = (self.key, delta.content) if delta.content else (_THINKING, delta.reasoning)
         date = _DATE.search(data)
-        found = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")' % self.key, data)
-        if date is None or found is None or date.end() > found.start() or not delta.is_text:
+        found = re.search(rb'"%b"\s*:\s*("(?:[^"\\]|\\.)*")' % key, data)
+        if date is None or found is None or date.end() > found.start():
             return
         try:
-            if decode(found[1], type=str) != delta.content:
+            if decode(found[1], type=str) != text:
                 return
         except DecodeErrors:
             return
         front, middle = data[: date.start(1)], data[date.end(1) : found.start(1) + 1]
         tail = data[found.end(1) - 1 :]
         around = front + middle + tail
-        if b"\\" in around or around.count(self.key) != 1 or around.count(b"created_at") != 1:
+        if b"\\" in around or around.count(b'"%b"' % key) != 1 or around.count(b"created_at") != 1:
             return  # a member that comes twice, perhaps under an escaped name: the last one counts
-        self._front, self._middle, self._tail, self._between = front, middle, tail, tail + front
+        self._front, self._middle, self._tail = front, middle, tail
+        self.make = Words if delta.content else Thoughts

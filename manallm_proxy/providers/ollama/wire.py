@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from attrs import define, evolve, field
 from msgspec import Struct
@@ -54,7 +54,7 @@ from manallm_proxy.providers.ollama.reply import (
     read_whole,
     too_long,
 )
-from manallm_proxy.providers.patterned import Patterned
+from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
 from manallm_proxy.providers.wire import Request, Translator
 
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
@@ -125,19 +125,20 @@ class OllamaWire:
 
 
 @define
-class OllamaTranslator(Patterned):
+class OllamaTranslator:
     """One stream: lines in, deltas out. It remembers a line's beginning, and how many tools were called."""
 
-    blank = b"\n"
+    blank: ClassVar[bytes] = b"\n"
 
     _endpoint: Endpoint
     _limits: AnswerLimits = AnswerLimits()
     usage: Usage | None = None
     _held: bytearray = field(factory=bytearray, repr=False)
     _called: int = 0
-    _plain: PlainLines = field(init=False)
+    plain: PlainLines = field(init=False)
+    lessons: int = LESSONS
 
-    @_plain.default
+    @plain.default
     def _no_pattern(self) -> PlainLines:
         return PlainLines(b"content" if self._endpoint is Endpoint.CHAT else b"response")
 
@@ -148,10 +149,16 @@ class OllamaTranslator(Patterned):
     def is_open(self, data: bytes) -> bool:
         return b"\n" not in data
 
-    def _read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
-        return self._plain.read(data)
+    def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        return self.plain.read(data)
 
-    def _feed(self, data: bytes) -> StreamBatch:
+    def feed(self, data: bytes) -> StreamBatch:
+        return feed_in_steps(self, data)
+
+    def is_lesson(self, delta: Delta) -> bool:
+        return True
+
+    def read(self, data: bytes) -> StreamBatch:
         *lines, rest = data.split(b"\n")
         if lines and self._held:
             lines[0] = bytes(self._held) + lines[0]

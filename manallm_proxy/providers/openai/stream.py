@@ -7,7 +7,8 @@ reason, usage or an error may be in it. `EventReader` decodes every event, for d
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
 from attrs import define, field
 
@@ -26,14 +27,11 @@ from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.event_stream import EventStream
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import set_model
+from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
 
 _DATA: Final = b"data: "
 _BLANK: Final = b"\n\n"
 """What ends an event whose lines end in LF."""
-LESSONS: Final = 16
-"""Chunks of one stream from which a pattern may be learned: where they differ in more than words, none is of use."""
-_ONE_BY_ONE: Final = 8
-"""Events at the beginning of a read that are read each on its own, so that one of them may become a pattern."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
@@ -211,36 +209,26 @@ def _joined(batches: list[StreamBatch]) -> StreamBatch:
 
 @define
 class EventReader(EventStream):
-    """Deltas, for a door that speaks another format than the provider."""
+    """Deltas, for a door that speaks another format than the provider. See `patterned.Steps`."""
 
+    blank: ClassVar[bytes] = _BLANK
     _calls: CallParts = field(factory=CallParts)
-    _plain: PlainChunks = field(factory=PlainChunks)
-    _lessons: int = LESSONS
-    """Left until a pattern is of use again."""
+    plain: PlainChunks = field(factory=PlainChunks)
+    lessons: int = LESSONS
     _is_all: bool = True
     """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
 
     def feed(self, data: bytes) -> StreamBatch:
-        before: StreamBatch | None = None
-        for _ in range(_ONE_BY_ONE):  # events, until there is a pattern, or another one; then all that are of it
-            was_between = self._is_between
-            texts, end = self._plain.read(data) if was_between and self._has_content else ((), 0)
-            if texts:
-                self._lessons = LESSONS
-                one = StreamBatch(deltas=(self._plain.make(texts),))
-            else:
-                end = data.find(_BLANK) + len(_BLANK)
-                if end < len(_BLANK) or not self._lessons:
-                    break
-                one = super().feed(data[:end])
-                if was_between and len(one.deltas) == 1 and self._is_all and self._call.endpoint is Endpoint.CHAT:
-                    self._lessons -= 1
-                    self._plain.learn(data[:end], one.deltas[0])
-            before = one if before is None else before.followed_by(one)
-            if one.done or one.error or end == len(data):
-                return before
-            data = data[end:]
-        return super().feed(data) if before is None else before.followed_by(super().feed(data))
+        return feed_in_steps(self, data)
+
+    def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
+        return self.plain.read(data) if self._has_content else ((), 0)
+
+    def read(self, data: bytes) -> StreamBatch:
+        return super().feed(data)
+
+    def is_lesson(self, delta: Delta) -> bool:
+        return self._is_all and self._call.endpoint is Endpoint.CHAT
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         try:
@@ -259,7 +247,7 @@ class EventReader(EventStream):
         deltas += new
         self._is_all = new == told
         if any(delta.tool_calls for delta in told):
-            self._plain.forget_calls()
+            self.plain.forget_calls()
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
