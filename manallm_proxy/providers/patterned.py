@@ -51,6 +51,11 @@ class Steps(Protocol):
 
 def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
     """What `data` becomes: event after event until there is a pattern, or another one; then all that are of it."""
+    if not translator.held:
+        texts, end = translator.read_plain(data)
+        if end and end == len(data):  # as nearly all reads are
+            translator.lessons = LESSONS
+            return StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
     before: StreamBatch | None = None
     for _ in range(ONE_BY_ONE):
         was_between = not translator.held

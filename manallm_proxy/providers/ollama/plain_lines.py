@@ -35,6 +35,7 @@ class PlainLines:
     """From the quote that closes it to the one that opens the words."""
     _tail: bytes = field(default=b"", repr=False)
     """From the quote that closes these; with the line end, which no JSON string holds."""
+    _between: bytes = field(default=b"", repr=False)
     make: type[Words | Thoughts] = Words
     """Makes the step of texts that were told."""
 
@@ -52,19 +53,20 @@ class PlainLines:
         if first[len(self._front) :].strip(_OF_DATES):
             return (), 0
         texts: list[bytes] = []
-        used, start = 0, len(first)
-        for part in parts:  # words, the end of their line, and the beginning of the next one
-            start += len(self._middle)
-            end = part.find(self._tail)
-            if end < 0:
-                break
-            texts.append(part[:end])
-            behind = end + len(self._tail)
-            used = start + behind
-            if not part.startswith(self._front, behind) or part[behind + len(self._front) :].strip(_OF_DATES):
-                break
-            start += len(part)
-        return (texts, used) if texts and are_texts(texts) else ((), 0)
+        for part in parts:
+            text, between, date = part.partition(self._between)
+            if between and not date.strip(_OF_DATES):
+                texts.append(text)
+                continue
+            text, ended, _ = part.partition(self._tail)
+            if ended:
+                texts.append(text)
+            break
+        count = len(texts)
+        if not count or not are_texts(texts):
+            return (), 0
+        before = len(first) + sum(map(len, parts[: count - 1])) + count * len(self._middle)
+        return texts, before + len(texts[-1]) + len(self._tail)
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole line and was read as `delta`, as the pattern if it has words alone."""
@@ -85,5 +87,5 @@ class PlainLines:
         around = front + middle + tail
         if b"\\" in around or around.count(b'"%b"' % key) != 1 or around.count(b"created_at") != 1:
             return  # a member that comes twice, perhaps under an escaped name: the last one counts
-        self._front, self._middle, self._tail = front, middle, tail
+        self._front, self._middle, self._tail, self._between = front, middle, tail, tail + front
         self.make = Words if delta.content else Thoughts

@@ -219,6 +219,11 @@ class EventReader(EventStream):
     """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
 
     def feed(self, data: bytes) -> StreamBatch:
+        if self._has_content and self._is_between:  # nearly always it is one chunk
+            texts, used = self.plain.read(data)
+            if used and used == len(data):
+                self.lessons = LESSONS
+                return StreamBatch(deltas=(self.plain.make(texts),))
         return feed_in_steps(self, data)
 
     def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
