@@ -117,7 +117,7 @@ def test_the_same_answer(monkeypatch: pytest.MonkeyPatch, name: str, asked: dict
     """Or the same failure, in the same words."""
     kind, body = (LISTS if "input" in asked else CHATS)[name]
     wanted = read(kind, body, asked, relays)
-    for part, size in {"LARGE_BYTES": 64, "LARGE_ELEMENTS": 32, "SMALL": 24, "_SLICE": 37, "_TEXT": 40}.items():
+    for part, size in {"LARGE_BYTES": 64, "LARGE_ELEMENTS": 32, "SMALL": 24, "_SLICE": 37, "TEXT": 40}.items():
         monkeypatch.setattr(sliced, part, size)
     monkeypatch.setattr(vector_rows, "_SLICE", 37)
     assert read(kind, body, asked, relays) == wanted

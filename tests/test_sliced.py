@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.openai import sliced
+from manallm_proxy.openai import joined, sliced, sliced_writer
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode
 
 TEXTS = st.text(max_size=60) | st.sampled_from(
@@ -29,8 +29,11 @@ def small_slices() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliced, "SMALL", 8)
         patch.setattr(sliced, "_SLICE", 5)
-        patch.setattr(sliced, "_TEXT", 24)
-        patch.setattr(sliced, "_BUDGET", 4)
+        patch.setattr(sliced, "TEXT", 24)
+        patch.setattr(sliced_writer, "TEXT", 24)
+        patch.setattr(sliced_writer, "_BUDGET", 4)
+        patch.setattr(joined, "SMALL", 8)
+        patch.setattr(joined, "PART", 7)
         yield
 
 
@@ -46,7 +49,7 @@ def test_the_same_as_in_one_go(value: Any, escaped: bool, indent: int | None) ->
         return  # half of a pair as bytes, which is no text
     assert sliced.decode_large(text, decode_leniently) == wanted
     sliced.check_large(text, *sliced.trimmed(text, 0, len(text)), lambda part: decode_leniently(part) and None)
-    assert decode(sliced.encode_large(wanted, encode)) == wanted
+    assert decode(sliced_writer.encode_large(wanted, encode)) == wanted
 
 
 @given(VALUES, st.data())
@@ -95,7 +98,7 @@ def test_no_call_gets_much() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliced, "SMALL", 1024)
-        patch.setattr(sliced, "_TEXT", 4096)
+        patch.setattr(sliced, "TEXT", 4096)
         for value in (
             list(range(30_000)),
             [[0.25] * 768] * 20,

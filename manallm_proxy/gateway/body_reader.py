@@ -13,6 +13,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
 from manallm_proxy.openai.bounds import check_structure, glance, look
+from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside, expect_large
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
 
@@ -71,15 +72,15 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     if (request.content_length or 0) > LARGE_BYTES:
         expect_large()
     ask_for_body(request)
-    parts: list[bytes] = []
+    body = Growing()
     size, late = 0, 0.0
     loop = asyncio.get_running_loop()
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed
-            parts.append(request.content.read_nowait())
-            if len(parts[0]) > limits.body:
+            part = request.content.read_nowait()
+            if len(part) > limits.body:
                 raise _too_large(limits.body)
-            return parts[0]
+            return part
         if is_long(request) and request.transport is not None and request.content_length is not None:
             long = LongBody(request, request.transport, request.content_length)
             try:
@@ -92,7 +93,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
                 size += len(part)
                 if size > limits.body:
                     raise _too_large(limits.body)
-                parts.append(part)
+                body.add(part)
                 late = begun + size / limits.body_rate
                 stall.reschedule(min(loop.time(), late) + limits.body_timeout)
     except TimeoutError:
@@ -102,7 +103,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
         raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s (limits.body_timeout)") from None
     except web.RequestPayloadError:
         raise InvalidRequest("the body's transfer encoding is broken") from None
-    return await aside(size > LARGE_BYTES, b"".join, parts)
+    return body.take()
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -17,7 +17,8 @@ import msgspec
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.shortened import Shortened
-from manallm_proxy.openai import sliced
+from manallm_proxy.openai import sliced, sliced_writer
+from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.long_values import LEAST, MOST, check_utf8, shortened
 
 encode: Final = msgspec.json.encode
@@ -51,9 +52,16 @@ def decode_leniently(body: bytes) -> Any:
     return _decode_leniently(body)
 
 
-def encode_whole(value: Any) -> bytes:
-    """As `encode`, for what may be large: no call into C takes long."""
-    return sliced.encode_large(value, encode)
+def decode_part(body: bytes, span: Span) -> Any:
+    """The same of what is at `span` of `body`, which is not copied where it is large."""
+    if span[1] - span[0] > sliced.LARGE_BYTES:
+        return sliced.decode_large(body, _decode_leniently, span)
+    return decode_leniently(body[slice(*span)])
+
+
+def encode_whole(value: Any, write: Callable[[Any], bytes] = encode) -> bytes:
+    """As `encode`, for what may be large: no call into C takes long. `write`: encodes the parts."""
+    return sliced_writer.encode_large(value, write)
 
 
 def encoder(large: bool) -> Callable[[Any], bytes]:
@@ -83,9 +91,7 @@ def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
     """
     if len(body) <= sliced.LARGE_BYTES:
         return b"".join(_pieces(body, edits))
-    # joining many bytes objects, and nothing else, leaves the interpreter to others meanwhile
-    pieces = _pieces(memoryview(body), edits)
-    return b"".join([bytes(piece[n : n + _SLICE]) for piece in pieces for n in range(0, len(piece), _SLICE)])
+    return joined_bytes(_pieces(memoryview(body), edits))
 
 
 def _pieces(body: Any, edits: Iterable[tuple[Span, bytes]]) -> list[Any]:

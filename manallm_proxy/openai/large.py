@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
+
+from attrs import define
+
+from manallm_proxy.openai.letting_go import let_go, letting_go
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -23,6 +28,10 @@ REQUEST_ELEMENTS: Final = 3000
 """Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
 ANSWER_ELEMENTS: Final = 8000
 """The same for an answer: five vectors of 1536 numbers are none of these."""
+COLLECTS_AGAIN: Final = 2.0
+"""Seconds after large work, while what it made is written and freed."""
+NEVER: Final = 10**6
+"""Collections of young objects before older ones are looked at."""
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""
@@ -61,9 +70,64 @@ def are_large(items: Sequence[bytes]) -> bool:
     return len(items) > LARGE_PARTS // 3 or sum(map(len, items)) > LARGE_BYTES
 
 
+def is_long(pieces: Sequence[str]) -> bool:
+    """Whether a text in `pieces` takes milliseconds to be put together and written."""
+    return len(pieces) > LARGE_PARTS or sum(map(len, pieces)) > LARGE_BYTES
+
+
+@define
+class _Collector:
+    """The cycle collector, which looks at young objects only while there is large work, and for a while after it.
+
+    The older ones are then mostly that work's own, a million of them, and to look at them stops everybody. No cycle is
+    made of them, and those that others make can wait.
+    """
+
+    running: int = 0
+    _usual: tuple[int, int, int] | None = None
+    """The thresholds otherwise."""
+    _timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        self.running += 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._usual is None:
+            self._usual = gc.get_threshold()
+            gc.set_threshold(self._usual[0], NEVER, self._usual[2])
+
+    def end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.running -= 1
+        if not self.running:
+            self._timer = loop.call_later(COLLECTS_AGAIN, self.restore)
+
+    def restore(self) -> None:
+        self._timer = None
+        if self._usual is not None and not self.running:
+            usual, self._usual = self._usual, None
+            gc.set_threshold(*usual)
+
+
+collector: Final = _Collector()
+
+
 async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """The result of `function`, which runs in a thread where its work is `large`, else here."""
     if not large:
         return function(*args, **kwargs)
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_THREADS, lambda: function(*args, **kwargs))
+    collector.begin()
+    try:
+        return await loop.run_in_executor(_THREADS, lambda: letting_go(function, *args, **kwargs))
+    finally:
+        collector.end(loop)
+
+
+def let_go_aside(things: list[Any], size: int) -> None:
+    """Frees `things`, and what only they hold, in a thread where that is much: they belong to `size` bytes.
+
+    The caller has to forget them at once.
+    """
+    if size > LARGE_BYTES:
+        _THREADS.submit(let_go, things)

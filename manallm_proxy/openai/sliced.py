@@ -1,4 +1,4 @@
-"""Large JSON, decoded, encoded and split in many short calls into C.
+"""Large JSON, decoded and split in many short calls into C; `sliced_writer` encodes it.
 
 A thread does not keep the event loop waiting, but one call into C does, for as long as it takes: 32 MiB of text take
 msgspec 30 ms, a million numbers 40. So a large value is cut between the members of its lists and objects, and a long
@@ -8,23 +8,23 @@ string between its characters; what is in between is msgspec's as everywhere.
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
+
+from manallm_proxy.openai.joined import joined_ascii, joined_text
+from manallm_proxy.openai.letting_go import keep_for_later
 
 SMALL: Final = 32 * 1024
 """Bytes that one call decodes."""
 LARGE_BYTES: Final = 2**20
 LARGE_ELEMENTS: Final = 50_000
 """Above one of these, a text is decoded in slices: below, it takes a few milliseconds."""
-_TEXT: Final = 256 * 1024
+TEXT: Final = 256 * 1024
 """Bytes or characters of a string that one call works on."""
 _KEY_LIMIT: Final = 256 * 1024
 """Bytes of a key whose value is not small."""
-_BUDGET: Final = 4096
-"""Values that one call encodes."""
 NESTED_LIMIT: Final = 24
 """Levels above a value that is not small: each of them is looked through once more."""
 _SLICE: Final = 16 * 1024
@@ -54,10 +54,15 @@ def is_large(text: bytes) -> bool:
     return size > LARGE_BYTES or (size > LARGE_ELEMENTS and text.count(b",") > LARGE_ELEMENTS)
 
 
-def decode_large(text: bytes, decode: Decode) -> Any:
-    """`text` decoded, small parts of it by `decode`. Raises what `decode` raises, DecodeError, RecursionError."""
-    start, end = trimmed(text, 0, len(text))
-    return _value(text, start, end, decode, NESTED_LIMIT)
+def decode_large(text: bytes, decode: Decode, span: Span | None = None) -> Any:
+    """`text`, or what is at `span` of it, decoded, small parts of it by `decode`.
+
+    Raises what `decode` raises, DecodeError, RecursionError.
+    """
+    start, end = trimmed(text, *(span or (0, len(text))))
+    value = _value(text, start, end, decode, NESTED_LIMIT)
+    keep_for_later(value)
+    return value
 
 
 def trimmed(text: bytes, start: int, end: int) -> Span:
@@ -163,7 +168,7 @@ def _walked(plain: bytes, depth: int) -> tuple[int, int, int]:
 def _end_of_string(text: bytes, at: int, end: int) -> int:
     """Where the closing quote is of a string whose first character is at `at`."""
     while at < end:
-        stop = min(at + _TEXT, end)
+        stop = min(at + TEXT, end)
         quote = text.find(b'"', at, stop)
         plain = stop if quote < 0 else quote
         if text.find(b"\\", at, plain) < 0:
@@ -186,7 +191,7 @@ def _end_of_string(text: bytes, at: int, end: int) -> int:
 def _value(text: bytes, start: int, end: int, decode: Decode, levels: int) -> Any:
     first = text[start : start + 1]
     if first == b'"':
-        return decode(text[start:end]) if end - start <= _TEXT else _string(text, start, end, decode)
+        return decode(text[start:end]) if end - start <= TEXT else _string(text, start, end, decode)
     if end - start <= SMALL or first not in (b"[", b"{"):
         return decode(text[start:end])
     if not levels:
@@ -230,12 +235,10 @@ def key_at(text: bytes, start: int, end: int) -> tuple[bytes, int]:
 
 
 def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
-    pieces = (text[at : at + _TEXT] for at in range(start, end, _TEXT))
-    if not all(piece.isascii() and b"\\" not in piece for piece in pieces):
-        return "".join(_texts(text, start, end, decode))
-    for _ in _texts(text, start, end, decode):
-        pass  # no character that must be escaped; then one copy is enough
-    return str(memoryview(text)[start + 1 : end - 1], "ascii")
+    pieces = (text[at : at + TEXT] for at in range(start, end, TEXT))
+    if all(piece.isascii() and b"\\" not in piece for piece in pieces):
+        return joined_ascii(end - start - 2, _texts(text, start, end, decode))
+    return joined_text(list(_texts(text, start, end, decode)))
 
 
 def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
@@ -244,7 +247,7 @@ def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
     if _end_of_string(text, at, end) != last:
         raise msgspec.DecodeError("something follows a string")
     while at < last:
-        stop = _safe(text, at, min(at + _TEXT, last), last)
+        stop = _safe(text, at, min(at + TEXT, last), last)
         yield decode(b'"%b"' % text[at:stop])
         at = stop
 
@@ -268,7 +271,7 @@ def _safe(text: bytes, at: int, stop: int, last: int) -> int:
 def check_large(text: bytes, start: int, end: int, check: Decode, levels: int = NESTED_LIMIT) -> None:
     """Whether the value there is JSON, small parts of it by `check`. Raises as `decode_large`."""
     first = text[start : start + 1]
-    if first == b'"' and end - start > _TEXT:
+    if first == b'"' and end - start > TEXT:
         for _ in _texts(text, start, end, check):
             pass
     elif end - start <= SMALL or first not in (b"[", b"{"):
@@ -288,58 +291,3 @@ def check_large(text: bytes, start: int, end: int, check: Decode, levels: int = 
                     name, at = key_at(text, a, b)
                     check(name)
                 check_large(text, *trimmed(text, at, b), check, levels - 1)
-
-
-def encode_large(value: Any, encode: Callable[[Any], bytes]) -> bytes:
-    """`value` encoded, small parts of it by `encode`."""
-    return b"".join(_encoded(value, encode))
-
-
-def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes]:
-    if isinstance(value, array):
-        for at in range(0, len(value), _BUDGET):
-            yield (b"," if at else b"[") + encode(value[at : at + _BUDGET].tolist())[1:-1]
-        yield b"]" if value else b"[]"
-    elif _left(value, _BUDGET) >= 0 or not isinstance(value, str | dict | list | tuple):
-        yield encode(value)
-    elif isinstance(value, str):
-        yield b'"'
-        for at in range(0, len(value), _TEXT):
-            yield encode(value[at : at + _TEXT])[1:-1]
-        yield b'"'
-    elif isinstance(value, dict):
-        yield b"{"
-        for n, (key, each) in enumerate(value.items()):
-            yield (b"," if n else b"") + encode(key) + b":"
-            yield from _encoded(each, encode)
-        yield b"}"
-    elif value and all(isinstance(each, int | float) for each in value):
-        yield b"["
-        for at in range(0, len(value), _BUDGET):
-            yield (b"," if at else b"") + encode(value[at : at + _BUDGET])[1:-1]
-        yield b"]"
-    else:
-        yield b"["
-        for n, each in enumerate(value):
-            if n:
-                yield b","
-            yield from _encoded(each, encode)
-        yield b"]"
-
-
-def _left(value: Any, budget: int) -> int:
-    """What is left of `budget` values after `value`; negative: it is too large for one call. Text counts by length."""
-    if isinstance(value, str):
-        return budget - 1 - len(value) * _BUDGET // _TEXT
-    if isinstance(value, dict):
-        value = value.values()
-    elif isinstance(value, array):
-        return -1
-    elif not isinstance(value, list | tuple):
-        return budget - 1
-    budget -= len(value)
-    for each in value:
-        if budget < 0:
-            break
-        budget = _left(each, budget)
-    return budget

@@ -12,6 +12,9 @@ from typing import Final
 
 from attrs import define, field
 
+from manallm_proxy.openai import joined
+from manallm_proxy.openai.joined import joined_bytes
+
 DONE: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK_LINE: Final = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\n(?:\n|\r\n?)|\r\n?)")
@@ -40,6 +43,8 @@ class Frame:
 
 def parse(raw: bytes) -> Frame:
     """Parses one frame."""
+    if len(raw) > joined.SMALL and (end := _end_of_line(raw)):
+        return Frame(raw, joined_bytes((memoryview(raw)[6:end],)))
     if raw.startswith(b"data: ") and b"\n" not in (body := raw[6:].rstrip(b"\r\n")) and b"\r" not in body:
         return Frame(raw, body)
     if raw.startswith(b"event: ") and raw.count(b"\n") == 3 and b"\r" not in raw:  # as all of Responses and Messages
@@ -65,6 +70,15 @@ def _parse_lines(raw: bytes) -> Frame:
     return Frame(raw, b"\n".join(data) if data else None, event, frozenset(fields))
 
 
+def _end_of_line(raw: bytes) -> int:
+    """Where the only line of `raw` ends; 0 where it has others, or no data."""
+    end = len(raw)
+    while raw[end - 1] in b"\r\n":
+        end -= 1
+    plain = raw.startswith(b"data: ") and raw.find(b"\n", 0, end) < 0 and raw.find(b"\r", 0, end) < 0
+    return end if plain else 0
+
+
 def is_cut_before_data(rest: bytes) -> bool:
     """Whether `rest`, which a stream ended with, is the beginning of an event whose data never came."""
     return b"data: ".startswith(rest)
@@ -72,7 +86,7 @@ def is_cut_before_data(rest: bytes) -> bool:
 
 def event(data: bytes) -> bytes:
     """The bytes of one frame with `data`, which is one line of JSON."""
-    return b"data: " + data + b"\n\n"
+    return b"data: %b\n\n" % data if len(data) <= joined.SMALL else joined_bytes((b"data: ", data, b"\n\n"))
 
 
 def comment(text: bytes) -> bytes:
@@ -138,7 +152,7 @@ class Decoder:
             before = bytes(held[-_OVERLAP:])
             frames, rest = _split(before + data)
             if frames:
-                frames[0] = b"".join((held, frames[0][len(before) :]))
+                frames[0] = joined_bytes((held, frames[0][len(before) :]))
                 self._held = held = bytearray(rest)
             else:
                 held += data

@@ -1,0 +1,149 @@
+"""Long bytes and texts put together from many parts, in short calls: none of them copies more than a part.
+
+``b"".join`` and ``"".join`` copy all in one call, into memory that is touched for the first time, which costs more than
+the copy: the event loop waits a millisecond for each megabyte, in whichever thread that is. What grows instead moves
+its pages, and copies nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, Final
+
+from attrs import define, field
+
+SMALL: Final = 2**20
+"""Bytes or characters that are joined in one call."""
+PART: Final = 256 * 1024
+"""Bytes of one call."""
+_WIDTHS: Final = (0x7F, 0xFF, 0xFFFF, 0x10FFFF)
+"""The largest characters of the four ways in which CPython keeps a string (PEP 393)."""
+
+Part = bytes | bytearray | memoryview
+
+
+@define(eq=False)
+class Growing:
+    """Bytes that grow by parts, and become one `bytes` in the end, without a copy of all."""
+
+    _buffer: io.BytesIO = field(factory=io.BytesIO, repr=False)
+    _group: list[Part] = field(factory=list, repr=False)
+    """Small ones, which are added together."""
+    _size: int = 0
+    """Of these."""
+
+    def __bool__(self) -> bool:
+        return bool(self._group) or self._buffer.tell() > 0
+
+    def add(self, part: Part) -> None:
+        self._group.append(part)
+        self._size += len(part)
+        if self._size > PART // 4:
+            self._flush()
+
+    def take(self) -> bytes:
+        """All of them, once; then there are none."""
+        if self._buffer.tell():
+            self._flush()
+            joined = self._buffer.getvalue()  # which is the buffer itself
+            self._buffer = io.BytesIO()
+        else:
+            joined = b"".join(self._group)
+        self._group, self._size = [], 0
+        return joined
+
+    def _flush(self) -> None:
+        if self._size <= PART:
+            self._buffer.write(b"".join(self._group))
+        else:
+            for part in self._group:
+                view = memoryview(part)
+                for at in range(0, len(view), PART):
+                    self._buffer.write(view[at : at + PART])
+        self._group.clear()
+        self._size = 0
+
+
+def joined_bytes(parts: Iterable[Part]) -> bytes:
+    """As ``b"".join``."""
+    growing = Growing()
+    for part in parts:
+        growing.add(part)
+    return growing.take()
+
+
+def joined_text(parts: list[str]) -> str:
+    """As ``"".join``; where they are long, `parts` is empty afterwards, so that nothing is held twice."""
+    size = sum(map(len, parts))
+    if size <= SMALL:
+        return "".join(parts)
+    width = max(map(_width, parts))
+    parts.reverse()
+    return _filled(size, width, (parts.pop() for _ in range(len(parts))))
+
+
+def joined_ascii(size: int, parts: Iterator[str]) -> str:
+    """As ``"".join`` of `parts`, which are ASCII and have `size` characters in all; none of them is kept."""
+    return "".join(parts) if size <= SMALL else _filled(size, _WIDTHS[0], parts)
+
+
+def _filled(size: int, width: int, parts: Iterator[str]) -> str:
+    """`width`: of the widest."""
+    api = _api()
+    if api is None:
+        return "".join(parts)
+    address = api.PyUnicode_New(size, width)
+    try:
+        at = 0
+        for part in parts:
+            for start in range(0, len(part), PART):
+                at += api.PyUnicode_CopyCharacters(address, at, part, start, min(PART, len(part) - start))
+        if at != size:
+            raise ValueError("the parts have another size")
+        return str(ctypes.cast(address, ctypes.py_object).value)
+    finally:
+        api.Py_DecRef(address)
+
+
+def _width(part: str) -> int:
+    """The smallest of `_WIDTHS` that all characters fit into: told by encoding slices of it, each up to the first that
+    does not."""
+    if part.isascii():
+        return _WIDTHS[0]
+    widest = 1
+    for at in range(0, len(part), PART):
+        piece = part[at : at + PART]
+        if widest == 1 and not _is_latin(piece):
+            widest = 2
+        if widest == 2 and len(piece.encode("utf-16-le", "surrogatepass")) > 2 * len(piece):
+            return _WIDTHS[3]
+    return _WIDTHS[widest]
+
+
+def _is_latin(piece: str) -> bool:
+    try:
+        piece.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@cache
+def _api() -> Any:
+    """Three functions of CPython's C API (unicode.rst), by which a new string is filled; None: it has none.
+
+    The string is an address until it is full: a string that is referred to twice may not be changed.
+    """
+    try:
+        api = ctypes.PyDLL(None)
+        new, copy, forget = api.PyUnicode_New, api.PyUnicode_CopyCharacters, api.Py_DecRef
+    except (AttributeError, OSError, TypeError):
+        return None
+    new.restype, new.argtypes = ctypes.c_void_p, (ctypes.c_ssize_t, ctypes.c_uint32)
+    copy.restype = ctypes.c_ssize_t
+    copy.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.py_object, ctypes.c_ssize_t, ctypes.c_ssize_t)
+    forget.restype, forget.argtypes = None, (ctypes.c_void_p,)
+    return api

@@ -1,0 +1,85 @@
+"""Frees what is large piece by piece.
+
+When the last reference to a list of a hundred thousand objects goes, all of them are freed at once, and nothing else
+runs for tens of milliseconds, in whichever thread that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from gc import get_referents, is_tracked
+from sys import getrefcount
+from typing import Any, Final, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+HUGE: Final = 16 * 2**20
+"""Bytes of a body that is emptied before it is freed."""
+_PIECE: Final = 500
+"""Objects that are freed at once."""
+_OURS: Final = 2
+"""References to an object that only a variable holds: the other is the argument of `getrefcount`."""
+
+
+def let_go(things: list[Any]) -> None:
+    """Frees `things`, which is empty afterwards, and what only they hold. What others hold, too, is left to them."""
+    while things:
+        thing = things.pop()
+        if type(thing) is bytes and len(thing) >= HUGE and getrefcount(thing) <= _OURS:
+            _empty(thing)
+        if getrefcount(thing) > _OURS or not is_tracked(thing):
+            continue
+        held = get_referents(thing)
+        del thing  # so that what it held is held by the list alone
+        things.extend(filter(is_tracked, held))
+        while held:
+            del held[-_PIECE:]
+
+
+def _empty(whole: bytes) -> None:
+    """Gives the memory of `whole`, which nobody will read any more, back to the system, but for its ends.
+
+    To free it does that, too, and meanwhile nothing else runs: this call leaves the interpreter to others.
+    """
+    import ctypes  # which takes long, and is not needed at the start
+
+    page = os.sysconf("SC_PAGE_SIZE")
+    begin, end = id(whole) + 2 * page, id(whole) + len(whole)  # behind the header, within the block
+    begin, end = begin - begin % page, end - end % page
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        madvise(begin, end - begin, mmap.MADV_DONTNEED)
+
+
+class _Later(threading.local):
+    """What `keep_for_later` was given in this thread; None: it is not in `letting_go`."""
+
+    things: list[Any] | None = None
+
+
+_later: Final = _Later()
+
+
+def keep_for_later(*things: Any) -> None:
+    """Holds `things` until the work of `letting_go` that this is part of is done, to free them piece by piece then.
+
+    Elsewhere it does nothing.
+    """
+    if _later.things is not None:
+        _later.things += things
+
+
+def letting_go(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of `function`. What it passed to `keep_for_later` is freed afterwards."""
+    before, _later.things = _later.things, []
+    try:
+        return function(*args, **kwargs)
+    finally:
+        things, _later.things = _later.things, before
+        let_go(things)

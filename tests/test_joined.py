@@ -1,0 +1,106 @@
+"""Long bytes and texts are put together in short calls, and are what one call would have made."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from manallm_proxy.openai import joined
+from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_text
+
+LETTERS = st.sampled_from(["a", "é", "€", "😀", "\ud83d", "\x00", "\xff"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    """A few bytes are long here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joined, "SMALL", 8)
+        patch.setattr(joined, "PART", 12)
+        yield
+
+
+@given(st.lists(st.binary(max_size=40) | st.binary(max_size=40).map(bytearray), max_size=12))
+@settings(max_examples=60)
+def test_bytes_are_the_same(parts: list[bytes]) -> None:
+    """However long the parts are; they are taken once."""
+    growing = Growing()
+    for part in parts:
+        growing.add(memoryview(part))
+    assert bool(growing) is bool(parts)
+    assert growing.take() == joined_bytes(parts) == b"".join(parts)
+    assert not growing
+    assert growing.take() == b""
+
+
+@given(st.lists(st.text(LETTERS, max_size=40), max_size=12))
+@settings(max_examples=80)
+@example(["a" * 30, "é" * 30, "€", "😀"])
+@example(["", "\ud83d" * 30])
+def test_texts_are_the_same(parts: list[str]) -> None:
+    """In each of the four ways in which a string is kept, which is the narrowest that its characters fit into."""
+    wanted = "".join(parts)
+    given_ = [*parts]
+    told = joined_text(given_)
+    assert told == wanted
+    assert hash(told) == hash(wanted)
+    assert sys.getsizeof(told) == sys.getsizeof(wanted)
+    assert told.isascii() is wanted.isascii()
+    assert given_ == ([] if len(wanted) > joined.SMALL else parts)
+    assert joined_ascii(len(parts) * 6, iter(["plain "] * len(parts))) == "plain " * len(parts)
+
+
+def test_a_text_of_another_size_is_refused() -> None:
+    """Else there would be characters in it that nobody wrote, or too many."""
+    for size in (29, 31):
+        with pytest.raises((ValueError, IndexError, SystemError)):
+            joined_ascii(size, iter(["x" * 10] * 3))
+
+
+def test_no_call_copies_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part at most, whatever the parts are."""
+    written: list[int] = []
+
+    class Counted(io.BytesIO):
+        def write(self, data: Any) -> int:
+            written.append(len(data))
+            return super().write(data)
+
+    parts: list[joined.Part] = [b"x" * 1000, *([b"yz"] * 500), bytearray(300)]
+    growing = Growing(Counted())
+    for part in parts:
+        growing.add(part)
+    assert growing.take() == b"".join(parts)
+    assert len(written) > 100
+    assert max(written) <= joined.PART
+
+    copied: list[int] = []
+    api = joined._api()
+    assert api is not None, "CPython has it"
+
+    class Api:
+        PyUnicode_New, Py_DecRef = api.PyUnicode_New, api.Py_DecRef
+
+        @staticmethod
+        def PyUnicode_CopyCharacters(*args: Any) -> int:  # as the library calls it
+            copied.append(args[4])
+            number: int = api.PyUnicode_CopyCharacters(*args)
+            return number
+
+    monkeypatch.setattr(joined, "_api", lambda: Api)
+    assert joined_text(["x" * 1000, "é" * 900, "y"]) == "x" * 1000 + "é" * 900 + "y"
+    assert sum(copied) == 1901
+    assert max(copied) <= joined.PART
+
+
+def test_without_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Python joins in one call."""
+    monkeypatch.setattr(joined, "_api", lambda: None)
+    assert joined_text(["a" * 30, "é"]) == "a" * 30 + "é"
+    assert joined_ascii(30, iter(["a" * 30])) == "a" * 30

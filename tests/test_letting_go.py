@@ -1,0 +1,151 @@
+"""What is large is freed piece by piece, and only what nobody else holds."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from itertools import pairwise
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from manallm_proxy.openai import large, letting_go
+from manallm_proxy.openai.large import aside, collector, let_go_aside
+from manallm_proxy.openai.letting_go import keep_for_later, let_go
+
+
+class Thing:
+    """Counts how many of its kind are freed."""
+
+    freed = 0
+
+    def __init__(self, *held: Any) -> None:
+        self.held = held
+
+    def __del__(self) -> None:
+        Thing.freed += 1
+
+
+def made(number: int) -> dict[str, Any]:
+    """Lists, tuples, dicts and objects in each other, with `number` things in all."""
+    things = [{"a": [Thing()], "b": (1, {"c": Thing(Thing())})} for _ in range(number // 4)]
+    return {"x": tuple(things), "y": [Thing() for _ in range(number // 4)]}
+
+
+def test_all_of_it_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps, where others may run, a piece is freed at most; nothing is left."""
+    monkeypatch.setattr(letting_go, "_PIECE", 5)
+    Thing.freed, steps = 0, [0]
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is let_go.__code__:
+            steps.append(Thing.freed)
+        return trace
+
+    things = [made(4000)]
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        let_go(things)
+    finally:
+        sys.settrace(before)
+    assert things == []
+    assert Thing.freed == 4000
+    assert max(b - a for a, b in pairwise(steps)) <= 5
+
+
+def test_what_others_hold_is_theirs() -> None:
+    """It stays as it is, with all that it holds."""
+    Thing.freed = 0
+    inner = {"a": [Thing(), Thing()]}
+    wanted = repr(inner)
+    let_go([[inner, Thing()], (inner,), "text", 5, None, Thing])
+    assert Thing.freed == 1
+    assert repr(inner) == wanted
+
+
+def test_a_huge_body_is_emptied_only_if_it_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it has another name, nor where a view looks at it."""
+    emptied: list[int] = []
+    empty = letting_go._empty
+
+    def counted(body: bytes) -> None:
+        emptied.append(len(body))
+        empty(body)
+
+    monkeypatch.setattr(letting_go, "HUGE", 2**18)
+    monkeypatch.setattr(letting_go, "_empty", counted)
+    size = 2**20
+    named, seen = b"x" * size, memoryview(b"y" * size)
+    let_go([named, seen.obj, b"z" * 1000])
+    assert emptied == []
+    assert named == b"x" * size
+    assert seen == b"y" * size
+    let_go([bytes(bytearray(b"w" * size))])
+    assert emptied == [size]
+    assert b"v" * size == bytes(bytearray(b"v" * size)), "its memory may be used again"
+
+
+async def test_work_in_a_thread_frees_what_it_was_done_with() -> None:
+    """In the same thread, also where it fails; elsewhere nothing is held for it."""
+    Thing.freed = 0
+    keep_for_later(Thing())
+    assert Thing.freed == 1
+
+    def work(fails: bool) -> int:
+        keep_for_later(made(400))
+        if fails:
+            raise ValueError("no")
+        return Thing.freed
+
+    assert await aside(True, work, False) == 1, "it lives as long as the work"
+    assert Thing.freed == 401
+    with pytest.raises(ValueError, match="no"):
+        await aside(True, work, True)
+    assert Thing.freed == 801
+    let_go_aside([made(400)], large.LARGE_BYTES)
+    assert Thing.freed == 1201, "what belongs to little is freed at once"
+
+
+def test_the_collector_leaves_large_work_alone() -> None:
+    """While any runs, and for a while after it, only young objects are looked at."""
+
+    class Loop:
+        def __init__(self) -> None:
+            self.due: list[Any] = []
+
+        def call_later(self, seconds: float, function: Any) -> Any:
+            self.due.append((seconds, function))
+            return self
+
+        def cancel(self) -> None:
+            self.due.pop()
+
+    loop: Any = Loop()
+    usual = gc.get_threshold()
+    seen = large._Collector()
+    seen.begin()
+    seen.begin()
+    assert gc.get_threshold() == (usual[0], large.NEVER, usual[2])
+    seen.end(loop)
+    assert loop.due == []
+    seen.end(loop)
+    seen.begin()
+    assert loop.due == [], "there is more"
+    seen.end(loop)
+    assert gc.get_threshold()[1] == large.NEVER
+    ((seconds, restore),) = loop.due
+    restore()
+    assert (seconds, gc.get_threshold()) == (large.COLLECTS_AGAIN, usual)
+
+
+async def test_the_collector_is_told_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of work that failed."""
+    assert await aside(True, lambda: collector.running) == 1
+    with pytest.raises(ZeroDivisionError):
+        await aside(True, lambda: 1 // 0)
+    assert collector.running == 0
+    collector.restore()
+    await asyncio.sleep(0)
