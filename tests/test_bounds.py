@@ -22,9 +22,9 @@ from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.answer_bounds import refuse_too_much
 from manallm_proxy.providers.native.wire import NativeWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
-from tests.proxy import openai, process, proxy, settings
+from tests.proxy import everything, openai, process, proxy, settings
 from tests.stall import peak, raw_post
-from tests.upstreams import Connection, Seen, answers, completion, each, upstream
+from tests.upstreams import DONE, Connection, Seen, answers, completion, each, upstream
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:,é\\n'), max_size=12)
 VALUES = st.recursive(
@@ -207,6 +207,68 @@ async def test_one_event_has_the_bounds_of_an_answer(tmp_path: Path, kind: str) 
         assert (status, headers["x-mana-llm-resolved"]) == (200, "well/m")
         assert b"[DONE]" in body
         assert "(answers.parts)" in p.log.getvalue()
+
+
+def calling(number: int, kind: str) -> tuple[dict[str, Any], bytes]:
+    """A whole answer of so many tool calls, and a stream in which each has an event of its own."""
+    names = [{"name": "f", "arguments": "{}"}] * number
+    rows = [{"index": n, "id": f"c{n}", "type": "function", "function": name} for n, name in enumerate(names)]
+    if kind == "ollama":
+        calls = [{"function": {"name": "f", "arguments": {}}}] * number
+        lines = [{"message": {"role": "assistant", "content": "", "tool_calls": [call]}} for call in calls]
+        last = {"message": {"role": "assistant", "content": ""}, "done": True}
+        told = {**last, "message": {"role": "assistant", "content": "", "tool_calls": calls}}
+        return told, b"".join(json.dumps(line).encode() + b"\n" for line in (*lines, last))
+    if kind == "google":
+        parts = [{"functionCall": {"name": "f", "args": {}}}] * number
+        ended = [{"content": {"parts": parts}, "finishReason": "STOP"}]
+        each_ = [{"candidates": [{"content": {"parts": [part]}}]} for part in parts]
+        frames = (*each_, {"candidates": [{"finishReason": "STOP"}]})
+        return {"candidates": ended}, b"".join(b"data: %b\n\n" % json.dumps(frame).encode() for frame in frames)
+    whole = completion()
+    whole["choices"][0]["message"] = {"role": "assistant", "content": None, "tool_calls": rows}
+    whole["choices"][0]["finish_reason"] = "tool_calls"
+    events = [{"choices": [{"index": 0, "delta": {"tool_calls": [row]}}]} for row in rows]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    return whole, b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in (*events, end)) + DONE
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama", "google"])
+async def test_tool_calls_that_are_translated_are_bounded(tmp_path: Path, kind: str) -> None:
+    """Whole and streamed, in one event or in many, through each door that writes them anew; as many as allowed pass."""
+    number = [0]
+
+    async def much(connection: Connection, seen: Seen) -> None:
+        whole, stream = calling(number[0], kind)
+        if b'"stream":true' in seen.body or b"stream" in seen.path.encode():
+            await connection.head(content_type="application/x-ndjson" if kind == "ollama" else "text/event-stream")
+            await connection.chunk(stream)
+            await connection.end()
+        else:
+            await connection.reply(whole)
+
+    async with upstream(each(much)) as odd:
+        url = {"base_url": odd.url}
+        first = {"openai": openai(odd.url), "ollama": {"kind": "ollama", **url}}
+        first["google"] = {"kind": "google", "api_key": "a-key-of-google", **url}
+        config = settings({"odd": first[kind]}, answers={"calls": 5}, health={"failure_threshold": 10**6})
+        async with proxy(config, tmp_path) as p:
+            chat = {"messages": [{"role": "user", "content": "hi"}]}
+            doors: dict[str, dict[str, Any]] = {
+                "/v1/messages": {**chat, "max_tokens": 9},
+                "/v1/responses": {"input": "hi"},
+                "/api/chat": chat,
+                **({"/v1/chat/completions": chat} if kind != "openai" else {}),
+            }
+            for path, asked in doors.items():
+                for stream in (False, True):
+                    for number[0] in (5, 6):
+                        body = {"model": "odd/m", "stream": stream, **asked}
+                        async with p.client.post(p.url + path, json=body) as response:
+                            text = (await everything(response)).decode()
+                        case = (path, stream, number[0], text)
+                        assert ("answers.calls" in text) is (number[0] == 6), case
+                        assert response.status == 200 or number[0] == 6, case
 
 
 LIMITS = AnswerLimits(parts=1000, body=70_000, text=90_000)

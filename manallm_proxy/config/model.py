@@ -101,10 +101,11 @@ class Answers:
     parts: Count = DEFAULT_LIMITS.parts
     elements: Count = DEFAULT_LIMITS.elements
     depth: Count = DEFAULT_LIMITS.depth
+    calls: Count = DEFAULT_LIMITS.calls
 
     @property
     def limits(self) -> AnswerLimits:
-        return AnswerLimits(self.body, self.text, self.keys, self.parts, self.elements, self.depth)
+        return AnswerLimits(self.body, self.text, self.keys, self.parts, self.elements, self.depth, self.calls)
 
 
 @frozen

@@ -31,6 +31,8 @@ class AnswerLimits:
     elements: int = 16_000_000
     """Values in all: 20,000 vectors of 768 numbers."""
     depth: int = 256
+    calls: int = 2000
+    """Tool calls in all, where they are translated: each becomes several objects, which are written at once."""
 
     @property
     def messages(self) -> int:

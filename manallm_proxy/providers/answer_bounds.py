@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.answers import Answer, AnswerLimits
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.bounds import TooMuch, count_structure
 
@@ -22,6 +22,20 @@ def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
         count_structure(body, limits, "answers")
     except TooMuch as error:
         raise BadResponse(f"its answer {error}", detail=f"too much ({error.key})") from None
+
+
+def refuse_many_calls(number: int, limits: AnswerLimits) -> None:
+    """Raises BadResponse for an answer with more tool calls than `limits` allow."""
+    if number > limits.calls:
+        words = f"its answer has more than {limits.calls} tool calls (answers.calls)"
+        raise BadResponse(words, detail="too much (answers.calls)")
+
+
+def checked_calls(answer: Answer, limits: AnswerLimits) -> Answer:
+    """`answer`, a whole one. Raises the same."""
+    for choice in answer.choices:
+        refuse_many_calls(len(choice.tool_calls), limits)
+    return answer
 
 
 def too_long(most: int, key: str) -> BadResponse:

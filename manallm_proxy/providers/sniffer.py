@@ -11,7 +11,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much, too_long
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
@@ -70,7 +70,7 @@ class Sniffer:
         try:
             if len(body) > EVENT_BYTES:
                 refuse_too_much(body, self._limits)
-            answer = self._whole(body)
+            answer = checked_calls(self._whole(body), self._limits)
         except ProviderError as error:
             return StreamBatch(error=error)
         self._usage = answer.usage

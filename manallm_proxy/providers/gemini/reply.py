@@ -208,6 +208,11 @@ class Reader:
         self._counted = counters
 
     @property
+    def calls(self) -> int:
+        """Tool calls so far."""
+        return sum(self._called.values())
+
+    @property
     def is_complete(self) -> bool:
         """Every choice that began has its finish reason, and there is one."""
         return bool(self._finished) and self._begun == self._finished

@@ -11,7 +11,7 @@ from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usa
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
 from manallm_proxy.providers.gemini.reply import Reader, read
 from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
@@ -96,6 +96,7 @@ class GeminiTranslator:
                     if self._has_content:  # else nothing has left, and the next target may be asked
                         deltas += new
                     raise self._reader.failure
+                refuse_many_calls(self._reader.calls, self._limits)
                 deltas += new
                 self._has_content = self._has_content or any(d.has_content for d in new)
             except ProviderError as error:

@@ -35,7 +35,7 @@ from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.usage import count
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.forced import ForcedTranslator, called
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
@@ -200,6 +200,7 @@ class OllamaTranslator:
         if delta.tool_calls:
             delta = require_names(delta, _finish(reply, called=True) if reply.done else None)
             self._called += len(delta.tool_calls)
+            refuse_many_calls(self._called, self._limits)
         if delta.has_content or delta.logprobs is not None:
             deltas.append(delta)
         if reply.done:

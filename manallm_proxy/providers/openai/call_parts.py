@@ -39,6 +39,8 @@ class CallParts:
     """By choice and index."""
     _nameless: dict[tuple[int, int], list[ToolCall]] = field(factory=dict)
     """Likewise: what came of a call before its name."""
+    number: int = 0
+    """Of the calls that have begun."""
 
     def read(self, delta: Delta) -> Delta:
         """`delta` with its parts corrected, empty ones left out.
@@ -88,6 +90,7 @@ class CallParts:
         return None
 
     def _begin(self, place: tuple[int, int], part: ToolCall) -> ToolCall:
+        self.number += 1
         known = self._latest.get(place)
         odd = known is not None and known.has_odd_ids
         self._latest[place] = _Latest(part.name, part.id, bool(part.arguments.strip()), odd)

@@ -18,6 +18,12 @@ from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, pa
 
 KEEP_ALIVES: Final = frozenset({b"", b"null", b"{}"})
 """Data of an event that says nothing (llama.cpp begins a stream of two prompts with ``null``)."""
+_LONGEST: Final = max(map(len, KEEP_ALIVES))
+
+
+def is_keep_alive(data: bytes) -> bool:
+    """Whether `data` says nothing. A long one is not hashed for that."""
+    return len(said := data.strip()) <= _LONGEST and said in KEEP_ALIVES
 
 
 def refuse_odd_fields(frame: sse.Frame) -> None:

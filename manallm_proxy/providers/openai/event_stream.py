@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from attrs import define, field
 
 from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
@@ -9,9 +12,11 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently
+from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
+
+_ERROR: Final = re.compile(rb'error"|"error_type"')
 
 
 @define
@@ -86,9 +91,9 @@ class EventStream:
             chunks.refuse_odd_fields(frame)
         data = frame.data
         is_error = frame.event == b"error"
-        if data is None or frame.event == b"ping" or (data.strip() in chunks.KEEP_ALIVES and not is_error):
+        if data is None or frame.event == b"ping" or (chunks.is_keep_alive(data) and not is_error):
             return  # comments and empty events: SDKs parse them as JSON and fail
-        if is_error or b'error"' in data or b'"error_type"' in data:
+        if is_error or (_names_error(data) if len(data) <= EVENT_BYTES else holds(data, _ERROR)):
             chunks.refuse_error(frame)
         self._take(frame, data, out, deltas)
 
@@ -97,6 +102,10 @@ class EventStream:
 
     def _end(self) -> None:
         """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""
+
+
+def _names_error(data: bytes) -> bool:
+    return b'error"' in data or b'"error_type"' in data
 
 
 def promised_choices(call: Call) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, holds, replaced, split_object
+from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, decode_part, holds, replaced, split_object
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
@@ -140,26 +141,44 @@ def decoded(raw: Any) -> Any:
     try:
         return decode_leniently(bytes(raw))
     except DecodeErrors:
-        raise BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON") from None
+        raise _unreadable() from None
+
+
+def decoded_part(body: bytes, span: Span) -> Any:
+    """The same of what is at `span` of `body`, which is not copied where it is large."""
+    try:
+        return decode_part(body, span)
+    except DecodeErrors:
+        raise _unreadable() from None
+
+
+def _unreadable() -> BadResponse:
+    return BadResponse("its answer is not what was asked for (an unreadable value)", detail="broken JSON")
 
 
 def checked_choices(
-    values: Mapping[str, Any], *, decode_always: bool = True, large: bool = False
+    values: Mapping[str, Any],
+    *,
+    decode_always: bool = True,
+    large: bool = False,
+    read: Callable[[], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The choices of a complete answer. Raises the error that it holds, and BadResponse if it holds no answer.
 
     Unless `decode_always`, they are decoded only if something may be wrong with them, and ``[]`` is returned.
+    `read` decodes them without a copy.
     """
     refuse_error(values)
     raw = values.get("choices", b"null")
     if not decode_always and large and _LIST.match(raw) and not holds(raw, _ERROR):
         return []
-    raw = bytes(raw)
-    if raw[:1] != b"[":
+    if bytes(memoryview(raw)[:1]) != b"[":
         raise BadResponse("its answer has no 'choices'", detail="no choices")
-    if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":
-        return []
-    rows = [choice for choice in decoded(raw) if isinstance(choice, dict)]
+    if read is None:
+        raw = bytes(raw)
+        if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":
+            return []
+    rows = [choice for choice in (decoded(raw) if read is None else read()) if isinstance(choice, dict)]
     for choice in rows:
         if says_error(choice.get("error")):  # OpenRouter, perhaps beside partial content
             raise in_band(parse_error({"error": choice["error"]}))

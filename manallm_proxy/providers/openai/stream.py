@@ -14,12 +14,13 @@ from attrs import define, field
 
 from manallm_proxy.contract.answers import Delta, StreamBatch
 from manallm_proxy.contract.errors import InvalidRequest
-from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.provider import Endpoint, Span
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.json_object import encode, holds, split_object
+from manallm_proxy.openai.json_object import encode, holds, replaced, split_object
 from manallm_proxy.openai.plain_text import Splice
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES
+from manallm_proxy.openai.sliced import LARGE_BYTES
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.named_calls import nameless_call
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
@@ -34,6 +35,9 @@ _BLANK: Final = b"\n\n"
 """What ends an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
+_NULL_USAGE: Final = re.compile(rb'"usage"\s*:\s*null(?=\s*[,}])')
+_BLANKS: Final = 1024
+"""White space before a key of a large event."""
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 
 
@@ -148,14 +152,14 @@ class EventRelay(EventStream):
             new = data
         self._seen_data = True
         if b'"usage"' in new and not self._call.summary.wants_usage:
-            new = _NO_USAGE.sub(b"", new)
+            new = _NO_USAGE.sub(b"", new) if len(new) <= LARGE_BYTES else _without_null_usage(new)
         new = self._with_model(new)
-        at = frame.raw.find(data)
+        at = frame.raw.find(data) if not frame.raw.startswith(data, len(_DATA)) else len(_DATA)
         if at < 0:  # several data lines: JSON breaks lines only where a space would do
             name = b"event: " + frame.event + b"\n" if frame.event else b""
             out.append(name + sse.event(new.replace(b"\n", b" ")))
         else:
-            out.append(frame.raw[:at] + new + frame.raw[at + len(data) :])
+            out += (frame.raw[:at], new, frame.raw[at + len(data) :])
 
     def _read_chunk(self, frame: sse.Frame, data: bytes) -> bytes | None:
         """Reads a chunk, and returns its data as the client gets it; None if it is not for the client."""
@@ -192,6 +196,8 @@ class EventRelay(EventStream):
         if span is None:
             return set_model(data, None, self._model) if "choices" in spans else data
         if data[span[0] : span[0] + 1] != b'"':  # a number may begin like another
+            return set_model(data, span, self._model)
+        if len(data) > LARGE_BYTES:  # no other will begin like this one, if it is so long before its model
             return set_model(data, span, self._model)
         self._old_front = _DATA + data[: span[1]]
         self._new_front = _DATA + data[: span[0]] + self._model
@@ -249,6 +255,7 @@ class EventReader(EventStream):
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
         told = [] if gave_up and not self._has_content else deltas_of(rows)
         new = [self._calls.read(delta) for delta in told]
+        refuse_many_calls(self._calls.number, self._limits)
         deltas += new
         self._is_all = new == told
         if any(delta.tool_calls for delta in told):
@@ -264,6 +271,18 @@ class EventReader(EventStream):
 
 def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
     return pattern.search(data) is not None if len(data) <= EVENT_BYTES else holds(data, pattern)
+
+
+def _without_null_usage(data: bytes) -> bytes:
+    """What ``_NO_USAGE`` does, but not by a look at each comma."""
+    edits: list[tuple[Span, bytes]] = []
+    at = data.find(b'"usage"')
+    while at >= 0:
+        before = data[max(0, at - _BLANKS) : at].rstrip()
+        if before.endswith(b",") and (found := _NULL_USAGE.match(data, at)):
+            edits.append(((max(0, at - _BLANKS) + len(before) - 1, found.end()), b""))
+        at = data.find(b'"usage"', at + 1)
+    return replaced(data, edits)
 
 
 def _without_usage(data: bytes) -> bytes:

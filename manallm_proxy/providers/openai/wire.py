@@ -7,6 +7,7 @@ its bytes but for ``model``, and for the usage chunk that only we asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +34,7 @@ from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaq
 from manallm_proxy.providers.openai.reply import (
     checked_choices,
     decoded,
+    decoded_part,
     plain_reply,
     reply_object,
     set_model,
@@ -157,8 +159,8 @@ def _whole(body: bytes) -> Answer:
     if (plain := plain_reply(body)) is not None:
         said, usage = plain
         return Answer(usage=usage_from_openai(usage), choices=(said,))
-    values, _ = reply_object(body)
-    rows = checked_choices(values)
+    values, spans = reply_object(body)
+    rows = checked_choices(values, read=partial(decoded_part, body, spans["choices"]) if "choices" in spans else None)
     if any(gives_up(row) for row in rows):
         raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
