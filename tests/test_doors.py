@@ -24,6 +24,7 @@ class PlainReply:
     """Words as they come, and nothing else."""
 
     content_type = "text/plain"
+    ends_long = False
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         return encode("".join(choice.content for choice in answer.choices))

@@ -45,6 +45,10 @@ class Reply(Protocol):
     def whole(self, target: Target, answer: Answer) -> bytes:
         """The body of `target`'s complete answer; JSON unless the endpoint is opaque."""
 
+    @property
+    def ends_long(self) -> bool:
+        """Whether `end` has so much to write that it is called in a thread."""
+
     def start(self, target: Target) -> None:
         """The commit: from now on `target` answers."""
 

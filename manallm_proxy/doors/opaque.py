@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import define, evolve, field
 
@@ -59,6 +59,8 @@ class OpaqueDoor:
 @define
 class OpaqueReply:
     """Relays the provider's bytes, with its own content type."""
+
+    ends_long: ClassVar[bool] = False
 
     content_type: str = "application/octet-stream"
     _tail: bytes = field(default=b"\n\n", repr=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from attrs import define, field
@@ -19,7 +20,9 @@ from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
+from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.usage import usage_to_openai
 
@@ -40,6 +43,7 @@ class OpenAIReply:
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
+    ends_long: ClassVar[bool] = False
 
     summary: RequestSummary
     content_type: str = "text/event-stream"
@@ -56,6 +60,7 @@ class OpenAIReply:
             return answer.body
         self.start(target)
         rows = [self.choice(delta) for delta in answer.choices]
+        keep_for_later(rows)
         usage = usage_to_openai(answer.usage or Usage())
         write = encode_whole if answer.is_large else encode
         return write({**self._common_fields(self.whole_object), "choices": rows, "usage": usage})
@@ -71,11 +76,13 @@ class OpenAIReply:
         if len(deltas) == 1 and (around := self._splices.get(type(delta := deltas[0]))) and isinstance(delta, Texts):
             return batch.frames + around.write(delta.texts)
         self._wrote_chunks = True
+        if batch.is_large:
+            return joined_bytes((batch.frames, *(self._written(delta, encode_whole) for delta in deltas)))
         return batch.frames + b"".join(map(self._written, deltas))
 
-    def _written(self, delta: Delta) -> bytes:
+    def _written(self, delta: Delta, write: Callable[[Any], bytes] = encode) -> bytes:
         if not isinstance(delta, Words | Thoughts):
-            return b"".join([self._event([self.chunk_choice(step)]) for step in steps((delta,))])
+            return b"".join([self._event([self.chunk_choice(step)], write) for step in steps((delta,))])
         if (around := self._splices.get(type(delta))) is not None:
             return around.write(delta.texts)
         first, *others = steps((delta,))
@@ -106,8 +113,8 @@ class OpenAIReply:
         """One choice of a chunk."""
         raise NotImplementedError  # each format has its own
 
-    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return sse.event(encode({**self._common_fields(self.chunk_object), "choices": choices, **more}))
+    def _event(self, choices: list[dict[str, Any]], write: Callable[[Any], bytes] = encode, **more: Any) -> bytes:
+        return sse.event(write({**self._common_fields(self.chunk_object), "choices": choices, **more}))
 
     def _common_fields(self, kind: str) -> dict[str, Any]:
         return {"id": f"{self.id_prefix}-{self._id}", "object": kind, "created": self._created, "model": self._model}

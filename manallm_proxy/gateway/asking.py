@@ -17,6 +17,7 @@ from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.trace_context import headers_for
 from manallm_proxy.gateway.way import Way
 from manallm_proxy.openai.large import aside
+from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.catalog import Catalog
@@ -101,4 +102,12 @@ class Asking:
 async def written(reply: Reply, target: Target, answer: Answer) -> bytes:
     """`target`'s whole answer in the client's format."""
     apart = answer.is_large and answer.body is None
-    return await aside(True, reply.whole, target, answer) if apart else reply.whole(target, answer)
+    return await aside(True, _written, reply, target, answer) if apart else reply.whole(target, answer)
+
+
+def _written(reply: Reply, target: Target, answer: Answer) -> bytes:
+    """Of `answer` is left what is not large."""
+    whole = reply.whole(target, answer)
+    keep_for_later(answer.choices, answer.vectors)
+    answer.choices = answer.vectors = ()
+    return whole

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from attrs import define
 
-from manallm_proxy.contract.answers import StreamBatch
+from manallm_proxy.contract.answers import StreamBatch, Usage
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.http_server.stream_writer import StreamWriter
 from manallm_proxy.openai.large import aside
+from manallm_proxy.openai.letting_go import keep_for_later
 
 
 @define
@@ -21,7 +22,7 @@ class ClientStream:
     stream: Stream
 
     async def send(self, batch: StreamBatch) -> None:
-        await self.writer.write(await aside(batch.is_large, self.reply.events, batch))
+        await self.writer.write(await events_of(self.reply, batch))
 
     def try_write(self, batch: StreamBatch) -> bool:
         if not self.writer.is_writable:
@@ -30,7 +31,26 @@ class ClientStream:
         return True
 
     async def finish(self) -> None:
-        await self.writer.finish(self.reply.end(self.stream.usage))
+        if self.reply.ends_long:
+            self.writer.hush()  # a heartbeat would be written by the same reply at the same time
+        await self.writer.finish(await end_of(self.reply, self.stream.usage))
 
     async def fail(self, error: ProxyError) -> None:
         await self.writer.break_off(self.reply.error(error))
+
+
+async def events_of(reply: Reply, batch: StreamBatch) -> bytes:
+    """The events that `batch` becomes; of a large one only its frames are left."""
+    return await aside(True, _events, reply, batch) if batch.is_large else reply.events(batch)
+
+
+def _events(reply: Reply, batch: StreamBatch) -> bytes:
+    events = reply.events(batch)
+    keep_for_later(batch.deltas)
+    batch.deltas = ()
+    return events
+
+
+async def end_of(reply: Reply, usage: Usage | None) -> bytes:
+    """The end of a complete stream."""
+    return await aside(reply.ends_long, reply.end, usage)

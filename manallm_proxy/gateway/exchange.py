@@ -45,7 +45,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
-from manallm_proxy.openai.large import aside
+from manallm_proxy.openai.large import aside, let_go_aside
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
@@ -129,7 +129,7 @@ class Exchange:
             forget_frames(error)
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
-            self._reply = None  # it may hold the request
+            reply, self._reply = [self._reply], None  # it may hold the request
             self._task = None  # which holds, if it was cancelled, the frames that hold this
             if self._summary is not None:
                 self._summary.forget()
@@ -137,6 +137,7 @@ class Exchange:
                 self._writer.close()
                 self.bytes_sent = self._writer.bytes_sent
                 self.first_byte_at = self._writer.first_at
+            let_go_aside(reply, self.bytes_sent)
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The answer where the exchange may not even begin, or found nobody."""
@@ -217,6 +218,7 @@ class Exchange:
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
+        let_go_aside([body], len(body))
         return response
 
     async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:

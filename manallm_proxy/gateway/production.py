@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
 from manallm_proxy.gateway.asking import Asking, written
+from manallm_proxy.gateway.client_stream import end_of, events_of
 from manallm_proxy.openai.large import LARGE_BYTES, aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing.relay import Relay
@@ -40,9 +41,10 @@ class Production:
     async def _complete(self, flight: Flight) -> None:
         answer, entry = await self.asking.complete()
         flight.entry, flight.usage = entry, answer.usage
+        failed = any(choice.finish == "error" for choice in answer.choices)
         body = await written(self.reply, entry.target, answer)
         kept = Kept(body, entry.target, answer.content_type, answer.usage)
-        if all(choice.finish != "error" for choice in answer.choices) and self.replay.is_success(body):
+        if not failed and self.replay.is_success(body):
             self._keep(kept, entry)
         flight.complete(kept)
 
@@ -64,7 +66,7 @@ class Production:
 
     async def end(self, flight: Flight, stream: Stream) -> None:
         """The end of a complete stream."""
-        last, said, usage = self.reply.end(stream.usage), flight.held(), stream.usage
+        last, said, usage = await end_of(self.reply, stream.usage), flight.held(), stream.usage
         whole = None
         if said is not None:
             whole = await aside(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)
@@ -93,7 +95,7 @@ class _Sink:
     error: bytes = field(default=b"", repr=False)
 
     async def send(self, batch: StreamBatch) -> None:
-        self.flight.put(self.production.reply.events(batch))
+        self.flight.put(await events_of(self.production.reply, batch))
         await self.flight.room()
 
     def try_write(self, batch: StreamBatch) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import define, field
 
 from manallm_proxy.openai.call_arguments import Arguments
+from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 
@@ -42,7 +43,7 @@ class Block:
 
     def unsent(self) -> str:
         """What was added since the last call."""
-        new = "".join(self.pieces[self.sent :])
+        new = joined_text(self.pieces[self.sent :])
         if self.kind is Kind.TOOL_USE:
             self.sent = len(self.pieces)
         else:
@@ -65,7 +66,7 @@ class Block:
 
     def whole(self) -> dict[str, Any]:
         """The block as a complete answer has it."""
-        text = "".join(self.pieces)
+        text = joined_text([*self.pieces])
         match self.kind:
             case Kind.TEXT:
                 return {**self.empty(), "text": text}

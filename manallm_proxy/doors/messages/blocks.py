@@ -17,6 +17,7 @@ from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking
 from manallm_proxy.openai.call_arguments import begins_another
+from manallm_proxy.openai.large import LARGE_PARTS, is_long
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
 """By OpenAI's finish reason; all others mean that the model was done."""
@@ -77,6 +78,11 @@ class Blocks:
             block.sent += 1
             return block
         return block if block.kind is _KINDS.get(type(texts)) and not block.pieces else None
+
+    @property
+    def wait_long(self) -> bool:
+        """Whether many blocks wait to be sent, or a long one."""
+        return len(self._queue) > LARGE_PARTS or any(is_long(block.pieces[block.sent :]) for block in self._queue)
 
     @property
     def stop_reason(self) -> str:

@@ -8,6 +8,7 @@ that just ends for a short answer, so a broken one ends with an ``error`` event.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import urandom
 from typing import Any, Final
 
@@ -19,7 +20,9 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
+from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import encode, encode_whole
+from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 
 _DELTAS: Final = {
@@ -35,6 +38,12 @@ def event(body: dict[str, Any]) -> bytes:
     return f"event: {body['type']}".encode() + b"\ndata: " + encode(body) + b"\n\n"
 
 
+def _long_event(body: dict[str, Any]) -> bytes:
+    """The same in short calls."""
+    return joined_bytes((f"event: {body['type']}\ndata: ".encode(), encode_whole(body), b"\n\n"))
+
+
+Write = Callable[[dict[str, Any]], bytes]
 PING: Final = event({"type": "ping"})
 
 
@@ -63,8 +72,13 @@ class MessagesReply:
             self.blocks.add(choice)
         content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
         usage = usage_to_json(answer.usage or Usage())
+        keep_for_later(content)
         write = encode_whole if answer.is_large else encode
         return write(self._message(content, self.blocks.stop_reason, usage))
+
+    @property
+    def ends_long(self) -> bool:
+        return self.blocks.wait_long
 
     def start(self, target: Target) -> None:
         self._model = str(target)
@@ -80,7 +94,8 @@ class MessagesReply:
             return around.write((b"".join(delta.texts),))  # one event for one read, as for all others
         for delta in deltas:
             self.blocks.add(delta)
-        return self._begin() + self._advance()
+        begin = self._begin()
+        return self._advance(begin, event=_long_event) if batch.is_large else begin + self._advance()
 
     def _around(self, texts: Texts) -> Splice | None:
         """What stands around `texts`, if they only go on; None if they do not go on with what was written last."""
@@ -97,11 +112,12 @@ class MessagesReply:
     def end(self, usage: Usage | None) -> bytes:
         if self._relays:
             return b""
+        write = _long_event if self.ends_long else event
         delta = {"stop_reason": self.blocks.stop_reason, "stop_sequence": None}
         return b"".join(
             (
                 self._begin(),
-                self._advance(all_of_them=True),
+                self._advance(all_of_them=True, event=write),
                 event({"type": "message_delta", "delta": delta, "usage": usage_to_json(usage or Usage())}),
                 event({"type": "message_stop"}),
             )
@@ -133,28 +149,28 @@ class MessagesReply:
             "usage": usage,
         }
 
-    def _advance(self, *, all_of_them: bool = False) -> bytes:
-        """The events of all blocks that may be sent now."""
-        out: list[bytes] = []
+    def _advance(self, begin: bytes = b"", *, all_of_them: bool = False, event: Write = event) -> bytes:
+        """`begin`, and the events of all blocks that may be sent now, each written by `event`."""
+        out = [begin]
         for block, ends in self.blocks.ready(all_of_them=all_of_them):
-            self._write(block, out)
+            self._write(block, out, event)
             if ends:
                 if block.signature:
                     out.append(_delta(block, {"type": "signature_delta", "signature": block.signature}))
                 out.append(event({"type": "content_block_stop", "index": block.index}))
-        return b"".join(out)
+        return b"".join(out) if event is not _long_event else joined_bytes(out)
 
-    def _write(self, block: Block, out: list[bytes]) -> None:
+    def _write(self, block: Block, out: list[bytes], event: Write) -> None:
         if block.index is None:
             block.index = self._next_index
             self._next_index += 1
             out.append(event({"type": "content_block_start", "index": block.index, "content_block": block.empty()}))
         if text := block.unsent():
             type_, name = _DELTAS[block.kind]
-            out.append(_delta(block, {"type": type_, name: text}))
+            out.append(_delta(block, {"type": type_, name: text}, event))
 
 
-def _delta(block: Block, delta: dict[str, Any]) -> bytes:
+def _delta(block: Block, delta: dict[str, Any], event: Write = event) -> bytes:
     return event({"type": "content_block_delta", "index": block.index, "delta": delta})
 
 

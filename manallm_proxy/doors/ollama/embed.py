@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 from attrs import define, field
 
@@ -74,6 +75,8 @@ def _call(asked: Fields, fields: Fields, client: Client, large: bool) -> Call:
 @define
 class EmbedReply:
     """See `door.Reply`. Embeddings are never streamed."""
+
+    ends_long: ClassVar[bool] = False
 
     model: str
     content_type: str = "application/json"

@@ -20,7 +20,11 @@ _LINE_ENDS: Final = (
 
 def one_line(value: dict[str, Any], large: bool = False) -> bytes:
     """`value` as JSON, without a line end in it or after it."""
-    return without_line_ends(encode_whole(value) if large else encode(value))
+    return encode_whole(value, _part_of_line) if large else without_line_ends(encode(value))
+
+
+def _part_of_line(value: Any) -> bytes:
+    return without_line_ends(encode(value))
 
 
 def without_line_ends(text: bytes) -> bytes:

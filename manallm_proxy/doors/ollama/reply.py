@@ -19,7 +19,10 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line, without_line_ends
 from manallm_proxy.openai.call_arguments import Arguments, begins_another
+from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.large import LARGE_PARTS, is_long
+from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -76,7 +79,9 @@ class LinesReply:
         self.start(target)
         self._note(delta)
         try:
-            said = self._said(delta, self._whole_calls())
+            calls = self._whole_calls()
+            keep_for_later(calls)
+            said = self._said(delta, calls)
         except BadResponse as error:
             error.target = str(target)
             raise
@@ -99,11 +104,11 @@ class LinesReply:
                 continue
             self._note(delta)
             if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
-                lines.append(self._line(self._said(delta)))
+                lines.append(self._line(self._said(delta), batch.is_large))
         if not lines and not self._wrote and batch.has_content:
             lines.append(self._line(self.said()))  # so that the commit sends the head, and heartbeats begin
         self._wrote = self._wrote or bool(lines)
-        return b"".join(lines)
+        return joined_bytes(lines) if batch.is_large else b"".join(lines)
 
     def _spliced(self, said: Words | Thoughts) -> bytes:
         """A line for each of its texts, all of one time."""
@@ -124,13 +129,20 @@ class LinesReply:
         before, date, rest = line.partition(b'"created_at":"')
         self._spliced_kind, self._dated, self._around = kind, before + date, splice(rest)
 
+    @property
+    def ends_long(self) -> bool:
+        return len(self._calls) > LARGE_PARTS or any(is_long(call.arguments.pieces) for call in self._calls)
+
     def end(self, usage: Usage | None) -> bytes:
+        large = self.ends_long
         try:
             calls = self._whole_calls()
         except BadResponse as error:
             return self.error(error)
-        before = self._line(self.said(calls=calls)) if calls else b""
-        return before + one_line({**self._common_fields(), **self.said(), **self._ending(usage)}) + b"\n"
+        before = self._line(self.said(calls=calls), large) if calls else b""
+        keep_for_later(calls)
+        last = one_line({**self._common_fields(), **self.said(), **self._ending(usage)})
+        return joined_bytes((before, last, b"\n")) if large else before + last + b"\n"
 
     def error(self, error: ProxyError) -> bytes:
         return ollama_error_body(error) + b"\n"
@@ -184,8 +196,9 @@ class LinesReply:
     def _common_fields(self) -> Fields:
         return {"model": self.model, "created_at": now()}
 
-    def _line(self, said: Fields) -> bytes:
-        return one_line({**self._common_fields(), **said, "done": False}) + b"\n"
+    def _line(self, said: Fields, large: bool = False) -> bytes:
+        line = one_line({**self._common_fields(), **said, "done": False}, large)
+        return joined_bytes((line, b"\n")) if large else line + b"\n"
 
     def _ending(self, usage: Usage | None) -> Fields:
         """Counters and times as far as they are known: time to load the model counts as prompt evaluation."""

@@ -22,6 +22,7 @@ from manallm_proxy.doors.responses.output import (
 )
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.openai.call_arguments import begins_another
+from manallm_proxy.openai.large import LARGE_PARTS
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """By finish reason of an incomplete answer: this API's name for it."""
@@ -61,6 +62,11 @@ class AnswerItems:
     def failed(self) -> bool:
         """Whether the provider reported an error by its finish reason."""
         return self.finish == "error"
+
+    @property
+    def is_long(self) -> bool:
+        """Whether all of it takes milliseconds to write."""
+        return len(self.items) > LARGE_PARTS or any(item.is_long for item in self.items)
 
     def take_whole(self, choices: Sequence[Delta]) -> None:
         """Adds the whole answer, which is the first of `choices`, and closes it unless it `failed`.

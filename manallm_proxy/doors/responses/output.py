@@ -10,6 +10,8 @@ from attrs import define, field
 from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
+from manallm_proxy.openai.joined import joined_text
+from manallm_proxy.openai.large import is_long
 
 Event = tuple[str, dict[str, Any]]
 """Type, and the fields other than ``type`` and ``sequence_number``."""
@@ -45,6 +47,11 @@ class Item:
         """The item's first event."""
         return "response.output_item.added", {"output_index": self.index, "item": self.view()}
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes milliseconds to write."""
+        return False
+
     def _last(self) -> Iterator[Event]:
         yield from ()
 
@@ -60,8 +67,15 @@ class Part:
     words: list[str] = field(factory=list, repr=False)
     logprobs: list[dict[str, Any]] = field(factory=list, repr=False)
 
+    @property
+    def text(self) -> str:
+        """Put together once, however often it is written."""
+        if len(self.words) > 1:
+            self.words = [joined_text(self.words)]
+        return self.words[0] if self.words else ""
+
     def view(self) -> dict[str, Any]:
-        text = "".join(self.words)
+        text = self.text
         if self.kind == "refusal":
             return {"type": "refusal", "refusal": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self.logprobs}
@@ -76,6 +90,10 @@ class MessageItem(Item):
     def view(self) -> dict[str, Any]:
         content = [part.view() for part in self._parts]
         return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": content}
+
+    @property
+    def is_long(self) -> bool:
+        return any(is_long(part.words) for part in self._parts)
 
     def say(self, kind: str, words: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """Adds text; yields its events. `kind`: ``output_text`` or ``refusal``."""
@@ -128,8 +146,18 @@ class ReasoningItem(Item):
     """See `carried.Carried`, as for ``provider`` and ``key``."""
     words: list[str] = field(factory=list, repr=False)
 
+    @property
+    def is_long(self) -> bool:
+        return is_long(self.words)
+
+    @property
+    def _text(self) -> str:
+        if len(self.words) > 1:
+            self.words = [joined_text(self.words)]
+        return self.words[0] if self.words else ""
+
     def view(self) -> dict[str, Any]:
-        text = "".join(self.words)
+        text = self._text
         summary = [{"type": "summary_text", "text": text}] if text else []
         item: dict[str, Any] = {"id": self.id, "type": "reasoning", "status": self.status, "summary": summary}
         if self.packs:
@@ -140,7 +168,7 @@ class ReasoningItem(Item):
         return self.view() if self.packs else {**self.view(), KEPT: self._packed()}
 
     def _packed(self) -> str:
-        return pack(Carried(self.provider, "".join(self.words), self.key, self.extras))
+        return pack(Carried(self.provider, self._text, self.key, self.extras))
 
     def think(self, words: str) -> Iterator[Event]:
         if not self.words:
@@ -154,7 +182,7 @@ class ReasoningItem(Item):
 
     def _last(self) -> Iterator[Event]:
         if self.words:
-            text = "".join(self.words)
+            text = self._text
             yield "response.reasoning_summary_text.done", self._summary_at(text=text)
             yield "response.reasoning_summary_part.done", self._summary_at(part=_summary(text))
 
@@ -176,6 +204,10 @@ class CallItem(Item):
     extra: dict[str, Any] | None = field(default=None, repr=False)
     """What its provider expects back with it."""
     received: Arguments = field(factory=Arguments, repr=False)
+
+    @property
+    def is_long(self) -> bool:
+        return is_long(self.received.pieces)
 
     @property
     def arguments(self) -> str:
@@ -229,6 +261,10 @@ class ImageItem(Item):
     """An image that the model generated: a data URI, or the provider's own URL, which is its result then."""
 
     url: str = field(repr=False)
+
+    @property
+    def is_long(self) -> bool:
+        return is_long((self.url,))
 
     def view(self) -> dict[str, Any]:
         head, _, data = self.url.partition(",") if self.url.startswith("data:") else ("", "", "")

@@ -8,7 +8,8 @@ The order of a stream, different parts of which different clients rely on: ``res
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,9 @@ from manallm_proxy.doors.responses.answer import AnswerItems, Growing
 from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
+from manallm_proxy.openai import joined
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole
+from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -93,11 +96,10 @@ class ResponsesReply:
         if len(deltas) == 1 and isinstance(delta := deltas[0], Texts):
             return self._say(delta)
         begin = self._begin()
-        said = [
-            self._say(delta) if isinstance(delta, Texts) else self._write(self._answer.take(delta))
-            for delta in deltas
-            if delta.index == 0
-        ]
+        mine = (delta for delta in deltas if delta.index == 0)
+        if batch.is_large:
+            return self._long(begin, chain.from_iterable(map(self._answer.take, mine)))
+        said = [self._say(each) if isinstance(each, Texts) else self._write(self._answer.take(each)) for each in mine]
         return begin + b"".join(said)
 
     def _say(self, texts: Texts) -> bytes:
@@ -144,14 +146,24 @@ class ResponsesReply:
             items = stored_items(output if isinstance(output, list) else [], self._answer.provider)
             self._keep({**told, "output": []}, items)
 
+    @property
+    def ends_long(self) -> bool:
+        return not self._relayed and self._answer.is_long
+
     def end(self, usage: Usage | None) -> bytes:
         if self._relayed:
             return b""
         if self._answer.failed:
             return self.error(_failed_midway())
-        begin, last = self._begin(), self._write(self._answer.end())
+        begin = self._begin()
+        if self.ends_long:
+            return self._long(begin, chain(self._answer.end(), self._completed(usage)))
+        last = self._write(self._answer.end())
+        return begin + last + self._write(self._completed(usage))
+
+    def _completed(self, usage: Usage | None) -> Iterator[Event]:
         kind, response = self._ended(usage)
-        return begin + last + self._write([(kind, {"response": response})])
+        yield kind, {"response": response}
 
     def error(self, error: ProxyError) -> bytes:
         """Two events: some clients read one, some the other, and in this order all of them show the message."""
@@ -183,7 +195,9 @@ class ResponsesReply:
         if self._keep is not None:
             items = [item.stored() for item in self._answer.items]
             self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), items)
-        return f"response.{status}", self._shell.render(status, self._answer.views(), usage=usage, incomplete=cut)
+            keep_for_later(items)
+        keep_for_later(views := self._answer.views())
+        return f"response.{status}", self._shell.render(status, views, usage=usage, incomplete=cut)
 
     def _failed(self, error: ProxyError) -> dict[str, Any]:
         """The failed response, with its output so far."""
@@ -202,6 +216,17 @@ class ResponsesReply:
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
             self._sequence += 1
         return b"".join(frames)
+
+    def _long(self, begin: bytes, events: Iterable[Event]) -> bytes:
+        """`begin` and `events` of an answer that is not relayed, in short calls."""
+        written = joined.Growing()
+        written.add(begin)
+        for kind, fields in events:
+            written.add(b"event: %b\ndata: " % kind.encode())
+            written.add(encode_whole({"type": kind, "sequence_number": self._sequence, **fields}))
+            written.add(b"\n\n")
+            self._sequence += 1
+        return written.take()
 
 
 def _decoded(response: bytes) -> dict[str, Any]:

@@ -24,6 +24,8 @@ Owner = str | None
 
 RECORD_COST: Final = 1200
 """Bytes of overhead per response: objects and dictionary entries."""
+HASHED: Final = 2**20
+"""Bytes of an item up to which an equal one is looked for."""
 ITEM_COST: Final = 300
 """Bytes of overhead per distinct item."""
 NAME_COST: Final = 500
@@ -103,7 +105,7 @@ class MemoryStore:
     """For ids to come."""
     _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
     """The least recently used first. A plain dict finds its first key slowly once many before it were removed."""
-    _items: dict[bytes, _Item] = field(factory=dict, repr=False)
+    _items: dict[bytes | int, _Item] = field(factory=dict, repr=False)
     _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict, repr=False)
     """By owner and id of an output item: the item, and the id of its response."""
 
@@ -184,9 +186,9 @@ class MemoryStore:
 
     def _share(self, data: bytes) -> bytes:
         """Stores an item, or counts one more use of an equal one. Returns the stored bytes."""
-        item = self._items.get(data)
+        item = self._items.get(key := _key(data))
         if item is None:
-            item = self._items[data] = _Item(data)
+            item = self._items[key] = _Item(data)
             self.size += len(data) + ITEM_COST
         item.uses += 1
         return item.data
@@ -198,10 +200,10 @@ class MemoryStore:
             if (named := self._names.get(key)) is not None and named[1] == record.stored.id:  # not a later one's
                 del self._names[key]
         for data in (*record.stored.input, *record.stored.output):
-            item = self._items[data]
+            item = self._items[content := _key(data)]
             item.uses -= 1
             if not item.uses:
-                del self._items[data]
+                del self._items[content]
                 self.size -= len(data) + ITEM_COST
 
 
@@ -213,4 +215,10 @@ def _own(stored: Stored) -> int:
 
 def _alone(stored: Stored) -> int:
     """Bytes that a response would take if it shared no items."""
-    return _own(stored) + sum(len(data) + ITEM_COST for data in {*stored.input, *stored.output})
+    items = {_key(data): data for data in (*stored.input, *stored.output)}
+    return _own(stored) + sum(len(data) + ITEM_COST for data in items.values())
+
+
+def _key(data: bytes) -> bytes | int:
+    """What equal items have in common. A long one equals itself alone: to hash it takes a millisecond a megabyte."""
+    return data if len(data) <= HASHED else id(data)
