@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.gateway import body_reader
 from manallm_proxy.openai import bounds, json_object, long_values
 from manallm_proxy.openai.bounds import check_structure, glance, look
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.long_values import shortened
+from manallm_proxy.openai.long_values import LEAST, shortened
 from manallm_proxy.openai.request import read_summary, rewrite
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:, é\\n0'), max_size=9) | st.just('"messages":0')
@@ -143,3 +145,32 @@ def test_a_picture_is_looked_for_only_where_it_matters() -> None:
         assert summary.needs_beside(frozenset({"completion"})) == {"vision"}
         assert summary.needs_beside(frozenset({"completion"})) == {"vision"}
         assert seen == [1]
+
+
+async def test_many_members_are_looked_at_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a microsecond; so does each bracket, where it takes a walk through the body to tell. Few do not."""
+    threads: list[bool] = []
+
+    def noting(function: Any) -> Any:
+        def noted(*args: Any) -> Any:
+            threads.append(threading.get_ident() != here)
+            return function(*args)
+
+        return noted
+
+    here = threading.get_ident()
+    monkeypatch.setattr(bounds, "_opened_in_all", noting(bounds._opened_in_all))
+    monkeypatch.setattr(bounds, "_opened_in_members", noting(bounds._opened_in_members))
+    monkeypatch.setattr(body_reader, "check_structure", noting(bounds.check_structure))
+    message, nested = b'{"role":"user","content":"%b"}', b'{"x":[%b[[]]]}' % (b"[[]]," * 20_000)
+    for body, wanted in (
+        (b'{"messages":[%b]}' % b",".join([message % (b"x" * 100)] * 900), {False}),
+        (b'{"messages":[%b]}' % b",".join([message % (b"x" * 100)] * 1100), {True}),
+        (b'{"messages":[%b]}' % b",".join([message % b"x"] * 1100), {False, True}),
+        (nested, {False, True}),
+    ):
+        threads.clear()
+        assert await body_reader._looked(body, shortened(body) if len(body) > LEAST else None, Limits()) >= body.count(
+            b"{"
+        )
+        assert set(threads) == wanted

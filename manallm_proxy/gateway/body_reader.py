@@ -12,7 +12,7 @@ from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
-from manallm_proxy.openai.bounds import check_structure, glance, look
+from manallm_proxy.openai.bounds import ManyMembers, check_structure, glance, look
 from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside, expect_large
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
@@ -45,11 +45,19 @@ async def read_request(
             short = shortened(body)
         if not sure:
             await _turn(large)
-            found = look(body, short, limits)
-            parts = await aside(large, check_structure, body, limits) if found is None else found
+            parts = await _looked(body, short, limits)
         large |= parts > LARGE_PARTS
     slow = len(body) > MOST if scans else large
     return await aside(True, read, body, short) if slow else read(body, short), large
+
+
+async def _looked(body: bytes, short: Shortened | None, limits: Limits) -> int:
+    """As `check_structure`, in a thread where that takes long."""
+    try:
+        found = look(body, short, limits, LARGE_PARTS)
+    except ManyMembers:
+        found = await aside(True, look, body, short, limits)
+    return await aside(len(body) > LEAST, check_structure, body, limits) if found is None else found
 
 
 async def _turn(large: bool) -> None:

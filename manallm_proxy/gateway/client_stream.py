@@ -9,7 +9,7 @@ from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.http_server.stream_writer import StreamWriter
-from manallm_proxy.openai.large import aside
+from manallm_proxy.openai.large import aside, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later
 
 
@@ -22,7 +22,10 @@ class ClientStream:
     stream: Stream
 
     async def send(self, batch: StreamBatch) -> None:
-        await self.writer.write(await events_of(self.reply, batch))
+        events = await events_of(self.reply, batch)
+        await self.writer.write(events)
+        if batch.is_large:
+            let_go_aside([events], len(events))
 
     def try_write(self, batch: StreamBatch) -> bool:
         if not self.writer.is_writable:
@@ -33,7 +36,9 @@ class ClientStream:
     async def finish(self) -> None:
         if self.reply.ends_long:
             self.writer.hush()  # a heartbeat would be written by the same reply at the same time
-        await self.writer.finish(await end_of(self.reply, self.stream.usage))
+        last = await end_of(self.reply, self.stream.usage)
+        await self.writer.finish(last)
+        let_go_aside([last], len(last))
 
     async def fail(self, error: ProxyError) -> None:
         await self.writer.break_off(self.reply.error(error))

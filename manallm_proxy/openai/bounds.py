@@ -59,6 +59,10 @@ class TooMuch(Exception):
         self.key = key
 
 
+class ManyMembers(Exception):
+    """What has to be looked at takes milliseconds: that belongs in a thread."""
+
+
 def glance(body: bytes, bounds: Bounds) -> tuple[int, bool]:
     """As `check_structure` where it is enough to count characters: its answer, and whether that was enough."""
     size = len(body)
@@ -77,10 +81,10 @@ def glance(body: bytes, bounds: Bounds) -> tuple[int, bool]:
     return opened, few_keys and few
 
 
-def look(body: bytes, short: Shortened | None, bounds: Bounds) -> int | None:
+def look(body: bytes, short: Shortened | None, bounds: Bounds, most: int = sys.maxsize) -> int | None:
     """As `check_structure`, where the lengths of members tell enough; None: only to walk through `body` can tell.
 
-    `short`: where it is known.
+    `short`: where it is known. Raises ManyMembers for more than `most` of them, which each take a microsecond.
     """
     size = len(body)
     if size > MOST:
@@ -89,9 +93,9 @@ def look(body: bytes, short: Shortened | None, bounds: Bounds) -> int | None:
     commas = _number_of(b",", body, max(_AT_ONCE, bounds.elements)) if counts else size // 2
     if commas > _AT_ONCE:
         return None
-    opened = _opened_in_long(short, bounds) if short is not None else None
+    opened = _opened_in_long(short, bounds, most) if short is not None else None
     if opened is None and size <= _COUNTABLE:
-        opened = _opened_in_members(body, bounds)
+        opened = _opened_in_members(body, bounds, most)
     if opened is None or opened > bounds.parts or (counts and opened + commas > bounds.elements):
         return None
     return opened
@@ -145,10 +149,11 @@ def _opened(text: bytes, enough: int = sys.maxsize) -> int:
     return _number_of(b"{", text, enough) + _number_of(b"[", text, enough)
 
 
-def _opened_in_long(short: Shortened, bounds: Bounds) -> int | None:
+def _opened_in_long(short: Shortened, bounds: Bounds, most: int) -> int | None:
     """What is left without the few long values is counted exactly; of these, members that are short cannot be deep."""
     try:
         lists = [_LIST.decode(each.value) for each in short.values if _starts(each.value, b"[")]
+        _refuse_many(lists, most)
         if bounds.depth < 2 or _opened(short.left) + sum(map(len, lists)) > bounds.messages:
             return None
         opened = count_structure(short.left, bounds, "limits") + len(lists)
@@ -179,7 +184,12 @@ def _starts(value: msgspec.Raw, bracket: bytes) -> bool:
     return memoryview(value)[:1] == bracket
 
 
-def _opened_in_members(body: bytes, bounds: Bounds) -> int | None:
+def _refuse_many(lists: list[list[msgspec.Raw]], most: int) -> None:
+    if sum(map(len, lists)) > most:
+        raise ManyMembers
+
+
+def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
     """As `_opened_in_long`, for whatever keys there are."""
     try:
         values = _OBJECT.decode(body)
@@ -187,6 +197,7 @@ def _opened_in_members(body: bytes, bounds: Bounds) -> int | None:
         lists = [_LIST.decode(text) for text in texts if text[:1] == b"["]
     except DecodeErrors:
         return None
+    _refuse_many(lists, most)
     if len(values) > bounds.keys or sum(map(len, lists)) > bounds.messages:
         return None
     opened = _opened(body)
