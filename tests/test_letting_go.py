@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
+import traceback
 from itertools import pairwise
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import large, letting_go
 from manallm_proxy.openai.large import aside, collector, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later, let_go
@@ -149,3 +152,37 @@ async def test_the_collector_is_told_of_each(monkeypatch: pytest.MonkeyPatch) ->
     assert collector.running == 0
     collector.restore()
     await asyncio.sleep(0)
+
+
+async def test_what_failed_lets_go_too() -> None:
+    """An error that knows its policy holds nothing of the work that it ended; a bug keeps its traceback."""
+    Thing.freed = 0
+    freed: list[int] = []
+
+    class Last:
+        def __del__(self) -> None:
+            freed.append(threading.get_ident())
+
+    def work(error: Exception) -> None:
+        held = made(400)
+        last = Last()
+        try:
+            raise KeyError(len(held), last)
+        except KeyError:
+            raise error from None
+
+    refusal, bug = BadResponse("no"), ValueError("a bug")
+    with pytest.raises(BadResponse) as failed:
+        await aside(True, work, refusal)
+    assert failed.value is refusal
+    assert Thing.freed == 400
+    assert freed != [threading.get_ident()], "in the thread"
+    assert refusal.__context__ is None
+    with pytest.raises(ValueError, match="a bug") as crashed:
+        await aside(True, work, bug)
+    assert any("work" in line for line in traceback.format_tb(crashed.value.__traceback__))
+    try:
+        raise refusal
+    except BadResponse as error:
+        letting_go.keep_of_failure(error)
+        assert error.__traceback__ is not None, "no work in a thread: nothing is done"

@@ -13,7 +13,11 @@ import threading
 from collections.abc import Callable
 from gc import get_referents, is_tracked
 from sys import getrefcount
+from traceback import walk_tb
 from typing import Any, Final, ParamSpec, TypeVar
+
+from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.frames import forget_frames
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -75,11 +79,27 @@ def keep_for_later(*things: Any) -> None:
         _later.things += things
 
 
+def keep_of_failure(error: ProxyError) -> None:
+    """What the frames that `error` came through hold is kept for later, and `error` forgets them."""
+    if _later.things is None:
+        return
+    links: list[BaseException | None] = [error, error.__context__, error.__cause__]
+    for link in links:
+        if link is not None:
+            for frame, _ in walk_tb(link.__traceback__):
+                keep_for_later(*frame.f_locals.values())
+    forget_frames(error)
+
+
 def letting_go(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """The result of `function`. What it passed to `keep_for_later` is freed afterwards."""
     before, _later.things = _later.things, []
     try:
         return function(*args, **kwargs)
+    except ProxyError as error:
+        keep_of_failure(error)
+        raise
     finally:
+        del args, kwargs
         things, _later.things = _later.things, before
         let_go(things)

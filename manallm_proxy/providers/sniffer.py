@@ -11,6 +11,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.openai import sse
+from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
@@ -72,6 +73,7 @@ class Sniffer:
                 refuse_too_much(body, self._limits)
             answer = checked_calls(self._whole(body), self._limits)
         except ProviderError as error:
+            keep_of_failure(error)
             return StreamBatch(error=error)
         self._usage = answer.usage
         return StreamBatch(deltas=answer.choices, has_content=True, done=True)

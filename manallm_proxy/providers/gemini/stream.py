@@ -11,6 +11,7 @@ from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usa
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
+from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
 from manallm_proxy.providers.gemini.reply import Reader, read
@@ -100,6 +101,7 @@ class GeminiTranslator:
                 deltas += new
                 self._has_content = self._has_content or any(d.has_content for d in new)
             except ProviderError as error:
+                keep_of_failure(error)
                 return _batch_of(tuple(deltas), error=error)
         return _batch_of(tuple(deltas))
 

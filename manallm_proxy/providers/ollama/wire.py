@@ -34,6 +34,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import decode_leniently, encode
+from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
 from manallm_proxy.providers.forced import ForcedTranslator, called
@@ -188,6 +189,7 @@ class OllamaTranslator:
                 reply = read_line(line) if len(line) <= EVENT_BYTES else read_large_line(line, self._limits)
                 has_content |= self._add(reply, deltas)
             except ProviderError as error:
+                keep_of_failure(error)
                 return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
             if reply.done:
                 return StreamBatch(deltas=tuple(deltas), has_content=True, done=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from attrs import define, evolve, field
 
-from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.contract.answers import AnswerLimits, Delta, ToolCall, new_call_id
+from manallm_proxy.providers.answer_bounds import refuse_many_calls
 from manallm_proxy.providers.named_calls import require_names
 
 
@@ -39,13 +40,14 @@ class CallParts:
     """By choice and index."""
     _nameless: dict[tuple[int, int], list[ToolCall]] = field(factory=dict)
     """Likewise: what came of a call before its name."""
-    number: int = 0
+    _limits: AnswerLimits = AnswerLimits()
+    _number: int = 0
     """Of the calls that have begun."""
 
     def read(self, delta: Delta) -> Delta:
         """`delta` with its parts corrected, empty ones left out.
 
-        Raises BadResponse if it ends a choice of which a call has no name, see `require_names`.
+        Raises BadResponse if it ends a choice of which a call has no name, see `require_names`, and for too many calls.
         """
         if not delta.tool_calls and not (delta.finish and self._nameless):
             return delta
@@ -90,11 +92,12 @@ class CallParts:
         return None
 
     def _begin(self, place: tuple[int, int], part: ToolCall) -> ToolCall:
-        self.number += 1
+        self._number += 1
+        refuse_many_calls(self._number, self._limits)
         known = self._latest.get(place)
         odd = known is not None and known.has_odd_ids
         self._latest[place] = _Latest(part.name, part.id, bool(part.arguments.strip()), odd)
-        return evolve(part, id=part.id or new_call_id())
+        return part if part.id else evolve(part, id=new_call_id())
 
 
 def _joined(parts: list[ToolCall]) -> ToolCall:

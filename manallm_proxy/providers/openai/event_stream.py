@@ -13,6 +13,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds
+from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 
@@ -79,6 +80,7 @@ class EventStream:
                     break
                 self._add(frame, out, deltas)
             except ProviderError as failure:
+                keep_of_failure(failure)
                 error = failure
                 break
         return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)

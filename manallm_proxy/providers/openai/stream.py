@@ -20,7 +20,7 @@ from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import encode, holds, replaced, split_object
 from manallm_proxy.openai.plain_text import Splice
 from manallm_proxy.openai.sliced import LARGE_BYTES
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.named_calls import nameless_call
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
@@ -218,11 +218,15 @@ class EventReader(EventStream):
     """Deltas, for a door that speaks another format than the provider. See `patterned.Steps`."""
 
     blank: ClassVar[bytes] = _BLANK
-    _calls: CallParts = field(factory=CallParts)
+    _calls: CallParts = field(init=False)
     plain: PlainChunks = field(factory=PlainChunks)
     lessons: int = LESSONS
     _is_all: bool = True
     """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
+
+    @_calls.default
+    def _no_calls(self) -> CallParts:
+        return CallParts(limits=self._limits)
 
     def feed(self, data: bytes) -> StreamBatch:
         if self._has_content and self._is_between:  # nearly always it is one chunk
@@ -255,7 +259,6 @@ class EventReader(EventStream):
         self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
         told = [] if gave_up and not self._has_content else deltas_of(rows)
         new = [self._calls.read(delta) for delta in told]
-        refuse_many_calls(self._calls.number, self._limits)
         deltas += new
         self._is_all = new == told
         if any(delta.tool_calls for delta in told):
