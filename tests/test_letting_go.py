@@ -17,6 +17,7 @@ from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import large, letting_go
 from manallm_proxy.openai.large import aside, collector, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later, let_go
+from tests.waiting import until
 
 
 class Thing:
@@ -108,8 +109,8 @@ async def test_work_in_a_thread_frees_what_it_was_done_with() -> None:
     with pytest.raises(ValueError, match="no"):
         await aside(True, work, True)
     assert Thing.freed == 801
-    let_go_aside([made(400)], large.LARGE_BYTES)
-    assert Thing.freed == 1201, "what belongs to little is freed at once"
+    let_go_aside([made(400)])
+    await until(lambda: Thing.freed == 1201)
 
 
 def test_the_collector_leaves_large_work_alone() -> None:
@@ -181,8 +182,7 @@ async def test_what_failed_lets_go_too() -> None:
     with pytest.raises(ValueError, match="a bug") as crashed:
         await aside(True, work, bug)
     assert any("work" in line for line in traceback.format_tb(crashed.value.__traceback__))
-    try:
-        raise refusal
-    except BadResponse as error:
-        letting_go.keep_of_failure(error)
-        assert error.__traceback__ is not None, "no work in a thread: nothing is done"
+    with pytest.raises(BadResponse) as here:
+        work(refusal)
+    letting_go.keep_of_failure(refusal)
+    assert here.value.__traceback__ is not None, "no work in a thread: nothing is done"

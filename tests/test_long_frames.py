@@ -50,7 +50,7 @@ def told(kind: type[EventRelay | EventReader], parts: list[bytes], *, long: bool
         (stream, "EVENT_BYTES", 16),
         (event_stream, "EVENT_BYTES", 16),
         (sliced, "LARGE_BYTES", 16),
-        (joined, "SMALL", 8),
+        (sse, "_LONG", 8),
         (joined, "PART", 8),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +83,7 @@ def test_a_long_frame_is_parsed_as_a_short_one(front: bytes, data: bytes) -> Non
     raw = front + data + b"\n\n"
     wanted = sse.parse(raw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joined, "SMALL", 4)
+        patch.setattr(sse, "_LONG", 4)
         patch.setattr(joined, "PART", 4)
         assert sse.parse(raw) == wanted
         assert sse.event(data) == b"data: " + data + b"\n\n"

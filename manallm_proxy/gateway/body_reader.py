@@ -80,7 +80,6 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     if (request.content_length or 0) > LARGE_BYTES:
         expect_large()
     ask_for_body(request)
-    body = Growing()
     size, late = 0, 0.0
     loop = asyncio.get_running_loop()
     try:
@@ -95,6 +94,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
                 return await long.whole(limits.body_timeout, limits.body_rate)
             finally:
                 size, late = long.size, long.due(limits.body_rate)
+        body = Growing()
         late = begun = loop.time()
         async with asyncio.timeout(limits.body_timeout) as stall:
             while part := await request.content.readany():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define
 
-from manallm_proxy.contract.answers import StreamBatch, Usage
+from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
@@ -25,7 +25,7 @@ class ClientStream:
         events = await events_of(self.reply, batch)
         await self.writer.write(events)
         if batch.is_large:
-            let_go_aside([events], len(events))
+            let_go_aside([events])
 
     def try_write(self, batch: StreamBatch) -> bool:
         if not self.writer.is_writable:
@@ -34,11 +34,13 @@ class ClientStream:
         return True
 
     async def finish(self) -> None:
-        if self.reply.ends_long:
+        long = self.reply.ends_long
+        if long:
             self.writer.hush()  # a heartbeat would be written by the same reply at the same time
-        last = await end_of(self.reply, self.stream.usage)
+        last = await aside(long, self.reply.end, self.stream.usage)
         await self.writer.finish(last)
-        let_go_aside([last], len(last))
+        if long:
+            let_go_aside([last])
 
     async def fail(self, error: ProxyError) -> None:
         await self.writer.break_off(self.reply.error(error))
@@ -54,8 +56,3 @@ def _events(reply: Reply, batch: StreamBatch) -> bytes:
     keep_for_later(batch.deltas)
     batch.deltas = ()
     return events
-
-
-async def end_of(reply: Reply, usage: Usage | None) -> bytes:
-    """The end of a complete stream."""
-    return await aside(reply.ends_long, reply.end, usage)

@@ -45,7 +45,7 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
-from manallm_proxy.openai.large import aside, let_go_aside
+from manallm_proxy.openai.large import LARGE_BYTES, aside, let_go_aside
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
@@ -137,7 +137,8 @@ class Exchange:
                 self._writer.close()
                 self.bytes_sent = self._writer.bytes_sent
                 self.first_byte_at = self._writer.first_at
-            let_go_aside(reply, self.bytes_sent)
+            if self.bytes_sent > LARGE_BYTES:
+                let_go_aside(reply)
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The answer where the exchange may not even begin, or found nobody."""
@@ -179,8 +180,7 @@ class Exchange:
         self._remarks = call.remarks
         way = way_of(self.generation, call, self.caller, chain)
         self.walk = way.walk
-        asking = Asking(self.generation, call, way, self.caller is None, self.trace, call.notes)
-        self._asking = asking
+        self._asking = asking = Asking(self.generation, call, way, self.caller is None, self.trace, call.notes)
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
@@ -213,12 +213,12 @@ class Exchange:
     async def send(self, body: bytes, content_type: str) -> web.StreamResponse:
         """A whole answer."""
         self.first_byte_at = self.generation.registry.clock()
-        self.bytes_sent = len(body)
-        self.state = State.COMMITTED
+        self.bytes_sent, self.state = len(body), State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
-        let_go_aside([body], len(body))
+        if len(body) > LARGE_BYTES:
+            let_go_aside([body])
         return response
 
     async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:

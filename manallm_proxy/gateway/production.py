@@ -14,7 +14,7 @@ from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
 from manallm_proxy.gateway.asking import Asking, written
-from manallm_proxy.gateway.client_stream import end_of, events_of
+from manallm_proxy.gateway.client_stream import events_of
 from manallm_proxy.openai.large import LARGE_BYTES, aside
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing.relay import Relay
@@ -66,7 +66,8 @@ class Production:
 
     async def end(self, flight: Flight, stream: Stream) -> None:
         """The end of a complete stream."""
-        last, said, usage = await end_of(self.reply, stream.usage), flight.held(), stream.usage
+        last = await aside(self.reply.ends_long, self.reply.end, stream.usage)
+        said, usage = flight.held(), stream.usage
         whole = None
         if said is not None:
             whole = await aside(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)

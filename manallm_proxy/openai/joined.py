@@ -35,9 +35,6 @@ class Growing:
     _size: int = 0
     """Of these."""
 
-    def __bool__(self) -> bool:
-        return bool(self._group) or self._buffer.tell() > 0
-
     def add(self, part: Part) -> None:
         self._group.append(part)
         self._size += len(part)

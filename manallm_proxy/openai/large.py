@@ -124,10 +124,6 @@ async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwarg
         collector.end(loop)
 
 
-def let_go_aside(things: list[Any], size: int) -> None:
-    """Frees `things`, and what only they hold, in a thread where that is much: they belong to `size` bytes.
-
-    The caller has to forget them at once.
-    """
-    if size > LARGE_BYTES:
-        _THREADS.submit(let_go, things)
+def let_go_aside(things: list[Any]) -> None:
+    """Frees `things`, and what only they hold, in a thread. The caller has to forget them at once."""
+    _THREADS.submit(let_go, things)

@@ -12,7 +12,6 @@ from typing import Final
 
 from attrs import define, field
 
-from manallm_proxy.openai import joined
 from manallm_proxy.openai.joined import joined_bytes
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -22,6 +21,8 @@ _BLANK_LINE: Final = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\n(?:\n|\r\n?)|\r\n?)")
 _OVERLAP: Final = 3
 """Max bytes of a match of `_BLANK_LINE` that may have arrived before its last byte: ``\\r\\n\\r``."""
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
+_LONG: Final = 2**20
+"""Bytes of a frame that is copied in short calls."""
 FRAME_LIMIT: Final = 16 * 1024 * 1024
 """Max bytes of one event; a provider that sends more without a blank line does not speak SSE."""
 
@@ -43,7 +44,7 @@ class Frame:
 
 def parse(raw: bytes) -> Frame:
     """Parses one frame."""
-    if len(raw) > joined.SMALL and (end := _end_of_line(raw)):
+    if len(raw) > _LONG and (end := _end_of_line(raw)):
         return Frame(raw, joined_bytes((memoryview(raw)[6:end],)))
     if raw.startswith(b"data: ") and b"\n" not in (body := raw[6:].rstrip(b"\r\n")) and b"\r" not in body:
         return Frame(raw, body)
@@ -86,7 +87,7 @@ def is_cut_before_data(rest: bytes) -> bool:
 
 def event(data: bytes) -> bytes:
     """The bytes of one frame with `data`, which is one line of JSON."""
-    return b"data: %b\n\n" % data if len(data) <= joined.SMALL else joined_bytes((b"data: ", data, b"\n\n"))
+    return b"data: %b\n\n" % data if len(data) <= _LONG else joined_bytes((b"data: ", data, b"\n\n"))
 
 
 def comment(text: bytes) -> bytes:

@@ -27,11 +27,11 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.openai.joined import Growing
-from manallm_proxy.openai.large import ANSWER_ELEMENTS, LARGE_BYTES, aside, expect_large, is_large
+from manallm_proxy.openai.large import ANSWER_ELEMENTS, aside, is_large
 from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
+from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
 from manallm_proxy.providers.own_words import set_provider_message
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
@@ -77,26 +77,27 @@ class HttpProvider:
     async def complete(self, call: Call, entry: Entry) -> Answer:
         """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
         times, name = entry.timeouts, self.address.name
-        body = Growing()
+        parts: Parts = []
         until = asyncio.get_running_loop().time() + times.first_byte
         try:
             response = await self._post(call, entry, until)
-            whole = await _gather(response, body, self._bound(call)[0], until, times.idle)
+            whole = await gather(response, parts, self._bound(call)[0], until, times.idle)
         except TimeoutError:
-            if body:
+            if parts:
                 raise ReadTimeout(f"{name}: fell silent for {times.idle:g} s") from None
             raise self.first_byte_error(times.first_byte) from None
         if not whole:
             raise too_long(*self._bound(call))
         try:
-            return await self._answer(call, entry, [body.take()], response.content_type)
+            return await self._answer(call, entry, [joined(parts)], response.content_type)
         except ProviderError as error:
             raise self.safe(self.listed(error), call) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large. `body`: one, which is forgotten as soon as it can be."""
         if not is_large(body[0], ANSWER_ELEMENTS):
-            return checked_calls(self.wire.answer(call, entry, body[0], content_type), self.limits)
+            answer = self.wire.answer(call, entry, body[0], content_type)
+            return checked_calls(answer, self.limits) if answer.choices else answer
         answer = await aside(True, self._large_answer, call, entry, body, content_type)
         answer.is_large = True
         return answer
@@ -123,7 +124,7 @@ class HttpProvider:
         if path is None:
             return None
         response: Response | None = None
-        body = Growing()
+        parts: Parts = []
         until = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout(seconds):
@@ -134,7 +135,7 @@ class HttpProvider:
                 if response.status != 200:
                     response.close()
                     return ModelList(status=response.status)
-                if not await _gather(response, body, LIST_LIMIT):
+                if not await gather(response, parts, LIST_LIMIT):
                     return ModelList(fault=TOO_LONG)
         except TimeoutError:
             if response is None:
@@ -146,7 +147,7 @@ class HttpProvider:
             if response is None or response.status != 200:
                 raise
             return ModelList(fault=CUT_SHORT)
-        listed = self.wire.listed(body.take())
+        listed = self.wire.listed(joined(parts))
         if self.details is None:
             return listed
         return await self.details.added(listed, until - asyncio.get_running_loop().time())
@@ -205,41 +206,15 @@ class HttpProvider:
 
     async def _refusal(self, response: Response, until: float | None) -> bytes:
         """The body of a refusal, as far as it comes: the status has said already what it is."""
-        body = Growing()
+        parts: Parts = []
         limit = asyncio.get_running_loop().time() + ERROR_TIMEOUT
         with contextlib.suppress(ProviderError, TimeoutError):
-            await _gather(response, body, ERROR_LIMIT, limit if until is None else min(limit, until))
-        return body.take()[:ERROR_LIMIT]
+            await gather(response, parts, ERROR_LIMIT, limit if until is None else min(limit, until))
+        return joined(parts)[:ERROR_LIMIT]
 
     def _bound(self, call: Call) -> tuple[int, str]:
         """Max bytes of a whole answer, and the key that says so."""
         return (self.limits.text, "text") if call.endpoint in _TEXTS else (self.limits.body, "body")
-
-
-async def _gather(
-    response: Response, body: Growing, most: int, until: float | None = None, idle: float | None = None
-) -> bool:
-    """Reads into `body`: the first chunk by loop time `until`, then at most `idle` seconds between chunks.
-
-    Returns False if it is longer than `most` bytes. Raises TimeoutError.
-    """
-    size = 0
-    try:
-        while part := await response.read(None, until):
-            body.add(part)
-            size += len(part)
-            if size > LARGE_BYTES:
-                expect_large()
-            if size > most:
-                response.close()
-                return False
-            if idle is not None:
-                until = asyncio.get_running_loop().time() + idle
-    except BaseException:
-        response.close()
-        raise
-    response.release()
-    return True
 
 
 @define

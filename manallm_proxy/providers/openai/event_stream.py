@@ -95,7 +95,11 @@ class EventStream:
         is_error = frame.event == b"error"
         if data is None or frame.event == b"ping" or (chunks.is_keep_alive(data) and not is_error):
             return  # comments and empty events: SDKs parse them as JSON and fail
-        if is_error or (_names_error(data) if len(data) <= EVENT_BYTES else holds(data, _ERROR)):
+        if (
+            is_error
+            or (len(data) > EVENT_BYTES and holds(data, _ERROR))
+            or (len(data) <= EVENT_BYTES and (b'error"' in data or b'"error_type"' in data))
+        ):
             chunks.refuse_error(frame)
         self._take(frame, data, out, deltas)
 
@@ -104,10 +108,6 @@ class EventStream:
 
     def _end(self) -> None:
         """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""
-
-
-def _names_error(data: bytes) -> bool:
-    return b'error"' in data or b'"error_type"' in data
 
 
 def promised_choices(call: Call) -> int:

@@ -1,0 +1,56 @@
+"""The body of an answer, read part by part: a long one is held once, in memory that grows."""
+
+from __future__ import annotations
+
+import asyncio
+
+from manallm_proxy.http_client.api import Response
+from manallm_proxy.openai.joined import Growing
+from manallm_proxy.openai.large import LARGE_BYTES, expect_large
+
+Parts = list[bytes | Growing]
+"""What has come: several `bytes`, or one that grows."""
+
+
+async def gather(
+    response: Response, parts: Parts, most: int, until: float | None = None, idle: float | None = None
+) -> bool:
+    """Reads the body into `parts`: the first chunk by loop time `until`, then at most `idle` seconds between chunks.
+
+    Returns False if it is longer than `most` bytes. Raises TimeoutError.
+    """
+    size = 0
+    try:
+        while part := await response.read(None, until):
+            parts.append(part)
+            size += len(part)
+            if size > LARGE_BYTES:
+                expect_large()
+                _grow(parts)
+            if size > most:
+                response.close()
+                return False
+            if idle is not None:
+                until = asyncio.get_running_loop().time() + idle
+    except BaseException:
+        response.close()
+        raise
+    response.release()
+    return True
+
+
+def _grow(parts: Parts) -> None:
+    """Makes them one, so that a long body is held once."""
+    growing = parts[0] if isinstance(parts[0], Growing) else Growing()
+    for part in parts:
+        if not isinstance(part, Growing):
+            growing.add(part)
+    parts[:] = [growing]
+
+
+def joined(parts: Parts) -> bytes:
+    """The whole body, once."""
+    first = parts[0] if len(parts) == 1 else b""
+    if isinstance(first, Growing):
+        return first.take()
+    return first or b"".join([part for part in parts if isinstance(part, bytes)])
