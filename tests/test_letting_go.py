@@ -60,6 +60,24 @@ def test_all_of_it_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(b - a for a, b in pairwise(steps)) <= 5
 
 
+def test_what_holds_nothing_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts and numbers, which the collector does not know."""
+    gone: list[int] = []
+
+    class Held(list[Any]):
+        def __delitem__(self, place: Any) -> None:
+            before = len(self)
+            super().__delitem__(place)
+            gone.append(before - len(self))
+
+        clear = None  # type: ignore[assignment]  # would free all
+
+    monkeypatch.setattr(letting_go, "get_referents", lambda thing: Held(gc.get_referents(thing)))
+    let_go([[f"text {n}" for n in range(3000)], {f"key {n}": float(n) for n in range(2000)} | {"x": []}])
+    assert sum(gone) >= 5000
+    assert max(gone) <= letting_go._PIECE
+
+
 def test_what_others_hold_is_theirs() -> None:
     """It stays as it is, with all that it holds."""
     Thing.freed = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import Any
 
 import msgspec
@@ -108,3 +109,24 @@ def test_no_call_gets_much() -> None:
             assert sliced.decode_large(json.dumps(value).encode(), counted) == value
     assert max(seen) <= 4096 + 8
     assert len(seen) > 400
+
+
+def test_no_call_writes_much() -> None:
+    """Lists and objects of many small ones, numbers, vectors, one text, what is encoded already: all of it the same."""
+    seen: list[int] = []
+
+    def counted(value: Any) -> bytes:
+        seen.append(len(text := encode(value)))
+        return text
+
+    small = {"role": "user", "content": "hi"}
+    text = msgspec.Raw(encode(["y" * 50_000]))
+    values: list[Any] = [[small] * 3000, {f"{n:05}": small for n in range(3000)}, list(range(9000)), "x" * 50_000]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliced_writer, "TEXT", 1000)
+        patch.setattr(sliced_writer, "_BUDGET", 64)
+        for value in (*values, {"a": values, "b": array("d", [0.5] * 9000)}, {"raw": text, "list": [text] * 3}):
+            told = sliced_writer.encode_large(value, counted)
+            assert told == msgspec.json.encode(value, enc_hook=list)
+    assert max(seen) <= 1100
+    assert len(seen) > 500

@@ -126,4 +126,5 @@ async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwarg
 
 def let_go_aside(things: list[Any]) -> None:
     """Frees `things`, and what only they hold, in a thread. The caller has to forget them at once."""
-    _THREADS.submit(let_go, things)
+    with contextlib.suppress(RuntimeError):  # the process ends
+        _THREADS.submit(let_go, things)

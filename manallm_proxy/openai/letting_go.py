@@ -26,17 +26,27 @@ HUGE: Final = 16 * 2**20
 """Bytes of a body that is emptied before it is freed."""
 _PIECE: Final = 500
 """Objects that are freed at once."""
-_OURS: Final = 2
-"""References to an object that only a variable holds: the other is the argument of `getrefcount`."""
+
+
+def _popped(things: list[Any]) -> tuple[Any, int]:
+    """The last of `things`, and how many references there are to it, as `getrefcount` counts them here."""
+    thing = things.pop()
+    return thing, getrefcount(thing)
+
+
+_OURS: Final = _popped([object()])[1]
+"""For what nobody else holds. Python 3.14 counts one less than those before it."""
 
 
 def let_go(things: list[Any]) -> None:
     """Frees `things`, which is empty afterwards, and what only they hold. What others hold, too, is left to them."""
     while things:
-        thing = things.pop()
-        if type(thing) is bytes and len(thing) >= HUGE and getrefcount(thing) <= _OURS:
+        thing, references = _popped(things)
+        if references > _OURS:
+            continue
+        if type(thing) is bytes and len(thing) >= HUGE:
             _empty(thing)
-        if getrefcount(thing) > _OURS or not is_tracked(thing):
+        if not is_tracked(thing):
             continue
         held = get_referents(thing)
         del thing  # so that what it held is held by the list alone
