@@ -21,7 +21,7 @@ from manallm_proxy.gateway import body_reader
 from manallm_proxy.openai import bounds, json_object, long_values
 from manallm_proxy.openai.bounds import check_structure, glance, look
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.long_values import LEAST, shortened
+from manallm_proxy.openai.long_values import LEAST, check_utf8, shortened
 from manallm_proxy.openai.request import read_summary, rewrite
 
 TEXTS = st.text(st.sampled_from('ab"\\\\[]{}:, é\\n0'), max_size=9) | st.just('"messages":0')
@@ -174,3 +174,20 @@ async def test_many_members_are_looked_at_in_a_thread(monkeypatch: pytest.Monkey
             b"{"
         )
         assert set(threads) == wanted
+
+
+def test_what_is_very_long_is_checked_in_slices() -> None:
+    """Not in one call, which takes ten milliseconds for an answer of vectors; what is no text is still found."""
+
+    class Whole(bytes):
+        def isascii(self) -> bool:
+            assert len(self) <= long_values.MOST
+            return super().isascii()
+
+    text = b"[0.25]," * (long_values.MOST // 7 + 1)
+    check_utf8(Whole(text[:1000]))
+    check_utf8(Whole(text))
+    check_utf8(Whole(text + "\u20ac".encode()))
+    for broken in (b"\xff", "\u20ac".encode()[:2]):
+        with pytest.raises(UnicodeDecodeError):
+            check_utf8(Whole(text + broken))

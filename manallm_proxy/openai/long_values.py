@@ -99,7 +99,7 @@ def _nearest(body: bytes, at: int, end: int, wanted: dict[str, msgspec.Raw]) -> 
 
 def check_utf8(body: bytes) -> None:
     """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
-    if body.isascii():
+    if len(body) <= MOST and body.isascii():
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(0, len(body), _SLICE):
