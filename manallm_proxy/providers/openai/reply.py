@@ -172,12 +172,12 @@ def checked_choices(
     raw = values.get("choices", b"null")
     if not decode_always and large and _LIST.match(raw) and not holds(raw, _ERROR):
         return []
-    if bytes(memoryview(raw)[:1]) != b"[":
-        raise BadResponse("its answer has no 'choices'", detail="no choices")
     if read is None:
         raw = bytes(raw)
-        if not decode_always and b'error"' not in raw and raw[1:].strip() != b"]":
-            return []
+    if (raw[:1] if read is None else bytes(memoryview(raw)[:1])) != b"[":
+        raise BadResponse("its answer has no 'choices'", detail="no choices")
+    if not decode_always and read is None and b'error"' not in raw and raw[1:].strip() != b"]":
+        return []
     rows = [choice for choice in (decoded(raw) if read is None else read()) if isinstance(choice, dict)]
     for choice in rows:
         if says_error(choice.get("error")):  # OpenRouter, perhaps beside partial content
