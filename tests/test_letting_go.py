@@ -88,28 +88,6 @@ def test_what_others_hold_is_theirs() -> None:
     assert repr(inner) == wanted
 
 
-def test_a_huge_body_is_emptied_only_if_it_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither where it has another name, nor where a view looks at it."""
-    emptied: list[int] = []
-    empty = letting_go._empty
-
-    def counted(body: bytes) -> None:
-        emptied.append(len(body))
-        empty(body)
-
-    monkeypatch.setattr(letting_go, "HUGE", 2**18)
-    monkeypatch.setattr(letting_go, "_empty", counted)
-    size = 2**20
-    named, seen = b"x" * size, memoryview(b"y" * size)
-    let_go([named, seen.obj, b"z" * 1000])
-    assert emptied == []
-    assert named == b"x" * size
-    assert seen == b"y" * size
-    let_go([bytes(bytearray(b"w" * size))])
-    assert emptied == [size]
-    assert b"v" * size == bytes(bytearray(b"v" * size)), "its memory may be used again"
-
-
 async def test_work_in_a_thread_frees_what_it_was_done_with() -> None:
     """In the same thread, also where it fails; elsewhere nothing is held for it."""
     Thing.freed = 0

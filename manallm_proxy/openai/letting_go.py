@@ -6,9 +6,6 @@ runs for tens of milliseconds, in whichever thread that is.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
 import threading
 from collections.abc import Callable
 from gc import get_referents, is_tracked
@@ -22,8 +19,6 @@ from manallm_proxy.contract.frames import forget_frames
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-HUGE: Final = 16 * 2**20
-"""Bytes of a body that is emptied before it is freed."""
 _PIECE: Final = 500
 """Objects that are freed at once."""
 
@@ -42,33 +37,13 @@ def let_go(things: list[Any]) -> None:
     """Frees `things`, which is empty afterwards, and what only they hold. What others hold, too, is left to them."""
     while things:
         thing, references = _popped(things)
-        if references > _OURS:
-            continue
-        if type(thing) is bytes and len(thing) >= HUGE:
-            _empty(thing)
-        if not is_tracked(thing):
+        if references > _OURS or not is_tracked(thing):
             continue
         held = get_referents(thing)
         del thing  # so that what it held is held by the list alone
         things.extend(filter(is_tracked, held))
         while held:
             del held[-_PIECE:]
-
-
-def _empty(whole: bytes) -> None:
-    """Gives the memory of `whole`, which nobody will read any more, back to the system, but for its ends.
-
-    To free it does that, too, and meanwhile nothing else runs: this call leaves the interpreter to others.
-    """
-    import ctypes  # which takes long, and is not needed at the start
-
-    page = os.sysconf("SC_PAGE_SIZE")
-    begin, end = id(whole) + 2 * page, id(whole) + len(whole)  # behind the header, within the block
-    begin, end = begin - begin % page, end - end % page
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        madvise(begin, end - begin, mmap.MADV_DONTNEED)
 
 
 class _Later(threading.local):
