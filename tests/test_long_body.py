@@ -59,8 +59,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Any]]
 
 async def serve(handler: Reads, talk: Talk) -> None:
     runner = Runner(Server(handler, header=8000, head_timeout=lambda: 5.0, limits=Limits, refusal=refusal))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await runner.on_address("127.0.0.1", 0, 1)
     reader, writer = await asyncio.open_connection(*runner.addresses[0])
     try:
         async with asyncio.timeout(20):

@@ -27,8 +27,7 @@ async def serving(handler: Handler) -> AsyncIterator[tuple[Runner, asyncio.Strea
         return "id-1", str(error).encode()
 
     runner = Runner(Server(handler, header=400, head_timeout=lambda: 5.0, limits=Limits, refusal=refusal))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await runner.on_address("127.0.0.1", 0, 1)
     reader, writer = await asyncio.open_connection(*runner.addresses[0])
     try:
         yield runner, reader, writer

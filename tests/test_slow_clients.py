@@ -157,8 +157,7 @@ async def test_who_reads_nothing_is_cut_whatever_the_answer(size: int, raw: bool
         much, header=1000, head_timeout=lambda: 5.0, limits=lambda: limits, refusal=lambda error: ("id-1", b"{}")
     )
     runner = Runner(server)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await runner.on_address("127.0.0.1", 0, 1)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(runner.addresses[0][:2])

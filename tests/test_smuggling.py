@@ -312,13 +312,10 @@ async def test_a_body_in_a_packet_of_its_own_starts_no_clock(tmp_path: Path) -> 
     runner = Runner(
         Server(read, header=1000, head_timeout=lambda: 0.2, limits=Limits, refusal=lambda error: ("id-1", b"{}"))
     )
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await runner.on_address("127.0.0.1", 0, 1)
     reader, writer = await asyncio.open_connection(*runner.addresses[0])
     writer.write(HEAD + LENGTH + b"\r\n" + BODY)
     await reader.readuntil(BODY)
-    assert runner.server is not None
     [connection] = runner.server.connections
     connection.data_received(HEAD + LENGTH + b"\r\n")
     asyncio.get_running_loop().call_soon(connection.data_received, BODY)

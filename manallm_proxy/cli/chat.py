@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from attrs import define
-
 from manallm_proxy.cli.client import Client, Failed, clean, colours, printable
+from manallm_proxy.contract.records import define
 
 TEXT_LIMIT: Final = 32 << 20
 """Bytes of standard input: what a proxy takes at most by default."""

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from attrs import frozen
-
 from manallm_proxy.config.load import find, load
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.advice import UNREACHED, listed, unreached
 from manallm_proxy.gateway.generation import Generation

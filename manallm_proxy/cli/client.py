@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.config.load import find_any, load
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.contract.records import frozen
 
 KEY: Final = "MANALLM_API_KEY"
 """The environment variable with the client key, if the proxy asks for one."""

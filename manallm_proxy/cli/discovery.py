@@ -10,11 +10,12 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.config.found_servers import address_of
 from manallm_proxy.config.model import Found, Kind
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import is_model_name
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.ollama.wire import OllamaWire

@@ -12,14 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from attrs import frozen
-
 from manallm_proxy.cli.discovery import Server
 from manallm_proxy.cli.look_around import Surroundings, look_around
 from manallm_proxy.config.found_servers import free_name
 from manallm_proxy.config.load import QUICKSTART, load
 from manallm_proxy.config.model import Config, ProviderConfig
 from manallm_proxy.config.providers import OLLAMA_URL
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import MODEL_LIMIT, Chain
 from manallm_proxy.routing.best_model import best, needs_of
 from manallm_proxy.routing.catalog import short_name

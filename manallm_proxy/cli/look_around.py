@@ -7,12 +7,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import frozen
-
 from manallm_proxy.cli.discovery import MODELS, NO_HTTP, TAGS, Candidate, Reply, Server, candidates, identify
 from manallm_proxy.config.model import Found
 from manallm_proxy.config.values import Wrong, base_url
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
 

@@ -8,9 +8,8 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from attrs import frozen
-
 from manallm_proxy.cli.client import Client, Failed
+from manallm_proxy.contract.records import frozen
 
 SILENCE: Final = 40.0
 """Seconds without a byte of the feed, on which the proxy says something every 15 s."""

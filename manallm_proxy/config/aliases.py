@@ -17,12 +17,13 @@ from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.windows import windows_of
 from manallm_proxy.config.yaml_file import shown
 from manallm_proxy.contract.prices import Price
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import CachePolicy, Chain, Entry, Tier
 
 SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
 
-@attrs.define
+@define
 class Aliases:
     """The aliases read so far. ``chain_timeout`` holds for those that give none."""
 

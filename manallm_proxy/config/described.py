@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve
+
+from manallm_proxy.contract.records import frozen
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 """The shipped files, as they are part of the package."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.config.keys_model import Auth, BudgetGiven, Count, Locality
 from manallm_proxy.config.model import (
@@ -43,6 +43,7 @@ from manallm_proxy.config.model import (
     Weight,
 )
 from manallm_proxy.contract.budgets import OnBudget
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import Cold, Strategy, Timeouts
 
 

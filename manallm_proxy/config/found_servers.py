@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.model import Found
 from manallm_proxy.config.values import is_loopback
+from manallm_proxy.contract.records import define
 
 
 @define

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -31,8 +30,11 @@ def suggestion(word: object, known: Iterable[str], others: Mapping[str, str] = E
     names = {name.lower(): name for name in known}
     text = str(word)[:256].lower()
     meant = names.get(others.get(text, ""))
-    if meant is None and (close := difflib.get_close_matches(text, list(names), 1)):
-        meant = names[close[0]]
+    if meant is None:
+        from difflib import get_close_matches  # with the first mistake, not with the start
+
+        if close := get_close_matches(text, list(names), 1):
+            meant = names[close[0]]
     return f" (did you mean '{meant}'?)" if meant is not None else ""
 
 

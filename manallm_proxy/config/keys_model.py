@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.config import amounts
 from manallm_proxy.config.values import Matching, Whole
 from manallm_proxy.contract.budgets import Amount, Budget, Limit, OnBudget
+from manallm_proxy.contract.records import frozen
 
 Locality = Literal["local"]
 Count = Annotated[int, Whole(1)]

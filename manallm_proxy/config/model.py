@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
@@ -20,6 +20,7 @@ from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.prices import FREE, Price
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, is_ollama_cloud, ollama_name
 
 Kind = Literal["ollama", "openai", "google", "loopback"]

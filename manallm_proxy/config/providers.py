@@ -45,7 +45,7 @@ _SETTINGS: Final = frozenset(each.name for each in attrs.fields(ProviderGiven))
 NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "proxy")
 
 
-@attrs.define
+@define
 class Providers:
     """The providers read so far. ``kinds`` has every name, also those whose entry is wrong."""
 

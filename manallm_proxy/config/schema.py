@@ -20,6 +20,7 @@ from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGive
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
 from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
+from manallm_proxy.contract.records import frozen
 
 Schema = dict[str, Any]
 
@@ -50,7 +51,7 @@ def schema() -> Schema:
     return {"$schema": DRAFT, "title": "manallm-proxy: proxy.yaml and aliases.yaml", **made, "not": both}
 
 
-@attrs.frozen
+@frozen
 class _Maker:
     """``words``: the description of each key, by its path."""
 

@@ -16,12 +16,13 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import attrs
 import cattrs
-from attrs import define, field
+from attrs import field
 from cattrs.gen import make_dict_structure_fn
 
 from manallm_proxy.config.hints import KEYS, slip, suggestion
 from manallm_proxy.config.values import Reader, Wrong, choice, shape, text, truth
 from manallm_proxy.config.yaml_file import Filled, shown
+from manallm_proxy.contract.records import define
 
 T = TypeVar("T")
 Part = str | int

@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from attrs import frozen
-
 from manallm_proxy.config.hints import WORDS, suggestion
 from manallm_proxy.config.yaml_file import Filled, Unset
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import MODEL_LIMIT, Target
 
 Reader = Callable[[Any], Any]

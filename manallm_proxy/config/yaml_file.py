@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from attrs import frozen
 
 from manallm_proxy.config.yaml_internals import EXPANDED_LIMIT, TAG, ExpandsTooMuch, StrictLoader
+from manallm_proxy.contract.records import frozen
 
 SIZE_LIMIT: Final = 2**20
 """Bytes of one file."""

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define, frozen
 
 
 @frozen

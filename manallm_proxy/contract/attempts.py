@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attrs import frozen
-
 from manallm_proxy.contract.errors import BudgetExceeded, ProxyError
+from manallm_proxy.contract.records import frozen
 
 RETRY_AFTER_LONGEST: Final = 60.0
 """Max seconds in ``Retry-After``: openai-node 6 sleeps for as long as that says."""

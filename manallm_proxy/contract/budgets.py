@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from attrs import frozen
+from manallm_proxy.contract.records import frozen
 
 Unit = Literal["USD", "tokens"]
 Period = Literal["day", "month"]

@@ -15,6 +15,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Target
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from attrs import define, frozen
-
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.contract.trace import Trace
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import frozen
-
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.records import frozen
 
 MILLION: Final = 1_000_000
 

@@ -12,11 +12,12 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import TraceHeaders
 

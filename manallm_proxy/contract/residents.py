@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from attrs import frozen
-
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import Entry
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 Part = bytes | memoryview
 PART_BYTES: Final = 256 * 1024

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.prices import Price
+from manallm_proxy.contract.records import frozen
 
 MODEL_LIMIT: Final = 256
 """Characters of a model's name that is worth asking a provider for, or listing."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 TraceHeaders = Mapping[str, str]
 """Headers for a provider: ``traceparent``, and ``tracestate`` if the client sent one."""

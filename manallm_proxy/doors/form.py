@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import field, frozen
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
+from manallm_proxy.contract.records import frozen
 
 FIELDS_LIMIT: Final = 1000
 """Max parts of one form: its bytes alone would not bound the work of parsing it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.form import is_form, read_form
 from manallm_proxy.doors.openai_reply import no_headers

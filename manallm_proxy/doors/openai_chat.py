@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Delta, ToolCall
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.request import read_summary

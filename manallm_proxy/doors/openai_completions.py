@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define
-
 from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import OpenAIReply, no_headers
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.request import read_summary

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Texts, Thoughts, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.provider import Call, Provider
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice

@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.ratelimit import Taken, TokenWindow, Window, spoken
 
 LONGEST: Final = 1024

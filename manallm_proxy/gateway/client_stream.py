@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import define
-
 from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
+from manallm_proxy.contract.records import define
 from manallm_proxy.http_server.stream_writer import StreamWriter
 from manallm_proxy.openai.large import aside, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import EmbeddingSpaceMismatch
 from manallm_proxy.contract.events import DimensionsDiffer, Observer
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.openai.token_counts import asked_number
 

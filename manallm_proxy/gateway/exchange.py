@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from functools import partial
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.attempts import NoProvider
@@ -28,6 +28,7 @@ from manallm_proxy.contract.events import (
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import Trace

@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.budgets import Budget, Limit
 from manallm_proxy.contract.errors import BudgetExceeded
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation

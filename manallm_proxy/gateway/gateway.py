@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.door import Door
@@ -23,6 +23,7 @@ from manallm_proxy.contract.errors import (
 )
 from manallm_proxy.contract.events import UNROUTED, Crashed, Observer, RequestEnded
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.messages.models import anthropic_list, anthropic_model
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor

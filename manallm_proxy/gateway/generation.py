@@ -8,10 +8,9 @@ health, their connections and their counters. A generation lives until its last 
 from __future__ import annotations
 
 import asyncio
-import difflib
 from typing import Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
@@ -191,7 +190,9 @@ class Generation:
             return chain
         if model.startswith(self.config.alias_prefix):
             known = [name for name in aliases if caller is None or caller.may_use(name)]
-            close = difflib.get_close_matches(model[:MODEL_LIMIT], known, 1)
+            from difflib import get_close_matches  # with the first mistake, not with the start
+
+            close = get_close_matches(model[:MODEL_LIMIT], known, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise UnknownModel(f"no alias of that name.{hint} Known: {', '.join(known)}", param="model")
         provider, slash, rest = model.partition("/")

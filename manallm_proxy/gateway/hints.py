@@ -16,10 +16,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.config.values import is_loopback
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import MODEL_LIMIT
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.routing.circuit import Hint, SharedState

@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Protocol, cast
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.door import Door, Remembers, Reply
 from manallm_proxy.contract.events import CacheOutcome, Outcome
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.doors.replay.forms import REPLAYS, Replay
 from manallm_proxy.gateway.answers import key_of

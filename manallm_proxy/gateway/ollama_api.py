@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import OperationNotSupported, UnknownModel
 from manallm_proxy.contract.targets import Entry, Target

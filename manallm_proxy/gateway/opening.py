@@ -1,4 +1,7 @@
-"""Opens a client for each configured provider, with the wire of its dialect; closes them together."""
+"""Opens a client for each configured provider, with the wire of its dialect; closes them together.
+
+A dialect is imported with the first provider that speaks it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,8 @@ from manallm_proxy.contract.events import Crashed, Observer
 from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.gateway.speaking import anthropic_headers, native_paths, speaks_openai
 from manallm_proxy.http_client.api import Address
-from manallm_proxy.providers.gemini.wire import KEY_HEADER, GeminiWire, versioned
 from manallm_proxy.providers.http_provider import HttpProvider
 from manallm_proxy.providers.loopback import LoopbackProvider
-from manallm_proxy.providers.native.wire import NativeWire
-from manallm_proxy.providers.ollama.model_details import ModelDetails
-from manallm_proxy.providers.ollama.wire import OllamaWire
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from manallm_proxy.providers.wire import Wire
 
@@ -30,16 +29,26 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
         return LoopbackProvider(provider.name)
     wire: Wire
     if provider.kind == "google":
+        from manallm_proxy.providers.gemini.wire import GeminiWire
+
         wire = GeminiWire()
     elif not speaks_openai(provider):
+        from manallm_proxy.providers.ollama.wire import OllamaWire
+
         wire = OllamaWire(provider.client_options)
     else:
         forces_tools = provider.kind == "openai" and "force_tools" in provider.options
         wire = OpenAIWire(asks_usage=provider.stream_usage, forces_tools=forces_tools)
     if paths := native_paths(provider):
+        from manallm_proxy.providers.native.wire import NativeWire
+
         wire = NativeWire(wire, paths)
     address, retryable = address_of(provider), provider.extra_retryable_statuses
-    details = ModelDetails(address) if provider.kind == "ollama" else None
+    details = None
+    if provider.kind == "ollama":
+        from manallm_proxy.providers.ollama.model_details import ModelDetails
+
+        details = ModelDetails(address)
     return HttpProvider(address, wire, retryable, observe, provider.answers, details)
 
 
@@ -47,6 +56,8 @@ def address_of(provider: ProviderConfig) -> Address:
     """The provider's URL, and what is sent with every request to it."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
+        from manallm_proxy.providers.gemini.wire import KEY_HEADER, versioned
+
         base_url, key_header = versioned(provider.base_url), KEY_HEADER
     elif provider.kind == "ollama" and speaks_openai(provider) and not base_url.endswith("/v1"):
         base_url += "/v1"

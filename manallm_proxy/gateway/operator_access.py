@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import define
-
 from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.errors import AdminOnly, OriginNotAllowed
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.credentials import caller_of
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving

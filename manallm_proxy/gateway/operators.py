@@ -6,10 +6,11 @@ import contextlib
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.errors import Overloaded, ProxyError, ShuttingDown, UnknownRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway import request_filters
 from manallm_proxy.gateway.explain import ALL, DOORS, explain, explain_all
 from manallm_proxy.gateway.operator_access import OperatorAccess

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import KeyRevoked, OriginNotAllowed, Overloaded, ProxyError
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.credentials import key_of, request_id_of
 from manallm_proxy.gateway.exchange import Exchange
 from manallm_proxy.gateway.render import Renderer

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
 from manallm_proxy.gateway.asking import Asking, written

@@ -11,7 +11,9 @@ import math
 from collections import OrderedDict, deque
 from typing import Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 SPAN: Final = 60.0
 """Seconds of a window."""

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from attrs import define
-
 from manallm_proxy.contract.attempts import RETRY_AFTER_LONGEST, WORTH_A_RETRY, NoProvider
 from manallm_proxy.contract.errors import (
     BodyTimeout,
@@ -19,6 +17,7 @@ from manallm_proxy.contract.errors import (
     ProxyError,
 )
 from manallm_proxy.contract.provider_errors import KeyRejected, ProxyRefused
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.origins import allowed_origin
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web

@@ -11,8 +11,9 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.http_server import web
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]

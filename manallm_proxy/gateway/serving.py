@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define
-
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.generation import Generation
 
 

@@ -7,8 +7,9 @@ import itertools
 import secrets
 from collections.abc import Iterator
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.ratelimit import SPAN, Taken
 from manallm_proxy.gateway.shared_spend import SharedSpend

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
 from manallm_proxy.state.link import Away, Link, Refused

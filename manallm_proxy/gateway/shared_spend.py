@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.budgets import Limit
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.routing.ledger import Ledger, Spend, month_of
 from manallm_proxy.state.link import Away, Link, Refused
 from manallm_proxy.state.scripts import HOLD, LATE, MINUTE, ServerClock, name_of

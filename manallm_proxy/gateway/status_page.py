@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import UnknownRoute
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.operator_access import OperatorAccess
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.route_table import RouteTable

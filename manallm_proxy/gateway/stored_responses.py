@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from attrs import define
-
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.not_found import ResponseNotFound
 from manallm_proxy.doors.responses.store import Store, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view, response_view

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from attrs import define
 from multidict import CIMultiDictProxy
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider import Call
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.expense import Expense, expense_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import define
 from multidict import CIMultiDictProxy
+
+from manallm_proxy.contract.records import define
 
 
 @define

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
+from manallm_proxy.http_client import tls
 from manallm_proxy.http_client.aiohttp_internals import Connector, fail_reader
 from manallm_proxy.http_client.api import HEAD_LIMIT, KEEP_ALIVE_TIMEOUT, TAIL_TIMEOUT, Address, OnChunk, new_socket
 from manallm_proxy.http_client.dns import Resolver
@@ -41,7 +43,7 @@ def new_session(verify_tls: bool = True, *, pooled: bool = True) -> aiohttp.Clie
         limit=0,  # at the default of 100, requests queue without bound; limits are ours (max_concurrent)
         ttl_dns_cache=60,
         resolver=Resolver(),
-        ssl=verify_tls,
+        ssl=tls.context(verify_tls, "http/1.1"),
         socket_factory=new_socket,
         **reuse,
     )

@@ -12,11 +12,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from attrs import field, frozen
+from attrs import field
 from multidict import CIMultiDict
 
 from manallm_proxy import __version__
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
 

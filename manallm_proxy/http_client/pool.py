@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import socket
 import ssl
@@ -11,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import aiohappyeyeballs
-from attrs import define, field
+from attrs import field
 from yarl import URL
 
 from manallm_proxy.contract.provider_errors import ConnectTimeout, Disconnected
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.trace import TraceHeaders
+from manallm_proxy.http_client import tls
 from manallm_proxy.http_client.api import KEEP_ALIVE_TIMEOUT, Address, new_socket
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.dns import AddrInfo, look_up
@@ -60,7 +61,7 @@ class Pool:
         self._sends_request_id = "X-Request-Id" not in self.address.headers_for(None)
         self._fixed_lines = self._lines()
         self._base_path = url.raw_path.rstrip("/")
-        self._tls = _tls(self.address.verify_tls) if url.scheme == "https" else None
+        self._tls = tls.context(self.address.verify_tls) if url.scheme == "https" else None
 
     async def request(
         self,
@@ -240,16 +241,6 @@ class Pool:
         self._lookup = None
         if not task.cancelled() and task.exception() is None:
             self._resolved = (task.get_loop().time(), task.result())
-
-
-@functools.cache
-def _tls(verify: bool) -> ssl.SSLContext:
-    """Shared by all providers, because reading the certificates takes 20 ms."""
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _is_numeric(host: str) -> bool:

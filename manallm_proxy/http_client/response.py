@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from attrs import define, field
+from attrs import field
 from multidict import CIMultiDict
 
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.http_client.api import OnChunk
 from manallm_proxy.http_client.inflate import IDENTITY, INFLATE_LIMIT, inflater
 

@@ -11,11 +11,13 @@ import contextlib
 from typing import Any, Final
 
 import aiohttp
-from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion, HttpVersion11, StreamReader
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+
+from manallm_proxy.http_server import web
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
@@ -25,8 +27,14 @@ def _check() -> None:
     wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
         (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
         (RequestHandler, ("start", "_handle_request", "finish_response", "_process_keepalive", "log_exception")),
-        (RequestHandler, ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close")),
-        (RequestHandler, ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive")),
+        (
+            RequestHandler,
+            ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close"),
+        ),
+        (
+            RequestHandler,
+            ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive"),
+        ),
         (RequestHandler, ("_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle")),
         (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
         (RequestHandler, ("_message_tail", "_resume_reading_if_drained")),

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from manallm_proxy.contract.errors import (
@@ -24,6 +24,7 @@ from manallm_proxy.contract.errors import (
     ProxyError,
 )
 from manallm_proxy.http_server import aiohttp_internals as internals
+from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
 
 KEEP_ALIVE: Final = 75.0
@@ -235,14 +236,9 @@ def _unambiguous(handler: Handler) -> Handler:
     return handle
 
 
-class Runner(web.ServerRunner):
+class Runner(listening.Runner):
     """Holds the listening sockets of one `Server`, and closes its connections in `cleanup`."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server, shutdown_timeout=1.0)
 
     def awaits_first_requests(self) -> bool:
         """Whether any open connection has not sent a request yet."""
-        return self.server is not None and any(
-            internals.requests_begun(connection) == 0 for connection in self.server.connections
-        )
+        return any(internals.requests_begun(connection) == 0 for connection in self.server.connections)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from aiohttp import web
-from attrs import define
-
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import in_portions
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import WRITE_HIGH_WATER, Progress
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-from aiohttp_sse import EventSourceResponse
+from manallm_proxy.http_server import web
+
+if TYPE_CHECKING:
+    from aiohttp_sse import EventSourceResponse
 
 PING: Final = 15.0
 SEND_TIMEOUT: Final = 20.0
@@ -23,7 +26,10 @@ async def send_events(
     request: web.BaseRequest, headers: Mapping[str, str], read: Callable[[], Awaitable[Frames | None]]
 ) -> web.StreamResponse:
     """Sends what `read` brings until it brings None. A client that does not read in time is cut."""
-    response = EventSourceResponse(headers=headers, ping_interval=PING, send_timeout=SEND_TIMEOUT)
+    sse = await asyncio.to_thread(import_module, "aiohttp_sse")  # with all of aiohttp.web, which nothing else needs
+    response: EventSourceResponse = sse.EventSourceResponse(
+        headers=headers, ping_interval=PING, send_timeout=SEND_TIMEOUT
+    )
     await response.prepare(request)
     async with response:
         await _send(response, ": here\n\n")  # the head leaves now, not with the first event

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10
 from aiohttp.helpers import rfc822_formatted_time
 
 from manallm_proxy.contract.spliced import Part
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
 
 LAST_CHUNK = b"0\r\n\r\n"

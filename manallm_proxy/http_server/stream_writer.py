@@ -11,9 +11,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
-from aiohttp import web
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
+from manallm_proxy.http_server import web
 from manallm_proxy.http_server.raw_response import RawResponse
 
 NEVER: Final = 10.0 * 365 * 24 * 3600

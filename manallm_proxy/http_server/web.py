@@ -1,27 +1,22 @@
-"""All that other packages use of aiohttp's server: its requests, responses and sites."""
+"""All that we use of aiohttp's server: its requests, responses and how it serves them.
+
+From the modules that define them: ``aiohttp.web`` would bring a megabyte of applications, routes, files and WebSockets,
+which a proxy does not have.
+"""
 
 from __future__ import annotations
 
-from aiohttp.web import (
-    BaseRequest,
-    RequestKey,
-    RequestPayloadError,
-    Response,
-    SockSite,
-    StreamResponse,
-    TCPSite,
-    UnixSite,
-)
-from aiohttp.web_runner import BaseSite
+from aiohttp.helpers import RequestKey
+from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 
 __all__ = [
     "BaseRequest",
-    "BaseSite",
     "RequestKey",
     "RequestPayloadError",
     "Response",
-    "SockSite",
+    "Server",
     "StreamResponse",
-    "TCPSite",
-    "UnixSite",
 ]

@@ -11,7 +11,6 @@ For that, the library must call our collectors for their series (`get_all`), and
 
 from __future__ import annotations
 
-import importlib.metadata
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
@@ -143,10 +142,11 @@ def check() -> None:
     except Exception:
         works = False
     if not works:
-        version = importlib.metadata.version("aioprometheus")
+        from importlib.metadata import version  # 0.6 MiB that only this message needs
+
         raise ImportError(
-            f"aioprometheus {version}: it does not write metrics as expected. Install the version in constraints.txt, "
-            "or adapt observe/aioprometheus_internals.py and run its tests."
+            f"aioprometheus {version('aioprometheus')}: it does not write metrics as expected. "
+            "Install the version in constraints.txt, or adapt observe/aioprometheus_internals.py and run its tests."
         )
 
 

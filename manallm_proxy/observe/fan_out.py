@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.events import Crashed, Event, Observer
+from manallm_proxy.contract.records import define
 
 DEEPEST: Final = 8
 """Max depth of events that are reported while another is being handled."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.events import (
     Event,
@@ -30,6 +30,7 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
 )
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.observe.request_log import is_for_a_model, legible, summary
 
 Kind = Literal["request", "health", "load", "reload", "reset", "skipped"]

@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import STRANGERS
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
+from manallm_proxy.contract.records import define
 from manallm_proxy.observe.log_fields import (
     REQUEST,
     Level,

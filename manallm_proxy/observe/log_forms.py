@@ -14,8 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
-from attrs import frozen
-
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.observe.log_fields import REQUEST, Level
 
 PRIORITY: Final[Mapping[Level, bytes]] = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>"}

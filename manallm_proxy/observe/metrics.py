@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, assert_never
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import REFUSALS, EmbeddingSpaceMismatch, ProxyError
 from manallm_proxy.contract.events import (
@@ -40,6 +40,7 @@ from manallm_proxy.contract.events import (
 )
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.observe.aioprometheus_internals import (
     TEXT_CONTENT_TYPE,

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 Merge = Callable[[float, float], float]
 

@@ -23,7 +23,9 @@ import threading
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 PIPE_BUF: Final = 4096
 """Max bytes of an atomic write to a pipe (Linux, pipe(7)): lines of several processes do not mix up to it."""

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import MODEL_LIMIT
 
 KEPT: Final = 1000

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from attrs import define
-
 from manallm_proxy.contract.events import RequestEnded
+from manallm_proxy.contract.records import define
 from manallm_proxy.observe.aioprometheus_internals import HistogramFamily, Labels
 
 Kind = tuple[str, int, str | None, str | None, str | None, bool]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -36,6 +36,7 @@ from opentelemetry.trace import (
 from manallm_proxy import __version__
 from manallm_proxy.contract.attempts import AttemptRecord
 from manallm_proxy.contract.events import Event, RequestEnded
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.observe.request_log import is_for_a_model, legible
 

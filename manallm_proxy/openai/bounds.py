@@ -12,9 +12,9 @@ from itertools import chain
 from typing import Final, Protocol
 
 import msgspec
-from attrs import define
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.openai.json_object import DecodeErrors
 from manallm_proxy.openai.long_values import MOST

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import ToolCall
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 _STRUCTURE: Final = re.compile(r'["{}\[\]]')

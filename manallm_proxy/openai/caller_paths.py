@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.records import define
 
 _MESSAGE: Final = re.compile(
     r"messages\[(?P<n>\d{1,9})\](?:\.content\[(?P<part>\d{1,9})\]|\.tool_calls\[(?P<call>\d{1,9})\])?"

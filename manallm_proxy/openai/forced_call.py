@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Delta, Texts, ToolCall, new_call_id
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.call_arguments import ObjectEnd
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, encoder
 from manallm_proxy.openai.request_fields import Fields, decoded, required

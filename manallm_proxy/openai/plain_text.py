@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from attrs import field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 decode_string: Final = msgspec.json.Decoder(str).decode

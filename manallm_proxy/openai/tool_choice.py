@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from attrs import frozen
-
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 Mode = Literal["auto", "none", "required"]

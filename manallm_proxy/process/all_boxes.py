@@ -17,8 +17,9 @@ from collections.abc import Collection
 from functools import partial
 from typing import Final, assert_never
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.process import box_messages as box
 from manallm_proxy.routing.line import Line, Turn

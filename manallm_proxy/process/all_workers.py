@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.observe.metrics_merge import Families, Family, add, merged_health, parse, render
 
 

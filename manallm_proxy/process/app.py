@@ -18,17 +18,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ShuttingDown
 from manallm_proxy.contract.events import LifeChanged, NotVerified
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.hints import Hints
 from manallm_proxy.gateway.reports import health_report
 from manallm_proxy.gateway.serving import Serving
-from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_server import Runner, Server
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.live_feed import FeedEvent, LiveFeed
@@ -38,7 +38,7 @@ from manallm_proxy.observe.metrics import Metrics
 from manallm_proxy.observe.request_log import RequestLog
 from manallm_proxy.process import gauges, systemd
 from manallm_proxy.process.hangup import Hangup
-from manallm_proxy.process.listeners import drain_note, name_of, reread, sites_for
+from manallm_proxy.process.listeners import drain_note, listen, name_of, reread
 from manallm_proxy.process.reload import Reloader
 from manallm_proxy.process.spend_keeper import SpendKeeper, keeper_of
 from manallm_proxy.process.start_notes import budget_storage
@@ -121,8 +121,7 @@ class App:
             refusal=self.gateway.refusal,
         )
         runner = Runner(server)
-        await runner.setup()
-        sites = await self._listen(runner)
+        await self._listen(runner)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         if self.link is None:
             loop.add_signal_handler(signal.SIGINT, self.stop)
@@ -141,7 +140,7 @@ class App:
                 self._report_ready(self.summary())
                 self._ready.set()
                 await self._stop.wait()
-            await self._drain(runner, sites)
+            await self._drain(runner)
         finally:
             if self._probing is not None:
                 self._probing.cancel()
@@ -296,15 +295,12 @@ class App:
         """One line of status."""
         return gauges.summary(self.gateway.generation)
 
-    async def _listen(self, runner: Runner) -> list[web.BaseSite]:
+    async def _listen(self, runner: Runner) -> None:
         self._passed = systemd.listen_sockets(self.environ, os.getpid())
-        sites = sites_for(self.config, runner, self._passed, self.link.sockets if self.link is not None else None)
-        for site in sites:
-            await site.start()
+        await listen(self.config, runner, self._passed, self.link.sockets if self.link is not None else None)
         self.addresses += [name_of(address) for address in runner.addresses]
-        return sites
 
-    async def _drain(self, runner: Runner, sites: list[web.BaseSite]) -> None:
+    async def _drain(self, runner: Runner) -> None:
         systemd.stopping(self.environ)
         if self.link is not None:
             self.link.leaving()
@@ -312,8 +308,7 @@ class App:
         self.feed.close()
         self._life("draining", drain_note(len(self.gateway.pipeline.exchanges), "answer", self.config.limits.drain))
         await self._pause(LAME_DUCK)
-        for site in sites:
-            await site.stop()
+        runner.stop_listening()
         last_call = asyncio.get_running_loop().time() + LAST_CALL
         while runner.awaits_first_requests() and asyncio.get_running_loop().time() < last_call:
             await self._pause(LAST_CALL / 20)

@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Callable
 from typing import assert_never
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.process import box_messages as box

@@ -14,11 +14,12 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Observer
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.process.reload import OUR_ERROR, READ_TIMEOUT, TOO_SLOW
 

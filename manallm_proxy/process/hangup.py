@@ -11,7 +11,9 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 TERMINAL: Final = "/dev/tty"
 """The process's own terminal, if it has one (tty(4))."""

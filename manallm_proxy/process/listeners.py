@@ -15,12 +15,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.load import exposure_mistake, load, with_places
 from manallm_proxy.config.model import Config, Listen
 from manallm_proxy.config.structure import ConfigError
-from manallm_proxy.http_server import web
+from manallm_proxy.contract.records import define
 from manallm_proxy.http_server.aiohttp_server import Runner
 from manallm_proxy.process import systemd
 
@@ -171,21 +171,23 @@ def _listening(family: socket.AddressFamily, address: Address, *, shared: bool =
     return made
 
 
-def sites_for(
+async def listen(
     config: Config, runner: Runner, passed: Sequence[socket.socket], workers: Sequence[socket.socket] | None
-) -> list[web.BaseSite]:
-    """What to start listening on: a worker's own sockets, else those from systemd, else ``unix``, else host and port.
+) -> None:
+    """Listens on a worker's own sockets, else those from systemd, else ``unix``, else host and port.
 
-    Raises ConfigError for an exposed socket, OSError if another process serves at ``unix``.
+    Raises ConfigError for an exposed socket, OSError where it cannot, or if another process serves at ``unix``.
     """
     if workers is None:
         refuse_exposed(config, passed)
     if sockets := passed if workers is None else workers:
-        return [web.SockSite(runner, each, backlog=BACKLOG) for each in sockets]
-    if (path := config.listen.unix) is not None:
+        for each in sockets:
+            await runner.on_socket(each, BACKLOG)
+    elif (path := config.listen.unix) is not None:
         refuse_displacing(path)
-        return [web.UnixSite(runner, path, backlog=BACKLOG)]
-    return [web.TCPSite(runner, config.listen.host, config.listen.port, backlog=BACKLOG)]
+        await runner.on_path(path, BACKLOG)
+    else:
+        await runner.on_address(config.listen.host, config.listen.port, BACKLOG)
 
 
 def refuse_displacing(path: str) -> None:

@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.config.price_list import preload
 from manallm_proxy.config.structure import ConfigError
 from manallm_proxy.contract.events import Crashed, Event, Reloaded
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.process import systemd
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from attrs import define
-
+from manallm_proxy.contract.records import define
 from manallm_proxy.process.worker_messages import Prepare, Prepared
 
 PREPARING: Final = 15.0

@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from attrs import define
-
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Observer, SpendUnkept
+from manallm_proxy.contract.records import define
 from manallm_proxy.process import spend_file
 from manallm_proxy.process.reload import in_thread
 from manallm_proxy.routing.ledger import Ledger, Row

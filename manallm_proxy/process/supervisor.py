@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy import __version__
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.records import define
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.live_feed import Ids, shaped
 from manallm_proxy.observe.log import Logs

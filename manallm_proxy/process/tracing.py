@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.events import Crashed
+from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.process.reload import in_thread

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, assert_never
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.process import box_messages as box
 from manallm_proxy.process.box_link import BoxLink
 from manallm_proxy.process.worker_messages import (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final, Literal
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.process import box_messages
 from manallm_proxy.process.box_messages import Message
 from manallm_proxy.routing.circuit import SharedState

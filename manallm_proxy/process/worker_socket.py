@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.process.worker_messages import Lines
 
 _CHUNK = 2**18

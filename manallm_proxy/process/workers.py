@@ -21,8 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final, assert_never
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.observe.metrics_merge import Families, add, parse
 from manallm_proxy.process import box_messages as box
 from manallm_proxy.process.all_boxes import AllBoxes

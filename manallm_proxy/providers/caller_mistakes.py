@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from attrs import frozen
+from manallm_proxy.contract.records import frozen
 
 Kind = Literal["capability", "context", "request", "model"]
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import frozen
-
 from manallm_proxy.contract.provider_errors import (
     BadResponse,
     ContentBlocked,
@@ -27,6 +25,7 @@ from manallm_proxy.contract.provider_errors import (
     ServerFailed,
     Unsupported,
 )
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.providers.caller_mistakes import Mistake, mistake_in, without_echo
 from manallm_proxy.providers.retry_after import retry_after_of

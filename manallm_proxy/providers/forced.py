@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.forced_call import CallReader
 from manallm_proxy.providers.wire import Translator
 

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.providers.http_provider import connections_to
 from manallm_proxy.providers.scrub import redact_secrets

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.events import Observer, UsageRefused
@@ -23,6 +23,7 @@ from manallm_proxy.contract.provider_errors import (
     ProxyRefused,
     ReadTimeout,
 )
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response

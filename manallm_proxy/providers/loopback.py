@@ -6,12 +6,11 @@ but its length. Every model name is served; embeddings are a fixed unit vector.
 
 from __future__ import annotations
 
-from attrs import define
-
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Usage
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList, TryWrite
 from manallm_proxy.contract.provider_errors import FirstByteTimeout, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.vectors import number_of_inputs
 

@@ -12,7 +12,9 @@ from collections import deque
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 PIECE_BYTES: Final = 16 * 1024
 PIECE_LINES: Final = 160

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, ModelList
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import Body
 from manallm_proxy.contract.targets import Entry
 

@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.events import Crashed, HalfOnCpu, LoadEvent, ModelLoad, Observer, ResidentsUnreadable
 from manallm_proxy.contract.provider_errors import BadResponse, Blame, LoadFailed, ProviderError, StillLoading
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import ModelHost, Resident
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
 from manallm_proxy.routing.circuit import Skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.provider import ModelInfo
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target, is_model_name, ollama_name
 from manallm_proxy.routing import best_model
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.events import Status
+from manallm_proxy.contract.records import define, frozen
 
 SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "too_long", "budget"]
 OF_HEALTH: Final[frozenset[SkipReason]] = frozenset({"unhealthy", "cooling"})

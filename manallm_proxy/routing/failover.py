@@ -21,12 +21,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit

@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.events import Status
 from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError, ResourcesExhausted

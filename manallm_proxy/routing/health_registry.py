@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from attrs import define
-
 from manallm_proxy.contract.events import HealthChanged, Observer
 from manallm_proxy.contract.provider_errors import Blame, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.routing.circuit import Circuit, Hint, SharedState, Skip
 from manallm_proxy.routing.health import Health, Permit

@@ -18,9 +18,10 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.budgets import Limit
+from manallm_proxy.contract.records import define
 from manallm_proxy.routing.lengths import AnswerLengths
 
 DAY: Final = 86_400

@@ -19,6 +19,7 @@ from typing import Final
 from attrs import define, field
 from msgspec import Struct
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import is_ollama_cloud, ollama_name
 from manallm_proxy.routing.pace import Pace, Pictures
 from manallm_proxy.routing.slots import Sign, Slots

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from attrs import define
-
 from manallm_proxy.contract.events import Crashed, ListUnreadable
 from manallm_proxy.contract.provider import ModelList, Provider
 from manallm_proxy.contract.provider_errors import ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health_registry import HealthRegistry
 

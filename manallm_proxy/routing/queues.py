@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider_errors import WaitedTooLong
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.health import Health

@@ -17,6 +17,7 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, ModelInfo, Provider, Stream
 from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt

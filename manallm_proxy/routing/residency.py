@@ -24,8 +24,9 @@ import math
 from collections.abc import Container, Iterable
 from typing import Final, Literal
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, is_ollama_cloud, ollama_name
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakSet
 
-from attrs import define, field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import ollama_name
 from manallm_proxy.routing.line import MODELS_LIMIT, Line, ModelLine, Turn, wait_for

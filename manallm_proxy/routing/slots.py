@@ -26,7 +26,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 LIKELY: Final = 3
 WAITS: Final = 5

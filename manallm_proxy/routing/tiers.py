@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Final
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
 
 STALE: Final = 60.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.state.flights import Flights
 from manallm_proxy.state.kept import AnswerStore
 from manallm_proxy.state.link import Link

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.state.entries import WriteBehind
 from manallm_proxy.state.link import AGAIN, Link
 from manallm_proxy.state.names import PREFIX

@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.state.link import Away, Link, Refused
 from manallm_proxy.state.scripts import READ
 

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.state.kept import Kept, Key
 

@@ -6,9 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
 
 Key = bytes

@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.events import Observer, StateChanged
+from manallm_proxy.contract.records import define
 
 T = TypeVar("T")
 

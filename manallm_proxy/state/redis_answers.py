@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
 from manallm_proxy.state.kept import Aged, Kept, Key

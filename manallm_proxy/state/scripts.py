@@ -11,8 +11,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.state import link
 from manallm_proxy.state.names import PREFIX
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.state.link import AGAIN, Away, Link, Refused
 from manallm_proxy.state.scripts import SETTLE, name_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
 from manallm_proxy.doors.messages import signature

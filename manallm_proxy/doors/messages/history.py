@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.content import (
     READABLE,

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.request import ThreadsUnsupported
 from manallm_proxy.openai.json_object import encoder, holds

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from os import urandom
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Texts, Usage
 from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InternalError, ProxyError
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import one_line

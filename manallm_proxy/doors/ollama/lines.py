@@ -6,8 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from attrs import define
-
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import encode, encode_whole
 
 _LINE_ENDS: Final = (

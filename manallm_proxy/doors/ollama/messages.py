@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
 from manallm_proxy.openai.json_object import encode

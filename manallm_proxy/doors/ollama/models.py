@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any, Final
 
-from attrs import frozen
-
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.doors.ollama.lines import rfc3339
 
 VERSION: Final = "0.33.0"

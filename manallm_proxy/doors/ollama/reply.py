@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, Delta, StreamBatch, Thoughts, ToolCall, Usage, Words, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line, without_line_ends

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import frozen
-
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, wrong
 from manallm_proxy.openai.tool_choice import function_tools
 

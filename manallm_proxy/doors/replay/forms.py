@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from attrs import frozen
-
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider import Endpoint
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.doors.replay import messages, ollama, openai, responses
 from manallm_proxy.openai.json_object import DecodeErrors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define
+from manallm_proxy.contract.records import define
 
 _WORDS: Final = frozenset(
     {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from attrs import frozen
-
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.doors.replay.merging import joined, merge
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import decode_leniently, encode

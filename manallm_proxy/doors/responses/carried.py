@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from attrs import field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 _PREFIX: Final = "manallm1."

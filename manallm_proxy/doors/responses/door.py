@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
-from attrs import define, evolve
+from attrs import evolve
 
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import VISION, Call, Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation

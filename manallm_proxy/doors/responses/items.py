@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.carried import EXTRA, KEPT, Carried, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.errors import Untranslatable
 from manallm_proxy.contract.provider import Call, Endpoint
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.carried import KEPT, Carried, is_ours, of_item, pack
 from manallm_proxy.doors.responses.request import SEALED, Asked
 from manallm_proxy.doors.responses.shell import Shell

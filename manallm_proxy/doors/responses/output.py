@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments

@@ -13,11 +13,12 @@ from itertools import chain
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Texts, Usage, steps
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider_errors import StreamInterrupted
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems, Growing
 from manallm_proxy.doors.responses.native import stored_items

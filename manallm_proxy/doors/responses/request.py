@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.items import input_items
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools

@@ -6,9 +6,10 @@ import time
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields
 

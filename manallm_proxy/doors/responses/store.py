@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from os import urandom
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import field
+
+from manallm_proxy.contract.records import define, frozen
 
 Owner = str | None
 """The name of a client key; None if none is required: then all clients share one store."""

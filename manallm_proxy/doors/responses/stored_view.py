@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
-from attrs import frozen
 
+from manallm_proxy.contract.records import frozen
 from manallm_proxy.doors.responses.carried import KEPT
 from manallm_proxy.doors.responses.store import Stored
 from manallm_proxy.openai.json_object import decode_leniently

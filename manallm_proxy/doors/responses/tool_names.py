@@ -10,8 +10,9 @@ import hashlib
 import re
 from typing import Any, Final, Literal
 
-from attrs import define, field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, encode
 
 LONGEST_NAME: Final = 64

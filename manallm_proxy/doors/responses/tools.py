@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.tool_names import INPUT, Tool, ToolNames
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, typed, wrong
 

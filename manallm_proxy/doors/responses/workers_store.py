@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Final, Literal, Protocol
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import field
 
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.doors.responses.store import LONGEST_ID, MemoryStore, Owner, Stored
 
 _ID: Final = re.compile(r"[a-z]{1,8}_([0-9a-f]{4})[0-9a-f]{44}")

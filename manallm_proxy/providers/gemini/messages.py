@@ -10,10 +10,11 @@ import base64
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong

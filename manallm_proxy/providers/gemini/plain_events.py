@@ -10,10 +10,11 @@ import re
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Delta, Thoughts, Words
 from manallm_proxy.contract.errors import InvalidRequest
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import DecodeErrors, decode, split_object
 from manallm_proxy.openai.plain_text import are_texts, is_string
 

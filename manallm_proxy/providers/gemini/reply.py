@@ -10,11 +10,12 @@ import re
 from typing import Any, Final, TypeVar
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_call_id
 from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.letting_go import keep_of_failure

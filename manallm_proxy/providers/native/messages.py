@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-from attrs import define
-
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_messages

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import says_error

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider_errors import BadResponse, Unsupported
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import RUNNER_OPTIONS, Entry
 from manallm_proxy.http_client.api import Address

@@ -9,10 +9,11 @@ import contextlib
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import (

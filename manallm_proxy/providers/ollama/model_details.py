@@ -11,11 +11,12 @@ import contextlib
 from typing import Any, Final
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider import ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Blame, ModelFailed, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 from manallm_proxy.providers.host_client import HostClient

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Delta, Thoughts, Words
 from manallm_proxy.openai.json_object import DecodeErrors, decode

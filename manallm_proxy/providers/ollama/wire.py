@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import (
@@ -31,6 +31,7 @@ from manallm_proxy.contract.answers import (
 )
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import decode_leniently, encode

@@ -7,7 +7,7 @@ second call that the model never made. Bridges may send the id in a part before 
 
 from __future__ import annotations
 
-from attrs import define, evolve, field
+from attrs import evolve, field
 
 from manallm_proxy.contract.answers import AnswerLimits, Delta, ToolCall, new_call_id
 from manallm_proxy.providers.answer_bounds import refuse_many_calls

@@ -10,6 +10,7 @@ from attrs import define, field
 from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.spliced import Spliced
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.json_object import DecodeErrors, decode

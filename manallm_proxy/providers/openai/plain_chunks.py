@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, Words
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError

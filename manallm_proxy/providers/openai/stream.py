@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Delta, StreamBatch
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Endpoint, Span
 from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import encode, holds, replaced, split_object
 from manallm_proxy.openai.plain_text import Splice

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, AnswerLimits
 from manallm_proxy.contract.provider import VISION, Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.openai.forced_call import as_structured_output, is_forced
 from manallm_proxy.openai.json_object import BOM, decode, encode

@@ -1,0 +1,56 @@
+"""The sockets on which one server accepts clients. aiohttp has the same, but only with its applications around it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Final
+
+from attrs import field
+
+from manallm_proxy.contract.records import define
+from manallm_proxy.http_server import web
+
+LAST_WORDS: Final = 1.0
+"""Seconds that requests have to end, once the server closes."""
+
+
+@define(eq=False)
+class Runner:
+    """Listens for `server`, and closes its connections in `cleanup`."""
+
+    server: web.Server
+    _listening: list[asyncio.Server] = field(factory=list, repr=False)
+
+    async def on_address(self, host: str, port: int, backlog: int) -> None:
+        """Listens on all addresses of `host`. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listening.append(await loop.create_server(self.server, host, port, backlog=backlog))
+
+    async def on_path(self, path: str, backlog: int) -> None:
+        """Listens on a unix socket, in place of one that is there. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listening.append(await loop.create_unix_server(self.server, path, backlog=backlog))
+
+    async def on_socket(self, bound: socket.socket, backlog: int) -> None:
+        """Listens on a socket that has its address. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listening.append(await loop.create_server(self.server, sock=bound, backlog=backlog))
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Those of all sockets, as `socket.getsockname` gives them."""
+        return [each.getsockname() for server in self._listening for each in server.sockets]
+
+    def stop_listening(self) -> None:
+        """Accepts nobody any more. Open connections stay."""
+        for server in self._listening:
+            server.close()
+        self._listening.clear()
+
+    async def cleanup(self) -> None:
+        """Accepts nobody any more, and closes all connections."""
+        self.stop_listening()
+        await asyncio.sleep(0)  # requests that have come begin, before connections without one are closed
+        self.server.pre_shutdown()
+        await self.server.shutdown(LAST_WORDS)

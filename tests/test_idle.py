@@ -1,0 +1,152 @@
+"""What a process does without: modules of features that nobody configured, and attrs' copies of its functions."""
+
+from __future__ import annotations
+
+import linecache
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.contract.targets import Target
+from tests.proxy import openai, process, settings
+
+UNUSED = (
+    *("google.genai", "genai_prices", "redis", "opentelemetry", "pydantic", "httpx"),
+    *("aiohttp.web", "aiohttp.web_app", "aiohttp.web_urldispatcher", "aiohttp.web_fileresponse", "aiohttp_sse"),
+    *("frozenlist._frozenlist", "aioprometheus.service", "cattrs.preconf", "difflib"),
+    *("manallm_proxy.providers.gemini", "manallm_proxy.providers.native", "manallm_proxy.providers.ollama.wire"),
+    *("manallm_proxy.process.supervisor", "manallm_proxy.cli.discovery", "manallm_proxy.observe.traces"),
+)
+
+
+async def test_a_process_imports_what_its_configuration_needs(tmp_path: Path) -> None:
+    """The real one, over one provider of OpenAI's API: whatever belongs to another feature is not read at all."""
+    config = settings({"gpu": openai("http://127.0.0.1:9/v1")})
+    async with process(config, tmp_path, {"PYTHONPROFILEIMPORTTIME": "1"}, anew=True) as running:
+        imported = set(re.findall(r"import time:.*\| +(\S+)\n", "".join(running.output)))
+    assert {"aiohttp.web_protocol", "manallm_proxy.providers.openai.wire"} <= imported
+    assert imported & set(UNUSED) == set()
+
+
+def test_certificates_are_read_by_who_connects_with_them() -> None:
+    """aiohttp's own contexts trust nobody, ours do, and afterwards nothing is left of how that was done."""
+    code = """if True:
+        import os, ssl
+        from manallm_proxy.http_client import tls
+        from aiohttp import connector
+        theirs = connector._SSL_CONTEXT_VERIFIED
+        print(*(len(each.get_ca_certs()) for each in (theirs, tls.context(True), ssl.create_default_context())))
+        print(theirs.verify_mode == ssl.CERT_REQUIRED, theirs.check_hostname)
+        print("FROZENLIST_NO_EXTENSIONS" in os.environ, "set_default_verify_paths" in vars(ssl.SSLContext))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 1 1\nTrue True\nFalse False\n"
+
+
+def _pair(make_define: Any, make_frozen: Any) -> list[Any]:
+    """The same classes by two makers."""
+
+    @make_define
+    class Counts:
+        number: int
+        _hidden: str = attrs.field(default="h", repr=False)
+        uncounted: int = attrs.field(default=0, eq=False)
+        more: Any = None
+
+    @make_frozen
+    class Key:
+        name: str
+        rest: tuple[int, ...] = ()
+
+    @make_define
+    class Heir(Key):
+        own: int = 0
+
+    @make_define(eq=False)
+    class Service:
+        other: Any = None
+
+    @make_frozen
+    class Nothing:
+        pass
+
+    @make_define
+    class Told(Exception):
+        why: str
+
+    @make_define
+    class Speaks:
+        word: str = "w"
+
+        def __repr__(self) -> str:
+            return "mine"
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return 7
+
+    return [Counts, Key, Heir, Service, Nothing, Told, Speaks]
+
+
+def test_records_do_what_attrs_does() -> None:
+    """Class by class, the same values with the same results: text, equality, hash, pickling, mistakes."""
+
+    def told(classes: list[Any]) -> list[Any]:
+        counts, key, heir, service, nothing, failed, speaks = classes
+        one, two = counts(1, "a", 2), counts(1, "a", 3)
+        loop = service()
+        loop.other = loop
+        values = [one, two, counts(2), key("a"), key("a", (1,)), heir("a"), loop, nothing(), failed("x"), speaks()]
+        fresh = [counts(1, "a", 2), key("a"), heir("a"), service(), nothing(), failed("x"), speaks()]
+        facts: list[Any] = [repr(each) for each in values]
+        facts += [(a == b, a != b) for a in values for b in fresh]
+        facts += [_tried(_same_hash, each) for each in values]
+        facts += [_tried(_set_first, each) for each in values]
+        facts += [[(f.name, f.alias, f.repr, f.eq) for f in attrs.fields(cls)] for cls in classes]
+        facts += [attrs.evolve(one, number=5).number, attrs.asdict(key("a")), sorted(one.__getstate__())]
+        state = key("b", (2,)).__getstate__()
+        copied = key.__new__(key)
+        copied.__setstate__(state)
+        return [*facts, copied == key("b", (2,)), one.__eq__(3) is NotImplemented]
+
+    assert told(_pair(define, frozen)) == told(_pair(attrs.define, attrs.frozen))
+    assert not [name for name in linecache.cache if name.startswith("<attrs generated methods manallm_proxy.")]
+
+
+def _fields(record: Any) -> list[Any]:
+    return [getattr(record, each.name) for each in attrs.fields(type(record))]
+
+
+def _same_hash(record: Any) -> bool:
+    return hash(record) == hash(type(record)(*_fields(record)))
+
+
+def _set_first(record: Any) -> None:
+    setattr(record, attrs.fields(type(record))[0].name, "new")
+
+
+def _tried(does: Callable[[Any], Any], record: Any) -> Any:
+    """What it gives, or the name of what it raises."""
+    try:
+        return does(record)
+    except Exception as error:
+        return type(error).__name__
+
+
+def test_a_configuration_can_be_pickled() -> None:
+    """As a supervisor hands it to its workers: frozen, and with what it had."""
+    target = Target("gpu", "small")
+    again = pickle.loads(pickle.dumps(target))
+    assert (again, hash(again)) == (target, hash(target))
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        again.model = "other"
