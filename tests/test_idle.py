@@ -16,8 +16,10 @@ import pytest
 
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.process.pages import COLLAPSE, DONTNEED, Advice, advices
 from tests.proxy import openai, process, settings
 
+HUGE = 2 << 20
 UNUSED = (
     *("google.genai", "genai_prices", "redis", "opentelemetry", "pydantic", "httpx"),
     *("aiohttp.web", "aiohttp.web_app", "aiohttp.web_urldispatcher", "aiohttp.web_fileresponse", "aiohttp_sse"),
@@ -150,3 +152,68 @@ def test_a_configuration_can_be_pickled() -> None:
     assert (again, hash(again)) == (target, hash(target))
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         again.model = "other"
+
+
+SMAPS = """\
+55d000000000-55d000100000 r-xp 00001000 08:01 123                        /usr/bin/python3.11
+Size:               1024 kB
+KernelPageSize:        4 kB
+Rss:                 800 kB
+Pss:                 800 kB
+Shared_Clean:          0 kB
+Shared_Dirty:          0 kB
+VmFlags: rd ex mr mw me
+55d000200000-55d000300000 rw-p 00200000 08:01 123                        /usr/bin/python3.11
+Size:               1024 kB
+Rss:                1024 kB
+Shared_Dirty:          0 kB
+55d100100000-55d100800000 rw-p 00000000 00:00 0                          [heap]
+Size:               7168 kB
+Rss:                7000 kB
+Shared_Dirty:         16 kB
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0 
+Size:               4096 kB
+Rss:                4096 kB
+Shared_Dirty:       4096 kB
+7f1000000000-7f1000800000 rw-p 00000000 00:00 0 
+Size:               8192 kB
+Rss:                 132 kB
+Shared_Dirty:          0 kB
+7f2000000000-7f2000180000 rw-p 00000000 00:00 0 
+Size:               1536 kB
+Rss:                1536 kB
+Shared_Dirty:          0 kB
+7ffe00000000-7ffe00002000 r-xp 00000000 00:00 0                          [vdso]
+Size:                  8 kB
+Rss:                   4 kB
+Shared_Dirty:          0 kB
+"""  # noqa: W291  # as the kernel writes them
+
+
+def test_code_of_the_start_is_given_back_and_objects_are_joined() -> None:
+    """A program's code; whole blocks of the heap. Not its data, a stack, what a fork shares, nor less than a block."""
+    code = Advice(0x55D000000000, 0x100000, DONTNEED)
+    blocks = [Advice(start, HUGE, COLLAPSE) for start in range(0x55D100200000, 0x55D100800000, HUGE)]
+    assert list(advices(SMAPS, HUGE)) == [code, *blocks]
+    assert list(advices(SMAPS, 0)) == [code]
+    assert list(advices("", HUGE)) == []
+
+
+def test_a_process_goes_on_with_tidy_pages() -> None:
+    """The real kernel, told by the real call: all that was there is there, and less code is resident."""
+    code = """if True:
+        import hashlib, json, ssl
+        from manallm_proxy.process import pages
+        def resident():
+            return int(open("/proc/self/status").read().split("RssFile:")[1].split()[0])
+        kept = [str(number) for number in range(200_000)]
+        ssl.create_default_context()
+        before = resident()
+        pages.tidy()
+        after = resident()
+        assert kept == [str(number) for number in range(200_000)]
+        assert json.loads(json.dumps({"a": [1]})) == {"a": [1]} and hashlib.sha256(b"").hexdigest()[:4] == "e3b0"
+        print(after < before, (before, after))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True"), done.stdout
