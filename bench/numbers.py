@@ -74,7 +74,7 @@ async def main() -> None:
         starts = sorted([await ready_after(folder) for _ in range(5)])
         print(f"exec to first answer: {starts[2]:.2f} s (median of 5, no google provider; at most 0.8 s wanted)")
         async with upstream(each(paced)) as gpu, process(settings({"gpu": openai(gpu.url)}), folder) as running:
-            print(f"resident memory, idle: {resident(running):.1f} MiB (at most 55 MiB wanted)")
+            print(f"resident memory, idle: {resident(running):.1f} MiB (at most 45 MiB wanted)")
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector) as client:
                 payload = {"messages": [], "stream": True}

@@ -171,10 +171,6 @@ Shared_Dirty:          0 kB
 Size:               7168 kB
 Rss:                7000 kB
 Shared_Dirty:         16 kB
-7f0000000000-7f0000400000 rw-p 00000000 00:00 0 
-Size:               4096 kB
-Rss:                4096 kB
-Shared_Dirty:       4096 kB
 7f1000000000-7f1000800000 rw-p 00000000 00:00 0 
 Size:               8192 kB
 Rss:                 132 kB
@@ -191,12 +187,13 @@ Shared_Dirty:          0 kB
 
 
 def test_code_of_the_start_is_given_back_and_objects_are_joined() -> None:
-    """A program's code; whole blocks of the heap. Not its data, a stack, what a fork shares, nor less than a block."""
+    """A program's code; whole blocks of the heap. Not its data, a stack, less than a block; nothing after a fork."""
     code = Advice(0x55D000000000, 0x100000, DONTNEED)
     blocks = [Advice(start, HUGE, COLLAPSE) for start in range(0x55D100200000, 0x55D100800000, HUGE)]
     assert list(advices(SMAPS, HUGE)) == [code, *blocks]
     assert list(advices(SMAPS, 0)) == [code]
     assert list(advices("", HUGE)) == []
+    assert list(advices(SMAPS.replace("  16 kB", "4000 kB"), HUGE)) == []
 
 
 def test_a_process_goes_on_with_tidy_pages() -> None:

@@ -21,6 +21,8 @@ DONTNEED: Final = 4
 """MADV_DONTNEED (madvise(2)): of a file's mapping that was never written, the pages are still in the page cache."""
 COLLAPSE: Final = 25
 """MADV_COLLAPSE, since Linux 6.1; EINVAL before, and for a block that cannot be joined."""
+SHARED: Final = 1024
+"""KiB of memory that was written and is another process's, too: above, this one was forked."""
 _MAPPING: Final = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)\n"
     r"Size: +(\d+) kB\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n(?:\w+: .*\n)*?Shared_Dirty: +(\d+) kB$",
@@ -42,26 +44,30 @@ def advices(smaps: str, huge: int) -> Iterator[Advice]:
     """For the mappings of a process, as ``/proc/self/smaps`` shows them. `huge`: bytes of a huge page; 0: none here.
 
     Joined are blocks of memory that is in use nearly everywhere, since a huge page is resident as a whole: Python's
-    objects and the heap, not the stacks of threads. What a worker shares with its supervisor stays shared.
+    objects and the heap, not the stacks of threads. A process that shares its memory with whoever has forked it, as a
+    worker does with its supervisor, stays as it is.
     """
-    for low, high, rights, name, size, resident, shared in _MAPPING.findall(smaps):
+    mappings = _MAPPING.findall(smaps)
+    if sum(int(shared) for *_, shared in mappings) > SHARED:
+        return
+    for low, high, rights, name, size, resident, _ in mappings:
         start, end = int(low, 16), int(high, 16)
         if rights == "r-xp" and name.startswith("/"):
             yield Advice(start, end - start, DONTNEED)
-        elif (
-            huge and rights == "rw-p" and name in ("", "[heap]") and (int(resident) - int(shared)) * 8 >= int(size) * 7
-        ):
+        elif huge and rights == "rw-p" and name in ("", "[heap]") and int(resident) * 8 >= int(size) * 7:
             for block in range(-(-start // huge) * huge, end - huge + 1, huge):
                 yield Advice(block, huge, COLLAPSE)
 
 
 def tidy() -> None:
     """Tells the kernel about this process. Takes some ten milliseconds; what a system does not know changes nothing."""
-    import ctypes  # 0.3 MiB, for a call that Python does not have
-
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        huge = int(_HUGE.read_text()) if _HUGE.exists() else 0
+        if not (told := list(advices(Path("/proc/self/smaps").read_text(), huge))):
+            return
+        import ctypes  # 0.3 MiB, for a call that Python does not have
+
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        huge = int(_HUGE.read_text()) if _HUGE.exists() else 0
-        for each in list(advices(Path("/proc/self/smaps").read_text(), huge)):
+        for each in told:
             madvise(each.start, each.length, each.what)
