@@ -17,6 +17,7 @@ from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import Wrong, api_key, expected
 from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Protocol, runtime_checkable
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.contract.records import frozen
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Target
 

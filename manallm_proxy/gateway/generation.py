@@ -19,6 +19,7 @@ from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.provider import Call, Provider, RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Target
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring

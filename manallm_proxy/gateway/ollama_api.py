@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.errors import OperationNotSupported, UnknownModel
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.ollama.models import VERSION, ModelRow, tagged
 from manallm_proxy.doors.ollama.request import read_object

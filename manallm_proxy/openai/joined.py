@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
+
+from manallm_proxy.contract.records import define
 
 SMALL: Final = 2**20
 """Bytes or characters that are joined in one call."""

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar
 
-from attrs import define
-
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.letting_go import let_go, letting_go
 
 _P = ParamSpec("_P")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.joined import joined_bytes
 
 DONE: Final = b"data: [DONE]\n\n"

@@ -42,6 +42,7 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.events import Status
 from manallm_proxy.contract.provider_errors import Blame, ConnectTimeout, ProviderError, ResourcesExhausted
+from manallm_proxy.contract.records import define
 from manallm_proxy.routing.circuit import Circuit, Hint, Policy, SharedState, Skip
 
 COOLING_DEFAULT = 15.0

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
-from attrs import define, field
+from attrs import field
 from msgspec import Struct
 
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import VISION, Call
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog

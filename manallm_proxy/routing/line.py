@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 from msgspec import Struct
 
 from manallm_proxy.contract.records import define

@@ -11,8 +11,10 @@ from collections import deque
 from math import inf
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 from msgspec import Struct
+
+from manallm_proxy.contract.records import define
 
 RECENT: Final = 20
 """Latest answers from which the bytes per token are estimated."""

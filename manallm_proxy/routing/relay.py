@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from attrs import define, evolve
+from attrs import evolve
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, ModelInfo, Provider, Stream
 from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
-from manallm_proxy.contract.records import define, frozen
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt

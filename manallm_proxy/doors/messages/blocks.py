@@ -13,6 +13,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.request import Thinking

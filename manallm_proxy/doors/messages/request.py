@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.contract.provider import RequestSummary
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages.history import History
 from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths

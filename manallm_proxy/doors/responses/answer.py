@@ -8,6 +8,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
+from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
     COMPLETED,

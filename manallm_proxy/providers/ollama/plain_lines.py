@@ -15,6 +15,7 @@ from typing import Final
 from attrs import field
 
 from manallm_proxy.contract.answers import Delta, Thoughts, Words
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.plain_text import are_texts, is_string
 

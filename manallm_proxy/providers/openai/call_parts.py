@@ -10,6 +10,7 @@ from __future__ import annotations
 from attrs import evolve, field
 
 from manallm_proxy.contract.answers import AnswerLimits, Delta, ToolCall, new_call_id
+from manallm_proxy.contract.records import define
 from manallm_proxy.providers.answer_bounds import refuse_many_calls
 from manallm_proxy.providers.named_calls import require_names
 

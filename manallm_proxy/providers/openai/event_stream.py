@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from attrs import define, field
+from attrs import field
 
 from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call, Endpoint

@@ -17,6 +17,7 @@ from typing import Final
 from attrs import field
 
 from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, Words
+from manallm_proxy.contract.records import define
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode
 from manallm_proxy.openai.plain_text import Splice, are_texts, decode_string, is_text
 

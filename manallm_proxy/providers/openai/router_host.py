@@ -20,6 +20,7 @@ from attrs import evolve, field
 from msgspec import Struct
 
 from manallm_proxy.contract.provider_errors import BadResponse, FirstByteTimeout, ProviderError
+from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.http_client.api import Address
