@@ -147,36 +147,63 @@ Rss:                 800 kB
 Pss:                 800 kB
 Shared_Clean:          0 kB
 Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 VmFlags: rd ex mr mw me
+55d000100000-55d000180000 r--p 00101000 08:01 123                        /usr/bin/python3.11
+Size:                512 kB
+Rss:                 400 kB
+Shared_Dirty:          0 kB
+Private_Clean:       400 kB
+Private_Dirty:         0 kB
+55d000180000-55d000190000 r--p 00181000 08:01 123                        /usr/bin/python3.11
+Size:                 64 kB
+Rss:                  64 kB
+Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:        64 kB
 55d000200000-55d000300000 rw-p 00200000 08:01 123                        /usr/bin/python3.11
 Size:               1024 kB
 Rss:                1024 kB
 Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 55d100100000-55d100800000 rw-p 00000000 00:00 0                          [heap]
 Size:               7168 kB
 Rss:                7000 kB
 Shared_Dirty:         16 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 7f1000000000-7f1000800000 rw-p 00000000 00:00 0 
 Size:               8192 kB
 Rss:                 132 kB
 Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 7f2000000000-7f2000180000 rw-p 00000000 00:00 0 
 Size:               1536 kB
 Rss:                1536 kB
 Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 7ffe00000000-7ffe00002000 r-xp 00000000 00:00 0                          [vdso]
 Size:                  8 kB
 Rss:                   4 kB
 Shared_Dirty:          0 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
 """  # noqa: W291  # as the kernel writes them
 
 
 def test_code_of_the_start_is_given_back_and_objects_are_joined() -> None:
-    """A program's code; whole blocks of the heap. Not its data, a stack, less than a block; nothing after a fork."""
-    code = Advice(0x55D000000000, 0x100000, DONTNEED)
+    """A program's code and constants; whole blocks of the heap.
+
+    Not what the linker wrote, its data, a stack, less than a block; nothing after a fork.
+    """
+    code = [Advice(0x55D000000000, 0x100000, DONTNEED), Advice(0x55D000100000, 0x80000, DONTNEED)]
     blocks = [Advice(start, HUGE, COLLAPSE) for start in range(0x55D100200000, 0x55D100800000, HUGE)]
-    assert list(advices(SMAPS, HUGE)) == [code, *blocks]
-    assert list(advices(SMAPS, 0)) == [code]
+    assert list(advices(SMAPS, HUGE)) == [*code, *blocks]
+    assert list(advices(SMAPS, 0)) == code
     assert list(advices("", HUGE)) == []
     assert list(advices(SMAPS.replace("  16 kB", "4000 kB"), HUGE)) == []
 

@@ -2,9 +2,9 @@
 
 A request touches some 1,900 pages: it walks through objects that the start has strewn over all of Python's memory, a
 few on each page. Behind a pause, when the processor knows none of them any more, each has to be found again. Of 2 MiB
-each there are a dozen. And code that only the start ran (the compiler of Python, the tables of OpenSSL) stays resident
-until the kernel runs short; here it is told at once. Code that is needed is mapped again when it runs, from the page
-cache: a microsecond for 64 KiB.
+each there are a dozen. And what only the start used of libraries (the compiler of Python, the tables of OpenSSL) stays
+resident until the kernel runs short; here it is told at once. What is needed is mapped again when it is used, from the
+page cache: a microsecond for 64 KiB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SHARED: Final = 1024
 """KiB of memory that was written and is another process's, too: above, this one was forked."""
 _MAPPING: Final = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)\n"
-    r"Size: +(\d+) kB\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n(?:\w+: .*\n)*?Shared_Dirty: +(\d+) kB$",
+    r"Size: +(\d+) kB\n(?:\w+: .*\n)*?Rss: +(\d+) kB\n(?:\w+: .*\n)*?Shared_Dirty: +(\d+) kB\n"
+    r"Private_Clean: .*\nPrivate_Dirty: +(\d+) kB$",
     re.MULTILINE,
 )
 _HUGE: Final = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
@@ -48,11 +49,12 @@ def advices(smaps: str, huge: int) -> Iterator[Advice]:
     worker does with its supervisor, stays as it is.
     """
     mappings = _MAPPING.findall(smaps)
-    if sum(int(shared) for *_, shared in mappings) > SHARED:
+    if sum(int(shared) for *_, shared, _ in mappings) > SHARED:
         return
-    for low, high, rights, name, size, resident, _ in mappings:
+    for low, high, rights, name, size, resident, shared, written in mappings:
         start, end = int(low, 16), int(high, 16)
-        if rights == "r-xp" and name.startswith("/"):
+        # what the linker has written into is read-only as well by now, and stands in no file
+        if rights in ("r-xp", "r--p") and name.startswith("/") and int(shared) + int(written) == 0:
             yield Advice(start, end - start, DONTNEED)
         elif huge and rights == "rw-p" and name in ("", "[heap]") and int(resident) * 8 >= int(size) * 7:
             for block in range(-(-start // huge) * huge, end - huge + 1, huge):
