@@ -15,8 +15,8 @@ REAL := tests/clients/real
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
 PINNED := --constraint constraints.txt
-# of the tests: half of their time they wait, so two cores do for four
-WORKERS ?= 4
+# of the tests: much of their time they wait, so two cores do for six
+WORKERS ?= 6
 PYTEST := -m pytest -p tests.forks --forks $(WORKERS)
 NPM := npm install --silent --no-fund --no-audit --no-package-lock --prefix
 SECONDS ?= 60

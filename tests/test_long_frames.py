@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manallm_proxy.contract.answers import AnswerLimits
+from manallm_proxy.contract.answers import AnswerLimits, StreamBatch
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import joined, json_object, sliced, sse
@@ -57,7 +57,11 @@ def told(kind: type[EventRelay | EventReader], parts: list[bytes], *, long: bool
         for module, name, size in sizes if long else ():
             patch.setattr(module, name, size)
         translator = kind(CALL, Target("p", "m"), AnswerLimits())
-        batches = [*map(translator.feed, parts), translator.close()]
+        batches: list[StreamBatch] = []
+        for part in (*parts, b""):  # after an error nobody asks on
+            batches.append(translator.feed(part) if part else translator.close())
+            if batches[-1].error is not None:
+                break
     errors = [(type(batch.error), batch.error.message) for batch in batches if batch.error is not None]
     frames = b"".join([batch.frames for batch in batches])
     return frames, [d for batch in batches for d in batch.deltas], errors[:1], translator.usage
@@ -66,6 +70,7 @@ def told(kind: type[EventRelay | EventReader], parts: list[bytes], *, long: bool
 @given(st.lists(events(), max_size=4), st.sampled_from([EventRelay, EventReader]))
 @settings(max_examples=40)
 @example([SPACED], EventRelay)
+@example([SPACED, b'data: {"model":"m","error":{"message":"no"}}\n\n\n', SPACED], EventRelay)
 def test_the_same_as_a_short_one(parts: list[bytes], kind: Any) -> None:
     """Relayed or read, whatever is in it."""
     assert told(kind, parts, long=True) == told(kind, parts, long=False)

@@ -251,6 +251,35 @@ async def test_no_connection_outlives_its_client(redis: RedisServer, monkeypatch
     assert redis.client().info("stats")["total_connections_received"] > seen + 30
 
 
+async def test_closing_ends_also_where_a_ping_takes_no_notice() -> None:
+    """The library may take a cancellation for a failure of its own; then the server is asked no more."""
+
+    class Deaf:
+        pings = 0
+        closed = 0
+
+        async def get(self, key: str) -> None:
+            raise ConnectionError
+
+        async def ping(self) -> None:
+            Deaf.pings += 1
+            try:
+                await asyncio.sleep(0.2)
+            except asyncio.CancelledError:
+                raise ConnectionError from None
+
+        async def aclose(self) -> None:
+            Deaf.closed += 1
+
+    left = Link("redis", Deaf, lambda _: None)
+    with pytest.raises(Away):
+        await left.use(lambda client: client.get("a"))
+    await until(lambda: Deaf.pings)
+    async with asyncio.timeout(2):
+        await left.close()
+    assert (Deaf.pings, Deaf.closed) == (1, 2)
+
+
 async def test_many_at_a_time_are_served_by_few_connections(redis: RedisServer) -> None:
     """More lookups than connections wait for their turn, and no crowd is taken for a server that is not well."""
     seen: list[Event] = []

@@ -136,6 +136,9 @@ class Link:
         pause = SOON
         while True:
             client, error = await self._answering(client)
+            if self._closed:  # whose cancellation the library may have taken for a failure of its own
+                self._leave(client)
+                return
             if error is None:
                 break
             if not self._told:
