@@ -16,6 +16,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -57,7 +58,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if not forks or session.config.option.collectonly or session.testsfailed:
         return None
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one folder for all
-    todo = deque(range(len(session.items)))
+    todo = deque(_in_order(session.items))
     workers: list[Worker] = []
     numbers = iter(range(len(session.items)))
 
@@ -111,6 +112,13 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if session.shouldstop:
         raise session.Interrupted(session.shouldstop)
     return True
+
+
+def _in_order(items: list[pytest.Item]) -> list[int]:
+    """Places in `items`, file by file, the last file first: those of whole processes come late in the alphabet and wait
+    for seconds. At the end nobody should wait for them alone."""
+    files = groupby(range(len(items)), lambda place: items[place].path)
+    return [place for places in reversed([[*places] for _, places in files]) for place in places]
 
 
 def _that_report(workers: list[Worker]) -> Iterator[Worker]:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.command import STDOUT, Child, start
-from tests.proxy import free_port
+from tests.ports import free_port
 from tests.upstreams import Connection
 
 Script = Callable[[Connection], Awaitable[None]]

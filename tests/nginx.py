@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.needs import require
-from tests.proxy import free_port
+from tests.ports import free_port
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "nginx.conf.example"
 

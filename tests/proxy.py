@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import itertools
 import os
-import random
 import re
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -248,31 +245,6 @@ async def shell(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # the shell, and what it has started
         await child.wait()
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 for a process that is about to listen there.
-
-    It lies below those that the kernel gives to outgoing connections, so that none of the many of this suite takes it
-    meanwhile; each of pytest's workers has a thousand of its own.
-    """
-    if os.getpid() not in _PORTS:  # also where one was asked for before a fork
-        _PORTS[os.getpid()] = _own_ports()
-    for port in _PORTS[os.getpid()]:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("unreachable")
-
-
-def _own_ports() -> Iterator[int]:
-    number = os.environ.get("TESTS_FORK") or os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]
-    first = 13_000 + 1000 * (int(number) % 16)
-    at = random.SystemRandom().randrange(1000)  # another run may go on beside this one
-    return itertools.cycle([*range(first + at, first + 1000), *range(first, first + at)])
-
-
-_PORTS: dict[int, Iterator[int]] = {}
 
 
 async def alive(url: str, seconds: float = 10.0) -> None:

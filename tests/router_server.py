@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from tests.llama_server import FOLDER, MODEL
-from tests.proxy import free_port
+from tests.ports import free_port
 
 ROUTER = Path(os.environ.get("ROUTER", Path(__file__).parent.parent / ".venv" / "router"))
 BINARY = ROUTER / "build" / "bin" / "llama-server"

@@ -20,7 +20,8 @@ from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
 from tests.cases import every
 from tests.command import DEVNULL, ROOT, start
-from tests.proxy import free_port, openai, proxy, run, settings, written
+from tests.ports import free_port
+from tests.proxy import openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
 
 pytestmark = pytest.mark.built_in

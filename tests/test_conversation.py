@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy import free_port, openai, proxy, settings
+from tests.ports import free_port
+from tests.proxy import openai, proxy, settings
 from tests.terminal import terminal
 from tests.upstreams import Connection, Seen, chunk, each, status, upstream
 

@@ -18,7 +18,7 @@ from manallm_proxy.config.model import Found
 from manallm_proxy.contract.provider import ModelInfo
 from tests.cases import every
 from tests.command import STDOUT, start
-from tests.proxy import free_port
+from tests.ports import free_port
 from tests.upstreams import Connection, Seen, completion, upstream
 
 pytestmark = pytest.mark.built_in

@@ -29,7 +29,8 @@ from manallm_proxy.cli.check import check
 from tests.command import ROOT, server
 from tests.nginx import EXAMPLE, nginx
 from tests.ollama_box import box
-from tests.proxy import Process, free_port, process, written
+from tests.ports import free_port
+from tests.proxy import Process, process, written
 from tests.supervised import health
 from tests.upstreams import answers, each, upstream
 

@@ -17,7 +17,8 @@ from manallm_proxy.config.changes import changes
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.provider import ModelInfo, ModelList
-from tests.proxy import free_port, openai, proxy, run, settings, written
+from tests.ports import free_port
+from tests.proxy import openai, proxy, run, settings, written
 from tests.upstreams import Connection, answers, each, upstream
 
 pytestmark = pytest.mark.built_in

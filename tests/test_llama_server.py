@@ -18,7 +18,8 @@ import pytest_asyncio
 from tests.command import ROOT
 from tests.llama_server import FOLDER, MODEL, WHY, WINDOW, LlamaServer, llama_server
 from tests.needs import require
-from tests.proxy import HI, Proxy, everything, free_port, openai, proxy, settings
+from tests.ports import free_port
+from tests.proxy import HI, Proxy, everything, openai, proxy, settings
 from tests.waiting import until
 
 pytestmark = [

@@ -18,20 +18,8 @@ import pytest
 import yaml
 
 from tests.command import DEVNULL, start
-from tests.proxy import (
-    HI,
-    Process,
-    accepts,
-    alive,
-    everything,
-    free_port,
-    openai,
-    process,
-    run,
-    settings,
-    shell,
-    written,
-)
+from tests.ports import free_port
+from tests.proxy import HI, Process, accepts, alive, everything, openai, process, run, settings, shell, written
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, completion, each, endless, upstream
 from tests.waiting import until
 

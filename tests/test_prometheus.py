@@ -17,7 +17,8 @@ import yaml
 from tests.command import ROOT
 from tests.needs import require
 from tests.ollama_box import box
-from tests.proxy import free_port, openai, proxy, settings
+from tests.ports import free_port
+from tests.proxy import openai, proxy, settings
 from tests.upstreams import DONE, USAGE, Connection, Seen, answers, chunk, each, status, upstream
 
 pytestmark = [pytest.mark.packages, pytest.mark.built_in]

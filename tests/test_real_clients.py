@@ -17,7 +17,8 @@ import pytest
 
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.needs import require
-from tests.proxy import Proxy, alive, free_port, openai, proxy, settings
+from tests.ports import free_port
+from tests.proxy import Proxy, alive, openai, proxy, settings
 from tests.real_servers import SAID, server
 from tests.sdks import HERE, run
 from tests.upstreams import Connection, Seen, each, upstream

@@ -101,14 +101,14 @@ def test_no_call_gets_much() -> None:
         patch.setattr(sliced, "SMALL", 1024)
         patch.setattr(sliced, "TEXT", 4096)
         for value in (
-            list(range(30_000)),
-            [[0.25] * 768] * 20,
-            {"messages": [{"role": "user", "content": "hi"}] * 1500},
-            {"a": {"b": {"c": ["x" * 100_000, "\\" * 100_000, "é" * 100_000]}}},
+            list(range(10_000)),
+            [[0.25] * 768] * 7,
+            {"messages": [{"role": "user", "content": "hi"}] * 500},
+            {"a": {"b": {"c": ["x" * 30_000, "\\" * 30_000, "é" * 30_000]}}},
         ):
             assert sliced.decode_large(json.dumps(value).encode(), counted) == value
     assert max(seen) <= 4096 + 8
-    assert len(seen) > 400
+    assert len(seen) > 150
 
 
 def test_no_call_writes_much() -> None:

@@ -18,7 +18,7 @@ from manallm_proxy import __version__
 from tests.command import ROOT
 from tests.needs import require
 from tests.newcomer import answer, ollama, started
-from tests.proxy import free_port
+from tests.ports import free_port
 from tests.terminal import terminal
 from tests.upstreams import upstream
 

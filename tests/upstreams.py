@@ -16,6 +16,8 @@ from typing import Any
 
 from attrs import define, field
 
+from tests.ports import free_port
+
 Script = Callable[["Connection"], Awaitable[None]]
 Answer = Callable[["Connection", "Seen"], Awaitable[None]]
 
@@ -138,8 +140,8 @@ class Upstream:
         return [s for s in self.seen if s.method == "POST"]
 
     async def start(self) -> None:
+        self.port = self.port or free_port()  # which is free again when it comes back
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.context, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """As a machine that is switched off: nothing listens, and what was open is reset."""

@@ -17,7 +17,8 @@ import yaml
 from manallm_proxy.gateway.exchange import Exchange
 from tests.faults.load import Tally, load, one, pulse
 from tests.faults.supervisor import Supervisor, supervised
-from tests.proxy import Process, free_port, logging_to, openai, process, proxy, settings
+from tests.ports import free_port
+from tests.proxy import Process, logging_to, openai, process, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, Upstream, answers, chunk, each, upstream
 from tests.waiting import until
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.load import Tally, load, pulse
-from tests.proxy import free_port, logging_to, openai, resident, settings
+from tests.ports import free_port
+from tests.proxy import logging_to, openai, resident, settings
 from tests.upstreams import answers, each, upstream
 
 pytestmark = pytest.mark.built_in

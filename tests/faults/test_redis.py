@@ -30,7 +30,8 @@ from manallm_proxy.state.link import Link
 from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
 from tests.needs import require
-from tests.proxy import Process, free_port, openai, process, settings
+from tests.ports import free_port
+from tests.proxy import Process, openai, process, settings
 from tests.redis_server import PATIENCE, redis_server
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until

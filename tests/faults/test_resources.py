@@ -16,7 +16,8 @@ from tests.faults.after import ENDLESS, endless
 from tests.faults.dialects import DIALECTS
 from tests.faults.raw import client, post
 from tests.faults.scene import LONG, scene, slow
-from tests.proxy import alive, free_port, logging_to, openai, process, resident, settings, shell
+from tests.ports import free_port
+from tests.proxy import alive, logging_to, openai, process, resident, settings, shell
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 from tests.waiting import until
 
