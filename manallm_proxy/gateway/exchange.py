@@ -225,7 +225,7 @@ class Exchange:
     async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:
         async with await asking.opened(self._early_heartbeat) as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
-            self.note_commit(attempt.entry)
+            self.note_commit(self.resolved)
             reply.start(attempt.entry.target)
             reply.content_type = attempt.value.content_type or reply.content_type
             stream = attempt.value.stream
@@ -297,8 +297,7 @@ class Exchange:
         return response if response is not None else web.Response(status=499)
 
     def end(self, outcome: Outcome, status: int, error: str | None = None) -> None:
-        self.state = State.ENDED
-        self.outcome, self.status, self.error = outcome, status, error
+        self.state, self.outcome, self.status, self.error = State.ENDED, outcome, status, error
 
     def report(self) -> None:
         """The one fact that metrics and log receive of this request."""
