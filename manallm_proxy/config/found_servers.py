@@ -46,8 +46,7 @@ class Addition:
 
     def beside_open_entries(self, alias: object) -> None:
         """Adds an open entry for each to the alias's chain, beside its first open one: this machine's servers first."""
-        chain = alias.get("chain") if isinstance(alias, dict) else None
-        if not self.added or not isinstance(chain, list):
+        if not self.added or not isinstance(alias, dict) or not isinstance(chain := alias.get("chain"), list):
             return
         for place, entry in enumerate(chain):
             provider = _open_provider(entry)
@@ -58,8 +57,7 @@ class Addition:
                     like = {**entry, "target": f"{name}/*"} if isinstance(entry, dict) else f"{name}/*"
                     nearer = _is_local(self.addresses[name]) and not _is_local(self.addresses.get(provider, ""))
                     (before if nearer else after).append(like)
-                # the reader has checked that the alias is a mapping; its static type is that of any YAML value
-                alias["chain"] = [*chain[:place], *before, entry, *after, *chain[place + 1 :]]  # type: ignore[index]
+                alias["chain"] = [*chain[:place], *before, entry, *after, *chain[place + 1 :]]
                 return
 
 

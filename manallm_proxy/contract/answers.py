@@ -176,7 +176,7 @@ class Words(Texts):
     __slots__ = ()
 
     @property
-    def content(self) -> str:  # type: ignore[override]  # it is only read, as all below
+    def content(self) -> str:  # type: ignore[override]  # a field of `Delta`, which here is only read
         return self.text
 
 
@@ -189,7 +189,7 @@ class Thoughts(Texts):
         self.texts, self.reasoning_key = texts, key
 
     @property
-    def reasoning(self) -> str:  # type: ignore[override]
+    def reasoning(self) -> str:  # type: ignore[override]  # only read, too
         return self.text
 
     def step(self, text: bytes) -> Thoughts:
@@ -205,7 +205,7 @@ class CallArguments(Texts):
         self.texts, self.place = texts, place
 
     @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:  # type: ignore[override]
+    def tool_calls(self) -> tuple[ToolCall, ...]:  # type: ignore[override]  # only read, too
         return (ToolCall("", self.text, "", self.place),)
 
     def step(self, text: bytes) -> CallArguments:

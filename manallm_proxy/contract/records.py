@@ -24,17 +24,18 @@ __all__ = ["define", "frozen"]
 def _maker(make: Any) -> Any:
     """`make`, with the same options but those about matching by place and pickling."""
 
-    def decorate(cls: type | None = None, /, *, eq: bool = True, repr: bool = True, **options: Any) -> Any:  # noqa: A002  # attrs' name
+    def decorate(cls: type | None = None, /, **options: Any) -> Any:
         if cls is None:
-            return lambda cls: decorate(cls, eq=eq, repr=repr, **options)
+            return lambda cls: decorate(cls, **options)
+        compares, shows = options.pop("eq", True), options.pop("repr", True)
         own = set(cls.__dict__)
         made = make(cls, eq=False, repr=False, getstate_setstate=False, match_args=False, **options)
         linecache.cache.pop(f"<attrs generated methods {made.__module__}.{made.__qualname__}>", None)
         # a plain tuple, as it is documented: attrs makes a class of its own for each, with a property for each field
         made.__attrs_attrs__ = tuple(made.__attrs_attrs__)
-        if repr and "__repr__" not in own:
+        if shows and "__repr__" not in own:
             made.__repr__ = _repr
-        if eq and "__eq__" not in own and not issubclass(made, BaseException):
+        if compares and "__eq__" not in own and not issubclass(made, BaseException):
             made.__eq__ = _equal(made)
             if "__hash__" not in own:
                 made.__hash__ = _hash(made) if attrs.inspect(made).is_frozen else None
