@@ -17,6 +17,7 @@ from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.doors.ollama.chat import OllamaChatDoor
 from manallm_proxy.doors.ollama.embed import OllamaEmbedDoor
 from manallm_proxy.doors.ollama.generate import OllamaGenerateDoor
+from manallm_proxy.doors.ollama.messages import Conversation
 from manallm_proxy.doors.ollama.reply import ChatReply
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.providers.ollama import request as ollama_request
@@ -135,6 +136,26 @@ def is_legal(call: Call, body: bytes, part: str) -> None:
     else:
         assert b"\n" not in body
         legal(json.loads(body), part=part)
+
+
+def test_an_id_is_claimed_within_its_turn() -> None:
+    """Ids begin anew with each turn: what a result of the first names is free in the second."""
+    calls = [{"id": f"call0000{n}", "function": {"name": "weather"}} for n in (1, 2, 3)]
+    turns = [
+        [
+            said,
+            {"role": "tool", "content": "", "tool_name": "weather"},
+            {"role": "tool", "content": "", "tool_call_id": id_},
+        ]
+        for said, id_ in (
+            ({"role": "assistant", "tool_calls": calls[1:]}, "call00003"),
+            ({"role": "assistant", "tool_calls": calls[1:]}, "call00002"),
+        )
+    ]
+    read = Conversation().read([row for turn in turns for row in turn])
+    results = [row["tool_call_id"] for row in read if row["role"] == "tool"]
+    made = [call["id"] for row in read for call in row.get("tool_calls", ())]
+    assert results == [made[0], made[1], made[3], made[2]]
 
 
 @given(chats)

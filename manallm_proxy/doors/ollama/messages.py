@@ -94,7 +94,7 @@ class Conversation:
     _given: set[str] = field(factory=set)
     """All ids in the client's messages, which those that we make must not repeat."""
     _claimed: set[str] = field(factory=set)
-    """Ids of calls that a result names."""
+    """Ids of the latest turn's calls that a result names: clients begin anew with each turn."""
     _used: set[str] = field(factory=set)
     _count: int = 0
     _pending: _PendingCalls = field(factory=_PendingCalls)
@@ -104,8 +104,11 @@ class Conversation:
         that answers no call."""
         rows = all_of(dict, messages, "messages")
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
-        self._claimed = {id_ for row in rows if isinstance(id_ := row.get("tool_call_id"), str) and id_}
-        return [self._message(row, f"messages[{n}].") for n, row in enumerate(rows)]
+        claims, read = _claims(rows), []
+        for n, row in enumerate(rows):
+            self._claimed = claims.get(n, self._claimed)
+            read.append(self._message(row, f"messages[{n}]."))
+        return read
 
     @staticmethod
     def origins(messages: list[Fields]) -> Origins:
@@ -172,6 +175,18 @@ class Conversation:
             what = f": '{(id_ or name)[:64]}'" if id_ or name else ""
             raise InvalidRequest(f"'{path[:-1]}' answers no tool call before it{what}", param=path[:-1])
         return found.id
+
+
+def _claims(rows: list[Fields]) -> dict[int, set[str]]:
+    """Of each turn with calls, by its place, the ids that the results after it name, up to the next such turn."""
+    claims: dict[int, set[str]] = {}
+    named: set[str] = set()
+    for n in range(len(rows) - 1, -1, -1):
+        if rows[n].get("tool_calls"):
+            claims[n], named = named, set()
+        elif isinstance(id_ := rows[n].get("tool_call_id"), str) and id_:
+            named.add(id_)
+    return claims
 
 
 def _given_ids(message: Fields) -> list[str]:
