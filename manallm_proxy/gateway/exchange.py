@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
 from functools import partial
 
 from attrs import evolve, field
@@ -37,6 +36,7 @@ from manallm_proxy.gateway.asking import Asking, written
 from manallm_proxy.gateway.body_reader import read_request
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
+from manallm_proxy.gateway.exchange_state import State
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.kept_answer import KeptAnswer
 from manallm_proxy.gateway.render import Renderer
@@ -49,18 +49,6 @@ from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
 from manallm_proxy.openai.large import LARGE_BYTES, aside, let_go_aside
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
-
-
-class State(Enum):
-    """How far an exchange has come."""
-
-    WAITING = auto()
-    """No target has answered: a failure may still be said by status, unless an early heartbeat has left."""
-    COMMITTED = auto()
-    """A target answers: a failure breaks the answer."""
-    ENDED = auto()
-    """Its outcome is known."""
-
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -88,6 +76,8 @@ class Exchange:
     status: int = 200
     error: str | None = None
     bytes_sent: int = 0
+    duration: float = 0.0
+    """Seconds, once it is closed."""
     first_byte_at: float | None = None
     interrupted: ProxyError | None = None
     """Why it was ended from outside."""
@@ -299,18 +289,22 @@ class Exchange:
     def end(self, outcome: Outcome, status: int, error: str | None = None) -> None:
         self.state, self.outcome, self.status, self.error = State.ENDED, outcome, status, error
 
+    def close(self) -> None:
+        """It is over, and who pays for it has paid."""
+        self.duration = self.generation.registry.clock() - self.started
+        if self._asking is not None and self._asking.way.expense is not None:
+            paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
+            self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
+
     def report(self) -> None:
-        """The one fact that metrics and log receive of this request."""
+        """The one fact that metrics and log receive of this request, once it is closed."""
         generation, walk, summary, asking = self.generation, self.walk, self._summary, self._asking
-        registry, usage, resolved, first = generation.registry, self.usage, self.resolved, self.first_byte_at
+        usage, resolved, first = self.usage, self.resolved, self.first_byte_at
         target = resolved.target if resolved is not None else None
         notes = asking.notes if asking is not None else ()
-        if asking is not None and asking.way.expense is not None:
-            paid = self.outcome != "error" and (self.cache != "hit" or usage is not None)
-            asking.way.settle(resolved if paid else None, usage, self.bytes_sent)
         cost, avoided = generation.costs(resolved, usage)
         saved = self.saved_usage
-        registry.observe(
+        generation.registry.observe(
             RequestEnded(
                 request_id=self.request_id,
                 endpoint=self.door.name,
@@ -323,7 +317,7 @@ class Exchange:
                 outcome=self.outcome,
                 attempts=walk.tried if walk is not None else 0,
                 bytes_sent=self.bytes_sent,
-                duration=registry.clock() - self.started,
+                duration=self.duration,
                 to_first_byte=first - self.started if first is not None else None,
                 prompt_tokens=usage.prompt if usage is not None else None,
                 completion_tokens=usage.completion if usage is not None else None,

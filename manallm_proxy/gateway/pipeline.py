@@ -32,6 +32,8 @@ class Pipeline:
     idle: asyncio.Event = field(factory=asyncio.Event)
     placed: set[Exchange] = field(factory=set)
     """Those that have a place."""
+    _closed: list[Exchange] = field(factory=list, repr=False)
+    """Those that are over but not yet reported."""
 
     def __attrs_post_init__(self) -> None:
         self.idle.set()
@@ -49,6 +51,7 @@ class Pipeline:
                 shared = self._admit(exchange)
             except ProxyError as error:
                 response = exchange.refuse(error)
+                exchange.close()
                 exchange.report()
                 return response
             self.exchanges.add(exchange)
@@ -63,7 +66,8 @@ class Pipeline:
                 generation.release()
                 if exchange in self.placed:
                     self._give_back(exchange)
-                exchange.report()
+                exchange.close()
+                self._report(exchange)
 
         return handle
 
@@ -98,6 +102,20 @@ class Pipeline:
         self.placed.discard(exchange)
         if exchange.caller is not None:
             exchange.caller.leave()
+
+    def _report(self, exchange: Exchange) -> None:
+        """Reports all that end in one turn of the event loop together: what runs many times in a row stays in the
+        processor's cache. The last in flight reports at once, so that nobody alone pays for another turn."""
+        self._closed.append(exchange)
+        if not self.exchanges:
+            self._report_closed()
+        elif len(self._closed) == 1:
+            asyncio.get_running_loop().call_soon(self._report_closed)
+
+    def _report_closed(self) -> None:
+        closed, self._closed = self._closed, []
+        for exchange in closed:
+            exchange.report()
 
     def end_revoked(self) -> None:
         """After a reload: requests whose key is gone end, each with the reason."""

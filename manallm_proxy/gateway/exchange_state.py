@@ -1,0 +1,16 @@
+"""How far one client's request has come, which decides how its client learns of a failure."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+
+class State(Enum):
+    """How far an exchange has come."""
+
+    WAITING = auto()
+    """No target has answered: a failure may still be said by status, unless an early heartbeat has left."""
+    COMMITTED = auto()
+    """A target answers: a failure breaks the answer."""
+    ENDED = auto()
+    """Its outcome is known."""

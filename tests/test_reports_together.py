@@ -1,0 +1,45 @@
+"""Requests that end in one turn of the event loop are reported together, and nobody sees them unreported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.proxy import Proxy, openai, proxy, settings
+from tests.upstreams import Connection, Seen, completion, each, upstream
+from tests.waiting import until
+
+ALL = 24
+
+
+async def counted(p: Proxy) -> float:
+    async with p.client.get(f"{p.url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+    return sum(s.value for f in families for s in f.samples if s.name == "mana_llm_llm_requests_total")
+
+
+async def test_many_at_once_are_all_counted_before_the_next_request_is(tmp_path: Path) -> None:
+    """Also while another is in flight, which is then the last, and told of as soon as it has its answer."""
+
+    async def in_step(connection: Connection, seen: Seen) -> None:
+        await (last if seen.json["model"] == "last" else go).wait()
+        await connection.reply(completion())
+
+    go, last = asyncio.Event(), asyncio.Event()
+    async with upstream(each(in_step)) as u, proxy(settings({"gpu": openai(u.url)}), tmp_path) as p:
+        at_the_end = asyncio.ensure_future(p.chat(model="gpu/last"))
+        chats = [asyncio.ensure_future(p.chat(model="gpu/m")) for _ in range(ALL)]
+        await until(lambda: len(p.app.gateway.pipeline.placed) == ALL + 1)
+        go.set()
+        assert {status for status, _, _ in await asyncio.gather(*chats)} == {200}
+        assert await counted(p) == ALL
+        last.set()
+        assert (await at_the_end)[0] == 200
+        assert await counted(p) == ALL + 1
+        lines = [json.loads(line) for line in p.log.getvalue().splitlines() if '"event":"request"' in line]
+    chat = [line for line in lines if line["endpoint"] == "chat/completions"]
+    assert len({line["request_id"] for line in chat}) == len(chat) == ALL + 1
+    assert chat[-1]["target"] == "gpu/last"
