@@ -287,6 +287,17 @@ def test_a_reader_that_sleeps_costs_lines_and_no_time() -> None:
     assert lines[-1]["lines"] == lost
 
 
+def test_a_line_that_waits_leaves_with_one_that_is_not_written() -> None:
+    """Of two requests reported together, only the first is grave enough for the log."""
+    stream = io.StringIO()
+    logs = Logs.open("warning", "json", stream)
+    logs(evolve(ENDED, outcome="error", status=500, error="internal_error", more=True))
+    waits = stream.getvalue()
+    logs(ENDED)
+    assert not waits
+    assert json.loads(stream.getvalue())["status"] == 500
+
+
 def test_lines_leave_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several workers write to one pipe: what leaves in one call ends with a line, unless that is too long itself."""
     pieces: list[bytes] = []
@@ -299,11 +310,10 @@ def test_lines_leave_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0), open(writing, "w") as stream:
         logs = Logs.open("debug", "json", stream)
-        logs.soon = lambda flush: None
-        for _ in range(50):
-            logs(ENDED)
+        for _ in range(49):
+            logs(evolve(ENDED, more=True))
         monkeypatch.setattr(os, "write", watched)
-        logs.flush()
+        logs(ENDED)
     assert len(pieces) > 1
     assert all(batch.endswith(b"\n") and len(batch) <= 4096 for batch in pieces)
 

@@ -150,6 +150,9 @@ class RequestEnded:
     """The same in USD."""
     trace: Trace | None = None
     """None where traces are off."""
+    more: bool = False
+    """Whether another of the same turn of the event loop is reported right after it, so that both can be written at
+    once."""
 
     @classmethod
     def refused(cls, error: ProxyError, request_id: str, route: str = UNROUTED, key: str | None = None) -> RequestEnded:

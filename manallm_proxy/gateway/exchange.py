@@ -296,8 +296,8 @@ class Exchange:
             paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
             self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
 
-    def report(self) -> None:
-        """The one fact that metrics and log receive of this request, once it is closed."""
+    def report(self, *, more: bool = False) -> None:
+        """The one fact that metrics and log receive of this request, once it is closed. `more`: see `RequestEnded`."""
         generation, walk, summary, asking = self.generation, self.walk, self._summary, self._asking
         usage, resolved, first = self.usage, self.resolved, self.first_byte_at
         target = resolved.target if resolved is not None else None
@@ -334,6 +334,7 @@ class Exchange:
                 saved_usage=saved,
                 saved_cost=generation.costs(resolved, saved)[0] or 0.0 if saved is not None else 0.0,
                 trace=self.trace,
+                more=more,
             )
         )
         self._asking = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this

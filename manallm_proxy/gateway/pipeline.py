@@ -114,8 +114,8 @@ class Pipeline:
 
     def _report_closed(self) -> None:
         closed, self._closed = self._closed, []
-        for exchange in closed:
-            exchange.report()
+        for number, exchange in enumerate(closed, 1):
+            exchange.report(more=number < len(closed))
 
     def end_revoked(self) -> None:
         """After a reload: requests whose key is gone end, each with the reason."""

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
@@ -106,8 +106,6 @@ class Logs:
     stream: TextIO | None
     dropped: int = 0
     """Lines lost since startup."""
-    soon: Callable[[Callable[[], None]], object] | None = None
-    """The event loop's ``call_soon``, to write the lines of all requests that end in one loop iteration at once."""
     _reported: int = 0
     """How many of the lost lines the log has reported."""
     _waiting: list[bytes] = field(factory=list, repr=False)
@@ -153,24 +151,31 @@ class Logs:
             self._write(self._line(level, name, fields), 1)
 
     def _request(self, event: RequestEnded) -> None:
-        """Writes the line of a request, with those of all that end in the same loop iteration."""
+        """Writes the line of a request, with those of all that are reported together."""
+        try:
+            data = self._request_line(event)
+        except Exception:
+            self.dropped += 1
+            data = None
+        if event.more:
+            if data is not None:
+                with self._lock:
+                    self._waiting.append(data)
+        elif self._waiting:
+            self.flush(data)
+        elif data is not None:
+            self._write(data, 1)
+
+    def _request_line(self, event: RequestEnded) -> bytes | None:
         level = request_level(event)
         if LEVELS.index(level) < self._floor:
-            return
+            return None
         line = request_line(event)
         if event.error is not None and _is_strangers(event):  # these come in floods
             if not self._refusals.admits():
-                return
+                return None
             line.suppressed = self._refusals.suppressed()
-        data = self._json(level, line) if self.form.json else self._line(level, REQUEST, line.fields())
-        if self.soon is None:
-            self.flush()
-            self._write(data, 1)
-            return
-        with self._lock:
-            self._waiting.append(data)
-        if len(self._waiting) == 1:
-            self.soon(self.flush)
+        return self._json(level, line) if self.form.json else self._line(level, REQUEST, line.fields())
 
     def _json(self, level: Level, line: RequestLine) -> bytes:
         """As `_line`, in a fourth of its time."""
@@ -184,10 +189,12 @@ class Logs:
             data = _encode(line)
         return PRIORITY[level] + data + b"\n" if self.form.journal else data + b"\n"
 
-    def flush(self) -> None:
-        """Writes the lines that wait for the end of this loop iteration."""
+    def flush(self, last: bytes | None = None) -> None:
+        """Writes the lines that wait for others of the same turn of the event loop, and `last` after them."""
         with self._lock:
             lines, self._waiting = self._waiting, []
+        if last is not None:
+            lines.append(last)
         if lines:
             self._write(b"".join(lines), len(lines))
 

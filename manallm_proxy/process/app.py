@@ -112,7 +112,6 @@ class App:
         """Serves until `stop`, then drains. Raises OSError if it cannot listen."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._stray)
-        self.logs.soon = loop.call_soon
         server = Server(
             self.gateway.handle,
             header=self.config.limits.header,
@@ -151,7 +150,6 @@ class App:
             await self.spend.close()
             if watchdog is not None:
                 watchdog.cancel()
-            self.logs.soon = None
             await self.tracing.close()
             self._life("stopped")
             if self.link is not None:
