@@ -191,3 +191,22 @@ async def test_what_comes_behind_a_declined_upgrade_is_requests(parts: int) -> N
         go.set()
         for expected in (b"/up 0\n", b"/long 20000\n", b"/ 0\n", b"/long 20000\n"):
             assert await asyncio.wait_for(reader.readuntil(expected), 5)
+
+
+async def test_the_usual_properties_are_attributes_and_say_what_aiohttps_say() -> None:
+    """Also of a request whose target is a whole URL, of which the path counts; and the task is the one that runs."""
+    seen: list[dict[str, object]] = []
+
+    async def looks(request: web.BaseRequest) -> web.Response:
+        ours, its = vars(request), vars(web.BaseRequest)
+        assert internals.running_task(request) is asyncio.current_task()
+        for name in ("headers", "method", "rel_url", "content"):
+            assert getattr(request, name) is ours[name] is its[name].wrapped(request), name
+        seen.append({"method": request.method, "path": request.rel_url.raw_path, "host": request.headers["Host"]})
+        return web.Response(text="ok")
+
+    async with serving(looks) as (_, reader, writer):
+        writer.write(GET + GET.replace(b"GET / ", b"DELETE http://y/a%20b?c=d "))
+        for _ in range(2):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    assert seen == [{"method": "GET", "path": "/", "host": "x"}, {"method": "DELETE", "path": "/a%20b", "host": "x"}]

@@ -80,14 +80,16 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     if (request.content_length or 0) > LARGE_BYTES:
         expect_large()
     ask_for_body(request)
-    size, late = 0, 0.0
-    loop = asyncio.get_running_loop()
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed
             part = request.content.read_nowait()
             if len(part) > limits.body:
                 raise _too_large(limits.body)
             return part
+    except web.RequestPayloadError:
+        raise _broken() from None
+    size, late, loop = 0, 0.0, asyncio.get_running_loop()
+    try:
         if is_long(request) and request.transport is not None and request.content_length is not None:
             long = LongBody(request, request.transport, request.content_length)
             try:
@@ -110,8 +112,12 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
             raise BodyTimeout(slow) from None
         raise BodyTimeout(f"the body stalled for {limits.body_timeout:g} s (limits.body_timeout)") from None
     except web.RequestPayloadError:
-        raise InvalidRequest("the body's transfer encoding is broken") from None
+        raise _broken() from None
     return body.take()
+
+
+def _broken() -> InvalidRequest:
+    return InvalidRequest("the body's transfer encoding is broken")
 
 
 def _too_large(limit: int) -> BodyTooLarge:

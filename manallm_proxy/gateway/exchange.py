@@ -43,6 +43,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
+from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
@@ -93,10 +94,12 @@ class Exchange:
     _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
-    _task: asyncio.Task[object] | None = field(factory=asyncio.current_task)
+    _task: asyncio.Task[object] | None = None
+    """The one that answers."""
 
     async def answer(self, limits: SharedLimits | None = None) -> web.StreamResponse:
         """The response: of a stream once it is complete. `limits` counts the request first, if it is given."""
+        self._task = running_task(self.request)
         try:
             if limits is not None and self.caller is not None:
                 await limits.ask(self.caller, self.started)
@@ -302,41 +305,35 @@ class Exchange:
         usage, resolved, first = self.usage, self.resolved, self.first_byte_at
         target = resolved.target if resolved is not None else None
         notes = asking.notes if asking is not None else ()
-        cost, avoided = generation.costs(resolved, usage)
-        saved = self.saved_usage
-        generation.registry.observe(
-            RequestEnded(
-                request_id=self.request_id,
-                endpoint=self.door.name,
-                requested=summary.model if summary is not None else "",
-                alias=walk.chain.alias if walk is not None else None,
-                provider=target.provider if target is not None else None,
-                model=target.model if target is not None else None,
-                streaming=summary is not None and summary.stream,
-                status=self.status,
-                outcome=self.outcome,
-                attempts=walk.tried if walk is not None else 0,
-                bytes_sent=self.bytes_sent,
-                duration=self.duration,
-                to_first_byte=first - self.started if first is not None else None,
-                prompt_tokens=usage.prompt if usage is not None else None,
-                completion_tokens=usage.completion if usage is not None else None,
-                error=self.error,
-                key=self.caller.key.name if self.caller is not None else None,
-                notes=(*notes, *dict.fromkeys(self._remarks)) if self._remarks else notes,
-                started=self.started,
-                log=walk.log if walk is not None else (),
-                last=walk.trying if walk is not None else None,
-                last_at=walk.trying_at if walk is not None else None,
-                cost=cost,
-                avoided=avoided,
-                cache=self.cache,
-                saved_usage=saved,
-                saved_cost=generation.costs(resolved, saved)[0] or 0.0 if saved is not None else 0.0,
-                trace=self.trace,
-                more=more,
-            )
+        ended = RequestEnded(
+            request_id=self.request_id,
+            endpoint=self.door.name,
+            requested=summary.model if summary is not None else "",
+            alias=walk.chain.alias if walk is not None else None,
+            provider=target.provider if target is not None else None,
+            model=target.model if target is not None else None,
+            streaming=summary is not None and summary.stream,
+            status=self.status,
+            outcome=self.outcome,
+            attempts=walk.tried if walk is not None else 0,
+            bytes_sent=self.bytes_sent,
+            duration=self.duration,
+            to_first_byte=first - self.started if first is not None else None,
+            prompt_tokens=usage.prompt if usage is not None else None,
+            completion_tokens=usage.completion if usage is not None else None,
         )
+        # of more than 15 keywords Python would make a dict first
+        ended.error, ended.more, ended.started = self.error, more, self.started
+        ended.key = self.caller.key.name if self.caller is not None else None
+        ended.notes = (*notes, *dict.fromkeys(self._remarks)) if self._remarks else notes
+        if walk is not None:
+            ended.log, ended.last, ended.last_at = walk.log, walk.trying, walk.trying_at
+        ended.cost, ended.avoided = generation.costs(resolved, usage)
+        ended.cache, ended.trace = self.cache, self.trace
+        if self.saved_usage is not None:
+            ended.saved_usage = self.saved_usage
+            ended.saved_cost = generation.costs(resolved, self.saved_usage)[0] or 0.0
+        generation.registry.observe(ended)
         self._asking = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this
 
 

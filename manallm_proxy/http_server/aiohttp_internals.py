@@ -12,10 +12,13 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, StreamReader
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDictProxy
+from yarl import URL
 
 from manallm_proxy.http_server import web
 
@@ -40,7 +43,7 @@ def _check() -> None:
         (RequestHandler, ("_message_tail", "_resume_reading_if_drained")),
         (HttpRequestParser, ("message_consumed", "set_upgraded")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
-        (web.BaseRequest, ("_version", "_task", "_finish", "keep_alive", "writer")),
+        (web.BaseRequest, ("_version", "_task", "_loop", "_finish", "keep_alive", "writer")),
     )
     missing = [f"{owner.__name__}.{name}" for owner, names in wanted for name in names if not _has_name(owner, name)]
     if missing:
@@ -57,6 +60,27 @@ def _has_name(owner: type, name: str) -> bool:
 
 
 _check()
+
+
+class Request(web.BaseRequest):
+    """A request whose usual properties are plain attributes, which takes a fourth of the time; a request has some 20
+    looks at them."""
+
+    headers: CIMultiDictProxy[str] = None  # type: ignore[assignment]  # in the place of aiohttp's property
+    method: str = ""
+    rel_url: URL = None  # type: ignore[assignment]  # as above
+    content: StreamReader = None  # type: ignore[assignment]  # as above
+
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        connection: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> None:
+        super().__init__(message, payload, connection, writer, task, connection._loop)
+        self.headers, self.method, self.rel_url, self.content = message.headers, message.method, self._rel_url, payload
 
 
 class OneTaskHandler(RequestHandler):
@@ -174,6 +198,11 @@ class OneTaskHandler(RequestHandler):
             self.data_received(tail)
             if self._buffer_paused:
                 self._resume_reading_if_drained()
+
+
+def running_task(request: web.BaseRequest) -> asyncio.Task[object] | None:
+    """The task that handles `request`. Told the loop, ``asyncio.current_task`` needs no system call (Python 3.11)."""
+    return asyncio.current_task(request._loop)
 
 
 def version_of(request: web.BaseRequest) -> HttpVersion:

@@ -214,6 +214,7 @@ class Server(web.Server):
         }
         super().__init__(
             _unambiguous(handler),
+            request_factory=internals.Request,
             handler_cancellation=True,  # a client that disconnects thereby ends the upstream request too
         )
 

