@@ -51,6 +51,7 @@ async def until(what: Callable[[], bool]) -> None:
     [
         (RequestHandler, "force_close"),
         (RequestHandler, "handle_error"),
+        (RequestHandler, "peername"),
         (web.StreamResponse, "_eof_sent"),
         (web.StreamResponse, "_keep_alive"),
         (web.BaseRequest, "writer"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, StreamReader
@@ -21,6 +21,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from manallm_proxy.http_server import web
+from manallm_proxy.http_server.deadlines import Deadlines
 
 TOO_MANY_HEADERS: Final = "Too many headers received"
 """The message of the BadHttpMessage that aiohttp's parsers raise: there is no class for this error."""
@@ -29,7 +30,7 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 def _check() -> None:
     wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
         (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
-        (RequestHandler, ("start", "_handle_request", "finish_response", "_process_keepalive", "log_exception")),
+        (RequestHandler, ("start", "_handle_request", "finish_response", "log_exception")),
         (
             RequestHandler,
             ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close"),
@@ -38,7 +39,8 @@ def _check() -> None:
             RequestHandler,
             ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive"),
         ),
-        (RequestHandler, ("_keepalive_timeout", "_next_keepalive_close_time", "_keepalive_handle")),
+        (RequestHandler, ("connection_made", "connection_lost", "close", "ssl_context", "peername", "sockname")),
+        (web.Server, ("connection_made", "connection_lost")),
         (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
         (RequestHandler, ("_message_tail", "_resume_reading_if_drained")),
         (HttpRequestParser, ("message_consumed", "set_upgraded")),
@@ -84,13 +86,59 @@ class Request(web.BaseRequest):
 
 
 class OneTaskHandler(RequestHandler):
-    """A connection whose requests are handled in its own task.
+    """A connection whose requests are handled in its own task, which begins with the first of them.
 
     aiohttp makes a task for each request, so that each has its own context variables, of which we have none. A request
-    then takes three turns of the event loop where one would do. Whatever is unusual is left to aiohttp's own `start`.
+    then takes three turns of the event loop where one would do. And it has one wait for the first request, and cancels
+    it when the connection is lost. Whatever is unusual is left to aiohttp's own `start`.
+
+    `idle` ends the wait between two requests; whoever makes the connection limits the wait for the first one.
     """
 
-    __slots__ = ()
+    __slots__ = ("_idle",)
+
+    # what aiohttp asks the transport for each connection, for properties of requests that nobody reads here
+    ssl_context = None
+    peername = None
+    sockname = None
+
+    def __init__(self, server: web.Server, idle: Deadlines[OneTaskHandler], **options: Any) -> None:
+        super().__init__(server, **options)
+        self._idle = idle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As aiohttp's, without its timer and its task.
+
+        Nor does it set the socket's options, which it has from the listening one (`listening.Runner`).
+        """
+        assert self._manager is not None
+        self.transport = cast(asyncio.Transport, transport)
+        self._manager.connection_made(self, self.transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """As aiohttp's. A task that waits for a request ends by itself, at a third of what it takes to cancel it."""
+        self._idle.end(self)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            self._waiter = self._task_handler = None
+            waiter.set_result(None)
+        super().connection_lost(exc)
+
+    def close(self) -> None:
+        """As aiohttp's, whose task would close a connection that has no request."""
+        super().close()
+        if self._task_handler is None and self.transport is not None:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        """Closes the connection if it waits for another request."""
+        if self._waiter is not None and not self._waiter.done():
+            self.force_close()
+
+    def handle_requests(self) -> None:
+        """To be called when requests have come: the task begins, unless it is there."""
+        if self._task_handler is None:
+            self._task_handler = self._loop.create_task(self.start())
 
     async def start(self) -> None:
         """Handles the connection's requests, one after the other, until it closes."""
@@ -103,8 +151,10 @@ class OneTaskHandler(RequestHandler):
                         await self._waiter
                     finally:
                         self._waiter = None
+                    continue
                 message, payload = self._messages[0]
                 if self._upgraded or self._buffer_paused or not isinstance(message, RawRequestMessage):
+                    self._idle.end(self)  # aiohttp has a timer of its own
                     await super().start()
                     return
                 self._messages.popleft()
@@ -152,9 +202,7 @@ class OneTaskHandler(RequestHandler):
         self._keepalive = bool(response.keep_alive)
         if not self._keepalive or self._close or self._force_close:
             return False
-        self._next_keepalive_close_time = due = self._loop.time() + self._keepalive_timeout
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
+        self._idle.begin(self)
         return True
 
     async def _read_rest(self, payload: StreamReader) -> None:

@@ -26,6 +26,7 @@ from manallm_proxy.contract.errors import (
 from manallm_proxy.http_server import aiohttp_internals as internals
 from manallm_proxy.http_server import listening, web
 from manallm_proxy.http_server.body_writer import Limits, stall_guard
+from manallm_proxy.http_server.deadlines import Deadlines
 
 KEEP_ALIVE: Final = 75.0
 """Seconds an idle connection stays open: above nginx's 60 s, since nginx does not retry a POST that it has sent."""
@@ -67,13 +68,14 @@ def ask_for_body(request: web.BaseRequest) -> None:
 class _Connection(internals.OneTaskHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
-    __slots__ = ("_head_limit", "_head_size", "_head_timeout", "_limits", "_payload", "_refusal", "_timer")
+    __slots__ = ("_head_limit", "_head_size", "_heads", "_is_awaited", "_limits", "_payload", "_refusal")
 
     def __init__(self, server: Server, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._head_timeout, self._refusal, self._limits = server.head_timeout, server.refusal, server.limits
+        super().__init__(server, server.idle, **options)
+        self._heads, self._refusal, self._limits = server.heads, server.refusal, server.limits
         self._head_limit = HEAD_FACTOR * self.max_line_size
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_awaited = False
+        """Whether there is a limit to the wait for a head."""
         self._head_size = 0
         """Bytes received of a head that is not complete."""
         self._payload: StreamReader = EMPTY_PAYLOAD
@@ -81,7 +83,7 @@ class _Connection(internals.OneTaskHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._start_timer()
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         between = self._payload.is_eof()
@@ -91,24 +93,24 @@ class _Connection(internals.OneTaskHandler):
         super().data_received(data)
         if internals.requests_begun(self) != before:
             self._payload = internals.last_payload(self) or self._payload
-            self._stop_timer()
+            self._head_size = 0
+            if self._is_awaited:
+                self._is_awaited = False
+                self._heads.end(self)
+            self.handle_requests()
         elif data and between and not internals.is_unparsed(self):
             self._head_size += len(data)
-            if self._timer is None:
-                self._start_timer()
+            if not self._is_awaited:
+                self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_timer()
+        self._heads.end(self)
+        self._payload = EMPTY_PAYLOAD  # which refers to its connection: a cycle
         super().connection_lost(exc)
 
-    def _start_timer(self) -> None:
-        self._timer = self._loop.call_later(self._head_timeout(), self._head_overdue)
-
-    def _stop_timer(self) -> None:
-        self._head_size = 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _await_head(self) -> None:
+        self._is_awaited = True
+        self._heads.begin(self)
 
     def _refuse_long_head(self, data: bytes) -> bool:
         """Whether `data` makes the head exceed its limit; then the connection is closed."""
@@ -120,11 +122,12 @@ class _Connection(internals.OneTaskHandler):
         self._end_with(HeadTooLarge(f"the request's headers are over the limit of {self._head_limit} bytes in all"))
         return True
 
-    def _head_overdue(self) -> None:
-        self._timer = None
+    def head_overdue(self) -> None:
+        """The head did not come in time."""
+        self._is_awaited = False
         if internals.is_handling(self):
             if self._head_size:  # the next request's head has begun already
-                self._start_timer()
+                self._await_head()
         elif self._head_size:
             self._end_with(BodyTimeout("the request's head did not come in time"))
         else:
@@ -201,7 +204,9 @@ class Server(web.Server):
         limits: Callable[[], Limits],
         refusal: Refusal,
     ) -> None:
-        self.head_timeout, self.refusal, self.limits = head_timeout, refusal, limits
+        self.refusal, self.limits = refusal, limits
+        self.heads = Deadlines(lambda: min(head_timeout(), KEEP_ALIVE), _Connection.head_overdue)
+        self.idle = Deadlines(lambda: KEEP_ALIVE, _Connection.close_if_idle)
         self._options: dict[str, Any] = {
             "access_log": None,
             "keepalive_timeout": KEEP_ALIVE,

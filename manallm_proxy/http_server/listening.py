@@ -25,7 +25,7 @@ class Runner:
     async def on_address(self, host: str, port: int, backlog: int) -> None:
         """Listens on all addresses of `host`. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._listening.append(await loop.create_server(self.server, host, port, backlog=backlog))
+        await self._begin(await loop.create_server(self.server, host, port, backlog=backlog, start_serving=False))
 
     async def on_path(self, path: str, backlog: int) -> None:
         """Listens on a unix socket, in place of one that is there. Raises OSError."""
@@ -35,7 +35,20 @@ class Runner:
     async def on_socket(self, bound: socket.socket, backlog: int) -> None:
         """Listens on a socket that has its address. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._listening.append(await loop.create_server(self.server, sock=bound, backlog=backlog))
+        await self._begin(await loop.create_server(self.server, sock=bound, backlog=backlog, start_serving=False))
+
+    async def _begin(self, server: asyncio.Server) -> None:
+        """Accepts clients, each with what its socket has from the listening one: to set it there costs nobody anything.
+
+        With keep-alive of TCP the kernel finds out whether a client is still there; without Nagle's algorithm what is
+        written second is not held back until the client has acknowledged the first.
+        """
+        self._listening.append(server)
+        for each in server.sockets:
+            if each.family != socket.AF_UNIX:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await server.start_serving()
 
     @property
     def addresses(self) -> list[Any]:
