@@ -92,19 +92,16 @@ class OneTaskHandler(RequestHandler):
     then takes three turns of the event loop where one would do. And it has one wait for the first request, and cancels
     it when the connection is lost. Whatever is unusual is left to aiohttp's own `start`.
 
-    `idle` ends the wait between two requests; whoever makes the connection limits the wait for the first one.
+    Whoever makes one limits the wait for the first request, and sets `_idle`, which ends the wait for another.
     """
 
     __slots__ = ("_idle",)
+    _idle: Deadlines[Any]
 
     # what aiohttp asks the transport for each connection, for properties of requests that nobody reads here
     ssl_context = None
     peername = None
     sockname = None
-
-    def __init__(self, server: web.Server, idle: Deadlines[OneTaskHandler], **options: Any) -> None:
-        super().__init__(server, **options)
-        self._idle = idle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As aiohttp's, without its timer and its task.

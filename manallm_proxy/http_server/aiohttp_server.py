@@ -70,9 +70,9 @@ class _Connection(internals.OneTaskHandler):
 
     __slots__ = ("_head_limit", "_head_size", "_heads", "_is_awaited", "_limits", "_payload", "_refusal")
 
-    def __init__(self, server: Server, **options: Any) -> None:
-        super().__init__(server, server.idle, **options)
-        self._heads, self._refusal, self._limits = server.heads, server.refusal, server.limits
+    def __init__(self, server: Server) -> None:
+        super().__init__(server, **server.options)
+        self._heads, self._idle, self._refusal, self._limits = server.heads, server.idle, server.refusal, server.limits
         self._head_limit = HEAD_FACTOR * self.max_line_size
         self._is_awaited = False
         """Whether there is a limit to the wait for a head."""
@@ -207,7 +207,8 @@ class Server(web.Server):
         self.refusal, self.limits = refusal, limits
         self.heads = Deadlines(lambda: min(head_timeout(), KEEP_ALIVE), _Connection.head_overdue)
         self.idle = Deadlines(lambda: KEEP_ALIVE, _Connection.close_if_idle)
-        self._options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
+            "loop": asyncio.get_running_loop(),
             "access_log": None,
             "keepalive_timeout": KEEP_ALIVE,
             "max_line_size": header,
@@ -224,7 +225,7 @@ class Server(web.Server):
         )
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._options)
+        return _Connection(self)
 
 
 def _unambiguous(handler: Handler) -> Handler:
