@@ -43,10 +43,13 @@ class Client:
     writer: asyncio.StreamWriter
     theirs: Any
 
-    async def ask(self, data: bytes = GET, answers: int = 1) -> None:
+    async def ask(self, data: bytes = GET, answers: int = 1) -> bytes:
+        """The last answer."""
         self.writer.write(data)
+        answer = b""
         for _ in range(answers):
-            await self.reader.readuntil(b"ok")
+            answer = await asyncio.wait_for(self.reader.readuntil(b"ok"), 5)
+        return answer
 
     async def rest(self) -> bytes:
         """All until the server closes."""
@@ -193,6 +196,54 @@ async def test_aiohttp_s_own_loop_takes_over_with_its_own_timer() -> None:
         await client.ask(GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
         await until(lambda: client.theirs._keepalive_handle is not None)
         assert client.theirs not in idle._due
+
+
+async def test_what_is_taken_is_told_by_its_last_request() -> None:
+    """The body of the last one whose head is complete; what only belongs to a body, or is half a head, brings none."""
+    runner = runner_of()
+    await runner.on_address("127.0.0.1", 0, 1)
+    async with clients(runner) as opened:
+        client = await opened()
+        body = client.theirs.take(GET + POST[:-2])
+        assert not body.is_eof()
+        assert client.theirs.take(b"{") is None
+        assert not body.is_eof()
+        assert client.theirs.take(b"}" + GET[:9]) is None
+        assert body.is_eof()
+        assert client.theirs.take(GET[9:]).is_eof()
+        await client.ask(b"", 3)
+
+
+async def test_reading_is_resumed_where_it_was_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chunked body stops the client until it is read. A short one costs nobody a second look at the parser."""
+    taken: list[bytes] = []
+    pauses: list[bool] = []
+
+    async def reads(request: web.BaseRequest) -> web.StreamResponse:
+        connection: Any = request.protocol
+        if request.path == "/long":
+            await until(lambda: connection._reading_paused)
+            pauses.append(connection.transport.is_reading())
+        return web.Response(text=f"{len(await request.read())} ok")
+
+    class Counts(aiohttp_server._Connection):
+        __slots__ = ()
+
+        def data_received(self, data: bytes) -> None:
+            taken.append(data)
+            super().data_received(data)
+
+    monkeypatch.setattr(aiohttp_server, "_Connection", Counts)
+    runner = runner_of(reads)
+    await runner.on_address("127.0.0.1", 0, 1)
+    async with clients(runner) as opened:
+        client = await opened()
+        assert (await client.ask(POST)).endswith(b"2 ok")
+        assert taken == [POST]
+        part = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        long = b"POST /long HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + 12 * part + b"0\r\n\r\n"
+        assert (await client.ask(long)).endswith(b"%d ok" % (12 * 0x10000))
+        assert pauses == [False]
 
 
 async def test_no_names_are_asked_for() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import aiohttp
 from aiohttp import HttpVersion, HttpVersion11, StreamReader
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
@@ -37,12 +38,13 @@ def _check() -> None:
         ),
         (
             RequestHandler,
-            ("_request_factory", "_request_handler", "_task_handler", "_lingering_time", "_keepalive"),
+            ("_request_handler", "_task_handler", "_lingering_time", "_keepalive"),
         ),
         (RequestHandler, ("connection_made", "connection_lost", "close", "ssl_context", "peername", "sockname")),
         (web.Server, ("connection_made", "connection_lost")),
         (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
-        (RequestHandler, ("_message_tail", "_resume_reading_if_drained")),
+        (RequestHandler, ("_message_tail", "_resume_reading_if_drained", "resume_reading")),
+        (BaseProtocol, ("_reading_paused",)),
         (HttpRequestParser, ("message_consumed", "set_upgraded")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "_task", "_loop", "_finish", "keep_alive", "writer")),
@@ -132,10 +134,20 @@ class OneTaskHandler(RequestHandler):
         if self._waiter is not None and not self._waiter.done():
             self.force_close()
 
-    def handle_requests(self) -> None:
-        """To be called when requests have come: the task begins, unless it is there."""
+    def take(self, data: bytes) -> StreamReader | None:
+        """Parses what has come, and has its requests handled. The body of the last of them; None if there was none."""
+        before = self._request_count
+        RequestHandler.data_received(self, data)
+        if self._request_count == before:
+            return None
         if self._task_handler is None:
             self._task_handler = self._loop.create_task(self.start())
+        return self._messages[-1][1]
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """As aiohttp's, which for every body, paused or not, looks for more in its parser and resumes the transport."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
 
     async def start(self) -> None:
         """Handles the connection's requests, one after the other, until it closes."""
@@ -176,12 +188,11 @@ class OneTaskHandler(RequestHandler):
         if self._parser is not None:
             self._parser.message_consumed()
         assert self._manager is not None
-        assert self._request_factory is not None
         assert self._request_handler is not None
+        assert self._task_handler is not None
         self._manager.requests_count += 1
-        task = self._task_handler or asyncio.current_task()
-        assert task is not None
-        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), task)
+        loop = self._loop
+        request = web.BaseRequest(message, payload, self, StreamWriter(self, loop), self._task_handler, loop)
         try:
             response, left = await self._handle_request(request, None, self._request_handler)
             if left:
@@ -289,11 +300,6 @@ def is_handling(connection: RequestHandler) -> bool:
 def is_unparsed(connection: RequestHandler) -> bool:
     """Whether what arrives waits until a request for another protocol is answered."""
     return connection._upgraded
-
-
-def last_payload(connection: RequestHandler) -> aiohttp.StreamReader | None:
-    """The body of the last queued request; None if none is queued."""
-    return connection._messages[-1][1] if connection._messages else None
 
 
 def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:

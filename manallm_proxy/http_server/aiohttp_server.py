@@ -89,15 +89,13 @@ class _Connection(internals.OneTaskHandler):
         between = self._payload.is_eof()
         if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
-        before = internals.requests_begun(self)
-        super().data_received(data)
-        if internals.requests_begun(self) != before:
-            self._payload = internals.last_payload(self) or self._payload
+        payload = self.take(data)
+        if payload is not None:
+            self._payload = payload
             self._head_size = 0
             if self._is_awaited:
                 self._is_awaited = False
                 self._heads.end(self)
-            self.handle_requests()
         elif data and between and not internals.is_unparsed(self):
             self._head_size += len(data)
             if not self._is_awaited:
