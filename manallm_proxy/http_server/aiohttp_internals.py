@@ -177,6 +177,7 @@ class OneTaskHandler(RequestHandler):
             self.force_close()
             raise
         finally:
+            self._close = True  # whatever comes is not looked at, and begins no other task
             if transport is not None and transport.get_write_buffer_size():
                 self.closed_unread(transport)
 
