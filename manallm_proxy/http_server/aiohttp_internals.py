@@ -192,8 +192,7 @@ class OneTaskHandler(RequestHandler):
         assert self._request_handler is not None
         assert self._task_handler is not None
         self._manager.requests_count += 1
-        loop = self._loop
-        request = web.BaseRequest(message, payload, self, StreamWriter(self, loop), self._task_handler, loop)
+        request = Request(message, payload, self, StreamWriter(self, self._loop), self._task_handler)
         try:
             response, left = await self._handle_request(request, None, self._request_handler)
             if left:
