@@ -97,9 +97,9 @@ class Client:
     raises: BaseException | None = None
     at_once: bool = False
 
-    def try_write(self, batch: StreamBatch) -> bool:
+    def try_write(self, batch: StreamBatch | bytes) -> bool:
         if self.at_once:
-            self.got.append(batch.frames)
+            self.got.append(batch if isinstance(batch, bytes) else batch.frames)
         return self.at_once
 
     async def send(self, batch: StreamBatch) -> None:

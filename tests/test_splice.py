@@ -240,7 +240,8 @@ def told(translator: Translator, reads: Iterable[bytes]) -> tuple[list[Delta], b
     deltas: list[Delta] = []
     frames, end = b"", []
     for read in [*reads, b""]:
-        batch = translator.feed(read) if read else translator.close()
+        plain = translator.relayed(read) if isinstance(translator, EventRelay) else b""
+        batch = StreamBatch(plain) if plain else translator.feed(read) if read else translator.close()
         deltas += [without_id(step.plain() if isinstance(step, Texts) else step) for step in steps(batch.deltas)]
         frames += batch.frames
         if batch.done or batch.error:
@@ -312,6 +313,13 @@ def test_patterns_are_found_and_used() -> None:
         assert relay.feed(read).frames == renamed * (len(read) // len(llama))
     assert isinstance(relay, EventRelay)
     assert relay._plain.is_known
+    assert relay.relayed(llama) == renamed
+    escaped = llama.replace(b'"x"', rb'"a\"\n\u00e9"')
+    assert relay.relayed(escaped) == escaped.replace(b'"m"', b'"p/m"')
+    for other in (llama * 2, llama[:-1], llama[1:], llama.replace(b'"x"', b'"x\x00"'), llama.replace(b'"x"', b'""')):
+        assert not relay.relayed(other)
+    relay.feed(llama[:10])
+    assert not relay.relayed(llama)  # it would be part of the event that has begun
 
 
 @every(

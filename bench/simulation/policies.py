@@ -73,7 +73,7 @@ class _Nobody:
 
     async def send(self, batch: StreamBatch) -> None: ...
 
-    def try_write(self, batch: StreamBatch) -> bool:
+    def try_write(self, batch: StreamBatch | bytes) -> bool:
         return True
 
     async def finish(self) -> None: ...

@@ -224,8 +224,9 @@ class Native(Protocol):
         """The call as all other providers get it, or why there is none. Raises InvalidRequest."""
 
 
-TryWrite = Callable[[StreamBatch], bool]
-"""Accepts a batch at once, or returns False without side effects."""
+TryWrite = Callable[[StreamBatch | bytes], bool]
+"""Accepts a batch at once, or returns False without side effects. Bytes are ``frames`` and nothing else: what nearly
+all chunks of a relayed stream become, and no batch is made for them."""
 
 
 class Stream(Protocol):

@@ -26,11 +26,10 @@ class ClientStream:
         if batch.is_large:
             let_go_aside([events])
 
-    def try_write(self, batch: StreamBatch) -> bool:
-        if not self.writer.is_writable:
-            return False
-        self.writer.write_now(self.reply.events(batch))
-        return True
+    def try_write(self, batch: StreamBatch | bytes) -> bool:
+        if isinstance(batch, bytes):
+            return self.writer.try_write(batch)
+        return self.writer.is_writable and self.writer.try_write(self.reply.events(batch))
 
     async def finish(self) -> None:
         long = self.reply.ends_long

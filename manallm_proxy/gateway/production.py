@@ -100,10 +100,10 @@ class _Sink:
         self.flight.put(await events_of(self.production.reply, batch))
         await self.flight.room()
 
-    def try_write(self, batch: StreamBatch) -> bool:
+    def try_write(self, batch: StreamBatch | bytes) -> bool:
         if not self.flight.has_room:
             return False
-        self.flight.put(self.production.reply.events(batch))
+        self.flight.put(batch if isinstance(batch, bytes) else self.production.reply.events(batch))
         return True
 
     async def finish(self) -> None:

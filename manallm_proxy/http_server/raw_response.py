@@ -6,11 +6,10 @@ whole answer and a stream, are fixed. Whether the connection is kept alive is st
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import HttpVersion10
 from aiohttp.helpers import rfc822_formatted_time
 
+from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.spliced import Part
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import mark_answered, mark_sent
@@ -73,16 +72,10 @@ class RawResponse(web.StreamResponse):
     def put_part(self, data: bytes, *, last: bool = False) -> None:
         """As `put`, for a part of a body of unknown length. Empty `data` writes no chunk: it would end the body."""
         if self.chunked_body:
-            end = LAST_CHUNK if last else b""
-            data = b"%x\r\n%b\r\n%b" % (len(data), data, end) if data else end
+            data = framed(data) if data else b""
+            if last:
+                data += LAST_CHUNK
         self.put(data, last=last)
-
-    def put_now(self, data: bytes, transport: asyncio.Transport) -> None:
-        """As `put_part`, for a part that is neither the first nor the last and a `transport` that was seen to be open:
-        what all chunks of a stream but a few are."""
-        if self.ended:
-            raise RuntimeError("this answer has ended: nothing may follow it")
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked_body else data)
 
     def break_off(self, data: bytes) -> None:
         """Writes `data` as the last part, and closes the connection (FIN) without the terminating chunk.

@@ -13,6 +13,7 @@ from typing import Final
 
 from attrs import field
 
+from manallm_proxy.contract.http_chunks import framed
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.raw_response import RawResponse
@@ -81,8 +82,9 @@ class StreamWriter:
     _response: RawResponse | None = None
     _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop, repr=False)
     """To ask for it takes a system call in Python 3.11."""
-    _transport: asyncio.Transport | None = None
-    """The request's, once something has been sent; what it was if the client has left since."""
+    _ready: asyncio.Transport | None = None
+    """The client's, where `try_write` may use it: from the first event to the last, while no other write is pending."""
+    _is_chunked: bool = True
     _last_write: float = 0.0
     _writing: Progress | None = None
     _debt: float = 0.0
@@ -99,22 +101,27 @@ class StreamWriter:
 
     @property
     def is_writable(self) -> bool:
-        """Whether `write_now` may be called: the first event was sent, no write is pending, the buffer is low."""
-        transport = self._transport
+        """Whether `try_write` writes: the first event was sent, no write is pending, the buffer is low."""
+        transport = self._ready
         return (
             transport is not None
-            and self._writing is None
-            and self.first_at is not None
             and not transport.is_closing()
             and transport.get_write_buffer_size() <= WRITE_HIGH_WATER
         )
 
-    def write_now(self, data: bytes) -> None:
-        """Writes whole events at once, without a task. Only if `is_writable`."""
-        if data and self._response is not None and self._transport is not None:
-            self._response.put_now(data, self._transport)
+    def try_write(self, data: bytes) -> bool:
+        """Writes whole events at once, without a task, if `is_writable`; else returns False.
+
+        Nearly all chunks of a stream go this way, each in caches that are cold: so it is one function, on few objects.
+        """
+        transport = self._ready
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() > WRITE_HIGH_WATER:
+            return False
+        if data:
+            transport.write(framed(data) if self._is_chunked else data)
             self._last_write = self._loop.time()
             self.bytes_sent += len(data)
+        return True
 
     async def write(self, data: bytes) -> None:
         """Writes whole events, and waits while the client is slow. Raises ConnectionResetError if it left."""
@@ -133,6 +140,7 @@ class StreamWriter:
     async def break_off(self, data: bytes) -> None:
         """Writes the last event of a broken answer; closes the connection, so that it is not taken for complete."""
         response = self._response or self._begin()
+        self._ready = None
         data = bytes(self._unsent) + data
         self._note_write(data)
         response.break_off(data)
@@ -153,7 +161,7 @@ class StreamWriter:
     def _begin(self) -> RawResponse:
         """Prepares status and headers, which are sent with the next write."""
         self._response = RawResponse(self.request, self.headers, None)
-        self._transport = self.request.transport
+        self._is_chunked = self._response.chunked_body
         self._last_write = self._loop.time()
         self._timer = self._loop.call_later(self._interval, self._check)
         return self._response
@@ -170,6 +178,7 @@ class StreamWriter:
 
     async def _put_part(self, data: bytes, *, counts: bool, last: bool) -> None:
         response = self._response or self._begin()
+        self._ready = None
         loop = self._loop
         transport = self.request.transport
         self._writing = progress = Progress(loop.time(), self.pace.write_rate, self._debt)
@@ -184,6 +193,8 @@ class StreamWriter:
         else:
             await response.drain()
         self._writing = None
+        if self.first_at is not None and not last:
+            self._ready = transport
         self._last_write = loop.time()
         self.bytes_sent += len(data)
 

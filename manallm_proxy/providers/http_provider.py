@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from attrs import evolve, field
@@ -114,7 +114,7 @@ class HttpProvider:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
         response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
-        return HttpStream(self, response, translator, call)
+        return HttpStream(self, response, translator, call, getattr(translator, "relayed", None))
 
     def first_byte_error(self, seconds: float) -> ProviderError:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
@@ -226,6 +226,8 @@ class HttpStream:
     _response: Response
     _translator: Translator
     _call: Call
+    _relayed: Callable[[bytes], bytes] | None
+    """See `wire.Relays`."""
     _idle: float = 0.0
     _guard: asyncio.TimerHandle | None = None
     _piece: StreamBatch | None = None
@@ -261,6 +263,9 @@ class HttpStream:
         return await self._translate(await self._pieces.next())
 
     def _try_write(self, data: bytes) -> bool:
+        relayed, sink = self._relayed, self._sink
+        if relayed is not None and sink is not None and (frames := relayed(data)) and sink(frames):
+            return True
         if len(data) > UNCOUNTED and not fits(data):
             return False
         if self._held > EVENT_BYTES and self._translator.held > EVENT_BYTES:

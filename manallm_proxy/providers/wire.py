@@ -57,6 +57,16 @@ class Translator(Protocol):
         """The provider's end of stream: what was still held, then ``done``, or the ``error`` of a cut stream."""
 
 
+class Relays(Translator, Protocol):
+    """A translator that tells by its bytes what nearly every chunk of a stream is, and what the client gets of it."""
+
+    def relayed(self, data: bytes) -> bytes:
+        """The frames that `data` becomes, if it is one whole event that only adds text. Empty: it has to be fed.
+
+        Nothing changes by it, so that what was not taken may be fed.
+        """
+
+
 class Wire(Protocol):
     """One dialect over HTTP."""
 

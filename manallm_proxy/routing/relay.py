@@ -62,7 +62,7 @@ class Sink(Protocol):
     async def send(self, batch: StreamBatch) -> None:
         """Hands on a batch's events. Waits while the client is slow."""
 
-    def try_write(self, batch: StreamBatch) -> bool:
+    def try_write(self, batch: StreamBatch | bytes) -> bool:
         """See `provider.TryWrite`."""
 
     async def finish(self) -> None:

@@ -113,6 +113,10 @@ class PlainChunks:
         self._take(data, found.start(1) + 1, found.end(1) - 1)
         return Splice(sent[: again.start(1) + 1], sent[again.end(1) - 1 :])
 
+    def unquoted(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the words and their quotes."""
+        return self._front[:-1], self._tail[1:]
+
     def _take(self, data: bytes, start: int, end: int) -> None:
         self._front, self._tail = data[:start], data[end:]
         self._between, self._shortest = self._tail + self._front, len(self._front) + len(self._tail)

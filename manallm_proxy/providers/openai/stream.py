@@ -18,8 +18,8 @@ from manallm_proxy.contract.provider import Endpoint, Span
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.json_object import encode, holds, replaced, split_object
-from manallm_proxy.openai.plain_text import Splice
+from manallm_proxy.openai.json_object import DecodeErrors, encode, holds, replaced, split_object
+from manallm_proxy.openai.plain_text import Splice, decode_string
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES
 from manallm_proxy.providers.named_calls import nameless_call
@@ -54,12 +54,27 @@ class EventRelay(EventStream):
     _plain: PlainChunks = field(factory=PlainChunks)
     _splice: Splice | None = field(default=None, repr=False)
     """Around the words of chunks of that pattern, with the model's name."""
+    _around: tuple[bytes, bytes, bytes, bytes] | None = field(default=None, repr=False)
+    """For `relayed`: what such a chunk has before and behind its quoted words, and what the client gets instead."""
     _fronts: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
     """Theirs."""
     _lessons: int = LESSONS
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
+
+    def relayed(self, data: bytes) -> bytes:
+        """See `wire.Relays`."""
+        if self._around is None or not self._is_between:
+            return b""
+        front, tail, new_front, new_tail = self._around
+        if not data.startswith(front) or not data.endswith(tail):
+            return b""
+        words = data[len(front) : -len(tail)]
+        try:
+            return b"".join((new_front, words, new_tail)) if decode_string(words) else b""
+        except DecodeErrors:
+            return b""
 
     def feed(self, data: bytes) -> StreamBatch:
         if self._has_content and self._is_between:
@@ -85,6 +100,7 @@ class EventRelay(EventStream):
         batch = self._feed(event)
         if splice := self._plain.learn_relayed(event, batch.frames):
             self._splice, self._fronts = splice, (self._old_front, self._new_front)
+            self._around = (*self._plain.unquoted(), splice.front[:-1], splice.tail[1:])
         return batch.followed_by(self.feed(rest)) if rest and not batch.error else batch
 
     def _feed(self, data: bytes) -> StreamBatch:
