@@ -2,7 +2,8 @@
 
 httptools (llhttp, in C) parses strictly; what it rejects is the provider's failure. Body bytes are pushed: `on_chunk`
 gets them in the callback in which they arrive, and the reading task is woken only if it does not consume them.
-Above `READ_HIGH_WATER` unread bytes, reading from the socket pauses.
+Above `READ_HIGH_WATER` unread bytes, reading from the socket pauses. A read that is one whole chunk of a chunked body
+goes past the parser, where that is known to await one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from manallm_proxy.contract.http_chunks import unframed
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected
 from manallm_proxy.contract.spliced import Body, Part, Spliced, in_portions
 from manallm_proxy.http_client.api import HEAD_LIMIT, TAIL_TIMEOUT
@@ -21,6 +23,8 @@ from manallm_proxy.http_client.response import Response
 
 _LENGTHS: Final = frozenset(map(len, (b"content-length", b"transfer-encoding", b"content-encoding")))
 """Of the names of headers that tell how a body is framed and coded."""
+_SIZE_LINE: Final = 3
+"""Bytes of the shortest line with the size of a chunk."""
 COALESCE_LIMIT: Final = 16 * 1024
 """Max bytes of a request body that is copied behind its head; to copy more costs more than to write both."""
 
@@ -61,6 +65,8 @@ class Connection(asyncio.Protocol):
         """A second response has begun."""
         self._overhead = 0
         """Bytes received since the last body byte: of a head, a trailer or chunk extensions."""
+        self._is_between = False
+        """The parser awaits the next chunk, or the end, of a chunked body."""
         self._head_left = HEAD_LIMIT
         """Bytes that the names and values of the response's head and trailer may still have."""
         self._lines: list[tuple[bytes, bytes]] | None = None
@@ -77,7 +83,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         assert self._response is None
         self._response = Response(self)
-        self.has_answer = self._framed = self._refused = self._reusable = False
+        self.has_answer = self._framed = self._refused = self._reusable = self._is_between = False
         self._overhead, self._head_left, self._lines = 0, HEAD_LIMIT, []
         if len(body) <= COALESCE_LIMIT:
             self._transport.write(head + bytes(body))
@@ -138,7 +144,7 @@ class Connection(asyncio.Protocol):
         return self._response.expire(now) if self._response is not None else None
 
     def abort(self) -> None:
-        self.open, self._unsent = False, None
+        self.open, self._is_between, self._unsent = False, False, None
         if self._transport is not None:
             self._transport.abort()
 
@@ -165,6 +171,10 @@ class Connection(asyncio.Protocol):
         if response is None or self._parser is None:  # unsolicited bytes
             self.abort()
             return
+        chunk = unframed(data)
+        if chunk and self._is_between:
+            response.push(chunk, self.loop.time())
+            return
         self.has_answer = True
         self._overhead += len(data)
         try:
@@ -176,6 +186,9 @@ class Connection(asyncio.Protocol):
             self._break(response)
             return
         if self._response is response:
+            # If it saw nothing but what is in that frame, it stands behind the frame now. Where both begin alike, it
+            # may have seen the end of a longer chunk, and behind that the size of the next.
+            self._is_between = chunk[:_SIZE_LINE] != data[:_SIZE_LINE] and response.has_only(chunk)
             response.deliver(self.loop.time())
         if self._surplus:
             self.abort()

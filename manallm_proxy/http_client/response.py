@@ -179,16 +179,33 @@ class Response:
                 self._size = 0
             else:
                 data = self._next()
+            self.push(data, now)
+        else:
+            self._settle()
+
+    def has_only(self, chunk: bytes) -> bool:
+        """Whether what was added and is not delivered yet is `chunk`, which is not empty."""
+        return self._chunks == [chunk]
+
+    def push(self, chunk: bytes, now: float) -> None:
+        """As `add` and `deliver`, for a chunk before which all were delivered."""
+        if self._on_chunk is None:
+            self.add(chunk)
+        else:
             try:
-                consumed = self._on_chunk(data)
+                consumed = self._on_chunk(chunk)
             except BaseException as error:  # a bug in the callback: it must reach the reader, not the event loop
                 self._error = error
             else:
-                self._refused = None if consumed else data
                 if consumed and not self.ended and self._error is None:
                     self.silent_since = now
                     return
+                self._refused = None if consumed else chunk
             self._on_chunk = None  # bytes that arrive before the reader runs belong to its next read
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wakes the reader; where none waits, does not let too much come in."""
         if self._waiter is not None and not self._waiter.done():
             self._wake()
         elif self._size > READ_HIGH_WATER and not self.ended:
