@@ -45,6 +45,30 @@ class Keeper(Protocol):
 class Connection(asyncio.Protocol):
     """asyncio's protocol for one connection."""
 
+    __slots__ = (
+        "_clogged",
+        "_drain_timer",
+        "_framed",
+        "_head_left",
+        "_is_between",
+        "_keeper",
+        "_lines",
+        "_overhead",
+        "_parser",
+        "_refused",
+        "_response",
+        "_reusable",
+        "_send_timer",
+        "_surplus",
+        "_transport",
+        "_unsent",
+        "has_answer",
+        "loop",
+        "name",
+        "open",
+        "paused",
+    )
+
     def __init__(self, name: str, keeper: Keeper, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
         self.loop = loop
