@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from attrs import evolve, field
+from attrs import field
 
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define, frozen
@@ -261,9 +261,11 @@ class StreamBatch:
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
 
     def followed_by(self, rest: StreamBatch) -> StreamBatch:
-        """Both as one, where this is not the last."""
-        frames, deltas = self.frames + rest.frames, self.deltas + rest.deltas
-        return evolve(rest, frames=frames, deltas=deltas, has_content=self.has_content or rest.has_content)
+        """Both as one, where this is not the last: `rest`, which is changed."""
+        rest.frames = self.frames + rest.frames
+        rest.deltas = self.deltas + rest.deltas
+        rest.has_content = self.has_content or rest.has_content
+        return rest
 
 
 @define

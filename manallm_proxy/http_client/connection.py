@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
     """asyncio's protocol for one connection."""
 
     __slots__ = (
+        "_bodies",
         "_clogged",
         "_drain_timer",
         "_framed",
@@ -65,6 +66,7 @@ class Connection(asyncio.Protocol):
         "has_answer",
         "loop",
         "name",
+        "on_body",
         "open",
         "paused",
     )
@@ -78,6 +80,10 @@ class Connection(asyncio.Protocol):
         self.open = True
         self._keeper = keeper
         self._transport: asyncio.Transport | None = None
+        self._bodies: list[bytes] = []
+        """Body bytes of one read, as the parser found them."""
+        self.on_body = self._bodies.append
+        """Called by the parser for each chunk of a body: no function of Python's, of which a read may have hundreds."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._framed = False
@@ -201,18 +207,20 @@ class Connection(asyncio.Protocol):
             return
         self.has_answer = True
         self._overhead += len(data)
+        is_broken = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._break(response)
-            return
-        if self._refused or self._overhead > HEAD_LIMIT:
+            is_broken = True
+        # If it saw nothing but what is in that frame, it stands behind the frame now. Where both begin alike, it may
+        # have seen the end of a longer chunk, and behind that the size of the next.
+        self._is_between = self._bodies == [chunk] and chunk[:_SIZE_LINE] != data[:_SIZE_LINE]
+        if self._bodies:
+            self._add_bodies(response)
+        if is_broken or self._refused or self._overhead > HEAD_LIMIT:
             self._break(response)
             return
         if self._response is response:
-            # If it saw nothing but what is in that frame, it stands behind the frame now. Where both begin alike, it
-            # may have seen the end of a longer chunk, and behind that the size of the next.
-            self._is_between = chunk[:_SIZE_LINE] != data[:_SIZE_LINE] and response.has_only(chunk)
             response.deliver(self.loop.time())
         if self._surplus:
             self.abort()
@@ -291,15 +299,16 @@ class Connection(asyncio.Protocol):
         elif name == b"content-encoding":
             response.encoding = value
 
-    def on_body(self, body: bytes) -> None:
+    def _add_bodies(self, response: Response) -> None:
         self._overhead = 0
-        if self._response is not None and not self._response.ended:
-            self._response.add(body)
+        if not response.ended:
+            response.add(self._bodies)
+        self._bodies.clear()
 
     def on_message_complete(self) -> None:
         response, parser = self._response, self._parser
         if response is None or parser is None or not response.head_in or response.ended or self._refused:
             return
-        self._overhead = 0
+        self._add_bodies(response)  # what comes behind is another response's
         self._reusable = parser.should_keep_alive()
         response.end()

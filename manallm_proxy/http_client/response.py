@@ -163,11 +163,11 @@ class Response:
         else:
             self._owner.abandon(self)
 
-    def add(self, chunk: bytes) -> None:
-        """Body bytes have arrived; the parser calls `deliver` after the last ones of a socket read."""
+    def add(self, chunks: list[bytes]) -> None:
+        """Body bytes have arrived; the connection calls `deliver` after the last ones of a socket read."""
         if self._wanted:
-            self._chunks.append(chunk)
-            self._size += len(chunk)
+            self._chunks += chunks
+            self._size += sum(map(len, chunks))
 
     def deliver(self, now: float) -> None:
         """Passes what has arrived to `on_chunk`, or wakes the reader. `now`: loop time."""
@@ -183,14 +183,10 @@ class Response:
         else:
             self._settle()
 
-    def has_only(self, chunk: bytes) -> bool:
-        """Whether what was added and is not delivered yet is `chunk`, which is not empty."""
-        return self._chunks == [chunk]
-
     def push(self, chunk: bytes, now: float) -> None:
         """As `add` and `deliver`, for a chunk before which all were delivered."""
         if self._on_chunk is None:
-            self.add(chunk)
+            self.add([chunk])
         else:
             try:
                 consumed = self._on_chunk(chunk)
@@ -227,7 +223,7 @@ class Response:
         except zlib.error:
             raise self._unreadable() from None
         if self._inflater.unconsumed_tail:
-            self.add(self._inflater.unconsumed_tail)
+            self.add([self._inflater.unconsumed_tail])
         return plain
 
     def _unreadable(self) -> BadResponse:
