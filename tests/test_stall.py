@@ -143,6 +143,16 @@ async def test_pieces_are_small_and_all_of_it() -> None:
         assert all(piece.count(b"\n") <= 2 * PIECE_LINES for piece in seen)
 
 
+async def test_a_piece_ends_with_an_event() -> None:
+    """One that is cut costs as much as many that are not."""
+    for event in (b"data: {}\n\n", b"event: x\ndata: {}\n\n", b"data: {}\r\n\r\n", b'{"a":1}\n'):
+        pieces = Pieces()
+        pieces.add(event * (5 * PIECE_BYTES // len(event)) + event[:-1])
+        while pieces:
+            piece = await pieces.next()
+            assert not pieces or (piece.endswith(event) and len(piece) % len(event) == 0)
+
+
 async def test_many_streams_share_one_budget() -> None:
     """However many have a backlog, the loop has its turn after each piece that took the budget."""
     in_this_turn: list[int] = [0]

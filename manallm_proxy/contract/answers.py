@@ -261,9 +261,8 @@ class StreamBatch:
     """Media type of the stream if the endpoint is opaque (see `provider.Endpoint`); on the first batch only."""
 
     def followed_by(self, rest: StreamBatch) -> StreamBatch:
-        """Both as one, where this is not the last: `rest`, which is changed."""
-        rest.frames = self.frames + rest.frames
-        rest.deltas = self.deltas + rest.deltas
+        """Both as one, where this is not the last: `rest` itself, since `evolve` looks at each field of the class."""
+        rest.frames, rest.deltas = self.frames + rest.frames, self.deltas + rest.deltas
         rest.has_content = self.has_content or rest.has_content
         return rest
 

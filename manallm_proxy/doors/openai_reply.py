@@ -86,14 +86,14 @@ class OpenAIReply:
             return b"".join([self._event([self.chunk_choice(step)], write) for step in steps((delta,))])
         if (around := self._splices.get(type(delta))) is not None:
             return around.write(delta.texts)
-        first, *others = steps((delta,))
+        first, others = delta.step(delta.texts[0]), delta.texts[1:]
         event = self._event([self.chunk_choice(first)])  # which may have to say more than those after it
         marked = Delta(MARK) if type(delta) is Words else Delta(reasoning=MARK)
         around = splice(self._event([self.chunk_choice(marked)]))
         if around is None:
-            return event + b"".join([self._event([self.chunk_choice(step)]) for step in others])
+            return event + b"".join([self._event([self.chunk_choice(delta.step(text))]) for text in others])
         self._splices[type(delta)] = around
-        return event + around.write(delta.texts[1:]) if others else event
+        return event + around.write(others) if others else event
 
     def end(self, usage: Usage | None) -> bytes:
         if self._wrote_chunks and usage is not None and self.summary.wants_usage:

@@ -169,6 +169,12 @@ class Decoder:
             raise FrameTooLong
         return [parse(raw) for raw in frames if raw[0] > 0x0D or raw.strip(b"\r\n")]  # surplus blank lines are dropped
 
+    def take(self) -> bytes:
+        """What came of the event that has not ended, which is let go of: it has to be fed again, with what follows."""
+        held = bytes(self._held)
+        self._held.clear()
+        return held
+
     def close(self) -> bytes:
         """The event that the end of the stream cut short, without the line ends around it."""
         rest = bytes(self._held).strip(b"\r\n")

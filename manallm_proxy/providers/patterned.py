@@ -11,6 +11,8 @@ LESSONS: Final = 16
 """Events from which a pattern may be learned until one is of use: where they differ in more than words, none is."""
 ONE_BY_ONE: Final = 8
 """Steps in which the beginning of a read is told: an event each, or all that are of a pattern."""
+HELD: Final = 4096
+"""Bytes of an event that was cut which are looked at again with its rest: far more than nearly all events have."""
 Make = Callable[[Sequence[bytes]], Texts]
 
 
@@ -20,6 +22,10 @@ class Pattern(Protocol):
     @property
     def make(self) -> Make:
         """Makes the step of texts that were told."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is one."""
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it is fit for one."""
@@ -39,6 +45,9 @@ class Steps(Protocol):
     @property
     def held(self) -> int: ...
 
+    def take_held(self) -> bytes:
+        """The bytes of the event that has not ended, which is forgotten: they come again, with its rest."""
+
     def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
         """What the events at the start of `data` add that are of the pattern, and how many bytes these events are."""
 
@@ -51,15 +60,15 @@ class Steps(Protocol):
 
 def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
     """What `data` becomes: event after event until there is a pattern, or another one; then all that are of it."""
-    if not translator.held:
-        texts, end = translator.read_plain(data)
-        if end and end == len(data):  # as nearly all reads are
-            translator.lessons = LESSONS
-            return StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
+    if 0 < translator.held <= HELD and translator.plain.is_known:
+        data = translator.take_held() + data  # an event that was cut between two reads is told with those after it
+    between = not translator.held
+    texts, end = translator.read_plain(data) if between else ((), 0)
+    if end and end == len(data):  # as nearly all reads are
+        translator.lessons = LESSONS
+        return StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
     before: StreamBatch | None = None
     for _ in range(ONE_BY_ONE):
-        was_between = not translator.held
-        texts, end = translator.read_plain(data) if was_between else ((), 0)
         if texts:
             translator.lessons = LESSONS
             one = StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
@@ -68,12 +77,14 @@ def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
             if end < len(translator.blank) or not translator.lessons:
                 break
             one = translator.read(data[:end])
-            if was_between and len(one.deltas) == 1 and translator.is_lesson(one.deltas[0]):
+            if between and len(one.deltas) == 1 and translator.is_lesson(one.deltas[0]):
                 translator.lessons -= 1
                 translator.plain.learn(data[:end], one.deltas[0])
         before = one if before is None else before.followed_by(one)
         if one.done or one.error or end == len(data):
             return before
         data = data[end:]
+        between = not translator.held
+        texts, end = translator.read_plain(data) if between else ((), 0)
     rest = translator.read(data)
     return rest if before is None else before.followed_by(rest)

@@ -17,10 +17,14 @@ from attrs import field
 from manallm_proxy.contract.records import define
 
 PIECE_BYTES: Final = 16 * 1024
-PIECE_LINES: Final = 160
-"""Line ends in one piece: an event costs more than its bytes."""
+PIECE_LINES: Final = 240
+"""Line ends in one piece: an event costs more than its bytes. It has two of them, three with a name, four as CR LF."""
 UNCOUNTED: Final = 2 * PIECE_LINES
 """Up to so many bytes cannot hold so many events, so their line ends are not counted."""
+_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n")
+"""What ends an event; of a format that has one in each line, the line."""
+_LAST: Final = 2048
+"""Bytes at the end of a piece in which an event's end is looked for: nearly all events have less."""
 _BUDGET: Final = 0.002
 """Seconds of work after which the loop gets a turn."""
 
@@ -33,6 +37,15 @@ def fits(data: bytes) -> bool:
 
 def _lines(data: bytes, start: int, end: int) -> int:
     return data.count(b"\n", start, end) + data.count(b"\r", start, end)
+
+
+def _end_of_event(data: bytes, start: int, end: int) -> int:
+    """Where the last event ends that ends shortly before `end`, or `end`: one that is cut costs as much as many."""
+    if end < len(data):
+        for ended in _ENDS:
+            if (at := data.rfind(ended, max(start, end - _LAST), end)) >= 0:
+                return at + len(ended)
+    return end
 
 
 @define(eq=False)
@@ -99,7 +112,7 @@ class Pieces:
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
         while size > UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
             size //= 2
-        self._at, self._size = start + size, size
+        self._at, self._size = _end_of_event(self._data, start, start + size), size
         piece = self._data[start : self._at]
         if not self:
             self._data, self._at = b"", 0

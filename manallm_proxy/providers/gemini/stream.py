@@ -44,6 +44,9 @@ class GeminiTranslator:
     def held(self) -> int:
         return self._decoder.held
 
+    def take_held(self) -> bytes:
+        return self._decoder.take()
+
     def is_open(self, data: bytes) -> bool:
         return self._decoder.is_open(data)
 

@@ -40,6 +40,11 @@ class PlainLines:
     make: type[Words | Thoughts] = Words
     """Makes the step of texts that were told."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is one."""
+        return bool(self._front)
+
     def read(self, data: bytes) -> tuple[Sequence[bytes], int]:
         """What the lines at the start of `data` add, each as the inside of a JSON string, and how many bytes they are.
 

@@ -151,6 +151,11 @@ class OllamaTranslator:
     def is_open(self, data: bytes) -> bool:
         return b"\n" not in data
 
+    def take_held(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
+
     def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
         return self.plain.read(data)
 

@@ -253,6 +253,10 @@ class EventReader(EventStream):
                 return StreamBatch(deltas=(self.plain.make(texts),))
         return feed_in_steps(self, data)
 
+    def take_held(self) -> bytes:
+        self._is_between = True
+        return self._decoder.take()
+
     def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
         return self.plain.read(data) if self._has_content else ((), 0)
 
