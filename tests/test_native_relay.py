@@ -77,6 +77,17 @@ def test_however_it_is_cut_it_is_the_same(kind: str, said: list[str], cuts: list
     assert "".join(delta if isinstance(delta, str) else delta.get("text", "") for delta in deltas) == "".join(said)
 
 
+@given(st.sampled_from([*RELAYS]), st.data())
+def test_lines_may_end_otherwise(kind: str, data: st.DataObject) -> None:
+    """In some events, alone or together: each is told as if it had come by itself."""
+    frames = stream(kind, ["a", "b", "c"])
+    ends = [data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"])) for _ in frames]
+    frames = [frame.replace(b"\n", end) for frame, end in zip(frames, ends, strict=True)]
+    frames[-1] += b": an end\n\n"  # a CR alone may be half of a line's end
+    got, wanted = fed(relay(kind), [b"".join(frames)]), fed(relay(kind), frames)
+    assert (got, got[1:]) == (wanted, (True, True))
+
+
 CASES: list[tuple[str, list[bytes], bool]] = [
     ("responses", begin(), False),
     ("responses", [event("response.output_item.added", item={"type": "function_call", "name": "x"})], True),

@@ -274,5 +274,7 @@ class ResponseBatch(StreamBatch):
 
     begun: bytes = field(default=b"", repr=False)
     """The response as it begins, once; the events that told so are not in ``frames``."""
+    items: tuple[bytes, ...] = field(default=(), repr=False)
+    """Items of its output (JSON) that these events have completed."""
     response: bytes = field(default=b"", repr=False)
-    """The response as these events leave it."""
+    """The whole of it, with its end."""

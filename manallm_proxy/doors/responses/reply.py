@@ -65,8 +65,8 @@ class ResponsesReply:
     _begun: bool = False
     _empty: bytes = field(default=b"", repr=False)
     """The response as a provider that speaks this format began it."""
-    _native: bytes = field(default=b"", repr=False)
-    """The same with its output so far, if there is any."""
+    _native: tuple[bytes, ...] = field(default=(), repr=False)
+    """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
     """Its latest events."""
 
@@ -130,7 +130,7 @@ class ResponsesReply:
         """A provider's own events, after the first two, which may have left before it was asked."""
         if type(batch) is ResponseBatch:
             self._empty = self._empty or batch.begun
-            self._native = batch.response or self._native
+            self._native += batch.items
             if batch.done and batch.response:
                 self._keep_native(batch.response)
         if self._begun:
@@ -204,8 +204,9 @@ class ResponsesReply:
         """The failed response, with its output so far."""
         self._answer.break_off()
         reported = {"code": error.code or error.type, "message": error.message}
-        if told := _decoded(self._native or self._empty):
-            return {**told, "status": "failed", "error": reported}
+        if told := _decoded(self._empty):
+            output = {"output": list(map(msgspec.Raw, self._native))} if self._native else {}
+            return {**told, **output, "status": "failed", "error": reported}
         return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:

@@ -6,7 +6,9 @@ in ``message_delta``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
+
+import msgspec
 
 from manallm_proxy.contract.answers import Answer
 from manallm_proxy.contract.provider import Call
@@ -16,8 +18,8 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_messages
 from manallm_proxy.providers.native.plain_events import MESSAGES, PlainEvents
-from manallm_proxy.providers.native.relay import NamedRelay
-from manallm_proxy.providers.native.splice import members, with_values, within
+from manallm_proxy.providers.native.relay import NULL, Event, NamedRelay
+from manallm_proxy.providers.native.splice import members, with_values
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
@@ -47,37 +49,49 @@ def counted(body: bytes) -> Answer:
     return Answer(body=body)
 
 
+class _Event(Event, gc=False):
+    message: msgspec.Raw = NULL
+    content_block: msgspec.Raw = NULL
+
+
 @define
 class MessagesRelay(NamedRelay):
     """See `wire.Translator`."""
 
     marks: ClassVar[tuple[bytes, ...]] = (b"message_",)
     plain: ClassVar[PlainEvents] = MESSAGES
+    reads: ClassVar[msgspec.json.Decoder[_Event]] = msgspec.json.Decoder(_Event)
 
-    def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
+    def _take(self, kind: str, event: _Event, data: bytes) -> bytes | None:
         match kind:
             case "ping":
                 return data if self._has_content else None
             case "message_start":
-                told = event.get("message")
-                self._count(told.get("usage") if isinstance(told, dict) else None)
-                return within(data, "message", {"model": self._model})[0]
-            case "content_block_start":
-                self._says(_says(event.get("content_block")))
-            case "content_block_delta":
-                delta = event.get("delta")
+                return self._start(event.message, data)
+            case "content_block_start" if not self._said:
+                self._says(_says(decoded(event.content_block)))
+            case "content_block_delta" if not self._said:
+                delta = decoded(event.delta)
                 self._says(isinstance(delta, dict) and any(delta.get(key) for key in _SAYS))
             case "message_delta":
-                self._count(event.get("usage"))
-                delta = event.get("delta")
-                stopped = delta.get("stop_reason") if isinstance(delta, dict) else None
-                self._says(stopped == "refusal")
+                self._count(event.usage)
+                delta = None if self._said else decoded(event.delta)
+                self._says(isinstance(delta, dict) and delta.get("stop_reason") == "refusal")
             case "message_stop":
                 self._ends(said=self._said)
         return data
 
-    def _count(self, usage: object) -> None:
-        self.usage = chunks.merged(self.usage, usage_from_messages(usage))
+    def _start(self, message: msgspec.Raw, data: bytes) -> bytes:
+        """`data`, which begins `message`, with the model's name."""
+        inner = bytes(message)
+        if not inner.startswith(b"{"):
+            return data
+        values = members(inner)
+        self._count(values.get("usage", NULL))
+        return with_values(members(data), {"message": with_values(values, {"model": self._model})})
+
+    def _count(self, usage: msgspec.Raw) -> None:
+        self.usage = chunks.merged(self.usage, usage_from_messages(decoded(usage)))
 
 
 def _says(block: object) -> bool:

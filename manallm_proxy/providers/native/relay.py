@@ -6,8 +6,9 @@ or end something, count tokens, or report an error is decoded.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+import msgspec
 from attrs import evolve, field
 
 from manallm_proxy.contract.answers import AnswerLimits, StreamBatch, Usage
@@ -17,15 +18,28 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import encode
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, whole_surrogates
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.plain_events import NOT_PLAIN, PlainEvents
 from manallm_proxy.providers.openai import chunks
-from manallm_proxy.providers.patterned import LESSONS
+from manallm_proxy.providers.patterned import HELD, LESSONS
 
-_BLANK = b"\n\n"
-_NAME = b"event: "
+_BLANK: Final = b"\n\n"
+_NAME: Final = b"event: "
+_SILENT: Final = chunks.KEEP_ALIVES | {b"[DONE]"}
+NULL: Final = msgspec.Raw(b"null")
+"""A member that is not there."""
+
+
+class Event(msgspec.Struct, gc=False):
+    """What is looked at of an event: a subclass adds its format's members. Those that are JSON are decoded only if what
+    they say matters; the syntax of all others is checked at the same time."""
+
+    type: Any = None
+    error: msgspec.Raw = NULL
+    usage: msgspec.Raw = NULL
+    delta: msgspec.Raw = NULL
 
 
 @define
@@ -36,6 +50,8 @@ class NamedRelay:
     """One of these is in the bytes of every event that has to be read. The first is the likeliest."""
     plain: ClassVar[PlainEvents]
     """Tells those that have not."""
+    reads: ClassVar[msgspec.json.Decoder[Any]]
+    """Decodes an event, of the format's own class."""
 
     _call: Call
     _target: Target
@@ -63,6 +79,8 @@ class NamedRelay:
     def feed(self, data: bytes) -> StreamBatch:
         if self._is_plain(data):
             return StreamBatch(data)
+        if self._has_content and 0 < self._decoder.held <= HELD:
+            data = self._decoder.take() + data  # an event that was cut between two reads is told with those after it
         out: list[bytes] = []
         before, error, at = self._has_content, None, 0
         try:
@@ -77,16 +95,21 @@ class NamedRelay:
 
         Raises the ProviderError that they report.
         """
-        if self._has_content and self._tries and self._decoder.is_between:
+        is_between = self._decoder.is_between
+        if is_between and self._has_content and self._tries:
             end = self.plain.until(data, at)
             if end > at:
                 out.append(data[at:end])
                 return end
             self._tries -= end == NOT_PLAIN
         end = data.find(_BLANK, at)
-        end = len(data) if end < 0 else end + len(_BLANK)
+        raw = data[at : end + len(_BLANK)] if end >= 0 else data[at:]
+        end = at + len(raw)
+        if is_between and raw.startswith(_NAME) and raw.endswith(_BLANK) and b"\r" not in raw:  # as nearly all are
+            self._add(sse.parse(raw), out)
+            return end
         try:
-            frames = self._decoder.feed(data[at:end])
+            frames = self._decoder.feed(raw)
         except sse.FrameTooLong:
             raise BadResponse("it sent an event without an end", detail="endless event") from None
         for frame in frames:
@@ -109,15 +132,13 @@ class NamedRelay:
         return evolve(batch, error=error)
 
     def _is_plain(self, data: bytes) -> bool:
-        """Whether these are whole events, all named, none of which has to be read."""
-        if not (self._has_content and data.startswith(_NAME) and data.endswith(_BLANK)):
+        """Whether this is one whole event, with its name, which has not to be read: what nearly every read brings."""
+        if not (self._has_content and data.startswith(_NAME) and data.find(_BLANK) == len(data) - len(_BLANK)):
             return False
         for mark in self.marks:
             if mark in data:
                 return False
-        if b"\r" in data or b"error" in data or not self._decoder.is_between:
-            return False
-        return data.find(_BLANK) == len(data) - 2 or data.count(_BLANK + _NAME) + 1 == data.count(_BLANK)
+        return b"\r" not in data and b"error" not in data and self._decoder.is_between
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
         """Appends what `frame` becomes. Raises the ProviderError that it reports."""
@@ -125,24 +146,31 @@ class NamedRelay:
             refuse_too_much(frame.raw, self._limits)
         if frame.fields:
             chunks.refuse_odd_fields(frame)
-        if frame.data is None or frame.data.strip() in (*chunks.KEEP_ALIVES, b"[DONE]"):
+        data = frame.data
+        if data is None or (not data.startswith(b'{"') and data.strip() in _SILENT):
             return
-        try:
-            event = chunks.read_chunk(frame)
-        except ValueError:
-            raise BadResponse("its stream is not JSON", detail="broken JSON") from None
+        event = self._read(frame, data)
         if event is None:
             return
-        kind = event.get("type")
-        kind = kind if isinstance(kind, str) else frame.event.decode(errors="replace")
-        error = event.get("error")
-        if kind == "error" or says_error(error):
-            raise in_band(parse_error({"error": error} if says_error(error) else event))
-        data = self._take(kind, event, frame.data)
-        if data is not None:
-            out.append(_written(frame, kind, data))
+        kind = event.type if type(event.type) is str else frame.event.decode(errors="replace")
+        if kind == "error" or event.error != NULL:
+            _refuse(frame, kind)
+        new = self._take(kind, event, data)
+        if new is data and frame.event and b"\n" not in data:
+            out.append(frame.raw)
+        elif new is not None:
+            out.append(_written(frame, kind, new))
 
-    def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
+    def _read(self, frame: sse.Frame, data: bytes) -> Any:
+        """The event in `frame`, whose data is `data`; None if it is JSON but no object. Raises BadResponse."""
+        try:
+            if not data.isascii():
+                data.decode()
+            return self.reads.decode(data)
+        except (msgspec.ValidationError, *DecodeErrors):
+            return self.reads.decode(whole_surrogates(data.removeprefix(BOM))) if _told(frame) is not None else None
+
+    def _take(self, kind: str, event: Any, data: bytes) -> bytes | None:
         """Reads one event; returns its data as the client gets it, None if it gets none."""
         raise NotImplementedError  # each format has its own
 
@@ -155,6 +183,22 @@ class NamedRelay:
         """The answer is complete. Its end alone commits, unless words are waited for."""
         self._ended = True
         self._has_content = self._has_content or said or not self._call.waits_for_words
+
+
+def _told(frame: sse.Frame) -> dict[str, Any] | None:
+    """All that the event in `frame` says; None if it is JSON but no object. Raises BadResponse."""
+    try:
+        return chunks.read_chunk(frame)
+    except ValueError:
+        raise BadResponse("its stream is not JSON", detail="broken JSON") from None
+
+
+def _refuse(frame: sse.Frame, kind: str) -> None:
+    """Raises the error that `frame`, an event of that kind, reports: it may be an empty one."""
+    event = _told(frame) or {}
+    error = event.get("error")
+    if kind == "error" or says_error(error):
+        raise in_band(parse_error({"error": error} if says_error(error) else event))
 
 
 def _is_whole(rest: bytes) -> bool:

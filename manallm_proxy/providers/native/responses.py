@@ -7,8 +7,9 @@ door, which may have begun the answer before it had a provider for it (`Response
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
+import msgspec
 from attrs import field
 
 from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch
@@ -21,8 +22,8 @@ from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_responses
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.plain_events import RESPONSES, PlainEvents
-from manallm_proxy.providers.native.relay import NamedRelay
-from manallm_proxy.providers.native.splice import members, with_values, within
+from manallm_proxy.providers.native.relay import NULL, Event, NamedRelay
+from manallm_proxy.providers.native.splice import members, with_values
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _BEGINS: Final = frozenset({"response.created", "response.in_progress", "response.queued"})
@@ -47,67 +48,80 @@ def response(call: Call, target: Target, body: bytes) -> Answer:
     return Answer(body=with_values(values, _replaced(call, target)), usage=usage)
 
 
+class _Event(Event, gc=False):
+    response: msgspec.Raw = NULL
+    item: msgspec.Raw = NULL
+    text: msgspec.Raw = NULL
+    refusal: msgspec.Raw = NULL
+    arguments: msgspec.Raw = NULL
+    input: msgspec.Raw = NULL
+
+
 @define
 class ResponsesRelay(NamedRelay):
     """See `wire.Translator`."""
 
     marks: ClassVar[tuple[bytes, ...]] = (b'"response"', b'"item"')
     plain: ClassVar[PlainEvents] = RESPONSES
+    reads: ClassVar[msgspec.json.Decoder[_Event]] = msgspec.json.Decoder(_Event)
 
-    _state: bytes = field(default=b"", repr=False)
-    """The response as the client got it at the start."""
-    _items: list[bytes] = field(factory=list, repr=False)
-    """The items of its output that are complete."""
+    _has_begun: bool = False
+    """The client was told how the response begins."""
     _begun: bytes = field(default=b"", repr=False)
+    _items: tuple[bytes, ...] = field(default=(), repr=False)
     _response: bytes = field(default=b"", repr=False)
-    """See `ResponseBatch`, as for ``_begun``; emptied with each batch."""
+    """See `ResponseBatch`; emptied with each batch, as the two before."""
 
     def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
-        if not (self._begun or self._response):
+        if not (self._begun or self._items or self._response):
             return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
-        begun, response, self._begun, self._response = self._begun, self._response, b"", b""
+        begun, items, response = self._begun, self._items, self._response
+        self._begun, self._items, self._response = b"", (), b""
         return ResponseBatch(
-            frames, has_content=has_content, done=self._ended, error=error, begun=begun, response=response
+            frames, has_content=has_content, done=self._ended, error=error, begun=begun, items=items, response=response
         )
 
-    def _take(self, kind: str, event: dict[str, Any], data: bytes) -> bytes | None:
+    def _take(self, kind: str, event: _Event, data: bytes) -> bytes | None:
         if kind in _BEGINS:
-            self._begin(data)
+            self._begin(event.response)
             return None
         if kind == "response.failed":
-            raise _failure(event.get("response"))
+            raise _failure(decoded(event.response))
         if kind in _ENDS:
-            told = event.get("response")
-            told = told if isinstance(told, dict) else {}
-            self.usage = usage_from_responses(told.get("usage"))
-            output = told.get("output")
-            self._ends(said=self._said or (isinstance(output, list) and any(map(_says, output))))
-            data, self._response = within(data, "response", _replaced(self._call, self._target))
-            return data
-        if kind == "response.output_item.added":
-            self._says(_begins(event.get("item")))
-        elif kind == "response.output_item.done":
-            self._says(_says(event.get("item")))
-            self._keep_item(data)
-        elif kind.endswith(".delta"):
-            self._says(event.get("delta"))
-        elif kind.endswith(".done"):
-            self._says(any(event.get(key) for key in ("text", "refusal", "arguments", "input")))
-        elif kind.startswith("response.") and kind not in _EMPTY:
-            self._says(True)
+            return self._end(event.response, data)
+        if kind == "response.output_item.done" and event.item != NULL:
+            self._items += (bytes(event.item),)
+        if not self._said:
+            self._says(self._adds(kind, event))
         return data if self._has_content or kind.startswith("response.") else None
 
-    def _begin(self, data: bytes) -> None:
-        _, state = within(data, "response", _replaced(self._call, self._target))
-        if state and not self._state:
-            self._begun = state
-        self._state = state or self._state
+    def _adds(self, kind: str, event: _Event) -> object:
+        """What an event adds that neither begins nor ends the response."""
+        if kind == "response.output_item.added":
+            return _begins(decoded(event.item))
+        if kind == "response.output_item.done":
+            return _says(decoded(event.item))
+        if kind.endswith(".delta"):
+            return decoded(event.delta)
+        if kind.endswith(".done"):
+            return any(map(decoded, (event.text, event.refusal, event.arguments, event.input)))
+        return kind.startswith("response.") and kind not in _EMPTY
 
-    def _keep_item(self, data: bytes) -> None:
-        item = members(data).get("item")
-        if item is not None and self._state:
-            self._items.append(bytes(item))
-            self._response = with_values(members(self._state), {"output": b"[%b]" % b",".join(self._items)})
+    def _begin(self, response: msgspec.Raw) -> None:
+        if not self._has_begun and (told := bytes(response)).startswith(b"{"):
+            self._has_begun = True
+            self._begun = with_values(members(told), _replaced(self._call, self._target))
+
+    def _end(self, response: msgspec.Raw, data: bytes) -> bytes:
+        """`data`, the last event, with what the proxy knows of `response`."""
+        if not (told := bytes(response)).startswith(b"{"):
+            self._ends(said=self._said)
+            return data
+        values = members(told)
+        self.usage = usage_from_responses(decoded(values.get("usage", NULL)))
+        self._ends(said=self._said or _has_said(values))
+        self._response = with_values(values, _replaced(self._call, self._target))
+        return with_values(members(data), {"response": self._response})
 
 
 def _replaced(call: Call, target: Target) -> Mapping[str, bytes]:
@@ -119,6 +133,12 @@ def _failure(told: object) -> ProviderError:
     if says_error(error):
         return in_band(parse_error({"error": error}))
     return BadResponse("its response failed, and does not say why", detail="response.failed")
+
+
+def _has_said(values: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether there is anything in the output of a response that has these members."""
+    output = decoded(values.get("output", NULL))
+    return isinstance(output, list) and any(map(_says, output))
 
 
 def _begins(item: object) -> bool:

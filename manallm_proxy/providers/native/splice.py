@@ -10,13 +10,13 @@ import msgspec
 from manallm_proxy.openai.json_object import DecodeErrors, encode
 from manallm_proxy.providers.openai.reply import reply_object
 
-_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_OBJECT: Final[msgspec.json.Decoder[dict[str, Any]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def members(data: bytes) -> dict[str, Any]:
     """The members of the JSON object `data`, not decoded. Raises BadResponse if it is none."""
     try:
-        return dict(_OBJECT.decode(data))
+        return _OBJECT.decode(data)
     except (msgspec.ValidationError, *DecodeErrors):
         return reply_object(data)[0]  # which reads what others call JSON, or says what it is
 
