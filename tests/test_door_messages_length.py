@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo
@@ -159,6 +161,25 @@ async def test_what_was_cut_by_a_list_is_cut_again_by_a_refusal(speaks: list[str
     async with upstream(script) as up, proxy(settings({"p": openai(up.url, speaks=speaks)}), tmp_path) as p:
         await asked(p, 128_000)
         assert [seen.json["max_tokens"] for seen in up.posts] == [8192, 4096]
+
+
+numbers = st.integers(0, 3) | st.integers(0, 40_000)
+
+
+@given(numbers, numbers, st.none() | numbers, numbers, st.integers(0, 90_000))
+def test_the_most_is_the_same_whether_the_prompt_matters_or_not(
+    window: int, most: int, num_ctx: int | None, length: int, size: int
+) -> None:
+    """The room that the prompt leaves, at least a quarter of the window, and the longest answer, each where known."""
+    body = json.dumps({"model": "p/m", "max_tokens": length, "messages": ["x" * size]}).encode()
+    call = Call(Endpoint.MESSAGES, read_summary(body, ("messages", list)), body, "r", cuts_length=True)
+    entry = Entry(Target("p", "m"), options={} if num_ctx is None else {"num_ctx": num_ctx})
+    catalog = Catalog()
+    catalog.learn("p", [ModelInfo("m", context_length=window, max_output=most)])
+    seen = window if num_ctx is None else min(num_ctx, window or num_ctx)
+    bounds = [max(seen - len(body) // 3, seen // 4) if seen else 0, most]
+    wanted = min([bound for bound in bounds if bound] or [length])
+    assert json.loads(for_target(catalog, call, entry).body)["max_tokens"] == min(length, wanted)
 
 
 def test_a_number_of_thousands_of_digits_is_left_to_the_provider() -> None:

@@ -358,7 +358,7 @@ def test_recorded_streams() -> None:
 
 
 def responses() -> ResponsesReply:
-    shell = Shell("resp_1", {}, created_at=1)
+    shell = Shell("resp_1", dict, created_at=1)
     ids = iter(range(99))
     return ResponsesReply(shell, AnswerItems(lambda kind: f"{kind}_{next(ids)}", ToolNames().tool))
 

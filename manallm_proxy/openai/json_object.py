@@ -239,13 +239,13 @@ def _usual_spans(body: bytes, values: dict[str, msgspec.Raw]) -> dict[str, Span]
     comma, colon = (b', "', b'": ') if body.find(b'": ', 0, _FIRST_KEY) >= 0 else (b',"', b'":')
     members: list[bytes] = []
     spans: dict[str, Span] = {}
-    at = len(b'{"')
+    at, gap = len(b'{"'), len(comma)
     for key, value in values.items():
         front = key.encode() + colon
         start = at + len(front)
         end = start + len(value)
         spans[key] = (start, end)
-        at = end + len(comma)
+        at = end + gap
         members.append(front + value)
     return spans if b'{"%b}' % comma.join(members) == body else None
 

@@ -47,6 +47,8 @@ _UNDERSCORES: Final = 50
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
 """An image part, in chats and in Responses."""
 
+_TRUE: Final = msgspec.Raw(b"true")
+_FALSE: Final = msgspec.Raw(b"false")
 _TYPES: Final = {b'"': str, b"{": dict, b"[": list, b"t": bool, b"f": bool, b"n": type(None)}
 """Type by the first byte of a JSON value; any other byte begins a number."""
 _TYPE_NAMES: Final[dict[type, str]] = {
@@ -78,7 +80,9 @@ def read_summary(
     values, spans = split_object(body, short=short)
     refuse_look_alikes(values)
     model = _typed(values, "model", str) or ""
-    stream = "stream" in values and (_typed(values, "stream", bool) or False)
+    stream = False
+    if "stream" in values and (flag := values["stream"]) != _FALSE:
+        stream = flag == _TRUE or _typed(values, "stream", bool) or False
     key, kinds = required
     if key not in values:
         raise InvalidRequest(f"'{key}' is missing", param=key)

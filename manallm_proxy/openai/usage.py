@@ -57,10 +57,13 @@ def usage_from_messages(usage: object) -> Usage | None:
     """The same for a message's ``usage``, whose ``input_tokens`` leave out what was read from a cache or put there."""
     if not isinstance(usage, dict):
         return None
-    cached = count(usage.get("cache_read_input_tokens"))
+    prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
+    prompt = prompt if type(prompt) is int and prompt > 0 else count(prompt)
+    cached = count(usage["cache_read_input_tokens"]) if "cache_read_input_tokens" in usage else 0
+    kept = count(usage["cache_creation_input_tokens"]) if "cache_creation_input_tokens" in usage else 0
     return Usage(
-        prompt=count(usage.get("input_tokens")) + cached + count(usage.get("cache_creation_input_tokens")),
-        completion=count(usage.get("output_tokens")),
+        prompt=prompt + cached + kept,
+        completion=completion if type(completion) is int and completion > 0 else count(completion),
         reasoning=_inside(usage, "output_tokens_details", "thinking_tokens"),
         cached=cached,
     )

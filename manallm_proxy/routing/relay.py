@@ -80,8 +80,8 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
     if EmptyAnswer.widened_by in entry.fallback_on:
         call = evolve(call, waits_for_words=True)
     listed = catalog.find(entry.target)
-    if call.cuts_length and (most := _longest(call, entry, listed)):
-        call = call.cut_to(most)
+    if call.cuts_length:
+        call = _cut(call, entry, listed)
     if listed is None or listed.capabilities is None:
         return call
     if missing := call.summary.needs_beside(listed.capabilities):
@@ -90,18 +90,21 @@ def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
     return evolve(call, denied=denied) if denied else call
 
 
-def _longest(call: Call, entry: Entry, listed: ModelInfo | None) -> int:
-    """Tokens that an answer of `entry`'s target can have, as far as is known; 0: unknown.
+def _cut(call: Call, entry: Entry, listed: ModelInfo | None) -> Call:
+    """`call` with no more tokens than an answer of `entry`'s target can have, as far as is known.
 
     Prompt and answer share a window. The prompt is estimated high, but a quarter of the window is always the answer's:
     a prompt that large is refused by the provider, with the true numbers.
     """
-    window, asked = listed.context_length if listed is not None else 0, entry.options.get("num_ctx")
+    window, most = (listed.context_length, listed.max_output) if listed is not None else (0, 0)
+    asked = entry.options.get("num_ctx")
     if isinstance(asked, int):
         window = min(asked, window or asked)
+    length = call.length
+    if length is None or length <= min(window // 4 or length, most or length):
+        return call  # which is so nearly always, and whatever the prompt
     room = max(window - call.text_size() // _BYTES_A_TOKEN, window // 4) if window else 0
-    most = listed.max_output if listed is not None else 0
-    return min(filter(None, (room, most)), default=0)
+    return call.cut_to(min(filter(None, (room, most)), default=0))
 
 
 def _unsupported(entry: Entry, lacking: str) -> Unsupported:

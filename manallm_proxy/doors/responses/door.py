@@ -52,9 +52,9 @@ class ResponsesDoor:
         if is_large(body):
             return self._read_aside(body, client)
         asked = read_request(body)
-        if asked.previous is not None or any(map(_is_reference, asked.items)):
+        if asked.previous is not None or (not asked.is_plain and any(map(_is_reference, asked.items()))):
             return self._read_on(body, asked, client)
-        form = self._form(body, asked, (), asked.items, client)
+        form = self._form(body, asked, (), None, client)
         return self._begun(form, _call_of(form, client), _kept(form) if asked.stores else (), client)
 
     async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
@@ -69,10 +69,10 @@ class ResponsesDoor:
     async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
         """With all that the request refers to."""
         history = await self._history(asked.previous, client.key)
-        return self._form(body, asked, history, await self._resolved(asked.items, client.key), client)
+        return self._form(body, asked, history, await self._resolved(asked.items(), client.key), client)
 
     def _form(
-        self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields], client: Client
+        self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields] | None, client: Client
     ) -> NativeForm:
         shell = Shell(self.store.new_id("resp"), asked.fields, asked.summary.model)
         return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
@@ -96,11 +96,11 @@ class ResponsesDoor:
             raise PreviousResponseNotFound(previous)
         return (*stored.input, *stored.output)
 
-    async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields]:
-        """`items` with each reference replaced by its item. Raises ItemNotFound."""
+    async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields] | None:
+        """`items` with each reference replaced by its item; None if there is none. Raises ItemNotFound."""
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
         if not wanted:
-            return items
+            return None
         found = await self.store.items(owner, wanted.values())
         for n, id_ in wanted.items():
             if id_ not in found:
@@ -140,7 +140,7 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
     if not form.asked.stores:
         return ()
     try:
-        return (*form.history, *map(encoder(form.is_long), form.items))
+        return (*form.history, *map(encoder(form.is_long), form.items()))
     except RecursionError:
         raise _too_deep() from None
 
@@ -150,7 +150,7 @@ def _call_of(form: NativeForm, client: Client) -> Call:
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
     summary = form.asked.summary
-    if any(b'"input_image"' in item for item in form.history):
+    if form.history and any(b'"input_image"' in item for item in form.history):
         summary = evolve(summary, needs=summary.needs | {VISION})
     call = Call(Endpoint.RESPONSES, summary, form.body, form.request_id, native=form)
     if form.is_fixed:
@@ -161,7 +161,7 @@ def _call_of(form: NativeForm, client: Client) -> Call:
 def _translated(form: NativeForm) -> Call:
     try:
         add_chat(form.asked)
-        conversation = _conversation(form.asked, form.history, form.items)
+        conversation = _conversation(form.asked, form.history, form.items())
         return _call(form.asked, conversation, form.request_id, large=form.is_long)
     except RecursionError:
         raise _too_deep() from None
@@ -196,7 +196,7 @@ def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: b
 def _conversation(asked: Asked, history: Sequence[bytes], items: list[Fields]) -> Conversation:
     """This request's instructions, then the history, then the new items."""
     conversation = Conversation(asked.tools.names)
-    if instructions := asked.fields.get("instructions"):
+    if instructions := asked.fields().get("instructions"):
         conversation.say("system", instructions, "instructions")
     for data in history:
         conversation.add(decode_leniently(data), "previous_response_id")

@@ -30,14 +30,14 @@ _PREVIOUS: Final = "previous_response_id"
 
 @define
 class NativeForm:
-    """One request, see `provider.Native`. ``history``: items of earlier responses. ``items``: its own, each reference
-    resolved."""
+    """One request, see `provider.Native`. ``history``: items of earlier responses."""
 
     dialect: ClassVar[Endpoint] = Endpoint.RESPONSES
     body: bytes = field(repr=False)
     asked: Asked = field(repr=False)
     history: Sequence[bytes] = field(repr=False)
-    items: list[Fields] = field(repr=False)
+    resolved: list[Fields] | None = field(repr=False)
+    """Its own items, where there are references among them."""
     shell: Shell = field(repr=False)
     request_id: str
     to_chat: Callable[[NativeForm], Call] = field(repr=False)
@@ -48,9 +48,13 @@ class NativeForm:
     def _needs_no_change(self) -> bool:
         """Where nothing is kept, and nothing refers to what was: `write` would copy the request."""
         asked = self.asked
-        if asked.stores or self.history or self.items is not asked.items or _PREVIOUS in asked.summary.spans:
+        if asked.stores or self.history or self.resolved is not None or _PREVIOUS in asked.summary.spans:
             return False
-        return not any(map(_is_for_one, self.items))
+        return asked.is_plain or not any(map(_is_for_one, asked.items()))
+
+    def items(self) -> list[Fields]:
+        """Its own, each reference resolved."""
+        return self.asked.items() if self.resolved is None else self.resolved
 
     @property
     def is_long(self) -> bool:
@@ -64,10 +68,15 @@ class NativeForm:
         if _PREVIOUS in summary.spans:
             values[_PREVIOUS] = b"null"
         before = self._before(provider) if self.history else []
-        if before or self.items is not asked.items or any(readable(item, provider) is not item for item in self.items):
-            own = [each for item in self.items if (each := readable(item, provider)) is not None]
+        if before or self.resolved is not None or not (asked.is_plain or self._is_for(provider)):
+            own = [each for item in self.items() if (each := readable(item, provider)) is not None]
             values["input"] = encoder(self.is_long)([*before, *own])
-        if asked.stores and asked.fields.get("reasoning") and SEALED not in asked.include:
+        if (
+            asked.stores
+            and "reasoning" in asked.summary.spans
+            and asked.fields().get("reasoning")
+            and SEALED not in asked.include
+        ):
             values["include"] = encode([*sorted(asked.include), SEALED])
         if values:
             body, spans = spliced(body, summary.spans, values)
@@ -83,6 +92,10 @@ class NativeForm:
         if before:
             call.translate_error = HistoryPaths("input", len(before), _PREVIOUS).translate_error
         return call
+
+    def _is_for(self, provider: str) -> bool:
+        """Whether `provider` can read all items as they are."""
+        return all(readable(item, provider) is item for item in self.items())
 
     def translate(self) -> Call:
         try:

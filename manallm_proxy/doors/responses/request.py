@@ -14,6 +14,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.items import input_items
+from manallm_proxy.doors.responses.plain_request import plain_request
 from manallm_proxy.doors.responses.tool_names import Tool
 from manallm_proxy.doors.responses.tools import Tools
 from manallm_proxy.openai.request import has_image_parts, read_summary
@@ -67,20 +68,36 @@ _SCHEMA_NAME: Final = "response"
 
 @define
 class Asked:
-    """A validated request. ``fields``: all of it, decoded, but for ``input``. ``summary``: of the client's own body."""
+    """A validated request. ``summary``: of ``body``, the client's own."""
 
-    fields: Fields = field(repr=False)
-    items: list[Fields] = field(repr=False)
-    """``input``."""
-    include: frozenset[str]
+    body: bytes = field(repr=False)
     summary: RequestSummary
+    include: frozenset[str]
     stores: bool
     """Whether to store the response, which is the default."""
     previous: str | None
     """The id of the response that this one continues."""
+    is_plain: bool = False
+    """See `plain_request`."""
+    _decoded: tuple[Fields, list[Fields]] | None = field(default=None, repr=False)
     chat: Fields = field(factory=dict, repr=False)
     """The chat's body, still without messages, once it was asked for; as ``tools``."""
     tools: Tools = field(init=False, repr=False)
+
+    def decoded(self) -> tuple[Fields, list[Fields]]:
+        """The fields but for ``input``, and its items. A provider of this API may well need neither."""
+        if self._decoded is None:
+            fields = decoded(self.body)
+            self._decoded = (fields, input_items(fields.pop("input")))
+        return self._decoded
+
+    def fields(self) -> Fields:
+        """All but ``input``, decoded."""
+        return self.decoded()[0]
+
+    def items(self) -> list[Fields]:
+        """``input``."""
+        return self.decoded()[1]
 
     def tool(self, flat: str) -> Tool:
         """See `ToolNames.tool`."""
@@ -90,6 +107,9 @@ class Asked:
 def read_request(body: bytes) -> Asked:
     """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
     summary = read_summary(body, ("input", (str, list)), has_images=has_image_parts)
+    if (plain := plain_request(body)) is not None:
+        include, previous = frozenset(plain.include) if plain.include else _NONE, plain.previous_response_id or None
+        return Asked(body, summary, include, plain.store is not False, previous, is_plain=True)
     fields = decoded(body)
     for key, value in fields.items():
         if key in _CHECKED:
@@ -102,12 +122,12 @@ def read_request(body: bytes) -> Asked:
     )
     items = input_items(fields.pop("input"))
     stores, previous = fields.get("store") is not False, fields.get("previous_response_id") or None
-    return Asked(fields, items, include, summary, stores, previous)
+    return Asked(body, summary, include, stores, previous, decoded=(fields, items))
 
 
 def add_chat(asked: Asked) -> None:
     """Translates all but the items. Raises Untranslatable where a tool has no translation, and InvalidRequest."""
-    fields, summary = asked.fields, asked.summary
+    fields, summary = asked.fields(), asked.summary
     asked.tools = tools = Tools()
     tools.read(fields)
     chat: Fields = {"model": summary.model} if summary.model else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -60,7 +61,8 @@ class Shell:
     """The response object without its output: what stays the same in all events of a response."""
 
     id: str
-    asked: Fields = field(repr=False)
+    asked: Callable[[], Fields] = field(repr=False)
+    """The request's fields."""
     model: str = ""
     """The requested model, until a target answers."""
     created_at: float = field(factory=time.time)
@@ -78,7 +80,7 @@ class Shell:
     ) -> dict[str, Any]:
         """The object in the state `status`. `incomplete`: the reason why it is."""
         if self._repeated is None:
-            self._repeated = _repeated(self.asked)
+            self._repeated = _repeated(self.asked())
         told: dict[str, Any] = {**_ABSENT, **self._repeated}
         told["id"], told["created_at"], told["model"] = self.id, int(self.created_at), self.model
         told["status"], told["output"], told["error"] = status, output, error

@@ -28,7 +28,7 @@ from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _BEGINS: Final = frozenset({"response.created", "response.in_progress", "response.queued"})
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
-_COMPLETE: Final = frozenset({b'"completed"', b'"incomplete"'})
+_COMPLETE: Final = (msgspec.Raw(b'"completed"'), msgspec.Raw(b'"incomplete"'))
 _EMPTY: Final = frozenset(
     {"response.content_part.added", "response.reasoning_summary_part.added", "response.reasoning_part.added"}
 )
@@ -39,8 +39,8 @@ def response(call: Call, target: Target, body: bytes) -> Answer:
     """A whole response. Raises the error of one that failed, and BadResponse if it holds no answer."""
     values = members(body)
     refuse_error(values)
-    if bytes(values.get("output", b""))[:1] != b"[" or bytes(values.get("status", b"null")) not in _COMPLETE:
-        status = decoded(values.get("status", b"null"))
+    if values.get("status") not in _COMPLETE or bytes(memoryview(values.get("output", NULL))[:1]) != b"[":
+        status = decoded(values.get("status", NULL))
         raise BadResponse("its answer is no response that is complete", detail=f"status {status}"[:64])
     if call.waits_for_words and not any(map(_says, decoded(values["output"]))):
         raise EmptyAnswer(f"{target} ended without a word")
