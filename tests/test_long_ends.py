@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ DOORS: dict[str, Callable[[], Any]] = {
     "chat": lambda: ChatReply(read_summary(b'{"messages":[]}', ("messages", list))),
     "messages": lambda: MessagesReply("r", Blocks()),
     "ollama": lambda: OllamaReply("m"),
-    "responses": lambda: ResponsesReply(Shell("resp_1", dict, "m"), AnswerItems(lambda prefix: f"{prefix}_1", Tool)),
+    "responses": lambda: ResponsesReply(
+        Shell("resp_1", dict, "m"), partial(AnswerItems, lambda prefix: f"{prefix}_1", Tool)
+    ),
 }
 LONG = [name for name in DOORS if name != "chat"]
 """Those that write at the end what they have been told before."""

@@ -18,7 +18,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.provider_errors import KeyRejected
 from manallm_proxy.doors.openai_completions import CompletionsDoor
-from manallm_proxy.openai import json_object
+from manallm_proxy.openai import json_object, request
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.request import made_request, may_have_images, read_summary
@@ -452,3 +452,9 @@ def test_a_key_that_go_would_read_as_ours_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_summary(body, ("messages", list))
     assert caught.value.param == key
+
+
+def test_keys_that_are_known_to_be_like_no_other() -> None:
+    """Are left out of that look, so none of them may be."""
+    known = request._KNOWN - request._ROUTED
+    assert known and not {key.casefold() for key in known} & request._ROUTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import evolve
@@ -360,7 +361,7 @@ def test_recorded_streams() -> None:
 def responses() -> ResponsesReply:
     shell = Shell("resp_1", dict, created_at=1)
     ids = iter(range(99))
-    return ResponsesReply(shell, AnswerItems(lambda kind: f"{kind}_{next(ids)}", ToolNames().tool))
+    return ResponsesReply(shell, partial(AnswerItems, lambda kind: f"{kind}_{next(ids)}", ToolNames().tool))
 
 
 REPLIES: dict[str, Callable[[], Reply]] = {

@@ -36,6 +36,11 @@ _ROUTED: Final = frozenset(
     ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "encoding_format")
 )
 """Keys that decide where a request goes and what of its answer is read."""
+_KNOWN: Final = _ROUTED | {
+    *("instructions", "max_tokens", "max_completion_tokens", "metadata", "reasoning", "store", "system"),
+    *("temperature", "text", "tool_choice", "top_p"),
+}
+"""And others that most requests have, none of which is like one of those."""
 _LENGTHS: Final = frozenset(map(len, _ROUTED))
 _NOTHING: Final[frozenset[str]] = frozenset()
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
@@ -151,7 +156,7 @@ def refuse_look_alikes(keys: Iterable[str]) -> None:
     Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this
     one where we read the other, and so serve a model that the client's key may not use.
     """
-    for key in frozenset(keys) - _ROUTED:
+    for key in frozenset(keys) - _KNOWN:
         if len(key) in _LENGTHS and (meant := key.casefold()) in _ROUTED:
             raise InvalidRequest(f"'{key}' is not '{meant}': keys are told apart by case", param=key)
 

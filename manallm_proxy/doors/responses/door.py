@@ -78,7 +78,7 @@ class ResponsesDoor:
         return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
 
     def _begun(self, form: NativeForm, call: Call, kept: tuple[bytes, ...], client: Client) -> Reading:
-        answer = AnswerItems(self.store.new_id, form.asked.tool, SEALED in form.asked.include)
+        answer = partial(AnswerItems, self.store.new_id, form.asked.tool, SEALED in form.asked.include)
         if not form.asked.stores:
             return call, ResponsesReply(form.shell, answer)
         keep = self._keeper(form.shell.id, client.key, kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final
 
@@ -51,11 +52,13 @@ class ResponsesReply:
     """See `door.Reply`. ``keep`` is called before the client learns that the response is complete."""
 
     _shell: Shell
-    _answer: AnswerItems
+    _new_answer: Callable[[], AnswerItems] = field(repr=False)
     _keep: Keep | None = field(default=None, repr=False)
     _knows: Callable[[str], Awaitable[bool]] | None = field(default=None, repr=False)
     """Whether a response of that id is still stored; None where this one is not to be."""
     content_type: str = "text/event-stream"
+    _provider: str = ""
+    """The name of the one that answers."""
     _sequence: int = 0
     _growing: Growing | None = field(default=None, repr=False)
     """The part or item of which the next two tell how an event that adds text to it begins, up to its number, and what
@@ -69,6 +72,13 @@ class ResponsesReply:
     """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
     """Its latest events."""
+
+    @cached_property
+    def _answer(self) -> AnswerItems:
+        """Of words that are written here: a provider that speaks this API writes its own."""
+        answer = self._new_answer()
+        answer.provider = self._provider
+        return answer
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         self.start(target)
@@ -86,7 +96,7 @@ class ResponsesReply:
         return self._knows is None or await self._knows(decode(whole, type=_Identified).id)
 
     def start(self, target: Target) -> None:
-        self._shell.model, self._answer.provider = str(target), target.provider
+        self._shell.model, self._provider = str(target), target.provider
 
     def events(self, batch: StreamBatch) -> bytes:
         if batch.frames or type(batch) is ResponseBatch:
@@ -144,7 +154,7 @@ class ResponsesReply:
         """Stores a provider's own response, unless it holds what cannot be read: that is the client's business."""
         if self._keep is not None and (told := _decoded(response)):
             output = told.get("output")
-            items = stored_items(output if isinstance(output, list) else [], self._answer.provider)
+            items = stored_items(output if isinstance(output, list) else [], self._provider)
             self._keep({**told, "output": []}, items)
 
     @property
