@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.openai.usage import plain_usage_of_response, usage_from_responses
 from manallm_proxy.providers.native.messages import message
 from manallm_proxy.providers.native.responses import response
 
@@ -52,3 +55,33 @@ def test_a_message(more: dict[str, Any], order: Any, how: tuple[tuple[str, str],
     body = json.dumps(given_).encode() if order is None else shuffled(given_, order, how)
     answer = message(call(Endpoint.MESSAGES, {}), TARGET, body)
     assert answer.body is not None and json.loads(answer.body) == {**given_, "model": "p/org/m"}
+
+
+COUNTER: Any = st.integers(-2, 10**5) | st.sampled_from([None, 2**63, 4.0, 1.5, True, "3", [], {}])
+DETAILS: Any = (
+    st.none() | st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens", "x"]), COUNTER) | COUNTER
+)
+USAGE: Any = COUNTER | st.fixed_dictionaries(
+    {},
+    optional={
+        "input_tokens": COUNTER,
+        "output_tokens": COUNTER,
+        "input_tokens_details": DETAILS,
+        "output_tokens_details": DETAILS,
+        "total_tokens": COUNTER,
+    },
+)
+
+
+@given(USAGE)
+def test_usage_that_is_told_at_once(counted: Any) -> None:
+    """Is the same; what is odd is looked at more closely."""
+    told = plain_usage_of_response(msgspec.Raw(json.dumps(counted).encode()))
+    assert told is None or told == usage_from_responses(counted)
+
+
+def test_what_is_told_at_once() -> None:
+    """What OpenAI's server writes."""
+    details = {"input_tokens_details": {"cached_tokens": 1}, "output_tokens_details": {"reasoning_tokens": 2}}
+    counted = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, **details}
+    assert plain_usage_of_response(msgspec.Raw(json.dumps(counted).encode())) == Usage(3, 4, 2, 1)

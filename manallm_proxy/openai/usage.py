@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.openai.json_object import DecodeErrors
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 def usage_to_openai(usage: Usage) -> dict[str, Any]:
@@ -51,6 +56,35 @@ def usage_from_responses(usage: object) -> Usage | None:
         reasoning=_inside(usage, "output_tokens_details", "reasoning_tokens"),
         cached=_inside(usage, "input_tokens_details", "cached_tokens"),
     )
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: _Number = 0
+    reasoning_tokens: _Number = 0
+
+
+class _OfResponse(msgspec.Struct, gc=False):
+    """As nearly all servers write it."""
+
+    input_tokens: _Number = 0
+    output_tokens: _Number = 0
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+_OF_RESPONSE: Final = msgspec.json.Decoder(_OfResponse)
+
+
+def plain_usage_of_response(raw: msgspec.Raw) -> Usage | None:
+    """The same of the JSON, in one call; None where it has to be looked at more closely."""
+    try:
+        counted = _OF_RESPONSE.decode(raw)
+    except (msgspec.ValidationError, *DecodeErrors):
+        return None
+    read, written = counted.input_tokens_details, counted.output_tokens_details
+    cached = read.cached_tokens if read is not None else 0
+    reasoning = written.reasoning_tokens if written is not None else 0
+    return Usage(counted.input_tokens, counted.output_tokens, reasoning, cached)
 
 
 def usage_from_messages(usage: object) -> Usage | None:

@@ -12,14 +12,14 @@ from typing import ClassVar, Final
 import msgspec
 from attrs import field
 
-from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch
+from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Usage
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode
-from manallm_proxy.openai.usage import usage_from_responses
+from manallm_proxy.openai.usage import plain_usage_of_response, usage_from_responses
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.plain_events import RESPONSES, PlainEvents
 from manallm_proxy.providers.native.relay import NULL, Event, NamedRelay
@@ -44,7 +44,7 @@ def response(call: Call, target: Target, body: bytes) -> Answer:
         raise BadResponse("its answer is no response that is complete", detail=f"status {status}"[:64])
     if call.waits_for_words and not any(map(_says, decoded(values["output"]))):
         raise EmptyAnswer(f"{target} ended without a word")
-    usage = usage_from_responses(decoded(values["usage"])) if "usage" in values else None
+    usage = _usage(values)
     return Answer(body=with_values(values, _replaced(call, target)), usage=usage)
 
 
@@ -118,10 +118,16 @@ class ResponsesRelay(NamedRelay):
             self._ends(said=self._said)
             return data
         values = members(told)
-        self.usage = usage_from_responses(decoded(values.get("usage", NULL)))
+        self.usage = _usage(values)
         self._ends(said=self._said or _has_said(values))
         self._response = with_values(values, _replaced(self._call, self._target))
         return with_values(members(data), {"response": self._response})
+
+
+def _usage(values: Mapping[str, msgspec.Raw]) -> Usage | None:
+    """Of a response that has these members."""
+    raw = values.get("usage", NULL)
+    return plain_usage_of_response(raw) or usage_from_responses(decoded(raw))
 
 
 def _replaced(call: Call, target: Target) -> Mapping[str, bytes]:
