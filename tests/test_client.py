@@ -195,7 +195,7 @@ async def test_the_first_byte_has_one_limit() -> None:
     started = asyncio.get_running_loop().time()
     told, _ = await posts(script, first_byte=0.3, idle=9.0)
     assert isinstance(told, FirstByteTimeout)
-    assert asyncio.get_running_loop().time() - started < 0.6
+    assert asyncio.get_running_loop().time() - started < 5.0  # not ``idle``
 
 
 async def test_a_body_that_falls_silent_is_a_read_timeout() -> None:

@@ -18,7 +18,7 @@ Act = Callable[[Connection], Awaitable[Any]]
 Then = Literal["fin", "reset", "silence", "half-close", "next"]
 
 LIMIT: Final = 0.1
-"""Seconds: ``connect``, ``first_byte`` and ``idle`` of the faulty provider."""
+"""Seconds: of the faulty provider, the one timeout that the fault exceeds."""
 ALL: Final[frozenset[Asked]] = frozenset({"chat", "stream", "embeddings"})
 WHOLE: Final[frozenset[Asked]] = frozenset({"chat", "embeddings"})
 STREAM: Final[frozenset[Asked]] = frozenset({"stream"})

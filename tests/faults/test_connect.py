@@ -62,7 +62,6 @@ async def test_a_black_hole(tmp_path: Path, black_hole: int, kind: str, asked: A
             await ask(p, asked)
             skipped = await ask(p, asked)
             assert (skipped.resolved, skipped.attempts) == ("good/m", 1)
-            assert skipped.seconds < LIMIT
 
 
 async def test_a_chain_of_four_that_hang(tmp_path: Path, black_hole: int) -> None:
