@@ -135,7 +135,7 @@ class Process:
     def pid(self) -> int:
         return self.child.pid
 
-    async def logs(self, text: str, times: int = 1, seconds: float = 5.0) -> None:
+    async def logs(self, text: str, times: int = 1, seconds: float = 20.0) -> None:
         """Returns once it has logged `text` so many times."""
         await until(lambda: sum(text in line for line in self.output) >= times, seconds)
 
@@ -247,7 +247,7 @@ async def shell(
         await child.wait()
 
 
-async def alive(url: str, seconds: float = 10.0) -> None:
+async def alive(url: str, seconds: float = 20.0) -> None:
     """Returns once /health answers."""
     async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
         while True:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define
+from attrs import define, field
 
 from manallm_proxy.state import link
 from tests.needs import require
 
-PATIENCE = 0.5
+LONG = 10.0
 """Seconds in place of `link.BUDGET`: the machine of the tests may be too busy for a server to answer in time."""
+PATIENCE = 0.5
+"""The same once it hangs, since all wait for that."""
 
 
 @define(eq=False)
@@ -35,6 +37,7 @@ class RedisServer:
     """Or `valkey`: that which `VALKEY` names, as `make faults` does."""
     _child: subprocess.Popen[bytes] | None = None
     _client: Any = None
+    _patch: pytest.MonkeyPatch = field(factory=pytest.MonkeyPatch)
 
     @property
     def socket(self) -> Path:
@@ -92,10 +95,12 @@ class RedisServer:
     def stop(self) -> None:
         """It hangs: connections are taken by the kernel, nothing is answered."""
         assert self._child is not None
+        self._patch.setattr(link, "BUDGET", min(link.BUDGET, PATIENCE))
         self._child.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         assert self._child is not None
+        self._patch.undo()
         self._child.send_signal(signal.SIGCONT)
 
 
@@ -110,12 +115,13 @@ def program(name: str) -> Path:
 def redis_server(
     folder: Path, password: str | None = None, *more: str, program: str = "redis"
 ) -> Iterator[RedisServer]:
-    """One that runs, until the context is left; links of this process give it `PATIENCE`."""
+    """One that runs, until the context is left; links of this process give it `LONG`, and `PATIENCE` from when it hangs
+    until it goes on."""
     if find_spec("redis") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("the package redis is not here: pip install '.[test]'")
     server = RedisServer(folder, password, more, program)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "BUDGET", PATIENCE)
+        patch.setattr(link, "BUDGET", LONG)
         try:
             server.start()
             yield server

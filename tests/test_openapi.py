@@ -217,7 +217,7 @@ async def test_what_a_key_gets_is_described(tmp_path: Path) -> None:
             assert await ask(p, "get", "/v1/health", "/v1/health", headers=headers) == 403
 
 
-@pytest.mark.parametrize(("wait", "retried"), [(2, True), (53, False)])
+@pytest.mark.parametrize(("wait", "retried"), [(4, True), (53, False)])
 async def test_whose_rate_limit_it_is(wait: int, retried: bool, tmp_path: Path) -> None:
     """One named target: 429, with its wait and the attempts. An alias: 503. A wait that nobody should sleep through
     says so."""
@@ -228,8 +228,8 @@ async def test_whose_rate_limit_it_is(wait: int, retried: bool, tmp_path: Path) 
                 given = {**body, "model": model}
                 assert await ask(p, "post", path, path, json=given) == code
                 async with p.client.post(p.url + path, json=given) as response:
-                    told = response.headers.get("x-should-retry"), int(response.headers["Retry-After"])
-                    assert told == (None if retried else "false", wait)
+                    assert response.headers.get("x-should-retry") == (None if retried else "false")
+                    assert 1 <= int(response.headers["Retry-After"]) <= wait
                     error = (await response.json())["error"]
                     assert path == "/api/chat" or error["attempts"][0]["model"] == "gpu/m"
 

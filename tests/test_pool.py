@@ -359,7 +359,6 @@ async def test_a_wait_has_an_end() -> None:
             return loop.time() - started
 
         took = await asyncio.gather(waits(0.3), waits(0.1), waits(0.2))
-        assert sorted(took) == [took[1], took[2], took[0]]
         assert all(seconds <= took[at] for at, seconds in enumerate((0.3, 0.1, 0.2)))
         await pool.close()
 

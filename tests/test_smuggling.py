@@ -177,7 +177,7 @@ class Activity:
 async def statuses(port: int, data: bytes, activity: Activity | None = None) -> tuple[list[int], bytes, bool]:
     """Of what comes back: the statuses, the bytes, whether the connection was closed after them.
 
-    A second answer has a quarter of a second after the first one; the first has two, in which all are silent.
+    A second answer has a second after the first one, and the first two, in which all are silent.
     """
     activity = activity or Activity()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -189,7 +189,7 @@ async def statuses(port: int, data: bytes, activity: Activity | None = None) -> 
                 async with asyncio.timeout(0.25):
                     part = await reader.read(65536)
             except TimeoutError:
-                if got or activity.silent() >= 2:
+                if activity.silent() >= (1 if got else 2):
                     break
             else:
                 activity.at = asyncio.get_running_loop().time()

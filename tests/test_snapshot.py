@@ -32,7 +32,7 @@ def upstream_of(p: Proxy, name: str) -> HttpProvider:
 
 
 async def closed(gone: HttpProvider) -> None:
-    await until(lambda: gone._connections.closed, 2)
+    await until(lambda: gone._connections.closed)
 
 
 async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_what_is_unchanged_is_kept_and_what_went_is_closed(tmp_path: Path)
             kept, gone = upstream_of(p, "stays"), upstream_of(p, "goes")
             health = p.app.gateway.generation.registry.providers["stays"]
             in_flight = asyncio.ensure_future(p.chat(model="goes/m"))
-            await until(lambda: goes.posts, 2)
+            await until(lambda: goes.posts)
             p.write(settings({"stays": openai(stays.url)}, health={"failure_threshold": 5}))
             await p.app.reload()
             assert upstream_of(p, "stays") is kept
@@ -100,10 +100,10 @@ async def test_one_line_for_one_change_across_generations(tmp_path: Path) -> Non
         config = settings({"gpu": openai(gpu.url)}, health={"failure_threshold": 1})
         async with proxy(config, tmp_path) as p:
             old = asyncio.ensure_future(p.chat())
-            await until(lambda: gpu.posts, 2)
+            await until(lambda: gpu.posts)
             await p.app.reload()
             new = asyncio.ensure_future(p.chat())
-            await until(lambda: len(gpu.posts) >= 2, 2)
+            await until(lambda: len(gpu.posts) >= 2)
             gpu.go.set()
             await asyncio.gather(old, new)
             assert p.log.getvalue().count('"now":"unhealthy"') == 1
@@ -138,7 +138,7 @@ async def test_a_reload_in_the_first_round_is_probed_too(tmp_path: Path) -> None
         path.write_text(yaml.safe_dump(settings({"slow": openai(slow.url)}), sort_keys=False))
         app = App(load(path, {}), {}, Logs.open("debug", "json", io.StringIO()))
         running = asyncio.ensure_future(app.run())
-        await until(lambda: slow.connections, 3)
+        await until(lambda: slow.connections)
         path.write_text(yaml.safe_dump(settings({"other": openai(other.url)}), sort_keys=False))
         await app.reload()
         await app.ready(running)

@@ -26,11 +26,11 @@ PACKAGERS = Path(os.environ.get("PACKAGERS", ROOT / ".venv" / "packagers"))
 WHEELS = ROOT / ".venv" / "wheels"
 WHY = "`make packages` fetches it"
 SOURCES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "manallm_proxy", "config", "systemd")
-LONGEST = 60.0
+LONGEST = 200.0
 """Seconds from the beginning of the installation to a model's answer, on a machine that does other things as well."""
 SCREENS = Path(__file__).parent / "screens"
 
-pytestmark = [pytest.mark.packages, pytest.mark.built_in, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.packages, pytest.mark.built_in, pytest.mark.timeout(400)]
 
 
 def run(*command: str | Path, **environ: str) -> str:

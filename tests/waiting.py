@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Returns once `condition` holds; there is no event to wait for where another process brings it about."""
     pause = 0.001
     async with asyncio.timeout(seconds):

@@ -28,6 +28,7 @@ SOON: Final = 0.03
 """The same where the last answer was only late."""
 CLOSING: Final = 1.0
 """Seconds that a client's connections may take to close; no request waits for them."""
+_NO_ENTRY: Final = "refuses the user or the password"
 
 
 @contextlib.asynccontextmanager
@@ -68,8 +69,8 @@ class Link:
     is_well: bool = True
     _client: Any = None
     _turns: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(AT_A_TIME))
-    _told: bool = False
-    """Whether it has been reported as away."""
+    _told: str = ""
+    """Why it was reported as away; empty: it was not."""
     _refusals: set[str] = field(factory=set)
     _asking: asyncio.Task[None] | None = None
     _leaving: set[asyncio.Task[None]] = field(factory=set)
@@ -141,9 +142,10 @@ class Link:
                 return
             if error is None:
                 break
-            if not self._told:
-                self._told = True
-                self.observe(StateChanged(self.name, is_well=False, detail=_why(error)))
+            why = _why(error)
+            if not self._told or (why == _NO_ENTRY and why != self._told):  # which goes by no waiting
+                self._told = why
+                self.observe(StateChanged(self.name, is_well=False, detail=why))
             try:
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
@@ -153,7 +155,7 @@ class Link:
         self._client, self.is_well = client, True
         self._refusals.clear()
         if self._told:
-            self._told = False
+            self._told = ""
             self.observe(StateChanged(self.name, is_well=True))
 
     async def _answering(self, client: Any) -> tuple[Any, Exception | None]:
@@ -213,7 +215,7 @@ def _why(error: Exception) -> str:
         names |= {each.__name__ for each in type(link).__mro__}
         link = link.__cause__
     if names & {"AuthenticationError", "AuthorizationError"}:
-        return "refuses the user or the password"
+        return _NO_ENTRY
     if names & {"TimeoutError"}:
         return f"no answer within {BUDGET * 1000:g} ms"
     if names & {"ConnectionError", "OSError"}:

@@ -91,7 +91,7 @@ async def test_twenty_names_that_hang_leave_the_others_alone(tmp_path: Path, nam
     names.known.add("good.test")
     names.hanging |= {f"gpu{n}.test" for n in range(20)}
     async with upstream(each(answers)) as good:
-        off = {f"gpu{n}": openai(f"http://gpu{n}.test:1", timeouts={"connect": 1}) for n in range(20)}
+        off = {f"gpu{n}": openai(f"http://gpu{n}.test:1", timeouts={"connect": 9}) for n in range(20)}
         config = settings({**off, "good": openai(f"http://good.test:{good.port}")}, health={"probe_timeout": 0.1})
         async with proxy(config, tmp_path) as p:
             hanging = [asyncio.ensure_future(ask(p, "chat", f"gpu{n}/m")) for n in range(20)]
@@ -99,6 +99,6 @@ async def test_twenty_names_that_hang_leave_the_others_alone(tmp_path: Path, nam
             await until(lambda: len(set(names.asked)) >= 4)
             reply = await ask(p, "chat", "good/m")
             assert reply.status == 200
-            assert time.perf_counter() - started < 1
+            assert time.perf_counter() - started < 5
             names.go.set()
             await asyncio.gather(*hanging)

@@ -50,7 +50,7 @@ async def test_a_flapping_provider_costs_no_client_anything(tmp_path: Path, kind
 
 async def test_a_storm_of_429(tmp_path: Path) -> None:
     """It cools, nothing is retried there, nobody is blamed, and no client sees it."""
-    storm = status("429 Too Many", extra="Retry-After: 7\r\n")
+    storm = status("429 Too Many", extra="Retry-After: 70\r\n")
     async with scene(DIALECTS["openai"], each(storm), tmp_path, proxy={"timeouts": PATIENT}) as at:
         replies = await asyncio.gather(*(ask(at.p, "chat") for _ in range(100)))
         assert {(reply.status, reply.resolved) for reply in replies} == {(200, "good/m")}

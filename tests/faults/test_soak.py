@@ -158,7 +158,7 @@ async def test_soak(tmp_path: Path, seconds: float) -> None:
             wrong = [line for line in running.output if '"level":"error"' in line or "Traceback" in line]
             assert not wrong, wrong[:3]
             assert not soak.unexpected
-            assert soak.outcomes["served"] > 10 * seconds
+            assert soak.outcomes["served"] > 2 * seconds
             assert beat.failed == 0
             assert left <= 40
             if seconds >= 60:
