@@ -203,6 +203,7 @@ async def test_go(tmp_path: Path) -> None:
     assert saw["ollama"] == {**told, "generate": "Hello", **dict.fromkeys(asked, True)}
 
 
+@pytest.mark.timeout(400)
 async def test_open_webui(tmp_path: Path) -> None:
     """Its server, with both connections: OpenAI's and Ollama's."""
     program_ = require(FOLDER / "open-webui" / "bin" / "open-webui", WHY)
@@ -224,7 +225,7 @@ async def test_open_webui(tmp_path: Path) -> None:
                 *command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path), **environ}, stdout=log, stderr=log
             )
         try:
-            await alive(f"http://127.0.0.1:{port}", SECONDS)
+            await alive(f"http://127.0.0.1:{port}", 300)  # it reads gigabytes first
             async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
                 async with session.post("/api/v1/auths/signin", json={"email": "", "password": ""}) as response:
                     session.headers["Authorization"] = f"Bearer {(await response.json())['token']}"
