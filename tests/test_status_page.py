@@ -21,7 +21,7 @@ from tests.needs import require
 from tests.ollama_box import box
 from tests.proxy import openai, process, proxy, settings
 from tests.sdks import INSTALLED
-from tests.upstreams import answers, each, status, upstream
+from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, status, upstream
 
 LOOP = {"loop": {"kind": "loopback"}}
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -119,10 +119,22 @@ async def test_it_is_not_shown_to_others_unasked(tmp_path: Path, monkeypatch: py
         assert (await p.get("/"))[0] == 200
 
 
+async def thinks(connection: Connection, seen: Seen) -> None:
+    """As Mistral's models: ``content`` may be a list of blocks."""
+    if not seen.json.get("stream"):
+        await answers(connection, seen)
+        return
+    await connection.head()
+    for said in ([{"type": "thinking", "thinking": []}], [{"type": "text", "text": "Hel"}], "lo"):
+        await connection.chunk(chunk(said))
+    await connection.chunk(chunk(finish="stop") + DONE)
+    await connection.end()
+
+
 @pytest.mark.built_in
 async def test_in_a_browser(tmp_path: Path) -> None:
     """Live: names that are markup stay text, a request appears and opens, a provider dies, a chat is tried."""
-    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(answers)) as good:
+    async with upstream(each(status("503 No", {"error": {"message": "no"}}))) as bad, upstream(each(thinks)) as good:
         providers = {"bad": openai(bad.url), "good": openai(good.url), **LOOP}
         config = settings(providers, ["bad/m", "good/m", "loop/m"])
         hostile = "mana/<script>document.title='HACKED'"

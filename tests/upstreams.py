@@ -205,7 +205,13 @@ def completion(text: str = "Hello", model: str = "m") -> dict[str, Any]:
     }
 
 
-def chunk(content: str | None = None, *, finish: str | None = None, role: bool = False, model: str = "m") -> bytes:
+def chunk(
+    content: str | list[dict[str, Any]] | None = None,
+    *,
+    finish: str | None = None,
+    role: bool = False,
+    model: str = "m",
+) -> bytes:
     """One SSE frame of a chat stream."""
     delta: dict[str, Any] = {"role": "assistant", "content": ""} if role else {}
     if content is not None:

@@ -98,7 +98,10 @@ def _text(event: Mapping[str, Any], heard: Heard) -> Iterator[str]:
         if delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"):
             heard.last_at = time.monotonic()
             heard.first_at = heard.first_at or heard.last_at
-        if content := delta.get("content"):
+        content = delta.get("content")
+        if isinstance(content, list):  # of blocks, of which others may be thoughts (Mistral's reasoning models)
+            content = "".join([block["text"] for block in content if block.get("type") == "text"])
+        if content:
             heard.text += content
             yield content
 

@@ -101,7 +101,7 @@ class Delta:
     """Images that the model generated, as data URIs."""
     refusal: str = field(default="", repr=False)
     reasoning_key: str = "reasoning_content"
-    """The member of an assistant message in which the provider expects ``reasoning`` back."""
+    """The member of an assistant message in which the provider expects ``reasoning`` back; empty: in none."""
 
     @property
     def has_content(self) -> bool:

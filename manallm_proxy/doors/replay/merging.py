@@ -13,6 +13,9 @@ _WORDS: Final = frozenset(
     }
 )
 """Members whose text goes on from step to step; any other text is said again, or is the last word."""
+_BLOCKS: Final = frozenset({"content", "thinking"})
+"""Members that may be a text or a list of blocks."""
+_BLOCKS_THAT_GO_ON: Final = ("text", "thinking")
 
 
 @define(eq=False)
@@ -29,7 +32,11 @@ def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
     """
     for key, new in step.items():
         old = whole.get(key)
-        if isinstance(new, list):
+        if key in _BLOCKS and (isinstance(old, list) or isinstance(new, list)):
+            whole[key] = rows = _as_blocks(old)
+            for block in _as_blocks(new):
+                _go_on(rows, block)
+        elif isinstance(new, list):
             whole[key] = _rows(old if isinstance(old, list) else [], new)
         elif isinstance(new, dict):
             whole[key] = old if isinstance(old, dict) else {}
@@ -40,6 +47,26 @@ def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
             whole[key] = _Text([old, new])
         elif new not in (None, "") or key not in whole:
             whole[key] = new
+
+
+def _as_blocks(said: Any) -> list[Any]:
+    """Mistral's: a model that thinks says lists of blocks, and then texts."""
+    if isinstance(said, str | _Text):
+        return [{"type": "text", "text": said}] if said else []
+    return said if isinstance(said, list) else []
+
+
+def _go_on(blocks: list[Any], block: Any) -> None:
+    """Adds `block` to `blocks`, or to the last of them where both are texts or both are thoughts."""
+    last = blocks[-1] if blocks else None
+    if not isinstance(block, dict):
+        blocks.append(block)
+    elif isinstance(last, dict) and last.get("type") == block.get("type") in _BLOCKS_THAT_GO_ON:
+        merge(last, block)
+    else:
+        new: dict[str, Any] = {}
+        blocks.append(new)
+        merge(new, block)
 
 
 def _rows(old: list[Any], new: list[Any]) -> list[Any]:

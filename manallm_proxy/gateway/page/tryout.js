@@ -53,8 +53,9 @@ async function read(response) {
       if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
       const part = JSON.parse(line.slice(6));
       if (part.error) $("answer").append(` [${part.error.message}]`);
-      const text = part.choices?.[0]?.delta?.content;
-      if (typeof text === "string") $("answer").append(text);
+      const said = part.choices?.[0]?.delta?.content;
+      const blocks = Array.isArray(said) ? said : [{text: said}];  // some models say lists of thoughts and texts
+      for (const {text} of blocks) if (typeof text === "string") $("answer").append(text);
     }
   }
 }

@@ -43,6 +43,8 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
     finish = choice.get("finish_reason")
     key = "reasoning_content" if _words(said.get("reasoning_content")) else "reasoning"
     reasoning = _words(said.get(key))
+    if not reasoning and isinstance(content := said.get("content"), list):
+        reasoning, key = _thoughts(content), ""
     return Delta(
         content=_words(said.get("content")) or _words(choice.get("text")),
         reasoning=reasoning,
@@ -80,6 +82,11 @@ def _words(content: object) -> str:
     if isinstance(content, list):
         return "".join(_words(block.get("text")) for block in content if isinstance(block, dict))
     return content if isinstance(content, str) else ""
+
+
+def _thoughts(content: list[Any]) -> str:
+    """What blocks of a content say that are thoughts (Mistral's reasoning models)."""
+    return "".join(_words(block.get("thinking")) for block in content if isinstance(block, dict))
 
 
 def _images(images: object) -> list[str]:

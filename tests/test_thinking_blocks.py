@@ -1,0 +1,110 @@
+"""Mistral's reasoning models: ``content`` is a list of blocks while they think, and a string, or one of text, after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from manallm_proxy.cli.chat import Heard, parts
+from manallm_proxy.doors.replay.forms import REPLAYS
+from tests.proxy import HI, Proxy, everything, openai, proxy, settings
+from tests.upstreams import DONE, Connection, Seen, each, upstream
+
+
+def thinks(text: str) -> list[dict[str, Any]]:
+    return [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]
+
+
+def says(content: object, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    row = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return b"data: " + json.dumps(row).encode() + b"\n\n"
+
+
+THINKING = [says(""), says(thinks("Hm")), says(thinks(", yes"))]
+TEXTS = {
+    "strings": [says("Hel"), says("lo")],
+    "blocks": [says([{"type": "text", "text": text}]) for text in ("Hel", "lo")],
+}
+WHOLE = {"role": "assistant", "content": [*thinks("Hm, yes"), {"type": "text", "text": "Hello"}]}
+
+
+async def mistral(connection: Connection, seen: Seen) -> None:
+    """Its model's name says how it goes on once it has thought: only when it is let."""
+    if not seen.json.get("stream"):
+        choice = {"index": 0, "message": WHOLE, "finish_reason": "stop"}
+        await connection.reply({"id": "c", "object": "chat.completion", "model": "m", "choices": [choice]})
+        return
+    await connection.head()
+    for frame in THINKING:
+        await connection.chunk(frame)
+    await connection.upstream.go.wait()
+    for frame in (*TEXTS[seen.json["model"]], says("", "stop"), DONE):
+        await connection.chunk(frame)
+    await connection.end()
+
+
+def told(door: str, body: bytes, *, stream: bool) -> tuple[str, str]:
+    """Reasoning and text."""
+    lines = body.split(b"\n")
+    rows = [json.loads(line[5:]) for line in lines if line.startswith(b"data:")] if stream else [json.loads(body)]
+    if door == "messages":
+        blocks = [row.get("delta", {}) for row in rows] if stream else rows[0]["content"]
+        return "".join(b.get("thinking", "") for b in blocks), "".join(b.get("text", "") for b in blocks)
+    if door == "responses":
+        thought, message = (rows[-1]["response"] if stream else rows[0])["output"]
+        return thought["summary"][0]["text"], message["content"][0]["text"]
+    said = [json.loads(line)["message"] for line in lines if line]
+    return "".join(m.get("thinking", "") for m in said), "".join(m["content"] for m in said)
+
+
+async def test_thinking_is_reasoning_through_every_door_that_translates(tmp_path: Path) -> None:
+    """It commits: a model that thinks for long is not silent. It does not go back: Mistral refuses such a member."""
+
+    async def post(p: Proxy, path: str, body: dict[str, Any], *, stream: bool) -> bytes:
+        async with p.client.post(p.url + path, json={**body, "stream": stream}) as response:
+            assert response.status == 200
+            up.go.set()  # the head is here, and not a word was said
+            return await everything(response)
+
+    async with upstream(each(mistral)) as up, proxy(settings({"p": openai(up.url)}), tmp_path) as p:
+        for model in TEXTS:
+            for door, path, body in (
+                ("messages", "/v1/messages", {**HI, "max_tokens": 9}),
+                ("responses", "/v1/responses", {"input": "hi"}),
+                ("ollama", "/api/chat", HI),
+            ):
+                for stream in (True, False):
+                    up.go.clear()
+                    raw = await post(p, path, {"model": f"p/{model}", **body}, stream=stream)
+                    assert told(door, raw, stream=stream) == ("Hm, yes", "Hello"), (door, model, stream)
+        _, first, _ = await p.post("/v1/responses", {"model": "p/m", "input": "hi"})
+        await p.post("/v1/responses", {"model": "p/m", "input": "go on", "previous_response_id": first["id"]})
+        assert up.posts[-1].json["messages"][1] == {"role": "assistant", "content": "Hello"}
+
+
+def test_a_terminal_shows_the_text_alone() -> None:
+    """What is relayed is the provider's own form."""
+    for texts in TEXTS.values():
+        heard = Heard(0.0)
+        told = b"".join([*THINKING, *texts, says("", "stop"), DONE])
+        assert "".join(parts(told.splitlines(keepends=True), heard)) == "Hello"
+        assert (heard.text, heard.error, heard.finish) == ("Hello", None, "stop")
+
+
+def test_nothing_is_lost_of_an_answer_that_is_kept() -> None:
+    """Where a list follows a string, or a string a list: a text is one of its blocks, and blocks of one kind go on."""
+    replay = REPLAYS["chat/completions"]
+    text = [{"type": "text", "text": "Hello"}]
+    for frames, content in (
+        ([*THINKING, *TEXTS["strings"]], [*thinks("Hm, yes"), *text]),
+        ([*THINKING, says(text), says("!")], [*thinks("Hm, yes"), {"type": "text", "text": "Hello!"}]),
+        (
+            [says("Hel"), says("lo"), *THINKING, says("x")],
+            [*text, *thinks("Hm, yes"), {"type": "text", "text": "x"}],
+        ),
+        ([says("Hello"), says(None)], "Hello"),
+    ):
+        whole = json.loads(replay.to_whole(b"".join((*frames, says("", "stop"), DONE)), None) or b"")
+        assert whole["choices"][0]["message"]["content"] == content
