@@ -242,6 +242,20 @@ async def test_only_complete_successful_answers_are_kept(tmp_path: Path) -> None
         assert [(await ask(gate, path, body, stream=False))[1] for _ in range(2)] == ["miss", "miss"]
 
 
+async def test_a_stream_that_said_nothing_is_not_kept(tmp_path: Path) -> None:
+    """It is handed on as the empty answer that it is; whoever asks next may be luckier."""
+
+    async def says_nothing(connection: Connection, seen: Seen) -> None:
+        await connection.head()
+        await connection.end()
+
+    async with upstream(each(says_nothing)) as server, proxy(kept(server.url), tmp_path) as gate:
+        for path, body in DOORS.values():
+            for _ in range(2):
+                assert (await ask(gate, path, body, stream=True))[1] == "miss", path
+        assert len(server.posts) == 2 * len(DOORS)
+
+
 async def test_hits_and_saved_tokens_are_counted(tmp_path: Path) -> None:
     """A hit is no answer of a model: its tokens are saved, and not spent again."""
     path, body = DOORS["chat/completions"]

@@ -70,7 +70,7 @@ class Production:
         last = await aside(self.reply.ends_long, self.reply.end, stream.usage)
         said, usage = flight.held(), stream.usage
         whole = None
-        if said is not None:
+        if said:  # else it is too much to be kept, or nothing
             whole = await aside(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)
         entry = flight.entry
         assert entry is not None
