@@ -45,7 +45,7 @@ class Runner:
         """
         self._listening.append(server)
         for each in server.sockets:
-            if each.family != socket.AF_UNIX:
+            if each.family in (socket.AF_INET, socket.AF_INET6):
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await server.start_serving()
