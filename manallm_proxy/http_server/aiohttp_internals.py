@@ -97,8 +97,10 @@ class OneTaskHandler(RequestHandler):
     Whoever makes one limits the wait for the first request, and sets `_idle`, which ends the wait for another.
     """
 
-    __slots__ = ("_idle",)
+    __slots__ = ("_idle", "_is_left")
     _idle: Deadlines[Any]
+    _is_left: bool
+    """Whether aiohttp's `start` handles the rest of the connection: it waits for requests only."""
 
     # what aiohttp asks the transport for each connection, for properties of requests that nobody reads here
     ssl_context = None
@@ -112,13 +114,14 @@ class OneTaskHandler(RequestHandler):
         """
         assert self._manager is not None
         self.transport = cast(asyncio.Transport, transport)
+        self._is_left = False
         self._manager.connection_made(self, self.transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """As aiohttp's. A task that waits for a request ends by itself, at a third of what it takes to cancel it."""
         self._idle.end(self)
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None and not waiter.done() and not self._is_left:
             self._waiter = self._task_handler = None
             waiter.set_result(None)
         super().connection_lost(exc)
@@ -163,6 +166,7 @@ class OneTaskHandler(RequestHandler):
                     continue
                 message, payload = self._messages[0]
                 if self._upgraded or self._buffer_paused or not isinstance(message, RawRequestMessage):
+                    self._is_left = True
                     self._idle.end(self)  # aiohttp has a timer of its own
                     await super().start()
                     return
