@@ -108,9 +108,11 @@ async def test_a_trial_that_is_left_is_free_again(tmp_path: Path, how: str) -> N
 async def test_a_crowd_that_says_nothing(tmp_path: Path) -> None:
     """C4: 300 connections, silent or in the middle of a head, disturb nobody and are closed at their limit."""
     async with scene(DIALECTS["openai"], each(answers), tmp_path, proxy={"limits": {"body_timeout": 0.5}}) as at:
-        crowd = [await asyncio.open_connection("127.0.0.1", at.p.port) for _ in range(300)]
-        for number, (_, writer) in enumerate(crowd):
+        crowd = []
+        for number in range(300):
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.p.port)
             writer.write(b"" if number % 2 else b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-")
+            crowd.append((reader, writer))
         reply = await at.ask("chat")
         assert (reply.status, reply.resolved) == (200, "bad/m")
         told = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in crowd)), 5)
