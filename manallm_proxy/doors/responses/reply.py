@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import chain
 from typing import Any, Final
 
@@ -57,6 +56,7 @@ class ResponsesReply:
     _knows: Callable[[str], Awaitable[bool]] | None = field(default=None, repr=False)
     """Whether a response of that id is still stored; None where this one is not to be."""
     content_type: str = "text/event-stream"
+    _made: AnswerItems | None = None
     _provider: str = ""
     """The name of the one that answers."""
     _sequence: int = 0
@@ -73,12 +73,13 @@ class ResponsesReply:
     _relayed: bytes = field(default=b"", repr=False)
     """Its latest events."""
 
-    @cached_property
+    @property
     def _answer(self) -> AnswerItems:
         """Of words that are written here: a provider that speaks this API writes its own."""
-        answer = self._new_answer()
-        answer.provider = self._provider
-        return answer
+        if self._made is None:
+            self._made = self._new_answer()
+            self._made.provider = self._provider
+        return self._made
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         self.start(target)
