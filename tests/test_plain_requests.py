@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.door import Client
-from manallm_proxy.contract.errors import ProxyError
+from manallm_proxy.contract.errors import InvalidRequest, ProxyError
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.doors.responses import door, native, request
 from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
@@ -88,6 +88,21 @@ def test_it_is_read_as_if_it_were_decoded(fields: dict[str, Any], given_: Any, e
 def test_what_is_plain(case: str, fields: dict[str, Any]) -> None:
     """And is asked of no decoder that makes something of it."""
     assert plain_request(json.dumps(fields).encode()) is not None, case
+
+
+def test_a_number_beyond_all_is_the_providers_business() -> None:
+    """As in a chat; what is written here does not repeat it, and what has to be translated is refused."""
+    body = b'{"input":"hi","store":false,"stream":true,"temperature":1e999}'
+    one = door.ResponsesDoor(MemoryStore(Clock()))
+    reading = one.read(body, Client("r", None, {}, frozenset({"responses"})))
+    assert isinstance(reading, tuple)
+    call, reply = reading
+    assert call.at("p", ("responses",)).body is body
+    assert b'"temperature":null' in reply.heartbeat()
+    with pytest.raises(InvalidRequest):
+        call.translated()
+    with pytest.raises(InvalidRequest):
+        one.read(body, Client("r"))
 
 
 def test_a_plain_request_is_not_decoded_for_a_provider_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

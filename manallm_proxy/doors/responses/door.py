@@ -74,7 +74,7 @@ class ResponsesDoor:
     def _form(
         self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields] | None, client: Client
     ) -> NativeForm:
-        shell = Shell(self.store.new_id("resp"), asked.fields, asked.summary.model)
+        shell = Shell(self.store.new_id("resp"), asked.repeated, asked.summary.model)
         return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
 
     def _begun(self, form: NativeForm, call: Call, kept: tuple[bytes, ...], client: Client) -> Reading:

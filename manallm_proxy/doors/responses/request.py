@@ -95,6 +95,13 @@ class Asked:
         """All but ``input``, decoded."""
         return self.decoded()[0]
 
+    def repeated(self) -> Fields:
+        """``fields``, for a response that repeats them: none where they cannot be decoded, for a number beyond all."""
+        try:
+            return self.fields()
+        except InvalidRequest:
+            return {}
+
     def items(self) -> list[Fields]:
         """``input``."""
         return self.decoded()[1]
