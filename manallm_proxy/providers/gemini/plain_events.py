@@ -50,10 +50,14 @@ class PlainEvents:
     def read(self, data: bytes) -> tuple[Sequence[bytes], int, dict[str, Any]]:
         """What the events at the start of `data` add, each as the inside of a JSON string, how many bytes these events
         are, and the last one's counters; nothing and 0 if it does not begin with whole events of the pattern."""
-        if not self._front or not data.startswith(self._front) or _END not in data:
+        end = data.find(_END) if self._front and data.startswith(self._front) else -1
+        if end < 0:
             return (), 0, {}
+        if end == len(data) - len(_END):  # it is one, as nearly always
+            texts, counters = self._one(data[:end])
+            return texts, len(data) if texts else 0, counters
         *events, _ = data.split(_END)
-        texts, counters = self._all(events) if len(events) != 1 else self._one(events[0])
+        texts, counters = self._all(events)
         if not texts and (odd := next((n for n, event in enumerate(events) if not self._is_alike(event)), 0)):
             texts, counters = self._all(events[:odd])
         return texts, sum(map(len, events[: len(texts)])) + len(texts) * len(_END), counters
