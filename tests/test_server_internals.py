@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import HttpVersion11, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_protocol import RequestHandler
 
 from manallm_proxy.config.model import Limits
@@ -209,3 +210,38 @@ async def test_the_usual_properties_are_attributes_and_say_what_aiohttps_say() -
         for _ in range(2):
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
     assert seen == [{"method": "GET", "path": "/", "host": "x"}, {"method": "DELETE", "path": "/a%20b", "host": "x"}]
+
+
+async def test_a_body_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``_buffer``, ``_buffer_offset``, ``_eof``, ``_exception`` and ``_size``: one piece is not read as parts are."""
+    loop = asyncio.get_running_loop()
+
+    def body(*parts: bytes) -> StreamReader:
+        made = StreamReader(BaseProtocol(loop), 100, loop=loop)
+        for part in parts:
+            made.feed_data(part)
+        return made
+
+    piece = b"a piece of some length"
+    whole = body(piece)
+    assert internals.take_body(whole) is piece
+    whole = body(piece)
+    whole.feed_eof()
+    with monkeypatch.context() as patch:
+        patch.delattr(StreamReader, "read_nowait")
+        assert internals.take_body(whole) is piece
+    assert whole.at_eof()
+    assert whole._size == 0
+    assert await whole.read() == b""
+    assert internals.take_body(whole) == b""
+    half = body(piece, piece)
+    half.feed_eof()
+    assert half.read_nowait(2) + internals.take_body(half) == 2 * piece
+    begun = body(piece)
+    begun.feed_eof()
+    assert begun.read_nowait(2) + internals.take_body(begun) == piece
+    assert internals.take_body(EMPTY_PAYLOAD) == b""
+    broken = body(piece)
+    broken.set_exception(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        internals.take_body(broken)

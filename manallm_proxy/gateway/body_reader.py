@@ -10,6 +10,7 @@ from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMedia
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.http_server import web
+from manallm_proxy.http_server.aiohttp_internals import take_body
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
 from manallm_proxy.openai.bounds import ManyMembers, check_structure, glance, look
@@ -82,7 +83,7 @@ async def read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     ask_for_body(request)
     try:
         if request.content.is_eof():  # it came with its head, as most do: no timer is needed
-            part = request.content.read_nowait()
+            part = take_body(request.content)
             if len(part) > limits.body:
                 raise _too_large(limits.body)
             return part

@@ -11,7 +11,7 @@ import contextlib
 from typing import Any, Final, cast
 
 import aiohttp
-from aiohttp import HttpVersion, HttpVersion11, StreamReader
+from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion11, StreamReader
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
@@ -45,6 +45,7 @@ def _check() -> None:
         (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
         (RequestHandler, ("_message_tail", "_resume_reading_if_drained", "resume_reading")),
         (BaseProtocol, ("_reading_paused",)),
+        (StreamReader, ("_buffer", "_buffer_offset", "_eof", "_exception", "_size")),
         (HttpRequestParser, ("message_consumed", "set_upgraded")),
         (web.StreamResponse, ("_eof_sent", "_keep_alive")),
         (web.BaseRequest, ("_version", "_task", "_loop", "_finish", "keep_alive", "writer")),
@@ -304,6 +305,15 @@ def is_handling(connection: RequestHandler) -> bool:
 def is_unparsed(connection: RequestHandler) -> bool:
     """Whether what arrives waits until a request for another protocol is answered."""
     return connection._upgraded
+
+
+def take_body(payload: StreamReader) -> bytes:
+    """As ``read_nowait``, for a body that is in. Most came in one piece with their head, which is taken as it is."""
+    buffer = None if payload is EMPTY_PAYLOAD or payload._exception or payload._buffer_offset else payload._buffer
+    if buffer is None or len(buffer) != 1 or not payload._eof:
+        return payload.read_nowait()
+    payload._size = 0
+    return buffer.popleft()
 
 
 def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
