@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from attrs import field
+
 from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
@@ -11,6 +15,9 @@ from manallm_proxy.http_server.stream_writer import StreamWriter
 from manallm_proxy.openai.large import aside, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later
 
+LAST_BYTES: Final = 16 * 1024
+"""Max bytes of a stream's last events that wait for its end; to copy more costs more than to write both."""
+
 
 @define
 class ClientStream:
@@ -19,9 +26,14 @@ class ClientStream:
     reply: Reply
     writer: StreamWriter
     stream: Stream
+    _last: bytes = field(default=b"", repr=False)
+    """The answer's last events, while its end is made: both are one write, and one packet."""
 
     async def send(self, batch: StreamBatch) -> None:
         events = await events_of(self.reply, batch)
+        if batch.done and batch.error is None and len(events) <= LAST_BYTES:
+            self._last = events
+            return
         await self.writer.write(events)
         if batch.is_large:
             let_go_aside([events])
@@ -35,13 +47,16 @@ class ClientStream:
         long = self.reply.ends_long
         if long:
             self.writer.hush()  # a heartbeat would be written by the same reply at the same time
-        last = await aside(long, self.reply.end, self.stream.usage)
+            if self._last:
+                await self.writer.write(self._last)
+                self._last = b""
+        last = self._last + await aside(long, self.reply.end, self.stream.usage)
         await self.writer.finish(last)
         if long:
             let_go_aside([last])
 
     async def fail(self, error: ProxyError) -> None:
-        await self.writer.break_off(self.reply.error(error))
+        await self.writer.break_off(self._last + self.reply.error(error))
 
 
 async def events_of(reply: Reply, batch: StreamBatch) -> bytes:

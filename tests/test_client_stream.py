@@ -1,0 +1,76 @@
+"""What a client's stream is written in: how many writes, and which."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from attrs import define, field
+
+from manallm_proxy.contract.answers import StreamBatch
+from manallm_proxy.contract.errors import InternalError
+from manallm_proxy.contract.provider_errors import Disconnected
+from manallm_proxy.gateway.client_stream import LAST_BYTES, ClientStream
+
+
+@define
+class Both:
+    """A door's reply, the stream that it is made of, and who writes it."""
+
+    ends_long: bool = False
+    usage: None = None
+    written: list[bytes] = field(factory=list)
+
+    def events(self, batch: StreamBatch) -> bytes:
+        return batch.frames
+
+    def end(self, usage: None) -> bytes:
+        return b"end"
+
+    def error(self, error: Exception) -> bytes:
+        return b"broken"
+
+    async def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    finish = break_off = write
+
+    def hush(self) -> None:
+        self.written.append(b"(hush)")
+
+
+LONG = b"x" * (LAST_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("batches", "ends_long", "written"),
+    [
+        ([StreamBatch(frames=b"a"), StreamBatch(frames=b"b", done=True)], False, [b"a", b"bend"]),
+        ([StreamBatch(frames=b"ab", done=True)], False, [b"abend"]),
+        ([StreamBatch(frames=LONG, done=True)], False, [LONG, b"end"]),
+        ([StreamBatch(frames=b"a"), StreamBatch(frames=b"b", done=True)], True, [b"a", b"(hush)", b"b", b"end"]),
+    ],
+    ids=["the last events", "the only ones", "too many to copy", "an end that takes its time"],
+)
+async def test_the_last_events_leave_with_the_end(
+    batches: list[StreamBatch], ends_long: bool, written: list[bytes]
+) -> None:
+    """In one write, unless they would be copied for it or would wait for it."""
+    both: Any = Both(ends_long)
+    client = ClientStream(both, both, both)
+    for batch in batches:
+        await client.send(batch)
+    await client.finish()
+    assert both.written == written
+
+
+async def test_nothing_is_kept_back_from_a_broken_answer() -> None:
+    """What was read before it broke is written before that is told."""
+    both: Any = Both()
+    client = ClientStream(both, both, both)
+    await client.send(StreamBatch(frames=b"a", done=True, error=cast(Any, Disconnected("gone"))))
+    await client.fail(InternalError("gone"))
+    assert both.written == [b"a", b"broken"]
+    await client.send(StreamBatch(frames=b"b", done=True))
+    await client.fail(InternalError("gone"))
+    assert both.written == [b"a", b"broken", b"bbroken"]
