@@ -196,6 +196,10 @@ async def test_aiohttp_s_own_loop_takes_over_with_its_own_timer() -> None:
         await client.ask(GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"))
         await until(lambda: client.theirs._keepalive_handle is not None)
         assert client.theirs not in idle._due
+        task = client.theirs._task_handler
+        client.writer.close()
+        await until(task.done)
+        assert task.cancelled(), "its wait takes no end but a request or being cancelled"
 
 
 async def test_what_is_taken_is_told_by_its_last_request() -> None:
