@@ -32,11 +32,15 @@ _BUDGET: Final = 0.002
 def fits(data: bytes) -> bool:
     """Whether `data` may be read in one piece."""
     size = len(data)
-    return size <= UNCOUNTED or (size <= PIECE_BYTES and _lines(data, 0, size) <= PIECE_LINES)
+    return size <= UNCOUNTED or (size <= PIECE_BYTES and not _is_dense(data))
 
 
-def _lines(data: bytes, start: int, end: int) -> int:
-    return data.count(b"\n", start, end) + data.count(b"\r", start, end)
+def _is_dense(data: bytes) -> bool:
+    """Whether it has more than PIECE_LINES line ends. To count them looks at each byte alone: up to 4 µs a kilobyte."""
+    ends = len(data.split(b"\n", PIECE_LINES + 1)) - 1
+    if b"\r" in data:
+        ends += len(data.split(b"\r", PIECE_LINES + 1)) - 1
+    return ends > PIECE_LINES
 
 
 def _end_of_event(data: bytes, start: int, end: int) -> int:
@@ -110,8 +114,10 @@ class Pieces:
         """The next piece, when there is time for it."""
         await turnstile().turn()
         start, size = self._at, min(2 * self._size, PIECE_BYTES)
-        while size > UNCOUNTED and _lines(self._data, start, start + size) > PIECE_LINES:
+        piece = self._data[start : start + size]
+        while size > UNCOUNTED and _is_dense(piece):
             size //= 2
+            piece = piece[:size]
         self._at, self._size = _end_of_event(self._data, start, start + size), size
         piece = self._data[start : self._at]
         if not self:

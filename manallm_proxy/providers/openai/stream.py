@@ -114,8 +114,8 @@ class EventRelay(EventStream):
             data = data[end:]
             if not data or batches[-1].done or batches[-1].error:
                 return _joined(batches)
-        end = self._plain_until(data)
-        return _joined([*batches, StreamBatch(self._renamed(data[:end])), super().feed(data[end:])])
+        events, end = self._plain_events(data)
+        return _joined([*batches, StreamBatch(events), super().feed(data[end:])])
 
     def _is_plain(self, data: bytes) -> bool:
         """Whether this is one whole event with content only: what nearly every read brings."""
@@ -140,11 +140,12 @@ class EventRelay(EventStream):
             and not _USAGE.search(data)
         )
 
-    def _plain_until(self, data: bytes) -> int:
-        """How many bytes at the start of `data` are whole events with content only that begin with ``_old_front``."""
-        front = self._old_front
+    def _plain_events(self, data: bytes) -> tuple[bytes, int]:
+        """The whole events at the start of `data` with content only that begin with ``_old_front``, as the client gets
+        them, and how many bytes of `data` they are."""
+        front, new = self._old_front, self._new_front
         if sse.CR in data or not data.startswith(front):
-            return 0
+            return b"", 0
         end = data.rfind(_BLANK) + len(_BLANK)
         for odd in (b"error", b'"usage"'):
             at = data.find(odd, 0, end)
@@ -152,13 +153,12 @@ class EventRelay(EventStream):
                 end = data.rfind(_BLANK, 0, at) + len(_BLANK)
         if finish := _FINISH.search(data, 0, end):
             end = data.rfind(_BLANK, 0, finish.start()) + len(_BLANK)
-        if end < len(front) or data.count(b"\n", 0, end) != 2 * data.count(_BLANK + front, 0, end) + 2:
-            return 0
-        return end
-
-    def _renamed(self, events: bytes) -> bytes:
-        old, new = self._old_front, self._new_front
-        return new + events[len(old) :].replace(_BLANK + old, _BLANK + new) if events else b""
+        if end < len(front) + len(_BLANK):
+            return b"", 0
+        events = data[len(front) : end - len(_BLANK)].split(_BLANK + front)
+        if sse.LF in b"".join(events):  # one that begins otherwise, or has several lines
+            return b"", 0
+        return b"".join((new, (_BLANK + new).join(events), _BLANK)), end
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
