@@ -31,6 +31,7 @@ _SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text|argume
 _PADDING: Final = b',"obfuscation":"'
 _PADDED: Final = re.compile(rb',"obfuscation":"[^"\\\x00-\x1f]*"\}\n\n')
 _END: Final = b"}\n\n"
+_BLANK: Final = b"\n\n"
 
 
 @define
@@ -41,7 +42,6 @@ class PlainChunks:
     """Up to the quote that opens the words."""
     _tail: bytes = field(default=b"", repr=False)
     """From the quote that closes them, without padding. It ends with a blank line, which no JSON string holds."""
-    _between: bytes = field(default=b"", repr=False)
     _shortest: int = 0
     _is_padded: bool = False
     make: Callable[[Sequence[bytes]], Texts] = Words
@@ -72,9 +72,12 @@ class PlainChunks:
         end = data.rfind(self._tail) + len(self._tail)
         if self._is_padded or end < self._shortest:
             return (), 0
-        data, used = data[:end], end
-        texts = data[len(self._front) : len(data) - len(self._tail)].split(self._between)
-        return (texts, used) if are_texts(texts) else ((), 0)
+        # By a short separator: for a long one, `split` works out anew behind each part how to search for it (0.8 µs).
+        events = data[: end - len(_BLANK)].split(_BLANK)
+        front, tail = self._front, self._tail[: -len(_BLANK)]
+        start, stop = len(front), -len(tail)
+        texts = [event[start:stop] for event in events if event.startswith(front) and event.endswith(tail)]
+        return (texts, end) if len(texts) == len(events) and are_texts(texts) else ((), 0)
 
     def learn(self, data: bytes, delta: Delta) -> None:
         """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it adds one text alone."""
@@ -119,7 +122,7 @@ class PlainChunks:
 
     def _take(self, data: bytes, start: int, end: int) -> None:
         self._front, self._tail = data[:start], data[end:]
-        self._between, self._shortest = self._tail + self._front, len(self._front) + len(self._tail)
+        self._shortest = len(self._front) + len(self._tail)
 
 
 def _fit(delta: Delta) -> tuple[str, str, Callable[[Sequence[bytes]], Texts]] | None:
