@@ -11,7 +11,7 @@ from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.records import define
-from manallm_proxy.http_server.stream_writer import StreamWriter
+from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamWriter
 from manallm_proxy.openai.large import aside, let_go_aside
 from manallm_proxy.openai.letting_go import keep_for_later
 
@@ -30,13 +30,17 @@ class ClientStream:
     """The answer's last events, while its end is made: both are one write, and one packet."""
 
     async def send(self, batch: StreamBatch) -> None:
-        events = await events_of(self.reply, batch)
+        if batch.is_large:
+            events = await events_of(self.reply, batch)
+            await self.writer.write(events)
+            let_go_aside([events])
+            return
+        events = self.reply.events(batch)
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
             self._last = events
             return
-        await self.writer.write(events)
-        if batch.is_large:
-            let_go_aside([events])
+        if len(events) > PART_BYTES or not self.writer.try_write(events):
+            await self.writer.write(events)
 
     def try_write(self, batch: StreamBatch | bytes) -> bool:
         if isinstance(batch, bytes):

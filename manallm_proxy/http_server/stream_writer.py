@@ -22,6 +22,8 @@ NEVER: Final = 10.0 * 365 * 24 * 3600
 """Delay in seconds of a timer that is not wanted."""
 WRITE_HIGH_WATER: Final = 64 * 1024
 """Write high-water mark of the transport's buffer in bytes; a write above it waits for the client."""
+WRITE_LOW_WATER: Final = WRITE_HIGH_WATER // 4
+"""What asyncio makes of it: up to here no transport is paused, so there is nothing to wait for."""
 PART_BYTES: Final = 256 * 1024
 """More than this is written part by part, as the client reads: to copy 30 MB to a buffer would block the event loop."""
 
@@ -181,18 +183,20 @@ class StreamWriter:
         self._ready = None
         loop = self._loop
         transport = self.request.transport
-        self._writing = progress = Progress(loop.time(), self.pace.write_rate, self._debt)
+        now = loop.time()
         if counts and self.first_at is None:
-            self.first_at = progress.since
+            self.first_at = now
         response.put_part(data, last=last)
-        if transport is not None and transport.get_write_buffer_size() > WRITE_HIGH_WATER:
-            progress.stalled_for(transport, progress.since)
-            await response.drain()
-            progress.stalled_for(transport, loop.time())
-            self._debt = progress.debt
-        else:
-            await response.drain()
-        self._writing = None
+        if transport is None or (size := transport.get_write_buffer_size()) > WRITE_LOW_WATER:
+            self._writing = progress = Progress(now, self.pace.write_rate, self._debt)
+            if transport is not None and size > WRITE_HIGH_WATER:
+                progress.stalled_for(transport, now)
+                await response.drain()
+                progress.stalled_for(transport, loop.time())
+                self._debt = progress.debt
+            else:
+                await response.drain()
+            self._writing = None
         if self.first_at is not None and not last:
             self._ready = transport
         self._last_write = loop.time()

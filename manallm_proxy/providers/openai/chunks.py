@@ -88,16 +88,23 @@ def has_content(choice: dict[str, Any], *, words: bool = False) -> bool:
     finish = choice.get("finish_reason")
     if choice.get("text") or (finish == "content_filter" if words else finish):
         return True
-    delta = choice.get("delta")
-    return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
+    return _says_more(choice.get("delta"))
+
+
+def _says_more(delta: object) -> bool:
+    """Whether it has anything beside a role."""
+    if isinstance(delta, dict):
+        for key, value in delta.items():
+            if value and key != "role":
+                return True
+    return False
 
 
 def ends_in_error(choice: dict[str, Any]) -> bool:
     """Whether it has ``finish_reason: error`` and no content: no answer came of it."""
     if not gives_up(choice) or choice.get("text"):
         return False
-    delta = choice.get("delta", choice.get("message"))
-    return not (isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role"))
+    return not _says_more(choice.get("delta", choice.get("message")))
 
 
 def gives_up(choice: dict[str, Any]) -> bool:

@@ -190,11 +190,16 @@ class EventRelay(EventStream):
             return None
         self.usage = chunks.merged(self.usage, counted := chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
-        if not self._has_content and any(chunks.ends_in_error(row) for row in rows):
-            raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
-        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
-        words = self._call.waits_for_words
-        self._has_content = self._has_content or any(chunks.has_content(row, words=words) for row in rows)
+        if not self._has_content:
+            words, found = self._call.waits_for_words, False
+            for row in rows:
+                if chunks.ends_in_error(row):
+                    raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
+                found = found or chunks.has_content(row, words=words)
+            self._has_content = found
+        for row in rows:
+            if row.get("finish_reason"):
+                self._finished.add(chunks.index_of(row))
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
