@@ -12,6 +12,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.http_chunks import framed, unframed
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Entry, Target
@@ -20,7 +21,7 @@ from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.connection import Connection
 from manallm_proxy.http_client.response import Response
-from manallm_proxy.http_server.stream_writer import WRITE_HIGH_WATER, Pace, StreamWriter
+from manallm_proxy.http_server.stream_writer import PART_BYTES, WRITE_HIGH_WATER, Pace, StreamWriter
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.http_provider import HttpProvider, HttpStream
 from manallm_proxy.providers.openai.stream import EventRelay
@@ -210,19 +211,23 @@ def sent(word: bytes) -> bytes:
     return FIRST.replace(b'"m"', b'"gpu/m"') % word
 
 
-async def test_a_slow_client_gets_all_of_it_once() -> None:
-    """What it does not take at once is not lost and not doubled; the task that waits for it goes on where it was."""
-    connection, response, fed = asked(asyncio.get_running_loop())
+def opened(connection: Connection, response: Response) -> tuple[HttpStream, StreamWriter, ClientStream, Any]:
+    """A stream over `connection`, its client's end, and the client's transport."""
     provider = HttpProvider(Address("gpu", "http://gpu/v1"), OpenAIWire())
-    target = Entry(Target("gpu", "m")).target
-    translator = EventRelay(CALL, target)
+    translator = EventRelay(CALL, Entry(Target("gpu", "m")).target)
     stream = HttpStream(provider, response, translator, CALL, translator.relayed)
     client: Any = Side()
     request = make_mocked_request("POST", "/", transport=client)
     request.writer.output_size = 0  # a mock, where a connection's writer has a number
     writer = StreamWriter(request, {}, PACE, bytes)
-    sink = ClientStream(ChatReply(SUMMARY), writer, stream)
     connection.data_received(HEAD)
+    return stream, writer, ClientStream(ChatReply(SUMMARY), writer, stream), client
+
+
+async def test_a_slow_client_gets_all_of_it_once() -> None:
+    """What it does not take at once is not lost and not doubled; the task that waits for it goes on where it was."""
+    connection, response, fed = asked(asyncio.get_running_loop())
+    stream, writer, sink, client = opened(connection, response)
     for word in (b"a", b"b"):
         connection.data_received(framed(FIRST % word))
         await sink.send(await stream.next())
@@ -243,5 +248,19 @@ async def test_a_slow_client_gets_all_of_it_once() -> None:
     client.unread = 0
     assert (await stream.next(sink.try_write)).frames == sent(b"f")
     assert writer.bytes_sent == before and len(fed.reads) == 2
+    await stream.aclose()
+    writer.close()
+
+
+async def test_what_is_long_is_written_part_by_part_to_a_client_that_reads() -> None:
+    """Whoever is next would wait for the copy of all of it."""
+    connection, response, _ = asked(asyncio.get_running_loop())
+    stream, writer, sink, client = opened(connection, response)
+    for frames in (sent(b"a"), sent(b"b"), long := sent(b"c" * 3 * PART_BYTES)):
+        await sink.send(StreamBatch(frames))
+    parts = [unframed(part) or part for part in client.written[1:]]
+    assert parts[0] == sent(b"b")
+    assert len(parts) > 3 and max(map(len, parts)) < 1.01 * PART_BYTES
+    assert writer.bytes_sent == len(sent(b"a") + sent(b"b") + long)
     await stream.aclose()
     writer.close()
