@@ -21,7 +21,7 @@ from manallm_proxy.providers.openai.chunks import ends_in_error
 _LIST_BEGINS: Final = ord("[")
 _BACKSLASH: Final = ord("\\")
 """As numbers, which Python finds in bytes in a seventh of the time."""
-_FRONT: Final = 1000
+FRONT: Final = 1000
 """Bytes of an answer within which its model stands, or is not looked for in the short way."""
 _ERROR: Final = re.compile(rb'error"')
 _LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
@@ -77,14 +77,14 @@ def usual_reply(body: bytes) -> tuple[dict[str, Any], tuple[int, int]] | None:
         reply = _USUAL.decode(body)
     except (*DecodeErrors, msgspec.ValidationError):
         return None
-    span = _span_of_model(body, bytes(reply.model))
+    span = span_of_model(body, bytes(reply.model))
     return ({"choices": reply.choices, "usage": reply.usage, "error": reply.error}, span) if span is not None else None
 
 
-def _span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
+def span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
     """Where the top level of the JSON object `body` has its `model`, if no escape, no list and no object is before it:
     then the first place that looks like it is it."""
-    front, key, rest = body[:_FRONT].partition(b'"model":')
+    front, key, rest = body[:FRONT].partition(b'"model":')
     if not key or front.count(b"{") != 1 or _LIST_BEGINS in front or _BACKSLASH in front:
         return None
     start = len(front) + len(key) + rest.startswith(b" ")

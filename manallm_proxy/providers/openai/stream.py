@@ -28,13 +28,14 @@ from manallm_proxy.providers.openai.call_parts import CallParts
 from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.event_stream import EventStream
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
-from manallm_proxy.providers.openai.reply import set_model
+from manallm_proxy.providers.openai.reply import FRONT, set_model, span_of_model
 from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
 
 _DATA: Final = b"data: "
 _BLANK: Final = b"\n\n"
 """What ends an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_MODEL: Final = re.compile(rb'"model": ?("[^"\\]*")')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NULL_USAGE: Final = re.compile(rb'"usage"\s*:\s*null(?=\s*[,}])')
 _BLANKS: Final = 1024
@@ -161,7 +162,8 @@ class EventRelay(EventStream):
         return b"".join((new, (_BLANK + new).join(events), _BLANK)), end
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        if not self._has_content or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
+        is_valid = not self._has_content  # once it is read
+        if is_valid or data[:1] != b"{" or _search(data, _FINISH) or _search(data, _USAGE):
             new = self._read_chunk(frame, data)
             if new is None:
                 return
@@ -170,7 +172,7 @@ class EventRelay(EventStream):
         self._seen_data = True
         if b'"usage"' in new and not self._call.summary.wants_usage:
             new = _NO_USAGE.sub(b"", new) if len(new) <= LARGE_BYTES else _without_null_usage(new)
-        new = self._with_model(new)
+        new = self._with_model(new, is_valid=is_valid)
         at = frame.raw.find(data) if not frame.raw.startswith(data, len(_DATA)) else len(_DATA)
         if at < 0:  # several data lines: JSON breaks lines only where a space would do
             name = b"event: " + frame.event + b"\n" if frame.event else b""
@@ -206,10 +208,12 @@ class EventRelay(EventStream):
             return None  # the usage chunk that only we asked for
         return data if counted is not None and (counted.prompt or counted.completion) else _without_usage(data)
 
-    def _with_model(self, data: bytes) -> bytes:
+    def _with_model(self, data: bytes, *, is_valid: bool) -> bytes:
         old, new = self._old_front[len(_DATA) :], self._new_front[len(_DATA) :]
         if old and data.startswith(old):
             return new + data[len(old) :]
+        if is_valid and (found := _MODEL.search(data, 0, FRONT)) and (place := span_of_model(data, found[1])):
+            return self._renamed(data, place)
         try:
             spans = split_object(data)[1]
         except InvalidRequest:
@@ -221,6 +225,9 @@ class EventRelay(EventStream):
             return set_model(data, span, self._model)
         if len(data) > LARGE_BYTES:  # no other will begin like this one, if it is so long before its model
             return set_model(data, span, self._model)
+        return self._renamed(data, span)
+
+    def _renamed(self, data: bytes, span: Span) -> bytes:
         self._old_front = _DATA + data[: span[1]]
         self._new_front = _DATA + data[: span[0]] + self._model
         return data[: span[0]] + self._model + data[span[1] :]
