@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from attrs import field
 
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.sse import CR
 
 PIECE_BYTES: Final = 16 * 1024
 PIECE_LINES: Final = 240
@@ -38,7 +39,7 @@ def fits(data: bytes) -> bool:
 def _is_dense(data: bytes) -> bool:
     """Whether it has more than PIECE_LINES line ends. To count them looks at each byte alone: up to 4 µs a kilobyte."""
     ends = len(data.split(b"\n", PIECE_LINES + 1)) - 1
-    if b"\r" in data:
+    if CR in data:
         ends += len(data.split(b"\r", PIECE_LINES + 1)) - 1
     return ends > PIECE_LINES
 
