@@ -21,6 +21,8 @@ from manallm_proxy.openai.bounds import TooMuch, count_structure
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.providers.answer_bounds import refuse_too_much
 from manallm_proxy.providers.native.wire import NativeWire
+from manallm_proxy.providers.openai import stream
+from manallm_proxy.providers.openai.deltas import deltas_of
 from manallm_proxy.providers.openai.wire import OpenAIWire
 from tests.proxy import everything, openai, process, proxy, settings
 from tests.stall import peak, raw_post
@@ -325,3 +327,26 @@ async def test_the_memory_of_one_request(tmp_path: Path, door: str) -> None:
             with peak(running.pid) as taken:
                 assert (await raw_post(port, door, json.dumps(asked).encode())).startswith(b"HTTP/1.1 200")
             assert taken.mib <= 3 * size / MIB + 32
+
+
+def test_too_many_calls_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one event, which is not short."""
+    made: list[int] = []
+
+    def counted(rows: Any) -> Any:
+        made.append(len(rows))
+        return deltas_of(rows)
+
+    monkeypatch.setattr(stream, "deltas_of", counted)
+    monkeypatch.setattr(stream, "_ROWS_BYTES", 10)
+    named = {"function": {"name": "f", "arguments": ""}}
+    body = b'{"messages":[]}'
+    call = Call(Endpoint.CHAT, read_summary(body, ("messages", list)), body, "r")
+    for number, error in ((5, ""), (6, "answers.calls")):
+        rows = [{"index": n, **named} for n in range(number)]
+        event = {"choices": [{"index": 0, "delta": {"tool_calls": rows}}, {"index": 1, "delta": None}]}
+        reader = stream.EventReader(call, Target("p", "m"), AnswerLimits(calls=5))
+        batch = reader.feed(b"data: %b\n\n" % json.dumps(event).encode())
+        assert error in str(batch.error or ""), number
+        assert made == ([2] if not error else [])
+        made.clear()

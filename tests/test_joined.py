@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from manallm_proxy.openai import joined
-from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_text
+from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_lines, joined_text
 
 LETTERS = st.sampled_from(["a", "é", "€", "😀", "\ud83d", "\x00", "\xff"])
 
@@ -50,8 +50,18 @@ def test_texts_are_the_same(parts: list[str]) -> None:
     assert hash(told) == hash(wanted)
     assert sys.getsizeof(told) == sys.getsizeof(wanted)
     assert told.isascii() is wanted.isascii()
+    if len(wanted) > joined.SMALL:  # nobody else holds it, or would free it once more
+        new = wanted + "!"
+        assert sys.getrefcount(told) == sys.getrefcount(new)
     assert given_ == ([] if len(wanted) > joined.SMALL else parts)
+    assert joined_lines(parts) == "\n".join(parts)
     assert joined_ascii(len(parts) * 6, iter(["plain "] * len(parts))) == "plain " * len(parts)
+
+
+def test_a_single_text_is_not_copied() -> None:
+    text = "a long text" * 9
+    assert joined_text([text]) is text
+    assert joined_lines([text]) is text
 
 
 def test_a_text_of_another_size_is_refused() -> None:

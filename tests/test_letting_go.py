@@ -110,7 +110,7 @@ async def test_work_in_a_thread_frees_what_it_was_done_with() -> None:
 
 
 def test_the_collector_leaves_large_work_alone() -> None:
-    """While any runs, and for a while after it, only young objects are looked at."""
+    """While any runs, and for a while after it, only young objects are looked at, and threads take turns oftener."""
 
     class Loop:
         def __init__(self) -> None:
@@ -124,11 +124,12 @@ def test_the_collector_leaves_large_work_alone() -> None:
             self.due.pop()
 
     loop: Any = Loop()
-    usual = gc.get_threshold()
+    usual, turn = gc.get_threshold(), sys.getswitchinterval()
     seen = large._Collector()
     seen.begin()
     seen.begin()
     assert gc.get_threshold() == (usual[0], large.NEVER, usual[2])
+    assert sys.getswitchinterval() == pytest.approx(min(large.TURN, turn), abs=2e-6)
     seen.end(loop)
     assert loop.due == []
     seen.end(loop)
@@ -139,6 +140,7 @@ def test_the_collector_leaves_large_work_alone() -> None:
     ((seconds, restore),) = loop.due
     restore()
     assert (seconds, gc.get_threshold()) == (large.COLLECTS_AGAIN, usual)
+    assert sys.getswitchinterval() == pytest.approx(turn, abs=1e-7)
 
 
 async def test_the_collector_is_told_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,3 +184,46 @@ async def test_what_failed_lets_go_too() -> None:
         work(refusal)
     letting_go.keep_of_failure(refusal)
     assert here.value.__traceback__ is not None, "no work in a thread: nothing is done"
+
+
+def test_long_bytes_and_texts_are_given_back_before_they_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they are held; never what somebody else holds, nor a byte of anything else."""
+    real, given = letting_go._madvise(), []
+    assert real is not None, "Linux has it"
+
+    def madvise(start: int, size: int, advice: int) -> int:
+        given.append(range(start, start + size))
+        return real(start, size, advice)
+
+    monkeypatch.setattr(letting_go, "_madvise", lambda: madvise)
+    size = 2 * letting_go._LONG
+    ours, odd = b"x" * size, ["é" * size, "€" * size, bytearray(size), b"x" * 1000, "x" * 1000, size]
+    things = [bytes(bytearray(size)), {"a": ["y" * size, ours], "b": odd}]
+    places = {id(things[0]), id(things[1]["a"][0])}  # type: ignore[index]
+    let_go(things)
+    assert len(given) == 2
+    for pages in given:
+        assert any(place + 33 <= pages.start and pages.stop <= place + size for place in places)
+        assert len(pages) > size - 3 * 4096
+    assert ours == b"x" * size
+    assert odd[:2] == ["é" * size, "€" * size]
+
+
+def test_what_was_given_back_is_whole_but_for_its_pages() -> None:
+    """Its header, its ends and its neighbours stay as they are: so it can be freed."""
+    size = letting_go._LONG + 12345
+    for long in (b"x" * size, "x" * size):
+        assert letting_go._is_long(long)
+        letting_go._give_back(long)
+        assert len(long) == size
+        assert sys.getsizeof(long) == letting_go._SIZES[type(long)] + size
+        assert {long[0], long[-1]} <= {"x", ord("x")}
+        assert set(long[3 * 4096 : -3 * 4096]) <= {"\0", 0}
+
+
+def test_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another system frees it as it is."""
+    monkeypatch.setattr(letting_go, "_madvise", lambda: None)
+    things = [bytes(2 * letting_go._LONG)]
+    let_go(things)
+    assert things == []

@@ -51,7 +51,7 @@ def test_results_of_many_calls() -> None:
 
 def test_an_answer_of_many_calls() -> None:
     """Each has an id of its own."""
-    items = AnswerItems(lambda prefix: prefix, Tool)
+    items = AnswerItems(lambda prefix: prefix, Tool, limit=12_000)
     with within(2):
         for n in range(12_000):
             for _ in items.take(Delta(tool_calls=(ToolCall("f", "{}", f"c{n % 6000}", n),))):
@@ -61,7 +61,7 @@ def test_an_answer_of_many_calls() -> None:
 
 def test_arguments_of_many_objects() -> None:
     """Each piece may be the end of all, and the next call waits for that."""
-    reply = MessagesReply("1", Blocks())
+    reply = MessagesReply("1", Blocks(limit=100_000))
     reply.start(TARGET)
 
     def after(*parts: ToolCall) -> bool:

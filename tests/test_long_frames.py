@@ -14,6 +14,7 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import joined, json_object, sliced, sse
 from manallm_proxy.openai.request import read_summary
+from manallm_proxy.providers.native import splice
 from manallm_proxy.providers.openai import event_stream, stream
 from manallm_proxy.providers.openai.chunks import KEEP_ALIVES, is_keep_alive
 from manallm_proxy.providers.openai.stream import EventReader, EventRelay
@@ -113,3 +114,21 @@ def test_a_part_is_decoded_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sliced, name, size)
     assert json_object.decode_part(body, span) == value
     assert max(seen) < 20
+
+
+@given(st.dictionaries(TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=4), max_size=4))
+def test_members_of_a_long_object_are_replaced_as_of_a_short_one(value: dict[str, Any]) -> None:
+    """All others keep their bytes."""
+    body = json.dumps({"a": "b", **value, "x": {"model": "m", "y": 1}}).encode()
+
+    def told() -> Any:
+        values = splice.members(body)
+        return splice.begins(values["x"], b"{"), splice.with_values(values, {"a": b'"n"', "new": b"[]"})
+
+    wanted = told()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (splice, sliced):
+            patch.setattr(module, "LARGE_BYTES", 8)
+        patch.setattr(joined, "PART", 8)
+        assert told() == wanted
+    assert json.loads(wanted[1]) == {**value, "a": "n", "x": {"model": "m", "y": 1}, "new": []}

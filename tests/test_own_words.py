@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider_errors import KeyRejected
-from manallm_proxy.providers.own_words import _VOCABULARY, REQUEST_LIMIT, mask_request, set_provider_message
+from manallm_proxy.providers.own_words import (
+    _VOCABULARY,
+    REQUEST_LIMIT,
+    VALUES_LIMIT,
+    mask_request,
+    set_provider_message,
+)
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import Connection, Seen, answers, each, upstream
 
@@ -63,7 +69,10 @@ def test_no_word_of_a_prompt_is_left(parts: list[str], data: st.DataObject) -> N
     assert left & held <= _VOCABULARY
 
 
-@pytest.mark.parametrize("body", [b"--form\r\nContent-Disposition: ...", b"[1]", b"x" * (REQUEST_LIMIT + 1)])
+MANY = b'{"a": [1%b]}' % (b",1" * (VALUES_LIMIT + 1))  # of which each would be looked at
+
+
+@pytest.mark.parametrize("body", [b"--form\r\nContent-Disposition: ...", b"[1]", b"x" * (REQUEST_LIMIT + 1), MANY])
 def test_a_request_that_cannot_be_compared_has_no_words(body: bytes) -> None:
     """Forms, and what takes long to read."""
     error = KeyRejected("rejected")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from attrs import field
+from attrs import asdict, field
 
 from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
@@ -19,6 +19,7 @@ from manallm_proxy.config.state_url import state_url
 from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
+from manallm_proxy.contract.door import DoorBounds
 from manallm_proxy.contract.prices import FREE, Price
 from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target, Timeouts, is_ollama_cloud, ollama_name
@@ -103,10 +104,11 @@ class Answers:
     elements: Count = DEFAULT_LIMITS.elements
     depth: Count = DEFAULT_LIMITS.depth
     calls: Count = DEFAULT_LIMITS.calls
+    items: Count = DEFAULT_LIMITS.items
 
     @property
     def limits(self) -> AnswerLimits:
-        return AnswerLimits(self.body, self.text, self.keys, self.parts, self.elements, self.depth, self.calls)
+        return AnswerLimits(**asdict(self))
 
 
 @frozen
@@ -324,6 +326,10 @@ class Config:
         if not self.windows or provider.kind != "ollama":
             return provider.options
         return {**provider.options, **self.windows.get(model_key(provider, target.model), {})}
+
+    @property
+    def door_bounds(self) -> DoorBounds:
+        return DoorBounds(self.answers.limits.all_items, self.limits.messages, self.limits.body)
 
     @property
     def caches(self) -> bool:

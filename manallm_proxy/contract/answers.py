@@ -34,6 +34,13 @@ class AnswerLimits:
     depth: int = 256
     calls: int = 2000
     """Tool calls in all, where they are translated: each becomes several objects, which are written at once."""
+    items: int = 2000
+    """Choices in all, images, and of an answer in a door's own items also these and their parts."""
+
+    @property
+    def all_items(self) -> int:
+        """Items of an answer as a door writes it: each call may have its own reasoning, and there is a text."""
+        return self.items + 2 * self.calls + 3
 
     @property
     def messages(self) -> int:

@@ -12,12 +12,22 @@ from typing import Protocol, runtime_checkable
 
 from attrs import field
 
-from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
+from manallm_proxy.contract.answers import DEFAULT_LIMITS, Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Call
-from manallm_proxy.contract.records import define
+from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Target
+
+
+@frozen
+class DoorBounds:
+    """What only a door can count. ``items``: of an answer, see `AnswerLimits`; ``messages`` and ``body`` (bytes): of a
+    conversation with what the request refers to, as ``limits`` of the configuration has them for a request."""
+
+    items: int = DEFAULT_LIMITS.all_items
+    messages: int = 20_000
+    body: int = 32 * 2**20
 
 
 @define  # not frozen: as `answers.Usage`
@@ -30,6 +40,7 @@ class Client:
     """The request's headers; names are case-insensitive."""
     dialects: frozenset[str] = frozenset()
     """Formats beside chats that a provider speaks itself: a request in one of them may do without its translation."""
+    bounds: DoorBounds = DoorBounds()
     short: Shortened | None = field(default=None, repr=False)
     """What is known of a long body already."""
 

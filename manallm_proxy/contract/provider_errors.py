@@ -288,6 +288,11 @@ class ProxyRefused(ProviderError):
         super().__init__(f"{name}: its forward proxy wants credentials; set them in `proxy`", detail="407 of its proxy")
 
 
+def too_many_items(most: int) -> BadResponse:
+    """For an answer of more than `most` choices, images, calls, blocks or output items."""
+    return BadResponse(f"its answer has more than {most} items (answers.items)", detail="too much (answers.items)")
+
+
 class EmptyAnswer(ProviderError):
     """A stream ended without content: that is an answer, unless ``empty`` is listed under ``fallback_on``."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer
-from manallm_proxy.contract.door import Reply
+from manallm_proxy.contract.door import Remembers, Reply
 from manallm_proxy.contract.provider import Call, Provider
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Target
@@ -102,7 +102,7 @@ class Asking:
 
 async def written(reply: Reply, target: Target, answer: Answer) -> bytes:
     """`target`'s whole answer in the client's format."""
-    apart = answer.is_large and answer.body is None
+    apart = reply.ends_long or (answer.is_large and (answer.body is None or isinstance(reply, Remembers)))
     return await aside(True, _written, reply, target, answer) if apart else reply.whole(target, answer)
 
 

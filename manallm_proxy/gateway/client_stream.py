@@ -10,6 +10,7 @@ from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamWriter
 from manallm_proxy.openai.large import aside, let_go_aside
@@ -45,7 +46,13 @@ class ClientStream:
     def try_write(self, batch: StreamBatch | bytes) -> bool:
         if isinstance(batch, bytes):
             return self.writer.try_write(batch)
-        return self.writer.is_writable and self.writer.try_write(self.reply.events(batch))
+        if not self.writer.is_writable:
+            return False
+        try:
+            events = self.reply.events(batch)
+        except ProviderError:  # which is raised again where it can be told to the client
+            return False
+        return self.writer.try_write(events)
 
     async def finish(self) -> None:
         long = self.reply.ends_long
@@ -60,7 +67,10 @@ class ClientStream:
             let_go_aside([last])
 
     async def fail(self, error: ProxyError) -> None:
-        await self.writer.break_off(self._last + self.reply.error(error))
+        long = self.reply.ends_long
+        if long:
+            self.writer.hush()
+        await self.writer.break_off(self._last + await aside(long, self.reply.error, error))
 
 
 async def events_of(reply: Reply, batch: StreamBatch) -> bytes:

@@ -160,7 +160,7 @@ class Exchange:
 
     async def _answer(self) -> web.StreamResponse:
         key = self.caller.key.name if self.caller else None
-        client = Client(self.request_id, key, self.request.headers, self.generation.dialects)
+        client = Client(self.request_id, key, self.request.headers, self.generation.dialects, self.generation.bounds)
         read, arrived = partial(self._read, client=client), partial(self.take_place, self)
         limits = self.generation.config.limits
         reading, large = await read_request(self.request, limits, read, arrived, scans=self.door.scans)

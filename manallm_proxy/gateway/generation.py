@@ -15,6 +15,7 @@ from attrs import evolve, field
 from manallm_proxy.config.load import with_places
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.answers import Usage
+from manallm_proxy.contract.door import DoorBounds
 from manallm_proxy.contract.errors import UnknownModel
 from manallm_proxy.contract.events import ModelChosen, Observer
 from manallm_proxy.contract.prices import Price
@@ -71,7 +72,8 @@ class Generation:
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
     _named_before: NamedChains = field(factory=NamedChains, repr=False)
     dialects: frozenset[str] = field(init=False)
-    """See `door.Client`."""
+    """See `door.Client`, as for ``bounds``."""
+    bounds: DoorBounds = field(init=False)
     all_chat: bool = field(init=False)
     """Every provider takes chats, so that no request but an opaque one has to look for one that does."""
     is_open_on_loopback: bool = field(init=False)
@@ -85,9 +87,8 @@ class Generation:
 
     def __attrs_post_init__(self) -> None:
         config = self.config
-        self.caches = config.caches
-        spoken = {dialect for provider in config.providers.values() for dialect in provider.speaks}
-        self.dialects = frozenset(spoken - {"chat"})
+        self.caches, self.bounds = config.caches, config.door_bounds
+        self.dialects = frozenset(each for p in config.providers.values() for each in p.speaks if each != "chat")
         self.all_chat = all("chat" in provider.speaks for provider in config.providers.values())
         self.is_open_on_loopback = not self.keyring and not config.exposed and config.listen.unix is None
 

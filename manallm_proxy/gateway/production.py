@@ -11,6 +11,7 @@ from manallm_proxy.contract.answers import StreamBatch
 from manallm_proxy.contract.door import Reply
 from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.provider import Stream
+from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
@@ -103,7 +104,10 @@ class _Sink:
     def try_write(self, batch: StreamBatch | bytes) -> bool:
         if not self.flight.has_room:
             return False
-        self.flight.put(batch if isinstance(batch, bytes) else self.production.reply.events(batch))
+        try:
+            self.flight.put(batch if isinstance(batch, bytes) else self.production.reply.events(batch))
+        except ProviderError:  # as in `ClientStream`
+            return False
         return True
 
     async def finish(self) -> None:

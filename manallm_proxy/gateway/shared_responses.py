@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,8 @@ _STORED: Final = msgspec.msgpack.Decoder(Stored)
 _GONE: Final = b"deleted"
 """Stands in place of a response that was deleted, so that no instance gives its own copy."""
 _NOTHING: Final = b""
+_TOGETHER: Final = 100
+"""Items whose names are written in one go."""
 
 
 @define(eq=False)
@@ -38,11 +40,18 @@ class SharedResponses:
 
     def keep(self, owner: Owner, stored: Stored) -> None:
         self.own.keep(owner, stored)
+        self._share(owner, stored)
+
+    async def keep_in_turns(self, owner: Owner, stored: Stored) -> None:
+        await self.own.keep_in_turns(owner, stored)
+        self._share(owner, stored)
+
+    def _share(self, owner: Owner, stored: Stored) -> None:
         size = len(stored.shell) + sum(map(len, stored.input)) + sum(map(len, stored.output))
         if self.link() is not None and size <= LARGEST:
             self._write(_name(owner, "response", stored.id), msgspec.msgpack.encode(stored))
-            for item in stored.output_ids:
-                self._write(_name(owner, "item", item), stored.id.encode())
+            for at in range(0, len(stored.output_ids), _TOGETHER):
+                self._write_items(owner, stored.output_ids[at : at + _TOGETHER], stored.id.encode())
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         content = await self._read(owner, "response", id_)
@@ -100,6 +109,18 @@ class SharedResponses:
             await client.set(name, entry, px=lifetime)
 
         self._send(write, len(entry))
+
+    def _write_items(self, owner: Owner, ids: Sequence[str], content: bytes) -> None:
+        """`content` under the names of items: what that takes is done in a turn of its own."""
+        lifetime = self._milliseconds()
+
+        async def write(client: Any) -> None:
+            together = client.pipeline(transaction=False)
+            for name in [_name(owner, "item", id_) for id_ in ids]:
+                together.set(name, seal(name, content), px=lifetime)
+            await together.execute()
+
+        self._send(write, len(ids) * len(seal("", content)))
 
     def _forget(self, name: str) -> None:
         async def forget(client: Any) -> None:

@@ -9,6 +9,8 @@ body that `Refusal` makes, and nothing that was sent is repeated.
 from __future__ import annotations
 
 import asyncio
+import resource
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from manallm_proxy.contract.errors import (
     HeadTooLarge,
     InternalError,
     InvalidRequest,
+    Overloaded,
     ProxyError,
 )
 from manallm_proxy.http_server import aiohttp_internals as internals
@@ -38,9 +41,18 @@ READ_BUFFER: Final = 125_000
 """Bytes of a body twice which aiohttp holds before it is asked for: one read of the socket (uvloop: 256,000)."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+RESERVE: Final = 5000
+"""File descriptors for all else, if there are twice as many: providers above all, one for each request."""
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Refusal = Callable[[ProxyError], tuple[str, bytes]]
 """Reports a request that reached no handler; returns its new id and the body to answer with."""
+
+
+def most_connections() -> int:
+    """How many clients may be connected, so that descriptors are left for what they ask for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - min(RESERVE, soft // 2), 1)
 
 
 def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
@@ -68,11 +80,12 @@ def ask_for_body(request: web.BaseRequest) -> None:
 class _Connection(internals.OneTaskHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
-    __slots__ = ("_head_limit", "_head_size", "_heads", "_is_awaited", "_limits", "_payload", "_refusal")
+    __slots__ = ("_all", "_head_limit", "_head_size", "_heads", "_is_awaited", "_limits", "_payload", "_refusal")
 
     def __init__(self, server: Server) -> None:
         super().__init__(server, **server.options)
         self._heads, self._idle, self._refusal, self._limits = server.heads, server.idle, server.refusal, server.limits
+        self._all = server
         self._head_limit = HEAD_FACTOR * self.max_line_size
         self._is_awaited = False
         """Whether there is a limit to the wait for a head."""
@@ -83,7 +96,11 @@ class _Connection(internals.OneTaskHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._await_head()
+        self._all.open += 1
+        if self._all.open > self._all.most:
+            self._end_with(Overloaded("no more connections are taken here, see RLIMIT_NOFILE; try again soon"))
+        else:
+            self._await_head()
 
     def data_received(self, data: bytes) -> None:
         between = self._payload.is_eof()
@@ -102,6 +119,7 @@ class _Connection(internals.OneTaskHandler):
                 self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._all.open -= 1
         self._heads.end(self)
         self._payload = EMPTY_PAYLOAD  # which refers to its connection: a cycle
         super().connection_lost(exc)
@@ -190,8 +208,10 @@ class Server(web.Server):
     """Makes a `_Connection` for each client. Must be constructed in a running event loop.
 
     `header`: max bytes of one header line. `head_timeout`: returns the max seconds for a head; called for each.
-    `limits`: returns those for clients that read slowly.
+    `limits`: returns those for clients that read slowly. `open`: how many connections there are; `most`: may be.
     """
+
+    open: int = 0
 
     def __init__(
         self,
@@ -203,6 +223,7 @@ class Server(web.Server):
         refusal: Refusal,
     ) -> None:
         self.refusal, self.limits = refusal, limits
+        self.most = most_connections()
         self.heads = Deadlines(lambda: min(head_timeout(), KEEP_ALIVE), _Connection.head_overdue)
         self.idle = Deadlines(lambda: KEEP_ALIVE, _Connection.close_if_idle)
         self.options: dict[str, Any] = {

@@ -12,6 +12,7 @@ from attrs import field
 
 from manallm_proxy.contract.answers import ToolCall
 from manallm_proxy.contract.records import define
+from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 _STRUCTURE: Final = re.compile(r'["{}\[\]]')
@@ -63,7 +64,7 @@ class Arguments:
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return joined_text([*self.pieces])
 
     @property
     def are_whole(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -31,6 +32,11 @@ COLLECTS_AGAIN: Final = 2.0
 """Seconds after large work, while what it made is written and freed."""
 NEVER: Final = 10**6
 """Collections of young objects before older ones are looked at."""
+TURN: Final = 0.0001
+"""Seconds that the loop waits for the interpreter while a thread has it. It needs it several times for one turn: uvloop
+takes it anew for each callback."""
+_ROUNDING: Final = 5e-7
+"""Seconds: CPython cuts the turn to whole microseconds, so that to set it to what it is may make it shorter."""
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of malloc.h."""
@@ -61,7 +67,10 @@ def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
     size = len(body)
     if size > LARGE_BYTES:
         return True
-    return size > elements and body.count(b",") + body.count(b"{") + body.count(b"[") > elements
+    if size <= 2 * LARGE_PARTS:
+        return False
+    opened = body.count(b"{")
+    return opened > LARGE_PARTS or (size > elements and body.count(b",") + opened + body.count(b"[") > elements)
 
 
 def are_large(items: Sequence[bytes]) -> bool:
@@ -76,15 +85,18 @@ def is_long(pieces: Sequence[str]) -> bool:
 
 @define
 class _Collector:
-    """The cycle collector, which looks at young objects only while there is large work, and for a while after it.
+    """The interpreter while there is large work, and for a while after it.
 
-    The older ones are then mostly that work's own, a million of them, and to look at them stops everybody. No cycle is
-    made of them, and those that others make can wait.
+    Its cycle collector looks at young objects only: the older ones are then mostly that work's own, a million of them,
+    and to look at them stops everybody. No cycle is made of them, and those that others make can wait. And threads take
+    turns oftener.
     """
 
     running: int = 0
     _usual: tuple[int, int, int] | None = None
     """The thresholds otherwise."""
+    _turn: float = 0.0
+    """Seconds of a thread's turn otherwise."""
     _timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
@@ -95,6 +107,8 @@ class _Collector:
         if self._usual is None:
             self._usual = gc.get_threshold()
             gc.set_threshold(self._usual[0], NEVER, self._usual[2])
+            self._turn = sys.getswitchinterval()
+            sys.setswitchinterval(min(TURN, self._turn))
 
     def end(self, loop: asyncio.AbstractEventLoop) -> None:
         self.running -= 1
@@ -106,6 +120,7 @@ class _Collector:
         if self._usual is not None and not self.running:
             usual, self._usual = self._usual, None
             gc.set_threshold(*usual)
+            sys.setswitchinterval(self._turn + _ROUNDING)
 
 
 collector: Final = _Collector()

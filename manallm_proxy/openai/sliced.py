@@ -21,7 +21,7 @@ SMALL: Final = 32 * 1024
 LARGE_BYTES: Final = 2**20
 LARGE_ELEMENTS: Final = 50_000
 """Above one of these, a text is decoded in slices: below, it takes a few milliseconds."""
-TEXT: Final = 256 * 1024
+TEXT: Final = 32 * 1024
 """Bytes or characters of a string that one call works on."""
 _KEY_LIMIT: Final = 256 * 1024
 """Bytes of a key whose value is not small."""

@@ -11,7 +11,7 @@ import msgspec
 
 from manallm_proxy.openai.joined import joined_bytes
 
-TEXT: Final = 256 * 1024
+TEXT: Final = 64 * 1024
 """Characters of a string that one call encodes."""
 _BUDGET: Final = 4096
 """Values that one call encodes."""

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from manallm_proxy.contract.answers import Answer, AnswerLimits
-from manallm_proxy.contract.provider_errors import BadResponse
+from manallm_proxy.contract.provider_errors import BadResponse, too_many_items
 from manallm_proxy.openai.bounds import TooMuch, count_structure
 
 EVENT_BYTES: Final = 64 * 1024
@@ -31,8 +31,15 @@ def refuse_many_calls(number: int, limits: AnswerLimits) -> None:
         raise BadResponse(words, detail="too much (answers.calls)")
 
 
-def checked_calls(answer: Answer, limits: AnswerLimits) -> Answer:
+def refuse_many_items(number: int, limits: AnswerLimits) -> None:
+    """The same for choices, images, and what else an answer is a list of."""
+    if number > limits.items:
+        raise too_many_items(limits.items)
+
+
+def checked_answer(answer: Answer, limits: AnswerLimits) -> Answer:
     """`answer`, a whole one. Raises the same."""
+    refuse_many_items(len(answer.choices) + sum(len(choice.images) for choice in answer.choices), limits)
     for choice in answer.choices:
         refuse_many_calls(len(choice.tool_calls), limits)
     return answer

@@ -30,7 +30,7 @@ from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.openai.large import ANSWER_ELEMENTS, aside, is_large
 from manallm_proxy.openai.letting_go import keep_for_later
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long
+from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.gathering import Parts, gather, joined
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
@@ -43,6 +43,9 @@ _TEXTS: Final = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoi
 ERROR_LIMIT: Final = 64 * 1024
 ERROR_TIMEOUT: Final = 5.0
 """Seconds for the body of a refusal."""
+_EVENT_BYTES: Final = 8 * 1024
+"""Bytes of an event that is translated on the loop, beside those of the read that ends it: two thousand tool calls in
+one take 20 ms."""
 
 
 def connections_to(address: Address) -> Connections:
@@ -98,7 +101,7 @@ class HttpProvider:
         """In a thread where it is large. `body`: one, which is forgotten as soon as it can be."""
         if not is_large(body[0], ANSWER_ELEMENTS):
             answer = self.wire.answer(call, entry, body[0], content_type)
-            return checked_calls(answer, self.limits) if answer.choices else answer
+            return checked_answer(answer, self.limits) if answer.choices else answer
         answer = await aside(True, self._large_answer, call, entry, body, content_type)
         answer.is_large = True
         return answer
@@ -108,7 +111,7 @@ class HttpProvider:
         keep_for_later(body)
         if not call.endpoint.is_opaque or "json" in content_type:
             refuse_too_much(body, self.limits)
-        return checked_calls(self.wire.answer(call, entry, body, content_type), self.limits)
+        return checked_answer(self.wire.answer(call, entry, body, content_type), self.limits)
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
         """Whoever calls bounds the time to the first byte: only it knows which event commits."""
@@ -268,7 +271,7 @@ class HttpStream:
             return True
         if len(data) > UNCOUNTED and not fits(data):
             return False
-        if self._held > EVENT_BYTES and self._translator.held > EVENT_BYTES:
+        if self._held > _EVENT_BYTES and self._translator.held > _EVENT_BYTES:
             return False
         batch = self._translator.feed(data)
         if batch.done or batch.error is not None:
@@ -282,7 +285,7 @@ class HttpStream:
 
     async def _translate(self, data: bytes) -> StreamBatch:
         """In a thread where it may end a large event."""
-        if self._translator.held <= EVENT_BYTES or (data and self._translator.is_open(data)):
+        if self._translator.held <= _EVENT_BYTES or (data and self._translator.is_open(data)):
             return self._translated(data)
         return evolve(await aside(True, self._translated, data), is_large=True)
 

@@ -21,8 +21,10 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 REQUEST_LIMIT: Final = 128 * 1024
+VALUES_LIMIT: Final = 8000
 WORDS_LIMIT: Final = 24
-"""Max bytes of a request to compare with, and max words to look up in it: others are masked. Together some 2 ms."""
+"""Max bytes of a request to compare with, max values in it, and max words to look up in it: others are masked. Together
+some 2 ms."""
 _LONGEST: Final = 24
 """Characters of a word. A longer one is masked: it is an id, or something encoded."""
 _MASK: Final = "…"
@@ -56,7 +58,7 @@ _VOCABULARY: Final = frozenset(
 
 def set_provider_message(error: ProviderError, body: bytes) -> None:
     """Sets ``error.provider_message`` from its raw one, for a request with this `body`. Never raises."""
-    if error.raw_message and len(body) <= REQUEST_LIMIT:
+    if error.raw_message and len(body) <= REQUEST_LIMIT and body.count(b",") <= VALUES_LIMIT:
         error.provider_message = mask_request(error.raw_message, body)
 
 

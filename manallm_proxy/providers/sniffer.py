@@ -13,7 +13,7 @@ from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.letting_go import keep_of_failure
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_calls, refuse_too_much, too_long
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
@@ -72,7 +72,7 @@ class Sniffer:
         try:
             if len(body) > EVENT_BYTES:
                 refuse_too_much(body, self._limits)
-            answer = checked_calls(self._whole(body), self._limits)
+            answer = checked_answer(self._whole(body), self._limits)
         except ProviderError as error:
             keep_of_failure(error)
             return StreamBatch(error=error)

@@ -12,7 +12,17 @@ from typing import Any, Final
 
 from attrs import field
 
-from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
+from manallm_proxy.contract.answers import (
+    DEFAULT_LIMITS,
+    CallArguments,
+    Delta,
+    Texts,
+    Thoughts,
+    ToolCall,
+    Words,
+    new_call_id,
+)
+from manallm_proxy.contract.provider_errors import too_many_items
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.messages import signature
 from manallm_proxy.doors.messages.block import Block, Kind
@@ -31,6 +41,8 @@ class Blocks:
     """The queue of blocks. Only the first one is being sent."""
 
     thinking: Thinking = field(factory=Thinking)
+    limit: int = DEFAULT_LIMITS.all_items
+    """Of blocks that wait to be sent."""
     _queue: deque[Block] = field(factory=deque, repr=False)
     _calls: dict[int, Block] = field(factory=dict, repr=False)
     """The last tool call of each index in the provider's answer."""
@@ -94,9 +106,15 @@ class Blocks:
 
     def _append(self, kind: Kind, text: str) -> Block:
         if not self._queue or self._queue[-1].kind is not kind:
-            self._queue.append(Block(kind))
+            self._wait(Block(kind))
         self._queue[-1].pieces.append(text)
         return self._queue[-1]
+
+    def _wait(self, block: Block) -> None:
+        """Raises BadResponse if too many do."""
+        if len(self._queue) >= self.limit:
+            raise too_many_items(self.limit)
+        self._queue.append(block)
 
     def _add_call(self, part: ToolCall) -> None:
         block = self._calls.get(part.index)
@@ -106,7 +124,7 @@ class Blocks:
             if part.extra:
                 self._sign(id_, part.extra)
             block = self._calls[part.index] = Block(Kind.TOOL_USE, id_, part.name)
-            self._queue.append(block)
+            self._wait(block)
         elif part.extra:
             self._sign(block.id, part.extra)
         if part.arguments:
@@ -123,5 +141,5 @@ class Blocks:
         thought = last if last is not None and last.kind is Kind.THINKING and not last.signature else None
         if thought is None:
             thought = Block(Kind.THINKING)
-            self._queue.append(thought)
+            self._wait(thought)
         thought.signature = signature.write(call_id, extra)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.openai.base64_text import is_base64
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
@@ -58,13 +59,13 @@ def text_of(content: object, path: str) -> str:
     """Content that can only be text, each block on a line. Raises InvalidRequest for other blocks."""
     blocks = blocks_of(content, path)
     parts = [part for block, kind, at in blocks for part in parts_of(block, kind, at, (TEXT,))]
-    return "\n".join(part["text"] for part in parts)
+    return joined_lines(part["text"] for part in parts)
 
 
 def content_of(parts: list[Fields]) -> Any:
     """Parts as a message's ``content``: if all are text, one string, which every server accepts."""
     if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
+        return joined_lines(part["text"] for part in parts)
     return parts
 
 
@@ -125,4 +126,4 @@ def _search_result(block: Fields, path: str) -> Fields:
     """One text part: title, source and texts, each on a line."""
     path += "."
     title, source = required(block, "title", str, path), required(block, "source", str, path)
-    return text_part("\n".join((title, source, text_of(block.get("content"), path + "content"))))
+    return text_part(joined_lines((title, source, text_of(block.get("content"), path + "content"))))

@@ -22,7 +22,7 @@ class MessagesDoor:
 
     def read(self, body: bytes, client: Client) -> tuple[Call, MessagesReply]:
         """The call is a chat completion, for every kind of provider; or the message itself, where one may take it."""
-        blocks = Blocks()
+        blocks = Blocks(limit=client.bounds.items)
         if Endpoint.MESSAGES.path not in client.dialects:
             return _translated(body, client.request_id, blocks), MessagesReply(client.request_id, blocks)
         call = read_native(body, client.headers, client.request_id, Endpoint.MESSAGES)

@@ -24,6 +24,7 @@ from manallm_proxy.doors.messages.content import (
     unknown_block,
 )
 from manallm_proxy.openai.caller_paths import Origins
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -97,7 +98,7 @@ class History:
         content = block.get("content")
         blocks = [] if content is None else blocks_of(content, path + ".content")
         parts = [part for each, kind, at in blocks for part in parts_of(each, kind, at)]
-        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        text = joined_lines(part["text"] for part in parts if part["type"] == "text")
         others = [part for part in parts if part["type"] != "text"]
         if optional(block, "is_error", bool, path + ".") and not text.lower().startswith("error"):
             text = f"Error: {text}" if text else "Error"
@@ -123,7 +124,7 @@ class History:
                     pass  # only the API that wrote it can read it
                 case _:
                     raise unknown_block(kind, at, _IN_ASSISTANT)
-        text = "\n".join(texts)
+        text = joined_lines(texts)
         if calls:
             rows = [{**carried.get(call["id"], {}), **call} for call in calls]
             said = {"role": "assistant", "content": text or None, "tool_calls": rows}

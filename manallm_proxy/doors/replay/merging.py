@@ -37,7 +37,7 @@ def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
             for block in _as_blocks(new):
                 _go_on(rows, block)
         elif isinstance(new, list):
-            whole[key] = _rows(old if isinstance(old, list) else [], new)
+            whole[key] = _rows(old, new)
         elif isinstance(new, dict):
             whole[key] = old if isinstance(old, dict) else {}
             merge(whole[key], new)
@@ -69,17 +69,31 @@ def _go_on(blocks: list[Any], block: Any) -> None:
         merge(new, block)
 
 
-def _rows(old: list[Any], new: list[Any]) -> list[Any]:
-    for row in new:
+class _Rows(list[Any]):
+    """Elements of a list that goes on, each with an ``index`` found by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[int | str, dict[str, Any]] = {}
+
+    def add(self, row: Any) -> None:
         if not isinstance(row, dict):
-            old.append(row)
-            continue
+            self.append(row)
+            return
         index = row.get("index")
-        same = next((each for each in old if isinstance(each, dict) and each.get("index") == index), None)
-        if index is None or same is None:
-            old.append(same := {})
+        same = self._places.get(index) if isinstance(index, int | str) else None
+        if same is None:
+            self.append(same := {})
+            if isinstance(index, int | str):
+                self._places[index] = same
         merge(same, row)
-    return old
+
+
+def _rows(old: object, new: list[Any]) -> _Rows:
+    rows = old if isinstance(old, _Rows) else _Rows()
+    for row in new:
+        rows.add(row)
+    return rows
 
 
 def joined(value: Any) -> Any:

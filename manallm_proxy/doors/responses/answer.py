@@ -7,7 +7,17 @@ from typing import Any, Final
 
 from attrs import field
 
-from manallm_proxy.contract.answers import CallArguments, Delta, Texts, Thoughts, ToolCall, Words, new_call_id
+from manallm_proxy.contract.answers import (
+    DEFAULT_LIMITS,
+    CallArguments,
+    Delta,
+    Texts,
+    Thoughts,
+    ToolCall,
+    Words,
+    new_call_id,
+)
+from manallm_proxy.contract.provider_errors import too_many_items
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.carried import EXTRA
 from manallm_proxy.doors.responses.output import (
@@ -49,6 +59,10 @@ class AnswerItems:
     _thought: ReasoningItem | None = None
     _calls: dict[int, CallItem] = field(factory=dict)
     """The latest call of each index."""
+    limit: int = DEFAULT_LIMITS.all_items
+    """Of items and their parts in all."""
+    _number: int = 0
+    """Of both so far."""
     _call_ids: set[str] = field(factory=set)
     """Of all calls: results name their call by it."""
     _last: Item | None = None
@@ -152,8 +166,15 @@ class AnswerItems:
         return [item.view() for item in self.items]
 
     def _add(self, item: Item) -> Event:
+        self._count()
         self.items.append(item)
         return item.open()
+
+    def _count(self) -> None:
+        """One more. Raises BadResponse if that is one too many, as it was with all after it."""
+        if self._number >= self.limit:
+            raise too_many_items(self.limit)
+        self._number += 1
 
     def _close_text(self) -> Iterator[Event]:
         text, self._text = self._text, None
@@ -184,6 +205,8 @@ class AnswerItems:
             self._text = MessageItem(self._new_id("msg"), len(self.items))
             yield self._add(self._text)
         self._last = self._text
+        if self._text.ends_with_other(kind):
+            self._count()
         yield from self._text.say(kind, words, logprobs)
 
     def _show(self, url: str) -> Iterator[Event]:

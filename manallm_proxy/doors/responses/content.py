@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.openai.base64_text import is_base64
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.request_fields import Fields, all_of, image_url, optional, required, wrong
 
 _TEXTS: Final = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -21,7 +22,7 @@ def read_content(content: object, path: str) -> Content:
         raise wrong(path, "a string or an array of parts")
     parts = [_part(part, f"{path}[{n}]") for n, part in enumerate(all_of(dict, content, path))]
     if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
+        return joined_lines(part["text"] for part in parts)
     return parts
 
 
@@ -30,7 +31,7 @@ def text_and_rest(content: Content) -> tuple[str, list[Fields]]:
     if isinstance(content, str):
         return content, []
     texts = [part["text"] for part in content if part["type"] == "text"]
-    return "\n".join(texts), [part for part in content if part["type"] != "text"]
+    return joined_lines(texts), [part for part in content if part["type"] != "text"]
 
 
 def _part(part: Fields, path: str) -> Fields:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from attrs import evolve
 
@@ -18,18 +21,21 @@ from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.doors.responses.answer import AnswerItems
 from manallm_proxy.doors.responses.items import INPUT, REFERENCE, Conversation
 from manallm_proxy.doors.responses.native import NativeForm
-from manallm_proxy.doors.responses.not_found import ItemNotFound, PreviousResponseNotFound
+from manallm_proxy.doors.responses.not_found import ConversationTooLong, ItemNotFound, PreviousResponseNotFound
 from manallm_proxy.doors.responses.reply import Keep, ResponsesReply
 from manallm_proxy.doors.responses.request import CALLED_HERE, SEALED, Asked, add_chat, read_request
 from manallm_proxy.doors.responses.shell import Shell
-from manallm_proxy.doors.responses.store import Owner, Store, Stored
+from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
-from manallm_proxy.openai.large import aside, is_large
+from manallm_proxy.openai.large import LARGE_PARTS, are_large, aside, is_large
 from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
 
+_PATIENCE: Final = 30.0
+"""Seconds that a thread waits until what it wrote is kept, a few items in each turn of the loop."""
+_NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 Reading = tuple[Call, ResponsesReply]
 """The call, and what writes its answer."""
 
@@ -67,22 +73,37 @@ class ResponsesDoor:
         return await self._read_on(body, await aside(True, read_request, body), client)
 
     async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
-        """With all that the request refers to."""
+        """With all that the request refers to. Raises ConversationTooLong."""
         history = await self._history(asked.previous, client.key)
-        return self._form(body, asked, history, await self._resolved(asked.items(), client.key), client)
+        own = asked.items()
+        if len(history) + len(own) > client.bounds.messages:
+            raise ConversationTooLong(f"{client.bounds.messages} items (limits.messages)")
+        known = await self._referred(own, client, sum(map(len, history)))
+        items = await aside(are_large([*known.values()]), _resolved, own, known) if known else None
+        return self._form(body, asked, history, items, client, known)
 
     def _form(
-        self, body: bytes, asked: Asked, history: Sequence[bytes], items: list[Fields] | None, client: Client
+        self,
+        body: bytes,
+        asked: Asked,
+        history: Sequence[bytes],
+        items: list[Fields] | None,
+        client: Client,
+        known: Mapping[int, bytes] = _NONE,
     ) -> NativeForm:
         shell = Shell(self.store.new_id("resp"), asked.repeated, asked.summary.model)
-        return NativeForm(body, asked, history, items, shell, client.request_id, _translated)
+        return NativeForm(body, asked, history, items, shell, client.request_id, _translated, known)
 
     def _begun(self, form: NativeForm, call: Call, kept: tuple[bytes, ...], client: Client) -> Reading:
-        answer = partial(AnswerItems, self.store.new_id, form.asked.tool, SEALED in form.asked.include)
+        answer = partial(
+            AnswerItems, self.store.new_id, form.asked.tool, SEALED in form.asked.include, limit=client.bounds.items
+        )
         if not form.asked.stores:
             return call, ResponsesReply(form.shell, answer)
         keep = self._keeper(form.shell.id, client.key, kept)
-        return call, ResponsesReply(form.shell, answer, keep, partial(self._knows, client.key))
+        reply = ResponsesReply(form.shell, answer, keep, partial(self._knows, client.key))
+        reply.keeps_long = len(kept) > LARGE_PARTS
+        return call, reply
 
     async def _history(self, previous: str | None, owner: Owner) -> Sequence[bytes]:
         """All items of the previous response and of those that it continued.
@@ -96,16 +117,19 @@ class ResponsesDoor:
             raise PreviousResponseNotFound(previous)
         return (*stored.input, *stored.output)
 
-    async def _resolved(self, items: list[Fields], owner: Owner) -> list[Fields] | None:
-        """`items` with each reference replaced by its item; None if there is none. Raises ItemNotFound."""
+    async def _referred(self, items: list[Fields], client: Client, before: int) -> dict[int, bytes]:
+        """What the references among `items` stand for, by their place. `before`: bytes of the history.
+
+        Raises ItemNotFound, and ConversationTooLong.
+        """
         wanted = {n: _reference(item, n) for n, item in enumerate(items) if _is_reference(item)}
-        if not wanted:
-            return None
-        found = await self.store.items(owner, wanted.values())
+        found = await self.store.items(client.key, wanted.values()) if wanted else {}
         for n, id_ in wanted.items():
             if id_ not in found:
                 raise ItemNotFound(id_, f"input[{n}]")
-        return [decode_leniently(found[wanted[n]]) if n in wanted else item for n, item in enumerate(items)]
+        if before + sum(len(found[id_]) for id_ in wanted.values()) > client.bounds.body:
+            raise ConversationTooLong(f"{client.bounds.body} bytes (limits.body)")
+        return {n: found[id_] for n, id_ in wanted.items()}
 
     async def _knows(self, owner: Owner, id_: str) -> bool:
         return await self.store.response(owner, id_) is not None
@@ -120,7 +144,9 @@ class ResponsesDoor:
             if threading.get_ident() == here:
                 self.store.keep(owner, stored)
             else:  # a large answer is written in a thread, and the store belongs to the loop's
-                loop.call_soon_threadsafe(self.store.keep, owner, stored)
+                kept = asyncio.run_coroutine_threadsafe(self.store.keep_in_turns(owner, weighed(stored)), loop)
+                with suppress(TimeoutError, CancelledError):  # the process ends
+                    kept.result(_PATIENCE)
 
         return keep
 
@@ -135,12 +161,18 @@ def _reference(item: Fields, place: int) -> str:
     return str(required(item, "id", str, f"input[{place}]."))
 
 
+def _resolved(items: list[Fields], known: Mapping[int, bytes]) -> list[Fields]:
+    """`items` with each reference replaced by its item."""
+    return [decode_leniently(known[n]) if n in known else item for n, item in enumerate(items)]
+
+
 def _kept(form: NativeForm) -> tuple[bytes, ...]:
     """What led to the answer, as it is kept with it."""
     if not form.asked.stores:
         return ()
     try:
-        return (*form.history, *map(encoder(form.is_long), form.items()))
+        write, known = encoder(form.is_long), form.known
+        return (*form.history, *(known.get(n) or write(item) for n, item in enumerate(form.items())))
     except RecursionError:
         raise _too_deep() from None
 

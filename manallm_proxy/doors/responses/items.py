@@ -17,6 +17,7 @@ from manallm_proxy.doors.responses.carried import EXTRA, KEPT, Carried, of_item
 from manallm_proxy.doors.responses.content import read_content, text_and_rest
 from manallm_proxy.doors.responses.tool_names import ToolNames, input_to_arguments
 from manallm_proxy.openai.caller_paths import Origins
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 INPUT: Final = "input"
@@ -66,10 +67,10 @@ class _Turn:
 
     def messages(self, provider: str) -> Iterable[Fields]:
         """The messages as `provider` gets them."""
-        said: Fields = {"role": "assistant", "content": "\n".join(self.texts) if self.texts else None}
+        said: Fields = {"role": "assistant", "content": joined_lines(self.texts) if self.texts else None}
         for thought in self.reasoning:
             if thought.provider == provider:
-                said[thought.key] = "\n".join(filter(None, (said.get(thought.key), thought.reasoning)))
+                said[thought.key] = joined_lines(filter(None, (said.get(thought.key), thought.reasoning)))
         if self.images:
             said["images"] = self.images
         if self.calls:

@@ -6,7 +6,7 @@ whoever can read it: what this proxy wrote for itself, and what another provider
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from attrs import evolve, field
@@ -42,6 +42,8 @@ class NativeForm:
     request_id: str
     to_chat: Callable[[NativeForm], Call] = field(repr=False)
     """Raises Untranslatable where it has no other form."""
+    known: Mapping[int, bytes] = field(factory=dict, repr=False)
+    """Those of ``items`` that were references, by their place, as they are stored."""
     is_fixed: bool = field(init=False)
 
     @is_fixed.default
@@ -59,7 +61,7 @@ class NativeForm:
     @property
     def is_long(self) -> bool:
         """Whether others would feel it if it were read or written in one go."""
-        return is_large(self.body) or are_large(self.history)
+        return is_large(self.body) or are_large(self.history) or are_large([*self.known.values()])
 
     def write(self, provider: str) -> Call:
         """The call as `provider` gets it."""

@@ -1,4 +1,4 @@
-"""Errors for references to unknown responses. The message quotes the id, and says how to do without stored ones."""
+"""Errors for references to responses: unknown ones, and too much of them. They say how to do without stored ones."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ class ItemNotFound(InvalidRequest):
 
     def __init__(self, id_: str, path: str) -> None:
         super().__init__(f"Item with id '{id_[:LONGEST_ID]}' not found ({path}): {_WHY}", param=path)
+
+
+class ConversationTooLong(InvalidRequest):
+    """A request is within its bounds, but not with what it refers to. `bound`: with the key that raises it."""
+
+    def __init__(self, bound: str) -> None:
+        super().__init__(f"the conversation, with all that the request refers to, has more than {bound}")
 
 
 class ResponseNotFound(InvalidRequest):

@@ -12,7 +12,7 @@ from manallm_proxy.doors.responses.carried import KEPT, Carried, pack
 from manallm_proxy.doors.responses.tool_names import Tool, arguments_to_input
 from manallm_proxy.openai.call_arguments import Arguments
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.large import is_long
+from manallm_proxy.openai.large import LARGE_PARTS, is_long
 
 Event = tuple[str, dict[str, Any]]
 """Type, and the fields other than ``type`` and ``sequence_number``."""
@@ -94,7 +94,11 @@ class MessageItem(Item):
 
     @property
     def is_long(self) -> bool:
-        return any(is_long(part.words) for part in self._parts)
+        return any(is_long(part.words) or len(part.logprobs) > LARGE_PARTS for part in self._parts)
+
+    def ends_with_other(self, kind: str) -> bool:
+        """Whether text of `kind` begins another part than the first."""
+        return bool(self._parts) and self._parts[-1].kind != kind
 
     def say(self, kind: str, words: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """Adds text; yields its events. `kind`: ``output_text`` or ``refusal``."""

@@ -17,7 +17,7 @@ from attrs import field
 
 from manallm_proxy.contract.answers import Answer, ResponseBatch, StreamBatch, Texts, Usage, steps
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.provider_errors import StreamInterrupted
+from manallm_proxy.contract.provider_errors import BadResponse, StreamInterrupted
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.responses.answer import AnswerItems, Growing
@@ -55,11 +55,15 @@ class ResponsesReply:
     _keep: Keep | None = field(default=None, repr=False)
     _knows: Callable[[str], Awaitable[bool]] | None = field(default=None, repr=False)
     """Whether a response of that id is still stored; None where this one is not to be."""
+    keeps_long: bool = False
+    """What led to the answer has so many items that to keep it takes milliseconds."""
     content_type: str = "text/event-stream"
     _made: AnswerItems | None = None
     _provider: str = ""
     """The name of the one that answers."""
     _sequence: int = 0
+    _refused: BadResponse | None = None
+    """The answer has too many items."""
     _growing: Growing | None = field(default=None, repr=False)
     """The part or item of which the next two tell how an event that adds text to it begins, up to its number, and what
     follows."""
@@ -111,8 +115,12 @@ class ResponsesReply:
         mine = (delta for delta in deltas if delta.index == 0)
         if batch.is_large:
             return self._long(begin, chain.from_iterable(map(self._answer.take, mine)))
-        said = [self._say(each) if isinstance(each, Texts) else self._write(self._answer.take(each)) for each in mine]
-        return begin + b"".join(said)
+        said = [begin]
+        for each in mine:
+            said.append(self._say(each) if isinstance(each, Texts) else self._write(self._answer.take(each)))
+            if self._refused is not None:  # what comes now would raise it, and lose what was said
+                break
+        return b"".join(said)
 
     def _say(self, texts: Texts) -> bytes:
         if (growing := self._answer.go_on(texts)) is not None:
@@ -160,15 +168,15 @@ class ResponsesReply:
 
     @property
     def ends_long(self) -> bool:
-        return not self._relayed and self._answer.is_long
+        return self.keeps_long or (not self._relayed and self._answer.is_long)
 
     def end(self, usage: Usage | None) -> bytes:
         if self._relayed:
             return b""
-        if self._answer.failed:
-            return self.error(_failed_midway())
+        if self._answer.failed or self._refused is not None:
+            return self.error(self._refused or _failed_midway())
         begin = self._begin()
-        if self.ends_long:
+        if self._answer.is_long:
             return self._long(begin, chain(self._answer.end(), self._completed(usage)))
         last = self._write(self._answer.end())
         return begin + last + self._write(self._completed(usage))
@@ -180,6 +188,7 @@ class ResponsesReply:
     def error(self, error: ProxyError) -> bytes:
         """Two events: some clients read one, some the other, and in this order all of them show the message."""
         begin, response = self._begin(), self._failed(error)
+        self._refused = None  # these two are the last
         inner = {**response["error"], "param": error.param}
         flat = {**inner, "error": {"type": error.type, **inner}}
         return begin + self._write([("response.failed", {"response": response}), ("error", flat)])
@@ -224,17 +233,26 @@ class ResponsesReply:
         frames: list[bytes] = []
         if self._relayed:
             self._sequence = _after(self._relayed, self._sequence)
-        for kind, fields in events:
+        for kind, fields in self._told(events):
             data = encode({"type": kind, "sequence_number": self._sequence, **fields})
             frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
             self._sequence += 1
         return b"".join(frames)
 
+    def _told(self, events: Iterable[Event]) -> Iterator[Event]:
+        """`events`, up to where the answer is refused; what comes after that raises why."""
+        if self._refused is not None:
+            raise self._refused
+        try:
+            yield from events
+        except BadResponse as refused:
+            self._refused = refused
+
     def _long(self, begin: bytes, events: Iterable[Event]) -> bytes:
         """`begin` and `events` of an answer that is not relayed, in short calls."""
         written = joined.Growing()
         written.add(begin)
-        for kind, fields in events:
+        for kind, fields in self._told(events):
             written.add(b"event: %b\ndata: " % kind.encode())
             written.add(encode_whole({"type": kind, "sequence_number": self._sequence, **fields}))
             written.add(b"\n\n")

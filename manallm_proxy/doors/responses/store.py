@@ -12,12 +12,13 @@ share most of their items: each distinct item is stored once, and counted once.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from os import urandom
 from typing import Final, Protocol
 
-from attrs import field
+from attrs import evolve, field
 
 from manallm_proxy.contract.records import define, frozen
 
@@ -34,6 +35,8 @@ NAME_COST: Final = 500
 """Bytes of overhead per id of an output item."""
 REFERENCE_COST: Final = 8
 """Bytes of overhead per item of each response, shared or not."""
+STEP: Final = 1000
+"""Items that are looked at in one turn of the loop."""
 _ID_BYTES: Final = 22
 LONGEST_ID: Final = 64
 """Max characters of an id that may be ours."""
@@ -51,6 +54,8 @@ class Stored:
     output: tuple[bytes, ...] = field(repr=False)
     output_ids: tuple[str, ...] = ()
     """The ids of the items in ``output``, in the same order."""
+    alone: int = 0
+    """Bytes that it takes if it shares no items, where that is known already: see `weighed`."""
 
 
 @frozen
@@ -69,6 +74,9 @@ class Store(Protocol):
 
     def keep(self, owner: Owner, stored: Stored) -> None:
         """Stores `stored`, unless it alone exceeds the memory limit."""
+
+    async def keep_in_turns(self, owner: Owner, stored: Stored) -> None:
+        """The same of one with thousands of items, a few in each turn of the loop."""
 
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         """The response with that id; None if unknown."""
@@ -121,20 +129,32 @@ class MemoryStore:
         return f"{prefix}_{self.worker:04x}{self._random.pop()}"
 
     def keep(self, owner: Owner, stored: Stored) -> None:
-        if _alone(stored) > self.bounds().memory:
+        for _ in self._keep(owner, stored):
+            pass
+
+    async def keep_in_turns(self, owner: Owner, stored: Stored) -> None:
+        for _ in self._keep(owner, stored):
+            await asyncio.sleep(0)
+
+    def _keep(self, owner: Owner, stored: Stored) -> Iterator[None]:
+        """See `Store.keep`, in steps of as many items as others may wait for. It is there after the last of them."""
+        if (stored.alone or _alone(stored)) > self.bounds().memory:
             return
         self.forget(owner, stored.id)
-        shared = Stored(
-            stored.id,
-            stored.shell,
-            tuple([self._share(data) for data in stored.input]),
-            tuple([self._share(data) for data in stored.output]),
-            stored.output_ids,
-        )
-        self._records[owner, shared.id] = _Record(owner, shared, self.clock())
-        self.size += _own(shared)
-        for name, data in zip(shared.output_ids, shared.output, strict=True):
-            self._names[owner, name] = (data, shared.id)
+        input_: list[bytes] = []
+        output: list[bytes] = []
+        for items, shared in ((stored.input, input_), (stored.output, output)):
+            for at in range(0, len(items), STEP):
+                shared += [self._share(data) for data in items[at : at + STEP]]
+                if len(items) > STEP:
+                    yield
+        kept = Stored(stored.id, stored.shell, tuple(input_), tuple(output), stored.output_ids)
+        for n, (name, data) in enumerate(zip(kept.output_ids, kept.output, strict=True), 1):
+            self._names[owner, name] = (data, kept.id)
+            if not n % STEP:
+                yield
+        self._records[owner, kept.id] = _Record(owner, kept, self.clock())
+        self.size += _own(kept)
         self.trim()
 
     def find(self, owner: Owner, id_: str) -> Stored | None:
@@ -219,6 +239,11 @@ def _alone(stored: Stored) -> int:
     """Bytes that a response would take if it shared no items."""
     items = {_key(data): data for data in (*stored.input, *stored.output)}
     return _own(stored) + sum(len(data) + ITEM_COST for data in items.values())
+
+
+def weighed(stored: Stored) -> Stored:
+    """`stored` with ``alone``: to tell it takes a while where there are thousands of items, in whichever thread."""
+    return evolve(stored, alone=_alone(stored))
 
 
 def _key(data: bytes) -> bytes | int:

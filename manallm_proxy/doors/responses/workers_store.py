@@ -78,6 +78,9 @@ class WorkersStore:
     def keep(self, owner: Owner, stored: Stored) -> None:
         self.memory.keep(owner, stored)
 
+    async def keep_in_turns(self, owner: Owner, stored: Stored) -> None:
+        await self.memory.keep_in_turns(owner, stored)
+
     async def response(self, owner: Owner, id_: str) -> Stored | None:
         worker = self._keeper(id_)
         if worker is None:

@@ -16,6 +16,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes, plain
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
@@ -176,7 +177,7 @@ def _text(message: Fields, path: str) -> str:
         raise wrong(path + "content", "a string or an array of parts")
     path += "content"
     parts = enumerate(all_of(dict, content, path))
-    return "\n".join(required(part, "text", str, f"{path}[{n}].") for n, part in parts)
+    return joined_lines(required(part, "text", str, f"{path}[{n}].") for n, part in parts)
 
 
 def _parts(content: object, path: str) -> list[Fields]:

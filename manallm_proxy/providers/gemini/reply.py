@@ -18,10 +18,12 @@ from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sliced
 from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
+from manallm_proxy.providers.gemini.logprobs import logprobs
 from manallm_proxy.providers.gemini.messages import SIGNATURE_PATH
 from manallm_proxy.providers.named_calls import require_names
 
@@ -111,20 +113,6 @@ class Embedded(Struct, rename="camel"):
     error: Any = None
 
 
-class _Token(Struct, rename="camel"):
-    token: str | None = None
-    log_probability: float | None = None
-
-
-class _Tokens(Struct):
-    candidates: list[_Token] | None = None
-
-
-class _Logprobs(Struct, rename="camel"):
-    chosen_candidates: list[_Token] | None = None
-    top_candidates: list[_Tokens] | None = None
-
-
 _T = TypeVar("_T", Reply, Embedded)
 _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(Reply | list[Reply])
 
@@ -162,15 +150,25 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
 
 
 def _decoded_large(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | list[_T]:
-    """The same in many short calls: only a candidate's parts are many."""
+    """The same in many short calls: only candidates are many, and their parts."""
     fields = decode_leniently(body)
-    parts = [_parts(candidate) for candidate in _candidates(fields)]
+    candidates = _candidates(fields)
+    parts = [_parts(candidate) for candidate in candidates]
+    if candidates:
+        fields["candidates"] = []
     found: _T | list[_T] = msgspec.convert(fields, decoder.type)
-    if isinstance(found, Reply) and found.candidates:
+    if isinstance(found, Reply) and candidates:
+        found.candidates = rows_of(_Candidate, candidates)
         for candidate, rows in zip(found.candidates, parts, strict=True):
             if rows and candidate.content is not None:
                 candidate.content.parts = rows_of(_Part, rows)
     return found
+
+
+def parts_of(reply: Reply) -> int:
+    """Choices, and what they consist of."""
+    rows = reply.candidates or ()
+    return len(rows) + sum(len(row.content.parts) for row in rows if row.content is not None and row.content.parts)
 
 
 def _candidates(fields: Any) -> list[Any]:
@@ -214,6 +212,11 @@ class Reader:
         return sum(self._called.values())
 
     @property
+    def choices(self) -> int:
+        """That have begun."""
+        return len(self._begun)
+
+    @property
     def is_complete(self) -> bool:
         """Every choice that began has its finish reason, and there is one."""
         return bool(self._finished) and self._begun == self._finished
@@ -250,7 +253,7 @@ class Reader:
         index = count(candidate.index)
         parts = (candidate.content and candidate.content.parts) or []
         calls = _tool_calls(parts, self._called.get(index, 0))
-        content = "".join([part.text for part in parts if part.text and not part.thought])
+        content = joined_text([part.text for part in parts if part.text and not part.thought])
         images = tuple([_data_uri(part.inline_data) for part in parts if _is_image(part)])
         self._begun.add(index)
         if calls:
@@ -259,11 +262,11 @@ class Reader:
             self._said.add(index)
         delta = Delta(
             content=content,
-            reasoning="".join([part.text for part in parts if part.text and part.thought]),
+            reasoning=joined_text([part.text for part in parts if part.text and part.thought]),
             tool_calls=calls,
             finish=self._finish(candidate.finish_reason, index),
             index=index,
-            logprobs=_logprobs(candidate.logprobs_result),
+            logprobs=logprobs(candidate.logprobs_result),
             images=images,
         )
         return require_names(delta, delta.finish) if calls else delta
@@ -326,25 +329,3 @@ def usage_of(counted: object) -> Usage | None:
         reasoning=thoughts,
         cached=count(counted.get("cachedContentTokenCount")),
     )
-
-
-def _logprobs(result: object) -> dict[str, Any] | None:
-    """None if there are none, or none that can be read."""
-    if not result:
-        return None
-    try:
-        found = msgspec.convert(result, _Logprobs)
-    except msgspec.ValidationError:
-        return None
-    if not found.chosen_candidates:
-        return None
-    tops = [step.candidates or [] for step in found.top_candidates or ()]
-    tops += [[]] * (len(found.chosen_candidates) - len(tops))
-    rows = zip(found.chosen_candidates, tops, strict=False)
-    content = [{**_token(chosen), "top_logprobs": [_token(t) for t in top]} for chosen, top in rows]
-    return {"content": content, "refusal": None}
-
-
-def _token(token: _Token) -> dict[str, Any]:
-    text = token.token or ""
-    return {"token": text, "logprob": token.log_probability or 0.0, "bytes": list(text.encode())}

@@ -13,9 +13,9 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.letting_go import keep_of_failure
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_many_items, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
-from manallm_proxy.providers.gemini.reply import Reader, read
+from manallm_proxy.providers.gemini.reply import Reader, parts_of, read
 from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
 
 _DONE: Final = b"[DONE]"
@@ -96,12 +96,15 @@ class GeminiTranslator:
                     refuse_too_much(data, self._limits)
                 chunk = read(data)
                 self._begun = True
+                if parts_of(chunk) > self._limits.items + self._limits.calls:
+                    refuse_many_items(parts_of(chunk), self._limits)
                 new = [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]
                 if self._reader.failure is not None:
                     if self._has_content:  # else nothing has left, and the next target may be asked
                         deltas += new
                     raise self._reader.failure
                 refuse_many_calls(self._reader.calls, self._limits)
+                refuse_many_items(self._reader.choices, self._limits)
                 deltas += new
                 self._has_content = self._has_content or any(d.has_content for d in new)
             except ProviderError as error:

@@ -19,7 +19,7 @@ from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import usage_from_messages
 from manallm_proxy.providers.native.plain_events import MESSAGES, PlainEvents
 from manallm_proxy.providers.native.relay import NULL, Event, NamedRelay
-from manallm_proxy.providers.native.splice import members, with_values
+from manallm_proxy.providers.native.splice import begins, members, with_values
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
@@ -31,7 +31,7 @@ def message(call: Call, target: Target, body: bytes) -> Answer:
     """A whole message. Raises the error inside of a 200, and BadResponse if it holds no message."""
     values = members(body)
     refuse_error(values)
-    if bytes(values.get("content", b""))[:1] != b"[":
+    if not begins(values.get("content", b""), b"["):
         raise BadResponse("its answer has no 'content'", detail="no content")
     refused = bytes(values.get("stop_reason", b"")) == b'"refusal"'
     if call.waits_for_words and not refused and not any(map(_says, decoded(values["content"]))):

@@ -20,10 +20,11 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai.errors import says_error
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import plain_usage_of_response, usage_from_responses
+from manallm_proxy.providers.answer_bounds import refuse_many_items
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.plain_events import RESPONSES, PlainEvents
 from manallm_proxy.providers.native.relay import NULL, Event, NamedRelay
-from manallm_proxy.providers.native.splice import members, with_values
+from manallm_proxy.providers.native.splice import begins, members, with_values
 from manallm_proxy.providers.openai.reply import decoded, refuse_error
 
 _BEGINS: Final = frozenset({"response.created", "response.in_progress", "response.queued"})
@@ -39,7 +40,7 @@ def response(call: Call, target: Target, body: bytes) -> Answer:
     """A whole response. Raises the error of one that failed, and BadResponse if it holds no answer."""
     values = members(body)
     refuse_error(values)
-    if values.get("status") not in _COMPLETE or bytes(memoryview(values.get("output", NULL))[:1]) != b"[":
+    if values.get("status") not in _COMPLETE or not begins(values.get("output", NULL), b"["):
         status = decoded(values.get("status", NULL))
         raise BadResponse("its answer is no response that is complete", detail=f"status {status}"[:64])
     if call.waits_for_words and not any(map(_says, decoded(values["output"]))):
@@ -68,6 +69,8 @@ class ResponsesRelay(NamedRelay):
     _has_begun: bool = False
     """The client was told how the response begins."""
     _begun: bytes = field(default=b"", repr=False)
+    _number: int = 0
+    """Of the items that are complete."""
     _items: tuple[bytes, ...] = field(default=(), repr=False)
     _response: bytes = field(default=b"", repr=False)
     """See `ResponseBatch`; emptied with each batch, as the two before."""
@@ -91,6 +94,8 @@ class ResponsesRelay(NamedRelay):
             return self._end(event.response, data)
         if kind == "response.output_item.done" and event.item != NULL:
             self._items += (bytes(event.item),)
+            self._number += 1
+            refuse_many_items(self._number, self._limits)
         if not self._said:
             self._says(self._adds(kind, event))
         return data if self._has_content or kind.startswith("response.") else None

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from manallm_proxy.openai.json_object import DecodeErrors, encode
+from manallm_proxy.openai.json_object import DecodeErrors, encode, encode_whole
+from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.openai.reply import reply_object
 
 _OBJECT: Final[msgspec.json.Decoder[dict[str, Any]]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -15,6 +16,8 @@ _OBJECT: Final[msgspec.json.Decoder[dict[str, Any]]] = msgspec.json.Decoder(dict
 
 def members(data: bytes) -> dict[str, Any]:
     """The members of the JSON object `data`, not decoded. Raises BadResponse if it is none."""
+    if len(data) > LARGE_BYTES:
+        return reply_object(data)[0]
     try:
         return _OBJECT.decode(data)
     except (msgspec.ValidationError, *DecodeErrors):
@@ -24,4 +27,9 @@ def members(data: bytes) -> dict[str, Any]:
 def with_values(values: dict[str, Any], new: Mapping[str, bytes]) -> bytes:
     """The JSON object of `values`, with the JSON of `new` in place of their own. It is used up: they have changed."""
     values.update(zip(new, map(msgspec.Raw, new.values()), strict=True))
-    return encode(values)
+    return encode(values) if sum(map(len, values.values())) <= LARGE_BYTES else encode_whole(values)
+
+
+def begins(value: Any, bracket: bytes) -> bool:
+    """Whether `value`, of an object's members, is a list or an object, as `bracket` says."""
+    return memoryview(value)[:1] == bracket

@@ -15,6 +15,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes
+from manallm_proxy.openai.joined import joined_lines
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 from manallm_proxy.openai.request_fields import (
     NO_OBJECT,
@@ -126,7 +127,7 @@ def _content(content: object, path: str) -> Fields:
             images.append(_image(part, at))
         else:
             raise Unsupported(f"Ollama takes text and images, and {at} is of type '{kind[:40]}'", param="messages")
-    return {"content": "\n".join(texts)} | ({"images": images} if images else {})
+    return {"content": joined_lines(texts)} | ({"images": images} if images else {})
 
 
 def _image(part: Fields, at: str) -> str:

@@ -204,11 +204,12 @@ class OllamaTranslator:
 
     def _add(self, reply: Reply, deltas: list[Delta]) -> bool:
         """Appends what `reply` becomes; whether that has content. Raises BadResponse, see `require_names`."""
+        if reply.message is not None and reply.message.tool_calls:
+            refuse_many_calls(self._called + len(reply.message.tool_calls), self._limits)
         delta = _delta(self._endpoint, reply, first_call=self._called)
         if delta.tool_calls:
             delta = require_names(delta, _finish(reply, called=True) if reply.done else None)
             self._called += len(delta.tool_calls)
-            refuse_many_calls(self._called, self._limits)
         if delta.has_content or delta.logprobs is not None:
             deltas.append(delta)
         if reply.done:

@@ -44,6 +44,8 @@ class CallParts:
     _limits: AnswerLimits = AnswerLimits()
     _number: int = 0
     """Of the calls that have begun."""
+    _unnamed: int = 0
+    """Parts that came before a name."""
 
     def read(self, delta: Delta) -> Delta:
         """`delta` with its parts corrected, empty ones left out.
@@ -90,6 +92,8 @@ class CallParts:
             before = self._nameless.pop(place, None)
             return self._begin(place, part if before is None else _joined([*before, part]))
         self._nameless.setdefault(place, []).append(part)
+        self._unnamed += 1
+        refuse_many_calls(self._unnamed, self._limits)
         return None
 
     def _begin(self, place: tuple[int, int], part: ToolCall) -> ToolCall:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from manallm_proxy.contract.answers import Delta, ToolCall, new_call_id
+from manallm_proxy.openai.joined import joined_text
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.providers.openai.chunks import index_of
 
@@ -13,6 +14,15 @@ from manallm_proxy.providers.openai.chunks import index_of
 def deltas_of(choices: Iterable[dict[str, Any]]) -> list[Delta]:
     """One chunk's choices, each as one step. A part of a tool call has the server's id, or none: see `CallParts`."""
     return [_delta(choice, choice.get("delta")) for choice in choices]
+
+
+def rows_of_chunk(choices: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """How many parts of tool calls and how many images one chunk's choices have in all."""
+    deltas = [delta for choice in choices if isinstance(delta := choice.get("delta"), dict)]
+    calls, images = [[delta.get(key) for delta in deltas] for key in ("tool_calls", "images")]
+    return sum(len(rows) for rows in calls if isinstance(rows, list)), sum(
+        len(rows) for rows in images if isinstance(rows, list)
+    )
 
 
 def whole_deltas(choices: Iterable[dict[str, Any]]) -> list[Delta]:
@@ -80,7 +90,7 @@ def _arguments(value: object) -> str:
 def _words(content: object) -> str:
     """A text, or the texts of a list of blocks (Mistral)."""
     if isinstance(content, list):
-        return "".join(_words(block.get("text")) for block in content if isinstance(block, dict))
+        return joined_text([_words(block.get("text")) for block in content if isinstance(block, dict)])
     return content if isinstance(content, str) else ""
 
 

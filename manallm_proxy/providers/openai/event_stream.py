@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from attrs import field
 
@@ -15,7 +16,7 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds
 from manallm_proxy.openai.letting_go import keep_of_failure
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_items, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 
 _ERROR: Final = re.compile(rb'error"|"error_type"')
@@ -106,6 +107,12 @@ class EventStream:
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
         raise NotImplementedError  # relaying and reading differ here
+
+    def _note(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Notes which choices have ended. Raises BadResponse for too many choices."""
+        refuse_many_items(len(rows), self._limits)
+        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
+        refuse_many_items(len(self._finished), self._limits)
 
     def _end(self) -> None:
         """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""

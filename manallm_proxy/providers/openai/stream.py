@@ -21,11 +21,11 @@ from manallm_proxy.openai import sse
 from manallm_proxy.openai.json_object import DecodeErrors, encode, holds, replaced, split_object
 from manallm_proxy.openai.plain_text import Splice, decode_string
 from manallm_proxy.openai.sliced import LARGE_BYTES
-from manallm_proxy.providers.answer_bounds import EVENT_BYTES
+from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_many_items
 from manallm_proxy.providers.named_calls import nameless_call
 from manallm_proxy.providers.openai import chunks
 from manallm_proxy.providers.openai.call_parts import CallParts
-from manallm_proxy.providers.openai.deltas import deltas_of
+from manallm_proxy.providers.openai.deltas import deltas_of, rows_of_chunk
 from manallm_proxy.providers.openai.event_stream import EventStream
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import FRONT, set_model, span_of_model
@@ -38,6 +38,8 @@ _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _MODEL: Final = re.compile(rb'"model": ?("[^"\\]*")')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _NULL_USAGE: Final = re.compile(rb'"usage"\s*:\s*null(?=\s*[,}])')
+_ROWS_BYTES: Final = 2048
+"""Bytes of an event that cannot hold many tool calls or images."""
 _BLANKS: Final = 1024
 """White space before a key of a large event."""
 _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
@@ -193,15 +195,15 @@ class EventRelay(EventStream):
         self.usage = chunks.merged(self.usage, counted := chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
         if not self._has_content:
-            words, found = self._call.waits_for_words, False
             for row in rows:
                 if chunks.ends_in_error(row):
                     raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
-                found = found or chunks.has_content(row, words=words)
-            self._has_content = found
+        self._note(rows)
+        words = self._call.waits_for_words
         for row in rows:
-            if row.get("finish_reason"):
-                self._finished.add(chunks.index_of(row))
+            if self._has_content:
+                break
+            self._has_content = chunks.has_content(row, words=words)
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
@@ -289,7 +291,11 @@ class EventReader(EventStream):
         self.usage = chunks.merged(self.usage, chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
         gave_up = any(chunks.gives_up(row) for row in rows)
-        self._finished.update(chunks.index_of(row) for row in rows if row.get("finish_reason"))
+        self._note(rows)
+        if len(data) > _ROWS_BYTES:  # an object is not made of each before they are counted
+            calls, images = rows_of_chunk(rows)
+            refuse_many_calls(calls, self._limits)
+            refuse_many_items(images, self._limits)
         told = [] if gave_up and not self._has_content else deltas_of(rows)
         new = [self._calls.read(delta) for delta in told]
         deltas += new
