@@ -25,6 +25,15 @@ def free_port() -> int:
     raise AssertionError("unreachable")
 
 
+def held(port: int) -> socket.socket:
+    """Keeps `port` from all who look for a free one, also those of another run on this machine, for who will listen
+    there later (with SO_REUSEADDR, as servers do). It does not listen."""
+    keeps = socket.socket()
+    keeps.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeps.bind(("127.0.0.1", port))
+    return keeps
+
+
 def _own_ports() -> Iterator[int]:
     number = os.environ.get("TESTS_FORK") or os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]
     first = 13_000 + 1000 * (int(number) % 16)

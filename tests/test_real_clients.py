@@ -17,7 +17,7 @@ import pytest
 
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.needs import require
-from tests.ports import free_port
+from tests.ports import free_port, held
 from tests.proxy import Proxy, alive, openai, proxy, settings
 from tests.real_servers import SAID, server
 from tests.sdks import HERE, run
@@ -225,7 +225,8 @@ async def test_open_webui(tmp_path: Path) -> None:
                 *command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path), **environ}, stdout=log, stderr=log
             )
         try:
-            await alive(f"http://127.0.0.1:{port}", 300)  # it reads gigabytes first
+            with held(port):
+                await alive(f"http://127.0.0.1:{port}", 300)  # it reads gigabytes first
             async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
                 async with session.post("/api/v1/auths/signin", json={"email": "", "password": ""}) as response:
                     session.headers["Authorization"] = f"Bearer {(await response.json())['token']}"

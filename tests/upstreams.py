@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.ports import free_port
+from tests.ports import free_port, held
 
 Script = Callable[["Connection"], Awaitable[None]]
 Answer = Callable[["Connection", "Seen"], Awaitable[None]]
@@ -130,6 +130,8 @@ class Upstream:
     port: int = 0
     context: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
+    _held: socket.socket | None = None
+    """The port of one that is away."""
 
     @property
     def url(self) -> str:
@@ -142,6 +144,7 @@ class Upstream:
     async def start(self) -> None:
         self.port = self.port or free_port()  # which is free again when it comes back
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.context, backlog=1024)
+        self.release()
 
     async def stop(self) -> None:
         """As a machine that is switched off: nothing listens, and what was open is reset."""
@@ -151,6 +154,13 @@ class Upstream:
                 if not connection.writer.is_closing():
                     connection.reset()
             self._server = None
+            self._held = held(self.port)
+
+    def release(self) -> None:
+        """Others may have the port now."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer, self)
@@ -178,6 +188,7 @@ async def upstream(script: Script, models: list[str] | None = None, *, shows: bo
         yield made
     finally:
         await made.stop()
+        made.release()
 
 
 def each(answer: Callable[[Connection, Seen], Awaitable[None]]) -> Script:

@@ -32,7 +32,7 @@ from manallm_proxy.state.redis_client import client_of
 from tests.needs import require
 from tests.ports import free_port
 from tests.proxy import Process, openai, process, settings
-from tests.redis_server import PATIENCE, redis_server
+from tests.redis_server import LONG, redis_server
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
@@ -97,7 +97,7 @@ async def works(url: str) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_clusters_sentinels_and_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forms of an address, each against a real server."""
-    monkeypatch.setattr(link, "BUDGET", PATIENCE)
+    monkeypatch.setattr(link, "BUDGET", LONG)
     cluster, master, sentinel, secure = (str(free_port()) for _ in range(4))
     here = ("--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path))
     with redis("--port", cluster, "--cluster-enabled", "yes", *here):

@@ -44,6 +44,7 @@ async def tls(certificate: trustme.LeafCert) -> AsyncIterator[Upstream]:
         yield made
     finally:
         await made.stop()
+        made.release()
 
 
 async def plain_http(connection: Connection) -> None:
