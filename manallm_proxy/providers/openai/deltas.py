@@ -53,10 +53,11 @@ def _delta(choice: dict[str, Any], said: object, *, whole: bool = False) -> Delt
     finish = choice.get("finish_reason")
     key = "reasoning_content" if _words(said.get("reasoning_content")) else "reasoning"
     reasoning = _words(said.get(key))
-    if not reasoning and isinstance(content := said.get("content"), list):
+    content = said.get("content")
+    if isinstance(content, list) and not reasoning:
         reasoning, key = _thoughts(content), ""
     return Delta(
-        content=_words(said.get("content")) or _words(choice.get("text")),
+        content=_words(content) or _words(choice.get("text")),
         reasoning=reasoning,
         reasoning_key=key if reasoning else "reasoning_content",
         tool_calls=tuple(_tool_call(row, n, whole=whole) for n, row in enumerate(rows)),
