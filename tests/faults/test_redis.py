@@ -327,6 +327,7 @@ async def test_limits_over_four_processes(server: str, tmp_path: Path, capsys: p
 
     While the server is late each counts by itself, so a machine that is too busy for it gets more rounds.
     """
+    was_always_late = True
     for number in range(5):
         folder = tmp_path / str(number)
         os.mkdir(folder)
@@ -336,6 +337,9 @@ async def test_limits_over_four_processes(server: str, tmp_path: Path, capsys: p
             print("\n" + "; ".join(f"{server}: {passed:g} of {most:g} {name}" for name, passed, most in rows) + late)
         if all(0.95 * most <= passed <= 1.01 * most for _, passed, most in rows):
             return
+        was_always_late = was_always_late and was_away
+    if was_always_late:
+        pytest.skip("this machine is too busy for a server to answer within 50 ms, so each counts by itself")
     pytest.fail("in no round")
 
 
