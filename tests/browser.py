@@ -46,7 +46,7 @@ class Page:
         self._number += 1
         answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
         await self.socket.send_json({"id": self._number, "method": method, "params": params})
-        told = await asyncio.wait_for(answer, 10)
+        told = await asyncio.wait_for(answer, 40)
         assert "error" not in told, told
         return told["result"]
 
@@ -61,7 +61,7 @@ class Page:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    async def until(self, script: str, seconds: float = 10.0) -> None:
+    async def until(self, script: str, seconds: float = 40.0) -> None:
         """Returns once the expression is true."""
         async with asyncio.timeout(seconds):
             while not await self.value(script):

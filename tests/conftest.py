@@ -5,11 +5,15 @@ Hypothesis looks a little at each run, and more where somebody asks for it (HYPO
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import functools
 import gc
+import importlib
 import itertools
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Generator
@@ -23,7 +27,7 @@ from hypothesis import strategies as st
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider as client
-from tests import command, sdks
+from tests import command, fair_clock, sdks
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts as a process is compiled once, and not each time
 sys.dont_write_bytecode = False
@@ -35,19 +39,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 SEVERAL = 200
 """Tests, of which some are about properties."""
+LATE = ("genai_prices.data_snapshot", "google.genai.types")
+"""Modules that take 0.2 to 0.4 s, and which ours import only where a configuration needs them."""
 FOLDER = tempfile.TemporaryDirectory()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Each process would take 50 ms to read the machine's authorities; and no test reaches a stranger over TLS.
 
-    The processes that others are forked from take a second to start: where forks share them, they do so meanwhile.
+    No test is late because others have the processors (`fair_clock`). The processes that others are forked from take a
+    second to start: where forks share them, they do so meanwhile.
     """
     # signs nothing, and takes their place
     patch = pytest.MonkeyPatch()
     path = Path(FOLDER.name) / "nobody.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
     patch.setenv("SSL_CERT_FILE", str(path))
+    patch.setattr(signal, "valid_signals", functools.cache(signal.valid_signals))  # seven times a proxy, 0.2 ms each
+    patch.setattr(asyncio.BaseEventLoop, "time", fair_clock.begin)
     config.add_cleanup(patch.undo)
     atexit.register(FOLDER.cleanup)  # after the end of what is started below
     if config.getoption("forks", 0) and not config.option.collectonly:
@@ -67,8 +76,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What Hypothesis finds out once, such as the constants in all modules (1 s), it does before the forks."""
+    """What Hypothesis finds out once, such as the constants in all modules (1 s), it does before the forks.
+
+    So is imported what tests of several files do.
+    """
     if session.config.getoption("forks", 0) and len(session.items) > SEVERAL:
+        for name in LATE:
+            importlib.import_module(name)
         given(st.text() | st.integers() | st.floats())(settings(max_examples=1, database=None)(lambda _: None))()
 
 

@@ -37,7 +37,7 @@ class Feed:
     def of(self, kind: str) -> list[Any]:
         return [data for _, each, data in self.events if each == kind]
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.01)

@@ -29,6 +29,8 @@ LARGEST = 32
 SHARE = 8
 PATIENCE = 5
 """Seconds that a worker has to end after an interruption."""
+SHORT = 0.1
+"""Seconds of a preparation or an end that is not worth telling."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -143,13 +145,16 @@ def _died(item: pytest.Item, code: int | None) -> None:
 
 
 class _Reports:
-    """Keeps a worker's reports until they are sent."""
+    """Keeps a worker's reports until they are sent; a third of them, where nothing is to be told of the others."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.kept: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        is_nothing = report.passed and report.when != "call" and report.duration < SHORT and not report.sections
+        if is_nothing and not self.config.option.xmlpath:
+            return
         self.kept.append(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
 

@@ -44,7 +44,7 @@ async def nginx(p: HasPort, folder: Path, site: str | None = None) -> AsyncItera
         str(program), "-e", f"{folder}/error.log", "-p", str(folder), "-c", f"{folder}/nginx.conf"
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while True:
                 assert child.returncode is None, (folder / "error.log").read_text()
                 try:

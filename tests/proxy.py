@@ -195,7 +195,7 @@ async def run(
 ) -> tuple[int | None, str]:
     """Exit code and all output of one command."""
     child = await start(*arguments, environ={**os.environ, **(environ or {})}, stderr=STDOUT, program=program)
-    output, _ = await asyncio.wait_for(child.communicate(), 20)
+    output, _ = await asyncio.wait_for(child.communicate(), 40)
     return child.returncode, output.decode()
 
 
@@ -247,7 +247,7 @@ async def shell(
         await child.wait()
 
 
-async def alive(url: str, seconds: float = 20.0) -> None:
+async def alive(url: str, seconds: float = 40.0) -> None:
     """Returns once /health answers."""
     async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
         while True:

@@ -50,7 +50,7 @@ MODULES = {
     "langchain-ollama": ("langchain_ollama",),
 }
 """What is imported once of each folder of Python's: it takes up to 1.7 s of CPU, and each has several programs."""
-SECONDS = 50
+SECONDS = 150
 ENVIRON = {"NO_PROXY": "127.0.0.1", "LANGSMITH_TRACING": "false"}
 
 

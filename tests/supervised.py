@@ -39,7 +39,7 @@ class Systemd:
 
     async def hears(self, word: str) -> str:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             while word not in (message := (await loop.sock_recv(self.heard, 4096)).decode()):
                 pass
         return message

@@ -66,7 +66,7 @@ async def test_a_chat_is_streamed_and_then_told_who_answered(tmp_path: Path) -> 
 async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **environ: str) -> tuple[int | None, str, str]:
     """Exit code, standard output and standard error of a command that reads `text`."""
     child = await start(*arguments, environ={**os.environ, **environ}, folder=folder, text=text)
-    output, errors = await asyncio.wait_for(child.communicate(), 20)
+    output, errors = await asyncio.wait_for(child.communicate(), 40)
     return child.returncode, output.decode(), errors.decode()
 
 

@@ -187,7 +187,7 @@ class Stage:
             cwd=self.folder,
             pass_fds=[server().fileno()],
         )
-        output, _ = await asyncio.wait_for(child.communicate(), 10)
+        output, _ = await asyncio.wait_for(child.communicate(), 40)
         assert child.returncode == 0, command
         return output.decode()
 

@@ -75,5 +75,5 @@ async def test_a_socket_of_systemds_is_taken(tmp_path: Path) -> None:
             pass_fds=(server.fileno(),),
             stdout=asyncio.subprocess.PIPE,
         )
-        out, _ = await asyncio.wait_for(child.communicate(), 10)
+        out, _ = await asyncio.wait_for(child.communicate(), 40)
     assert out.decode().strip() == f"{port} []"

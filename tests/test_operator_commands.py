@@ -62,7 +62,7 @@ async def test_requests_follow(tmp_path: Path) -> None:
                 await _chat(running.url)
         assert b"loop/m  ok" in reading.result()
         running.child.terminate()
-        assert await asyncio.wait_for(child.wait(), 10) == 1
+        assert await asyncio.wait_for(child.wait(), 40) == 1
         assert child.stderr is not None
         assert b"has ended the connection" in await child.stderr.read()
 

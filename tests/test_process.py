@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ async def test_a_drain_lets_answers_end(tmp_path: Path, number: signal.Signals) 
                         pass
                 gpu.go.set()
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
-            assert await asyncio.wait_for(running.child.wait(), 5) == 0
+            assert await asyncio.wait_for(running.child.wait(), 40) == 0
 
 
 def _children(pid: int) -> list[int]:
@@ -83,7 +82,7 @@ async def test_signals_that_mean_nothing_end_nothing(tmp_path: Path, arguments: 
         assert await accepts(running.url)
         for pid in (*children, running.pid):
             os.kill(pid, signal.SIGQUIT)
-        assert await asyncio.wait_for(running.child.wait(), 10) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")])
@@ -120,7 +119,7 @@ async def test_a_drain_waits_for_a_whole_answer_too(tmp_path: Path) -> None:
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(running.child.wait(), 0.5)
                 assert len(await response.read()) == response.content_length
-        assert await asyncio.wait_for(running.child.wait(), 5) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
 
 
 async def test_every_event_comes_once_and_in_order(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ async def test_a_stream_that_outlasts_the_drain_gets_an_error_event(tmp_path: Pa
         async with process(config, tmp_path) as running, aiohttp.ClientSession() as client:
             async with client.post(f"{running.url}/v1/chat/completions", json={**HI, "stream": True}) as response:
                 await response.content.readany()
-                started = time.monotonic()
+                started = asyncio.get_running_loop().time()
                 os.kill(running.pid, signal.SIGTERM)
                 await running.logs("draining")
                 if hurried:
@@ -181,8 +180,8 @@ async def test_a_stream_that_outlasts_the_drain_gets_an_error_event(tmp_path: Pa
                 rest = await everything(response)
                 assert b'"shutting_down"' in rest
                 assert b"[DONE]" not in rest
-            assert await asyncio.wait_for(running.child.wait(), 5) == 0
-            assert time.monotonic() - started < 5
+            assert await asyncio.wait_for(running.child.wait(), 40) == 0
+            assert asyncio.get_running_loop().time() - started < 25
             await asyncio.wait_for(gpu.connections[-1].closed.wait(), 1)
 
 
@@ -262,7 +261,7 @@ async def test_systemd_hears_the_life_of_the_process(tmp_path: Path) -> None:
         await next_with("READY=1")
         os.kill(running.pid, signal.SIGTERM)
         await next_with("STOPPING=1")
-        assert await asyncio.wait_for(running.child.wait(), 5) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
     heard.close()
 
 
@@ -452,4 +451,4 @@ async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path,
         assert not any("socket" in link or "eventpoll" in link for link in links.values())
         if ">&- 2" in closed:  # a start screen that nobody can see ends nothing
             child.terminate()
-            assert await asyncio.wait_for(child.wait(), 20) == 0
+            assert await asyncio.wait_for(child.wait(), 40) == 0

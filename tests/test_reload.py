@@ -405,5 +405,5 @@ async def test_a_stuck_file_delays_no_stop(tmp_path: Path, arguments: tuple[str,
         os.kill(running.pid, signal.SIGHUP)
         assert (await get(running.url, "/health"))[0] == 200
         os.kill(running.pid, signal.SIGTERM)
-        assert await asyncio.wait_for(running.child.wait(), 15) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
         assert '"stopped"' in "".join(running.output)

@@ -42,7 +42,7 @@ async def chat(url: str, **body: Any) -> tuple[int, str]:
             return response.status, await response.text()
 
 
-async def holds(what: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+async def holds(what: Callable[[], Awaitable[bool]], seconds: float = 40.0) -> None:
     """Returns once it does."""
     async with asyncio.timeout(seconds):
         while not await what():
@@ -177,7 +177,7 @@ async def a_second_signal_hurries_all(running: Process, client: aiohttp.ClientSe
         assert b'"shutting_down"' in rest
     for each_one in streams:
         each_one.close()
-    assert await asyncio.wait_for(running.child.wait(), 10) == 0
+    assert await asyncio.wait_for(running.child.wait(), 40) == 0
 
 
 async def test_one_that_is_killed_refuses_no_connection(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_a_drain_lets_the_answers_of_all_end(tmp_path: Path, group: bool) 
             gpu.go.set()
             for each_one in streams:
                 assert (await each_one.read()).endswith(b"data: [DONE]\n\n")
-        assert await asyncio.wait_for(running.child.wait(), 10) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
 
 
 async def test_a_worker_that_dies_in_a_drain_shows_in_the_exit_code(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ async def test_a_worker_that_dies_in_a_drain_shows_in_the_exit_code(tmp_path: Pa
             await running.logs("worker ended")
             gpu.go.set()
             await asyncio.gather(*(each_one.read() for each_one in streams), return_exceptions=True)
-        assert await asyncio.wait_for(running.child.wait(), 10) == 1
+        assert await asyncio.wait_for(running.child.wait(), 40) == 1
         assert len(lines(running, "started", worker=1)) == 1
 
 
@@ -373,7 +373,7 @@ async def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
         child.terminate()
         rest = await asyncio.wait_for(child.stdout.read(), 10)
         assert b"curl" not in rest
-        assert await asyncio.wait_for(child.wait(), 10) == 0
+        assert await asyncio.wait_for(child.wait(), 40) == 0
     finally:
         if child.returncode is None:
             child.kill()
@@ -399,7 +399,7 @@ async def test_systemd_hears_one_process(tmp_path: Path) -> None:
         await systemd.hears("WATCHDOG=1")
         os.kill(running.pid, signal.SIGTERM)
         await systemd.hears("STOPPING=1")
-        assert await asyncio.wait_for(running.child.wait(), 10) == 0
+        assert await asyncio.wait_for(running.child.wait(), 40) == 0
     systemd.heard.close()
 
 
@@ -449,7 +449,7 @@ async def test_workers_share_systemds_socket(tmp_path: Path) -> None:
                 for _ in range(5):
                     assert (await chat(url))[0] == 200
             child.terminate()
-            assert await asyncio.wait_for(child.wait(), 10) == 0
+            assert await asyncio.wait_for(child.wait(), 40) == 0
         finally:
             if child.returncode is None:
                 child.kill()

@@ -60,13 +60,13 @@ def request(asked: Asked, model: str = "mana/test") -> tuple[str, dict[str, Any]
 async def ask(p: Proxy, asked: Asked, model: str = "mana/test") -> Reply:
     """One request, to its last byte."""
     path, body = request(asked, model)
-    started = time.perf_counter()
+    started = asyncio.get_running_loop().time()
     async with p.client.post(
         p.url + path, json=body, headers={"Authorization": f"Bearer {CLIENT_KEY}"}, timeout=LONG
     ) as response:
         raw = await everything(response)
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Reply(response.status, headers, raw, time.perf_counter() - started)
+    return Reply(response.status, headers, raw, asyncio.get_running_loop().time() - started)
 
 
 @define
@@ -81,10 +81,10 @@ class Scene:
     async def ask(self, asked: Asked, model: str = "mana/test") -> Reply:
         """A request, while which /health answers."""
         asking = asyncio.ensure_future(ask(self.p, asked, model))
-        started, busy = time.perf_counter(), time.thread_time()
+        started, busy = asyncio.get_running_loop().time(), time.thread_time()
         assert (await self.p.get("/health"))[0] == 200
         assert time.thread_time() - busy < HEALTH_LIMIT
-        assert time.perf_counter() - started < 10 * HEALTH_LIMIT  # others use this machine, too
+        assert asyncio.get_running_loop().time() - started < 10 * HEALTH_LIMIT  # others use this machine, too
         reply = await asyncio.wait_for(asking, 20)
         self.replies.append(reply)
         return reply

@@ -201,7 +201,7 @@ async def readyz_turns_first(unit: Supervisor) -> None:
         async with session.get(f"{unit.url}/health") as response:
             assert response.status == 200
         assert unit.child is not None
-        assert await asyncio.wait_for(unit.child.wait(), 10) == 0
+        assert await asyncio.wait_for(unit.child.wait(), 40) == 0
         waiting = asyncio.ensure_future(_status(session, unit))
         await unit.start()
         assert await asyncio.wait_for(waiting, 5) == 200
@@ -224,7 +224,7 @@ async def connections_without_a_word_are_not_lost(unit: Supervisor) -> None:
 
 async def _next(unit: Supervisor) -> None:
     assert unit.child is not None
-    await asyncio.wait_for(unit.child.wait(), 10)
+    await asyncio.wait_for(unit.child.wait(), 40)
     await unit.start()
 
 
@@ -251,7 +251,7 @@ async def sigkill_leaves_nothing(unit: Supervisor) -> None:
         started = time.monotonic()
         await unit.start()
         print(f"\nup again {time.monotonic() - started:.2f} s after SIGKILL")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 40
         await some_more(tally)
     assert sum(tally.lost.values()) <= 10  # what was in hand
     assert not any("status" in why for why in tally.lost)
@@ -289,8 +289,8 @@ async def test_sigterm_while_it_starts(tmp_path: Path, workers: str) -> None:
         async with logging_to(tmp_path / "log", tmp_path, config, "--workers", workers) as (child, _):
             started = time.monotonic()
             child.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(child.wait(), 20) == 0
-            assert time.monotonic() - started < 10
+            assert await asyncio.wait_for(child.wait(), 40) == 0
+            assert time.monotonic() - started < 40
             log = (tmp_path / "log").read_text()
             assert '"stopped"' in log
             assert '"error"' not in log
@@ -321,6 +321,6 @@ async def test_a_stuck_loop_is_ended_with_its_stack(tmp_path: Path) -> None:
             await asyncio.wait_for(loop.sock_recv(notify, 4096), 0.6)
         os.kill(running.pid, signal.SIGABRT)
         os.kill(running.pid, signal.SIGCONT)
-        assert await asyncio.wait_for(running.child.wait(), 10) == -signal.SIGABRT
+        assert await asyncio.wait_for(running.child.wait(), 40) == -signal.SIGABRT
         await until(lambda: any("Fatal Python error: Aborted" in line for line in running.output))
     notify.close()

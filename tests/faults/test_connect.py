@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,10 +190,10 @@ async def test_a_server_that_reads_nothing(tmp_path: Path) -> None:
     async with scene(DIALECTS["openai"], deaf, tmp_path, timeouts={"first_byte": LIMIT}, proxy=probes) as at:
         big = {"model": "mana/test", "messages": [{"role": "user", "content": "x" * 20_000_000}]}
         data = io.BytesIO(json.dumps(big).encode())
-        started = time.perf_counter()
+        started = asyncio.get_running_loop().time()
         async with at.p.client.post(f"{at.p.url}/v1/chat/completions", data=data) as response:
             assert (response.status, response.headers["X-Mana-LLM-Resolved"]) == (200, "good/m")
-        assert time.perf_counter() - started < 5
+        assert asyncio.get_running_loop().time() - started < 5
         at.faulty.go.set()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,10 +94,10 @@ async def test_twenty_names_that_hang_leave_the_others_alone(tmp_path: Path, nam
         config = settings({**off, "good": openai(f"http://good.test:{good.port}")}, health={"probe_timeout": 0.1})
         async with proxy(config, tmp_path) as p:
             hanging = [asyncio.ensure_future(ask(p, "chat", f"gpu{n}/m")) for n in range(20)]
-            started = time.perf_counter()
+            started = asyncio.get_running_loop().time()
             await until(lambda: len(set(names.asked)) >= 4)
             reply = await ask(p, "chat", "good/m")
             assert reply.status == 200
-            assert time.perf_counter() - started < 5
+            assert asyncio.get_running_loop().time() - started < 5
             names.go.set()
             await asyncio.gather(*hanging)
