@@ -1,7 +1,8 @@
 """The process from which commands and clients are forked: ``python -m tests.forkserver DESCRIPTOR [MODULE ...]``.
 
-Three quarters of a start are imports, and the suite starts two hundred processes. This one imports what ``serve`` and
-the other commands need, or the given modules of a client's SDK, and forks for each request. The child has the
+Three quarters of a start are imports, and half of the rest is what cattrs makes of our classes; the suite starts two
+hundred processes. This one imports what ``serve`` and the other commands need and reads a configuration once, or
+imports the given modules of a client's SDK, and forks for each request. The child has the
 descriptors, the environment and the folder that it was sent, and no others. At its end it waits for threads and calls
 exit handlers as any Python process does, but does not take its modules to pieces, for which it would have to copy most
 of the memory. In that, and in ``/proc/*/cmdline`` and ``environ``, it differs from one that was started anew. When this
@@ -125,6 +126,10 @@ if __name__ == "__main__":
     own, number, *modules = sys.argv
     for name in modules or NEEDED:
         importlib.import_module(name)
+    if not modules:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            is_fine = importlib.import_module(MAIN).main(["check", "--config", "config/proxy.yaml"]) == 0
+        assert is_fine, said.getvalue()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, whose end ends this process
     gc.freeze()
     if (given := serve(socket.socket(fileno=int(number)))) is not None:

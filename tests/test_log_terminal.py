@@ -1,6 +1,6 @@
 """A terminal that takes nothing any more (Ctrl-S, or nobody reads it) costs lines, never time.
 
-The log is written by a child process to a real pseudo-terminal, since a mistake here shows as a process that hangs.
+The log is written by a forked child to a real pseudo-terminal, since a mistake here shows as a process that hangs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import os
 import pty
 import select
-import subprocess
-import sys
+import signal
 import termios
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -20,23 +19,30 @@ from typing import IO, Any
 import pytest
 from attrs import define, field
 
-CHILD = """
-import os, sys
 from manallm_proxy.observe.log import Logs
 from tests.figures import ENDED
 
-if "no reopen" in sys.argv:
-    def refuse(*_: object, **__: object) -> int:
-        raise PermissionError
-    os.open = refuse
-logs = Logs.open("debug", "json", sys.stderr)
-for order in sys.stdin:
-    for _ in range(int(order)):
-        logs(ENDED)
-    print(logs.dropped, flush=True)
-"""
 QUIET = 0.1
 """Seconds without a byte after which the terminal has shown all."""
+
+
+def child(reads: int, writes: int, inner: int, reopens: bool) -> None:
+    """Logs to the terminal as many lines as it is told, and tells how many were lost since the start."""
+    for number, each in enumerate((reads, writes, inner)):
+        os.dup2(each, number)
+    os.closerange(3, 1 << 12)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError
+
+    if not reopens:
+        os.open = refuse
+    with open(0, closefd=False) as orders, open(2, "w", closefd=False) as errors:
+        logs = Logs.open("debug", "json", errors)
+        for order in orders:
+            for _ in range(int(order)):
+                logs(ENDED)
+            os.write(1, b"%d\n" % logs.dropped)
 
 
 @define(eq=False)
@@ -45,15 +51,15 @@ class Terminal:
 
     outer: int
     inner: int
-    child: subprocess.Popen[str]
+    orders: IO[bytes]
+    told: IO[bytes]
     shown: bytes = field(default=b"", repr=False)
 
     def log(self, lines: int) -> int:
         """Lines lost since the start, once the child has logged so many more. Fails where it hangs."""
-        assert self.child.stdin is not None and self.child.stdout is not None
-        self.child.stdin.write(f"{lines}\n")
-        self.child.stdin.flush()
-        return int(_line(self.child.stdout))
+        self.orders.write(b"%d\n" % lines)
+        assert select.select([self.told], [], [], 60)[0], "the child hangs"
+        return int(self.told.readline())
 
     def read_all(self) -> None:
         """Reads what the terminal shows, until it is quiet."""
@@ -77,21 +83,23 @@ class Terminal:
         os.write(self.outer, key)
 
 
-def _line(stream: IO[str]) -> str:
-    assert select.select([stream], [], [], 10)[0], "the child hangs"
-    return stream.readline()
-
-
 @contextlib.contextmanager
-def terminal(*arguments: str) -> Iterator[Terminal]:
+def terminal(reopens: bool = True) -> Iterator[Terminal]:
     outer, inner = pty.openpty()
-    command = [sys.executable, "-c", CHILD, *arguments]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=inner, text=True)
+    (reads, orders), (told, writes) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            child(reads, writes, inner, reopens)
+        os._exit(1)
+    os.close(reads)
+    os.close(writes)
     try:
-        yield Terminal(outer, inner, child)
+        with open(orders, "wb", 0) as orders_to, open(told, "rb", 0) as told_by:
+            yield Terminal(outer, inner, orders_to, told_by)
     finally:
-        child.kill()
-        child.communicate()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         os.close(outer)
         os.close(inner)
 
@@ -103,12 +111,12 @@ HOW: dict[str, tuple[Callable[[Terminal], None], Callable[[Terminal], None]]] = 
 }
 
 
-@pytest.mark.parametrize("way", ["reopened", "no reopen"])
+@pytest.mark.parametrize("reopens", [True, False], ids=["reopened", "no reopen"])
 @pytest.mark.parametrize("how", HOW)
-def test_a_terminal_that_takes_nothing_costs_lines_and_no_time(how: str, way: str) -> None:
+def test_a_terminal_that_takes_nothing_costs_lines_and_no_time(how: str, reopens: bool) -> None:
     """The child goes on, counts what it loses, and says so once the terminal is read again; no line is torn."""
     block, unblock = HOW[how]
-    with terminal(way) as at:
+    with terminal(reopens) as at:
         assert at.log(1) == 0
         block(at)
         lost, logged = at.log(2000), 2001

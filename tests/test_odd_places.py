@@ -38,8 +38,9 @@ async def test_a_configuration_in_an_odd_place(tmp_path: Path) -> None:
     folder.mkdir()
     async with upstream(ollama("smol", "Hello")) as box:
         environ = {"LANG": "C", "OLLAMA_URL": box.url}
-        for command in (["init", "my files"], ["check", "--live", "--config", "my files/proxy.yaml"]):
-            child = await start(*command, environ={"PATH": os.defpath, **environ}, folder=folder, stderr=STDOUT)
+        check = ["check", "--live", "--config", "my files/proxy.yaml"]
+        for command, more in ((["init", "my files"], environ), (check, {"OLLAMA_URL": box.url})):
+            child = await start(*command, environ={"PATH": os.defpath, **more}, folder=folder, stderr=STDOUT)
             output, _ = await child.communicate()
             assert child.returncode == 0, output
         async with started(folder, environ, "--config", "my files/proxy.yaml") as (_, said):

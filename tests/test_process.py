@@ -437,7 +437,7 @@ async def test_the_banner_shows_a_newcomer_what_to_try(tmp_path: Path) -> None:
         await child.wait()
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", "<&-"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&-"])
 async def test_closed_standard_descriptors_are_opened_on_nothing(tmp_path: Path, closed: str) -> None:
     """Else a listening socket or a provider's connection gets such a number, and is written to as if it were a log."""
     config = settings({"here": {"kind": "loopback"}}, listen={"port": free_port()})

@@ -7,8 +7,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -28,7 +26,6 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.trace_context import headers_for, start_trace
 from tests.cases import every
-from tests.command import ROOT
 from tests.proxy import FAST, Proxy, openai, proxy, settings
 from tests.upstreams import Connection, Seen, Upstream, answers, each, status, upstream
 from tests.waiting import until
@@ -267,13 +264,6 @@ async def test_a_collector_that_takes_nothing_costs_nothing(tmp_path: Path, monk
         assert time.monotonic() - began < 30
         assert len(dead.posts) == 1
     await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("OtelBatch")])
-
-
-def test_off_nothing_of_it_is_imported() -> None:
-    """By a process that serves."""
-    code = "import sys, manallm_proxy.process.app, manallm_proxy.cli.serve; print('opentelemetry' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "False\n"
 
 
 async def test_off_nobody_is_told(tmp_path: Path) -> None:

@@ -102,14 +102,8 @@ class Scene:
         return row
 
     async def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have `labels`."""
-        rows = [row for row in (await metrics(self.p)).splitlines() if row.startswith(name)]  # parsing all takes 5 ms
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families("\n".join(rows) + "\n")
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        """See `total`."""
+        return total(await metrics(self.p), name, **labels)
 
     async def closed(self, within: float = 1.0) -> None:
         """Every connection over which the faulty provider was asked has been closed."""
@@ -121,9 +115,12 @@ class Scene:
     async def holds(self) -> None:
         """What is true after every case, whatever it was."""
         async with asyncio.timeout(SETTLED):
-            while self.p.app.gateway.pipeline.exchanges or await self.metric("mana_llm_requests_in_flight"):
+            while (
+                total(told := await metrics(self.p), "mana_llm_requests_in_flight")
+                or self.p.app.gateway.pipeline.exchanges
+            ):
                 await asyncio.sleep(0.01)
-        told = self.p.log.getvalue() + await metrics(self.p)
+        told += self.p.log.getvalue()
         told += "".join(f"{reply.headers}{reply.body!r}" for reply in self.replies)
         for secret in (KEY, CLIENT_KEY, PROMPT):
             assert secret not in told
@@ -131,6 +128,17 @@ class Scene:
             assert CLIENT_KEY not in str(seen.headers)
         wrong = [line for line in self.log if line["level"] == "error" or line["event"] == "library"]
         assert not wrong, wrong
+
+
+def total(text: str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have `labels`, in what /metrics says."""
+    rows = [row for row in text.splitlines() if row.startswith(name)]  # parsing all takes 5 ms
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families("\n".join(rows) + "\n")
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 async def metrics(p: Proxy) -> str:

@@ -88,8 +88,9 @@ async def test_a_log_that_nobody_takes_costs_no_request(tmp_path: Path, where: s
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
         async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as session:
             if where == "closed":
-                _, url = await stack.enter_async_context(shell(tmp_path, config, 'exec "$@" 2>&-'))
+                child, url = await stack.enter_async_context(shell(tmp_path, config, 'exec "$@" 2>&-'))
                 await alive(url)
+                assert os.readlink(f"/proc/{child.pid}/fd/2") == "/dev/null"
             else:
                 reads, writes = os.pipe() if where == "nobody reads" else (-1, os.open("/dev/full", os.O_WRONLY))
                 stdout = DEVNULL if where == "full" else writes
