@@ -153,7 +153,6 @@ def all_objects() -> Iterator[None]:
     """What was made by imports is looked at, too; by no later test's collections, of which each would take 0.3 s."""
     gc.unfreeze()
     yield
-    gc.collect()
     gc.freeze()
 
 

@@ -122,6 +122,8 @@ class Upstream:
     models: list[str] = field(factory=list)
     seen: list[Seen] = field(factory=list)
     connections: list[Connection] = field(factory=list)
+    failed: list[Exception] = field(factory=list)
+    """What its script has raised: the test's own mistakes."""
     go: asyncio.Event = field(factory=asyncio.Event)
     """For the script to wait on, and for the test to set."""
     probe_status: str = "200 OK"
@@ -169,6 +171,8 @@ class Upstream:
             await self.script(connection)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except Exception as error:
+            self.failed.append(error)  # asyncio would log it, and so would a proxy in this process
         finally:
             connection.closed.set()
             writer.close()
@@ -189,6 +193,8 @@ async def upstream(script: Script, models: list[str] | None = None, *, shows: bo
     finally:
         await made.stop()
         made.release()
+    for error in made.failed:
+        raise error
 
 
 def each(answer: Callable[[Connection, Seen], Awaitable[None]]) -> Script:
@@ -284,5 +290,6 @@ async def endless(connection: Connection, seen: Seen) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for waiting in waits:
         waiting.cancel()
+    await asyncio.wait(waits)  # else two read at a time
     await connection.chunk(chunk(finish="stop") + b"data: [DONE]\n\n")
     await connection.end()
