@@ -39,6 +39,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 SEVERAL = 200
 """Tests, of which some are about properties."""
+WAIT = (
+    *("workers", "change", "process", "soak", "workers_box", "resources", "odd_places", "status_page", "commands"),
+    *(
+        "docs",
+        "hangup",
+        "load",
+        "tls",
+        "slow_clients",
+        "reload",
+        "discovery",
+        "first_run",
+        "door_responses_sdks",
+        "sdks",
+    ),
+    *("door_messages_sdks", "native_sdks", "door_ollama_sdks", "dashboards", "idle", "forks", "traces", "budgets"),
+)
+"""Files whose tests wait for seconds, or for other processes."""
 LATE = ("genai_prices.data_snapshot", "google.genai.types")
 """Modules that take 0.2 to 0.4 s, and which ours import only where a configuration needs them."""
 FOLDER = tempfile.TemporaryDirectory()
@@ -97,7 +114,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits longest comes first, so that no worker waits for another at the end."""
-    items.sort(key=lambda item: item.path.name != "test_workers.py")
+    turns = {f"test_{name}.py": turn for turn, name in enumerate(WAIT)}
+    items.sort(key=lambda item: turns.get(item.path.name, len(turns)))
 
 
 @pytest.fixture

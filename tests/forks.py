@@ -16,7 +16,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
-from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -24,8 +23,9 @@ import pytest
 from _pytest.config import create_terminal_writer
 from attrs import define, field
 
-LARGEST = 32
-"""Tests that a worker gets at once; fewer towards the end, so that none has much left when others have nothing."""
+LARGEST = 8
+"""Tests that a worker gets at once, or a whole file of such that are marked ``together``; fewer towards the end, so that
+none has much left when others have nothing."""
 SHARE = 8
 PATIENCE = 5
 """Seconds that a worker has to end after an interruption."""
@@ -60,7 +60,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if not forks or session.config.option.collectonly or session.testsfailed:
         return None
     session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one folder for all
-    todo = deque(_in_order(session.items))
+    todo = deque(range(len(session.items)))
     workers: list[Worker] = []
     numbers = iter(range(len(session.items)))
 
@@ -78,6 +78,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         stops = session.shouldfail or session.shouldstop
         many = 0 if stops else min(LARGEST, len(todo), len(todo) // (SHARE * forks) + 1)
         tests = [todo.popleft() for _ in range(many)]
+        while tests and todo and _share(session.items[tests[-1]], session.items[todo[0]]):
+            tests.append(todo.popleft())
         worker.tests += tests
         worker.pipe.send(tests)
 
@@ -116,11 +118,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
-def _in_order(items: list[pytest.Item]) -> list[int]:
-    """Places in `items`, file by file, the last file first: those of whole processes come late in the alphabet and wait
-    for seconds. At the end nobody should wait for them alone."""
-    files = groupby(range(len(items)), lambda place: items[place].path)
-    return [place for places in reversed([[*places] for _, places in files]) for place in places]
+def _share(one: pytest.Item, other: pytest.Item) -> bool:
+    """Whether they use what takes long to start once for each worker."""
+    return one.path == other.path and one.get_closest_marker("together") is not None
 
 
 def _that_report(workers: list[Worker]) -> Iterator[Worker]:

@@ -48,7 +48,7 @@ def test_every_outcome_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "tests.forks", "--forks", "3", "-p", "no:cacheprovider", "-rA"]
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environ = {"PATH": "", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=150, check=False)
     told = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (?:\[1\] )?(\S+)", done.stdout, re.MULTILINE)
     passed = {f"test_it.py::test_passes[{number}]" for number in range(40)}
     assert sorted(told) == sorted(

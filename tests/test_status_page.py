@@ -23,6 +23,7 @@ from tests.proxy import openai, process, proxy, settings
 from tests.sdks import INSTALLED
 from tests.upstreams import DONE, Connection, Seen, answers, chunk, each, status, upstream
 
+pytestmark = pytest.mark.together
 LOOP = {"loop": {"kind": "loopback"}}
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 SCRIPTS = sorted(FOLDER.glob("*.js"))
