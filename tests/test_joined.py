@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from manallm_proxy.openai import joined
-from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_lines, joined_text
+from manallm_proxy.openai.joined import Growing, joined_ascii, joined_bytes, joined_lines, joined_text, tail_of
 
 LETTERS = st.sampled_from(["a", "é", "€", "😀", "\ud83d", "\x00", "\xff"])
 
@@ -50,10 +50,13 @@ def test_texts_are_the_same(parts: list[str]) -> None:
     assert hash(told) == hash(wanted)
     assert sys.getsizeof(told) == sys.getsizeof(wanted)
     assert told.isascii() is wanted.isascii()
-    if len(wanted) > joined.SMALL:  # nobody else holds it, or would free it once more
+    if len(wanted) > joined.SMALL and len(parts) > 1:  # nobody else holds it, or would free it once more
         new = wanted + "!"
         assert sys.getrefcount(told) == sys.getrefcount(new)
     assert given_ == ([] if len(wanted) > joined.SMALL else parts)
+    for start in (0, 3, len(wanted) // 2):
+        assert tail_of(wanted, start) == wanted[start:]
+        assert sys.getsizeof(tail_of(wanted, start)) == sys.getsizeof(wanted[start:])
     assert joined_lines(parts) == "\n".join(parts)
     assert joined_ascii(len(parts) * 6, iter(["plain "] * len(parts))) == "plain " * len(parts)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import binascii
 from typing import Final
 
+from manallm_proxy.openai.joined import joined_text
+
 _SLICE: Final = 256 * 1024
 """Characters that one call decodes; a multiple of four, which are three bytes."""
 _FIRST: Final = 16
@@ -26,8 +28,11 @@ def first_bytes(text: str) -> bytes:
 
 def plain(text: str) -> str:
     """`text`, given in either alphabet, padded or not, in the first one and padded."""
-    text = text.replace("-", "+").replace("_", "/")
-    return text + "=" * (-len(text) % 4)
+    if "-" in text or "_" in text:
+        pieces = (text[at : at + _SLICE] for at in range(0, len(text), _SLICE))
+        text = joined_text([piece.replace("-", "+").replace("_", "/") for piece in pieces])
+    padding = "=" * (-len(text) % 4)
+    return joined_text([text, padding]) if padding else text
 
 
 def is_base64(text: str) -> bool:

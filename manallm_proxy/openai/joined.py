@@ -92,6 +92,14 @@ def joined_lines(lines: Iterable[str]) -> str:
     return joined_text(parts[1:])
 
 
+def tail_of(text: str, start: int) -> str:
+    """As ``text[start:]``."""
+    if len(text) - start <= SMALL:
+        return text[start:]
+    parts = (text[at : at + PART] for at in range(start, len(text), PART))
+    return joined_ascii(len(text) - start, parts) if text.isascii() else joined_text([*parts])
+
+
 def joined_ascii(size: int, parts: Iterator[str]) -> str:
     """As ``"".join`` of `parts`, which are ASCII and have `size` characters in all; none of them is kept."""
     return "".join(parts) if size <= SMALL else _filled(size, _WIDTHS[0], parts)

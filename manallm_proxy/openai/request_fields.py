@@ -10,6 +10,7 @@ from typing import Any, Final
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import Unsupported
+from manallm_proxy.openai.joined import tail_of
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 
 Fields = dict[str, Any]
@@ -157,11 +158,12 @@ def data_uri(url: str, path: str, reader: str) -> tuple[str, str]:
 
     Raises Unsupported for an HTTP URL: none is fetched for a client. Raises InvalidRequest for any other text.
     """
-    head, comma, data = url.partition(",")
+    place = url.find(",")
+    head, data = (url[:place], tail_of(url, place + 1)) if place >= 0 else (url, "")
     scheme, _, rest = head.partition(":")
     if scheme.lower() in ("http", "https"):
         raise Unsupported(f"URLs are not fetched for {reader}: send '{path}' as a base64 data URI", param="messages")
     media, *settings = rest.lower().split(";")
-    if not (scheme.lower() == "data" and comma and data and "base64" in settings):
+    if not (scheme.lower() == "data" and data and "base64" in settings):
         raise wrong(path, "a base64 data URI")
     return media, data

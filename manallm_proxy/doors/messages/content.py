@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.errors import InvalidRequest, Untranslatable
 from manallm_proxy.openai.base64_text import is_base64
-from manallm_proxy.openai.joined import joined_lines
+from manallm_proxy.openai.joined import joined_lines, joined_text
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
 TEXT, IMAGE, DOCUMENT, SEARCH_RESULT = "text", "image", "document", "search_result"
@@ -85,7 +85,7 @@ def _data_uri(source: Fields, path: str) -> str:
         raise wrong(path + ".media_type", "a media type such as image/png")
     if not is_base64(data):
         raise wrong(path + ".data", "base64 data")
-    return f"data:{media};base64,{data}"
+    return joined_text([f"data:{media};base64,", data])
 
 
 def _image(block: Fields, path: str) -> Fields:

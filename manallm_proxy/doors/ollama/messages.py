@@ -15,6 +15,7 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes
 from manallm_proxy.openai.caller_paths import Origins
+from manallm_proxy.openai.joined import joined_text, tail_of
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, required, wrong
 
@@ -216,11 +217,13 @@ def places_of(text: object, images: object, path: str, text_at: str = "content")
 
 def _data_uri(image: str, path: str) -> str:
     """A data URI for base64 data; some clients send a data URI already. Raises InvalidRequest for anything else."""
-    data = image.partition(",")[2] if image.startswith("data:") else image
+    data = image
+    if image.startswith("data:"):
+        data = tail_of(image, place + 1) if (place := image.find(",")) >= 0 else ""
     first = first_bytes(data)
     if not first:
         raise wrong(path, "an image in base64")
     if image.startswith("data:"):
         return image
     media = next((media for start, media in _MEDIA if first.startswith(start)), "image/png")
-    return f"data:{media};base64,{data}"
+    return joined_text([f"data:{media};base64,", data])
