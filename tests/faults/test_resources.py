@@ -28,7 +28,7 @@ FEW = 96
 
 
 async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
-    """R2: streams in flight go on, the log is no flood, and with the first free descriptor it serves again."""
+    """R2: a crowd gets half of them, streams in flight go on, the log is no flood, and then it serves again."""
     async with upstream(each(slow)) as gpu:
         gpu.go.set()
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()})
@@ -40,12 +40,14 @@ async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
                 first = gpu.connections[-1]
                 for _ in range(2 * FEW):
                     await crowd.enter_async_context(client(port))
-                await until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) >= FEW)
+                await until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) >= FEW // 2)
+                assert len(os.listdir(f"/proc/{child.pid}/fd")) < FEW
                 for _ in range(5):
                     await first.chunk(chunk("two"))
                     await asyncio.wait_for(reader.readuntil(b"two"), 2)
                     await asyncio.sleep(0.1)
                 await crowd.aclose()
+                await until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) < FEW // 2)
                 await alive(url)
                 await first.chunk(chunk("three"))
                 await asyncio.wait_for(reader.readuntil(b"three"), 2)
@@ -55,8 +57,8 @@ async def test_descriptors_that_run_out_come_back(tmp_path: Path) -> None:
             assert "Traceback" not in log
 
 
-async def test_no_descriptor_for_a_provider_is_not_the_providers_fault(tmp_path: Path) -> None:
-    """R2: a request for which no socket is left is told so; the provider is not marked for it once there are some."""
+async def test_a_crowd_leaves_descriptors_for_a_provider(tmp_path: Path) -> None:
+    """R2: who was in is served, with a new connection to the provider; who comes later, once others have left."""
     async with upstream(each(answers)) as gpu:
         config = settings({"gpu": openai(gpu.url)}, listen={"port": free_port()}, health={"probe_interval": 0.3})
         async with logging_to(tmp_path / "log", tmp_path, config, files=FEW) as (child, url):
@@ -68,10 +70,10 @@ async def test_no_descriptor_for_a_provider_is_not_the_providers_fault(tmp_path:
                     connection.writer.close()
                 for _ in range(2 * FEW):
                     await crowd.enter_async_context(client(port))
-                await until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) >= FEW)
+                await until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) >= FEW // 2)
                 writer.write(post("chat"))
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-                assert head.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 200 "))
+                assert head.startswith(b"HTTP/1.1 200 ")
             async with asyncio.timeout(10), aiohttp.ClientSession() as session:
                 while True:
                     with contextlib.suppress(aiohttp.ClientError):  # libuv closes what it cannot take

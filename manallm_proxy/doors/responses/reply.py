@@ -168,7 +168,7 @@ class ResponsesReply:
 
     @property
     def ends_long(self) -> bool:
-        return self.keeps_long or (not self._relayed and self._answer.is_long)
+        return self.keeps_long or (self._begun and not self._relayed and self._answer.is_long)
 
     def end(self, usage: Usage | None) -> bytes:
         if self._relayed:
