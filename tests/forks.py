@@ -24,8 +24,8 @@ from _pytest.config import create_terminal_writer
 from attrs import define, field
 
 LARGEST = 8
-"""Tests that a worker gets at once, or a whole file of such that are marked ``together``; fewer towards the end, so
-that none has much left when others have nothing."""
+"""Tests that a worker gets at once, or a whole file of such that are marked ``together``; fewer towards the end, when
+none should have much left while others have nothing."""
 SHARE = 8
 PATIENCE = 5
 """Seconds that a worker has to end after an interruption."""

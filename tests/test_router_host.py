@@ -60,6 +60,8 @@ class Router:
                 self.loads += 1
                 self.state = "loading"
                 await connection.reply({"success": True})
+            elif seen.method == "GET":
+                await connection.reply({"error": {"code": 404, "message": "File Not Found"}}, "404 Not Found")
             else:
                 await answers(connection, seen)
 
