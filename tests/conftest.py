@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.pool import Pool
 from manallm_proxy.providers import http_provider as client
-from tests import command, fair_clock, sdks
+from tests import command, fair_clock, rewriting, sdks
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts as a process is compiled once, and not each time
 sys.dont_write_bytecode = False
@@ -79,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("forks", 0) and not config.option.collectonly:
         command.server()
         sdks.start_servers()
+        rewriting.ahead(config)
 
 
 @pytest.hookimpl(wrapper=True)
