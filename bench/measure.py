@@ -109,7 +109,7 @@ class Bench:
         child = Child.start(command, self.layout.proxy, folder / "log", peer.environ, folder)
         try:
             fault = "it says nothing"
-            while (now := time.perf_counter()) - began < peer.patience and child.process.poll() is None:
+            while (now := time.perf_counter()) - began < peer.start_timeout and child.process.poll() is None:
                 if not (fault := asks(port, peer)):
                     return child, port, time.perf_counter() - began
                 time.sleep(0.002 if now - began < 1 else 0.05)

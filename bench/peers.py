@@ -42,7 +42,7 @@ class Peer:
     environ: Mapping[str, str] = field(factory=dict)
     headers: Mapping[str, str] = field(factory=dict)
     model: str = "bench"
-    patience: float = 20
+    start_timeout: float = 20
     """Seconds until it must answer."""
     everywhere: bool = False
     """It listens on all addresses: only for a network of our own."""
@@ -251,9 +251,9 @@ def everyone(upstream: int) -> list[Peer]:
             "sglang-router",
             lambda: from_pypi("sglang-router", "sglang-router"),
             sglang_router,
-            patience=60,
+            start_timeout=60,
         ),
-        Peer("smg", "smg", lambda: from_pypi("smg", "smg"), smg, patience=60),
+        Peer("smg", "smg", lambda: from_pypi("smg", "smg"), smg, start_timeout=60),
         Peer(
             "portkey",
             "Portkey gateway",
@@ -265,7 +265,7 @@ def everyone(upstream: int) -> list[Peer]:
                 "x-portkey-provider": "openai",
                 "x-portkey-custom-host": f"http://127.0.0.1:{upstream}/v1",
             },
-            patience=60,
+            start_timeout=60,
             everywhere=True,
         ),
         Peer(
@@ -280,6 +280,6 @@ def everyone(upstream: int) -> list[Peer]:
                 "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no keys, as with us: less work for it
             },
             headers={"Authorization": "Bearer unused"},
-            patience=120,
+            start_timeout=120,
         ),
     ]

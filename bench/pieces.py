@@ -24,8 +24,8 @@ from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health, Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
-from manallm_proxy.routing.home import Home, Visit
 from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.local_providers import LocalProviders, RequestGates
 from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.relay import Opened
 
@@ -168,7 +168,7 @@ def gates(
     line.of("bench").slots.number += beside
     for _ in range(50):
         line.of("bench").pace.learn(4000, 1000, 100, 0.5, 5.0)
-    home = Home(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
+    local_providers = LocalProviders(Catalog(), Boxes({"box": box}), {"box": Queue(clock, known, line)})
     chain, asked = Chain("mana/bench", (near, far)), call(body(size, stream=True))
     entry = near if local else far
     if busy:
@@ -185,8 +185,8 @@ def gates(
     async def opening(entry: Entry) -> Opened:
         return opened
 
-    def passed() -> Visit:
-        visit = home.visit(asked, chain)
+    def passed() -> RequestGates:
+        visit = local_providers.gates(asked, chain)
         assert visit.gate(entry, False) is None
         return visit
 

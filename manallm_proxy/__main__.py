@@ -103,11 +103,11 @@ def _chat(command: argparse.ArgumentParser, text: str | None) -> None:
 
 
 def _host(text: str) -> str:
-    from manallm_proxy.config.values import Wrong, host
+    from manallm_proxy.config.values import InvalidValue, host
 
     try:
         return host(text)
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         raise argparse.ArgumentTypeError(str(wrong)) from None
 
 

@@ -30,7 +30,7 @@ import signal
 import socket
 import sys
 
-COMMANDS = ("chat", "check", "explain", "look_around", "requests", "serve", "status")
+COMMANDS = ("chat", "check", "explain", "requests", "serve", "server_scan", "status")
 MAIN = "manallm_proxy.__main__"
 NEEDED = ("uvloop", MAIN, "manallm_proxy.process.supervisor", *(f"manallm_proxy.cli.{name}" for name in COMMANDS))
 STATUS, LISTENER, DESCRIPTORS = 3, 4, 5

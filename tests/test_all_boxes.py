@@ -16,7 +16,7 @@ from manallm_proxy.contract.residents import Resident
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.process.all_boxes import LINES_LIMIT, ONE_OUTAGE, AllBoxes
 from manallm_proxy.process.box_link import BoxLink
-from manallm_proxy.process.box_messages import Saw
+from manallm_proxy.process.box_messages import Seen
 from manallm_proxy.process.worker_link import LAG
 from manallm_proxy.process.worker_messages import FROM_WORKER, TO_WORKER, to_line
 from manallm_proxy.routing.boxes import Box
@@ -126,7 +126,7 @@ def test_whatever_happens_nobody_is_forgotten(slots: int, steps: list[tuple[str,
         elif what == "settle":
             crew.settle()
         elif what == "back":
-            worker.line.came_back()
+            worker.line.server_recovered()
         elif what == "die":
             crew.die(number)
             crew.said = deque((each, line) for each, line in crew.said if each != number)
@@ -214,7 +214,7 @@ def test_a_line_without_a_limit_is_not_talked_about() -> None:
         crew.hear()
     assert (len(crew.workers[1].to), len(crew.workers[2].to)) == (5, 0)  # each has its turn
     crew.settle()
-    crew.workers[1].line.came_back()
+    crew.workers[1].line.server_recovered()
     for turn in turns[1:]:
         crew.leave(1, turn, answered=False)
     crew.ask(2)
@@ -238,17 +238,17 @@ def test_a_server_comes_back_once() -> None:
         crew.settle()
         return len(crew.served())
 
-    crew.workers[1].line.came_back()
+    crew.workers[1].line.server_recovered()
     first = [crew.ask(1) for _ in range(4)]
     assert served() == 1
     crew.leave(1, first[0])
     assert served() == 2
-    crew.workers[2].line.came_back()
+    crew.workers[2].line.server_recovered()
     crew.ask(2)
     crew.leave(1, first[1])
     assert served() == 3
     crew.now += ONE_OUTAGE
-    crew.workers[2].line.came_back()
+    crew.workers[2].line.server_recovered()
     crew.leave(1, first[2])
     assert served() == 2
 
@@ -440,7 +440,7 @@ async def test_what_a_reload_has_removed_is_forgotten() -> None:
     for each in (*boxes, *boxes):  # a reload starts again what it keeps
         each.start()
     await boxes[0].close()
-    worker.link.handle(Saw(SERVER, 1.0, (Resident("m", 8, 8, 4096, 300.0),)))
+    worker.link.handle(Seen(SERVER, 1.0, (Resident("m", 8, 8, 4096, 300.0),)))
     assert [each.residency.is_loaded(entry, 1.0) for each in boxes] == [None, True]
     await boxes[1].close()
     assert not worker.link._listeners

@@ -154,7 +154,7 @@ async def test_the_last_entry_waits_rather_than_fail(tmp_path: Path) -> None:
             assert (await asking)[0] == 200
             for model in ("n", "m", "n", "m"):
                 gpu.loaded.clear()
-                await p.app.generation.home.boxes.look(1.0)
+                await p.app.generation.local.boxes.refresh(1.0)
                 assert (await p.chat(model=f"gpu/{model}"))[0] == 200
             assert gpu.aborted == []
 
@@ -184,7 +184,7 @@ async def test_warm_models_are_loaded_from_the_start(tmp_path: Path) -> None:
         await until(lambda: gpu.finished == ["m"])
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         gpu.loaded.clear()
-        await p.app.generation.home.boxes.look(1.0)
+        await p.app.generation.local.boxes.refresh(1.0)
         await until(lambda: gpu.begun == ["m", "m"])
 
 
@@ -194,7 +194,7 @@ async def test_a_server_that_does_not_tell_is_treated_as_any_other(lie: bytes, t
     async with house(tmp_path) as (p, gpu, _):
         gpu.slow, gpu.ps = set(), lie
         for _ in range(5):
-            await p.app.generation.home.boxes.look(1.0)
+            await p.app.generation.local.boxes.refresh(1.0)
         assert p.log.getvalue().count("loaded models are not told") == 1
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         assert [seen.path for seen in gpu.server.posts] == ["/api/chat"]
@@ -205,7 +205,7 @@ async def test_none_of_it_for_other_providers(tmp_path: Path) -> None:
     async with box() as gpu, proxy(settings({"gpu": gpu.provider(local=False)}), tmp_path) as p:
         assert (await p.chat())[0] == 200
         assert (gpu.ps_asked, [seen.path for seen in gpu.server.posts]) == (0, ["/api/chat"])
-        assert not p.app.generation.home.boxes.boxes
+        assert not p.app.generation.local.boxes.boxes
 
 
 async def test_a_reload_aborts_no_load(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ async def test_what_is_loaded_is_shown(tmp_path: Path) -> None:
         gpu.finish("m")
         gpu.put("other", 2048)
         await until(lambda: gpu.finished == ["m"])
-        await p.app.generation.home.boxes.look(1.0)
+        await p.app.generation.local.boxes.refresh(1.0)
         health = await health_of(p)
         row, other = health["targets"]["m"], health["targets"]["other"]
         assert (row["loaded"], row["loading"], row["context_length"], row["size_vram"]) == (True, False, 8192, 8 * GIB)
@@ -293,7 +293,7 @@ async def test_half_on_the_cpu_is_not_healthy(tmp_path: Path) -> None:
         gpu.slow, gpu.vram = set(), 0.25
         gpu.put("m")
         for _ in range(2):
-            await p.app.generation.home.boxes.look(1.0)
+            await p.app.generation.local.boxes.refresh(1.0)
         health = (await p.get("/v1/health"))[1]
         assert (health["status"], health["providers"]["gpu"]["status"]) == ("degraded", "degraded")
         assert health["providers"]["gpu"]["targets"]["m"]["status"] == "degraded_cpu"
@@ -324,7 +324,7 @@ async def test_a_list_that_hangs_makes_no_request_slower(tmp_path: Path) -> None
     async with house(tmp_path) as (p, gpu, _):
         gpu.slow, gpu.hangs = set(), True
         for _ in range(4):
-            await p.app.generation.home.boxes.look(0.05)
+            await p.app.generation.local.boxes.refresh(0.05)
         began = asyncio.get_running_loop().time()
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         assert asyncio.get_running_loop().time() - began < 2.0
@@ -338,12 +338,12 @@ async def test_a_box_that_was_started_again_is_cold(tmp_path: Path) -> None:
         gpu.slow.clear()
         assert (await p.chat())[2][RESOLVED] == "gpu/m"
         await gpu.server.stop()
-        await p.app.generation.home.boxes.look(1.0)
+        await p.app.generation.local.boxes.refresh(1.0)
         assert (await p.chat())[2][RESOLVED] == "cloud/m"
         gpu.loaded.clear()
         gpu.slow = {"m"}
         await gpu.server.start()
-        await p.app.generation.home.boxes.look(1.0)
+        await p.app.generation.local.boxes.refresh(1.0)
         await asyncio.sleep(0.1)  # the backoff
         asking = asyncio.ensure_future(p.chat())
         await until(lambda: gpu.begun == ["m", "m"])

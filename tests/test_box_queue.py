@@ -40,7 +40,7 @@ async def target_of(p: Proxy) -> Any:
 
 
 def queue_of(p: Proxy) -> int:
-    line = p.app.gateway.generation.home.queues["gpu"].line
+    line = p.app.gateway.generation.local.queues["gpu"].line
     return len(line.of("m").waiting)
 
 
@@ -169,7 +169,7 @@ async def test_a_request_that_waits_inside_the_box_is_taken_back(tmp_path: Path)
         gpu.slots = 1
         gpu.ends.clear()
         first = asyncio.ensure_future(p.stream())
-        await until(lambda: p.app.gateway.generation.home.queues["gpu"].line.of("m").slots.patience())
+        await until(lambda: p.app.gateway.generation.local.queues["gpu"].line.of("m").slots.trial_timeout())
         for n in (1, 2):
             _, _, headers = await p.stream()
             assert (headers[RESOLVED], len(cloud.posts)) == ("cloud/m", n)
@@ -187,7 +187,7 @@ async def test_a_whole_answer_is_taken_back_too(tmp_path: Path) -> None:
     async with house(tmp_path, entry, own={"parallel": None}) as (p, gpu, cloud):
         gpu.slots = 1
         assert (await p.chat())[2][RESOLVED] == "gpu/m"  # so its time is known
-        line = p.app.gateway.generation.home.queues["gpu"].line.of("m")
+        line = p.app.gateway.generation.local.queues["gpu"].line.of("m")
         line.pace.answer = 0.01  # however slow this machine is
         gpu.answers.clear()
         first = asyncio.ensure_future(p.chat())
@@ -244,7 +244,7 @@ async def test_a_llama_server_that_came_back_is_asked_again(tmp_path: Path) -> N
         health = {"failure_threshold": 1, "backoff": 0.05}
         async with proxy(settings({"gpu": openai(own.url, local=True)}, health=health), tmp_path) as p:
             for _ in range(3):  # it is hardly asked any more
-                await p.app.generation.home.boxes.look(1.0)
+                await p.app.generation.local.boxes.refresh(1.0)
             assert (await target_of(p))["slots"] == 2
             await own.stop()
             assert (await p.chat())[0] == 503

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from manallm_proxy.__main__ import parser
-from manallm_proxy.cli.chat import Heard, parts
+from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
 from tests.cases import every
@@ -73,10 +73,10 @@ async def piped(arguments: list[str], text: bytes, folder: Path = ROOT, **enviro
 def test_an_answer_of_another_shape_is_a_break_and_no_traceback() -> None:
     """A provider's events are relayed as they are."""
     for event in (b"[]", b"5", b'{"choices":[1]}', b'{"choices":[{"delta":"x"}]}', b'{"usage":5,"choices":[]}'):
-        heard = Heard(0.0)
+        heard = ChatResult(0.0)
         assert list(parts(io.BytesIO(b"data: " + event + b"\n"), heard)) == []
         assert str(heard.error).startswith("the answer broke off (")
-    heard = Heard(0.0)
+    heard = ChatResult(0.0)
     assert (list(parts(io.BytesIO(b'data: {"error":"no room"}\n'), heard)), heard.error) == ([], "no room")
 
 

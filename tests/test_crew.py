@@ -13,17 +13,17 @@ from manallm_proxy.process.worker_messages import (
     Adopt,
     Answer,
     Ask,
-    Beat,
+    AskPart,
     Drain,
-    Farewell,
+    FinalMetrics,
+    HealthUpdate,
     Leaving,
-    Lines,
-    Moved,
+    LineSplitter,
     Part,
+    Ping,
     Prepare,
     Prepared,
     Serving,
-    Tell,
     ToWorker,
     to_line,
 )
@@ -54,7 +54,7 @@ def ask(crew: WorkerManager, topic: str, now: float, number: int = 1, id_: int =
     """One worker asks; the question's id by each worker that is asked."""
     crew.outbox.clear()
     crew.received(number, Ask(id_, topic), now)  # type: ignore[arg-type]  # a text that stands for a literal
-    asked = {to: message.id for to, message in crew.outbox if isinstance(message, Tell)}
+    asked = {to: message.id for to, message in crew.outbox if isinstance(message, AskPart)}
     crew.outbox.clear()
     return asked
 
@@ -110,8 +110,8 @@ def test_a_silent_worker_is_ended() -> None:
     """Once with a chance to say where it hangs, then without; one that answers is not."""
     made = crew(2, stall_timeout=8.0)
     made.due(2.0)
-    assert sent(made) == [Beat(), Beat()]
-    made.received(1, Beat(), 2.0)
+    assert sent(made) == [Ping(), Ping()]
+    made.received(1, Ping(), 2.0)
     assert made.to_end(9.9) == []
     [(hung, hard)] = made.to_end(10.0)
     assert (hung.number, hard, made.all_answer) == (2, False, False)
@@ -165,9 +165,9 @@ def test_counters_never_fall() -> None:
     made.ended(2, 3.0)
     assert served(made, 4.0, (1, worker(5))) == 9
     made.started(2, 200, 5.0)
-    made.received(2, Beat(), 5.0)
+    made.received(2, Ping(), 5.0)
     assert served(made, 6.0, (1, worker(5)), (2, worker(1))) == 10
-    made.received(2, Farewell(worker(6)), 7.0)
+    made.received(2, FinalMetrics(worker(6)), 7.0)
     made.ended(2, 7.0)
     assert served(made, 8.0, (1, worker(5))) == 15
 
@@ -214,7 +214,7 @@ def test_one_question_at_a_time_however_many_ask() -> None:
     for number in (1, 2):
         made.received(number, Part(first[number], worker(1)), 1.1)
     answers = [m for _, m in made.outbox if isinstance(m, Answer)]
-    asked = {to: m.id for to, m in made.outbox if isinstance(m, Tell)}
+    asked = {to: m.id for to, m in made.outbox if isinstance(m, AskPart)}
     assert ([m.id for m in answers], set(asked)) == ([1], {1, 2})
     made.outbox.clear()
     for number in (1, 2):
@@ -226,29 +226,29 @@ def test_one_question_at_a_time_however_many_ask() -> None:
 def test_health_changes_go_to_the_others_and_to_later_workers() -> None:
     """Until they no longer hold: the circuit is clear again, or the provider has changed."""
     made = crew(3)
-    made.received(1, Moved("gpu", None, OPEN), 1.0)
-    assert [(to, message) for to, message in made.outbox] == [(n, Moved("gpu", None, OPEN)) for n in (2, 3)]
+    made.received(1, HealthUpdate("gpu", None, OPEN), 1.0)
+    assert [(to, message) for to, message in made.outbox] == [(n, HealthUpdate("gpu", None, OPEN)) for n in (2, 3)]
     made.ended(2, 2.0)
     sent(made)
     made.started(2, 202, 3.0)
-    assert sent(made, 2) == [Moved("gpu", None, OPEN)]
-    made.received(3, Moved("gpu", None, SharedState(4.0)), 4.0)
-    made.received(1, Moved("gpu", None, OPEN), 4.1)
-    made.received(1, Moved("cloud", "m", OPEN), 4.2)
+    assert sent(made, 2) == [HealthUpdate("gpu", None, OPEN)]
+    made.received(3, HealthUpdate("gpu", None, SharedState(4.0)), 4.0)
+    made.received(1, HealthUpdate("gpu", None, OPEN), 4.1)
+    made.received(1, HealthUpdate("cloud", "m", OPEN), 4.2)
     made.prepare(b"", {"cloud"}, 4.3)
     for number in (1, 2, 3):
         made.received(number, Prepared(1), 4.4)
     made.ended(2, 5.0)
     sent(made)
     made.started(2, 203, 6.0)
-    assert sent(made, 2) == [Moved("gpu", None, OPEN)]
+    assert sent(made, 2) == [HealthUpdate("gpu", None, OPEN)]
 
 
 def test_kept_health_changes_are_bounded() -> None:
     """The oldest makes room."""
     made = crew()
     for number in range(UPDATES_LIMIT + 10):
-        made.received(1, Moved("gpu", f"m{number}", OPEN), 1.0)
+        made.received(1, HealthUpdate("gpu", f"m{number}", OPEN), 1.0)
     sent(made)
     made.ended(2, 2.0)
     made.started(2, 202, 3.0)
@@ -351,20 +351,20 @@ def test_a_drain_ends_a_rollout() -> None:
 def test_every_message_survives_its_journey() -> None:
     """In any pieces; line breaks within are no ends."""
     to_worker = [
-        Moved("gpu", "m\n", OPEN),
+        HealthUpdate("gpu", "m\n", OPEN),
         Answer(1, "a\nb\u2028"),
-        Tell(2, "health"),
-        Beat(),
+        AskPart(2, "health"),
+        Ping(),
         Prepare(3, b"\x00\n"),
         Adopt(3),
         Abandon(3),
         Drain(),
     ]
     from_worker = [
-        Moved("gpu", None, OPEN),
+        HealthUpdate("gpu", None, OPEN),
         Serving("a", "b\n"),
         Leaving(),
-        Farewell("x\n"),
+        FinalMetrics("x\n"),
         Ask(1, "metrics"),
         Part(1, ""),
         Prepared(3, ("a\n",)),
@@ -372,6 +372,6 @@ def test_every_message_survives_its_journey() -> None:
     for messages, decoder in ((to_worker, TO_WORKER), (from_worker, FROM_WORKER)):
         whole = b"".join(map(to_line, messages))
         for size in (1, 7, len(whole)):
-            lines = Lines()
+            lines = LineSplitter()
             got = [line for at in range(0, len(whole), size) for line in lines.feed(whole[at : at + size])]
             assert [decoder.decode(line) for line in got] == messages

@@ -12,9 +12,9 @@ import pytest
 
 from manallm_proxy.cli import discovery
 from manallm_proxy.cli.discovery import MODELS, TAGS, Candidate, Reply, Server, candidates, identify, url_of_host
-from manallm_proxy.cli.look_around import look_around
+from manallm_proxy.cli.server_scan import scan_servers
 from manallm_proxy.config.load import load
-from manallm_proxy.config.model import Found
+from manallm_proxy.config.model import DiscoveredServer
 from manallm_proxy.contract.provider import ModelInfo
 from tests.cases import every
 from tests.command import STDOUT, start
@@ -113,7 +113,7 @@ def test_servers_are_told_apart_by_what_they_answer(usual: str, replies: dict[st
 
 def test_a_found_server_is_one_line() -> None:
     """Address and models, as many as fit into 80 columns."""
-    found = Found("ollama", "ollama", "http://127.0.0.1:11434")
+    found = DiscoveredServer("ollama", "ollama", "http://127.0.0.1:11434")
     assert Server(found).line() == "Ollama at http://127.0.0.1:11434: no models yet"
     assert Server(found, (ModelInfo("a"), ModelInfo("b"))).line() == "Ollama at http://127.0.0.1:11434: a, b"
     line = Server(found, tuple(ModelInfo(f"model-{n}") for n in range(99))).line()
@@ -129,8 +129,8 @@ def test_what_was_found_joins_the_open_chains(tmp_path: Path) -> None:
         "aliases:\n  mana/a: {chain: [{target: ollama/*, prefer: [x]}, vllm/m]}\n  mana/b: {chain: [vllm/m]}\n"
     )
     found = [
-        Found("ollama", "ollama", "http://localhost:1"),
-        Found("vllm", "openai", "http://127.0.0.1:8000/v1"),
+        DiscoveredServer("ollama", "ollama", "http://localhost:1"),
+        DiscoveredServer("vllm", "openai", "http://127.0.0.1:8000/v1"),
     ]
     near = load(path, {"OLLAMA_URL": "http://127.0.0.1:1"}, found=found)
     assert list(near.providers) == ["ollama", "vllm", "vllm-2"]
@@ -204,7 +204,7 @@ async def test_odd_servers_cost_a_second_and_a_line(monkeypatch: pytest.MonkeyPa
             usual = [(odd.port, "lmstudio"), (drip.port, "llamacpp"), (many.port, "vllm"), (fine.port, "llamacpp")]
             monkeypatch.setattr(discovery, "USUAL", usual)
             began = asyncio.get_running_loop().time()
-            around = await look_around({"OLLAMA_HOST": f"127.0.0.1:{free_port()}"})
+            around = await scan_servers({"OLLAMA_HOST": f"127.0.0.1:{free_port()}"})
             assert asyncio.get_running_loop().time() - began < 10
     assert [server.found.base_url for server in around.servers] == [f"http://127.0.0.1:{fine.port}/v1"]
     assert around.remarks[1:] == (
@@ -218,7 +218,7 @@ async def test_what_is_no_address_is_not_asked_and_not_shown(monkeypatch: pytest
     """It may hold a password, or what a terminal takes for a command; the configuration would refuse it, too."""
     monkeypatch.setattr(discovery, "USUAL", ())
     for text in ("http://me:s3cret@127.0.0.1:1", "http://a b", "\x1b[31m", "http://x:99999"):
-        around = await look_around({"OLLAMA_URL": text})
+        around = await scan_servers({"OLLAMA_URL": text})
         [remark] = around.remarks
         assert remark.startswith("OLLAMA_URL: "), remark
         assert remark.isprintable() and "s3cret" not in remark
@@ -231,7 +231,7 @@ async def test_all_are_asked_at_once_and_briefly(monkeypatch: pytest.MonkeyPatch
             usual = [(llama.port, "vllm"), (mute.port, "lmstudio"), (wild.port, "llamacpp"), (free_port(), "vllm")]
             monkeypatch.setattr(discovery, "USUAL", usual)
             began = asyncio.get_running_loop().time()
-            around = await look_around({"OLLAMA_HOST": f"0.0.0.0:{box.port}", "OPENAI_API_KEY": "sk-secret"})
+            around = await scan_servers({"OLLAMA_HOST": f"0.0.0.0:{box.port}", "OPENAI_API_KEY": "sk-secret"})
             assert asyncio.get_running_loop().time() - began < 2
         assert [(server.found.name, len(server.models)) for server in around.servers] == [
             ("ollama", 2),

@@ -22,7 +22,7 @@ from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored
 from manallm_proxy.doors.responses.stored_view import Page, input_view
 from manallm_proxy.doors.responses.workers_store import WorkersStore, answer_question
 from manallm_proxy.gateway.client_keys import digest_of
-from manallm_proxy.process.worker_messages import Answer, AskOne, Beat, PartOne, TellOne
+from manallm_proxy.process.worker_messages import Answer, AskOne, ForwardedQuestion, PartOne, Ping
 from manallm_proxy.process.workers import WorkerManager
 from tests.described import conforms
 from tests.proxy import Proxy, openai, process, proxy, settings
@@ -233,13 +233,13 @@ async def test_a_long_history_is_translated_beside_the_loop(monkeypatch: pytest.
         add(conversation, item, path)
 
     monkeypatch.setattr(Conversation, "add", watched)
-    for items, aside in (([USER], False), ([USER] * 500, True), ([{**USER, "content": "x" * 400_000}], True)):
+    for items, threaded in (([USER], False), ([USER] * 500, True), ([{**USER, "content": "x" * 400_000}], True)):
         opened = Opened()
         opened.store.keep(None, stored("resp_1", *(json.dumps(item).encode() for item in items)))
         exchanged = await opened.ask(previous_response_id="resp_1")
         assert len(exchanged.at("")["messages"]) == len(items) + 1
-        assert threads == [not aside] * (len(items) + 1)
-        assert exchanged.call.is_large is aside
+        assert threads == [not threaded] * (len(items) + 1)
+        assert exchanged.call.is_large is threaded
         threads.clear()
 
 
@@ -303,11 +303,11 @@ def test_the_supervisor_passes_questions_on() -> None:
     workers = WorkerManager(2, 20.0, str)
     for number in (1, 2):
         workers.started(number, 100 + number, 0.0)
-    workers.received(2, Beat(), 0.0)
+    workers.received(2, Ping(), 0.0)
     workers.received(1, AskOne(7, 2, "who?"), 0.0)
     workers.received(2, PartOne(7, 101, "me"), 0.0)
     workers.received(1, AskOne(8, 3, "who?"), 0.0)
-    assert workers.outbox == [(2, TellOne(7, 101, "who?")), (1, Answer(7, "me")), (1, Answer(8, ""))]
+    assert workers.outbox == [(2, ForwardedQuestion(7, 101, "who?")), (1, Answer(7, "me")), (1, Answer(8, ""))]
     workers.ended(1, 1.0)
     workers.started(1, 103, 2.0)
     workers.outbox.clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, LoopReported, Reloaded
+from manallm_proxy.contract.events import Crashed, Event, LifecycleChanged, LoopReported, Reloaded
 from manallm_proxy.observe.fan_out import DEEPEST, FanOut
 from manallm_proxy.observe.loop_reports import MESSAGES, loop_report
 from manallm_proxy.observe.metrics import Metrics
@@ -143,8 +143,8 @@ def test_the_text_of_a_report_is_shown_only_if_it_is_a_librarys_constant() -> No
     """Any other may hold values: asyncio itself formats callbacks and their arguments into some."""
     assert loop_report({"message": "Exception in callback f('CANARY')"}) == LoopReported(None)
     assert loop_report({}) == LoopReported(None)
-    assert loop_report({"message": "Unclosed connector", "connector": LifeChanged("started")}) == LoopReported(
-        "Unclosed connector", ("connector: manallm_proxy.contract.events.LifeChanged",)
+    assert loop_report({"message": "Unclosed connector", "connector": LifecycleChanged("started")}) == LoopReported(
+        "Unclosed connector", ("connector: manallm_proxy.contract.events.LifecycleChanged",)
     )
 
 

@@ -27,11 +27,11 @@ def event(text: str = "word", *, total: int = 7, usage: Any = None, finish: str 
     return b"data: " + json.dumps(row).encode() + b"\r\n\r\n"
 
 
-def told(parts: Iterable[bytes], *, lessons: int | None = None) -> tuple[str, str, list[str], Usage | None, str]:
-    """Words, thoughts, ends, usage and the error of a stream in `parts`. `lessons` 0: without a pattern."""
+def told(parts: Iterable[bytes], *, tries_left: int | None = None) -> tuple[str, str, list[str], Usage | None, str]:
+    """Words, thoughts, ends, usage and the error of a stream in `parts`. `tries_left` 0: without a pattern."""
     one = GeminiTranslator()
-    if lessons is not None:
-        one.lessons = lessons
+    if tries_left is not None:
+        one.tries_left = tries_left
     words, thoughts, ends, error = "", "", [], ""
     for part in (*parts, None):
         batch = one.close() if part is None else one.feed(part)
@@ -73,7 +73,7 @@ def test_events_that_arrive_together(some: list[bytes], cuts: list[int], data: s
     whole = event("first") + b"".join(some)
     places = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     parts = [whole[a:b] for a, b in pairwise(places)]
-    wanted = told([event("first"), *some], lessons=0)
+    wanted = told([event("first"), *some], tries_left=0)
     assert told(filter(None, parts)) == wanted
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from manallm_proxy.cli.discovery import Server
 from manallm_proxy.cli.init import written
-from manallm_proxy.cli.look_around import Surroundings
+from manallm_proxy.cli.server_scan import ScanResult
 from manallm_proxy.config.load import QUICKSTART, load
-from manallm_proxy.config.model import Config, Found
+from manallm_proxy.config.model import Config, DiscoveredServer
 from manallm_proxy.contract.provider import ModelInfo
 from tests.proxy import run
 from tests.upstreams import Connection, upstream
@@ -24,13 +24,13 @@ CLOUDS = ["groq/llama-3.1-8b-instant", "openrouter/anthropic/claude-3-haiku"]
 def server(name: str, port: int, *models: str) -> Server:
     kind, end = ("ollama", "") if name == "ollama" else ("openai", "/v1")
     # a text that stands for a literal
-    found = Found(name, kind, f"http://127.0.0.1:{port}{end}")  # type: ignore[arg-type]
+    found = DiscoveredServer(name, kind, f"http://127.0.0.1:{port}{end}")  # type: ignore[arg-type]
     return Server(found, tuple(ModelInfo(model) for model in models))
 
 
 def made(folder: Path, *servers: Server, **environ: str) -> Config:
     """The configuration that is written where these servers are found, as it is read again."""
-    texts = written(Surroundings(servers), load(QUICKSTART, environ))
+    texts = written(ScanResult(servers), load(QUICKSTART, environ))
     for name, text in zip(("proxy.yaml", "aliases.yaml"), texts, strict=True):
         (folder / name).write_text(text)
     return load(folder / "proxy.yaml", environ)

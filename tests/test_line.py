@@ -69,7 +69,7 @@ def test_the_expected_wait(slots: int, expected: tuple[float, ...], now: float, 
 def test_a_server_that_came_back_is_not_flooded() -> None:
     """One at a time, then two, three, ... whichever models they are for; a failure is no step."""
     line = Line(None)
-    line.came_back()
+    line.server_recovered()
     turns = [*entered(line, *[1] * 20), *entered(line, *[1] * 20, model="other")]
     assert sum(turn.began_at is not None for turn in turns) == 1
     served = []
@@ -82,7 +82,7 @@ def test_a_server_that_came_back_is_not_flooded() -> None:
         line.leave(turn, 9.0, answered=True)
     assert line.ramp is None or line.ramp <= RAMP_LIMIT
     line.slots = 2
-    line.came_back()
+    line.server_recovered()
     for turn in entered(line, 1, 1, 1):
         line.leave(turn, 10.0, answered=True)
     assert line.ramp is None  # with all its slots in use an outage is over
@@ -99,7 +99,7 @@ def test_whatever_happens_nobody_is_forgotten(slots: int | None, steps: list[tup
         if what == "enter":
             turns += entered(line, float(which), now=float(now), model="ab"[which % 2])
         elif what == "back":
-            line.came_back()
+            line.server_recovered()
         elif turns:
             line.leave(turns[which % len(turns)], float(now), answered=answered)
         for name in "ab":

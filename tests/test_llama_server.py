@@ -262,10 +262,10 @@ async def test_its_slots_are_known(llama: LlamaServer, tmp_path: Path) -> None:
 
         assert (await row())["slots"] == 1
         first = asyncio.ensure_future(p.stream(**SLOW))
-        await until(lambda: p.app.generation.home.queues["llama"].line.of(MODEL).serving)
+        await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).serving)
         assert [(await p.chat())[1]["model"] for _ in range(2)] == ["loop/echo"] * 2
         waiting = asyncio.ensure_future(p.chat(model=TARGET, **{**HI, "max_tokens": 1}))
-        await until(lambda: p.app.generation.home.queues["llama"].line.of(MODEL).waiting)
+        await until(lambda: p.app.generation.local.queues["llama"].line.of(MODEL).waiting)
         assert (await row())["queue"] == 1
         first.cancel()
         assert (await waiting)[1]["model"] == TARGET

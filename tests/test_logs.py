@@ -33,7 +33,7 @@ from manallm_proxy.contract.events import (
     FellBack,
     HealthChanged,
     KeyWasRejected,
-    LifeChanged,
+    LifecycleChanged,
     ListUnreadable,
     Reloaded,
     RequestEnded,
@@ -82,8 +82,8 @@ def test_one_line_a_request() -> None:
         (ListUnreadable("gpu", "it is empty"), "warning", "it is empty"),
         (UsageRefused("cloud", "org/m"), "warning", "stream_usage"),
         (DimensionsDiffer("mana/embed", "a/m", 3, "b/m", 4), "warning", "dimensions"),
-        (LifeChanged("started", "listening on x"), "info", "listening"),
-        (LifeChanged("draining", worker=3), "info", '"worker": 3'),
+        (LifecycleChanged("started", "listening on x"), "info", "listening"),
+        (LifecycleChanged("draining", worker=3), "info", '"worker": 3'),
         (WorkerEnded(2, 77, "SIGKILL", 0.1), "error", "SIGKILL"),
     ]
 )

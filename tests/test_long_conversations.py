@@ -15,7 +15,7 @@ from manallm_proxy.contract.door import Client, DoorBounds
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.doors.responses.reply import ResponsesReply
 from manallm_proxy.doors.responses.store import Bounds, MemoryStore, Stored, weighed
-from manallm_proxy.openai.large import aside
+from manallm_proxy.openai.large import offload
 from tests.proxy import openai, proxy, settings
 from tests.responses import TARGET, Clock, Opened, checked
 from tests.upstreams import Connection, Seen, each, upstream
@@ -59,11 +59,11 @@ async def test_a_long_history_is_kept_by_a_thread() -> None:
     first = (await opened.ask(input=[USER] * 1500)).whole(HELLO)
     again = await opened.ask(previous_response_id=first["id"])
     assert again.reply.ends_long
-    whole = json.loads(await aside(True, again.reply.whole, TARGET, Answer(choices=(HELLO,))))
+    whole = json.loads(await offload(True, again.reply.whole, TARGET, Answer(choices=(HELLO,))))
     streamed = await opened.ask(previous_response_id=whole["id"])
     streamed.reply.start(TARGET)
     events = streamed.reply.events(StreamBatch(deltas=(HELLO,)))
-    events += await aside(True, streamed.reply.end, None)
+    events += await offload(True, streamed.reply.end, None)
     last = checked(events)[-1]["response"]
     third = await opened.ask(previous_response_id=last["id"])
     assert len(third.chat["messages"]) == 1500 + 3 * 2

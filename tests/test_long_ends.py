@@ -152,7 +152,7 @@ class Ending:
         self.threads.append(threading.get_ident())
         return b"end"
 
-    def hush(self) -> None:
+    def stop_heartbeats(self) -> None:
         self.hushed += 1
 
     def try_write(self, data: bytes) -> bool:

@@ -19,7 +19,7 @@ from manallm_proxy.config.model import Limits
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.gateway import body_reader
 from manallm_proxy.openai import bounds, json_object, long_values
-from manallm_proxy.openai.bounds import check_structure, glance, look
+from manallm_proxy.openai.bounds import check_structure, count_by_characters, count_by_members
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.long_values import LEAST, check_utf8, shortened
 from manallm_proxy.openai.request import read_summary, rewrite
@@ -74,8 +74,8 @@ def test_no_look_passes_what_counting_refuses(members: list[tuple[str, Any]], mo
     for key in ("keys", "messages", "parts", "elements", "depth"):
         limits = Limits(**{key: most})
         with pytest.MonkeyPatch.context() as patch, everything_is_long():
-            _, sure = glance(body, limits)
-            passes = sure or look(body, shortened(body), limits) is not None
+            _, sure = count_by_characters(body, limits)
+            passes = sure or count_by_members(body, shortened(body), limits) is not None
             patch.setattr(bounds, "MOST", 0)
             patch.setattr(bounds, "_COUNTABLE", 0)
             try:
@@ -111,10 +111,10 @@ def test_two_megabytes_are_read_without_a_copy(name: str) -> None:
     read_summary(chat("hi"), ("messages", list))
     tracemalloc.start()
     try:
-        _, sure = glance(body, Limits())
+        _, sure = count_by_characters(body, Limits())
         short = shortened(body)
         assert short is not None
-        assert sure or look(body, short, Limits()) is not None
+        assert sure or count_by_members(body, short, Limits()) is not None
         looked = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         summary = read_summary(body, ("messages", list), short=short)

@@ -17,7 +17,7 @@ from manallm_proxy.contract.events import (
     FellBack,
     HealthChanged,
     KeyWasRejected,
-    LifeChanged,
+    LifecycleChanged,
     ListUnreadable,
     Reloaded,
     UsageRefused,
@@ -76,7 +76,7 @@ def test_failures_fallbacks_disconnects_and_reloads() -> None:
     metrics(DimensionsDiffer("mana/embed", "gpu/m", 3, "cloud/n", 4))
     for silent in (
         HealthChanged("gpu", None, "healthy", "unhealthy", None),
-        LifeChanged("started"),
+        LifecycleChanged("started"),
         Crashed("x", ValueError()),
         KeyWasRejected("gpu", 401),
         ListUnreadable("gpu", "it is empty"),

@@ -74,8 +74,12 @@ def test_whose_price_counts(tmp_path: Path) -> None:
     assert config.price_of(Target("cloud", "other")) is None
     assert config.price_of(Target("ollama", "gpt-oss:120b-cloud")) is None, "it is handed on to ollama.com"
     box, gpu, cloud, _ = config.aliases["mana/test"]
-    assert (box.spares, gpu.spares, cloud.spares) == (Price(3.0, 0.0, 0.5), Price(3.0, 0.0, 0.5), None)
-    assert config.looks_prices_up is False
+    assert (box.avoided_price, gpu.avoided_price, cloud.avoided_price) == (
+        Price(3.0, 0.0, 0.5),
+        Price(3.0, 0.0, 0.5),
+        None,
+    )
+    assert config.uses_price_list is False
 
 
 def test_a_price_that_is_wanted_is_looked_up(tmp_path: Path) -> None:
@@ -85,9 +89,9 @@ def test_a_price_that_is_wanted_is_looked_up(tmp_path: Path) -> None:
     providers = {"box": BOX, "groq": GROQ, "gemini": {"kind": "google", "api_key": "x"}}
     config = read(tmp_path, providers, chain)
     box, groq, unknown, gemini = config.aliases["mana/test"]
-    assert config.looks_prices_up
+    assert config.uses_price_list
     assert groq.price is not None and 0 < groq.price.input <= groq.price.output < 10
-    assert box.spares == groq.price
+    assert box.avoided_price == groq.price
     assert unknown.price is None
     assert [note.partition(":")[0] for note in config.notes] == ["aliases.mana/test.chain[2].price"]
     assert gemini.price is not None and gemini.price.cached is not None

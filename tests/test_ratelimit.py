@@ -16,7 +16,7 @@ from manallm_proxy.doors.messages.door import MessagesDoor
 from manallm_proxy.doors.openai_chat import ChatDoor
 from manallm_proxy.doors.responses.door import ResponsesDoor
 from manallm_proxy.doors.responses.store import MemoryStore
-from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, spoken
+from manallm_proxy.gateway.ratelimit import SPAN, TokenWindow, Window, format_duration
 from manallm_proxy.openai.request import read_summary
 from manallm_proxy.openai.token_counts import expected_tokens
 
@@ -108,13 +108,13 @@ def test_what_it_promises_comes_true(limit: int, lower: int, steps: list[float])
 )
 def test_durations(seconds: float, wanted: str) -> None:
     """As in OpenAI's documentation, never shorter than the truth."""
-    assert spoken(seconds) == wanted
+    assert format_duration(seconds) == wanted
 
 
 @given(st.floats(0, 3600))
 def test_any_duration_is_one_that_clients_read(seconds: float) -> None:
     """And what they read is what was meant, to the millisecond, rounded up."""
-    match = re.fullmatch(r"(?:(\d+)m)?(?:([\d.]+)s)|(\d+)ms", spoken(seconds))
+    match = re.fullmatch(r"(?:(\d+)m)?(?:([\d.]+)s)|(\d+)ms", format_duration(seconds))
     assert match is not None
     minutes, rest, milliseconds = match.groups()
     read = int(milliseconds) / 1000 if milliseconds else int(minutes or 0) * 60 + float(rest)

@@ -49,7 +49,7 @@ async def test_what_is_not_loaded_is_loaded_once(tmp_path: Path) -> None:
         assert answers == ["box/one"] * 4
         log = p.log.getvalue()
         assert (log.count('"model load begun"'), log.count('"model load finished"')) == (1, 1)
-        await p.app.generation.home.boxes.look(5.0)
+        await p.app.generation.local.boxes.refresh(5.0)
         seen = await row(p, "one")
         assert (seen["loaded"], seen["context_length"], seen["slots"]) == (True, 1024, SLOTS)
         assert (await states(p.client, url))["one"] == "loaded"
@@ -87,7 +87,7 @@ async def test_a_load_that_another_client_began_is_waited_for(tmp_path: Path) ->
             assert response.status == 200
         assert await served_by(p) == "box/one"
         assert "model load failed" not in p.log.getvalue()
-        p.app.generation.home.boxes.boxes["box"].residency.residents = {}  # as if it had not been seen yet
+        p.app.generation.local.boxes.boxes["box"].residency.residents = {}  # as if it had not been seen yet
         assert await served_by(p) == "box/one"
         assert "model load failed" not in p.log.getvalue()
 

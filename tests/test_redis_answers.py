@@ -20,9 +20,9 @@ from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.events import Event, StateChanged
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.state import link
+from manallm_proxy.state.answer_store import CachedAnswer
 from manallm_proxy.state.entries import LARGEST
-from manallm_proxy.state.kept import Kept
-from manallm_proxy.state.link import AGAIN, Away, Link
+from manallm_proxy.state.link import AGAIN, Link, ServerUnavailable
 from manallm_proxy.state.redis_answers import RedisAnswers, name_of, pack
 from manallm_proxy.state.redis_client import client_of
 from tests.figures import value
@@ -33,7 +33,7 @@ from tests.waiting import until
 
 KEY = bytes(range(32))
 NAME = name_of(KEY)
-KEPT = Kept(b'{"id":"1"}', Target("up", "m"), "application/json", Usage(3, 2, 1, 1))
+KEPT = CachedAnswer(b'{"id":"1"}', Target("up", "m"), "application/json", Usage(3, 2, 1, 1))
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ async def test_no_connection_outlives_its_client(redis: RedisServer, monkeypatch
             left = Link("redis", client_of(redis.url), lambda _: None)
             uses = (left.use(lambda client: client.get("a")) for _ in range(8))
             for error in await asyncio.gather(*uses, return_exceptions=True):
-                assert error is None or isinstance(error, Away)
+                assert error is None or isinstance(error, ServerUnavailable)
             await left.close()
         await until(lambda: redis.client().info("clients")["connected_clients"] == 1)
     finally:
@@ -276,7 +276,7 @@ async def test_closing_ends_also_where_a_ping_takes_no_notice() -> None:
             shut.append(self)
 
     left = Link("redis", Deaf, lambda _: None)
-    with pytest.raises(Away):
+    with pytest.raises(ServerUnavailable):
         await left.use(lambda client: client.get("a"))
     await until(lambda: Deaf.pings)
     async with asyncio.timeout(2):
@@ -306,7 +306,7 @@ async def test_a_refused_password_is_told_also_after_another_reason(monkeypatch:
         """As the library's: classes are told by name."""
 
     left = Link("redis", Odd, seen.append)
-    with pytest.raises(Away):
+    with pytest.raises(ServerUnavailable):
         await left.use(lambda client: client.get("a"))
     await until(lambda: asked > 3)
     await left.close()

@@ -90,7 +90,7 @@ async def test_what_is_not_loaded_is_loaded(cold: str, tmp_path: Path) -> None:
                 await until(lambda: box.loads == 1)
             box.finish()
             if cold == "next":
-                await until(lambda: p.app.gateway.generation.home.boxes.boxes["box"].residency.residents)
+                await until(lambda: p.app.gateway.generation.local.boxes.boxes["box"].residency.residents)
             else:
                 assert {headers[RESOLVED] for _, _, headers in await asyncio.gather(*asking)} == {"box/m"}
             assert (await p.chat())[2][RESOLVED] == "box/m"
@@ -155,9 +155,9 @@ async def test_another_server_is_left_alone(tmp_path: Path) -> None:
         async with proxy(settings({"box": openai(box.server.url, local=True)}), tmp_path) as p:
             for _ in range(4):
                 assert (await p.chat())[2][RESOLVED] == "box/m"
-            looks = p.app.gateway.generation.home.boxes.boxes["box"]
+            looks = p.app.gateway.generation.local.boxes.boxes["box"]
             for _ in range(3):
-                await looks.look()
+                await looks.refresh()
             assert looks.residency.observe_in(looks.clock()) > 100
             assert (box.loads, "not told" in p.log.getvalue()) == (0, False)
             assert (await p.get("/v1/health"))[1]["providers"]["box"]["targets"]["m"]["loaded"] is None

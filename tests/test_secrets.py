@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 import manallm_proxy
-from manallm_proxy.cli.serve import leave_no_core
+from manallm_proxy.cli.serve import disable_core_dumps
 from tests.proxy import Proxy, everything, openai, process, proxy, run, settings
 from tests.upstreams import Connection, Seen, answers, chunk, each, upstream
 
@@ -233,7 +233,7 @@ def test_no_core_is_left(tmp_path: Path, allowed: int) -> None:
             os.chdir(tmp_path)
             signal.signal(signal.SIGABRT, signal.SIG_DFL)  # pytest would print a stack
             resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
-            leave_no_core()
+            disable_core_dumps()
             os.kill(os.getpid(), signal.SIGABRT)
         finally:
             os._exit(1)

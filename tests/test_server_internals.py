@@ -155,7 +155,7 @@ async def test_the_version_is_ours_to_set() -> None:
 
     async def looks(request: web.BaseRequest) -> web.Response:
         seen.append(internals.version_of(request))
-        internals.speak_http11(request)
+        internals.force_http11(request)
         seen.append(request.version)
         return web.Response(text="ok")
 

@@ -16,7 +16,7 @@ from attrs import define
 from manallm_proxy.gateway.shared_spend import BELIEVED, Hold, SharedSpend
 from manallm_proxy.routing.ledger import Spend
 from manallm_proxy.state import link
-from manallm_proxy.state.link import Away, Link
+from manallm_proxy.state.link import Link, ServerUnavailable
 from manallm_proxy.state.scripts import name_of
 from tests.proxy import Proxy, openai, proxy, settings
 from tests.redis_server import RedisServer, redis_server
@@ -267,7 +267,7 @@ async def test_with_the_server_away_each_counts_by_itself(
             stopped = clock()
             codes = [(await ask(other))[0] for _ in range(6)]
             assert codes == [200] * 5 + [429], "two dollars were spent before, half of them elsewhere"
-            assert list(shared(other).settlements.untold(ALIAS))
+            assert list(shared(other).settlements.unconfirmed(ALIAS))
             await until(lambda: clock() > stopped + 3 * link.BUDGET)
             redis.go_on()
             await settled(one, other)
@@ -300,7 +300,7 @@ class Lossy:
         found = await self.link.use(command)
         if self.left:
             self.left -= 1
-            raise Away
+            raise ServerUnavailable
         return found
 
 

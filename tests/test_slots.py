@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from bench.simulation.virtual_time import run
 from manallm_proxy.contract.answers import Answer, Usage
 from manallm_proxy.contract.provider import Call, Endpoint, RequestSummary
-from manallm_proxy.contract.provider_errors import WaitedTooLong
+from manallm_proxy.contract.provider_errors import QueueTimeout
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.routing.health import Health
-from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.line import Line, Turn
+from manallm_proxy.routing.local_providers import LocalProviders
 from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.slots import REST, REST_LONGEST, WAITS, Sign, Slots
 
@@ -159,7 +159,7 @@ def test_nothing_is_tried_before_the_usual_time_is_known() -> None:
     assert [slots.may_try(True, 10.0 + seconds) for seconds in (0, REST - 1, REST)] == [False, False, True]
     slots.failed(50.0)
     assert not slots.may_try(True, 50.0 + REST)
-    slots.came_back()
+    slots.server_recovered()
     assert slots.may_try(True, 51.0)
 
 
@@ -206,7 +206,7 @@ def test_a_trial_that_ends_without_a_sign_has_failed() -> None:
     line.enter(first, 0.0)
     line.began(first, 1.0)
     line.enter(second, 2.0)
-    assert (second.is_trial, second.patience) == (True, 1.5)
+    assert (second.is_trial, second.trial_timeout) == (True, 1.5)
     line.leave(second, 5.0, answered=False)
     line.enter(third, 6.0)
     assert (third.began_at, line.expected_wait(line.of("m"), 6.0, streams=True) > 0) == (None, True)
@@ -240,16 +240,16 @@ def test_a_trial_is_taken_back_while_it_may_wait() -> None:
     async def case(earlier: float) -> str:
         clock = asyncio.get_running_loop().time
         line = Line(None, learns=True)
-        home = Home(queues={"gpu": Queue(clock, Health(), line)})
+        local = LocalProviders(queues={"gpu": Queue(clock, Health(), line)})
 
         async def asked(seconds: float) -> Answer:
             async def ask(entry: Entry) -> Answer:
                 await asyncio.sleep(seconds)
                 return Answer(None, Usage(100, 10))
 
-            visit = home.visit(call, Chain("mana/m", (entry, other)))
-            assert visit.gate(entry, False) is None
-            return await visit.in_turn(ask)(entry)
+            gates = local.gates(call, Chain("mana/m", (entry, other)))
+            assert gates.gate(entry, False) is None
+            return await gates.in_turn(ask)(entry)
 
         await asked(2.0)
         first = asyncio.ensure_future(asked(earlier))
@@ -259,7 +259,7 @@ def test_a_trial_is_taken_back_while_it_may_wait() -> None:
         assert line.of("m").trial is not None
         try:
             await trial
-        except WaitedTooLong:
+        except QueueTimeout:
             assert clock() - began == 1.0
             return "taken back"
         finally:

@@ -62,11 +62,11 @@ def call(endpoint: Endpoint = Endpoint.CHAT) -> Call:
 
 
 MAKERS: dict[str, Callable[[int], Translator]] = {
-    "ollama": lambda lessons: OllamaTranslator(Endpoint.CHAT, lessons=lessons),
-    "ollama generate": lambda lessons: OllamaTranslator(Endpoint.COMPLETIONS, lessons=lessons),
-    "gemini": lambda lessons: GeminiTranslator(lessons=lessons),
-    "chat": lambda lessons: EventReader(call(), TARGET, plain=PlainChunks() if lessons else NoPattern()),
-    "relay": lambda lessons: EventRelay(call(), TARGET, lessons=lessons),
+    "ollama": lambda tries_left: OllamaTranslator(Endpoint.CHAT, tries_left=tries_left),
+    "ollama generate": lambda tries_left: OllamaTranslator(Endpoint.COMPLETIONS, tries_left=tries_left),
+    "gemini": lambda tries_left: GeminiTranslator(tries_left=tries_left),
+    "chat": lambda tries_left: EventReader(call(), TARGET, plain=PlainChunks() if tries_left else NoPattern()),
+    "relay": lambda tries_left: EventRelay(call(), TARGET, tries_left=tries_left),
 }
 """By dialect: a translator that may learn a pattern from so many events."""
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from manallm_proxy.cli.chat import Heard, parts
+from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.doors.replay.forms import REPLAYS
 from tests.proxy import HI, Proxy, everything, openai, proxy, settings
 from tests.upstreams import DONE, Connection, Seen, each, upstream
@@ -87,7 +87,7 @@ async def test_thinking_is_reasoning_through_every_door_that_translates(tmp_path
 def test_a_terminal_shows_the_text_alone() -> None:
     """What is relayed is the provider's own form."""
     for texts in TEXTS.values():
-        heard = Heard(0.0)
+        heard = ChatResult(0.0)
         told = b"".join([*THINKING, *texts, says("", "stop"), DONE])
         assert "".join(parts(told.splitlines(keepends=True), heard)) == "Hello"
         assert (heard.text, heard.error, heard.finish) == ("Hello", None, "stop")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from manallm_proxy.config.values import Wrong, base_url, proxy_url
+from manallm_proxy.config.values import InvalidValue, base_url, proxy_url
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
@@ -42,7 +42,7 @@ PATH = "holds a character that no URL's path may have"
 def test_a_url_that_no_client_could_use_is_a_mistake(url: str, wanted: str) -> None:
     """Urllib splits more than a client can connect to; the same holds for a forward proxy."""
     for read in (base_url, proxy_url):
-        with pytest.raises(Wrong) as caught:
+        with pytest.raises(InvalidValue) as caught:
             read(url)
         assert str(caught.value) == wanted
 
@@ -74,7 +74,7 @@ ENDPOINTS = [
 @each_with_each(ENDPOINTS, ["", "/"])
 def test_an_endpoint_is_no_base_url(end: str, slash: str) -> None:
     """People paste what their curl line says; every request would be a 404."""
-    with pytest.raises(Wrong) as caught:
+    with pytest.raises(InvalidValue) as caught:
         base_url(f"https://host/v1{end}{slash}")
     assert str(caught.value) == f"ends in an endpoint: leave out '{end}', which the proxy adds itself"
     assert base_url(f"https://host{end}/v1") == f"https://host{end}/v1"
@@ -84,7 +84,7 @@ def test_an_endpoint_is_no_base_url(end: str, slash: str) -> None:
 @pytest.mark.parametrize("end", [":generateContent", ":streamGenerateContent", ":batchEmbedContents"])
 def test_a_method_of_geminis_is_none_either(end: str) -> None:
     """What its documentation's curl line says."""
-    with pytest.raises(Wrong, match=f"leave out '{end}'"):
+    with pytest.raises(InvalidValue, match=f"leave out '{end}'"):
         base_url(f"https://host/v1beta/models/m{end}")
 
 
@@ -106,7 +106,7 @@ async def test_what_the_reader_accepts_both_clients_can_ask(url: str) -> None:
     """Pool and session open for it, and put the same target, host and port into a request."""
     try:
         accepted = base_url(url)
-    except Wrong:
+    except InvalidValue:
         return
     address = Address("p", accepted)
     pool, session = Pool(address), SessionConnections(address)

@@ -109,8 +109,8 @@ def test_a_refusal_of_stream_options_is_learnt_from_once() -> None:
     wire = OpenAIWire()
     again = wire.reshape(STREAM, ENTRY, 422, b'{"message":"extra: stream_options"}')
     assert again is not None and "stream_options" not in json.loads(again.body)
-    assert wire.took(ENTRY, again)
-    assert not wire.took(ENTRY, again)
+    assert wire.remember_reshaped(ENTRY, again)
+    assert not wire.remember_reshaped(ENTRY, again)
     assert wire.request(STREAM, ENTRY) == again
     asked = call(stream=True, stream_options={"include_usage": True})
     assert json.loads(wire.request(asked, ENTRY).body)["stream_options"] == {"include_usage": True}
@@ -121,10 +121,10 @@ def test_one_strict_model_costs_no_other_its_counts() -> None:
     wire = OpenAIWire()
     others = [Entry(Target("p", f"m{number}")) for number in range(STRICT_LIMIT + 1)]
     without = Request("chat/completions", b"{}", without="stream_options")
-    assert not wire.took(ENTRY, Request("chat/completions", b"{}", without="reasoning_effort"))
-    assert wire.took(ENTRY, without)
+    assert not wire.remember_reshaped(ENTRY, Request("chat/completions", b"{}", without="reasoning_effort"))
+    assert wire.remember_reshaped(ENTRY, without)
     assert "stream_options" in json.loads(wire.request(STREAM, others[0]).body)
-    assert all(wire.took(other, without) for other in others)
+    assert all(wire.remember_reshaped(other, without) for other in others)
     assert "stream_options" in json.loads(wire.request(STREAM, ENTRY).body)
     assert "stream_options" not in json.loads(wire.request(STREAM, others[-1]).body)
     assert len(wire._strict) == STRICT_LIMIT

@@ -21,8 +21,8 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Walk
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import HealthRegistry
-from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.line import Line
+from manallm_proxy.routing.local_providers import LocalProviders
 from manallm_proxy.routing.queues import Queue
 
 BYTES_PER_TOKEN = 4
@@ -100,8 +100,8 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
     queue = Queue(
         now, healths["box"], Line(policy.slots if policy.queues and not policy.learns else None, learns=policy.learns)
     )
-    home = Home(catalog, boxes, {"box": queue})
-    await boxes.look(1.0)
+    local_providers = LocalProviders(catalog, boxes, {"box": queue})
+    await boxes.refresh(1.0)
     boxes.start()
 
     async def one(number: int, asked: Asked) -> None:
@@ -110,7 +110,7 @@ async def under(policy: Policy, day: list[Asked]) -> Outcome:
         box.asked[id_] = cloud.asked[id_] = asked
         summary = RequestSummary("mana/day", True, False, frozenset(), {})
         call = Call(Endpoint.CHAT, summary, bytes(asked.prompt * BYTES_PER_TOKEN), id_)
-        visit = home.visit(call, chain)
+        visit = local_providers.gates(call, chain)
 
         async def ask(entry: Entry) -> relay.Opened:
             return await relay.open_stream(providers[entry.target.provider], catalog, call, entry)

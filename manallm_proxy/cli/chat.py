@@ -20,7 +20,7 @@ TEXT_LIMIT: Final = 32 << 20
 
 
 @define
-class Heard:
+class ChatResult:
     """What came of an answer. Times are monotonic seconds."""
 
     began: float
@@ -44,7 +44,7 @@ def chat(url: str | None, model: str | None, text: str | None, as_json: bool, en
             text = ""
     if not text.strip():
         raise Failed("there is no text to send", 2)
-    heard = Heard(time.monotonic())
+    heard = ChatResult(time.monotonic())
     response = ask(client, [{"role": "user", "content": text}], model)
     for part in parts(response, heard):
         if not as_json:
@@ -64,7 +64,7 @@ def ask(client: Client, messages: Sequence[Mapping[str, str]], model: str | None
     return response
 
 
-def parts(response: Iterable[bytes], heard: Heard) -> Iterator[str]:
+def parts(response: Iterable[bytes], heard: ChatResult) -> Iterator[str]:
     """The text as it comes. A break is noted in ``error``."""
     done = False
     try:
@@ -89,7 +89,7 @@ def parts(response: Iterable[bytes], heard: Heard) -> Iterator[str]:
         heard.error = "the answer broke off"
 
 
-def _text(event: Mapping[str, Any], heard: Heard) -> Iterator[str]:
+def _text(event: Mapping[str, Any], heard: ChatResult) -> Iterator[str]:
     if usage := event.get("usage"):
         heard.tokens = usage.get("completion_tokens")
     for choice in event.get("choices") or ():
@@ -106,7 +106,7 @@ def _text(event: Mapping[str, Any], heard: Heard) -> Iterator[str]:
             yield content
 
 
-def report(response: http.client.HTTPResponse, heard: Heard, as_json: bool, environ: Mapping[str, str]) -> None:
+def report(response: http.client.HTTPResponse, heard: ChatResult, as_json: bool, environ: Mapping[str, str]) -> None:
     """Prints who answered, after how many attempts, and how fast; as JSON with the answer."""
     model, attempts = response.headers.get("X-Mana-LLM-Resolved"), response.headers.get("X-Mana-LLM-Attempts")
     first = heard.first_at - heard.began if heard.first_at is not None else None

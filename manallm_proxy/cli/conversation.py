@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from manallm_proxy.cli.chat import Heard, ask, parts, report
+from manallm_proxy.cli.chat import ChatResult, ask, parts, report
 from manallm_proxy.cli.client import Client, Failed, printable
 
 PROMPT: Final = "> "
@@ -45,7 +45,7 @@ def converse(url: str | None, model: str | None, environ: Mapping[str, str]) -> 
 
 def _turn(client: Client, model: str | None, said: list[dict[str, str]], text: str, environ: Mapping[str, str]) -> None:
     """Asks `text` and appends it with its answer to `said`; a question without an answer is removed again."""
-    heard = Heard(time.monotonic())
+    heard = ChatResult(time.monotonic())
     said.append({"role": "user", "content": text})
     try:
         response = ask(client, said, model)

@@ -1,4 +1,4 @@
-"""Finds model servers: which addresses to ask, and what an answer means. Pure; `look_around` asks.
+"""Finds model servers: which addresses to ask, and what an answer means. Pure; `scan_servers` asks.
 
 Nothing outside this machine is asked but what ``OLLAMA_URL`` and ``OLLAMA_HOST`` name. A port says nothing of itself:
 servers are told apart by what they answer.
@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.config.found_servers import address_of
-from manallm_proxy.config.model import Found, Kind
+from manallm_proxy.config.model import DiscoveredServer, Kind
 from manallm_proxy.contract.provider import ModelInfo
 from manallm_proxy.contract.records import frozen
 from manallm_proxy.contract.targets import is_model_name
@@ -62,7 +62,7 @@ class Reply:
 class Server:
     """A model server, and what it has."""
 
-    found: Found
+    found: DiscoveredServer
     models: tuple[ModelInfo, ...] = ()
 
     def line(self) -> str:
@@ -160,7 +160,7 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool
 
 
 def _server(name: str, kind: Kind, base_url: str, models: Sequence[ModelInfo]) -> Server:
-    return Server(Found(name, kind, base_url), tuple(model for model in models if is_model_name(model.id)))
+    return Server(DiscoveredServer(name, kind, base_url), tuple(model for model in models if is_model_name(model.id)))
 
 
 def _mapping(reply: Reply | None) -> dict[str, Any]:

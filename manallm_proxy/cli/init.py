@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from manallm_proxy.cli.discovery import Server
-from manallm_proxy.cli.look_around import Surroundings, look_around
+from manallm_proxy.cli.server_scan import ScanResult, scan_servers
 from manallm_proxy.config.found_servers import free_name
 from manallm_proxy.config.load import QUICKSTART, load
 from manallm_proxy.config.model import Config, ProviderConfig
@@ -44,7 +44,7 @@ def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
         names = " and ".join(map(str, there))
         print(f"{names}: there already, nothing was changed (--force replaces them and keeps a copy)", file=sys.stderr)
         return 1
-    around = asyncio.run(look_around(environ))
+    around = asyncio.run(scan_servers(environ))
     for line in around.lines():
         print(line)
     shipped = load(QUICKSTART, around.environ(environ))
@@ -113,7 +113,7 @@ def _check(texts: Mapping[str, str], environ: Mapping[str, str]) -> None:
         load(Path(folder) / FILES[0], environ)
 
 
-def written(around: Surroundings, shipped: Config) -> tuple[str, str]:
+def written(around: ScanResult, shipped: Config) -> tuple[str, str]:
     """The text of both files. `shipped` is the quickstart: its clouds, descriptions and preferences."""
     taken: dict[str, object] = {name: None for name, p in shipped.providers.items() if _is_cloud(p)}
     servers: list[Named] = []
@@ -124,7 +124,7 @@ def written(around: Surroundings, shipped: Config) -> tuple[str, str]:
     return _proxy(servers, around, shipped), _aliases(servers, shipped, _has_ollama(servers, around))
 
 
-def _proxy(servers: Sequence[Named], around: Surroundings, shipped: Config) -> str:
+def _proxy(servers: Sequence[Named], around: ScanResult, shipped: Config) -> str:
     blocks: list[str] = []
     if not any(each.name == "ollama" for each in servers):
         url = around.ollama_url or OLLAMA_URL
@@ -148,7 +148,7 @@ def _proxy(servers: Sequence[Named], around: Surroundings, shipped: Config) -> s
     return PROXY.format(default=default, providers="".join(blocks))
 
 
-def _has_ollama(servers: Sequence[Named], around: Surroundings) -> bool:
+def _has_ollama(servers: Sequence[Named], around: ScanResult) -> bool:
     """Whether the provider is written: it answers, the environment names it, or there is nothing else."""
     return not servers or around.ollama_url is not None or any(each.name == "ollama" for each in servers)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from manallm_proxy.cli.start_screen import start_screen, wrapped
 from manallm_proxy.config.load import QUICKSTART, find_any, load
-from manallm_proxy.config.model import Config, Found
+from manallm_proxy.config.model import Config, DiscoveredServer
 from manallm_proxy.gateway.opening import try_open
 from manallm_proxy.observe.log import Logs, quiet_libraries
 from manallm_proxy.process import pages, systemd
@@ -40,7 +40,7 @@ def serve(
 
     `discover`: model servers that answer on this machine are added to the configuration.
     """
-    found: tuple[Found, ...] = ()
+    found: tuple[DiscoveredServer, ...] = ()
     path = find_any(environ, config_file)
     if path is None:
         path, discover = QUICKSTART, True
@@ -54,19 +54,19 @@ def serve(
     quiet_libraries(logs)
     sys.setswitchinterval(0.001)  # while a thread works on what is large, the loop waits so long for each of its turns
     ignore_signals()
-    leave_no_core()
-    take_descriptors()
+    disable_core_dumps()
+    raise_descriptor_limit()
     if workers > 1:
         return _serve_many(config, environ, logs, host, port, workers)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, environ, logs, host, port))
 
 
-def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Found, ...]]:
+def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[DiscoveredServer, ...]]:
     """The environment that names Ollama where it was looked for, and the servers that were found."""
-    from manallm_proxy.cli.look_around import look_around
+    from manallm_proxy.cli.server_scan import scan_servers
 
-    around = asyncio.run(look_around(environ))
+    around = asyncio.run(scan_servers(environ))
     for line in around.lines():
         _say(environ, line)
     return around.environ(environ), around.found
@@ -111,7 +111,7 @@ async def _work(config: Config, environ: Mapping[str, str], logs: Logs, link: Wo
     app = App(config, environ, logs, link=link, banner=start_screen if is_read else None)
     running = asyncio.ensure_future(app.run())
     await app.ready(running)
-    settle()
+    tune_memory()
     await running
     return 0
 
@@ -122,7 +122,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
     try:
         running = asyncio.ensure_future(app.run())
         await app.ready(running)
-        settle()
+        tune_memory()
         if _is_read(environ) and not running.done():
             print(start_screen(app), flush=True)
         await running
@@ -137,7 +137,7 @@ def _cannot_listen(config: Config, error: OSError) -> int:
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
-def settle() -> None:
+def tune_memory() -> None:
     """Excludes all objects created at startup from garbage collection, makes it less frequent, and tidies memory up.
 
     With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
@@ -146,10 +146,10 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 100, 20)  # so that a large answer, while it is made, is not looked through as a whole
-    pages.tidy()
+    pages.advise_kernel()
 
 
-def take_descriptors() -> None:
+def raise_descriptor_limit() -> None:
     """Raises the limit of file descriptors to the hard limit: a stream takes two, and a shell's default is 1024."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -162,7 +162,7 @@ def ignore_signals() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def leave_no_core() -> None:
+def disable_core_dumps() -> None:
     """Disables core dumps, since memory holds keys and prompts.
 
     The limit is 1, not 0: the kernel pipes a core to a handler (``|...``) whatever the limit is, except at 1 (core(5),

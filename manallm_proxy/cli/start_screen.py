@@ -10,7 +10,7 @@ from typing import Final
 
 from manallm_proxy.cli.client import colours
 from manallm_proxy.contract.targets import Chain, Entry
-from manallm_proxy.gateway.advice import keys_not_set, listed, missing, unreached, wish_of
+from manallm_proxy.gateway.advice import keys_not_set, listed, missing, preferred_model, unreached
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.process.app import App
 from manallm_proxy.routing.best_model import needs_of
@@ -64,7 +64,7 @@ def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterat
     pad = " " * 6
     for entry in chain:
         provider = generation.config.providers[entry.target.provider]
-        wish = wish_of(entry) if entry.target.is_open else entry.target.model
+        wish = preferred_model(entry) if entry.target.is_open else entry.target.model
         if provider.kind == "ollama" and wish and (lacks := missing(generation, wish, provider)):
             yield from wrapped(pad, lacks)
     others = ", ".join(str(now.target) for _, now in usable[1:])

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Final
 
-from manallm_proxy.config.values import Wrong, expected, plain
+from manallm_proxy.config.values import InvalidValue, expected, plain
 from manallm_proxy.contract.budgets import Amount
 
 DEAREST: Final = 1_000_000.0
@@ -20,7 +20,7 @@ def rate(value: object) -> float:
     if not isinstance(found, int | float) or isinstance(found, bool):
         raise expected("a number: USD per million tokens", value)
     if not math.isfinite(found) or not 0 <= found <= DEAREST:
-        raise Wrong(f"expected USD per million tokens: at least 0 and at most {DEAREST:,.0f}")
+        raise InvalidValue(f"expected USD per million tokens: at least 0 and at most {DEAREST:,.0f}")
     return float(found)
 
 
@@ -32,9 +32,9 @@ def amount(value: object) -> Amount:
         raise expected("an amount with its unit: '5 USD', '100000 tokens'", value)
     number = float(match[1])
     if not 0 < number <= MOST:
-        raise Wrong("expected an amount above 0")
+        raise InvalidValue("expected an amount above 0")
     if match[2] == "tokens":
         if not number.is_integer():
-            raise Wrong("expected a whole number of tokens")
+            raise InvalidValue("expected a whole number of tokens")
         return Amount(number, "tokens")
     return Amount(number, "USD")

@@ -11,7 +11,7 @@ from manallm_proxy.config.model import Config
 
 NOTHING: Final = "nothing changed"
 _APART: Final = frozenset(
-    {"providers", "aliases", "auth", "path", "found", "notes", "timeouts", "windows", "prices", "looks_prices_up"}
+    {"providers", "aliases", "auth", "path", "found", "notes", "timeouts", "windows", "prices", "uses_price_list"}
 )
 """Fields that are reported separately, or that show in others."""
 

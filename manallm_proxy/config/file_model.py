@@ -17,6 +17,7 @@ from manallm_proxy.config.model import (
     Cached,
     Cors,
     Dialect,
+    FallbackClass,
     FileName,
     Headers,
     HealthSettings,
@@ -26,7 +27,6 @@ from manallm_proxy.config.model import (
     Log,
     Metrics,
     ModelOfProvider,
-    MovesOn,
     OnCpu,
     Options,
     Pattern,
@@ -109,7 +109,7 @@ class EntryGiven:
     cold: Cold = "wait"
     load_timeout: Seconds | None = None
     max_wait: SecondsOrZero = 1.0
-    fallback_on: tuple[MovesOn, ...] | None = None
+    fallback_on: tuple[FallbackClass, ...] | None = None
     prefer: tuple[Pattern, ...] = ()
     price: PriceGiven | None = None
     dimensions: Count | None = None
@@ -131,7 +131,7 @@ class AliasGiven:
 
     chain: tuple[Any, ...]
     description: str = ""
-    fallback_on: tuple[MovesOn, ...] = ()
+    fallback_on: tuple[FallbackClass, ...] = ()
     locality: Locality | None = None
     chain_timeout: SecondsOrZero | None = None
     budget: BudgetGiven | None = None

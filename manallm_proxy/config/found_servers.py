@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from attrs import field
 
-from manallm_proxy.config.model import Found
+from manallm_proxy.config.model import DiscoveredServer
 from manallm_proxy.config.values import is_loopback
 from manallm_proxy.contract.records import define
 
@@ -25,7 +25,7 @@ class Addition:
     added: list[str] = field(factory=list)
 
     @classmethod
-    def to(cls, raw: dict[str, Any], found: Sequence[Found]) -> Addition:
+    def to(cls, raw: dict[str, Any], found: Sequence[DiscoveredServer]) -> Addition:
         """Adds those of `found` to ``providers`` whose address no provider there has yet."""
         made = cls()
         if not found or not isinstance(providers := raw.get("providers"), Mapping):

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from attrs import field
 
 from manallm_proxy.config import amounts
-from manallm_proxy.config.values import Matching, Whole
+from manallm_proxy.config.values import Integer, Matching
 from manallm_proxy.contract.budgets import Amount, Budget, Limit, OnBudget
 from manallm_proxy.contract.records import frozen
 
 Locality = Literal["local"]
-Count = Annotated[int, Whole(1)]
+Count = Annotated[int, Integer(1)]
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 KeyName = Annotated[str, Matching(KEY_NAME, "at most 64 letters, digits, '.', '_' and '-'")]
 Sha256 = Annotated[
@@ -22,8 +22,8 @@ ModelPattern = Annotated[
     str, Matching(r"[\x21-\x7e]{1,400}", "an alias or provider/model, in which '*' stands for any text")
 ]
 BudgetAmount = Annotated[Amount, amounts.amount]
-PerMinute = Annotated[int, Whole(1, 60_000)]
-TokensPerMinute = Annotated[int, Whole(1, 10**9)]
+PerMinute = Annotated[int, Integer(1, 60_000)]
+TokensPerMinute = Annotated[int, Integer(1, 10**9)]
 
 
 @frozen

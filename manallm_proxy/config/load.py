@@ -18,7 +18,7 @@ from manallm_proxy.config.file_model import AliasesFile, ProxyFile
 from manallm_proxy.config.found_servers import Addition
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.key_checks import key_mistakes
-from manallm_proxy.config.model import Config, Found, Listen
+from manallm_proxy.config.model import Config, DiscoveredServer, Listen
 from manallm_proxy.config.places import located
 from manallm_proxy.config.pricing import priced
 from manallm_proxy.config.providers import Providers
@@ -70,7 +70,7 @@ def load(
     environ: Mapping[str, str],
     host: str | None = None,
     port: int | None = None,
-    found: Sequence[Found] = (),
+    found: Sequence[DiscoveredServer] = (),
 ) -> Config:
     """The configuration at `path`. Raises ConfigError with every mistake of both files.
 
@@ -115,7 +115,7 @@ def _load(
     environ: Mapping[str, str],
     host: str | None,
     port: int | None,
-    found: Sequence[Found],
+    found: Sequence[DiscoveredServer],
     mistakes: Mistakes,
 ) -> Config | None:
     raw = read(path, environ, lambda what: mistakes.note(f"{path}: {what}"))

@@ -16,7 +16,7 @@ from manallm_proxy.config import amounts, values
 from manallm_proxy.config.keys_model import Auth, Count
 from manallm_proxy.config.price_list import GOOGLE, listed_price
 from manallm_proxy.config.state_url import state_url
-from manallm_proxy.config.values import Duration, Matching, Whole, is_loopback
+from manallm_proxy.config.values import Duration, Integer, Matching, is_loopback
 from manallm_proxy.config.yaml_file import Unset
 from manallm_proxy.contract.answers import DEFAULT_LIMITS, AnswerLimits
 from manallm_proxy.contract.door import DoorBounds
@@ -31,8 +31,8 @@ Dialect = Literal["chat", "responses", "messages"]
 """OpenAI's Chat Completions, OpenAI's Responses, Anthropic's Messages."""
 
 HostName = Annotated[str, Matching(r"\*|[a-z0-9._-]+", "'*' or a host in small letters, without a port")]
-Port = Annotated[int, Whole(0, 65535)]
-Status = Annotated[int, Whole(400, 599)]
+Port = Annotated[int, Integer(0, 65535)]
+Status = Annotated[int, Integer(400, 599)]
 Seconds = Annotated[float, Duration()]
 SecondsOrZero = Annotated[float, Duration(zero=True)]
 Size = Annotated[int, values.size]
@@ -47,10 +47,10 @@ Origin = Annotated[
     str, Matching(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#]+", "'*' or an origin such as https://chat.example.com")
 ]
 ModelOfProvider = Annotated[Target, values.target]
-MovesOn = Annotated[str, values.moves_on]
+FallbackClass = Annotated[str, values.fallback_class]
 Options = Annotated[Mapping[str, Any], values.options]
 Pattern = Annotated[str, Matching(r"[\x21-\x7e]{1,256}", "a model's name, in which '*' stands for any text")]
-Weight = Annotated[int, Whole(1, 1000)]
+Weight = Annotated[int, Integer(1, 1000)]
 Rate = Annotated[float, amounts.rate]
 Headers = Mapping[
     Annotated[str, values.header_name],
@@ -183,7 +183,7 @@ class Cors:
 
 
 @frozen
-class Found:
+class DiscoveredServer:
     """A model server that answered on this machine, or where the environment names one: a provider to add."""
 
     name: str
@@ -236,7 +236,7 @@ class ProviderConfig:
         """Whether it may be called at all."""
         return self.api_key_missing is None
 
-    def keeps(self, target: Target) -> bool:
+    def runs_locally(self, target: Target) -> bool:
         """Whether `target`, one of its models, is on the operator's own hardware, and nothing leaves it from there."""
         return self.local and not (self.kind == "ollama" and is_ollama_cloud(target.model))
 
@@ -279,7 +279,7 @@ class Config:
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
     """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
-    found: tuple[Found, ...] = ()
+    found: tuple[DiscoveredServer, ...] = ()
     """What was added to the files, so that a reload adds it again."""
     notes: tuple[str, ...] = ()
     """What was understood although it was not written so, for ``check``."""
@@ -299,7 +299,7 @@ class Config:
     """Those that the files give."""
     spend_file: Path | None = None
     """The file that keeps what was spent; None: one in systemd's StateDirectory, if there is that."""
-    looks_prices_up: bool = False
+    uses_price_list: bool = False
     """Whether something depends on prices that the files do not give."""
 
     @property
@@ -314,9 +314,9 @@ class Config:
         provider = self.providers[target.provider]
         if provider.kind == "loopback":
             return FREE
-        if provider.keeps(target):
+        if provider.runs_locally(target):
             return Price(provider.electricity, provider.electricity) if provider.electricity else FREE
-        if not self.looks_prices_up:
+        if not self.uses_price_list:
             return None
         return listed_price(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
 

@@ -27,7 +27,7 @@ def priced(config: Config) -> Config:
     wanted = _limits_money(config) or any(
         entry.target not in given for chain in config.aliases.values() for entry in _wanted(config, chain)
     )
-    config = attrs.evolve(config, prices=given, looks_prices_up=wanted)
+    config = attrs.evolve(config, prices=given, uses_price_list=wanted)
     if wanted:
         preload()
     aliases = {name: _priced_chain(config, chain) for name, chain in config.aliases.items()}
@@ -36,8 +36,8 @@ def priced(config: Config) -> Config:
 
 
 def is_local(config: Config, entry: Entry) -> bool:
-    """See `ProviderConfig.keeps`; of an open entry as far as its provider says."""
-    return config.providers[entry.target.provider].keeps(entry.target)
+    """See `ProviderConfig.runs_locally`; of an open entry as far as its provider says."""
+    return config.providers[entry.target.provider].runs_locally(entry.target)
 
 
 def _limits_money(config: Config) -> bool:
@@ -63,13 +63,13 @@ def _spared(config: Config, chain: Chain) -> list[Entry]:
 
 def _priced_chain(config: Config, chain: Chain) -> Chain:
     entries = [_priced_entry(config, entry) for entry in chain]
-    spares: Price | None = None
+    avoided_price: Price | None = None
     for place in reversed(range(len(entries))):
         entry = entries[place]
         if is_local(config, entry):
-            entries[place] = attrs.evolve(entry, spares=spares)
+            entries[place] = attrs.evolve(entry, avoided_price=avoided_price)
         elif entry.price is not None and not entry.price.is_free:
-            spares = entry.price
+            avoided_price = entry.price
     return attrs.evolve(chain, entries=tuple(entries))
 
 

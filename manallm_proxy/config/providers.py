@@ -14,7 +14,7 @@ from manallm_proxy.config.file_model import ProviderGiven
 from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
-from manallm_proxy.config.values import Wrong, api_key, expected
+from manallm_proxy.config.values import InvalidValue, api_key, expected
 from manallm_proxy.config.yaml_file import Unset, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.records import define
@@ -163,7 +163,7 @@ class Providers:
             return str(api_key(without_newline(file.read_text("utf-8"))))
         except OSError as error:
             what = f"the file cannot be read ({error.strerror or 'input/output error'})"
-        except Wrong as error:
+        except InvalidValue as error:
             what = f"the file {error}"
         except ValueError:
             what = "the file is not text"

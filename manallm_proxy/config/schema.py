@@ -19,7 +19,7 @@ from manallm_proxy.config.described import EACH, FILES, Description, Place, desc
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile, TierGiven
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
 from manallm_proxy.config.state_url import state_url
-from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Matching, Whole
+from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Integer, Matching
 from manallm_proxy.contract.records import frozen
 
 Schema = dict[str, Any]
@@ -119,7 +119,7 @@ def _one_of_two(one: Schema, other: Schema) -> Schema:
 def _of_reader(reader: Any) -> Schema:
     """The schema of a single value."""
     match reader:
-        case Whole(least=least, most=most):
+        case Integer(least=least, most=most):
             return _either(
                 {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}, _VARIABLE_ALONE
             )
@@ -187,7 +187,7 @@ _READERS: Final[dict[Any, Schema]] = {
     values.api_key: _text(f"{_VISIBLE}+", "a key: visible ASCII without blanks"),
     values.header_name: {"type": "string"},
     values.target: _text(f"[^/]+/{_VISIBLE}{{1,256}}", "provider/model"),
-    values.moves_on: _either(
+    values.fallback_class: _either(
         {"enum": list(FALLBACK_CLASSES)},
         {"type": "integer", "minimum": 400, "maximum": 499},
         _text("4[0-9][0-9]", "a class or a status from 400 to 499"),

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
-from manallm_proxy.config.values import HOST_WANTED, Wrong, is_host, text
+from manallm_proxy.config.values import HOST_WANTED, InvalidValue, is_host, text
 from manallm_proxy.config.yaml_file import Unset
 
 _STATE: Final = re.compile(
@@ -28,11 +28,13 @@ def state_url(value: object) -> str | Unset:
     found = text(value)
     match = _STATE.fullmatch(found)
     if match is None or re.search(r"[^\x21-\x7e]", found):
-        raise Wrong("expected redis://host:6379/0, rediss://, unix:///path, redis+cluster:// or redis+sentinel://")
+        raise InvalidValue(
+            "expected redis://host:6379/0, rediss://, unix:///path, redis+cluster:// or redis+sentinel://"
+        )
     if match["host"] is not None and not is_host(match["host"]):
-        raise Wrong(HOST_WANTED)
+        raise InvalidValue(HOST_WANTED)
     if find_spec("redis") is None:
-        raise Wrong("needs a package that is not installed: pip install 'manallm-proxy[redis]'")
+        raise InvalidValue("needs a package that is not installed: pip install 'manallm-proxy[redis]'")
     return found
 
 

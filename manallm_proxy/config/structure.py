@@ -20,7 +20,7 @@ from attrs import field
 from cattrs.gen import make_dict_structure_fn
 
 from manallm_proxy.config.hints import KEYS, slip, suggestion
-from manallm_proxy.config.values import Reader, Wrong, choice, shape, text, truth
+from manallm_proxy.config.values import InvalidValue, Reader, boolean, choice, shape, text
 from manallm_proxy.config.yaml_file import Filled, shown
 from manallm_proxy.contract.records import define
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Part = str | int
 Hook = Callable[[Any, Any], Any]
 
-_MISTAKEN: Final = (Wrong, cattrs.BaseValidationError)
+_MISTAKEN: Final = (InvalidValue, cattrs.BaseValidationError)
 """Errors caused by the input. Anything else is a bug of ours, and is not caught."""
 
 
@@ -125,7 +125,7 @@ def _located(error: BaseException, place: tuple[Part, ...] = ()) -> Iterator[tup
             for key in sorted(error.extra_fields, key=str):
                 advice = _ADVICE.get((error.cl.__name__, str(key)))
                 yield (*place, str(key)), advice or f"unknown key{suggestion(key, known, KEYS)}"
-        case Wrong():
+        case InvalidValue():
             yield place, str(error)
         case KeyError():
             yield place, "is missing"
@@ -157,7 +157,7 @@ def _leave_out(raw: object, place: Sequence[Part]) -> None:
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     converter.register_structure_hook(str, _hook(text))
-    converter.register_structure_hook(bool, _hook(truth))
+    converter.register_structure_hook(bool, _hook(boolean))
     factory = converter.register_structure_hook_factory
     factory(attrs.has, lambda cls: _class_hook(cls, converter))
     factory(lambda kind: _origin(kind) is tuple, lambda kind: _list_hook(kind, converter))
@@ -180,8 +180,8 @@ def _hook(read: Reader) -> Hook:
     def checked(value: Any, _kind: Any) -> Any:
         try:
             return read(value)
-        except Wrong as error:
-            raise Wrong(f"{error}{slip(value)}") from None
+        except InvalidValue as error:
+            raise InvalidValue(f"{error}{slip(value)}") from None
 
     return checked
 

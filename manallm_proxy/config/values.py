@@ -1,8 +1,8 @@
 """Readers: what a single value of the configuration may be, and what to say if it is not.
 
-A *reader* takes a raw value from YAML and returns the parsed one, or raises `Wrong`. Nothing is coerced: ``"3"`` is not
-a number, 3.7 not a whole number, ``"false"`` not a truth value. If a value was one ``${NAME}``, readers of anything but
-text parse it as a YAML scalar.
+A *reader* takes a raw value from YAML and returns the parsed one, or raises `InvalidValue`. Nothing is coerced:
+``"3"`` is not a number, 3.7 not an integer, ``"false"`` not a boolean. If a value was one ``${NAME}``, readers of
+anything but text parse it as a YAML scalar.
 
 No message contains a value, because it may be a secret.
 """
@@ -59,26 +59,26 @@ LARGEST: Final = 2**40
 """Bytes."""
 
 
-class Wrong(ValueError):
+class InvalidValue(ValueError):
     """A value is not what is expected here. The message says what is expected, and never shows the value."""
 
 
-def expected(what: str, value: object) -> Wrong:
+def expected(what: str, value: object) -> InvalidValue:
     """``expected a whole number, got a string``; if the value is a variable that is not set, its name."""
     if isinstance(value, Unset):
-        return Wrong(f"{value} and there is no default")
-    return Wrong(f"expected {what}, got {_kind(value)}")
+        return InvalidValue(f"{value} and there is no default")
+    return InvalidValue(f"expected {what}, got {_kind(value)}")
 
 
-def shape(what: str, value: object) -> Wrong:
+def shape(what: str, value: object) -> InvalidValue:
     """``expected keys and values, got a string``, where a list or a mapping is expected."""
     if isinstance(value, Unset):
-        return Wrong(f"expected {what}, got a string")
+        return InvalidValue(f"expected {what}, got a string")
     text = value if isinstance(value, str) else ""
     if re.match(r"[A-Za-z_]+:\S", text):
-        return Wrong(f"expected {what}, got a string (a ':' needs a blank after it)")
+        return InvalidValue(f"expected {what}, got a string (a ':' needs a blank after it)")
     if re.match(r"-\S", text):
-        return Wrong(f"expected {what}, got a string (a '-' needs a blank after it)")
+        return InvalidValue(f"expected {what}, got a string (a '-' needs a blank after it)")
     return expected(what, value)
 
 
@@ -107,7 +107,7 @@ def text(value: object) -> str:
     """A string. Numbers and truth values need quotes to be one."""
     if not isinstance(value, str):
         quotes = " (put it in quotes)" if isinstance(value, int | float) else ""
-        raise Wrong(f"{expected('a string', value)}{quotes}")
+        raise InvalidValue(f"{expected('a string', value)}{quotes}")
     return str(value)
 
 
@@ -120,11 +120,11 @@ class Matching:
 
     def __call__(self, value: object) -> str:
         if re.fullmatch(self.pattern, found := text(value)) is None:
-            raise Wrong(f"expected {self.what}")
+            raise InvalidValue(f"expected {self.what}")
         return found
 
 
-def truth(value: object) -> bool:
+def boolean(value: object) -> bool:
     """``true`` or ``false``, and nothing that merely looks like it."""
     found = plain(value)
     if not isinstance(found, bool):
@@ -133,7 +133,7 @@ def truth(value: object) -> bool:
 
 
 @frozen
-class Whole:
+class Integer:
     """A reader: a whole number from ``least`` to ``most``."""
 
     least: int
@@ -145,7 +145,7 @@ class Whole:
         if not isinstance(found, int) or isinstance(found, bool):
             raise expected(f"a whole number {bounds}", value)
         if found < self.least or (self.most is not None and found > self.most):
-            raise Wrong(f"expected a whole number {bounds}")
+            raise InvalidValue(f"expected a whole number {bounds}")
         return found
 
 
@@ -161,7 +161,7 @@ class Duration:
             raise expected("a number of seconds or '500ms', '30s', '5m'", value)
         if not math.isfinite(found) or found < 0 or (found == 0 and not self.zero) or found > LONGEST:
             least = "of at least 0" if self.zero else "longer than 0"
-            raise Wrong(f"expected a duration {least} and at most 365 days")
+            raise InvalidValue(f"expected a duration {least} and at most 365 days")
         return found
 
 
@@ -172,7 +172,7 @@ def size(value: object) -> int:
     if found is None:
         raise expected("a number of bytes or '64KiB', '32MiB'", value)
     if not 1 <= found <= LARGEST:
-        raise Wrong("expected a size of at least 1 byte and at most 1024GiB")
+        raise InvalidValue("expected a size of at least 1 byte and at most 1024GiB")
     return int(found)
 
 
@@ -193,7 +193,7 @@ def choice(*known: str) -> Reader:
         if not isinstance(value, str):
             raise expected(f"one of {', '.join(known)}", value)
         if value not in known:
-            raise Wrong(f"expected one of {', '.join(known)}{suggestion(value, known, WORDS)}")
+            raise InvalidValue(f"expected one of {', '.join(known)}{suggestion(value, known, WORDS)}")
         return str(value)
 
     return read
@@ -202,9 +202,9 @@ def choice(*known: str) -> Reader:
 def host(value: object) -> str:
     """An IP address without brackets, or a host name."""
     if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
-        raise Wrong("expected an address or a host's name, such as 127.0.0.1 or ::1")
+        raise InvalidValue("expected an address or a host's name, such as 127.0.0.1 or ::1")
     if found.count(":") == 1:
-        raise Wrong("expected an address without its port (that is 'port')")
+        raise InvalidValue("expected an address without its port (that is 'port')")
     return found
 
 
@@ -223,22 +223,22 @@ def _http_url(value: object, *, user: bool) -> str:
         port = parts.port  # raises ValueError where it is none
     except ValueError:
         if "[" in found and "]" in found:  # which some versions of Python refuse here already
-            raise Wrong(HOST_WANTED) from None
+            raise InvalidValue(HOST_WANTED) from None
         if re.search(r"://[^/:]+:[0-9]+(/|$)", found):
-            raise Wrong("expected a port from 1 to 65535") from None
-        raise Wrong("expected a URL such as http://127.0.0.1:11434") from None
+            raise InvalidValue("expected a port from 1 to 65535") from None
+        raise InvalidValue("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
-        raise Wrong("expected a URL with http:// or https:// and a host")
+        raise InvalidValue("expected a URL with http:// or https:// and a host")
     if parts.username is not None and not user:
-        raise Wrong("holds a user or a password; give the key as api_key")
+        raise InvalidValue("holds a user or a password; give the key as api_key")
     if "?" in found or "#" in found:
-        raise Wrong("expected a URL without a query ('?') and without a fragment ('#')")
+        raise InvalidValue("expected a URL without a query ('?') and without a fragment ('#')")
     if not is_host(parts.netloc.rpartition("@")[2]):
-        raise Wrong(HOST_WANTED)
+        raise InvalidValue(HOST_WANTED)
     if port == 0:
-        raise Wrong("expected a port from 1 to 65535")
+        raise InvalidValue("expected a port from 1 to 65535")
     if _PATH.fullmatch(parts.path) is None:
-        raise Wrong("holds a character that no URL's path may have")
+        raise InvalidValue("holds a character that no URL's path may have")
     return found.rstrip("/")
 
 
@@ -261,7 +261,7 @@ def base_url(value: object) -> str:
     found = _http_url(value, user=False)
     for end in _ENDPOINTS:
         if found.endswith(end):
-            raise Wrong(f"ends in an endpoint: leave out '{end}', which the proxy adds itself")
+            raise InvalidValue(f"ends in an endpoint: leave out '{end}', which the proxy adds itself")
     return found
 
 
@@ -275,16 +275,16 @@ def api_key(value: object) -> str | Unset:
     if isinstance(value, Unset):
         return value
     if re.fullmatch(r"[\x21-\x7e]+", found := text(value)) is None:
-        raise Wrong("is empty" if not found else "is no key: a key is visible ASCII without blanks")
+        raise InvalidValue("is empty" if not found else "is no key: a key is visible ASCII without blanks")
     return found
 
 
 def header_name(value: object) -> str:
     """The name of a header that may be added: a token, but not a header that frames the message."""
     if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", found := text(value)) is None:
-        raise Wrong("is no name for a header")
+        raise InvalidValue("is no name for a header")
     if found.lower() in _FRAMING:
-        raise Wrong("is a header that the proxy sets itself")
+        raise InvalidValue("is a header that the proxy sets itself")
     return found
 
 
@@ -294,13 +294,13 @@ def target(value: object) -> Target:
     try:
         target = Target.parse(found)
     except ValueError:
-        raise Wrong("expected provider/model") from None
+        raise InvalidValue("expected provider/model") from None
     if re.fullmatch(rf"[\x21-\x7e]{{1,{MODEL_LIMIT}}}", target.model) is None:
-        raise Wrong(f"expected a model of at most {MODEL_LIMIT} visible ASCII characters, without blanks")
+        raise InvalidValue(f"expected a model of at most {MODEL_LIMIT} visible ASCII characters, without blanks")
     return target
 
 
-def moves_on(value: object) -> str:
+def fallback_class(value: object) -> str:
     """A class or a status under ``fallback_on``; statuses become strings."""
     found = plain(value)
     if isinstance(found, int) and not isinstance(found, bool):
@@ -309,7 +309,7 @@ def moves_on(value: object) -> str:
         raise expected(f"one of {', '.join(FALLBACK_CLASSES)} or a status from 400 to 499", value)
     if found not in FALLBACK_CLASSES and re.fullmatch("4[0-9][0-9]", str(value)) is None:
         hint = suggestion(found, FALLBACK_CLASSES)
-        raise Wrong(f"expected one of {', '.join(FALLBACK_CLASSES)} or a status from 400 to 499{hint}")
+        raise InvalidValue(f"expected one of {', '.join(FALLBACK_CLASSES)} or a status from 400 to 499{hint}")
     return str(found)
 
 
@@ -323,14 +323,14 @@ def options(value: object) -> dict[str, Any]:
 
 def _json(value: object, depth: int) -> Any:
     if depth > _DEEPEST:
-        raise Wrong("is nested too deeply")
+        raise InvalidValue("is nested too deeply")
     match plain(value):
         case dict() as found:
             return {key: _json(inner, depth + 1) for key, inner in found.items()}
         case list() as found:
             return [_json(inner, depth + 1) for inner in found]
         case float() as found if not math.isfinite(found):
-            raise Wrong("expected finite numbers")
+            raise InvalidValue("expected finite numbers")
         case Unset() as unset:
             raise expected("a value", unset)
         case found:

@@ -65,7 +65,7 @@ class Usage:
     cached: int = 0
 
     @property
-    def is_credible(self) -> bool:
+    def is_plausible(self) -> bool:
         """Whether the counts are plausible: absurd ones would ruin every total."""
         return self.prompt + self.completion <= TOKENS_LIMIT
 

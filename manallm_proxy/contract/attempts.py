@@ -66,7 +66,7 @@ class TargetRateLimited(NoProvider):
     code = "rate_limited"
 
 
-class FitsNowhere(NoProvider):
+class PromptTooLong(NoProvider):
     """The prompt is longer than the window of every target: the caller's mistake, in the form that providers use."""
 
     status = 400
@@ -80,7 +80,7 @@ class FitsNowhere(NoProvider):
         self.worth_retrying = False
 
 
-class NothingIsFree(NoProvider, BudgetExceeded):
+class BudgetExhausted(NoProvider, BudgetExceeded):
     """Every target costs more than the budget of the key or the alias leaves."""
 
     status = BudgetExceeded.status
@@ -108,9 +108,9 @@ def exhausted(
 ) -> NoProvider:
     """The error for a walk in which no target answered. `names_target`: the request named one target and no alias."""
     if attempts and all(attempt.reason == "too_long" for attempt in attempts):
-        return FitsNowhere(asked, attempts, again_in)
+        return PromptTooLong(asked, attempts, again_in)
     if attempts and all(attempt.reason == "budget" for attempt in attempts):
-        return NothingIsFree(asked, attempts, again_in)
+        return BudgetExhausted(asked, attempts, again_in)
     if local_only:
         return LocalUnavailable(asked, attempts, again_in)
     limited = names_target and bool(attempts) and "rate_limited" in (attempts[-1].reason, attempts[-1].detail)

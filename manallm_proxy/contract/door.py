@@ -78,7 +78,7 @@ class Reply(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class StatefulReply(Protocol):
     """A `Reply` of a door that keeps its answers for later requests."""
 
     async def is_known(self, whole: bytes) -> bool:

@@ -219,7 +219,7 @@ class ShuttingDown(ProxyError):
     code = "shutting_down"
 
 
-STRANGERS: Final = frozenset(
+UNAUTHENTICATED: Final = frozenset(
     str(kind.code) for kind in (InvalidKey, OriginNotAllowed, HostNotAllowed, MethodNotAllowed, UnknownRoute)
 )
 """Codes of refusals that need no key: anyone who can connect can cause any number of them."""

@@ -197,7 +197,7 @@ class ModelLoad:
 
 
 @frozen
-class HalfOnCpu:
+class PartialOffload:
     """A loaded model is only partly on the GPU, which slows all of it down. Sizes in bytes."""
 
     provider: str
@@ -233,7 +233,7 @@ class Reloaded:
 
 
 @frozen
-class NotVerified:
+class TlsNotVerified:
     """A provider's TLS certificate is not verified (``verify_tls: false``): traffic can be intercepted."""
 
     provider: str
@@ -267,7 +267,7 @@ class DimensionsDiffer:
 
 
 @frozen
-class SpendUnkept:
+class SpendFileFailed:
     """The file that records spending cannot be read or written: after a restart, budgets start from zero."""
 
     path: str
@@ -275,7 +275,7 @@ class SpendUnkept:
 
 
 @frozen
-class LifeChanged:
+class LifecycleChanged:
     """The process started, is draining or stopped. ``worker``: its number, if there are several."""
 
     what: Literal["started", "draining", "stopped"]
@@ -326,16 +326,16 @@ Event = (
     | RequestCommitted
     | RequestEnded
     | ModelLoad
-    | HalfOnCpu
+    | PartialOffload
     | ResidentsUnreadable
     | StateChanged
     | Reloaded
-    | NotVerified
+    | TlsNotVerified
     | ListUnreadable
     | UsageRefused
     | DimensionsDiffer
-    | SpendUnkept
-    | LifeChanged
+    | SpendFileFailed
+    | LifecycleChanged
     | WorkerEnded
     | Crashed
     | LoopReported

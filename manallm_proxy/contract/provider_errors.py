@@ -119,14 +119,14 @@ class ReadTimeout(ProviderError):
     retryable, blame, reason = True, Blame.TARGET, "read_timeout"
 
 
-class StillLoading(ProviderError):
+class LoadTimeout(ProviderError):
     """The model was cold, and its load took longer than the load timeout. The load goes on without this request."""
 
     status = 504
     retryable, blame, reason = True, Blame.NOBODY, "loading"
 
 
-class WaitedTooLong(ProviderError):
+class QueueTimeout(ProviderError):
     """The request waited ``max_wait`` for its turn at a local server, and was not sent."""
 
     status = 503

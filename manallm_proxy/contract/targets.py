@@ -150,7 +150,7 @@ class Entry:
     """The tier that it belongs to."""
     weight: int = 1
     """Its share of the tier's requests, relative to the other entries' weights."""
-    spares: Price | None = field(default=None, repr=False)
+    avoided_price: Price | None = field(default=None, repr=False)
     """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
 
 

@@ -16,7 +16,7 @@ from manallm_proxy.doors.form import is_form, read_form
 from manallm_proxy.doors.openai_reply import no_headers
 from manallm_proxy.openai import sse
 from manallm_proxy.openai.errors import error_body
-from manallm_proxy.openai.request import read_summary, refuse_look_alikes
+from manallm_proxy.openai.request import read_summary, refuse_case_variants
 
 FORMS: Final = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS, Endpoint.IMAGE_EDITS})
 """Endpoints that upload a file, and so take a form; some providers take JSON as well."""
@@ -40,7 +40,7 @@ class OpaqueDoor:
         content_type = client.headers.get("Content-Type", "")
         if is_form(content_type):
             form = read_form(body, content_type)
-            refuse_look_alikes(form.spans)
+            refuse_case_variants(form.spans)
             stream = (form.text("stream") or "").lower() in ("true", "1")
             spans = {"model": form.spans["model"][0]} if form.text("model") is not None else {}
             summary = RequestSummary(form.text("model") or "", stream, False, frozenset(), spans)

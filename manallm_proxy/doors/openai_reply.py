@@ -20,10 +20,10 @@ from manallm_proxy.contract.provider import RequestSummary
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import encode, encode_whole
-from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.usage import usage_to_openai
 
@@ -61,7 +61,7 @@ class OpenAIReply:
             return answer.body
         self.start(target)
         rows = [self.choice(delta) for delta in answer.choices]
-        keep_for_later(rows)
+        free_later(rows)
         usage = usage_to_openai(answer.usage or Usage())
         write = encode_whole if answer.is_large else encode
         return write({**self._common_fields(self.whole_object), "choices": rows, "usage": usage})

@@ -56,7 +56,7 @@ def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str 
     return f"{wish} is not in its list"
 
 
-def wish_of(entry: Entry) -> str | None:
+def preferred_model(entry: Entry) -> str | None:
     """The model that an open entry would like best, if it names one."""
     first = entry.prefer[0] if entry.prefer else None
     return first if first is not None and "*" not in first else None
@@ -81,7 +81,7 @@ def _sentence(
     if reason in UNREACHED:
         return f"{provider.name}: {unreached(provider, reason, detail)}."
     if reason == NO_MODEL:
-        wish = wish_of(entry) if entry is not None else None
+        wish = preferred_model(entry) if entry is not None else None
         get = f"; 'ollama pull {wish or 'MODEL'}' gets one" if provider.kind == "ollama" else ""
         return f"{provider.name}: {detail}{get}."
     if reason == "http_404" and (lacks := missing(generation, target.model, provider)):

@@ -14,8 +14,8 @@ from manallm_proxy.contract.errors import ProxyError
 from manallm_proxy.contract.events import Observer
 from manallm_proxy.contract.targets import Chain
 from manallm_proxy.openai.json_object import DecodeErrors, decode, encode, split_object
+from manallm_proxy.state.answer_store import AnswerStore, Key, MemoryAnswers
 from manallm_proxy.state.answers import Answers
-from manallm_proxy.state.kept import AnswerStore, Key, MemoryAnswers
 from manallm_proxy.state.link import Link
 from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of

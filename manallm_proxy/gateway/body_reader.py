@@ -13,9 +13,9 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import take_body
 from manallm_proxy.http_server.aiohttp_server import ask_for_body
 from manallm_proxy.http_server.long_body import LongBody, is_long
-from manallm_proxy.openai.bounds import ManyMembers, check_structure, glance, look
+from manallm_proxy.openai.bounds import NeedsFullScan, check_structure, count_by_characters, count_by_members
 from manallm_proxy.openai.joined import Growing
-from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, aside, expect_large
+from manallm_proxy.openai.large import LARGE_BYTES, LARGE_PARTS, expect_large, offload
 from manallm_proxy.openai.long_values import LEAST, MOST, shortened
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ async def read_request(
     large = len(body) > LARGE_BYTES
     short: Shortened | None = None
     if not request.headers.get("Content-Type", "").lstrip().lower().startswith("multipart/"):
-        parts, sure = glance(body, limits)
+        parts, sure = count_by_characters(body, limits)
         if scans and LEAST < len(body) <= MOST:
             await _turn(large)
             short = shortened(body)
@@ -49,16 +49,16 @@ async def read_request(
             parts = await _looked(body, short, limits)
         large |= parts > LARGE_PARTS
     slow = len(body) > MOST if scans else large
-    return await aside(True, read, body, short) if slow else read(body, short), large
+    return await offload(True, read, body, short) if slow else read(body, short), large
 
 
 async def _looked(body: bytes, short: Shortened | None, limits: Limits) -> int:
     """As `check_structure`, in a thread where that takes long."""
     try:
-        found = look(body, short, limits, LARGE_PARTS)
-    except ManyMembers:
-        found = await aside(True, look, body, short, limits)
-    return await aside(len(body) > LEAST, check_structure, body, limits) if found is None else found
+        found = count_by_members(body, short, limits, LARGE_PARTS)
+    except NeedsFullScan:
+        found = await offload(True, count_by_members, body, short, limits)
+    return await offload(len(body) > LEAST, check_structure, body, limits) if found is None else found
 
 
 async def _turn(large: bool) -> None:

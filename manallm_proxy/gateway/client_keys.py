@@ -23,7 +23,7 @@ from manallm_proxy.config.keys_model import ClientKey
 from manallm_proxy.contract.budgets import Budget
 from manallm_proxy.contract.errors import AdminOnly, InvalidKey, KeyLimited, ModelNotAllowed
 from manallm_proxy.contract.records import define
-from manallm_proxy.gateway.ratelimit import Taken, TokenWindow, Window, spoken
+from manallm_proxy.gateway.ratelimit import TokenReservation, TokenWindow, Window, format_duration
 
 LONGEST: Final = 1024
 """Characters of a presented key that is worth hashing."""
@@ -106,7 +106,7 @@ class Caller:
         """The refusal of one request more than `window` lets pass; `wait` in seconds."""
         return KeyLimited(
             f"key '{self.key.name}' has made {window.limit} requests within a minute, as many as it may; "
-            f"try again in {spoken(wait)}",
+            f"try again in {format_duration(wait)}",
             retry_after=wait,
         )
 
@@ -133,7 +133,7 @@ class Caller:
         """Of its tokens per minute; None where they are not limited."""
         return self._tokens
 
-    def reserve(self, tokens: int, likely: int, now: float) -> Taken | None:
+    def reserve(self, tokens: int, likely: int, now: float) -> TokenReservation | None:
         """Takes tokens of the key's minute until `settle`, see `TokenWindow.take`; None without a limit. KeyLimited."""
         if self._tokens is None:
             return None
@@ -144,14 +144,14 @@ class Caller:
 
     def too_many(self, tokens: int, window: TokenWindow, wait: float | None) -> KeyLimited:
         """The refusal of so many; `wait` in seconds, None: they never pass."""
-        again = "ask for less (max_tokens)" if wait is None else f"try again in {spoken(wait)}"
+        again = "ask for less (max_tokens)" if wait is None else f"try again in {format_duration(wait)}"
         return KeyLimited(
             f"key '{self.key.name}' may use {window.limit} tokens within a minute, and this request may "
             f"take {tokens}, its max_tokens included; {again}",
             retry_after=wait,
         )
 
-    def settle(self, taken: Taken, tokens: int, now: float) -> None:
+    def settle(self, taken: TokenReservation, tokens: int, now: float) -> None:
         """`tokens` it was in the end."""
         if self._tokens is not None:
             self._tokens.settle(taken, tokens, now)
@@ -163,7 +163,7 @@ class Caller:
             if window is not None:
                 headers[f"x-ratelimit-limit-{what}"] = str(window.limit)
                 headers[f"x-ratelimit-remaining-{what}"] = str(window.remaining(now))
-                headers[f"x-ratelimit-reset-{what}"] = spoken(window.reset_in(now))
+                headers[f"x-ratelimit-reset-{what}"] = format_duration(window.reset_in(now))
         return headers
 
     def may_use(self, name: str) -> bool:

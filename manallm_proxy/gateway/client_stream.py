@@ -13,8 +13,8 @@ from manallm_proxy.contract.provider import Stream
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.http_server.stream_writer import PART_BYTES, StreamWriter
-from manallm_proxy.openai.large import aside, let_go_aside
-from manallm_proxy.openai.letting_go import keep_for_later
+from manallm_proxy.openai.deferred_free import free_later
+from manallm_proxy.openai.large import free_in_thread, offload
 
 LAST_BYTES: Final = 16 * 1024
 """Max bytes of a stream's last events that wait for its end; to copy more costs more than to write both."""
@@ -34,7 +34,7 @@ class ClientStream:
         if batch.is_large:
             events = await events_of(self.reply, batch)
             await self.writer.write(events)
-            let_go_aside([events])
+            free_in_thread([events])
             return
         events = self.reply.events(batch)
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
@@ -57,29 +57,29 @@ class ClientStream:
     async def finish(self) -> None:
         long = self.reply.ends_long
         if long:
-            self.writer.hush()  # a heartbeat would be written by the same reply at the same time
+            self.writer.stop_heartbeats()  # a heartbeat would be written by the same reply at the same time
             if self._last:
                 await self.writer.write(self._last)
                 self._last = b""
-        last = self._last + await aside(long, self.reply.end, self.stream.usage)
+        last = self._last + await offload(long, self.reply.end, self.stream.usage)
         await self.writer.finish(last)
         if long:
-            let_go_aside([last])
+            free_in_thread([last])
 
     async def fail(self, error: ProxyError) -> None:
         long = self.reply.ends_long
         if long:
-            self.writer.hush()
-        await self.writer.break_off(self._last + await aside(long, self.reply.error, error))
+            self.writer.stop_heartbeats()
+        await self.writer.break_off(self._last + await offload(long, self.reply.error, error))
 
 
 async def events_of(reply: Reply, batch: StreamBatch) -> bytes:
     """The events that `batch` becomes; of a large one only its frames are left."""
-    return await aside(True, _events, reply, batch) if batch.is_large else reply.events(batch)
+    return await offload(True, _events, reply, batch) if batch.is_large else reply.events(batch)
 
 
 def _events(reply: Reply, batch: StreamBatch) -> bytes:
     events = reply.events(batch)
-    keep_for_later(batch.deltas)
+    free_later(batch.deltas)
     batch.deltas = ()
     return events

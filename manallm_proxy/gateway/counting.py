@@ -14,10 +14,10 @@ from attrs import evolve
 
 from manallm_proxy.contract.attempts import LocalUnavailable
 from manallm_proxy.contract.errors import Untranslatable
-from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.targets import Entry, Timeouts
+from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.doors.messages.native import native_call, read_native
 from manallm_proxy.doors.messages.tokens import count_tokens
 from manallm_proxy.gateway.body_reader import read_request
@@ -66,7 +66,7 @@ async def _asked(call: Call, generation: Generation, entry: Entry, caller: Calle
             provider = generation.providers[entry.target.provider]
             return (await provider.complete(native_call(call), evolve(entry, timeouts=_TIMEOUTS))).body
     except ProviderError as error:
-        forget_frames(error)
+        clear_tracebacks(error)
         return None
     finally:
         permit.released()

@@ -24,30 +24,30 @@ from manallm_proxy.contract.events import (
     RequestCommitted,
     RequestEnded,
 )
-from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, RequestSummary
 from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.shortened import Shortened
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.contract.trace import Trace
+from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.gateway.advice import advice
-from manallm_proxy.gateway.asking import Asking, written
 from manallm_proxy.gateway.body_reader import read_request
+from manallm_proxy.gateway.cache_step import CacheStep
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
+from manallm_proxy.gateway.dispatch import Dispatch, written
 from manallm_proxy.gateway.exchange_state import State
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.kept_answer import KeptAnswer
 from manallm_proxy.gateway.render import Renderer
+from manallm_proxy.gateway.request_plan import chain_of, plan_request
 from manallm_proxy.gateway.shared_limits import SharedLimits
-from manallm_proxy.gateway.way import chain_of, way_of
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import running_task
 from manallm_proxy.http_server.body_writer import write_json
 from manallm_proxy.http_server.raw_response import RawResponse
 from manallm_proxy.http_server.stream_writer import Pace, StreamWriter
-from manallm_proxy.openai.large import LARGE_BYTES, aside, let_go_aside
+from manallm_proxy.openai.large import LARGE_BYTES, free_in_thread, offload
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.failover import Walk
 
@@ -90,7 +90,7 @@ class Exchange:
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
-    _asking: Asking | None = None
+    _dispatch: Dispatch | None = None
     _remarks: list[str] = field(factory=list)
     _reply: Reply | None = field(default=None, repr=False)
     _writer: StreamWriter | None = None
@@ -107,7 +107,7 @@ class Exchange:
         except asyncio.CancelledError as cancelled:
             if self.interrupted is None:
                 self.end("client_gone", 499)
-                forget_frames(cancelled)
+                clear_tracebacks(cancelled)
                 raise
             assert self._task is not None
             self._task.uncancel()
@@ -120,7 +120,7 @@ class Exchange:
             return await self._fail(error)
         except Exception as error:
             self.generation.registry.observe(Crashed(f"{self.door.name} request", error, self.request_id))
-            forget_frames(error)
+            clear_tracebacks(error)
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
             reply, self._reply = [self._reply], None  # it may hold the request
@@ -132,7 +132,7 @@ class Exchange:
                 self.bytes_sent = self._writer.bytes_sent
                 self.first_byte_at = self._writer.first_at
             if self.bytes_sent > LARGE_BYTES:
-                let_go_aside(reply)
+                free_in_thread(reply)
 
     def refuse(self, error: ProxyError) -> web.Response:
         """The answer where the exchange may not even begin, or found nobody."""
@@ -170,11 +170,11 @@ class Exchange:
         self._summary = call.summary
         chain = chain_of(self.generation, call, self.caller, self.request.headers)
         if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
-            call = await aside(call.is_large, call.translated)
+            call = await offload(call.is_large, call.translated)
         self._remarks = call.remarks
-        way = way_of(self.generation, call, self.caller, chain)
-        self.walk = way.walk
-        self._asking = asking = Asking(self.generation, call, way, self.caller is None, self.trace, call.notes)
+        plan = plan_request(self.generation, call, self.caller, chain)
+        self.walk = plan.walk
+        self._dispatch = dispatch = Dispatch(self.generation, call, plan, self.caller is None, self.trace, call.notes)
         if self.renderer.serving.followed:
             self.generation.registry.observe(RequestBegun(self.request_id, call.summary.model, chain.alias))
         if call.answer is not None:
@@ -182,10 +182,10 @@ class Exchange:
             return await self.send(whole, call.answer.content_type)
         body, self.body = self.body, b""
         if chain.cache is not None:
-            kept = KeptAnswer(self, asking, self._reply, chain, body)
-            if kept.is_meant:
+            kept = CacheStep(self, dispatch, self._reply, chain, body)
+            if kept.is_cacheable:
                 return await kept.answer()
-        return await self.ask(asking, self._reply)
+        return await self.ask(dispatch, self._reply)
 
     def _read(
         self, body: bytes, short: Shortened | None, client: Client
@@ -194,12 +194,12 @@ class Exchange:
             self.body = body
         return self.door.read(body, client if short is None else evolve(client, short=short))
 
-    async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse:
+    async def ask(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:
         """The answer of the first target of the chain that has one."""
-        await asking.way.reserve()
-        if asking.call.summary.stream:
-            return await self._stream(asking, reply)
-        answer, self.resolved = await asking.complete()
+        await dispatch.plan.reserve()
+        if dispatch.call.summary.stream:
+            return await self._stream(dispatch, reply)
+        answer, self.resolved = await dispatch.complete()
         self.note_commit(self.resolved)
         self.usage = answer.usage
         return await self.send(await written(reply, self.resolved.target, answer), answer.content_type)
@@ -212,11 +212,11 @@ class Exchange:
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
         if len(body) > LARGE_BYTES:
-            let_go_aside([body])
+            free_in_thread([body])
         return response
 
-    async def _stream(self, asking: Asking, reply: Reply) -> web.StreamResponse:
-        async with await asking.opened(self._early_heartbeat) as attempt:
+    async def _stream(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:
+        async with await dispatch.opened(self._early_heartbeat) as attempt:
             self.resolved, self.state = attempt.entry, State.COMMITTED
             self.note_commit(self.resolved)
             reply.start(attempt.entry.target)
@@ -261,7 +261,7 @@ class Exchange:
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
         """The client learns of `error`: in-band where a stream has begun, else by status."""
-        forget_frames(error)
+        clear_tracebacks(error)
         if isinstance(error, NoProvider) and error.status == 503 and self.walk is not None and self.caller is None:
             error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
@@ -295,16 +295,16 @@ class Exchange:
     def close(self) -> None:
         """It is over, and who pays for it has paid."""
         self.duration = self.generation.registry.clock() - self.started
-        if self._asking is not None and self._asking.way.expense is not None:
+        if self._dispatch is not None and self._dispatch.plan.expense is not None:
             paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
-            self._asking.way.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
+            self._dispatch.plan.settle(self.resolved if paid else None, self.usage, self.bytes_sent)
 
     def report(self, *, more: bool = False) -> None:
         """The one fact that metrics and log receive of this request, once it is closed. `more`: see `RequestEnded`."""
-        generation, walk, summary, asking = self.generation, self.walk, self._summary, self._asking
+        generation, walk, summary, dispatch = self.generation, self.walk, self._summary, self._dispatch
         usage, resolved, first = self.usage, self.resolved, self.first_byte_at
         target = resolved.target if resolved is not None else None
-        notes = asking.notes if asking is not None else ()
+        notes = dispatch.notes if dispatch is not None else ()
         ended = RequestEnded(
             request_id=self.request_id,
             endpoint=self.door.name,
@@ -334,7 +334,7 @@ class Exchange:
             ended.saved_usage = self.saved_usage
             ended.saved_cost = generation.costs(resolved, self.saved_usage)[0] or 0.0
         generation.registry.observe(ended)
-        self._asking = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this
+        self._dispatch = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this
 
 
 def _kind(error: ProxyError) -> str:

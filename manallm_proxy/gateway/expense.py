@@ -27,13 +27,13 @@ from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Chain, Entry, Target
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.ratelimit import Taken
+from manallm_proxy.gateway.ratelimit import TokenReservation
 from manallm_proxy.gateway.shared_spend import Hold
 from manallm_proxy.openai.token_counts import answered_tokens, asked_number, expected_tokens
 from manallm_proxy.routing.circuit import BUDGET, Declined, Skip
-from manallm_proxy.routing.home import A, Ask
 from manallm_proxy.routing.ledger import Spend
-from manallm_proxy.state.link import Away
+from manallm_proxy.routing.local_providers import A, Ask
+from manallm_proxy.state.link import ServerUnavailable
 
 SETTLING: Final = 0.01
 """Seconds in which what is given back is known to all, as a rule."""
@@ -60,7 +60,7 @@ class Expense:
     answer: int = 0
     choices: int = 1
     streams: bool = False
-    _taken: Taken | None = None
+    _taken: TokenReservation | None = None
     _held: dict[Target, Hold] = field(factory=dict)
     """What is reserved for the attempts that are under way."""
     _asked: set[Target] = field(factory=set)
@@ -109,7 +109,7 @@ class Expense:
         if (skip := self.refusal(entry)) is not None:
             return skip
         if not self.generation.limits.spend.is_on:
-            self._hold_here(entry)
+            self._reserve_here(entry)
         return None
 
     def _over(self, account: Account, entry: Entry) -> Limit | None:
@@ -152,7 +152,7 @@ class Expense:
         all_ = self._cost(entry, Usage(self.prompt, self.answer + likely))
         return sure, Spend(max(0.0, all_.usd - sure.usd), all_.tokens - sure.tokens)
 
-    def _hold_here(self, entry: Entry) -> None:
+    def _reserve_here(self, entry: Entry) -> None:
         ledger, (sure, likely) = self.generation.ledger, self._wanted(entry)
         for account in self.accounts if likely.tokens else ():
             fitting = ledger.fitting(account.name, self._limits(account, entry), sure, likely)
@@ -188,7 +188,7 @@ class Expense:
                 if not isinstance(found, Hold) and spend.over(found[0], dict(accounts)[found[0]], wanted[0]) is None:
                     await asyncio.sleep(SETTLING)  # it is reserved: perhaps by a call that is over by now
                     found = await spend.hold(accounts, *wanted)
-            except Away:
+            except ServerUnavailable:
                 if (skip := self.refusal(entry)) is not None:
                     raise Declined(skip) from None
             else:
@@ -196,7 +196,7 @@ class Expense:
                     raise Declined(self._skip(*found))
                 self._note(entry, found)
                 return
-        self._hold_here(entry)
+        self._reserve_here(entry)
 
     # 3
 
@@ -212,7 +212,7 @@ class Expense:
                 self._release(entry.target)
                 if isinstance(error, ProviderError):
                     if error.usage is not None:
-                        self._lose(entry, error.usage)
+                        self._charge_failed(entry, error.usage)
                 elif isinstance(error, asyncio.CancelledError):
                     self._left(entry)
                 self._asked.discard(entry.target)
@@ -220,7 +220,7 @@ class Expense:
 
         return paid
 
-    def noting(self, ask: Ask[A]) -> Ask[A]:
+    def charging(self, ask: Ask[A]) -> Ask[A]:
         """`ask`, which is called once it is the request's turn: from then on it is on the bill."""
 
         async def noted(entry: Entry) -> A:
@@ -233,9 +233,9 @@ class Expense:
         """It was cancelled; who was asked has read the prompt."""
         if entry.target in self._asked:
             self._asked.discard(entry.target)
-            self._lose(entry, Usage(self.prompt))
+            self._charge_failed(entry, Usage(self.prompt))
 
-    def _lose(self, entry: Entry, usage: Usage) -> None:
+    def _charge_failed(self, entry: Entry, usage: Usage) -> None:
         """An attempt that does not serve has cost this."""
         self._charge(entry, usage)
         self._lost += usage.prompt + usage.completion
@@ -252,7 +252,7 @@ class Expense:
                 self._left(entry)  # of two that were asked at once, the other was quicker
             self._release(entry.target)
         estimated = Usage(self.prompt, answered_tokens(sent, streamed=self.streams))
-        known = usage if usage is not None and usage.is_credible else estimated
+        known = usage if usage is not None and usage.is_plausible else estimated
         if served is not None:
             self._charge(served, known)
             if known is usage:

@@ -50,28 +50,28 @@ def explain(generation: Generation, model: str, door: str | None = None) -> dict
     if chain.is_open:
         needs = frozenset({EMBEDDING}) if endpoint is Endpoint.EMBEDDINGS else frozenset[str]()
         chain = generation.catalog.filled(chain, needs)
-    chain = generation.home.boxes.slow_last(chain)
-    able = _able(generation, chain, endpoint)
+    chain = generation.local.boxes.slow_last(chain)
+    capable = _able(generation, chain, endpoint)
     expense = Expense(generation, accounts_of(None, chain))
 
     def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.known_refusal(entry) or generation.home.refusal(entry, last)
+        return expense.known_refusal(entry) or generation.local.refusal(entry, last)
 
-    walk = Walk(evolve(chain, entries=able or chain.entries), generation.registry, "", gate)
+    walk = Walk(evolve(chain, entries=capable or chain.entries), generation.registry, "", gate)
 
-    def told(entry: Entry) -> dict[str, Any]:
-        if entry not in able:
+    def row(entry: Entry) -> dict[str, Any]:
+        if entry not in capable:
             fate = {"usable": False, "reason": "dialect", "detail": _unable(generation, entry, endpoint)}
             return {**_row(generation, entry, None), **fate}
-        return _row(generation, entry, walk.refusal(entry, is_last=entry is able[-1]))
+        return _row(generation, entry, walk.refusal(entry, is_last=entry is capable[-1]))
 
-    rows = [told(entry) for entry in chain]
+    rows = [row(entry) for entry in chain]
     serves = next((row["target"] for row in rows if row["usable"]), None)
     return {"model": model, "alias": chain.alias, "door": door, "serves": serves, "chain": rows}
 
 
 def _able(generation: Generation, chain: Chain, endpoint: Endpoint) -> tuple[Entry, ...]:
-    """The entries that a request in the format of `endpoint` is tried at; the others are left out, see `able`."""
+    """The entries whose provider takes requests in the format of `endpoint`; see `Generation.supporting`."""
     providers = generation.config.providers
     return tuple(entry for entry in chain if supports_endpoint(providers[entry.target.provider], endpoint))
 
@@ -79,8 +79,8 @@ def _able(generation: Generation, chain: Chain, endpoint: Endpoint) -> tuple[Ent
 def _unable(generation: Generation, entry: Entry, endpoint: Endpoint) -> str:
     if endpoint.is_opaque:
         return "only a provider of kind openai takes it"
-    spoken = ", ".join(generation.config.providers[entry.target.provider].speaks)
-    return f"its provider speaks {spoken}, and no chat"
+    formats = ", ".join(generation.config.providers[entry.target.provider].speaks)
+    return f"its provider speaks {formats}, and no chat"
 
 
 def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from manallm_proxy.gateway.operators import Operators
 from manallm_proxy.gateway.pipeline import Pipeline
 from manallm_proxy.gateway.render import ErrorBody, Renderer
 from manallm_proxy.gateway.reports import alias_list, find_model, health_report, model_list
-from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, meant_path
+from manallm_proxy.gateway.route_table import Handler, Match, Route, RouteTable, canonical_path
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.gateway.shared_responses import SharedResponses
 from manallm_proxy.gateway.status_page import wants_html
@@ -216,7 +216,7 @@ class Gateway:
         id_ = request_id_of(request)
         name = match.route.name if match is not None else UNROUTED
         self.observe(RequestEnded.refused(error, id_, name, request.get(CALLER)))
-        write, headers = _form_for(request, id_, name if match is not None else meant_path(request.path))
+        write, headers = _form_for(request, id_, name if match is not None else canonical_path(request.path))
         return self.renderer.error(request, error, write, {"X-Request-Id": id_, **headers})
 
     def _wrong_method(self, request: web.BaseRequest, route: Route) -> web.Response:

@@ -25,18 +25,18 @@ from manallm_proxy.contract.targets import ANY, MODEL_LIMIT, Chain, Entry, Targe
 from manallm_proxy.gateway.answers import adopt_answers, fingerprint, new_answers
 from manallm_proxy.gateway.client_keys import Caller, Keyring
 from manallm_proxy.gateway.embedding_spaces import EmbeddingSpaces
-from manallm_proxy.gateway.homes import adopt, new_home
+from manallm_proxy.gateway.local_providers import adopt, new_local_providers
 from manallm_proxy.gateway.named_chains import NamedChains, chain_of_one
-from manallm_proxy.gateway.opening import Closes, close_all, open_all
+from manallm_proxy.gateway.opening import Closable, close_all, open_all
 from manallm_proxy.gateway.shared_limits import SharedLimits
 from manallm_proxy.gateway.shared_spend import SharedSpend
-from manallm_proxy.gateway.speaking import takes, unsupported_endpoint
+from manallm_proxy.gateway.speaking import accepts, unsupported_endpoint
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Policy
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Broadcast, Clock, HealthRegistry
-from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.ledger import Ledger
+from manallm_proxy.routing.local_providers import LocalProviders
 from manallm_proxy.routing.shared_line import AllWorkers
 from manallm_proxy.routing.tiers import Tiers
 from manallm_proxy.state.answers import Answers
@@ -61,7 +61,7 @@ class Generation:
     """What was spent. It outlives reloads."""
     limits: SharedLimits
     """What keys may use, and accounts may spend, where workers and instances share it. It outlives reloads."""
-    home: Home = field(factory=Home)
+    local: LocalProviders = field(factory=LocalProviders)
     """The gates for local providers."""
     spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
     tiers: Tiers = field(factory=Tiers)
@@ -81,7 +81,7 @@ class Generation:
     _opened: dict[str, Provider] = field(factory=dict)
     """Those of ``providers`` that no earlier generation has."""
     _users: int = 0
-    _orphans: list[Closes] = field(factory=list)
+    _orphans: list[Closable] = field(factory=list)
     _successor: Generation | None = None
     _closing: asyncio.Task[None] | None = None
 
@@ -109,12 +109,12 @@ class Generation:
         healths = {name: _new_health(config, name) for name in config.providers}
         registry = HealthRegistry(healths, clock, observe, broadcast)
         keyring, catalog = Keyring.build(config.auth.keys), Catalog()
-        home = new_home(config, catalog, registry, workers=workers)
-        adopt(home, config, healths)
+        local = new_local_providers(config, catalog, registry, workers=workers)
+        adopt(local, config, healths)
         answers = new_answers(config, clock, observe)
         ledger = ledger if ledger is not None else Ledger()
         limits = SharedLimits(SharedSpend(ledger, lambda: answers.link, clock))
-        return cls(config, opened, registry, catalog, keyring, answers, ledger, limits, home, opened=opened)
+        return cls(config, opened, registry, catalog, keyring, answers, ledger, limits, local, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
         """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
@@ -135,9 +135,9 @@ class Generation:
         providers = {name: client for name, client in clients.items() if client is not None}
         registry = HealthRegistry(healths, self.registry.clock, self.registry.observe, self.registry.broadcast)
         keyring = Keyring.build(config.auth.keys, self.keyring)
-        home = new_home(config, self.catalog, registry, self.home, self.config)
+        local = new_local_providers(config, self.catalog, registry, self.local, self.config)
         shared = (self.catalog, keyring, self.answers, self.ledger, self.limits)
-        return Generation(config, providers, registry, *shared, home, opened=opened)
+        return Generation(config, providers, registry, *shared, local, opened=opened)
 
     def adopt(self) -> None:
         """Applies this generation to what it shares with the one before: health, callers, model lists. Cannot fail."""
@@ -146,7 +146,7 @@ class Generation:
             health.policy = policy
         self.catalog.keep_only(self.providers.keys() - self._opened.keys())
         self.keyring.adopt()
-        adopt(self.home, self.config, self.registry.providers)
+        adopt(self.local, self.config, self.registry.providers)
         adopt_answers(self.answers, self.config, self.registry.clock, self.registry.observe)
 
     async def discard(self) -> None:
@@ -220,17 +220,17 @@ class Generation:
 
     def is_free(self, entry: Entry) -> bool:
         """Whether it may serve whoever has spent all: it is at home, or its price is 0."""
-        if self.config.providers[entry.target.provider].keeps(entry.target):
+        if self.config.providers[entry.target.provider].runs_locally(entry.target):
             return True
         price = self.price_of(entry)
         return price is not None and price.is_free
 
     def costs(self, entry: Entry | None, usage: Usage | None) -> tuple[float | None, float]:
         """What `usage` of `entry` costs in USD, None where that is not known, and what it saved by being local."""
-        if entry is None or usage is None or not usage.is_credible:
+        if entry is None or usage is None or not usage.is_plausible:
             return None, 0.0
         price = self.price_of(entry)
-        saved = entry.spares.cost(usage) if entry.spares is not None else 0.0
+        saved = entry.avoided_price.cost(usage) if entry.avoided_price is not None else 0.0
         return price.cost(usage) if price is not None else None, saved
 
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
@@ -277,13 +277,13 @@ class Generation:
         providers = self.config.providers
         return not [entry for entry in chain.entries if dialect not in providers[entry.target.provider].speaks]
 
-    def able(self, chain: Chain, call: Call) -> Chain:
+    def supporting(self, chain: Chain, call: Call) -> Chain:
         """`chain` without the targets whose provider knows nothing like `call`, whatever their model.
 
         Where none is left, raises why the call cannot be translated, or Unsupported. That one of several cannot is no
         downgrade, so the rest may serve.
         """
-        entries = tuple(e for e in chain if takes(self.config.providers[e.target.provider], call))
+        entries = tuple(e for e in chain if accepts(self.config.providers[e.target.provider], call))
         if not entries:
             raise call.refusal or unsupported_endpoint(chain.alias or str(chain.entries[0].target), call)
         return evolve(chain, entries=entries) if len(entries) < len(chain) else chain
@@ -303,7 +303,7 @@ class Generation:
 
     def release(self) -> None:
         self._users -= 1
-        self._settle()
+        self._close_unused()
 
     def retire(self, successor: Generation) -> None:
         """`successor` serves from now on. What it did not take over is closed after the last request that uses it.
@@ -312,14 +312,14 @@ class Generation:
         holds the next one, and they end in order.
         """
         kept = set(map(id, successor.providers.values()))
-        kept |= set(map(id, successor.home.boxes.boxes.values()))
-        held: list[Closes] = [*self.providers.values(), *self.home.boxes.boxes.values()]
+        kept |= set(map(id, successor.local.boxes.boxes.values()))
+        held: list[Closable] = [*self.providers.values(), *self.local.boxes.boxes.values()]
         self._orphans = [each for each in held if id(each) not in kept]
         self._successor = successor
         successor.hold()
-        self._settle()
+        self._close_unused()
 
-    def _settle(self) -> None:
+    def _close_unused(self) -> None:
         if self._successor is None or self._users:
             return
         orphans, self._orphans = self._orphans, []
@@ -331,8 +331,8 @@ class Generation:
     async def close(self) -> None:
         """Closes the last generation, when the process ends."""
         await self.limits.spend.settlements.close()
-        boxes = self.home.boxes.boxes.values()
-        held: list[Closes] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
+        boxes = self.local.boxes.boxes.values()
+        held: list[Closable] = [*self.providers.values(), *boxes, *self._orphans, self.answers]
         await close_all(held, self.registry.observe)
 
 

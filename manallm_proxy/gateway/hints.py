@@ -64,7 +64,7 @@ class Hints:
     _probes: set[asyncio.Task[None]] = field(factory=set)
     _left: asyncio.Task[None] | None = None
 
-    def moved(self, provider: str, model: str | None, update: SharedState) -> None:
+    def publish(self, provider: str, model: str | None, update: SharedState) -> None:
         """Publishes what this process has found out."""
         if self.workers is not None:
             self.workers(provider, model, update)

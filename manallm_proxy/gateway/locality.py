@@ -30,7 +30,7 @@ def requires_local(chain: Chain, caller: Caller | None, headers: CIMultiDictProx
 
 def restrict_to_local(chain: Chain, providers: Mapping[str, ProviderConfig]) -> Chain:
     """`chain` without the targets that are not local. Raises LocalUnavailable if none is left."""
-    entries = tuple(entry for entry in chain if providers[entry.target.provider].keeps(entry.target))
+    entries = tuple(entry for entry in chain if providers[entry.target.provider].runs_locally(entry.target))
     if not entries:
         asked = chain.alias or str(chain.entries[0].target)
         raise LocalUnavailable(asked, [AttemptRecord(str(entry.target), "not_local") for entry in chain], None)

@@ -115,14 +115,14 @@ def _mistake(provider: ProviderConfig, error: Exception) -> str:
     return f"{path}: no client can be opened for it ({type(error).__name__})"
 
 
-class Closes(Protocol):
+class Closable(Protocol):
     """A provider's client, or a box."""
 
     async def close(self) -> None:
         """Closes its connections."""
 
 
-async def close_all(providers: Iterable[Closes], observe: Observer) -> None:
+async def close_all(providers: Iterable[Closable], observe: Observer) -> None:
     """Closes all, however many of them fail, and reports each failure."""
     for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
         if isinstance(outcome, BaseException):

@@ -20,7 +20,7 @@ SPAN: Final = 60.0
 
 
 @define(eq=False)
-class Elsewhere:
+class RemoteCount:
     """How many have passed at others, as it was last known: ``number``, at ``at``."""
 
     number: int = 0
@@ -43,7 +43,7 @@ class Window:
     limit: int
     _passed: deque[float] = field(factory=deque, repr=False)
     """When each of the last minute passed, the oldest first."""
-    _elsewhere: Elsewhere = field(factory=Elsewhere)
+    _elsewhere: RemoteCount = field(factory=RemoteCount)
 
     def note(self, now: float) -> None:
         """One has passed, which was decided elsewhere."""
@@ -90,7 +90,7 @@ class Window:
 
 
 @define(eq=False)
-class Taken:
+class TokenReservation:
     """Tokens of one request, and when they were taken. ``tick``: by the clock of who counts for all, if one did."""
 
     at: float
@@ -105,12 +105,12 @@ class TokenWindow:
     """Lets ``limit`` tokens pass in any `SPAN` seconds. What is held takes at least one, which bounds the memory."""
 
     limit: int
-    _taken: OrderedDict[Taken, None] = field(factory=OrderedDict, repr=False)
+    _taken: OrderedDict[TokenReservation, None] = field(factory=OrderedDict, repr=False)
     """The oldest first."""
     _sum: int = 0
-    _elsewhere: Elsewhere = field(factory=Elsewhere)
+    _elsewhere: RemoteCount = field(factory=RemoteCount)
 
-    def take(self, tokens: int, now: float, likely: int = 0) -> Taken | None:
+    def take(self, tokens: int, now: float, likely: int = 0) -> TokenReservation | None:
         """What is taken until `settle`; None where so many `tokens` may not pass now, which leaves no trace.
 
         `likely` ones are taken beside them, as far as there is room.
@@ -120,9 +120,9 @@ class TokenWindow:
             return None
         return self.note(min(tokens + likely, left), now)
 
-    def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> Taken:
+    def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> TokenReservation:
         """So many pass; in `tick` it was decided elsewhere."""
-        taken = Taken(now, tokens, tick, id_)
+        taken = TokenReservation(now, tokens, tick, id_)
         self._taken[taken] = None
         self._sum += tokens
         return taken
@@ -132,7 +132,7 @@ class TokenWindow:
         self._forget(now)
         self._elsewhere.learn(passed - self._sum, now)
 
-    def settle(self, taken: Taken, tokens: int, now: float) -> None:
+    def settle(self, taken: TokenReservation, tokens: int, now: float) -> None:
         """`tokens` it was. What it took more counts from now on, so that a long stream is not forgotten at its end."""
         if tokens > taken.tokens:
             self.note(tokens - taken.tokens, now)
@@ -174,7 +174,7 @@ class TokenWindow:
             del self._taken[oldest]
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration as OpenAI writes it in ``x-ratelimit-reset-requests``: ``17ms``, ``8.64s``, ``1m0s``; rounded up."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds <= 0:

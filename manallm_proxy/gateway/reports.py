@@ -94,9 +94,9 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
     if chosen := _chosen(generation, name):
         row["chosen"] = chosen
     targets = {m: {"status": c.status(now), **_circuit(c, now)} for m, c in health.targets.items() if not c.is_blank}
-    if (queue := generation.home.queues.get(name)) is not None:
+    if (queue := generation.local.queues.get(name)) is not None:
         entries = _entries(generation, name)
-        if (box := generation.home.boxes.boxes.get(name)) is not None:
+        if (box := generation.local.boxes.boxes.get(name)) is not None:
             _add_residents(targets, entries, box.residency, now)
         _add_queue(targets, entries, queue.line, now)
         if row["status"] == "healthy" and any(target["status"] == SLOW for target in targets.values()):

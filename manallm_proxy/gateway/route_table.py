@@ -85,7 +85,7 @@ class RouteTable:
         match = self._exact.get(path) or self._find_open(path)
         if match is not None:
             return match
-        meant = meant_path(path)
+        meant = canonical_path(path)
         match = self._exact.get(meant) or self._find_open(meant)
         return match if match is not None and match.route.forgiving else None
 
@@ -103,7 +103,7 @@ class RouteTable:
         return None
 
 
-def meant_path(path: str) -> str:
+def canonical_path(path: str) -> str:
     """`path` with the slips mended that are forgiven."""
     path = _SLASHES.sub("/", path)
     path = _REPEATED.sub("/v1", path, count=1)

@@ -11,9 +11,9 @@ from attrs import field
 
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.client_keys import Caller
-from manallm_proxy.gateway.ratelimit import SPAN, Taken
+from manallm_proxy.gateway.ratelimit import SPAN, TokenReservation
 from manallm_proxy.gateway.shared_spend import SharedSpend
-from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.names import PREFIX
 from manallm_proxy.state.scripts import LATE, REQUESTS, TOKENS, name_of
 
@@ -43,7 +43,7 @@ class SharedLimits:
         try:
             found = await link.use(lambda client: REQUESTS.run(client, [name], int(SPAN * 1e6), window.limit, member))
             passes, passed, wait = found[:3]
-        except (Away, Refused) as error:
+        except (ServerUnavailable, Refused) as error:
             _tell(link, error)
             caller.ask(now)
             self.spend.settlements.next.add_request(name, member, now)
@@ -55,7 +55,7 @@ class SharedLimits:
         if not passes:
             raise caller.limited(window, wait / 1e6)
 
-    async def take(self, caller: Caller, tokens: int, likely: int, now: float) -> Taken | None:
+    async def take(self, caller: Caller, tokens: int, likely: int, now: float) -> TokenReservation | None:
         """As `Caller.reserve`, for all who share the server. Raises KeyLimited."""
         window, link, settlements = caller.tokens, self.link, self.spend.settlements
         if window is None or link is None:
@@ -67,7 +67,7 @@ class SharedLimits:
             found = await link.use(lambda client: TOKENS.run(client, names, window.limit, sure, likely, until, id_))
             passes, passed, number, taken, time = found[:5]
             clock.learn(time, self.spend.clock())
-        except (Away, Refused) as error:
+        except (ServerUnavailable, Refused) as error:
             _tell(link, error)
             if was_well:
                 settlements.undo([name], id_)
@@ -84,7 +84,7 @@ class SharedLimits:
         window.learn(passed, now)
         raise caller.too_many(tokens, window, number / 1e6 if sure <= window.limit else None)
 
-    def settle(self, caller: Caller, taken: Taken, tokens: int, now: float) -> None:
+    def settle(self, caller: Caller, taken: TokenReservation, tokens: int, now: float) -> None:
         """`tokens` it was in the end. Waits for nobody."""
         took, settlements = taken.tokens, self.spend.settlements
         caller.settle(taken, tokens, now)
@@ -99,6 +99,6 @@ class SharedLimits:
         settlements.send()
 
 
-def _tell(link: Link, error: Away | Refused) -> None:
+def _tell(link: Link, error: ServerUnavailable | Refused) -> None:
     if isinstance(error, Refused):
         link.report_refusal(str(error))

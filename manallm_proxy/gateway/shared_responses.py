@@ -12,7 +12,7 @@ from attrs import field
 from manallm_proxy.contract.records import define
 from manallm_proxy.doors.responses.store import LONGEST_ID, Bounds, Owner, Store, Stored
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
-from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.names import PREFIX
 
 _STORED: Final = msgspec.msgpack.Decoder(Stored)
@@ -88,7 +88,7 @@ class SharedResponses:
         name = _name(owner, kind, id_)
         try:
             entry, _ = await read(link, name, self._milliseconds())
-        except Away:
+        except ServerUnavailable:
             return _NOTHING
         except Refused as refusal:
             link.report_refusal(str(refusal))

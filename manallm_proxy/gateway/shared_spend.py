@@ -17,7 +17,7 @@ from attrs import field
 from manallm_proxy.contract.budgets import Limit
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.routing.ledger import Ledger, Spend, month_of
-from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.scripts import HOLD, LATE, MINUTE, ServerClock, name_of
 from manallm_proxy.state.settlements import NOTHING, Settlements, Totals
 
@@ -43,7 +43,7 @@ class Hold:
 
 
 @frozen
-class _Told:
+class _ServerTotals:
     """What the server has said of one account: spent in ``day``, and in its month."""
 
     day: int
@@ -60,7 +60,7 @@ class SharedSpend:
     clock: Callable[[], float]
     settlements: Settlements = field(init=False)
     server_clock: ServerClock = field(factory=ServerClock)
-    _told: dict[str, _Told] = field(factory=dict)
+    _known: dict[str, _ServerTotals] = field(factory=dict)
     _refused: bool = False
     """Whether the server does not do what it is asked for."""
     _spent_alone: bool = False
@@ -68,7 +68,7 @@ class SharedSpend:
 
     def __attrs_post_init__(self) -> None:
         self.settlements = Settlements(self.link, self.clock, self._floor, self._learn)
-        self.ledger.is_told = lambda: self.is_on
+        self.ledger.server_counts = lambda: self.is_on
 
     @property
     def is_on(self) -> bool:
@@ -83,25 +83,25 @@ class SharedSpend:
 
         It may not know of all that was spent; then `hold` says so.
         """
-        told = self._told.get(account)
-        if told is None or told.day != self.ledger.day or self.clock() - told.at > BELIEVED:
+        known = self._known.get(account)
+        if known is None or known.day != self.ledger.day or self.clock() - known.at > BELIEVED:
             return None
         for limit in limits:
             at = 2 if limit.period == "month" else 0
-            spent = Spend(told.totals[at] / NANO, told.totals[at + 1])
+            spent = Spend(known.totals[at] / NANO, known.totals[at + 1])
             left = limit.amount.number - spent.in_(limit)
             if left <= 0 or wanted.in_(limit) > left + 1 / NANO:
                 return limit
         return None
 
     async def hold(self, accounts: Sequence[Limited], sure: Spend, likely: Spend) -> Hold | tuple[str, Limit]:
-        """What is reserved; or whose limit leaves too little. Raises Away where the server does not say.
+        """What is reserved; or whose limit leaves too little. Raises ServerUnavailable where the server does not say.
 
         `sure` has to fit, and as much of what is `likely` is reserved beside it as does.
         """
         link = self._found()
         if link is None:
-            raise Away
+            raise ServerUnavailable
         day = self.ledger.day
         month = month_of(day)
         argument = msgspec.json.encode(
@@ -119,23 +119,23 @@ class SharedSpend:
         names, id_ = [name_of("account", name) for name, _ in accounts], self.settlements.new_id()
         until, was_well = self.server_clock.until(self.clock()), link.is_well
         try:
-            blocked, time, usd, tokens, *told = await link.use(
+            blocked, time, usd, tokens, *totals = await link.use(
                 lambda client: HOLD.run(client, [*names, self.settlements.sender], argument, until, id_)
             )
         except Refused as refusal:
             self._refused = True
             link.report_refusal(str(refusal))
-            raise Away from None
+            raise ServerUnavailable from None
         except BaseException:
             if was_well:
                 self.settlements.undo(names, id_)
             raise
         self._refused = False
         self.server_clock.learn(time, self.clock())
-        if blocked == LATE or len(told) != 6 * len(accounts) or blocked > len(accounts):
-            raise Away
+        if blocked == LATE or len(totals) != 6 * len(accounts) or blocked > len(accounts):
+            raise ServerUnavailable
         for at, (name, _) in enumerate(accounts):
-            du, dt, mu, mt, hu, ht = told[6 * at : 6 * at + 6]
+            du, dt, mu, mt, hu, ht = totals[6 * at : 6 * at + 6]
             self._learn(name, day, month, (du, dt, mu, mt))
             ours, given_back = self.ledger.held(name), self.settlements.released(name)
             others = hu - _nano(ours.usd) - given_back[0], ht - ours.tokens - given_back[1]
@@ -169,32 +169,32 @@ class SharedSpend:
         link = self.link()
         if link is not None and self._spent_alone:
             self._spent_alone = False
-            self._told.clear()
+            self._known.clear()
             self.ledger.recovered = self.ledger.rows()
         return link
 
     def _floor(self, account: str, day: int, month: int) -> Totals:
-        told = self._told.get(account)
-        if told is None:
+        known = self._known.get(account)
+        if known is None:
             in_day, in_month = self.ledger.before(account, day)
             return _nano(in_day.usd), in_day.tokens, _nano(in_month.usd), in_month.tokens
-        of_day = told.totals[:2] if told.day == day else NOTHING[:2]
-        of_month = told.totals[2:] if month_of(told.day) == month else NOTHING[2:]
+        of_day = known.totals[:2] if known.day == day else NOTHING[:2]
+        of_month = known.totals[2:] if month_of(known.day) == month else NOTHING[2:]
         return (*of_day, *of_month)
 
     def _learn(self, account: str, day: int, month: int, totals: Totals) -> None:
         """Answers may overtake each other; what was spent never becomes less."""
-        known = self._told.get(account)
+        known = self._known.get(account)
         if known is not None:
             if known.day > day:
                 return
             floor = self._floor(account, day, month)
             a, b, c, d = map(max, totals, floor)
             totals = (a, b, c, d)
-        self._told[account] = _Told(day, totals, self.clock())
+        self._known[account] = _ServerTotals(day, totals, self.clock())
         # 3
         today, earlier = [totals[0], totals[1]], [totals[2] - totals[0], totals[3] - totals[1]]
-        for when, (usd, tokens) in self.settlements.untold(account):
+        for when, (usd, tokens) in self.settlements.unconfirmed(account):
             if month_of(when) == month:
                 row = today if when == day else earlier
                 row[0] += usd

@@ -20,7 +20,7 @@ def speaks_openai(provider: ProviderConfig) -> bool:
     return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
-def takes(provider: ProviderConfig, call: Call) -> bool:
+def accepts(provider: ProviderConfig, call: Call) -> bool:
     """Whether `provider` can be asked in a form that `call` has."""
     if call.native is not None and call.native.dialect.path in provider.speaks:
         return True

@@ -16,7 +16,7 @@ from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.serving import Serving
 from manallm_proxy.http_server import web
 from manallm_proxy.openai.json_object import encoder
-from manallm_proxy.openai.large import are_large, aside
+from manallm_proxy.openai.large import are_large, offload
 
 
 @define(eq=False)
@@ -51,7 +51,7 @@ class StoredResponses:
         if stored is None:
             raise ResponseNotFound(id_)
         large = are_large(stored.input) or are_large(stored.output)
-        body = await aside(large, lambda: encoder(large)(view(stored)))
+        body = await offload(large, lambda: encoder(large)(view(stored)))
         return self.renderer.raw(request, body, "application/json")
 
     def _owner(self, request: web.BaseRequest) -> str | None:

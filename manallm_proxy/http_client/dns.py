@@ -24,7 +24,7 @@ async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Seque
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
 
-    def settle(addresses: Sequence[AddrInfo] | None, error: BaseException | None) -> None:
+    def set_result(addresses: Sequence[AddrInfo] | None, error: BaseException | None) -> None:
         if result.done():
             return
         if error is not None:
@@ -39,7 +39,7 @@ async def look_up(host: str, port: int, family: int = socket.AF_UNSPEC) -> Seque
         except Exception as error:  # also UnicodeError: not a host name at all
             failed = error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, "no host name")
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, addresses, failed)
+            loop.call_soon_threadsafe(set_result, addresses, failed)
 
     threading.Thread(target=run, name="look-up", daemon=True).start()
     return await result

@@ -267,11 +267,11 @@ def running_task(request: web.BaseRequest) -> asyncio.Task[object] | None:
 
 
 def version_of(request: web.BaseRequest) -> HttpVersion:
-    """``request.version``, without caching it as that property does: `speak_http11` may still change it."""
+    """``request.version``, without caching it as that property does: `force_http11` may still change it."""
     return request._version
 
 
-def speak_http11(request: web.BaseRequest) -> None:
+def force_http11(request: web.BaseRequest) -> None:
     """Makes the answer HTTP/1.1, whatever the request said: aiohttp would answer HTTP/0.9 in its own way."""
     request._version = HttpVersion11
 

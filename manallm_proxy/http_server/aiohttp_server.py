@@ -178,7 +178,7 @@ class _Connection(internals.OneTaskHandler):
         id_, body = self._refusal(error)
         headers = {"Server": "manallm-proxy", "X-Request-Id": id_}
         response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
-        internals.speak_http11(request)
+        internals.force_http11(request)
         response.force_close()
         return response
 

@@ -113,14 +113,14 @@ class LongBody(asyncio.BufferedProtocol):
         if self._turn >= A_TURN:  # others have theirs before more is read
             self._turn = 0
             self._transport.pause_reading()
-            self._loop.call_soon(self._go_on)
+            self._loop.call_soon(self._resume)
 
     def _let_go(self) -> None:
         """uvloop's transport keeps its last buffered protocol (``findings/uvloop-last-buffered-protocol.sh``), which
         shall hold no request."""
         del self._connection, self._payload, self._transport
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if hasattr(self, "_transport") and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -148,13 +148,13 @@ class StreamWriter:
         response.break_off(data)
         await response.drain()
 
-    def hush(self) -> None:
+    def stop_heartbeats(self) -> None:
         """Sends no heartbeat from now on."""
         self.heartbeat = bytes
 
     def close(self) -> None:
         """Stops the timer, and forgets who writes heartbeats, which may hold much. Harmless when repeated."""
-        self.hush()
+        self.stop_heartbeats()
         if self._timer is not None:
             self._timer.cancel()
         if self._heartbeat_task is not None:

@@ -22,7 +22,7 @@ from typing import Any, Final, TextIO
 import msgspec
 from attrs import field
 
-from manallm_proxy.contract.errors import STRANGERS
+from manallm_proxy.contract.errors import UNAUTHENTICATED
 from manallm_proxy.contract.events import UNROUTED, Event, RequestEnded
 from manallm_proxy.contract.records import define
 from manallm_proxy.observe.log_fields import (
@@ -72,9 +72,9 @@ def clean(text: str, limit: int = TEXT_LIMIT) -> str:
     return text.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def _is_strangers(event: RequestEnded) -> bool:
+def _is_from_outside(event: RequestEnded) -> bool:
     """Whether anybody who can connect may cause it."""
-    return event.endpoint == UNROUTED or event.error in STRANGERS
+    return event.endpoint == UNROUTED or event.error in UNAUTHENTICATED
 
 
 @define
@@ -174,7 +174,7 @@ class Logs:
         if LEVELS.index(level) < self._floor:
             return None
         line = request_line(event)
-        if event.error is not None and _is_strangers(event):  # these come in floods
+        if event.error is not None and _is_from_outside(event):  # these come in floods
             if not self._refusals.admits():
                 return None
             line.suppressed = self._refusals.suppressed()

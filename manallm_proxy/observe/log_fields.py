@@ -16,22 +16,22 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
-    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
-    LifeChanged,
+    LifecycleChanged,
     ListUnreadable,
     LoopReported,
     ModelChosen,
     ModelLoad,
-    NotVerified,
+    PartialOffload,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
-    SpendUnkept,
+    SpendFileFailed,
     StateChanged,
+    TlsNotVerified,
     UsageRefused,
     WorkerEnded,
 )
@@ -68,7 +68,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
             return "info", "reloaded", {"changes": event.changes or None}
         case ModelLoad():
             return _load_level(event), f"model load {event.event}", _load(event)
-        case HalfOnCpu():
+        case PartialOffload():
             todo = "close what else uses the GPU, or give num_ctx or the model a size that fits"
             return "warning", "model is half on the CPU", {**attrs.asdict(event), "todo": todo}
         case ResidentsUnreadable():
@@ -78,11 +78,11 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
                 return "info", "shared state is back", {"server": event.server}
             todo = "requests go on without it; nothing is lost but what is kept there"
             return "warning", "shared state is away", {"server": event.server, "detail": event.detail, "todo": todo}
-        case NotVerified():
+        case TlsNotVerified():
             return "warning", "certificates are not verified", attrs.asdict(event)
         case DimensionsDiffer():
             return "warning", "embedding dimensions differ within one alias", attrs.asdict(event)
-        case SpendUnkept():
+        case SpendFileFailed():
             todo = "until it is, budgets begin anew after a restart"
             return "warning", "what was spent is not kept", {**attrs.asdict(event), "todo": todo}
         case ListUnreadable():
@@ -90,7 +90,7 @@ def line_of(event: Event) -> tuple[Level, str, dict[str, Any]]:
         case UsageRefused():
             todo = "its streams are not counted; stream_usage: false on the provider spares it the question"
             return "warning", "stream_options refused", {**attrs.asdict(event), "todo": todo}
-        case LifeChanged():
+        case LifecycleChanged():
             return "info", event.what, {"worker": event.worker, "detail": event.detail or None}
         case WorkerEnded():
             return "error", "worker ended", attrs.asdict(event)

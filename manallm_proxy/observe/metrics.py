@@ -19,22 +19,22 @@ from manallm_proxy.contract.events import (
     DimensionsDiffer,
     Event,
     FellBack,
-    HalfOnCpu,
     HealthChanged,
     KeyWasRejected,
-    LifeChanged,
+    LifecycleChanged,
     ListUnreadable,
     LoopReported,
     ModelChosen,
     ModelLoad,
-    NotVerified,
+    PartialOffload,
     Reloaded,
     RequestBegun,
     RequestCommitted,
     RequestEnded,
     ResidentsUnreadable,
-    SpendUnkept,
+    SpendFileFailed,
     StateChanged,
+    TlsNotVerified,
     UsageRefused,
     WorkerEnded,
 )
@@ -157,15 +157,15 @@ class Metrics:
                 self._add("model_loads_total", event.provider, self._model(event.provider, event.model), event.event)
             case StateChanged():
                 self._add("state_changes_total", "well" if event.is_well else "away")
-            case HalfOnCpu() | ResidentsUnreadable():
+            case PartialOffload() | ResidentsUnreadable():
                 pass  # shown as a gauge; for the operator, in the log
-            case ModelChosen() | KeyWasRejected() | HealthChanged() | NotVerified() | LifeChanged():
+            case ModelChosen() | KeyWasRejected() | HealthChanged() | TlsNotVerified() | LifecycleChanged():
                 pass  # counted as attempts, or shown as gauges
             case DimensionsDiffer():
                 provider, _, model = event.second.partition("/")
                 word = str(EmbeddingSpaceMismatch.code)
                 self._add("llm_errors_total", provider, self._model(provider, model), word)
-            case ListUnreadable() | SpendUnkept() | UsageRefused() | Crashed() | LoopReported():
+            case ListUnreadable() | SpendFileFailed() | UsageRefused() | Crashed() | LoopReported():
                 pass  # for the operator, in the log
             case RequestBegun() | RequestCommitted():
                 pass  # counted when it ends

@@ -59,11 +59,11 @@ class TooMuch(Exception):
         self.key = key
 
 
-class ManyMembers(Exception):
+class NeedsFullScan(Exception):
     """What has to be looked at takes milliseconds: that belongs in a thread."""
 
 
-def glance(body: bytes, bounds: Bounds) -> tuple[int, bool]:
+def count_by_characters(body: bytes, bounds: Bounds) -> tuple[int, bool]:
     """As `check_structure` where it is enough to count characters: its answer, and whether that was enough."""
     size = len(body)
     if size <= 6 * bounds.keys:  # short, as most are: the same in one look
@@ -81,10 +81,10 @@ def glance(body: bytes, bounds: Bounds) -> tuple[int, bool]:
     return opened, few_keys and few
 
 
-def look(body: bytes, short: Shortened | None, bounds: Bounds, most: int = sys.maxsize) -> int | None:
+def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most: int = sys.maxsize) -> int | None:
     """As `check_structure`, where the lengths of members tell enough; None: only to walk through `body` can tell.
 
-    `short`: where it is known. Raises ManyMembers for more than `most` of them, which each take a microsecond.
+    `short`: where it is known. Raises NeedsFullScan for more than `most` of them, which each take a microsecond.
     """
     size = len(body)
     if size > MOST:
@@ -114,8 +114,8 @@ def check_structure(body: bytes, bounds: Bounds) -> int:
 
 def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
     """As `check_structure`. Raises TooMuch; `section` of the configuration has the bounds."""
-    opened, sure = glance(body, bounds)
-    if not sure and len(body) <= _COUNTABLE and (found := look(body, None, bounds)) is not None:
+    opened, sure = count_by_characters(body, bounds)
+    if not sure and len(body) <= _COUNTABLE and (found := count_by_members(body, None, bounds)) is not None:
         opened, sure = found, True
     if sure:  # nearly every request ends here
         return opened
@@ -186,7 +186,7 @@ def _starts(value: msgspec.Raw, bracket: bytes) -> bool:
 
 def _refuse_many(lists: list[list[msgspec.Raw]], most: int) -> None:
     if sum(map(len, lists)) > most:
-        raise ManyMembers
+        raise NeedsFullScan
 
 
 def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:

@@ -75,22 +75,22 @@ class CallerPaths:
     origins: Origins
     fields: Mapping[str, str] = field(factory=dict)
 
-    def path(self, told: str) -> str:
+    def path(self, param: str) -> str:
         """The client's path for one in the chat: as far in as it is known, and without an index where none is."""
-        if told == "messages":
+        if param == "messages":
             return self.root
-        match = _MESSAGE.fullmatch(told)
+        match = _MESSAGE.fullmatch(param)
         if match is not None:
             return self._of_message(match)
-        named = _FIELD.fullmatch(told)
-        return self.fields.get(named[1], told) if named is not None else told
+        named = _FIELD.fullmatch(param)
+        return self.fields.get(named[1], param) if named is not None else param
 
     def translate_error(self, error: ProxyError) -> None:
         """Puts the client's path into ``param``, and into the message where it names that or a message."""
-        told = error.param
-        if told is not None:
-            error.param = self.path(told)
-            error.message = error.message.replace(f"'{told}'", f"'{error.param}'")
+        param = error.param
+        if param is not None:
+            error.param = self.path(param)
+            error.message = error.message.replace(f"'{param}'", f"'{error.param}'")
         error.message = _MESSAGE.sub(self._of_message, error.message)
 
     def _of_message(self, match: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ def error_body(error: ProxyError) -> bytes:
     return encode({"error": inner})
 
 
-def says_error(error: object) -> bool:
+def is_error_value(error: object) -> bool:
     """Whether the value of an ``error`` key reports one: some servers send it empty with every good answer."""
     if isinstance(error, dict):
         return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())

@@ -58,8 +58,8 @@ def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
     """
     asked = decoded(call.body)
     allowed = tool_choice(asked).allowed(function_tools(asked))
-    told = "\n".join(encode(tool["function"]).decode() for tool in allowed)
-    words = f"Call one of these functions. Answer with a JSON object that has its name and its arguments.\n{told}"
+    signatures = "\n".join(encode(tool["function"]).decode() for tool in allowed)
+    words = f"Call one of these functions. Answer with a JSON object that has its name and its arguments.\n{signatures}"
     schema = {"name": "call", "schema": schema_of_calls(allowed), "strict": True}
     kept = {key: value for key, value in asked.items() if key not in _REPLACED}
     kept |= {"model": model, "response_format": {"type": "json_schema", "json_schema": schema}}

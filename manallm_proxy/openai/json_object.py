@@ -73,7 +73,7 @@ def _decode_leniently(body: bytes) -> Any:
     try:
         return decode(body)
     except msgspec.DecodeError:
-        return decode(whole_surrogates(body.removeprefix(BOM)))
+        return decode(replace_lone_surrogates(body.removeprefix(BOM)))
 
 
 def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
@@ -104,7 +104,7 @@ def _pieces(body: Any, edits: Iterable[tuple[Span, bytes]]) -> list[Any]:
     return parts
 
 
-def whole_surrogates(body: bytes) -> bytes:
+def replace_lone_surrogates(body: bytes) -> bytes:
     """`body` with the escape of U+FFFD for each lone surrogate; every other byte keeps its position."""
     return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
 
@@ -197,14 +197,14 @@ def _check(text: bytes) -> None:
     try:
         _RAW.decode(text)
     except msgspec.DecodeError:
-        _RAW.decode(whole_surrogates(text))
+        _RAW.decode(replace_lone_surrogates(text))
 
 
 def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
     try:
         values = _values(body)
     except InvalidRequest:
-        lenient = whole_surrogates(b"   " + body[len(BOM) :] if body.startswith(BOM) else body)
+        lenient = replace_lone_surrogates(b"   " + body[len(BOM) :] if body.startswith(BOM) else body)
         if lenient == body:
             raise
         body = lenient

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Final, ParamSpec, TypeVar
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.openai.letting_go import let_go, letting_go
+from manallm_proxy.openai.deferred_free import free_in_pieces, run_then_free
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -126,19 +126,19 @@ class _Collector:
 collector: Final = _Collector()
 
 
-async def aside(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+async def offload(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """The result of `function`, which runs in a thread where its work is `large`, else here."""
     if not large:
         return function(*args, **kwargs)
     loop = asyncio.get_running_loop()
     collector.begin()
     try:
-        return await loop.run_in_executor(_THREADS, lambda: letting_go(function, *args, **kwargs))
+        return await loop.run_in_executor(_THREADS, lambda: run_then_free(function, *args, **kwargs))
     finally:
         collector.end(loop)
 
 
-def let_go_aside(things: list[Any]) -> None:
+def free_in_thread(things: list[Any]) -> None:
     """Frees `things`, and what only they hold, in a thread. The caller has to forget them at once."""
     with contextlib.suppress(RuntimeError):  # the process ends
-        _THREADS.submit(let_go, things)
+        _THREADS.submit(free_in_pieces, things)

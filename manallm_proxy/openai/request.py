@@ -83,7 +83,7 @@ def read_summary(
     a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has the wrong type.
     """
     values, spans = split_object(body, short=short)
-    refuse_look_alikes(values)
+    refuse_case_variants(values)
     model = _typed(values, "model", str) or ""
     stream = False
     if "stream" in values and (flag := values["stream"]) != _FALSE:
@@ -150,7 +150,7 @@ def may_have_images(body: bytes) -> bool:
     return body.find(_IMAGE_URL, at - len(b'"image')) >= 0 if at >= 0 else False
 
 
-def refuse_look_alikes(keys: Iterable[str]) -> None:
+def refuse_case_variants(keys: Iterable[str]) -> None:
     """Raises InvalidRequest for a key that is one we route by but for its case.
 
     Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_ascii, joined_text
-from manallm_proxy.openai.letting_go import keep_for_later
 
 SMALL: Final = 32 * 1024
 """Bytes that one call decodes."""
@@ -61,7 +61,7 @@ def decode_large(text: bytes, decode: Decode, span: Span | None = None) -> Any:
     """
     start, end = trimmed(text, *(span or (0, len(text))))
     value = _value(text, start, end, decode, NESTED_LIMIT)
-    keep_for_later(value)
+    free_later(value)
     return value
 
 

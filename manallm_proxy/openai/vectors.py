@@ -14,7 +14,7 @@ import msgspec
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.json_object import whole_surrogates
+from manallm_proxy.openai.json_object import replace_lone_surrogates
 
 FLOAT32_LARGEST: Final = 3.4028234663852886e38
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -31,7 +31,7 @@ def number_of_inputs(call: Call) -> int:
     try:
         inputs = _LIST.decode(text)
     except msgspec.DecodeError:
-        inputs = _LIST.decode(whole_surrogates(text))
+        inputs = _LIST.decode(replace_lone_surrogates(text))
     return len(inputs) if not inputs or memoryview(inputs[0])[:1].tobytes() in (b'"', b"[") else 1
 
 

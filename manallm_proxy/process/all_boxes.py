@@ -72,13 +72,13 @@ class AllBoxes:
                     server, turn = found
                     self._leave(server, turn, now, answered=message.answered, tokens=message.tokens)
                     self._tell(server, turn.line.name, workers, now)
-            case box.CameBack():
-                self._came_back(message.server, now)
+            case box.Recovered():
+                self._server_recovered(message.server, now)
             case box.Claim():
                 self._claim(worker, message)
             case box.Loaded():
                 self._loaded(worker, message, workers)
-            case box.Saw():
+            case box.Seen():
                 self._out += [(number, message) for number in workers if number != worker]
             case _:
                 assert_never(message)
@@ -106,17 +106,17 @@ class AllBoxes:
 
     # 1, 2
 
-    def _came_back(self, server: str, now: float) -> None:
+    def _server_recovered(self, server: str, now: float) -> None:
         """Each worker says so, when it has its next request for it."""
         if now - self._back.get(server, -math.inf) >= ONE_OUTAGE:
-            self._line(server).came_back()
+            self._line(server).server_recovered()
             self._back[server] = now
 
     def _enter(self, worker: int, entered: Entered, workers: Collection[int], now: float) -> None:
         line = self._line(entered.server)
         line.learns = entered.learns
         each = line.of(entered.model)
-        each.said = entered.slots
+        each.reported_slots = entered.slots
         turn = Turn(each, entered.expected, entered.streams, until=entered.until, number=entered.number)
         turn.on_turn = partial(self._served, worker, turn)
         self._turns[worker, entered.number] = entered.server, turn
@@ -131,7 +131,7 @@ class AllBoxes:
             trial.on_turn()  # once more: it waits no longer
 
     def _served(self, worker: int, turn: Turn) -> None:
-        self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.patience, turn.waits)))
+        self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.trial_timeout, turn.waits)))
 
     def _tell(self, server: str, model: str, workers: Collection[int], now: float) -> None:
         """After an outage all models share what is left of the server, so all have changed."""
@@ -140,8 +140,8 @@ class AllBoxes:
         for name in names:
             each, busy = line.of(name), _busy(line, name, now)
             limited = busy.slots is not None or busy.ramp is not None
-            if limited or each.is_told:  # without a limit there is always room
-                each.is_told = limited
+            if limited or each.is_published:  # without a limit there is always room
+                each.is_published = limited
                 self._out += [(number, box.Line(server, name, busy)) for number in workers]
 
     def _line(self, server: str) -> Line:

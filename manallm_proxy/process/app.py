@@ -22,7 +22,7 @@ from attrs import field
 
 from manallm_proxy.config.model import Config
 from manallm_proxy.contract.errors import ShuttingDown
-from manallm_proxy.contract.events import LifeChanged, NotVerified
+from manallm_proxy.contract.events import LifecycleChanged, TlsNotVerified
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.gateway import Gateway
 from manallm_proxy.gateway.generation import Generation
@@ -98,10 +98,10 @@ class App:
         if self.link is not None:
             self.feed.share, self.feed.call_out = self.link.happened, self.link.watching
         self.observe = FanOut([self.metrics, self.requests, self.feed, self.logs], self.logs)
-        self._hints = Hints(lambda: self.gateway.generation, self.link.moved if self.link is not None else None)
+        self._hints = Hints(lambda: self.gateway.generation, self.link.publish if self.link is not None else None)
         self.spend = keeper_of(self.config, self.environ, self.observe, self.link)
         boxes = self.link.boxes if self.link is not None else None
-        generation = Generation.build(self.config, clock, self.observe, self._hints.moved, self.spend.ledger, boxes)
+        generation = Generation.build(self.config, clock, self.observe, self._hints.publish, self.spend.ledger, boxes)
         serving, render = Serving(generation), self.metrics.render
         self.gateway = Gateway(serving, self.observe, render, self.requests, self.feed, self.link)
         self.tracing = Tracing(self.gateway.serving, self.observe)
@@ -133,7 +133,7 @@ class App:
             await self._first_round()
             if not self._stop.is_set():
                 self._probing = loop.create_task(self._prober.run())
-                self.gateway.generation.home.boxes.start()
+                self.gateway.generation.local.boxes.start()
                 where = f"listening on {', '.join(self.addresses)}{budget_storage(self.config, self.spend.path)}"
                 self._life("started", where if self.link is None else f"pid {os.getpid()}")
                 self._report_ready(self.summary())
@@ -235,7 +235,7 @@ class App:
         """What this worker keeps of the responses that `question` names."""
         return self.gateway.recall(question)
 
-    def hear(self, id_: str, kind: str, data: str) -> None:
+    def deliver_event(self, id_: str, kind: str, data: str) -> None:
         """Takes an event of the live feed from another worker."""
         self.feed.deliver(FeedEvent(id_, kind, data))
 
@@ -256,18 +256,18 @@ class App:
             self.link.serving(summary, self.banner(self) if self.banner is not None else "")
 
     def _life(self, what: Literal["started", "draining", "stopped"], detail: str = "") -> None:
-        self.observe(LifeChanged(what, detail, self.link.number if self.link is not None else None))
+        self.observe(LifecycleChanged(what, detail, self.link.number if self.link is not None else None))
 
     def _take_over(self, generation: Generation) -> None:
         self.tracing.follow(generation.config)
         self._hints.follow(generation)
         settings = generation.config.health
-        interval, patience = settings.probe_interval, settings.probe_timeout
-        self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, patience)
+        interval, timeout = settings.probe_interval, settings.probe_timeout
+        self._prober = Prober(generation.providers, generation.registry, generation.catalog, interval, timeout)
         self.metrics.know(entry.target for chain in generation.config.aliases.values() for entry in chain)
         for provider in generation.config.providers.values():
             if not provider.verify_tls:
-                self.observe(NotVerified(provider.name))
+                self.observe(TlsNotVerified(provider.name))
 
     async def _first_round(self) -> None:
         """One round of probes. A reload meanwhile starts another one; a stop ends it."""
@@ -282,10 +282,12 @@ class App:
 
     async def _round(self, prober: Prober) -> None:
         """A coroutine, since a cancelled gather that nobody awaits is reported as an error that nobody saw."""
-        await asyncio.gather(prober.once(), self.gateway.generation.home.boxes.look(self.config.health.probe_timeout))
+        await asyncio.gather(
+            prober.once(), self.gateway.generation.local.boxes.refresh(self.config.health.probe_timeout)
+        )
 
     async def _probe_anew(self) -> None:
-        self.gateway.generation.home.boxes.start()
+        self.gateway.generation.local.boxes.start()
         await self._prober.once()
         await self._prober.run()
 

@@ -38,16 +38,16 @@ class BoxLink:
         match message:
             case box.Served():
                 now = self.clock()
-                trial, patience, waits = message.is_trial, message.patience, message.waits
-                self.lines.served(message.number, now, is_trial=trial, patience=patience, waits=waits)
+                trial, trial_timeout, waits = message.is_trial, message.trial_timeout, message.waits
+                self.lines.served(message.number, now, is_trial=trial, trial_timeout=trial_timeout, waits=waits)
             case box.Line():
-                self.lines.told(message.server, message.model, message.busy)
+                self.lines.update(message.server, message.model, message.busy)
             case box.Granted():
-                if not self._settle(message.server, message.model, None):
+                if not self._end_load(message.server, message.model, None):
                     self.loaded(message.server, message.model, None)
             case box.Loaded():
-                self._settle(message.server, message.model, message.end)
-            case box.Saw():
+                self._end_load(message.server, message.model, message.end)
+            case box.Seen():
                 for on_seen in self._listeners.get(message.server, ()):
                     on_seen(message.asked_at, message.residents)
             case _:
@@ -58,7 +58,7 @@ class BoxLink:
         self._is_lost = True
         self.lines.lost(self.clock())
         for server, model in list(self._claims):
-            self._settle(server, model, None)
+            self._end_load(server, model, None)
 
     # as `Keeper`
 
@@ -71,8 +71,8 @@ class BoxLink:
     def left(self, number: int, answered: bool, tokens: int) -> None:
         self.send(box.Left(number, answered, tokens))
 
-    def came_back(self, server: str) -> None:
-        self.send(box.CameBack(server))
+    def server_recovered(self, server: str) -> None:
+        self.send(box.Recovered(server))
 
     # as `Loads`
 
@@ -99,8 +99,8 @@ class BoxLink:
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         self.send(box.Loaded(server, model, end))
 
-    def saw(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        self.send(box.Saw(server, asked_at, residents))
+    def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
+        self.send(box.Seen(server, asked_at, residents))
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
         self._listeners.setdefault(server, []).append(on_seen)
@@ -112,7 +112,7 @@ class BoxLink:
         if not listeners:
             self._listeners.pop(server, None)
 
-    def _settle(self, server: str, model: str, end: LoadEnd | None) -> bool:
+    def _end_load(self, server: str, model: str, end: LoadEnd | None) -> bool:
         """Tells those that wait for this load how it ended, or one of them that it is theirs. Whether any waited."""
         waiting = [each for each in self._claims.get((server, ollama_name(model)), ()) if not each.done()]
         for each in waiting if end is not None or self._is_lost else waiting[:1]:

@@ -32,8 +32,8 @@ class Left(Message):
     tokens: int = 0
 
 
-class CameBack(Message):
-    """From a worker, see `Keeper.came_back`."""
+class Recovered(Message):
+    """From a worker, see `Keeper.server_recovered`."""
 
     server: str
 
@@ -43,7 +43,7 @@ class Served(Message):
 
     number: int
     is_trial: bool = False
-    patience: float = 0.0
+    trial_timeout: float = 0.0
     waits: bool = False
 
 
@@ -78,13 +78,13 @@ class Loaded(Message):
     end: LoadEnd | None
 
 
-class Saw(Message):
-    """In both directions, see `Loads.saw`."""
+class Seen(Message):
+    """In both directions: what a local server has loaded, see `Loads.report_residents`."""
 
     server: str
     asked_at: float
     residents: tuple[Resident, ...]
 
 
-FromWorker = Enter | Began | Left | CameBack | Claim | Loaded | Saw
-ToWorker = Served | Line | Granted | Loaded | Saw
+FromWorker = Enter | Began | Left | Recovered | Claim | Loaded | Seen
+ToWorker = Served | Line | Granted | Loaded | Seen

@@ -41,7 +41,7 @@ def keys(generation: Generation) -> Iterable[tuple[str, int]]:
 
 def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
     """Provider, loaded model, share of it that is in the GPU's memory."""
-    for name, box in generation.home.boxes.boxes.items():
+    for name, box in generation.local.boxes.boxes.items():
         for resident in (box.residency.residents or {}).values():
             if resident.size:
                 yield name, resident.name, resident.size_vram / resident.size
@@ -50,7 +50,7 @@ def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
 def queues(generation: Generation) -> Iterable[tuple[str, str, int, float]]:
     """Provider, model, requests that wait for it, seconds that another one would wait."""
     now = generation.registry.clock()
-    for name, queue in generation.home.queues.items():
+    for name, queue in generation.local.queues.items():
         for line in queue.line.models.values():
             yield name, line.name, len(line.waiting), queue.line.expected_wait(line, now)
 

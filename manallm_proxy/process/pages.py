@@ -61,15 +61,15 @@ def advices(smaps: str, huge: int) -> Iterator[Advice]:
                 yield Advice(block, huge, COLLAPSE)
 
 
-def tidy() -> None:
+def advise_kernel() -> None:
     """Tells the kernel about this process. Takes some ten milliseconds; what a system does not know changes nothing."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         huge = int(_HUGE.read_text()) if _HUGE.exists() else 0
-        if not (told := list(advices(Path("/proc/self/smaps").read_text(), huge))):
+        if not (advised := list(advices(Path("/proc/self/smaps").read_text(), huge))):
             return
         import ctypes  # 0.3 MiB, for a call that Python does not have
 
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for each in told:
+        for each in advised:
             madvise(each.start, each.length, each.what)

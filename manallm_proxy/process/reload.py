@@ -143,7 +143,7 @@ class Reloader:
             await asyncio.wait([before])
         try:
             new: Config = pickle.loads(config)  # noqa: S301  # from the process that forked this one
-            if new.looks_prices_up:
+            if new.uses_price_list:
                 await in_thread(preload)
             generation = await self.app.generation.prepare(new)
         except ConfigError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.events import Observer, SpendUnkept
+from manallm_proxy.contract.events import Observer, SpendFileFailed
 from manallm_proxy.contract.records import define
 from manallm_proxy.process import spend_file
 from manallm_proxy.process.reload import in_thread
@@ -56,11 +56,11 @@ class SpendKeeper:
     def __attrs_post_init__(self) -> None:
         self.ledger.changed = self._changed
 
-    def heard(self, rows: list[Row], recovered: list[Row] | None) -> None:
+    def receive(self, rows: list[Row], recovered: list[Row] | None) -> None:
         """What another worker spent; or, where `recovered` was spent before any began, what all have until now."""
         if recovered is not None:
             self.ledger.recovered = recovered
-        elif self.ledger.is_told():  # by who counts for all
+        elif self.ledger.server_counts():  # by who counts for all
             return
         self.ledger.merge(rows)
         self._write_later()
@@ -94,7 +94,7 @@ class SpendKeeper:
         except OSError as error:
             # 3
             if not self._failed:
-                self.observe(SpendUnkept(str(self.path), f"it cannot be written ({error.strerror or 'I/O error'})"))
+                self.observe(SpendFileFailed(str(self.path), f"it cannot be written ({error.strerror or 'I/O error'})"))
             self._failed = True
         else:
             self._failed = False
@@ -114,7 +114,7 @@ class SpendKeeper:
                 if dirty:
                     await self._write()
         except TimeoutError:
-            self.observe(SpendUnkept(str(self.path), "the disk does not answer"))
+            self.observe(SpendFileFailed(str(self.path), "the disk does not answer"))
 
 
 def keeper_of(config: Config, environ: Mapping[str, str], observe: Observer, link: Link | None) -> SpendKeeper:
@@ -133,7 +133,7 @@ def recover(ledger: Ledger, path: Path | None, observe: Observer) -> None:
     rows, wrong = spend_file.read(path)
     ledger.recover(rows)
     if wrong is not None:
-        observe(SpendUnkept(str(path), wrong))
+        observe(SpendFileFailed(str(path), wrong))
 
 
 def keep(ledger: Ledger, path: Path | None) -> None:

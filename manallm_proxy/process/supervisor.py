@@ -25,7 +25,7 @@ from attrs import field
 from manallm_proxy import __version__
 from manallm_proxy.config.changes import changes
 from manallm_proxy.config.model import Config
-from manallm_proxy.contract.events import Crashed, Event, LifeChanged, Reloaded, WorkerEnded
+from manallm_proxy.contract.events import Crashed, Event, LifecycleChanged, Reloaded, WorkerEnded
 from manallm_proxy.contract.records import define
 from manallm_proxy.observe.fan_out import FanOut
 from manallm_proxy.observe.live_feed import Ids, shaped
@@ -38,7 +38,7 @@ from manallm_proxy.process.listeners import Listeners, drain_note, reread
 from manallm_proxy.process.spend_keeper import keep, recover
 from manallm_proxy.process.start_notes import budget_storage, per_worker_limits
 from manallm_proxy.process.worker_link import WorkerLink
-from manallm_proxy.process.worker_messages import FROM_WORKER, Happened, to_line
+from manallm_proxy.process.worker_messages import FROM_WORKER, LiveEvent, to_line
 from manallm_proxy.process.worker_socket import WorkerSocket, how_ended
 from manallm_proxy.process.workers import WorkerManager
 
@@ -104,7 +104,7 @@ class Supervisor:
     def _tell(self, event: Event) -> None:
         """Sends reloads to the live feed: no worker knows whether all have adopted one."""
         if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
-            self._workers.tell(Happened(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
+            self._workers.tell(LiveEvent(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
 
     def run(self) -> WorkerLink | int:
         """Returns the exit code after all workers have ended; in a new worker, its link to the supervisor."""
@@ -116,7 +116,7 @@ class Supervisor:
             signal.signal(each, lambda *_: None)
         self._poll.register(self._wakes[0], select.POLLIN)
         while True:
-            self._settle_reload()  # before any fork: a new worker serves ``config``
+            self._finish_reload()  # before any fork: a new worker serves ``config``
             now = time.monotonic()
             for number in self._workers.to_start(now):
                 link = self._start(number, now)
@@ -124,7 +124,7 @@ class Supervisor:
                     return link
             if self._workers.draining and not self._workers.workers:
                 keep(self._workers.ledger, self._spend)
-                self.observe(LifeChanged("stopped"))
+                self.observe(LifecycleChanged("stopped"))
                 return self._code
             self._send()
             for descriptor, event in self._poll.poll(1000 * max(0.0, self._next_at() - time.monotonic())):
@@ -169,7 +169,7 @@ class Supervisor:
         if not self._workers.draining:
             systemd.stopping(self.environ)
             self.observe(
-                LifeChanged("draining", drain_note(len(self._workers.workers), "worker", self.config.limits.drain))
+                LifecycleChanged("draining", drain_note(len(self._workers.workers), "worker", self.config.limits.drain))
             )
             self._listeners.close_all()
             self._workers.drain(hurry=False)
@@ -213,7 +213,7 @@ class Supervisor:
         else:
             self._refuse(result)
 
-    def _settle_reload(self) -> None:
+    def _finish_reload(self) -> None:
         """Applies the workers' decision on a new configuration, then starts a queued reload."""
         mistakes = self._workers.take_outcome()
         if self._next is not None and mistakes is not None:
@@ -237,7 +237,7 @@ class Supervisor:
         if not self._announced:
             where = ", ".join(self._listeners.names)
             notes = per_worker_limits(self.config) + budget_storage(self.config, self._spend)
-            self.observe(LifeChanged("started", f"listening on {where} with {self.size} workers{notes}"))
+            self.observe(LifecycleChanged("started", f"listening on {where} with {self.size} workers{notes}"))
         if self._adopting:
             self.observe(Reloaded(changes=self._changes))
         systemd.ready(self._workers.summary, self.environ)

@@ -23,22 +23,22 @@ from manallm_proxy.process.worker_messages import (
     Answer,
     Ask,
     AskOne,
-    Beat,
+    AskPart,
     Drain,
-    Farewell,
+    FinalMetrics,
+    ForwardedQuestion,
     FromWorker,
-    Happened,
+    HealthUpdate,
     Leaving,
-    Lines,
-    Moved,
+    LineSplitter,
+    LiveEvent,
     Part,
     PartOne,
+    Ping,
     Prepare,
     Prepared,
     Serving,
     Spent,
-    Tell,
-    TellOne,
     Topic,
     Watch,
     Watching,
@@ -55,10 +55,10 @@ FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
 
-class HearsSpent(Protocol):
+class SpendReceiver(Protocol):
     """Knows what all have spent."""
 
-    def heard(self, rows: list[Row], recovered: list[Row] | None) -> None:
+    def receive(self, rows: list[Row], recovered: list[Row] | None) -> None:
         """Takes what other workers have spent, see `Spent`."""
 
 
@@ -66,7 +66,7 @@ class Duties(Protocol):
     """What a worker does at its supervisor's request."""
 
     @property
-    def spend(self) -> HearsSpent:
+    def spend(self) -> SpendReceiver:
         """Counts what is spent."""
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
@@ -87,7 +87,7 @@ class Duties(Protocol):
     def recall(self, question: str) -> str:
         """Answers another worker's question from what only this one keeps."""
 
-    def hear(self, id_: str, kind: str, data: str) -> None:
+    def deliver_event(self, id_: str, kind: str, data: str) -> None:
         """Takes an event of the live feed from another worker."""
 
     def watch(self, on: bool) -> None:
@@ -108,7 +108,7 @@ class WorkerLink(asyncio.Protocol):
     _line: socket.socket
     _duties: Duties | None = None
     _transport: asyncio.WriteTransport | None = None
-    _lines: Lines = field(factory=Lines)
+    _lines: LineSplitter = field(factory=LineSplitter)
     _asked: dict[int, asyncio.Future[str]] = field(factory=dict)
     _last_id: int = 0
     _lost: asyncio.Event = field(factory=asyncio.Event)
@@ -125,7 +125,7 @@ class WorkerLink(asyncio.Protocol):
         self._line.setblocking(False)
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=self._line)
-        for message in (Beat(), *self._early):
+        for message in (Ping(), *self._early):
             self._send(message)
         self._early.clear()
 
@@ -135,9 +135,9 @@ class WorkerLink(asyncio.Protocol):
     def leaving(self) -> None:
         self._send(Leaving())
 
-    def moved(self, provider: str, model: str | None, update: SharedState) -> None:
+    def publish(self, provider: str, model: str | None, update: SharedState) -> None:
         """Reports a health change to the other workers."""
-        self._send(Moved(provider, model, update))
+        self._send(HealthUpdate(provider, model, update))
 
     def watching(self, on: bool) -> None:
         """Reports whether there are readers of the live feed here."""
@@ -145,7 +145,7 @@ class WorkerLink(asyncio.Protocol):
 
     def happened(self, id_: str, kind: str, data: str) -> None:
         """Passes an event of the live feed to the other workers."""
-        self._send(Happened(id_, kind, data))
+        self._send(LiveEvent(id_, kind, data))
 
     def spent(self, rows: list[Row]) -> None:
         """Tells the other workers what was spent here."""
@@ -175,7 +175,7 @@ class WorkerLink(asyncio.Protocol):
         """Sends the final counts and closes the connection."""
         self._duties = None
         if self._transport is not None:
-            self._send(Farewell(metrics))
+            self._send(FinalMetrics(metrics))
             self._transport.close()
             try:
                 async with asyncio.timeout(FAREWELL_TIMEOUT):
@@ -197,11 +197,11 @@ class WorkerLink(asyncio.Protocol):
     def _handle(self, line: bytes, duties: Duties) -> None:
         message = TO_WORKER.decode(line)
         match message:
-            case Moved():
+            case HealthUpdate():
                 duties.merge_update(message.provider, message.model, message.update)
-            case Tell():
+            case AskPart():
                 self._send(Part(message.id, duties.part(message.topic)))
-            case TellOne():
+            case ForwardedQuestion():
                 self._send(PartOne(message.id, message.asker, duties.recall(message.question)))
             case Answer():
                 answer = self._asked.get(message.id)
@@ -209,11 +209,11 @@ class WorkerLink(asyncio.Protocol):
                     answer.set_result(message.body)
             case Watch():
                 duties.watch(message.on)
-            case Happened():
-                duties.hear(message.id, message.kind, message.data)
+            case LiveEvent():
+                duties.deliver_event(message.id, message.kind, message.data)
             case Spent():
-                duties.spend.heard(message.rows, message.recovered)
-            case Beat():
+                duties.spend.receive(message.rows, message.recovered)
+            case Ping():
                 self._send(message)
             case Prepare():
                 duties.prepare_pickled(message.number, message.config, partial(self._prepared, message.number))
@@ -223,7 +223,7 @@ class WorkerLink(asyncio.Protocol):
                 duties.abandon_prepared(message.number)
             case Drain():
                 duties.drain(message.hurry)
-            case box.Served() | box.Line() | box.Granted() | box.Loaded() | box.Saw():
+            case box.Served() | box.Line() | box.Granted() | box.Loaded() | box.Seen():
                 self.boxes.handle(message)
             case _:
                 assert_never(message)

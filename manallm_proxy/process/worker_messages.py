@@ -16,7 +16,7 @@ from manallm_proxy.routing.ledger import Row
 Topic = Literal["metrics", "health", "requests"]
 
 
-class Moved(Message):
+class HealthUpdate(Message):
     """In both directions: the circuit of a provider, or of one of its models, has changed."""
 
     provider: str
@@ -35,7 +35,7 @@ class Leaving(Message):
     """From a worker: it drains and accepts no more connections."""
 
 
-class Farewell(Message):
+class FinalMetrics(Message):
     """The last message from a worker: its final metrics."""
 
     metrics: str
@@ -55,7 +55,7 @@ class Answer(Message):
     body: str
 
 
-class Tell(Message):
+class AskPart(Message):
     """To each worker: a request for its share of an answer."""
 
     id: int
@@ -63,7 +63,7 @@ class Tell(Message):
 
 
 class Part(Message):
-    """From each worker, in reply to `Tell`."""
+    """From each worker, in reply to `AskPart`."""
 
     id: int
     body: str
@@ -77,7 +77,7 @@ class AskOne(Message):
     question: str
 
 
-class TellOne(Message):
+class ForwardedQuestion(Message):
     """To that other worker. ``asker``: the process that wants to know; it may be gone before the answer comes."""
 
     id: int
@@ -105,7 +105,7 @@ class Watch(Message):
     on: bool
 
 
-class Happened(Message):
+class LiveEvent(Message):
     """In both directions, while any worker has readers: one event of the live feed."""
 
     id: str
@@ -123,7 +123,7 @@ class Spent(Message):
     recovered: list[Row] | None = None
 
 
-class Beat(Message):
+class Ping(Message):
     """To a worker, which sends it back to show that its event loop is not stuck."""
 
 
@@ -166,31 +166,31 @@ class Drain(Message):
 
 
 FromWorker = (
-    Moved
+    HealthUpdate
     | Serving
     | Leaving
-    | Farewell
+    | FinalMetrics
     | Ask
     | Part
     | AskOne
     | PartOne
     | Watching
-    | Happened
+    | LiveEvent
     | Spent
-    | Beat
+    | Ping
     | Prepared
     | box_messages.FromWorker
 )
 ToWorker = (
     box_messages.ToWorker
-    | Moved
+    | HealthUpdate
     | Answer
-    | Tell
-    | TellOne
+    | AskPart
+    | ForwardedQuestion
     | Watch
-    | Happened
+    | LiveEvent
     | Spent
-    | Beat
+    | Ping
     | Prepare
     | Adopt
     | Abandon
@@ -208,7 +208,7 @@ def to_line(message: Message) -> bytes:
 
 
 @define
-class Lines:
+class LineSplitter:
     """Splits a stream of bytes into lines."""
 
     _rest: bytearray = field(factory=bytearray, repr=False)

@@ -10,7 +10,7 @@ import socket
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.process.worker_messages import Lines
+from manallm_proxy.process.worker_messages import LineSplitter
 
 _CHUNK = 2**18
 
@@ -21,7 +21,7 @@ class WorkerSocket:
 
     socket: socket.socket
     number: int
-    lines: Lines = field(factory=Lines)
+    lines: LineSplitter = field(factory=LineSplitter)
     unsent: bytearray = field(factory=bytearray, repr=False)
     over: bool = False
     """The worker has closed its end."""

@@ -37,21 +37,21 @@ from manallm_proxy.process.worker_messages import (
     Answer,
     Ask,
     AskOne,
-    Beat,
+    AskPart,
     Drain,
-    Farewell,
+    FinalMetrics,
+    ForwardedQuestion,
     FromWorker,
-    Happened,
+    HealthUpdate,
     Leaving,
-    Moved,
+    LiveEvent,
     Part,
     PartOne,
+    Ping,
     Prepare,
     Prepared,
     Serving,
     Spent,
-    Tell,
-    TellOne,
     Topic,
     ToWorker,
     Watching,
@@ -130,7 +130,7 @@ class WorkerManager:
         self.outbox += self._feed_readers.started(number)
         self.outbox += self._boxes.started(number, now)
         for (provider, model), update in self._updates.items():
-            self.outbox.append((number, Moved(provider, model, update)))
+            self.outbox.append((number, HealthUpdate(provider, model, update)))
         if rows := self.ledger.rows():
             self.outbox.append((number, Spent(rows, self.ledger.recovered)))
         if self._rollout is not None:
@@ -146,7 +146,7 @@ class WorkerManager:
         if worker is not None:
             add(self._past, worker.counted, counted_only=True)
             for topic in list(self._questions):
-                self._settle(topic, number, now)
+                self._reply(topic, number, now)
             if now - worker.began >= PROVEN:
                 self._delays.pop(number, None)
             self._wait_no_longer(number)
@@ -173,13 +173,13 @@ class WorkerManager:
             for worker in self.workers.values():
                 if worker.silent_since is None:
                     worker.silent_since = now
-                    self.outbox.append((worker.number, Beat()))
+                    self.outbox.append((worker.number, Ping()))
         for topic, question in list(self._questions.items()):
             if now >= question.until:
                 self._answer(topic, now)
         if self._rollout is not None:
             self._rollout.due(now)
-            self._settle_rollout()
+            self._finish_rollout()
 
     def to_end(self, now: float) -> list[tuple[Worker, bool]]:
         """Workers that have stalled; True with each that is to be killed, False if it gets SIGABRT first."""
@@ -199,7 +199,7 @@ class WorkerManager:
         worker = self.workers[number]
         worker.silent_since, worker.joined = None, True
         match message:
-            case Moved():
+            case HealthUpdate():
                 self._share_update(number, message)
             case Serving():
                 worker.serving = True
@@ -207,7 +207,7 @@ class WorkerManager:
             case Leaving():
                 worker.leaving = True
                 self._wait_no_longer(number)
-            case Farewell():
+            case FinalMetrics():
                 worker.counted = parse(message.metrics)
             case Ask():
                 self._ask(message.topic, (worker, message.id), now)
@@ -215,11 +215,11 @@ class WorkerManager:
                 for topic, question in list(self._questions.items()):
                     if question.id == message.id:
                         question.parts[number] = message.body
-                        self._settle(topic, number, now)
+                        self._reply(topic, number, now)
             case Prepared():
                 if self._rollout is not None:
                     self._rollout.answered(number, message)
-                    self._settle_rollout()
+                    self._finish_rollout()
             case AskOne():
                 self._pass_on(worker, message)
             case PartOne():
@@ -228,29 +228,29 @@ class WorkerManager:
                     self.outbox.append((asker.number, Answer(message.id, message.body)))
             case Watching():
                 self.outbox += self._feed_readers.set(number, message.on, self.workers)
-            case Happened():
+            case LiveEvent():
                 self.tell(message, but=number)
             case Spent():
                 self.ledger.merge(message.rows)
                 self._tell_all(message, but=number)
-            case Beat():
+            case Ping():
                 pass
-            case box.Enter() | box.Began() | box.Left() | box.CameBack() | box.Claim() | box.Loaded() | box.Saw():
+            case box.Enter() | box.Began() | box.Left() | box.Recovered() | box.Claim() | box.Loaded() | box.Seen():
                 self.outbox += self._boxes.received(number, message, self.workers, now)
             case _:
                 assert_never(message)
 
-    def tell(self, happened: Happened, but: int | None = None) -> None:
+    def tell(self, event: LiveEvent, but: int | None = None) -> None:
         """Sends an event of the live feed to all workers while any has readers, so that one may reconnect to any."""
         if self._feed_readers.watching:
-            self._tell_all(happened, but)
+            self._tell_all(event, but)
 
     # 8
 
     def _pass_on(self, asker: Worker, message: AskOne) -> None:
         keeper = self.workers.get(message.worker)
         if keeper is not None and keeper.joined:
-            self.outbox.append((keeper.number, TellOne(message.id, asker.pid, message.question)))
+            self.outbox.append((keeper.number, ForwardedQuestion(message.id, asker.pid, message.question)))
         else:
             self.outbox.append((asker.number, Answer(message.id, "")))
 
@@ -266,9 +266,9 @@ class WorkerManager:
         self._last_id += 1
         asked = {number for number, worker in self.workers.items() if worker.joined}
         self._questions[topic] = Question(self._last_id, askers, now + GATHERING, asked)
-        self.outbox += [(number, Tell(self._last_id, topic)) for number in asked]
+        self.outbox += [(number, AskPart(self._last_id, topic)) for number in asked]
 
-    def _settle(self, topic: Topic, number: int, now: float) -> None:
+    def _reply(self, topic: Topic, number: int, now: float) -> None:
         question = self._questions[topic]
         question.waiting.discard(number)
         if not question.waiting:
@@ -297,7 +297,7 @@ class WorkerManager:
 
     # 4
 
-    def _share_update(self, number: int, moved: Moved) -> None:
+    def _share_update(self, number: int, moved: HealthUpdate) -> None:
         key, update = (moved.provider, moved.model), moved.update
         known = self._updates.get(key)
         if known is None or update.rank > known.rank:
@@ -316,7 +316,7 @@ class WorkerManager:
         waiting = {number for number, worker in self.workers.items() if not worker.leaving}
         self._rollout = Rollout(Prepare(self._last_id, config), changed, waiting, now + PREPARING)
         self.outbox += [(number, self._rollout.prepare) for number in waiting]
-        self._settle_rollout()
+        self._finish_rollout()
 
     def take_outcome(self) -> tuple[str, ...] | None:
         """The result of the rollout, returned once: mistakes if it was refused, empty if all workers adopt it.
@@ -329,9 +329,9 @@ class WorkerManager:
     def _wait_no_longer(self, number: int) -> None:
         if self._rollout is not None:
             self._rollout.left(number)
-            self._settle_rollout()
+            self._finish_rollout()
 
-    def _settle_rollout(self) -> None:
+    def _finish_rollout(self) -> None:
         rollout = self._rollout
         if rollout is None or not rollout.over:
             return

@@ -183,11 +183,11 @@ def in_band(details: ErrorDetails) -> ProviderError:
 
 def classify(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
     """The error for `status`. `headers` compare without case."""
-    return with_words(_classified(status, headers, details), details.message)
+    return with_provider_message(_classified(status, headers, details), details.message)
 
 
-def with_words(error: ProviderError, message: str) -> ProviderError:
-    """`error` with the provider's message, if it is one of `OWN_FAILURES`. `own_words` masks it before it is shown."""
+def with_provider_message(error: ProviderError, message: str) -> ProviderError:
+    """`error` with the provider's message if it is in `OWN_FAILURES`; `message_masking` masks it later."""
     if isinstance(error, OWN_FAILURES):
         error.raw_message = without_echo(clean(message))
     return error

@@ -11,7 +11,7 @@ from manallm_proxy.openai.forced_call import CallReader
 from manallm_proxy.providers.wire import Translator
 
 
-def called(answer: Answer) -> Answer:
+def read_forced_calls(answer: Answer) -> Answer:
     """`answer` with each choice's text read as a tool call. Raises BadResponse if one is none."""
     return evolve(answer, choices=tuple(CallReader().read(choice) for choice in answer.choices))
 

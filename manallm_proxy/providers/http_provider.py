@@ -28,13 +28,13 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 from manallm_proxy.http_client.aiohttp_session import SessionConnections
 from manallm_proxy.http_client.api import Address, Connections, Response
 from manallm_proxy.http_client.pool import Pool
-from manallm_proxy.openai.large import ANSWER_ELEMENTS, aside, is_large
-from manallm_proxy.openai.letting_go import keep_for_later
+from manallm_proxy.openai.deferred_free import free_later
+from manallm_proxy.openai.large import ANSWER_ELEMENTS, is_large, offload
 from manallm_proxy.providers.answer_bounds import checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.classify import as_retryable
 from manallm_proxy.providers.gathering import Parts, gather, joined
+from manallm_proxy.providers.message_masking import set_provider_message
 from manallm_proxy.providers.model_list import CUT_SHORT, LIST_LIMIT, TOO_LONG
-from manallm_proxy.providers.own_words import set_provider_message
 from manallm_proxy.providers.pieces import UNCOUNTED, Pieces, fits
 from manallm_proxy.providers.scrub import redact_secrets
 from manallm_proxy.providers.wire import Request, Translator, Wire
@@ -95,20 +95,20 @@ class HttpProvider:
         try:
             return await self._answer(call, entry, [joined(parts)], response.content_type)
         except ProviderError as error:
-            raise self.safe(self.listed(error), call) from None
+            raise self.redacted(self.with_listed_status(error), call) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
         """In a thread where it is large. `body`: one, which is forgotten as soon as it can be."""
         if not is_large(body[0], ANSWER_ELEMENTS):
             answer = self.wire.answer(call, entry, body[0], content_type)
             return checked_answer(answer, self.limits) if answer.choices else answer
-        answer = await aside(True, self._large_answer, call, entry, body, content_type)
+        answer = await offload(True, self._large_answer, call, entry, body, content_type)
         answer.is_large = True
         return answer
 
     def _large_answer(self, call: Call, entry: Entry, whole: list[bytes], content_type: str) -> Answer:
         body = whole.pop()
-        keep_for_later(body)
+        free_later(body)
         if not call.endpoint.is_opaque or "json" in content_type:
             refuse_too_much(body, self.limits)
         return checked_answer(self.wire.answer(call, entry, body, content_type), self.limits)
@@ -165,7 +165,7 @@ class HttpProvider:
         """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
         write = self.wire.request
         slow = call.is_large and not self.wire.splices(call)
-        request = await aside(True, write, call, entry) if slow else write(call, entry)
+        request = await offload(True, write, call, entry) if slow else write(call, entry)
         response = await self._send(request, call, entry, until)
         if response.status == 200:
             return response
@@ -173,22 +173,22 @@ class HttpProvider:
             response.close()
             raise ProxyRefused(self.address.name)
         body = await self._refusal(response, until)
-        again = await aside(call.is_large, self.wire.reshape, call, entry, response.status, body)
+        again = await offload(call.is_large, self.wire.reshape, call, entry, response.status, body)
         if again is not None and again.content != request.content:
             response = await self._send(again, call, entry, until)
             if response.status == 200:
-                if self.wire.took(entry, again):
+                if self.wire.remember_reshaped(entry, again):
                     self.observe(UsageRefused(entry.target.provider, entry.target.model))
                 return response
             body = await self._refusal(response, until)
         refusal = self.wire.failure(response.status, response.headers, body)
-        raise self.safe(self.listed(refusal), call)
+        raise self.redacted(self.with_listed_status(refusal), call)
 
-    def listed(self, error: ProviderError) -> ProviderError:
+    def with_listed_status(self, error: ProviderError) -> ProviderError:
         """`error`, or that of a status that the operator lists, wherever it was said."""
         return as_retryable(error, self.address.name, self.extra_retryable_statuses)
 
-    def safe(self, error: ProviderError, call: Call) -> ProviderError:
+    def redacted(self, error: ProviderError, call: Call) -> ProviderError:
         """Without our keys, and with as much of the provider's words as may be shown."""
         error = redact_secrets(error, *self.address.secrets)
         set_provider_message(error, call.body)
@@ -287,7 +287,7 @@ class HttpStream:
         """In a thread where it may end a large event."""
         if self._translator.held <= _EVENT_BYTES or (data and self._translator.is_open(data)):
             return self._translated(data)
-        return evolve(await aside(True, self._translated, data), is_large=True)
+        return evolve(await offload(True, self._translated, data), is_large=True)
 
     def _translated(self, data: bytes) -> StreamBatch:
         return self._noted(self._translator.feed(data) if data else self._translator.close(), data)
@@ -302,8 +302,8 @@ class HttpStream:
 
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
         """After the commit the client gets the provider's own error, since no other target can be asked."""
-        error = self._provider.listed(error) if self._guard is None else error
-        return evolve(batch, error=self._provider.safe(error, self._call))
+        error = self._provider.with_listed_status(error) if self._guard is None else error
+        return evolve(batch, error=self._provider.redacted(error, self._call))
 
     def commit(self, idle: float) -> None:
         """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""

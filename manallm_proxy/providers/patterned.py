@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Protocol
 
 from manallm_proxy.contract.answers import Delta, StreamBatch, Texts
 
-LESSONS: Final = 16
+PATTERN_TRIES: Final = 16
 """Events from which a pattern may be learned until one is of use: where they differ in more than words, none is."""
 ONE_BY_ONE: Final = 8
 """Steps in which the beginning of a read is told: an event each, or all that are of a pattern."""
@@ -36,7 +36,7 @@ class Steps(Protocol):
 
     blank: ClassVar[bytes]
     """What ends an event."""
-    lessons: int
+    tries_left: int
     """Left until a pattern is of use again."""
 
     @property
@@ -54,7 +54,7 @@ class Steps(Protocol):
     def read(self, data: bytes) -> StreamBatch:
         """As `feed`, without a pattern."""
 
-    def is_lesson(self, delta: Delta) -> bool:
+    def is_learnable(self, delta: Delta) -> bool:
         """Whether an event that was read as `delta` has done nothing beside, so that it may become the pattern."""
 
 
@@ -65,20 +65,20 @@ def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
     between = not translator.held
     texts, end = translator.read_plain(data) if between else ((), 0)
     if end and end == len(data):  # as nearly all reads are
-        translator.lessons = LESSONS
+        translator.tries_left = PATTERN_TRIES
         return StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
     before: StreamBatch | None = None
     for _ in range(ONE_BY_ONE):
         if texts:
-            translator.lessons = LESSONS
+            translator.tries_left = PATTERN_TRIES
             one = StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
         else:
             end = data.find(translator.blank) + len(translator.blank)
-            if end < len(translator.blank) or not translator.lessons:
+            if end < len(translator.blank) or not translator.tries_left:
                 break
             one = translator.read(data[:end])
-            if between and len(one.deltas) == 1 and translator.is_lesson(one.deltas[0]):
-                translator.lessons -= 1
+            if between and len(one.deltas) == 1 and translator.is_learnable(one.deltas[0]):
+                translator.tries_left -= 1
                 translator.plain.learn(data[:end], one.deltas[0])
         before = one if before is None else before.followed_by(one)
         if one.done or one.error or end == len(data):

@@ -12,7 +12,7 @@ from manallm_proxy.contract.answers import Answer, AnswerLimits, StreamBatch, Us
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.letting_go import keep_of_failure
+from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, checked_answer, refuse_too_much, too_long
 from manallm_proxy.providers.wire import Translator
 
@@ -74,7 +74,7 @@ class Sniffer:
                 refuse_too_much(body, self._limits)
             answer = checked_answer(self._whole(body), self._limits)
         except ProviderError as error:
-            keep_of_failure(error)
+            free_failure_later(error)
             return StreamBatch(error=error)
         self._usage = answer.usage
         return StreamBatch(deltas=answer.choices, has_content=True, done=True)

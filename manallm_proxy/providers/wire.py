@@ -86,7 +86,7 @@ class Wire(Protocol):
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """After a refusal, the request in a form that the provider will accept, if `body` shows which; else None."""
 
-    def took(self, entry: Entry, request: Request) -> bool:
+    def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """`entry`'s target answered `request`, reshaped, with 200. A wire may send it that form from now on.
 
         Returns whether it has just learned that.

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import evolve, field
 
-from manallm_proxy.contract.events import Crashed, HalfOnCpu, LoadEvent, ModelLoad, Observer, ResidentsUnreadable
-from manallm_proxy.contract.provider_errors import BadResponse, Blame, LoadFailed, ProviderError, StillLoading
+from manallm_proxy.contract.events import Crashed, LoadEvent, ModelLoad, Observer, PartialOffload, ResidentsUnreadable
+from manallm_proxy.contract.provider_errors import BadResponse, Blame, LoadFailed, LoadTimeout, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.residents import ModelHost, Resident
 from manallm_proxy.contract.targets import Chain, Entry, ollama_name
@@ -39,8 +39,8 @@ class Box:
     clock: Clock
     observe: Observer
     warm: tuple[Entry, ...] = ()
-    on_slots: Callable[[Mapping[str, int]], None] = lambda said: None
-    """Called with what the server says of its slots, see `Line.said`."""
+    on_slots: Callable[[Mapping[str, int]], None] = lambda slots: None
+    """Called with what the server says of its slots, see `Line.reported_slots`."""
     slow_last: bool = True
     """Whether a model that is half on the CPU is tried after all others."""
     loads: Loads | None = None
@@ -84,7 +84,7 @@ class Box:
     async def loaded(self, entry: Entry) -> None:
         """Returns once `entry`'s model is loaded, as far as is known. Cancelling this does not end the load.
 
-        Raises StillLoading after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
+        Raises LoadTimeout after `Residency.load_timeout` seconds, LoadFailed if the model cannot be loaded.
         """
         if self.is_ready(entry, self.clock()):
             return
@@ -92,7 +92,7 @@ class Box:
         seconds = self.residency.load_timeout(entry)
         done, _ = await asyncio.wait([task], timeout=seconds)
         if not done:
-            raise StillLoading(f"{entry.target} is still being loaded", detail=f"{seconds:.3g} s")
+            raise LoadTimeout(f"{entry.target} is still being loaded", detail=f"{seconds:.3g} s")
         error = None if task.cancelled() else task.result()
         if error is not None and error.blame in _LOAD_FAILURES:
             raise LoadFailed(f"{entry.target} could not be loaded", detail=error.detail or error.error_type)
@@ -161,7 +161,7 @@ class Box:
         if self._watching is not None:
             return
         if self.loads is not None:
-            self.loads.listen(self.server, self.heard)
+            self.loads.listen(self.server, self.learn_residents)
         self._watching = asyncio.ensure_future(self._watch())
 
     def wake(self) -> None:
@@ -175,7 +175,7 @@ class Box:
             if wait > 0 and not await self._woken(wait) and self.residency.observe_in(self.clock()) > 0:
                 continue  # another worker has looked
             try:
-                await self.look()
+                await self.refresh()
             except Exception as error:  # a bug in one look must not end the others
                 self.observe(Crashed(f"models of {self.provider}", error))
                 await asyncio.sleep(POLL_BUSY)
@@ -188,13 +188,13 @@ class Box:
         except TimeoutError:
             return False
 
-    def heard(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
+    def learn_residents(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
         """What another worker has seen, and reported."""
         if asked_at > self.residency.observed_at:
             self.residency.observed(residents, asked_at)
             self._slow = {each.name for each in residents if self.residency.on_cpu(each.name) is not None}
 
-    async def look(self, seconds: float = ANSWER_TIMEOUT) -> None:
+    async def refresh(self, seconds: float = ANSWER_TIMEOUT) -> None:
         """Asks which models are loaded, within `seconds`, and loads those of ``warm`` that are not."""
         asked_at = self.clock()
         try:
@@ -209,7 +209,7 @@ class Box:
             return
         self.residency.observed(residents, asked_at)
         if self.loads is not None:
-            self.loads.saw(self.server, asked_at, residents)
+            self.loads.report_residents(self.server, asked_at, residents)
         self._report_slow(residents)
         now = self.clock()
         for entry in self.warm:
@@ -220,13 +220,13 @@ class Box:
         """Reports each such model once, and again only if it was wholly on the GPU in between."""
         slow = {each.name: each for each in residents if self.residency.on_cpu(each.name) is not None}
         for name in slow.keys() - self._slow:
-            self.observe(HalfOnCpu(self.provider, name, slow[name].size, slow[name].size_vram))
+            self.observe(PartialOffload(self.provider, name, slow[name].size, slow[name].size_vram))
         self._slow = set(slow)
 
     async def close(self) -> None:
         """Stops watching, and aborts the loads."""
         if self.loads is not None:
-            self.loads.forget(self.server, self.heard)
+            self.loads.forget(self.server, self.learn_residents)
         tasks = [*self._loading.values(), *([self._watching] if self._watching is not None else [])]
         for task in tasks:
             task.cancel()
@@ -263,9 +263,9 @@ class Boxes:
         box = self.boxes.get(entry.target.provider)
         return box is not None and box.slow_last and box.residency.on_cpu(entry.target.model) is not None
 
-    async def look(self, seconds: float) -> None:
+    async def refresh(self, seconds: float) -> None:
         """Asks each box once, at the start, within `seconds`. Errors are dropped: the watch will meet them again."""
-        await asyncio.gather(*(box.look(seconds) for box in self.boxes.values()), return_exceptions=True)
+        await asyncio.gather(*(box.refresh(seconds) for box in self.boxes.values()), return_exceptions=True)
 
     def start(self) -> None:
         for box in self.boxes.values():

@@ -25,10 +25,10 @@ from attrs import evolve, field
 
 from manallm_proxy.contract.attempts import AttemptRecord, exhausted
 from manallm_proxy.contract.events import AttemptFailed, FellBack, KeyWasRejected
-from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider_errors import ChainTimeout, KeyRejected, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry, Target
+from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.routing.circuit import BUDGET, NO_MODEL, OF_HEALTH, Declined, Skip
 from manallm_proxy.routing.health import Permit
 from manallm_proxy.routing.health_registry import HealthRegistry
@@ -142,7 +142,7 @@ class Walk:
                 value = await (ask(entry) if until is None else _within(until - started, ask(entry)))
             except ProviderError as error:
                 self._failed(entry, verdict, error, started)
-                forget_frames(error)
+                clear_tracebacks(error)
             except Declined as no:
                 self._declined(entry, verdict, no.skip)
             except BaseException:  # 5
@@ -171,13 +171,13 @@ class Walk:
     ) -> Attempt[T] | None:
         """The first answer of `entry` and of a second member of its tier; None where all that were asked failed."""
         assert entry.tier is not None
-        patience = entry.tier.hedge
+        hedge_delay = entry.tier.hedge
         racers = [self._begin(entry, permit, ask, until)]
         try:
             while racers:
-                racer = await next_end(racers, patience)
+                racer = await next_end(racers, hedge_delay)
                 if racer is None:
-                    patience = None
+                    hedge_delay = None
                     if (spare := self._spare(entry)) is not None:
                         racers.append(self._begin(*spare, ask, until))
                     continue
@@ -186,7 +186,7 @@ class Walk:
                     value = racer.task.result()
                 except ProviderError as error:
                     self._failed(racer.entry, racer.permit, error, racer.started)
-                    forget_frames(error)
+                    clear_tracebacks(error)
                 except Declined as no:
                     self._declined(racer.entry, racer.permit, no.skip)
                 except BaseException:

@@ -77,7 +77,7 @@ class Ledger:
     recovered: list[Row] = field(factory=list)
     """What was spent before this proxy began, by its own records."""
     lengths: AnswerLengths = field(factory=AnswerLengths)
-    is_told: Callable[[], bool] = lambda: False
+    server_counts: Callable[[], bool] = lambda: False
     """Whether a server counts for all now, so that what workers tell each other is known from there."""
 
     @property

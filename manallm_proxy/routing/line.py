@@ -56,7 +56,7 @@ class Turn(Struct, eq=False):  # made in half the time of attrs' classes
     """Those that were served when it began to be."""
     is_trial: bool = False
     """It was sent to learn whether there is a slot more, and may wait with the server."""
-    patience: float = 0.0
+    trial_timeout: float = 0.0
     """Of a trial: seconds to its first content, if it does not wait."""
     waits: bool = False
     """Of a trial: it may be waiting with the server, since all are there still that came before."""
@@ -76,7 +76,7 @@ class ModelLine:
 
     name: str
     pace: Pace = field(factory=Pace)
-    said: int | None = None
+    reported_slots: int | None = None
     """How many slots there are, where it is said of this model alone."""
     slots: Slots = field(factory=Slots)
     """What was learned of them."""
@@ -84,7 +84,7 @@ class ModelLine:
     """The request that was sent to learn whether there is a slot more."""
     serving: set[Turn] = field(factory=set)
     waiting: deque[Turn] = field(factory=deque)
-    is_told: bool = False
+    is_published: bool = False
     """Other workers know that it has a limit."""
     backlog: float = 0.0
     """The sum of what those that wait are expected to take, in seconds."""
@@ -122,7 +122,7 @@ class Line:
     """The requests for one server. ``slots``: how many it serves at a time for one model; None: nobody says."""
 
     slots: int | None
-    said: Mapping[str, int] = field(factory=dict)
+    reported_slots: Mapping[str, int] = field(factory=dict)
     """What the server itself says of them, by model, or under ``""`` for each."""
     learns: bool = False
     """Whether they are learned where nobody says; else there is no limit then."""
@@ -148,15 +148,15 @@ class Line:
         """How many requests are served at a time for the model of `line`, as far as is known; None: no limit."""
         if self.slots is not None:
             return self.slots
-        if line.said is not None:
-            return line.said
-        if self.said:
-            return self.said.get(line.name) or self.said.get("")
+        if line.reported_slots is not None:
+            return line.reported_slots
+        if self.reported_slots:
+            return self.reported_slots.get(line.name) or self.reported_slots.get("")
         return line.slots.number if self.learns and not line.is_elsewhere else None
 
     def is_learning(self, line: ModelLine) -> bool:
         """Whether it goes by what it learns of the slots of `line`'s model."""
-        if not self.learns or self.slots is not None or line.said is not None or self.said:
+        if not self.learns or self.slots is not None or line.reported_slots is not None or self.reported_slots:
             return False
         return not line.is_elsewhere
 
@@ -182,7 +182,7 @@ class Line:
             turn.has_signed = True
             line.slots.alone(now - turn.began_at, None)
         if line.waiting:
-            self._go_on(now)
+            self._serve_waiting(now)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
         """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
@@ -212,15 +212,15 @@ class Line:
         if self.ramp is not None and answered:
             slots = self.limit(line) or RAMP_LIMIT
             self.ramp = self.ramp + 1 if self.ramp < min(slots, RAMP_LIMIT) else None
-            self._go_on(now)
+            self._serve_waiting(now)
         elif line.waiting or self.ramp is not None:
-            self._go_on(now)
+            self._serve_waiting(now)
 
-    def came_back(self) -> None:
+    def server_recovered(self) -> None:
         """The server is back after an outage (rule 2)."""
         self.ramp = 1
         for line in self.models.values():
-            line.slots.came_back()
+            line.slots.server_recovered()
 
     def expected_wait(self, line: ModelLine, now: float, streams: bool | None = None) -> float:
         """Seconds that a new request would wait in `line` (rule 3). `streams` None: it is no trial of slots."""
@@ -252,7 +252,7 @@ class Line:
             return False  # if it waited there nobody would see it
         return line.slots.may_try(streams, now)
 
-    def _go_on(self, now: float) -> None:
+    def _serve_waiting(self, now: float) -> None:
         for each in list(self.models.values()):
             while each.waiting:
                 turn = each.waiting[0]
@@ -284,7 +284,7 @@ class Line:
             turn.earlier = tuple(serving)
             if len(serving) >= line.slots.number:
                 line.trial, turn.is_trial, turn.waits = turn, True, True
-                turn.patience = line.slots.patience()
+                turn.trial_timeout = line.slots.trial_timeout()
         serving.add(turn)
         if turn.on_turn is not None:
             turn.on_turn()

@@ -95,7 +95,7 @@ class Pace:
         if prompt <= 0:
             return
         if pictures is not None:
-            self._look(size, prompt, pictures)
+            self._learn_pictures(size, prompt, pictures)
         elif size >= SHORT:
             ratios, ratio, largest = self._ratios, size / prompt, self._largest
             gone = ratios[0] if len(ratios) == RECENT else inf
@@ -124,7 +124,7 @@ class Pace:
         if len(ratios) >= LEARNED_MIN:
             self._most, self._usual = MARGIN * self._largest, self._sum / len(ratios)
 
-    def _look(self, size: int, prompt: int, pictures: Pictures) -> None:
+    def _learn_pictures(self, size: int, prompt: int, pictures: Pictures) -> None:
         """What pictures take: the rest of a prompt whose words are estimated."""
         if self._usual is None:
             return

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from attrs import field
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.provider_errors import WaitedTooLong
+from manallm_proxy.contract.provider_errors import QueueTimeout
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.routing.circuit import Skip
@@ -44,13 +44,13 @@ class Queue:
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
     def enter(self, entry: Entry, last: bool, size: int, streams: bool, pictures: Pictures | None = None) -> Turn:
-        """A request's place in line: served if there is room, else to be waited for by `comes`.
+        """A request's place in line: served if there is room, else to be waited for by `wait_for_turn`.
 
         `last`: in its chain; `size`: its bytes without its `pictures`; `streams`: its first content can be seen.
         """
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
-            self.line.came_back()
+            self.line.server_recovered()
             self.on_back()
         line, now = self.line.of(entry.target.model), self.clock()
         until = None if last else now + entry.max_wait
@@ -58,8 +58,8 @@ class Queue:
         self.line.enter(turn, now)
         return turn
 
-    async def comes(self, turn: Turn, entry: Entry) -> None:
-        """Returns when `turn` is served. Raises WaitedTooLong when it has waited until ``Turn.until``.
+    async def wait_for_turn(self, turn: Turn, entry: Entry) -> None:
+        """Returns when `turn` is served. Raises QueueTimeout when it has waited until ``Turn.until``.
 
         Cancelling it frees the place.
         """
@@ -67,10 +67,10 @@ class Queue:
             return
         try:
             async with asyncio.timeout(None if turn.until is None else entry.max_wait):
-                await _turn_comes(turn)
+                await _wait_served(turn)
         except TimeoutError:
             self.line.leave(turn, self.clock(), answered=False)
-            raise waited_too_long(entry, entry.max_wait) from None
+            raise queue_timeout(entry, entry.max_wait) from None
         except BaseException:
             self.line.leave(turn, self.clock(), answered=False)
             raise
@@ -96,12 +96,12 @@ class Queue:
         self.line.leave(turn, now, answered=True, tokens=usage.completion)
 
 
-def waited_too_long(entry: Entry, seconds: float) -> WaitedTooLong:
+def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
     """After `seconds`."""
-    return WaitedTooLong(f"{entry.target} is busy with other requests", detail=f"waited {seconds:.3g} s")
+    return QueueTimeout(f"{entry.target} is busy with other requests", detail=f"waited {seconds:.3g} s")
 
 
-async def _turn_comes(turn: Turn) -> None:
+async def _wait_served(turn: Turn) -> None:
     """Returns when `turn` is served."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     turn.on_turn = lambda: None if future.done() else future.set_result(None)

@@ -14,11 +14,11 @@ from attrs import evolve
 
 from manallm_proxy.contract.answers import Answer, StreamBatch, Usage
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.provider import Call, ModelInfo, Provider, Stream
 from manallm_proxy.contract.provider_errors import Blame, EmptyAnswer, ProviderError, StreamInterrupted, Unsupported
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.contract.tracebacks import clear_tracebacks
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.failover import Attempt
 
@@ -194,7 +194,7 @@ class Relay:
             self.error = batch.error
         except ProviderError as error:
             self.error = error
-            forget_frames(error)
+            clear_tracebacks(error)
         finally:
             await stream.aclose()
         if self.error is None:

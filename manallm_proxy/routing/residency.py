@@ -82,7 +82,7 @@ class _Past:
     """What our last load asked for."""
     unseen: bool = False
     """The last load ended well, and there was no observation since."""
-    took: float = 0.0
+    load_seconds: float = 0.0
     """Seconds of the longest recent load; 0: not known."""
     unlisted: int = 0
     """How often in a row the list lacked it after a load that ended well."""
@@ -178,9 +178,9 @@ class Residency:
         if entry.load_timeout is not None:
             return entry.load_timeout
         past = self._past.get(ollama_name(entry.target.model))
-        if past is None or not past.took:
+        if past is None or not past.load_seconds:
             return LOAD_TIMEOUT_MAX
-        return min(max(LOAD_TIMEOUT_FACTOR * past.took, LOAD_TIMEOUT_MIN), LOAD_TIMEOUT_MAX)
+        return min(max(LOAD_TIMEOUT_FACTOR * past.load_seconds, LOAD_TIMEOUT_MIN), LOAD_TIMEOUT_MAX)
 
     def load_begun(self, entry: Entry, now: float) -> None:
         self.used_at = now
@@ -203,7 +203,7 @@ class Residency:
         if past.failures:
             past.rests_until = now + min(REST_FIRST * 2.0 ** min(past.failures - 1, 10), REST_LONGEST)
         if went_well and now - load.began_at >= QUICK:
-            past.took = max(now - load.began_at, past.took / 2)
+            past.load_seconds = max(now - load.began_at, past.load_seconds / 2)
         if went_well:
             past.ended_at, past.window, past.unseen = now, load.window, True
             if self.residents is not None:

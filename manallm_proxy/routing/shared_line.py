@@ -81,7 +81,7 @@ class Loads(Protocol):
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
         """How the load that was claimed has ended; None: it was given up."""
 
-    def saw(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
+    def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
         """Tells the others what is loaded."""
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
@@ -103,8 +103,8 @@ class Keeper(Protocol):
     def left(self, number: int, answered: bool, tokens: int) -> None:
         """See `Line.leave`."""
 
-    def came_back(self, server: str) -> None:
-        """See `Line.came_back`."""
+    def server_recovered(self, server: str) -> None:
+        """See `Line.server_recovered`."""
 
 
 class AllWorkers(Loads, Protocol):
@@ -140,27 +140,27 @@ class SharedLines:
         """Harmless when repeated."""
         self._turns.pop(turn.number, None)
 
-    def served(self, number: int, now: float, *, is_trial: bool, patience: float, waits: bool) -> None:
+    def served(self, number: int, now: float, *, is_trial: bool, trial_timeout: float, waits: bool) -> None:
         """It is the turn of request `number`; repeated with what has become known of a trial (`Turn.waits`). One that
         has left meanwhile is forgotten: the keeper knows."""
         line, turn = self._turns.get(number, (None, None))
         if line is None or turn is None:
             return
-        turn.is_trial, turn.patience, turn.waits = is_trial, patience, waits
+        turn.is_trial, turn.trial_timeout, turn.waits = is_trial, trial_timeout, waits
         if turn.began_at is None:
             line.serve(turn, now)
 
-    def told(self, server: str, model: str, busy: Busy) -> None:
+    def update(self, server: str, model: str, busy: Busy) -> None:
         """The keeper's word on the line of `model`."""
         for line in self._lines:
             if line.server == server:
-                line.told(model, busy)
+                line.update(model, busy)
 
     def lost(self, now: float) -> None:
         """The keeper has died: from now on each line is the worker's own."""
         self.keeper = None
         for line in {*self._lines, *(line for line, _ in self._turns.values())}:
-            line.go_on(now)
+            line.serve_waiting(now)
 
 
 @define(eq=False)
@@ -209,11 +209,11 @@ class SharedLine(Line):
         turn.ended_at = now
         keeper.left(turn.number, answered, tokens)
 
-    def came_back(self) -> None:
+    def server_recovered(self) -> None:
         if self.lines.keeper is None:
-            super().came_back()
+            super().server_recovered()
         else:
-            self.lines.keeper.came_back(self.server)
+            self.lines.keeper.server_recovered(self.server)
 
     def is_open(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
         if self.lines.keeper is None:
@@ -232,7 +232,7 @@ class SharedLine(Line):
             return 0.0
         return wait_for(min(slots), busy.served, busy.backlog, now)
 
-    def told(self, model: str, busy: Busy) -> None:
+    def update(self, model: str, busy: Busy) -> None:
         """The keeper's word on the line of `model`; the oldest makes room."""
         name = ollama_name(model)
         self._busy.pop(name, None)
@@ -249,6 +249,6 @@ class SharedLine(Line):
         if turn.on_turn is not None:
             turn.on_turn()
 
-    def go_on(self, now: float) -> None:
+    def serve_waiting(self, now: float) -> None:
         """Serves those that have room by this worker's own requests."""
-        self._go_on(now)
+        self._serve_waiting(now)

@@ -124,17 +124,17 @@ class Slots:
         self._rests_until = now + self._rest
         self._rest = min(2 * self._rest, REST_LONGEST)
 
-    def came_back(self) -> None:
+    def server_recovered(self) -> None:
         """The server is back after an outage, perhaps with other settings."""
         self._rest, self._rests_until = REST, 0.0
 
-    def patience(self) -> float:
+    def trial_timeout(self) -> float:
         """Seconds to the first content of the slowest stream that did not wait; 0: not known."""
         return WAITED * max(self._streams, default=0.0)
 
     def _raise(self, number: int) -> None:
         self.number, self._likely = number, 0
-        self.came_back()
+        self.server_recovered()
 
     def _usual(self, sign: Sign) -> float | None:
         """Seconds that it takes as a rule; None: not known."""

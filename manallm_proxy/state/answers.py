@@ -7,8 +7,8 @@ import asyncio
 from attrs import field
 
 from manallm_proxy.contract.records import define
+from manallm_proxy.state.answer_store import AnswerStore
 from manallm_proxy.state.flights import Flights
-from manallm_proxy.state.kept import AnswerStore
 from manallm_proxy.state.link import Link
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.scripts import READ
 
 LARGEST: Final = 4 * 2**20
@@ -70,7 +70,7 @@ class WriteBehind:
         async def run() -> None:
             try:
                 await self.link.use(command)
-            except Away:
+            except ServerUnavailable:
                 pass
             except Refused as refusal:
                 self.link.report_refusal(str(refusal))

@@ -17,10 +17,10 @@ from attrs import field
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.door import Reply
-from manallm_proxy.contract.frames import forget_frames
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Entry
-from manallm_proxy.state.kept import Kept, Key
+from manallm_proxy.contract.tracebacks import clear_tracebacks
+from manallm_proxy.state.answer_store import CachedAnswer, Key
 
 HELD: Final = 4 * 2**20
 """Max bytes of a stream that are held for clients that join late."""
@@ -41,7 +41,7 @@ class Flight:
     form: Form
     entry: Entry | None = None
     """The chain's entry that answers; None until the commit."""
-    kept: Kept | None = None
+    kept: CachedAnswer | None = None
     """The whole answer, once it is complete; None still if it grew beyond what is held."""
     last: bytes = field(default=b"", repr=False)
     """The end of a complete stream, after all its parts."""
@@ -72,7 +72,7 @@ class Flight:
             try:
                 await produce(self)
             except BaseException as error:
-                forget_frames(error)
+                clear_tracebacks(error)
                 self.error = error
             finally:
                 self.is_over = True
@@ -90,7 +90,7 @@ class Flight:
             self._tell()
 
     @property
-    def said(self) -> int:
+    def part_count(self) -> int:
         """Number of parts so far."""
         return self._gone + len(self._parts)
 
@@ -109,7 +109,7 @@ class Flight:
         """All parts; None if some are no longer held."""
         return None if self.overflown else b"".join(self._parts)
 
-    def complete(self, kept: Kept | None, last: bytes = b"") -> None:
+    def complete(self, kept: CachedAnswer | None, last: bytes = b"") -> None:
         """The answer is complete."""
         self.kept, self.last = kept, last
 
@@ -142,7 +142,7 @@ class Flight:
 
     def _trim(self) -> None:
         """Drops what all clients have read, once there is more than is held for those that join late."""
-        read = min(min((seat.read for seat in self._seats), default=0), self.said)
+        read = min(min((seat.read for seat in self._seats), default=0), self.part_count)
         if self._size > HELD and self._gone < read:
             self._size -= sum(map(len, self._parts[: read - self._gone]))
             del self._parts[: read - self._gone]
@@ -177,7 +177,7 @@ class Seat:
             new = self.read - flight._gone
             if new < len(flight._parts):
                 data = b"".join(flight._parts[new:])
-                self.read = flight.said
+                self.read = flight.part_count
                 flight._tell()
                 yield data
             elif flight.is_over:

@@ -51,7 +51,7 @@ async def _budget() -> AsyncIterator[None]:
             timer.cancel()
 
 
-class Away(Exception):
+class ServerUnavailable(Exception):
     """The server is not there, or not in time."""
 
 
@@ -69,7 +69,7 @@ class Link:
     is_well: bool = True
     _client: Any = None
     _turns: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(AT_A_TIME))
-    _told: str = ""
+    _reported: str = ""
     """Why it was reported as away; empty: it was not."""
     _refusals: set[str] = field(factory=set)
     _asking: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class Link:
     async def use(self, command: Callable[[Any], Awaitable[T]]) -> T:
         """What `command` returns, within the budget. Raises Away, and Refused if the server answers with an error."""
         if not self.is_well or self._closed:
-            raise Away
+            raise ServerUnavailable
         client: Any = None
         clock, waited = asyncio.get_running_loop().time, 0.0
         began = clock()
@@ -88,7 +88,7 @@ class Link:
             async with _budget(), self._turns:
                 waited = clock() - began
                 if not self.is_well or self._closed:  # while it waited for its turn
-                    raise Away
+                    raise ServerUnavailable
                 client = self._client
                 if client is None:
                     client = self._client = self.open_client()
@@ -99,7 +99,7 @@ class Link:
                 raise Refused(word) from None
             if client is not None and client is self._client and waited < BUDGET / 2:  # else it had no time to answer
                 self._suspect()
-            raise Away from None
+            raise ServerUnavailable from None
         finally:
             if client is not None and client is not self._client:  # left meanwhile: it may have connected since
                 self._leave(client)
@@ -143,8 +143,8 @@ class Link:
             if error is None:
                 break
             why = _why(error)
-            if not self._told or (why == _NO_ENTRY and why != self._told):  # which goes by no waiting
-                self._told = why
+            if not self._reported or (why == _NO_ENTRY and why != self._reported):  # which goes by no waiting
+                self._reported = why
                 self.observe(StateChanged(self.name, is_well=False, detail=why))
             try:
                 await asyncio.sleep(pause)
@@ -154,8 +154,8 @@ class Link:
             pause = SOON if client is not None else AGAIN
         self._client, self.is_well = client, True
         self._refusals.clear()
-        if self._told:
-            self._told = ""
+        if self._reported:
+            self._reported = ""
             self.observe(StateChanged(self.name, is_well=True))
 
     async def _answering(self, client: Any) -> tuple[Any, Exception | None]:

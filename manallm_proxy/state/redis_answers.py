@@ -10,9 +10,9 @@ from attrs import field
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.state.answer_store import CachedAnswer, CacheHit, Key
 from manallm_proxy.state.entries import LARGEST, WriteBehind, read, seal, unseal
-from manallm_proxy.state.kept import Aged, Kept, Key
-from manallm_proxy.state.link import Away, Link, Refused
+from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.names import PREFIX
 
 _HEAD: Final = 4
@@ -32,19 +32,19 @@ class _Meta:
 _META: Final = msgspec.json.Decoder(_Meta)
 
 
-def pack(name: str, kept: Kept, ttl: float) -> bytes:
+def pack(name: str, kept: CachedAnswer, ttl: float) -> bytes:
     """The entry under `name`: a seal, a length, `_Meta`, the body."""
     target = kept.target
     meta = msgspec.json.encode(_Meta(target.provider, target.model, kept.content_type, ttl, kept.usage))
     return seal(name, len(meta).to_bytes(_HEAD, "big") + meta + kept.body)
 
 
-def unpack(name: str, entry: bytes) -> tuple[Kept, float]:
+def unpack(name: str, entry: bytes) -> tuple[CachedAnswer, float]:
     """What `pack` was given: the answer and its ttl. Raises ValueError for any other entry."""
     content = unseal(name, entry)
     end = _HEAD + int.from_bytes(content[:_HEAD], "big")
     meta = _META.decode(content[_HEAD:end])  # its errors are ValueErrors
-    return Kept(content[end:], Target(meta.provider, meta.model), meta.content_type, meta.usage), meta.ttl
+    return CachedAnswer(content[end:], Target(meta.provider, meta.model), meta.content_type, meta.usage), meta.ttl
 
 
 @define(eq=False)
@@ -53,18 +53,18 @@ class RedisAnswers:
 
     link: Link
     _behind: WriteBehind = field(init=False)
-    _writing: dict[Key, Kept] = field(factory=dict, repr=False)
+    _writing: dict[Key, CachedAnswer] = field(factory=dict, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._behind = WriteBehind(self.link)
 
-    async def find(self, key: Key) -> Aged | None:
+    async def find(self, key: Key) -> CacheHit | None:
         if (kept := self._writing.get(key)) is not None:
-            return Aged(kept, 0.0)
+            return CacheHit(kept, 0.0)
         name = name_of(key)
         try:
             entry, left = await read(self.link, name)
-        except Away:
+        except ServerUnavailable:
             return None
         except Refused as refusal:
             self.link.report_refusal(str(refusal))
@@ -79,9 +79,9 @@ class RedisAnswers:
         except (ValueError, TypeError):
             self.drop(key)
             return None
-        return Aged(kept, max(0.0, age))
+        return CacheHit(kept, max(0.0, age))
 
-    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+    def keep(self, key: Key, kept: CachedAnswer, ttl: float) -> None:
         if not self.link.is_well or len(kept.body) > LARGEST:
             return
         name = name_of(key)

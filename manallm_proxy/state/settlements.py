@@ -16,7 +16,7 @@ import msgspec
 from attrs import field
 
 from manallm_proxy.contract.records import define
-from manallm_proxy.state.link import AGAIN, Away, Link, Refused
+from manallm_proxy.state.link import AGAIN, Link, Refused, ServerUnavailable
 from manallm_proxy.state.scripts import SETTLE, name_of
 
 REFUSED_AGAIN: Final = 1.0
@@ -129,7 +129,7 @@ class Settlements:
         """Whether the server has confirmed all that it was told."""
         return self._sent is None and not self.next
 
-    def untold(self, account: str) -> Iterable[tuple[int, list[int]]]:
+    def unconfirmed(self, account: str) -> Iterable[tuple[int, list[int]]]:
         """Day, USD and tokens of what the server does not know, or has not confirmed yet."""
         for batch in (self._sent, self.next):
             for (name, day, _), amounts in batch.costs.items() if batch is not None else ():
@@ -183,16 +183,16 @@ class Settlements:
                 self._sent, self.next = None, Batch()
                 return
             try:
-                told = await self._tell(link, batch)
-            except Away:
+                totals = await self._tell(link, batch)
+            except ServerUnavailable:
                 await asyncio.sleep(AGAIN)
             except Refused as refusal:
                 link.report_refusal(str(refusal))
                 await asyncio.sleep(REFUSED_AGAIN)
             else:
                 self._sent = None
-                for at, (account, day, month) in enumerate(batch.costs if len(told) == 4 * len(batch.costs) else ()):
-                    du, dt, mu, mt = told[4 * at : 4 * at + 4]
+                for at, (account, day, month) in enumerate(batch.costs if len(totals) == 4 * len(batch.costs) else ()):
+                    du, dt, mu, mt = totals[4 * at : 4 * at + 4]
                     self.learn(account, day, month, (du, dt, mu, mt))
 
     async def _tell(self, link: Link, batch: Batch) -> list[int]:

@@ -24,8 +24,8 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.gateway.shared_spend import Hold, SharedSpend
 from manallm_proxy.routing.ledger import Ledger, Spend
 from manallm_proxy.state import link
+from manallm_proxy.state.answer_store import CachedAnswer
 from manallm_proxy.state.channel import Channel
-from manallm_proxy.state.kept import Kept
 from manallm_proxy.state.link import Link
 from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
@@ -37,7 +37,7 @@ from tests.upstreams import answers, each, upstream
 from tests.waiting import until
 
 pytestmark = [pytest.mark.built_in, pytest.mark.heavy]
-KEPT = Kept(b"{}", Target("up", "m"))
+KEPT = CachedAnswer(b"{}", Target("up", "m"))
 Ask = Callable[[aiohttp.ClientSession, str, str, int], Awaitable[None]]
 """One request to one process, by its name and address; the number counts those to it."""
 

@@ -77,7 +77,7 @@ class Blocks:
             if not ends:
                 return
 
-    def go_on(self, texts: Texts) -> Block | None:
+    def continued_by(self, texts: Texts) -> Block | None:
         """The block that is being sent, if `texts` go on with it and nothing waits to be sent; None if not."""
         if len(self._queue) != 1:
             return None

@@ -21,9 +21,9 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.messages.block import Block, Kind
 from manallm_proxy.doors.messages.blocks import Blocks
 from manallm_proxy.doors.messages.errors import in_band
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import encode, encode_whole
-from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 
 _DELTAS: Final = {
@@ -73,7 +73,7 @@ class MessagesReply:
             self.blocks.add(choice)
         content = [block.whole() for block, _ in self.blocks.ready(all_of_them=True)]
         usage = usage_to_json(answer.usage or Usage())
-        keep_for_later(content)
+        free_later(content)
         write = encode_whole if answer.is_large else encode
         return write(self._message(content, self.blocks.stop_reason, usage))
 
@@ -100,7 +100,7 @@ class MessagesReply:
 
     def _around(self, texts: Texts) -> Splice | None:
         """What stands around `texts`, if they only go on; None if they do not go on with what was written last."""
-        block = self.blocks.go_on(texts)
+        block = self.blocks.continued_by(texts)
         if block is None:
             return None
         if block.index != self._index:

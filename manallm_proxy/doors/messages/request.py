@@ -18,7 +18,7 @@ from manallm_proxy.doors.messages.tools import tool_fields
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.json_object import split_object
 from manallm_proxy.openai.large import is_large
-from manallm_proxy.openai.request import made_request, refuse_look_alikes
+from manallm_proxy.openai.request import made_request, refuse_case_variants
 from manallm_proxy.openai.request_fields import Fields, all_of, decoded, optional, required, wrong
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
@@ -73,7 +73,7 @@ def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = F
     Raises InvalidRequest with the path in ``param``.
     """
     if not is_checked:
-        refuse_look_alikes(split_object(body)[0])  # a key that is given twice would be read as its last value
+        refuse_case_variants(split_object(body)[0])  # a key that is given twice would be read as its last value
     asked = decoded(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported

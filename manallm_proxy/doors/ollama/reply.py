@@ -20,10 +20,10 @@ from manallm_proxy.contract.targets import Target
 from manallm_proxy.doors.ollama.errors import ollama_error_body
 from manallm_proxy.doors.ollama.lines import now, one_line, without_line_ends
 from manallm_proxy.openai.call_arguments import Arguments, begins_another
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_bytes
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
-from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -76,12 +76,12 @@ class LinesReply:
         """Raises BadResponse if a tool call's arguments are no object."""
         delta = next((choice for choice in answer.choices if choice.index == 0), Delta())
         if delta.finish in LOADED:
-            return one_line({**self._common_fields(), **self.said(), "done": True, "done_reason": delta.finish})
+            return one_line({**self._common_fields(), **self.content_part(), "done": True, "done_reason": delta.finish})
         self.start(target)
         self._note(delta)
         try:
             calls = self._whole_calls()
-            keep_for_later(calls)
+            free_later(calls)
             said = self._said(delta, calls)
         except BadResponse as error:
             error.target = str(target)
@@ -107,7 +107,7 @@ class LinesReply:
             if delta.content or delta.reasoning or delta.refusal or delta.images or delta.logprobs:
                 lines.append(self._line(self._said(delta), batch.is_large))
         if not lines and not self._wrote and batch.has_content:
-            lines.append(self._line(self.said()))  # so that the commit sends the head, and heartbeats begin
+            lines.append(self._line(self.content_part()))  # so that the commit sends the head, and heartbeats begin
         self._wrote = self._wrote or bool(lines)
         return joined_bytes(lines) if batch.is_large else b"".join(lines)
 
@@ -117,7 +117,7 @@ class LinesReply:
             self._learn(type(said))
         around, texts = self._around, said.texts
         if around is None:
-            return b"".join([self._line(self.said(step.content, step.reasoning)) for step in steps((said,))])
+            return b"".join([self._line(self.content_part(step.content, step.reasoning)) for step in steps((said,))])
         front = self._dated + now().encode() + around.front
         if len(texts) == 1:
             return front + without_line_ends(texts[0]) + around.tail
@@ -125,7 +125,7 @@ class LinesReply:
 
     def _learn(self, kind: type[Words | Thoughts]) -> None:
         """What stands around the text in lines that say nothing else."""
-        said = self.said(MARK) if kind is Words else self.said(thinking=MARK)
+        said = self.content_part(MARK) if kind is Words else self.content_part(thinking=MARK)
         line = one_line({**self._common_fields(), "created_at": "", **said, "done": False}) + b"\n"
         before, date, rest = line.partition(b'"created_at":"')
         self._spliced_kind, self._dated, self._around = kind, before + date, splice(rest)
@@ -140,9 +140,9 @@ class LinesReply:
             calls = self._whole_calls()
         except BadResponse as error:
             return self.error(error)
-        before = self._line(self.said(calls=calls), large) if calls else b""
-        keep_for_later(calls)
-        last = one_line({**self._common_fields(), **self.said(), **self._ending(usage)})
+        before = self._line(self.content_part(calls=calls), large) if calls else b""
+        free_later(calls)
+        last = one_line({**self._common_fields(), **self.content_part(), **self._ending(usage)})
         return joined_bytes((before, last, b"\n")) if large else before + last + b"\n"
 
     def error(self, error: ProxyError) -> bytes:
@@ -150,9 +150,9 @@ class LinesReply:
 
     def heartbeat(self) -> bytes:
         """A chunk without content: ollama-python fails on a blank line."""
-        return self._line(self.said())
+        return self._line(self.content_part())
 
-    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
+    def content_part(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         """The part of an object that holds what the model says."""
         raise NotImplementedError  # chat and generate differ here
 
@@ -174,7 +174,7 @@ class LinesReply:
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
         # ollama-python cannot read ``images`` in an answer: it wants an object where others have base64
         links = "".join([f"![image]({url})" for url in delta.images])
-        said = self.said(delta.content + delta.refusal + links, delta.reasoning, calls)
+        said = self.content_part(delta.content + delta.refusal + links, delta.reasoning, calls)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
 
@@ -221,7 +221,7 @@ class LinesReply:
 class ChatReply(LinesReply):
     """Chat: the content is in ``message``."""
 
-    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
+    def content_part(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         message: Fields = {"role": "assistant", "content": content}
         if thinking:
             message["thinking"] = thinking
@@ -234,7 +234,7 @@ class ChatReply(LinesReply):
 class GenerateReply(LinesReply):
     """Generate: the text is in ``response``. Requests offer no tools, so none are called."""
 
-    def said(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
+    def content_part(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
         said: Fields = {"response": content}
         if thinking:
             said["thinking"] = thinking

@@ -8,13 +8,13 @@ from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.openai.json_object import split_object
-from manallm_proxy.openai.request import EMBEDDING, made_request, refuse_look_alikes
+from manallm_proxy.openai.request import EMBEDDING, made_request, refuse_case_variants
 from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
 def read_object(body: bytes) -> Fields:
     """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
-    refuse_look_alikes(split_object(body)[0])
+    refuse_case_variants(split_object(body)[0])
     return decoded(body)
 
 

@@ -50,22 +50,25 @@ def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     message: dict[str, Any] = {}
     blocks: dict[int, Block] = {}
     for frame in sse.Decoder().feed(stream):
-        told = decode(frame.data or b"{}")
-        match told.get("type"):
+        payload = decode(frame.data or b"{}")
+        match payload.get("type"):
             case "message_start":
-                message = told["message"]
+                message = payload["message"]
             case "content_block_start":
-                begun = told["content_block"]
-                blocks[told["index"]] = Block(Kind(begun["type"]), begun.get("id", ""), begun.get("name", ""))
+                begun = payload["content_block"]
+                blocks[payload["index"]] = Block(Kind(begun["type"]), begun.get("id", ""), begun.get("name", ""))
             case "content_block_delta":
-                delta, block = told["delta"], blocks[told["index"]]
+                delta, block = payload["delta"], blocks[payload["index"]]
                 if delta["type"] == "signature_delta":
                     block.signature = delta["signature"]
                 else:
                     block.pieces.append(delta[_PIECES[delta["type"]]])
             case "message_delta":
-                counted = {**message["usage"], **told["usage"]}  # Anthropic's own server counts the prompt at the start
-                message |= {**told["delta"], "usage": counted}
+                counted = {
+                    **message["usage"],
+                    **payload["usage"],
+                }  # Anthropic's server counts the prompt at the start
+                message |= {**payload["delta"], "usage": counted}
             case "message_stop":
                 content = [block.whole() for _, block in sorted(blocks.items())]
                 return encode({**message, "content": content})

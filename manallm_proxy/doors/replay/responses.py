@@ -109,8 +109,8 @@ def _part(part: dict[str, Any], here: dict[str, Any]) -> Iterator[_Event]:
 def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
     """The response of the last event; None where that is not the end of one that succeeded."""
     frames = [frame for frame in sse.Decoder().feed(stream) if frame.data is not None]
-    told = decode(frames[-1].data or b"{}") if frames else {}
-    if told.get("type") not in _ENDS:
+    payload = decode(frames[-1].data or b"{}") if frames else {}
+    if payload.get("type") not in _ENDS:
         return None
-    whole = encode(told["response"])
+    whole = encode(payload["response"])
     return whole if is_success(whole) else None

@@ -115,7 +115,7 @@ class AnswerItems:
             yield from self._call(part)
         self.finish = delta.finish or self.finish
 
-    def go_on(self, texts: Texts) -> Growing | None:
+    def continued_by(self, texts: Texts) -> Growing | None:
         """Adds `texts` to what is being written, and gives that; None if there is nothing that they go on with, and
         nothing has changed. In this way no events are made."""
         item: Item | None
@@ -250,11 +250,11 @@ class AnswerItems:
         self._thought.extras[id_] = extra
 
 
-def _logprobs(told: Any) -> list[dict[str, Any]]:
+def _logprobs(value: Any) -> list[dict[str, Any]]:
     """A chat's ``logprobs``; the types of this API want the bytes of each token, known or not."""
     return [
         {**_token(row), "top_logprobs": [_token(top) for top in _rows(row.get("top_logprobs"))]}
-        for row in _rows(told.get("content") if isinstance(told, dict) else None)
+        for row in _rows(value.get("content") if isinstance(value, dict) else None)
     ]
 
 

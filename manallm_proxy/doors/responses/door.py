@@ -29,7 +29,7 @@ from manallm_proxy.doors.responses.store import Owner, Store, Stored, weighed
 from manallm_proxy.openai.caller_paths import CallerPaths
 from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.json_object import decode_leniently, encode, encoder
-from manallm_proxy.openai.large import LARGE_PARTS, are_large, aside, is_large
+from manallm_proxy.openai.large import LARGE_PARTS, are_large, is_large, offload
 from manallm_proxy.openai.request import made_request
 from manallm_proxy.openai.request_fields import Fields, required
 
@@ -65,12 +65,12 @@ class ResponsesDoor:
 
     async def _read_on(self, body: bytes, asked: Asked, client: Client) -> Reading:
         form = await self._completed(body, asked, client)
-        call = await aside(form.is_long, _call_of, form, client)
+        call = await offload(form.is_long, _call_of, form, client)
         call.is_large = call.is_large or form.is_long
-        return self._begun(form, call, await aside(form.is_long, _kept, form), client)
+        return self._begun(form, call, await offload(form.is_long, _kept, form), client)
 
     async def _read_aside(self, body: bytes, client: Client) -> Reading:
-        return await self._read_on(body, await aside(True, read_request, body), client)
+        return await self._read_on(body, await offload(True, read_request, body), client)
 
     async def _completed(self, body: bytes, asked: Asked, client: Client) -> NativeForm:
         """With all that the request refers to. Raises ConversationTooLong."""
@@ -79,7 +79,7 @@ class ResponsesDoor:
         if len(history) + len(own) > client.bounds.messages:
             raise ConversationTooLong(f"{client.bounds.messages} items (limits.messages)")
         known = await self._referred(own, client, sum(map(len, history)))
-        items = await aside(are_large([*known.values()]), _resolved, own, known) if known else None
+        items = await offload(are_large([*known.values()]), _resolved, own, known) if known else None
         return self._form(body, asked, history, items, client, known)
 
     def _form(

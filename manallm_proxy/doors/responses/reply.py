@@ -25,8 +25,8 @@ from manallm_proxy.doors.responses.native import stored_items
 from manallm_proxy.doors.responses.output import Event
 from manallm_proxy.doors.responses.shell import Shell
 from manallm_proxy.openai import joined
+from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, encode, encode_whole
-from manallm_proxy.openai.letting_go import keep_for_later
 from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
@@ -97,7 +97,7 @@ class ResponsesReply:
         return write(self._ended(answer.usage)[1])
 
     async def is_known(self, whole: bytes) -> bool:
-        """See `door.Remembers`."""
+        """See `door.StatefulReply`."""
         return self._knows is None or await self._knows(decode(whole, type=_Identified).id)
 
     def start(self, target: Target) -> None:
@@ -123,7 +123,7 @@ class ResponsesReply:
         return b"".join(said)
 
     def _say(self, texts: Texts) -> bytes:
-        if (growing := self._answer.go_on(texts)) is not None:
+        if (growing := self._answer.continued_by(texts)) is not None:
             return self._spliced(texts.texts, growing)
         begin, (first, *others) = self._begin(), steps((texts,))
         begin += self._write(self._answer.take(first))
@@ -132,10 +132,10 @@ class ResponsesReply:
     def _spliced(self, texts: Sequence[bytes], growing: Growing) -> bytes:
         """An event for each of `texts`, which `growing` goes on with."""
         if growing is not self._growing:
-            told = self._answer.text_event(growing, MARK)
-            if told is None:
+            step = self._answer.text_event(growing, MARK)
+            if step is None:
                 return b""
-            kind, fields = told
+            kind, fields = step
             event = b"event: %b\ndata: %b\n\n" % (kind.encode(), encode({"type": kind, "sequence_number": 0, **fields}))
             front, number, rest = event.partition(_SEQUENCE)
             self._growing, self._numbered, self._around = growing, front + number, splice(rest[1:])
@@ -161,10 +161,10 @@ class ResponsesReply:
 
     def _keep_native(self, response: bytes) -> None:
         """Stores a provider's own response, unless it holds what cannot be read: that is the client's business."""
-        if self._keep is not None and (told := _decoded(response)):
-            output = told.get("output")
+        if self._keep is not None and (decoded := _decoded(response)):
+            output = decoded.get("output")
             items = stored_items(output if isinstance(output, list) else [], self._provider)
-            self._keep({**told, "output": []}, items)
+            self._keep({**decoded, "output": []}, items)
 
     @property
     def ends_long(self) -> bool:
@@ -216,17 +216,17 @@ class ResponsesReply:
         if self._keep is not None:
             items = [item.stored() for item in self._answer.items]
             self._keep(self._shell.render(status, [], usage=usage, incomplete=cut), items)
-            keep_for_later(items)
-        keep_for_later(views := self._answer.views())
+            free_later(items)
+        free_later(views := self._answer.views())
         return f"response.{status}", self._shell.render(status, views, usage=usage, incomplete=cut)
 
     def _failed(self, error: ProxyError) -> dict[str, Any]:
         """The failed response, with its output so far."""
         self._answer.break_off()
         reported = {"code": error.code or error.type, "message": error.message}
-        if told := _decoded(self._empty):
+        if decoded := _decoded(self._empty):
             output = {"output": list(map(msgspec.Raw, self._native))} if self._native else {}
-            return {**told, **output, "status": "failed", "error": reported}
+            return {**decoded, **output, "status": "failed", "error": reported}
         return self._shell.render("failed", self._answer.views(), error=reported)
 
     def _write(self, events: Iterable[Event]) -> bytes:
@@ -263,10 +263,10 @@ class ResponsesReply:
 def _decoded(response: bytes) -> dict[str, Any]:
     """A provider's own response; empty if it is none that can be decoded, for a number beyond all in it."""
     try:
-        told = decode_leniently(response) if response else None
+        decoded = decode_leniently(response) if response else None
     except DecodeErrors:
         return {}
-    return told if isinstance(told, dict) else {}
+    return decoded if isinstance(decoded, dict) else {}
 
 
 def _after(events: bytes, known: int) -> int:

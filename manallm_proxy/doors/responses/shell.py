@@ -81,21 +81,21 @@ class Shell:
         """The object in the state `status`. `incomplete`: the reason why it is."""
         if self._repeated is None:
             self._repeated = _repeated(self.asked())
-        told: dict[str, Any] = {**_ABSENT, **self._repeated}
-        told["id"], told["created_at"], told["model"] = self.id, int(self.created_at), self.model
-        told["status"], told["output"], told["error"] = status, output, error
+        rendered: dict[str, Any] = {**_ABSENT, **self._repeated}
+        rendered["id"], rendered["created_at"], rendered["model"] = self.id, int(self.created_at), self.model
+        rendered["status"], rendered["output"], rendered["error"] = status, output, error
         if status == "completed":
-            told["completed_at"] = int(time.time())
+            rendered["completed_at"] = int(time.time())
         if incomplete is not None:
-            told["incomplete_details"] = {"reason": incomplete}
+            rendered["incomplete_details"] = {"reason": incomplete}
         if usage is not None:
-            told["usage"] = usage_object(usage)
-        return told
+            rendered["usage"] = usage_object(usage)
+        return rendered
 
 
 def _repeated(asked: Fields) -> Fields:
     """What a response says that the request said, the long fields encoded: several events of a stream repeat them."""
-    told: Fields = {}
+    rendered: Fields = {}
     for key in asked.keys() & _REPEATED:
         value = asked[key]
         if value is None or (not value and key in _NEVER_EMPTY):
@@ -104,8 +104,8 @@ def _repeated(asked: Fields) -> Fields:
             value = {**_ABSENT[key], **value}
         elif key == "text":
             value = {**_ABSENT[key], **_given(value)}
-        told[key] = msgspec.Raw(encode(value)) if key in _LONG else value
-    return told
+        rendered[key] = msgspec.Raw(encode(value)) if key in _LONG else value
+    return rendered
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

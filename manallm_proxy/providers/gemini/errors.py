@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from manallm_proxy.contract.provider_errors import KeyRejected, PaymentRequired, ProviderError, RateLimited
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
-from manallm_proxy.providers.classify import QUOTA_COOLING, ErrorDetails, classify, parse_error, with_words
+from manallm_proxy.providers.classify import QUOTA_COOLING, ErrorDetails, classify, parse_error, with_provider_message
 from manallm_proxy.providers.retry_after import duration
 from manallm_proxy.providers.scrub import clean
 
@@ -44,7 +44,9 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderErr
         data = data[0]
     error = data.get("error") if isinstance(data, dict) else None
     details = parse_error(data)
-    return with_words(_classed(status, headers, error if isinstance(error, dict) else {}, details), details.message)
+    return with_provider_message(
+        _classed(status, headers, error if isinstance(error, dict) else {}, details), details.message
+    )
 
 
 def in_band(error: object) -> ProviderError:
@@ -52,7 +54,7 @@ def in_band(error: object) -> ProviderError:
     details = parse_error({"error": error})
     error = error if isinstance(error, dict) else {}
     status = details.status or _STATUSES.get(_word(error), 502)
-    return with_words(_classed(status, {}, error, details), details.message)
+    return with_provider_message(_classed(status, {}, error, details), details.message)
 
 
 def _classed(status: int, headers: Mapping[str, str], error: Mapping[str, Any], details: ErrorDetails) -> ProviderError:

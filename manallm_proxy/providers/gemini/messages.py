@@ -17,7 +17,7 @@ from manallm_proxy.contract.provider_errors import Unsupported
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai.base64_text import first_bytes, plain
 from manallm_proxy.openai.joined import joined_lines
-from manallm_proxy.openai.json_object import DecodeErrors, decode, whole_surrogates
+from manallm_proxy.openai.json_object import DecodeErrors, decode, replace_lone_surrogates
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
@@ -141,7 +141,7 @@ def _object(text: str) -> msgspec.Raw | None:
     if text.lstrip()[:1] != "{":
         return None
     raw = text.encode()
-    for form in (raw, whole_surrogates(raw)):
+    for form in (raw, replace_lone_surrogates(raw)):
         try:
             decode(form)
         except DecodeErrors:

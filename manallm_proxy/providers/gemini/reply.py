@@ -17,9 +17,9 @@ from manallm_proxy.contract.answers import Answer, Delta, ToolCall, Usage, new_c
 from manallm_proxy.contract.provider_errors import BadResponse, ContentBlocked
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.joined import joined_text
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, whole_surrogates
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, decode_leniently, encode, replace_lone_surrogates
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import rows_of
 from manallm_proxy.providers.gemini import errors
@@ -132,7 +132,7 @@ def read_json(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T:
         if len(reply) != 1:
             raise BadResponse("Gemini's answer is not what its API promises", detail="a list")
         reply = reply[0]
-    if says_error(reply.error):
+    if is_error_value(reply.error):
         raise errors.in_band(reply.error)
     return reply
 
@@ -143,7 +143,7 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
-        lenient = whole_surrogates(body.removeprefix(BOM))
+        lenient = replace_lone_surrogates(body.removeprefix(BOM))
         if lenient == body:
             raise
         return decoder.decode(lenient)

@@ -11,12 +11,12 @@ from manallm_proxy.contract.answers import AnswerLimits, Delta, StreamBatch, Usa
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.openai import sse
+from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
-from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls, refuse_many_items, refuse_too_much
 from manallm_proxy.providers.gemini.plain_events import PlainEvents
 from manallm_proxy.providers.gemini.reply import Reader, parts_of, read
-from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
+from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 
 _DONE: Final = b"[DONE]"
 """OpenAI's end marker, which some proxies in between add."""
@@ -34,7 +34,7 @@ class GeminiTranslator:
     _begun: bool = False
     _has_content: bool = False
     plain: PlainEvents = field(factory=PlainEvents)
-    lessons: int = LESSONS
+    tries_left: int = PATTERN_TRIES
 
     @property
     def usage(self) -> Usage | None:
@@ -59,7 +59,7 @@ class GeminiTranslator:
     def feed(self, data: bytes) -> StreamBatch:
         return feed_in_steps(self, data)
 
-    def is_lesson(self, delta: Delta) -> bool:
+    def is_learnable(self, delta: Delta) -> bool:
         return True
 
     def read(self, data: bytes) -> StreamBatch:
@@ -108,7 +108,7 @@ class GeminiTranslator:
                 deltas += new
                 self._has_content = self._has_content or any(d.has_content for d in new)
             except ProviderError as error:
-                keep_of_failure(error)
+                free_failure_later(error)
                 return _batch_of(tuple(deltas), error=error)
         return _batch_of(tuple(deltas))
 

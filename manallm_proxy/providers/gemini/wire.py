@@ -54,7 +54,7 @@ class GeminiWire:
         """There is one form only."""
         return None
 
-    def took(self, entry: Entry, request: Request) -> bool:
+    def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
         return False
 

@@ -17,13 +17,13 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.errors import says_error
-from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, whole_surrogates
+from manallm_proxy.openai.errors import is_error_value
+from manallm_proxy.openai.json_object import BOM, DecodeErrors, encode, replace_lone_surrogates
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_too_much
 from manallm_proxy.providers.classify import in_band, parse_error
 from manallm_proxy.providers.native.plain_events import NOT_PLAIN, PlainEvents
 from manallm_proxy.providers.openai import chunks
-from manallm_proxy.providers.patterned import HELD, LESSONS
+from manallm_proxy.providers.patterned import HELD, PATTERN_TRIES
 
 _BLANK: Final = b"\n\n"
 _NAME: Final = b"event: "
@@ -63,7 +63,7 @@ class NamedRelay:
     _said: bool = False
     """Whether the answer holds more than its end."""
     _ended: bool = False
-    _tries: int = LESSONS
+    _tries: int = PATTERN_TRIES
     """How often events that look plain may turn out to be none: each time many are looked at for nothing."""
 
     def __attrs_post_init__(self) -> None:
@@ -168,7 +168,9 @@ class NamedRelay:
                 data.decode()
             return self.reads.decode(data)
         except (msgspec.ValidationError, *DecodeErrors):
-            return self.reads.decode(whole_surrogates(data.removeprefix(BOM))) if _told(frame) is not None else None
+            return (
+                self.reads.decode(replace_lone_surrogates(data.removeprefix(BOM))) if _told(frame) is not None else None
+            )
 
     def _take(self, kind: str, event: Any, data: bytes) -> bytes | None:
         """Reads one event; returns its data as the client gets it, None if it gets none."""
@@ -197,8 +199,8 @@ def _refuse(frame: sse.Frame, kind: str) -> None:
     """Raises the error that `frame`, an event of that kind, reports: it may be an empty one."""
     event = _told(frame) or {}
     error = event.get("error")
-    if kind == "error" or says_error(error):
-        raise in_band(parse_error({"error": error} if says_error(error) else event))
+    if kind == "error" or is_error_value(error):
+        raise in_band(parse_error({"error": error} if is_error_value(error) else event))
 
 
 def _is_whole(rest: bytes) -> bool:

@@ -17,7 +17,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse, EmptyAnswer, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
-from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import encode
 from manallm_proxy.openai.usage import plain_usage_of_response, usage_from_responses
 from manallm_proxy.providers.answer_bounds import refuse_many_items
@@ -113,16 +113,16 @@ class ResponsesRelay(NamedRelay):
         return kind.startswith("response.") and kind not in _EMPTY
 
     def _begin(self, response: msgspec.Raw) -> None:
-        if not self._has_begun and (told := bytes(response)).startswith(b"{"):
+        if not self._has_begun and (value := bytes(response)).startswith(b"{"):
             self._has_begun = True
-            self._begun = with_values(members(told), _replaced(self._call, self._target))
+            self._begun = with_values(members(value), _replaced(self._call, self._target))
 
     def _end(self, response: msgspec.Raw, data: bytes) -> bytes:
         """`data`, the last event, with what the proxy knows of `response`."""
-        if not (told := bytes(response)).startswith(b"{"):
+        if not (value := bytes(response)).startswith(b"{"):
             self._ends(said=self._said)
             return data
-        values = members(told)
+        values = members(value)
         self.usage = _usage(values)
         self._ends(said=self._said or _has_said(values))
         self._response = with_values(values, _replaced(self._call, self._target))
@@ -139,9 +139,9 @@ def _replaced(call: Call, target: Target) -> Mapping[str, bytes]:
     return {"model": encode(str(target)), **call.response_fields}
 
 
-def _failure(told: object) -> ProviderError:
-    error = told.get("error") if isinstance(told, dict) else None
-    if says_error(error):
+def _failure(value: object) -> ProviderError:
+    error = value.get("error") if isinstance(value, dict) else None
+    if is_error_value(error):
         return in_band(parse_error({"error": error}))
     return BadResponse("its response failed, and does not say why", detail="response.failed")
 

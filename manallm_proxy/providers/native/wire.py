@@ -52,8 +52,8 @@ class NativeWire:
         shorter = clamp_max_tokens(call, body) if status == 400 and call.cuts_length else None
         return self.request(shorter, entry) if shorter is not None else None
 
-    def took(self, entry: Entry, request: Request) -> bool:
-        return self.chats.took(entry, request)
+    def remember_reshaped(self, entry: Entry, request: Request) -> bool:
+        return self.chats.remember_reshaped(entry, request)
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
         if call.endpoint not in self.paths:

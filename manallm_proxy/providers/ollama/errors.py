@@ -17,7 +17,7 @@ from manallm_proxy.contract.provider_errors import (
     ServerFailed,
 )
 from manallm_proxy.openai.json_object import DecodeErrors, decode
-from manallm_proxy.providers.classify import ErrorDetails, classify, parse_error, with_words
+from manallm_proxy.providers.classify import ErrorDetails, classify, parse_error, with_provider_message
 from manallm_proxy.providers.scrub import clean
 
 _BUSY: Final = ("server busy", "loading model", "overloaded")
@@ -42,14 +42,14 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderErr
         data = None  # a reverse proxy's page, or gin's "404 page not found"
     details = parse_error(data)
     if status in (401, 403):
-        return with_words(_refused(status, data, details.message), details.message)
-    return with_words(_classed(status, headers, details), details.message)
+        return with_provider_message(_refused(status, data, details.message), details.message)
+    return with_provider_message(_classed(status, headers, details), details.message)
 
 
 def in_band(error: object) -> ProviderError:
     """The error for an ``error`` under status 200. Its status is 500, unless the runner inside gave its own."""
     details = parse_error({"error": error})
-    return with_words(_classed(details.status or 500, {}, details), details.message)
+    return with_provider_message(_classed(details.status or 500, {}, details), details.message)
 
 
 def _classed(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:

@@ -13,13 +13,13 @@ from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Call
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sliced
-from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import (
     DecodeErrors,
     decode_leniently,
     encode,
+    replace_lone_surrogates,
     split_object,
-    whole_surrogates,
 )
 from manallm_proxy.openai.usage import count
 from manallm_proxy.openai.vectors import checked_vectors, number_of_inputs, read_vectors
@@ -123,7 +123,7 @@ def _checked(
         reply = decode(decoder, body)
     except DecodeErrors:
         raise BadResponse("Ollama's answer is not what its API promises", detail="not Ollama's JSON") from None
-    if reply.error is not None and says_error(reply.error):
+    if reply.error is not None and is_error_value(reply.error):
         raise ollama_failure.in_band(reply.error)
     return reply
 
@@ -132,7 +132,7 @@ def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
     except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
-        lenient = whole_surrogates(body)
+        lenient = replace_lone_surrogates(body)
         if lenient == body:
             raise
         return decoder.decode(lenient)

@@ -33,12 +33,12 @@ from manallm_proxy.contract.provider import Call, Endpoint, ModelInfo, ModelList
 from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
+from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.forced_call import is_forced
 from manallm_proxy.openai.json_object import decode_leniently, encode
-from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.openai.usage import count
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_calls
-from manallm_proxy.providers.forced import ForcedTranslator, called
+from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
 from manallm_proxy.providers.ollama import errors as ollama_failure
@@ -56,7 +56,7 @@ from manallm_proxy.providers.ollama.reply import (
     read_whole,
     too_long,
 )
-from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
+from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 from manallm_proxy.providers.wire import Request, Translator
 
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
@@ -100,7 +100,7 @@ class OllamaWire:
         fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
         return self.request(evolve(call, body=encode(fields)), entry)
 
-    def took(self, entry: Entry, request: Request) -> bool:
+    def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
         return False
 
@@ -113,7 +113,7 @@ class OllamaWire:
             raise BadResponse("Ollama's answer is incomplete", detail="incomplete answer")
         delta = _delta(call.endpoint, reply, _finish(reply, called=bool(reply.message and reply.message.tool_calls)))
         answer = Answer(usage=_usage(reply), choices=(require_names(delta, delta.finish),))
-        return called(answer) if is_forced(call) else answer
+        return read_forced_calls(answer) if is_forced(call) else answer
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
@@ -138,7 +138,7 @@ class OllamaTranslator:
     _held: bytearray = field(factory=bytearray, repr=False)
     _called: int = 0
     plain: PlainLines = field(init=False)
-    lessons: int = LESSONS
+    tries_left: int = PATTERN_TRIES
 
     @plain.default
     def _no_pattern(self) -> PlainLines:
@@ -162,7 +162,7 @@ class OllamaTranslator:
     def feed(self, data: bytes) -> StreamBatch:
         return feed_in_steps(self, data)
 
-    def is_lesson(self, delta: Delta) -> bool:
+    def is_learnable(self, delta: Delta) -> bool:
         return True
 
     def read(self, data: bytes) -> StreamBatch:
@@ -195,7 +195,7 @@ class OllamaTranslator:
                 reply = read_line(line) if len(line) <= EVENT_BYTES else read_large_line(line, self._limits)
                 has_content |= self._add(reply, deltas)
             except ProviderError as error:
-                keep_of_failure(error)
+                free_failure_later(error)
                 return StreamBatch(deltas=tuple(deltas), has_content=has_content, error=error)
             if reply.done:
                 return StreamBatch(deltas=tuple(deltas), has_content=True, done=True)

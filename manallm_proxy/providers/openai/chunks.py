@@ -11,7 +11,7 @@ from typing import Any, Final
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.provider_errors import BadResponse
 from manallm_proxy.openai import sse
-from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, parse_error
@@ -62,7 +62,7 @@ def refuse_error(frame: sse.Frame) -> None:
         return
     groq = chunk.get("x_groq")
     error = chunk.get("error") or (groq.get("error") if isinstance(groq, dict) else None)
-    if says_error(error):
+    if is_error_value(error):
         raise in_band(parse_error({"error": error}))
     if frame.event == b"error" or chunk.get("error_type") or chunk.get("error_message"):
         raise in_band(parse_error(chunk))
@@ -102,12 +102,12 @@ def _says_more(delta: object) -> bool:
 
 def ends_in_error(choice: dict[str, Any]) -> bool:
     """Whether it has ``finish_reason: error`` and no content: no answer came of it."""
-    if not gives_up(choice) or choice.get("text"):
+    if not has_error_finish(choice) or choice.get("text"):
         return False
     return not _says_more(choice.get("delta", choice.get("message")))
 
 
-def gives_up(choice: dict[str, Any]) -> bool:
+def has_error_finish(choice: dict[str, Any]) -> bool:
     """Whether it has ``finish_reason: error``, with or without content."""
     return choice.get("finish_reason") == "error"
 

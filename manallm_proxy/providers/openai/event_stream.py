@@ -14,8 +14,8 @@ from manallm_proxy.contract.provider_errors import BadResponse, Disconnected, Pr
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 from manallm_proxy.openai import sse
+from manallm_proxy.openai.deferred_free import free_failure_later
 from manallm_proxy.openai.json_object import DecodeErrors, decode, decode_leniently, holds
-from manallm_proxy.openai.letting_go import keep_of_failure
 from manallm_proxy.providers.answer_bounds import EVENT_BYTES, refuse_many_items, refuse_too_much
 from manallm_proxy.providers.openai import chunks
 
@@ -82,7 +82,7 @@ class EventStream:
                     break
                 self._add(frame, out, deltas)
             except ProviderError as failure:
-                keep_of_failure(failure)
+                free_failure_later(failure)
                 error = failure
                 break
         return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)

@@ -12,7 +12,7 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.errors import InvalidRequest
 from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.provider_errors import BadResponse
-from manallm_proxy.openai.errors import says_error
+from manallm_proxy.openai.errors import is_error_value
 from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently, decode_part, holds, replaced, split_object
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.providers.classify import in_band, parse_error
@@ -183,7 +183,7 @@ def checked_choices(
         return []
     rows = [choice for choice in (decoded(raw) if read is None else read()) if isinstance(choice, dict)]
     for choice in rows:
-        if says_error(choice.get("error")):  # OpenRouter, perhaps beside partial content
+        if is_error_value(choice.get("error")):  # OpenRouter, perhaps beside partial content
             raise in_band(parse_error({"error": choice["error"]}))
         if ends_in_error(choice):
             raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
@@ -195,5 +195,5 @@ def checked_choices(
 def refuse_error(values: Mapping[str, Any]) -> None:
     """Raises the error inside of a 200; an empty one says nothing."""
     raw = bytes(values.get("error", b"null"))
-    if raw not in (b"null", b"{}", b'""', b"false") and says_error(error := decoded(raw)):
+    if raw not in (b"null", b"{}", b'""', b"false") and is_error_value(error := decoded(raw)):
         raise in_band(parse_error({"error": error}))

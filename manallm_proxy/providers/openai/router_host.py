@@ -98,21 +98,21 @@ class RouterHost:
         models = tuple(loaded)
         if not models:
             self._slots.clear()
-            return {"": told} if (told := await self._slots_of("props", seconds)) else {}
+            return {"": slots} if (slots := await self._slots_of("props", seconds)) else {}
         self._slots = {model: self._slots[model] for model in models if model in self._slots}
         for model in models:
             if model not in self._slots:
                 query = f"props?model={quote(model, safe='')}&autoload=false"
                 self._slots[model] = await self._slots_of(query, seconds)
-        return {model: told for model, told in self._slots.items() if told}
+        return {model: slots for model, slots in self._slots.items() if slots}
 
     async def _slots_of(self, path: str, seconds: float) -> int:
         """0 if it is not said there."""
         try:
-            told = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
+            slots = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
         except (ProviderError, *DecodeErrors, msgspec.ValidationError):
             return 0
-        return told if type(told) is int and told > 0 else 0
+        return slots if type(slots) is int and slots > 0 else 0
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
         """The load goes on even if this is cancelled. `pinned` has no effect: the server unloads what it has not used

@@ -29,7 +29,7 @@ from manallm_proxy.providers.openai.deltas import deltas_of, rows_of_chunk
 from manallm_proxy.providers.openai.event_stream import EventStream
 from manallm_proxy.providers.openai.plain_chunks import PlainChunks
 from manallm_proxy.providers.openai.reply import FRONT, set_model, span_of_model
-from manallm_proxy.providers.patterned import LESSONS, feed_in_steps
+from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 
 _DATA: Final = b"data: "
 _BLANK: Final = b"\n\n"
@@ -61,7 +61,7 @@ class EventRelay(EventStream):
     """For `relayed`: what such a chunk has before and behind its quoted words, and what the client gets instead."""
     _fronts: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
     """Theirs."""
-    _lessons: int = LESSONS
+    _tries_left: int = PATTERN_TRIES
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -91,7 +91,7 @@ class EventRelay(EventStream):
                     batch = StreamBatch(around.write(texts))
                     return batch if used == len(data) else batch.followed_by(self._feed(data[used:]))
             end = data.find(_BLANK) + len(_BLANK)
-            if self._lessons and (end == len(data) or self._splice is None) and self._is_one_without_end(data[:end]):
+            if self._tries_left and (end == len(data) or self._splice is None) and self._is_one_without_end(data[:end]):
                 return self._learn(data[:end], data[end:])
         elif self._splice is not None and len(_BLANK) <= (end := data.find(_BLANK) + len(_BLANK)) < len(data):
             batch = self._feed(data[:end])  # an event that had begun before
@@ -99,7 +99,7 @@ class EventRelay(EventStream):
         return self._feed(data)
 
     def _learn(self, event: bytes, rest: bytes) -> StreamBatch:
-        self._lessons -= 1
+        self._tries_left -= 1
         batch = self._feed(event)
         if splice := self._plain.learn_relayed(event, batch.frames):
             self._splice, self._fronts = splice, (self._old_front, self._new_front)
@@ -251,7 +251,7 @@ class EventReader(EventStream):
     blank: ClassVar[bytes] = _BLANK
     _calls: CallParts = field(init=False)
     plain: PlainChunks = field(factory=PlainChunks)
-    lessons: int = LESSONS
+    tries_left: int = PATTERN_TRIES
     _is_all: bool = True
     """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
 
@@ -263,7 +263,7 @@ class EventReader(EventStream):
         if self._has_content and self._is_between:  # nearly always it is one chunk
             texts, used = self.plain.read(data)
             if used and used == len(data):
-                self.lessons = LESSONS
+                self.tries_left = PATTERN_TRIES
                 return StreamBatch(deltas=(self.plain.make(texts),))
         return feed_in_steps(self, data)
 
@@ -277,7 +277,7 @@ class EventReader(EventStream):
     def read(self, data: bytes) -> StreamBatch:
         return super().feed(data)
 
-    def is_lesson(self, delta: Delta) -> bool:
+    def is_learnable(self, delta: Delta) -> bool:
         return self._is_all and self._call.endpoint is Endpoint.CHAT
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
@@ -290,17 +290,17 @@ class EventReader(EventStream):
         self._seen_data = True
         self.usage = chunks.merged(self.usage, chunks.usage_of(chunk))
         rows = chunks.choices_of(chunk)
-        gave_up = any(chunks.gives_up(row) for row in rows)
+        gave_up = any(chunks.has_error_finish(row) for row in rows)
         self._note(rows)
         if len(data) > _ROWS_BYTES:  # an object is not made of each before they are counted
             calls, images = rows_of_chunk(rows)
             refuse_many_calls(calls, self._limits)
             refuse_many_items(images, self._limits)
-        told = [] if gave_up and not self._has_content else deltas_of(rows)
-        new = [self._calls.read(delta) for delta in told]
+        received = [] if gave_up and not self._has_content else deltas_of(rows)
+        new = [self._calls.read(delta) for delta in received]
         deltas += new
-        self._is_all = new == told
-        if any(delta.tool_calls for delta in told):
+        self._is_all = new == received
+        if any(delta.tool_calls for delta in received):
             self.plain.forget_calls()
         self._has_content = self._has_content or any(delta.has_content for delta in new)
         if gave_up:  # most formats have no word for it, and would call what was said the whole answer

@@ -24,11 +24,11 @@ from manallm_proxy.openai.request import TOOLS, rewrite
 from manallm_proxy.openai.sliced import LARGE_BYTES
 from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import classify, envelope
-from manallm_proxy.providers.forced import ForcedTranslator, called
+from manallm_proxy.providers.forced import ForcedTranslator, read_forced_calls
 from manallm_proxy.providers.length import clamp_max_tokens
 from manallm_proxy.providers.model_list import read_list, words
 from manallm_proxy.providers.named_calls import require_names
-from manallm_proxy.providers.openai.chunks import gives_up
+from manallm_proxy.providers.openai.chunks import has_error_finish
 from manallm_proxy.providers.openai.deltas import whole_deltas
 from manallm_proxy.providers.openai.embeddings import embeddings_answer
 from manallm_proxy.providers.openai.opaque import ByteRelay, opaque_answer, opaque_request
@@ -84,7 +84,7 @@ class OpenAIWire:
         return classify(status, headers, envelope(body))
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """Leaves out ``stream_options``, which Mistral and other strict servers refuse; `took` will remember that.
+        """Leaves out ``stream_options``, which Mistral and other strict servers refuse; see `remember_reshaped`.
 
         Or leaves out ``reasoning_effort: none``, which Ollama's clients send by default, and which a model that does
         not think may refuse.
@@ -100,7 +100,7 @@ class OpenAIWire:
         content = rewrite(call.summary, call.body, entry.target.model)
         return Request(call.endpoint.path, content, without="stream_options")
 
-    def took(self, entry: Entry, request: Request) -> bool:
+    def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         model = entry.target.model
         if model in self._strict or request.without != "stream_options":
             return False
@@ -122,7 +122,7 @@ class OpenAIWire:
         if call.endpoint is Endpoint.EMBEDDINGS:
             return embeddings_answer(call, entry, body)
         if self._forces(call):
-            return called(_whole(body))
+            return read_forced_calls(_whole(body))
         if not call.relays:
             return _whole(body)
         model = encode(str(entry.target))
@@ -162,7 +162,7 @@ def _whole(body: bytes) -> Answer:
         return Answer(usage=usage_from_openai(usage), choices=(said,))
     values, spans = reply_object(body)
     rows = checked_choices(values, read=partial(decoded_part, body, spans["choices"]) if "choices" in spans else None)
-    if any(gives_up(row) for row in rows):
+    if any(has_error_finish(row) for row in rows):
         raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
     usage = usage_from_openai(decoded(values["usage"])) if "usage" in values else None
     return Answer(usage=usage, choices=tuple([require_names(choice, choice.finish) for choice in whole_deltas(rows)]))

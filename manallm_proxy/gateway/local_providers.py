@@ -1,4 +1,4 @@
-"""Builds the gates for local providers (`routing.home`) from a configuration. What is known of a server outlives it."""
+"""Builds `routing.local_providers` from a configuration; what is known of a server outlives a reload."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from manallm_proxy.routing.boxes import Box, Boxes
 from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.health import Health
 from manallm_proxy.routing.health_registry import Clock, HealthRegistry
-from manallm_proxy.routing.home import Home
 from manallm_proxy.routing.line import Line
+from manallm_proxy.routing.local_providers import LocalProviders
 from manallm_proxy.routing.queues import Queue
 from manallm_proxy.routing.shared_line import AllWorkers
 
 
-def new_home(
+def new_local_providers(
     config: Config,
     catalog: Catalog,
     registry: HealthRegistry,
-    before: Home | None = None,
+    before: LocalProviders | None = None,
     was: Config | None = None,
     workers: AllWorkers | None = None,
-) -> Home:
+) -> LocalProviders:
     """The gates for `config`. A server whose address is the same in `was`, the configuration of `before`, keeps its
     loads and its queue. `workers`: what this process shares with others; None: what `before` shares.
     """
@@ -44,16 +44,16 @@ def new_home(
         if provider.loads_models:
             box = kept.boxes.boxes.get(name) if kept is not None else None
             boxes[name] = box or _new_box(provider, registry.clock, registry.observe, workers)
-    return Home(catalog, Boxes(boxes), queues, workers)
+    return LocalProviders(catalog, Boxes(boxes), queues, workers)
 
 
-def adopt(home: Home, config: Config, healths: Mapping[str, Health]) -> None:
+def adopt(local: LocalProviders, config: Config, healths: Mapping[str, Health]) -> None:
     """Applies `config`, which serves from now on, to servers that were kept. Cannot fail."""
-    for name, queue in home.queues.items():
+    for name, queue in local.queues.items():
         queue.line.slots, queue.health = config.providers[name].parallel, healths[name]
-    for name, box in home.boxes.boxes.items():
-        queue = home.queues[name]
-        box.on_slots, queue.on_back = partial(setattr, queue.line, "said"), box.wake
+    for name, box in local.boxes.boxes.items():
+        queue = local.queues[name]
+        box.on_slots, queue.on_back = partial(setattr, queue.line, "reported_slots"), box.wake
         box.slow_last = config.providers[name].degraded_cpu == "last"
         box.warm = tuple(entry for entry in config.warm if entry.target.provider == name)
 

@@ -11,8 +11,8 @@ import pytest
 
 from manallm_proxy.contract.answers import Usage
 from manallm_proxy.contract.targets import Target
+from manallm_proxy.state.answer_store import OVERHEAD, CachedAnswer, MemoryAnswers
 from manallm_proxy.state.flights import HELD, Flight, Form
-from manallm_proxy.state.kept import OVERHEAD, Kept, MemoryAnswers
 from tests.proxy import openai, proxy, settings
 from tests.upstreams import answers, each, upstream
 from tests.waiting import until
@@ -20,8 +20,8 @@ from tests.waiting import until
 TARGET = Target("up", "m")
 
 
-def kept(size: int) -> Kept:
-    return Kept(bytes(size), TARGET, usage=Usage(3, 2))
+def kept(size: int) -> CachedAnswer:
+    return CachedAnswer(bytes(size), TARGET, usage=Usage(3, 2))
 
 
 def key(number: int) -> bytes:
@@ -117,9 +117,9 @@ async def test_more_than_is_held_waits_for_the_slowest() -> None:
     with flight.join() as seat:
         flight.start(produce, lambda: None)
         assert flight.is_open
-        await until(lambda: flight.said == 5)
+        await until(lambda: flight.part_count == 5)
         await asyncio.sleep(0)
-        assert flight.said == 5, "the provider waits"
+        assert flight.part_count == 5, "the provider waits"
         size = 0
         async for data in seat.parts():
             size += len(data)

@@ -8,17 +8,17 @@ from typing import TypeVar
 from attrs import evolve, field
 
 from manallm_proxy.contract.answers import Answer
-from manallm_proxy.contract.door import Remembers, Reply
+from manallm_proxy.contract.door import Reply, StatefulReply
 from manallm_proxy.contract.provider import Call, Provider
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry, Target
 from manallm_proxy.contract.trace import Trace
 from manallm_proxy.gateway.advice import advice
 from manallm_proxy.gateway.generation import Generation
+from manallm_proxy.gateway.request_plan import RequestPlan
 from manallm_proxy.gateway.trace_context import headers_for
-from manallm_proxy.gateway.way import Way
-from manallm_proxy.openai.large import aside
-from manallm_proxy.openai.letting_go import keep_for_later
+from manallm_proxy.openai.deferred_free import free_later
+from manallm_proxy.openai.large import offload
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing import relay
 from manallm_proxy.routing.catalog import Catalog
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 
 @define(eq=False)
-class Asking:
-    """One `call` along its `way`. ``for_operator``: whether the reader may be told why no model answered."""
+class Dispatch:
+    """One `call` along its `plan`. ``for_operator``: whether the reader may be told why no model answered."""
 
     generation: Generation
     call: Call = field(repr=False)
-    way: Way
+    plan: RequestPlan
     for_operator: bool
     trace: Trace | None = None
     notes: tuple[str, ...] = ()
@@ -42,25 +42,25 @@ class Asking:
     @property
     def walk(self) -> Walk:
         """Of ``way``."""
-        return self.way.walk
+        return self.plan.walk
 
     async def complete(self) -> tuple[Answer, Entry]:
         """The first whole answer along the chain, and whose it is."""
-        attempt = await self.walk.run(self.way.in_turn(self._ask(relay.complete)), self.asked)
+        attempt = await self.walk.run(self.plan.in_turn(self._ask(relay.complete)), self.asked)
         attempt.served()  # which ends it: a whole answer has nothing to be closed
         answer = attempt.value
         if answer.usage is not None:
-            self.way.settle(attempt.entry, answer.usage, 0)
+            self.plan.settle(attempt.entry, answer.usage, 0)
         if answer.dimensions is not None:
             self.generation.check_dimensions(self.walk.chain, self.call, attempt.entry, answer.dimensions)
         return answer, attempt.entry
 
     async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
         """The first stream along the chain; `beat` is called in the silence until then."""
-        walking = self.walk.run(self.way.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
-        patience = self.generation.config.streaming.early_heartbeat
-        if patience > 0 and not self.call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
-            return await in_background(walking, patience, beat)
+        walking = self.walk.run(self.plan.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
+        silence = self.generation.config.streaming.early_heartbeat
+        if silence > 0 and not self.call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
+            return await in_background(walking, silence, beat)
         return await walking
 
     @property
@@ -78,7 +78,7 @@ class Asking:
             return attempt(provider, catalog, call, entry)
 
         async def ask_aside(entry: Entry) -> T:
-            provider, call = self._attempt(entry, await aside(True, self._call_at, entry))
+            provider, call = self._attempt(entry, await offload(True, self._call_at, entry))
             return await attempt(provider, catalog, call, entry)
 
         call = self.call
@@ -102,13 +102,13 @@ class Asking:
 
 async def written(reply: Reply, target: Target, answer: Answer) -> bytes:
     """`target`'s whole answer in the client's format."""
-    apart = reply.ends_long or (answer.is_large and (answer.body is None or isinstance(reply, Remembers)))
-    return await aside(True, _written, reply, target, answer) if apart else reply.whole(target, answer)
+    apart = reply.ends_long or (answer.is_large and (answer.body is None or isinstance(reply, StatefulReply)))
+    return await offload(True, _written, reply, target, answer) if apart else reply.whole(target, answer)
 
 
 def _written(reply: Reply, target: Target, answer: Answer) -> bytes:
     """Of `answer` is left what is not large."""
     whole = reply.whole(target, answer)
-    keep_for_later(answer.choices, answer.vectors)
+    free_later(answer.choices, answer.vectors)
     answer.choices = answer.vectors = ()
     return whole

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manallm_proxy.contract.provider_errors import KeyRejected
-from manallm_proxy.providers.own_words import (
+from manallm_proxy.providers.message_masking import (
     _VOCABULARY,
     REQUEST_LIMIT,
     VALUES_LIMIT,

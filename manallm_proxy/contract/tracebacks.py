@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def forget_frames(error: BaseException) -> None:
+def clear_tracebacks(error: BaseException) -> None:
     """Drops the tracebacks of `error` and of its causes, whose frames keep a request's prompt alive.
 
     Error, traceback, frame and the frame's own variable for the error form a reference cycle, and the garbage

@@ -15,44 +15,44 @@ from manallm_proxy.contract.provider_errors import ProviderError
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Entry
 from manallm_proxy.doors.replay.forms import Replay
-from manallm_proxy.gateway.asking import Asking, written
 from manallm_proxy.gateway.client_stream import events_of
-from manallm_proxy.openai.large import LARGE_BYTES, aside
+from manallm_proxy.gateway.dispatch import Dispatch, written
+from manallm_proxy.openai.large import LARGE_BYTES, offload
 from manallm_proxy.providers.loopback import LoopbackProvider
 from manallm_proxy.routing.relay import Relay
+from manallm_proxy.state.answer_store import CachedAnswer, Key
 from manallm_proxy.state.flights import Flight
-from manallm_proxy.state.kept import Kept, Key
 
 
 @define
-class Production:
+class FlightProducer:
     """One answer. ``seconds``: how long an answer of that provider is kept; None: not at all."""
 
-    asking: Asking
+    dispatch: Dispatch
     key: Key
     reply: Reply = field(repr=False)
     replay: Replay
     seconds: Callable[[str], float | None]
 
     async def run(self, flight: Flight) -> None:
-        """To the end of the answer. Raises what `Asking` does where none begins."""
+        """To the end of the answer. Raises what `Dispatch` does where none begins."""
         flight.reply = self.reply
-        await self.asking.way.reserve()
+        await self.dispatch.plan.reserve()
         await (self._stream(flight) if flight.form.stream else self._complete(flight))
 
     async def _complete(self, flight: Flight) -> None:
-        answer, entry = await self.asking.complete()
+        answer, entry = await self.dispatch.complete()
         flight.entry, flight.usage = entry, answer.usage
         failed = any(choice.finish == "error" for choice in answer.choices)
         body = await written(self.reply, entry.target, answer)
-        kept = Kept(body, entry.target, answer.content_type, answer.usage)
+        kept = CachedAnswer(body, entry.target, answer.content_type, answer.usage)
         if not failed and self.replay.is_success(body):
             self._keep(kept, entry)
         flight.complete(kept)
 
     async def _stream(self, flight: Flight) -> None:
-        beat = _Beat(flight, self.reply, self.asking.generation.config.streaming.heartbeat)
-        async with await self.asking.opened(beat.early) as attempt:
+        beat = _Beat(flight, self.reply, self.dispatch.generation.config.streaming.heartbeat)
+        async with await self.dispatch.opened(beat.early) as attempt:
             flight.entry = attempt.entry
             self.reply.start(attempt.entry.target)
             stream = attempt.value.stream
@@ -68,53 +68,53 @@ class Production:
 
     async def end(self, flight: Flight, stream: Stream) -> None:
         """The end of a complete stream."""
-        last = await aside(self.reply.ends_long, self.reply.end, stream.usage)
+        last = await offload(self.reply.ends_long, self.reply.end, stream.usage)
         said, usage = flight.held(), stream.usage
         whole = None
         if said:  # else it is too much to be kept, or nothing
-            whole = await aside(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)
+            whole = await offload(len(said) > LARGE_BYTES, self.replay.to_whole, said + last, usage)
         entry = flight.entry
         assert entry is not None
-        kept = Kept(whole, entry.target, usage=usage) if whole is not None else None
+        kept = CachedAnswer(whole, entry.target, usage=usage) if whole is not None else None
         if kept is not None:
             self._keep(kept, entry)
         flight.complete(kept, last)
 
-    def _keep(self, kept: Kept, entry: Entry) -> None:
+    def _keep(self, kept: CachedAnswer, entry: Entry) -> None:
         seconds = self.seconds(entry.target.provider)
         if seconds is not None and not isinstance(
-            self.asking.generation.providers[entry.target.provider], LoopbackProvider
+            self.dispatch.generation.providers[entry.target.provider], LoopbackProvider
         ):
-            self.asking.generation.answers.store.keep(self.key, kept, seconds)
+            self.dispatch.generation.answers.store.keep(self.key, kept, seconds)
 
 
 @define
 class _Sink:
     """See `relay.Sink`. ``error``: the end of a stream that broke."""
 
-    production: Production
+    producer: FlightProducer
     flight: Flight
     stream: Stream
     error: bytes = field(default=b"", repr=False)
 
     async def send(self, batch: StreamBatch) -> None:
-        self.flight.put(await events_of(self.production.reply, batch))
+        self.flight.put(await events_of(self.producer.reply, batch))
         await self.flight.room()
 
     def try_write(self, batch: StreamBatch | bytes) -> bool:
         if not self.flight.has_room:
             return False
         try:
-            self.flight.put(batch if isinstance(batch, bytes) else self.production.reply.events(batch))
+            self.flight.put(batch if isinstance(batch, bytes) else self.producer.reply.events(batch))
         except ProviderError:  # as in `ClientStream`
             return False
         return True
 
     async def finish(self) -> None:
-        await self.production.end(self.flight, self.stream)
+        await self.producer.end(self.flight, self.stream)
 
     async def fail(self, error: ProxyError) -> None:
-        self.error = self.production.reply.error(error)
+        self.error = self.producer.reply.error(error)
 
 
 @define
@@ -133,11 +133,11 @@ class _Beat:
 
     def start(self) -> None:
         if self.interval:
-            self._seen = self.flight.said
+            self._seen = self.flight.part_count
             self._timer = asyncio.get_running_loop().call_later(self.interval, self._check)
 
     def _check(self) -> None:
-        if self.flight.said == self._seen:
+        if self.flight.part_count == self._seen:
             self.flight.put(self.reply.heartbeat())
         self.start()
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from manallm_proxy.contract.provider_errors import BadResponse
-from manallm_proxy.openai import large, letting_go
-from manallm_proxy.openai.large import aside, collector, let_go_aside
-from manallm_proxy.openai.letting_go import keep_for_later, let_go
+from manallm_proxy.openai import deferred_free, large
+from manallm_proxy.openai.deferred_free import free_in_pieces, free_later
+from manallm_proxy.openai.large import collector, free_in_thread, offload
 from tests.waiting import until
 
 
@@ -40,11 +40,11 @@ def made(number: int) -> dict[str, Any]:
 
 def test_all_of_it_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two steps, where others may run, a piece is freed at most; nothing is left."""
-    monkeypatch.setattr(letting_go, "_PIECE", 5)
+    monkeypatch.setattr(deferred_free, "_PIECE", 5)
     Thing.freed, steps = 0, [0]
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code is let_go.__code__:
+        if frame.f_code is free_in_pieces.__code__:
             steps.append(Thing.freed)
         return trace
 
@@ -52,7 +52,7 @@ def test_all_of_it_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        let_go(things)
+        free_in_pieces(things)
     finally:
         sys.settrace(before)
     assert things == []
@@ -72,10 +72,10 @@ def test_what_holds_nothing_goes_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
 
         clear = None  # type: ignore[assignment]  # would free all
 
-    monkeypatch.setattr(letting_go, "get_referents", lambda thing: Held(gc.get_referents(thing)))
-    let_go([[f"text {n}" for n in range(3000)], {f"key {n}": float(n) for n in range(2000)} | {"x": []}])
+    monkeypatch.setattr(deferred_free, "get_referents", lambda thing: Held(gc.get_referents(thing)))
+    free_in_pieces([[f"text {n}" for n in range(3000)], {f"key {n}": float(n) for n in range(2000)} | {"x": []}])
     assert sum(gone) >= 5000
-    assert max(gone) <= letting_go._PIECE
+    assert max(gone) <= deferred_free._PIECE
 
 
 def test_what_others_hold_is_theirs() -> None:
@@ -83,7 +83,7 @@ def test_what_others_hold_is_theirs() -> None:
     Thing.freed = 0
     inner = {"a": [Thing(), Thing()]}
     wanted = repr(inner)
-    let_go([[inner, Thing()], (inner,), "text", 5, None, Thing])
+    free_in_pieces([[inner, Thing()], (inner,), "text", 5, None, Thing])
     assert Thing.freed == 1
     assert repr(inner) == wanted
 
@@ -91,21 +91,21 @@ def test_what_others_hold_is_theirs() -> None:
 async def test_work_in_a_thread_frees_what_it_was_done_with() -> None:
     """In the same thread, also where it fails; elsewhere nothing is held for it."""
     Thing.freed = 0
-    keep_for_later(Thing())
+    free_later(Thing())
     assert Thing.freed == 1
 
     def work(fails: bool) -> int:
-        keep_for_later(made(400))
+        free_later(made(400))
         if fails:
             raise ValueError("no")
         return Thing.freed
 
-    assert await aside(True, work, False) == 1, "it lives as long as the work"
+    assert await offload(True, work, False) == 1, "it lives as long as the work"
     assert Thing.freed == 401
     with pytest.raises(ValueError, match="no"):
-        await aside(True, work, True)
+        await offload(True, work, True)
     assert Thing.freed == 801
-    let_go_aside([made(400)])
+    free_in_thread([made(400)])
     await until(lambda: Thing.freed == 1201)
 
 
@@ -145,9 +145,9 @@ def test_the_collector_leaves_large_work_alone() -> None:
 
 async def test_the_collector_is_told_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of work that failed."""
-    assert await aside(True, lambda: collector.running) == 1
+    assert await offload(True, lambda: collector.running) == 1
     with pytest.raises(ZeroDivisionError):
-        await aside(True, lambda: 1 // 0)
+        await offload(True, lambda: 1 // 0)
     assert collector.running == 0
     collector.restore()
     await asyncio.sleep(0)
@@ -172,35 +172,35 @@ async def test_what_failed_lets_go_too() -> None:
 
     refusal, bug = BadResponse("no"), ValueError("a bug")
     with pytest.raises(BadResponse) as failed:
-        await aside(True, work, refusal)
+        await offload(True, work, refusal)
     assert failed.value is refusal
     assert Thing.freed == 400
     assert freed != [threading.get_ident()], "in the thread"
     assert refusal.__context__ is None
     with pytest.raises(ValueError, match="a bug") as crashed:
-        await aside(True, work, bug)
+        await offload(True, work, bug)
     assert any("work" in line for line in traceback.format_tb(crashed.value.__traceback__))
     with pytest.raises(BadResponse) as here:
         work(refusal)
-    letting_go.keep_of_failure(refusal)
+    deferred_free.free_failure_later(refusal)
     assert here.value.__traceback__ is not None, "no work in a thread: nothing is done"
 
 
 def test_long_bytes_and_texts_are_given_back_before_they_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they are held; never what somebody else holds, nor a byte of anything else."""
-    real, given = letting_go._madvise(), []
+    real, given = deferred_free._madvise(), []
     assert real is not None, "Linux has it"
 
     def madvise(start: int, size: int, advice: int) -> int:
         given.append(range(start, start + size))
         return real(start, size, advice)
 
-    monkeypatch.setattr(letting_go, "_madvise", lambda: madvise)
-    size = 2 * letting_go._LONG
+    monkeypatch.setattr(deferred_free, "_madvise", lambda: madvise)
+    size = 2 * deferred_free._LONG
     ours, odd = b"x" * size, ["é" * size, "€" * size, bytearray(size), b"x" * 1000, "x" * 1000, size]
     things = [bytes(bytearray(size)), {"a": ["y" * size, ours], "b": odd}]
     places = {id(things[0]), id(things[1]["a"][0])}  # type: ignore[index]
-    let_go(things)
+    free_in_pieces(things)
     assert len(given) == 2
     for pages in given:
         assert any(place + 33 <= pages.start and pages.stop <= place + size for place in places)
@@ -211,19 +211,19 @@ def test_long_bytes_and_texts_are_given_back_before_they_are_freed(monkeypatch: 
 
 def test_what_was_given_back_is_whole_but_for_its_pages() -> None:
     """Its header, its ends and its neighbours stay as they are: so it can be freed."""
-    size = letting_go._LONG + 12345
+    size = deferred_free._LONG + 12345
     for long in (b"x" * size, "x" * size):
-        assert letting_go._is_long(long)
-        letting_go._give_back(long)
+        assert deferred_free._is_long(long)
+        deferred_free._give_back(long)
         assert len(long) == size
-        assert sys.getsizeof(long) == letting_go._SIZES[type(long)] + size
+        assert sys.getsizeof(long) == deferred_free._SIZES[type(long)] + size
         assert {long[0], long[-1]} <= {"x", ord("x")}
         assert set(long[3 * 4096 : -3 * 4096]) <= {"\0", 0}
 
 
 def test_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another system frees it as it is."""
-    monkeypatch.setattr(letting_go, "_madvise", lambda: None)
-    things = [bytes(2 * letting_go._LONG)]
-    let_go(things)
+    monkeypatch.setattr(deferred_free, "_madvise", lambda: None)
+    things = [bytes(2 * deferred_free._LONG)]
+    free_in_pieces(things)
     assert things == []

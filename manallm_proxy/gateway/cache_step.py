@@ -12,23 +12,23 @@ from typing import Protocol, cast
 from attrs import field
 
 from manallm_proxy.contract.answers import Usage
-from manallm_proxy.contract.door import Door, Remembers, Reply
+from manallm_proxy.contract.door import Door, Reply, StatefulReply
 from manallm_proxy.contract.events import CacheOutcome, Outcome
 from manallm_proxy.contract.provider import Endpoint
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.doors.replay.forms import REPLAYS, Replay
 from manallm_proxy.gateway.answers import key_of
-from manallm_proxy.gateway.asking import Asking
+from manallm_proxy.gateway.cache_control import CacheControl
 from manallm_proxy.gateway.client_keys import Caller
+from manallm_proxy.gateway.dispatch import Dispatch
+from manallm_proxy.gateway.flight_producer import FlightProducer
 from manallm_proxy.gateway.generation import Generation
-from manallm_proxy.gateway.production import Production
-from manallm_proxy.gateway.wishes import Wishes
 from manallm_proxy.http_server import web
 from manallm_proxy.http_server.stream_writer import StreamWriter
-from manallm_proxy.openai.large import LARGE_BYTES, aside
+from manallm_proxy.openai.large import LARGE_BYTES, offload
+from manallm_proxy.state.answer_store import CachedAnswer, Key
 from manallm_proxy.state.flights import Flight, Form, Seat
-from manallm_proxy.state.kept import Kept, Key
 
 
 class Served(Protocol):
@@ -43,7 +43,7 @@ class Served(Protocol):
     cache: CacheOutcome | None
     saved_usage: Usage | None
 
-    async def ask(self, asking: Asking, reply: Reply) -> web.StreamResponse: ...
+    async def ask(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse: ...
 
     async def send(self, body: bytes, content_type: str) -> web.StreamResponse: ...
 
@@ -55,17 +55,17 @@ class Served(Protocol):
 
 
 @define
-class KeptAnswer:
+class CacheStep:
     """One exchange whose chain keeps answers. ``body``: the request's, as the client sent it."""
 
     exchange: Served
-    asking: Asking
+    dispatch: Dispatch
     reply: Reply = field(repr=False)
     chain: Chain
     body: bytes = field(repr=False)
 
     @property
-    def is_meant(self) -> bool:
+    def is_cacheable(self) -> bool:
         """Whether answers to this request are kept at all."""
         assert self.chain.cache is not None
         covered = self.chain.cache.ttl is not None or self._is_embedding
@@ -73,7 +73,7 @@ class KeptAnswer:
 
     @property
     def _is_embedding(self) -> bool:
-        return self.asking.call.endpoint is Endpoint.EMBEDDINGS
+        return self.dispatch.call.endpoint is Endpoint.EMBEDDINGS
 
     @property
     def _replay(self) -> Replay:
@@ -81,37 +81,37 @@ class KeptAnswer:
 
     @property
     def _form(self) -> Form:
-        summary = self.asking.call.summary
+        summary = self.dispatch.call.summary
         return Form(summary.stream, summary.stream and summary.wants_usage)
 
     async def answer(self) -> web.StreamResponse:
         """See the module."""
         exchange, answers = self.exchange, self.exchange.generation.answers
-        wishes = Wishes.of(exchange.request.headers)
-        key = await self._key() if wishes.keeps else None
+        directives = CacheControl.of(exchange.request.headers)
+        key = await self._key() if directives.may_store else None
         if key is None:
             exchange.cache = "bypass"
-            return await exchange.ask(self.asking, self.reply)
-        kept = await self._find(key, wishes) if wishes.reads else None
+            return await exchange.ask(self.dispatch, self.reply)
+        kept = await self._find(key, directives) if directives.may_read else None
         if kept is not None and (response := await self._give(kept)) is not None:
             return response
-        flight = answers.flights.find(key) if wishes.reads else None
+        flight = answers.flights.find(key) if directives.may_read else None
         if flight is not None and (response := await self._follow(flight)) is not None:
             return response
         exchange.cache = "miss"
-        return await self._lead(key, is_shared=wishes.reads and flight is None)
+        return await self._lead(key, is_shared=directives.may_read and flight is None)
 
     async def _key(self) -> Key | None:
         exchange = self.exchange
         caller = exchange.caller.key.name if exchange.caller is not None else None
         chain = exchange.generation.fingerprint(self.chain)
         body, self.body = self.body, b""
-        call, door = self.asking.call, type(exchange.door).__qualname__
+        call, door = self.dispatch.call, type(exchange.door).__qualname__
         if call.headers:  # they decide how a provider reads the request
             door += repr(sorted(call.headers.items()))
-        return await aside(call.is_large, key_of, body, door, chain, caller)
+        return await offload(call.is_large, key_of, body, door, chain, caller)
 
-    async def _find(self, key: Key, wishes: Wishes) -> Kept | None:
+    async def _find(self, key: Key, directives: CacheControl) -> CachedAnswer | None:
         store = self.exchange.generation.answers.store
         found = await store.find(key)
         if found is None:
@@ -119,10 +119,10 @@ class KeptAnswer:
         most = self._seconds(found.kept.target.provider)
         if most is None or found.age >= most:  # a reload has shortened it
             return None
-        if wishes.max_age is not None and found.age > wishes.max_age:
+        if directives.max_age is not None and found.age > directives.max_age:
             return None
         reply = self.reply
-        if _remembers(type(reply)) and not await cast("Remembers", reply).is_known(found.kept.body):
+        if _is_stateful(type(reply)) and not await cast("StatefulReply", reply).is_known(found.kept.body):
             store.drop(key)
             return None
         return found.kept
@@ -131,12 +131,12 @@ class KeptAnswer:
         assert self.chain.cache is not None
         return self.chain.cache.seconds(provider, is_embedding=self._is_embedding)
 
-    async def _give(self, kept: Kept) -> web.StreamResponse | None:
+    async def _give(self, kept: CachedAnswer) -> web.StreamResponse | None:
         """The client gets what is kept, in the form that it asked for; None where it has no such form."""
         exchange, data = self.exchange, None
         if self._form.stream:
             large = len(kept.body) > LARGE_BYTES
-            data = await aside(large, self._replay.to_stream, kept.body, self._form.with_usage)
+            data = await offload(large, self._replay.to_stream, kept.body, self._form.with_usage)
             if data is None:
                 return None
         exchange.cache, exchange.saved_usage = "hit", kept.usage
@@ -168,7 +168,7 @@ class KeptAnswer:
         exchange = self.exchange
         flight, generation = Flight(self._form), exchange.generation
         flights = generation.answers.flights
-        production = Production(self.asking, key, self.reply, self._replay, self._seconds)
+        producer = FlightProducer(self.dispatch, key, self.reply, self._replay, self._seconds)
         generation.hold()
 
         def landed() -> None:
@@ -176,7 +176,7 @@ class KeptAnswer:
             generation.release()
 
         with flight.join() as seat:
-            flight.start(production.run, landed)
+            flight.start(producer.run, landed)
             if is_shared:
                 flights.add(key, flight)
             try:
@@ -230,9 +230,9 @@ class KeptAnswer:
 
 
 @cache
-def _remembers(kind: type[Reply]) -> bool:
+def _is_stateful(kind: type[Reply]) -> bool:
     """Once for each door: a look at a protocol takes as long as all of a hit's other steps together."""
-    return issubclass(kind, Remembers)
+    return issubclass(kind, StatefulReply)
 
 
 def _response(writer: StreamWriter) -> web.StreamResponse:

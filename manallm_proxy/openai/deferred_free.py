@@ -18,7 +18,7 @@ from traceback import walk_tb
 from typing import Any, Final, ParamSpec, TypeVar
 
 from manallm_proxy.contract.errors import ProxyError
-from manallm_proxy.contract.frames import forget_frames
+from manallm_proxy.contract.tracebacks import clear_tracebacks
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ _OURS: Final = _popped([object()])[1]
 """For what nobody else holds. Python 3.14 counts one less than those before it."""
 
 
-def let_go(things: list[Any]) -> None:
+def free_in_pieces(things: list[Any]) -> None:
     """Frees `things`, which is empty afterwards, and what only they hold. What others hold, too, is left to them."""
     while things:
         thing, references = _popped(things)
@@ -92,7 +92,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 class _Later(threading.local):
-    """What `keep_for_later` was given in this thread; None: it is not in `letting_go`."""
+    """What `free_later` was given in this thread; None: it is not in `run_then_free`."""
 
     things: list[Any] | None = None
 
@@ -100,8 +100,8 @@ class _Later(threading.local):
 _later: Final = _Later()
 
 
-def keep_for_later(*things: Any) -> None:
-    """Holds `things` until the work of `letting_go` that this is part of is done, to free them piece by piece then.
+def free_later(*things: Any) -> None:
+    """Holds `things` until the work of `run_then_free` that this is part of is done, to free them piece by piece then.
 
     Elsewhere it does nothing.
     """
@@ -109,7 +109,7 @@ def keep_for_later(*things: Any) -> None:
         _later.things += things
 
 
-def keep_of_failure(error: ProxyError) -> None:
+def free_failure_later(error: ProxyError) -> None:
     """What the frames that `error` came through hold is kept for later, and `error` forgets them."""
     if _later.things is None:
         return
@@ -117,19 +117,19 @@ def keep_of_failure(error: ProxyError) -> None:
     for link in links:
         if link is not None:
             for frame, _ in walk_tb(link.__traceback__):
-                keep_for_later(*frame.f_locals.values())
-    forget_frames(error)
+                free_later(*frame.f_locals.values())
+    clear_tracebacks(error)
 
 
-def letting_go(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """The result of `function`. What it passed to `keep_for_later` is freed afterwards."""
+def run_then_free(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """The result of `function`. What it passed to `free_later` is freed afterwards."""
     before, _later.things = _later.things, []
     try:
         return function(*args, **kwargs)
     except ProxyError as error:
-        keep_of_failure(error)
+        free_failure_later(error)
         raise
     finally:
         del args, kwargs
         things, _later.things = _later.things, before
-        let_go(things)
+        free_in_pieces(things)

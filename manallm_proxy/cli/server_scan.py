@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from manallm_proxy.cli.discovery import MODELS, NO_HTTP, TAGS, Candidate, Reply, Server, candidates, identify
-from manallm_proxy.config.model import Found
-from manallm_proxy.config.values import Wrong, base_url
+from manallm_proxy.config.model import DiscoveredServer
+from manallm_proxy.config.values import InvalidValue, base_url
 from manallm_proxy.contract.provider_errors import BadResponse, ProviderError
 from manallm_proxy.contract.records import frozen
 from manallm_proxy.http_client.api import Address
@@ -21,7 +21,7 @@ BODY_LIMIT: Final = 1 << 20
 
 
 @frozen
-class Surroundings:
+class ScanResult:
     """What was found, and remarks for people on what was not understood."""
 
     servers: tuple[Server, ...] = ()
@@ -30,7 +30,7 @@ class Surroundings:
     """Where the environment, or else what was found, has Ollama; None: nowhere."""
 
     @property
-    def found(self) -> tuple[Found, ...]:
+    def found(self) -> tuple[DiscoveredServer, ...]:
         return tuple(server.found for server in self.servers)
 
     def lines(self) -> list[str]:
@@ -43,13 +43,13 @@ class Surroundings:
         return {**environ, **named}
 
 
-async def look_around(environ: Mapping[str, str]) -> Surroundings:
+async def scan_servers(environ: Mapping[str, str]) -> ScanResult:
     """Never raises: what cannot be asked is not there."""
     asked = candidates(environ)
-    outcomes = await asyncio.gather(*(_look(each) for each in asked))
+    outcomes = await asyncio.gather(*(_identify(each) for each in asked))
     seen = list(zip(asked, outcomes, strict=True))
     named = next((each.root for each in asked if each.named_by), None)
-    return Surroundings(
+    return ScanResult(
         tuple(outcome for outcome in outcomes if isinstance(outcome, Server)),
         tuple(
             outcome if isinstance(outcome, str) else f"nothing answers at {each.root} ({each.named_by})"
@@ -60,14 +60,14 @@ async def look_around(environ: Mapping[str, str]) -> Surroundings:
     )
 
 
-async def _look(candidate: Candidate) -> Server | str | None:
+async def _identify(candidate: Candidate) -> Server | str | None:
     """Asks for both lists at once; what has not come within the time has not come."""
     replies: dict[str, Reply] = {}
     waited = False
     until = asyncio.get_running_loop().time() + LONGEST
     try:
         pool = Pool(Address("discovery", base_url(candidate.root)))
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         return f"{candidate.named_by}: {wrong}"
     try:
         async with asyncio.timeout_at(until):

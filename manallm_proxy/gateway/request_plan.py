@@ -18,17 +18,17 @@ from manallm_proxy.gateway.locality import requires_local, restrict_to_local
 from manallm_proxy.openai.conversation import conversation_prefix
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.failover import Walk
-from manallm_proxy.routing.home import A, Ask, Visit
+from manallm_proxy.routing.local_providers import A, Ask, RequestGates
 from manallm_proxy.routing.tiers import Asked
 
 
 @define(eq=False)
-class Way:
+class RequestPlan:
     """``expense`` None: nobody limits what it may cost."""
 
     generation: Generation
     walk: Walk
-    visit: Visit
+    gates: RequestGates
     expense: Expense | None
 
     async def reserve(self) -> None:
@@ -45,12 +45,12 @@ class Way:
         """`ask`, once it is the request's turn there; and who pays."""
         timed = self._timed(ask) if self.walk.chain.has_tiers else ask
         if self.expense is None:
-            return self.visit.in_turn(timed)
-        return self.expense.in_turn(self.visit.in_turn(self.expense.noting(timed)))
+            return self.gates.in_turn(timed)
+        return self.expense.in_turn(self.gates.in_turn(self.expense.charging(timed)))
 
     def _timed(self, ask: Ask[A]) -> Ask[A]:
         """Tiers go by how long it takes until an answer begins."""
-        generation, streams = self.generation, self.visit.call.summary.stream
+        generation, streams = self.generation, self.gates.call.summary.stream
         clock = generation.registry.clock
 
         async def timed(entry: Entry) -> A:
@@ -68,26 +68,26 @@ def chain_of(generation: Generation, call: Call, caller: Caller | None, headers:
     return restrict_to_local(chain, generation.config.providers) if requires_local(chain, caller, headers) else chain
 
 
-def way_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Way:
+def plan_request(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> RequestPlan:
     """Raises Unsupported if no provider of `chain` takes the call."""
     if call.endpoint.is_opaque or call.refusal is not None or not generation.all_chat:
-        chain = generation.able(chain, call)
+        chain = generation.supporting(chain, call)
     if chain.has_tiers:
         asked = Asked(generation.registry.in_flight, partial(_conversation, call, caller), call.summary.stream)
         chain = generation.tiers.arranged(chain, asked, generation.registry.clock())
-    if (ordered := generation.home.boxes.slow_last(chain)) is not chain:
+    if (ordered := generation.local.boxes.slow_last(chain)) is not chain:
         call.remarks.append("degraded_cpu: tried last")
-    visit = generation.home.visit(call, ordered)
+    gates = generation.local.gates(call, ordered)
     expense = expense_of(generation, call, caller, ordered)
-    gate = visit.gate if expense is None or not expense.accounts else _both(visit, expense)
-    return Way(generation, Walk(ordered, generation.registry, call.request_id, gate), visit, expense)
+    gate = gates.gate if expense is None or not expense.accounts else _both(gates, expense)
+    return RequestPlan(generation, Walk(ordered, generation.registry, call.request_id, gate), gates, expense)
 
 
-def _both(visit: Visit, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
+def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
     """What is too dear loads no model; what does not pass the other gates reserves nothing."""
 
     def gate(entry: Entry, last: bool) -> Skip | None:
-        return expense.refusal(entry) or visit.gate(entry, last) or expense.gate(entry)
+        return expense.refusal(entry) or gates.gate(entry, last) or expense.gate(entry)
 
     return gate
 

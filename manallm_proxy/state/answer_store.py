@@ -19,7 +19,7 @@ OVERHEAD: Final = 900
 
 
 @frozen
-class Kept:
+class CachedAnswer:
     """One complete answer: the whole answer's bytes, as its door wrote them, or would have."""
 
     body: bytes = field(repr=False)
@@ -31,20 +31,20 @@ class Kept:
 
 
 @frozen
-class Aged:
+class CacheHit:
     """A kept answer, and how many seconds ago it was."""
 
-    kept: Kept
+    kept: CachedAnswer
     age: float
 
 
 class AnswerStore(Protocol):
     """Keeps answers by key. A look-up that would take too long is a miss."""
 
-    async def find(self, key: Key) -> Aged | None:
+    async def find(self, key: Key) -> CacheHit | None:
         """What is kept under `key`, unless it has expired."""
 
-    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+    def keep(self, key: Key, kept: CachedAnswer, ttl: float) -> None:
         """Keeps it for `ttl` seconds, if there is room."""
 
     def drop(self, key: Key) -> None:
@@ -56,7 +56,7 @@ class AnswerStore(Protocol):
 
 @define(eq=False)
 class _Record:
-    kept: Kept
+    kept: CachedAnswer
     at: float
     ttl: float
 
@@ -74,7 +74,7 @@ class MemoryAnswers:
     def __len__(self) -> int:
         return len(self._records)
 
-    async def find(self, key: Key) -> Aged | None:
+    async def find(self, key: Key) -> CacheHit | None:
         record = self._records.get(key)
         if record is None:
             return None
@@ -83,9 +83,9 @@ class MemoryAnswers:
             self.drop(key)
             return None
         self._records.move_to_end(key)
-        return Aged(record.kept, age)
+        return CacheHit(record.kept, age)
 
-    def keep(self, key: Key, kept: Kept, ttl: float) -> None:
+    def keep(self, key: Key, kept: CachedAnswer, ttl: float) -> None:
         self.drop(key)
         if _cost(kept) <= self.limit:
             self._records[key] = _Record(kept, self.clock(), ttl)
@@ -107,5 +107,5 @@ class MemoryAnswers:
         self.size = 0
 
 
-def _cost(kept: Kept) -> int:
+def _cost(kept: CachedAnswer) -> int:
     return len(kept.body) + OVERHEAD

@@ -23,7 +23,7 @@ from manallm_proxy.routing.catalog import Catalog
 from manallm_proxy.routing.circuit import Skip
 from manallm_proxy.routing.line import Turn
 from manallm_proxy.routing.pace import Pictures
-from manallm_proxy.routing.queues import Queue, waited_too_long
+from manallm_proxy.routing.queues import Queue, queue_timeout
 from manallm_proxy.routing.relay import Opened
 from manallm_proxy.routing.shared_line import AllWorkers
 
@@ -33,7 +33,7 @@ Ask = Callable[[Entry], Awaitable[A]]
 
 
 @define
-class Home:
+class LocalProviders:
     """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand. ``workers``:
     what this process shares with others."""
 
@@ -42,9 +42,9 @@ class Home:
     queues: Mapping[str, Queue] = field(factory=dict)
     workers: AllWorkers | None = None
 
-    def visit(self, call: Call, chain: Chain) -> Visit:
+    def gates(self, call: Call, chain: Chain) -> RequestGates:
         """The gates for one request along `chain`."""
-        return Visit(self, call, chain.entries[-1])
+        return RequestGates(self, call, chain.entries[-1])
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
         """Why a short request would skip `entry` now; None if it would not. Begins no load."""
@@ -64,10 +64,10 @@ class Home:
         return listed.context_length if listed is not None and listed.context_length else None
 
 
-class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for each request
+class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes, for each request
     """One request at the gates. ``last``: the last entry of its chain."""
 
-    home: Home
+    local: LocalProviders
     call: Call
     last: Entry
     _size: int = 0
@@ -90,14 +90,14 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
 
     def gate(self, entry: Entry, last: bool) -> Skip | None:
         """See `Walk.gate`."""
-        home, provider = self.home, entry.target.provider
-        queue = home.queues.get(provider)
+        local, provider = self.local, entry.target.provider
+        queue = local.queues.get(provider)
         if queue is None:
             return None
         size = self._size or self._measure()
-        now, line, box = queue.clock(), queue.line.of(entry.target.model), home.boxes.boxes.get(provider)
+        now, line, box = queue.clock(), queue.line.of(entry.target.model), local.boxes.boxes.get(provider)
         in_force = 0 if box is None or entry.options else box.residency.window(entry.target.model)
-        window = in_force or home.window(entry, box)
+        window = in_force or local.window(entry, box)
         if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
         streams = self.call.summary.stream or None  # a whole answer is no trial that nobody waits for
@@ -110,19 +110,19 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
         """Makes `ask` wait until the model is loaded and the request's turn has come. Its timeouts begin then."""
-        if not self.home.queues:
+        if not self.local.queues:
             return ask
 
         async def wait_and_ask(entry: Entry) -> A:
-            queue = self.home.queues.get(entry.target.provider)
+            queue = self.local.queues.get(entry.target.provider)
             if queue is None:
                 return await ask(entry)
             if self._ready is not entry:
-                await self.home.boxes.loaded(entry)
+                await self.local.boxes.loaded(entry)
             self._ready, size, streams = None, self._size or self._measure(), self.call.summary.stream
             turn = queue.enter(entry, entry is self.last, size, streams, self._pictures)
             if turn.began_at is None:
-                await queue.comes(turn, entry)
+                await queue.wait_for_turn(turn, entry)
             try:
                 value = await (_on_trial(queue, turn, entry, ask) if turn.is_trial else ask(entry))
             except BaseException:
@@ -139,11 +139,11 @@ class Visit(Struct, eq=False):  # made in half the time of attrs' classes, for e
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
-    """What `ask` returns for a trial. Raises WaitedTooLong where it may still be waiting with the server when it should
+    """What `ask` returns for a trial. Raises QueueTimeout where it may still be waiting with the server when it should
     move on; of a stream, when its first content should have come."""
     if turn.until is None:
         return await ask(entry)
-    seconds = max(turn.until - queue.clock(), 0.0) + (turn.patience if turn.streams else 0.0)
+    seconds = max(turn.until - queue.clock(), 0.0) + (turn.trial_timeout if turn.streams else 0.0)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit:
@@ -155,4 +155,4 @@ async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise waited_too_long(entry, seconds) from None
+        raise queue_timeout(entry, seconds) from None
