@@ -83,7 +83,7 @@ def _config(command: argparse.ArgumentParser) -> None:
 
 
 def _client(command: argparse.ArgumentParser) -> None:
-    """Options of the commands that ask a running proxy; its key is in ``$MANALLM_API_KEY``."""
+    """Adds the options of commands that talk to a running proxy; its key is in ``$MANALLM_API_KEY``."""
     command.add_argument(
         "--url", help="the proxy's address, http://host:port or unix:/path (else that of the configuration)"
     )
@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try it once more
-        if error.errno == errno.ENOSPC:  # a closed pipe: whoever reads our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
+        if error.errno == errno.ENOSPC:  # a closed pipe: the reader of our output has enough
             print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
         return 1
 
@@ -193,7 +193,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    """The commands that ask a running proxy."""
+    """Runs a command that talks to a running proxy."""
     from manallm_proxy.cli.client import Failed
 
     try:

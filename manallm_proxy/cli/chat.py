@@ -16,12 +16,12 @@ from manallm_proxy.cli.client import Client, Failed, clean, colours, printable
 from manallm_proxy.contract.records import define
 
 TEXT_LIMIT: Final = 32 << 20
-"""Bytes of standard input: what a proxy takes at most by default."""
+"""Max bytes of standard input: a proxy's default limit."""
 
 
 @define
 class ChatResult:
-    """What came of an answer. Times are monotonic seconds."""
+    """The outcome of a chat. Times are monotonic seconds."""
 
     began: float
     text: str = ""
@@ -33,7 +33,7 @@ class ChatResult:
 
 
 def chat(url: str | None, model: str | None, text: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
-    """`text` None or ``-``: standard input. Raises Failed."""
+    """Runs one chat. `text` None or ``-``: standard input. Raises Failed."""
     client = Client.find(url, environ)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # LANG=C must not end an answer
@@ -54,7 +54,7 @@ def chat(url: str | None, model: str | None, text: str | None, as_json: bool, en
 
 
 def ask(client: Client, messages: Sequence[Mapping[str, str]], model: str | None) -> http.client.HTTPResponse:
-    """The answer to a chat, as a stream. Raises Failed, with the proxy's own words where it refuses."""
+    """The answer to a chat, as a stream. Raises Failed, with the proxy's own message if it refuses."""
     body: dict[str, Any] = {"messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     if model:
         body["model"] = model
@@ -65,7 +65,7 @@ def ask(client: Client, messages: Sequence[Mapping[str, str]], model: str | None
 
 
 def parts(response: Iterable[bytes], heard: ChatResult) -> Iterator[str]:
-    """The text as it comes. A break is noted in ``error``."""
+    """Yields the text as it arrives. A broken stream is noted in ``error``."""
     done = False
     try:
         for raw in response:
@@ -111,7 +111,7 @@ def report(response: http.client.HTTPResponse, heard: ChatResult, as_json: bool,
     model, attempts = response.headers.get("X-Mana-LLM-Resolved"), response.headers.get("X-Mana-LLM-Attempts")
     first = heard.first_at - heard.began if heard.first_at is not None else None
     took = heard.last_at - (heard.first_at or heard.last_at)
-    # the first token ends the wait, the others take the time between the first chunk and the last
+    # the first token ends the wait; the others arrive between the first chunk and the last
     rate = (heard.tokens - 1) / took if heard.tokens and heard.tokens > 1 and took > 0.01 else None
     if as_json:
         value = {
@@ -140,7 +140,7 @@ def report(response: http.client.HTTPResponse, heard: ChatResult, as_json: bool,
 
 
 def _refusal(client: Client, response: http.client.HTTPResponse) -> str:
-    """The proxy's own words, which say what to do next."""
+    """The proxy's own error message, which says what to do next."""
     try:
         return printable(f"{response.status}: {json.load(response)['error']['message']}")
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):

@@ -29,7 +29,7 @@ State = Literal["alive", "unasked", "away", "wrong"]
 
 @frozen
 class Verdict:
-    """Of one provider. ``away``: it cannot be reached; ``wrong``: what answers is not what is configured."""
+    """The state of one provider. ``away``: unreachable; ``wrong``: the server there is not what is configured."""
 
     state: State
     text: str
@@ -110,7 +110,7 @@ def _missing(generation: Generation, verdicts: Mapping[str, Verdict]) -> list[st
 
 
 def _too_large(generation: Generation, entry: Entry) -> str | None:
-    """What is to be said of a window that is larger than the model's."""
+    """A line if the configured window is larger than the model's; else None."""
     asked, listed = entry.options.get("num_ctx"), generation.catalog.find(entry.target)
     if not isinstance(asked, int) or listed is None or not 0 < listed.context_length < asked:
         return None
@@ -142,7 +142,7 @@ def _embeds(generation: Generation, entry: Entry) -> bool:
 
 
 async def _ask(generation: Generation, name: str) -> Verdict:
-    """What is to be said of one provider."""
+    """The verdict on one provider."""
     config = generation.config.providers[name]
     provider = generation.providers.get(name)
     if provider is None:
@@ -163,7 +163,7 @@ async def _ask(generation: Generation, name: str) -> Verdict:
 
 
 def judged(config: ProviderConfig, answer: ModelList) -> Verdict:
-    """Whether what answers speaks the protocol, and how to mend it if not. Any web server answers something."""
+    """Whether the server speaks the protocol, and if not, how to fix that. Any web server answers something."""
     where = config.base_url or f"kind {config.kind}"
     if answer.status in (401, 403):
         what = "refuses its key" if config.api_key else "wants a key (api_key)"
@@ -178,7 +178,7 @@ def judged(config: ProviderConfig, answer: ModelList) -> Verdict:
 
 
 def _mend(config: ProviderConfig) -> str:
-    """What is most likely wrong with the address."""
+    """A hint at the most likely mistake in the address."""
     url = config.base_url or ""
     if config.kind == "ollama" and config.api == "native":
         return "is that Ollama? For an OpenAI-compatible server it is kind: openai"

@@ -1,6 +1,6 @@
-"""What the commands that talk to a running proxy share: where it is, a request to it, and words for what went wrong.
+"""A client for the commands that talk to a running proxy: its address, requests, and messages for failures.
 
-Synchronous, over the standard library: these commands ask one thing and end.
+Synchronous, with the standard library: these commands send one request and exit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ KEY: Final = "MANALLM_API_KEY"
 """The environment variable with the client key, if the proxy asks for one."""
 DEFAULT_URL: Final = "http://127.0.0.1:3025"
 TIMEOUT: Final = 10.0
-"""Seconds without a byte, for what never waits for a provider."""
+"""Max seconds without a byte, for requests that never wait for a provider."""
 ANSWER_TIMEOUT: Final = 600.0
-"""The same for an answer of a model."""
+"""Max seconds without a byte, for a model's answer."""
 
 
 class Failed(Exception):
-    """The command ends with ``code``; the message says why, on one line."""
+    """The command ends with exit code ``code``; the message says why, on one line."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -93,7 +93,7 @@ class Client:
     def open(
         self, method: str, path: str, doing: str, body: Any = None, *, timeout: float | None = None
     ) -> http.client.HTTPResponse:
-        """The answer with its head read. Raises Failed where nothing answers, or where the key is refused."""
+        """The response, once its head has arrived. Raises Failed if nothing answers, or the key is refused."""
         headers = {"Content-Type": "application/json", "Accept": "*/*"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -134,7 +134,7 @@ class Client:
 
 
 def _code(response: http.client.HTTPResponse) -> str:
-    """The code of an error; empty where it is none of ours."""
+    """The code of an error response; empty if it is not one of ours."""
     try:
         return str(json.load(response)["error"]["code"])
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
@@ -142,7 +142,7 @@ def _code(response: http.client.HTTPResponse) -> str:
 
 
 def _configured(environ: Mapping[str, str]) -> str:
-    """Where the configuration that `serve` would read listens; the default where there is none, or a wrong one."""
+    """The address that `serve` would listen on; the default if there is no configuration, or an invalid one."""
     try:
         path = find_any(environ)
         listen = load(path, environ).listen if path is not None else None
@@ -158,7 +158,7 @@ def _configured(environ: Mapping[str, str]) -> str:
 
 
 def colours(environ: Mapping[str, str]) -> bool:
-    """Whether standard output shows colours: a terminal, and nobody who set ``NO_COLOR``."""
+    """Whether to use colours: standard output is a terminal, and ``NO_COLOR`` is not set."""
     return sys.stdout.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
@@ -173,5 +173,5 @@ def clean(text: object, limit: int | None = NAME_LIMIT) -> str:
 
 
 def printable(text: str) -> str:
-    """A text of several lines, without what could steer a terminal."""
+    """A text of several lines, without control sequences for terminals."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")

@@ -1,4 +1,4 @@
-"""``completion``: prints what a shell needs to complete our commands and their options."""
+"""``completion``: prints a shell's completion script for our commands and their options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def completion(shell: Shell, parser: argparse.ArgumentParser) -> int:
 def _commands(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[tuple[str, str, bool]]]]:
     """By name: the command's help, and its options, each with its help and whether it takes a file."""
     found = {}
-    for action in parser._actions:  # argparse has no public way to its own tree
+    for action in parser._actions:  # argparse has no public access to its subparsers
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, command in action.choices.items():

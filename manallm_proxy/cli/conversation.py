@@ -58,7 +58,7 @@ def _turn(client: Client, model: str | None, said: list[dict[str, str]], text: s
             report(response, heard, False, environ)
     except Failed as failed:
         print(failed, file=sys.stderr)
-    except KeyboardInterrupt:  # before the first word
+    except KeyboardInterrupt:  # before any text
         print("(stopped)")
     if heard.text:
         said.append({"role": "assistant", "content": heard.text})

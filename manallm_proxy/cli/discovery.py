@@ -1,7 +1,7 @@
-"""Finds model servers: which addresses to ask, and what an answer means. Pure; `scan_servers` asks.
+"""Discovers model servers: which addresses to ask, and what an answer means. Pure; `server_scan` asks.
 
-Nothing outside this machine is asked but what ``OLLAMA_URL`` and ``OLLAMA_HOST`` name. A port says nothing of itself:
-servers are told apart by what they answer.
+Outside of this machine, only the addresses in ``OLLAMA_URL`` and ``OLLAMA_HOST`` are asked. Servers are identified by
+their answers, not by their ports.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LINE: Final = 73
 
 @frozen
 class Candidate:
-    """An address to ask. ``usual``: whose port it is; ``named_by``: the variable that names it."""
+    """An address to ask. ``usual``: the server that usually has this port; ``named_by``: the variable that names it."""
 
     root: str
     usual: str
@@ -51,7 +51,7 @@ class Candidate:
 
 @frozen
 class Reply:
-    """What an address answered to one GET. ``body`` None: it is over the limit, or broke off."""
+    """The answer of an address to one GET. ``body`` None: too long, or incomplete."""
 
     status: int
     server: str = ""
@@ -60,7 +60,7 @@ class Reply:
 
 @frozen
 class Server:
-    """A model server, and what it has."""
+    """A model server, and its models."""
 
     found: DiscoveredServer
     models: tuple[ModelInfo, ...] = ()
@@ -81,7 +81,7 @@ class Server:
 
 
 def candidates(environ: Mapping[str, str]) -> list[Candidate]:
-    """Where to look: what the environment names first, then the usual ports of this machine; no address twice."""
+    """The addresses to ask: those in the environment, then the usual ports of this machine; without duplicates."""
     found: list[Candidate] = []
     if url := environ.get("OLLAMA_URL", "").strip().rstrip("/"):
         found.append(Candidate(bare(url), "ollama", "OLLAMA_URL"))
@@ -92,14 +92,14 @@ def candidates(environ: Mapping[str, str]) -> list[Candidate]:
 
 
 def bare(url: str) -> str:
-    """Ollama's address without the path of one of its APIs, which people add by habit."""
+    """Ollama's address without the path of one of its APIs, which is often added."""
     return url.rstrip("/").removesuffix("/v1").removesuffix("/api")
 
 
 def url_of_host(text: str) -> str:
     """``OLLAMA_HOST`` as Ollama reads it (envconfig.Host): ``host``, ``host:port``, ``:port``, ``0.0.0.0``, a URL.
 
-    What a server listens on everywhere is asked on loopback.
+    An address such as 0.0.0.0, on which a server listens, becomes loopback.
     """
     text = text.strip().strip("\"'")
     scheme, has_scheme, rest = text.partition("://")
@@ -129,9 +129,9 @@ def _host_and_port(text: str, default: int) -> tuple[str, int]:
 
 
 def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool = False) -> Server | str | None:
-    """The server that gave `replies` (by path); a remark for people where what answers is none; None if nothing did.
+    """The server that gave `replies` (by path); a remark for people if it is no model server; None if nothing answered.
 
-    `waited`: whether the time ran out. On this machine that means that somebody listens.
+    `waited`: whether the time ran out. On this machine that means that something is listening.
     """
     where = candidate.root.partition("://")[2]
     if not replies:
@@ -144,7 +144,7 @@ def identify(candidate: Candidate, replies: Mapping[str, Reply], *, waited: bool
     name = _owner(rows) or ("llamacpp" if any("llama.cpp" in r.server for r in replies.values()) else None)
     if name == "manallm" or any("manallm-proxy" in reply.server for reply in replies.values()):
         return None
-    # llama-server answers Ollama's path too, with OpenAI's `data` beside `models`
+    # llama-server answers Ollama's path too, with OpenAI's `data` in addition to `models`
     if tags is not None and is_ollama and name is None and ("data" not in tagged or candidate.usual == "ollama"):
         return _server("ollama", "ollama", candidate.root, OllamaWire().listed(tags.body or b"").models)
     if models is not None and rows is not None:

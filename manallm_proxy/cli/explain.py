@@ -13,7 +13,7 @@ USUAL: Final = "chat/completions"
 
 
 def explain(url: str | None, model: str, door: str | None, as_json: bool, environ: Mapping[str, str]) -> int:
-    """Raises Failed, also if none of the proxy's names is `model`, or none of its doors `door`."""
+    """Prints the explanation. Raises Failed, also if the proxy knows no such `model` or `door`."""
     query = {"model": model} | ({"door": door} if door is not None else {})
     found = OperatorClient(Client.find(url, environ)).get("/v1/explain", query)
     print(json.dumps(found) if as_json else "\n".join(lines(found)))
@@ -21,7 +21,7 @@ def explain(url: str | None, model: str, door: str | None, as_json: bool, enviro
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """For people: what serves, then each target with what speaks against it."""
+    """The explanation for people: the target that serves, then each target with the reason against it."""
     name = clean(found["alias"] or found["model"])
     head = f"{name}: {clean(found['serves'])} would serve" if found["serves"] else f"{name}: nobody can serve now"
     door = found.get("door", USUAL)

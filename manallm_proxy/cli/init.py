@@ -1,4 +1,4 @@
-"""``init``: writes proxy.yaml and aliases.yaml from the model servers and keys that are there."""
+"""``init``: writes proxy.yaml and aliases.yaml for the model servers and keys found."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/-]*[A-Za-z0-9._/-])?")
 
 @frozen
 class Named:
-    """A server under the name that its provider gets."""
+    """A server, and the name of its provider."""
 
     name: str
     server: Server
 
 
 def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
-    """Returns 1 if a file is there already (without `force`), or cannot be written; then nothing has changed."""
+    """Writes both files. Returns 1, with nothing changed, if one exists (without `force`) or cannot be written."""
     place = Path(folder)
     there = [place / name for name in FILES if (place / name).exists()]
     if there and not force:
@@ -68,7 +68,7 @@ def init(folder: str, force: bool, environ: Mapping[str, str]) -> int:
 
 
 def _replace(texts: Mapping[Path, str]) -> list[Path]:
-    """Writes `texts`, and returns the copies of what was there. Raises OSError, and then nothing has changed."""
+    """Writes `texts`, and returns the backups of existing files. Raises OSError, with nothing changed."""
     new: list[Path] = []
     copies: list[Path] = []
     try:
@@ -90,7 +90,7 @@ def _replace(texts: Mapping[Path, str]) -> list[Path]:
 
 
 def _write(file: Path, data: bytes, mode: int) -> None:
-    """With `mode` from the start, since it may hold a key."""
+    """Writes a file that has `mode` from the start, since it may contain a key."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as opened:
         opened.write(data)
@@ -106,7 +106,7 @@ def _free(file: Path) -> Path:
 
 
 def _check(texts: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    """Raises ConfigError if what is to be written would not be served: a bug of ours, which costs no file."""
+    """Raises ConfigError if the new files would be invalid: a bug of ours, found before any file is replaced."""
     with TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text, "utf-8")
@@ -131,7 +131,7 @@ def _proxy(servers: Sequence[Named], around: ScanResult, shipped: Config) -> str
         lines = f"  ollama:                           # did not answer\n    kind: ollama\n{_ollama_url(url)}"
         if _has_ollama(servers, around):
             blocks.append(lines)
-        else:  # or `check --live` would find fault with what we write
+        else:  # or `check --live` would complain about our own files
             blocks.append("".join(f"  # {line[2:]}\n" for line in lines.splitlines()))
     for each in servers:
         found, models = each.server.found, each.server.models
@@ -163,7 +163,7 @@ def _aliases(servers: Sequence[Named], shipped: Config, with_ollama: bool) -> st
 
 
 def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config, with_ollama: bool) -> str:
-    """One alias; commented out where nothing that is there could serve it."""
+    """One alias; commented out if no server found can serve it."""
     needs = needs_of(name)
     prefer = next((entry.prefer for entry in shown if entry.prefer), ())
     chain: list[str] = []
@@ -187,7 +187,7 @@ def _alias(name: str, shown: Chain, servers: Sequence[Named], shipped: Config, w
 
 
 def _is_cloud(provider: ProviderConfig) -> bool:
-    """Whether it takes a key, which may be missing by now: the entry is skipped until it is there."""
+    """Whether it needs an API key. While the key is missing, entries for it are skipped."""
     return provider.api_key is not None or provider.api_key_missing is not None
 
 

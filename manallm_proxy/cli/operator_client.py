@@ -1,4 +1,4 @@
-"""What ``explain`` and ``requests`` ask of a running proxy's routes for operators."""
+"""A client for a running proxy's operator routes, for ``explain`` and ``requests``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from manallm_proxy.cli.client import Client, Failed
 from manallm_proxy.contract.records import frozen
 
 SILENCE: Final = 40.0
-"""Seconds without a byte of the feed, on which the proxy says something every 15 s."""
+"""Max seconds without a byte of the feed, on which the proxy sends something every 15 s."""
 
 
 @frozen
 class OperatorClient:
-    """``client``: its key, if the proxy wants one, must have ``admin: true``."""
+    """``client``: its key, if one is required, must have ``admin: true``."""
 
     client: Client
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        """What `path` answers. Raises Failed where it cannot be had, with the proxy's own words if it refuses."""
+        """The JSON at `path`. Raises Failed, with the proxy's own message if it refuses."""
         response = self.client.open("GET", path + (f"?{urllib.parse.urlencode(query)}" if query else ""), "say that")
         try:
             answer = json.load(response)
@@ -34,7 +34,7 @@ class OperatorClient:
         raise Failed(f"the proxy at {self.client.place} refuses: {why}")
 
     def follow(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Type and data of each event, as they come. Raises Failed at the end of the connection."""
+        """Yields type and data of each event as it arrives. Raises Failed at the end of the connection."""
         kind = ""
         try:
             for line in self.client.open("GET", "/v1/events", "show its events", timeout=SILENCE):

@@ -1,4 +1,4 @@
-"""``requests``: the last requests of a running proxy, one line each; one of them with its attempts; those that come."""
+"""``requests``: a running proxy's recent requests, one line each; one request with its attempts; or new ones, live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def requests(
     as_json: bool,
     environ: Mapping[str, str],
 ) -> int:
-    """Raises Failed."""
+    """Prints the requests. Raises Failed."""
     client = OperatorClient(Client.find(url, environ))
     if id_ is not None:
         row = client.get(f"/v1/requests/{urllib.parse.quote(id_, safe='')}")
@@ -35,8 +35,8 @@ def requests(
 
 
 def _follow(client: OperatorClient, filters: Mapping[str, str], as_json: bool) -> None:
-    """One line for each that ends, JSON lines for programs. The feed is not filtered by the proxy."""
-    client.get("/v1/requests", filters)  # which names a wrong filter
+    """Prints a line for each request that ends, in JSON for programs. Filters here, since the feed is unfiltered."""
+    client.get("/v1/requests", filters)  # it reports invalid filters
     wanted = {name: value for name, value in filters.items() if name != "limit"}
     for kind, data in client.follow():
         if kind == "skipped":
@@ -55,7 +55,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def attempts(row: Mapping[str, Any]) -> list[str]:
-    """Of one request: when each began, how long it took, and how it ended."""
+    """The attempts of one request: when each began, how long it took, and how it ended."""
     rows = []
     for each in row["attempts"]:
         fate = "served" if each["reason"] is None else clean(each["reason"])

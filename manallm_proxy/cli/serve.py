@@ -52,7 +52,7 @@ def serve(
         _say(environ, note)
     logs = Logs.open(config.log.level, config.log.format, sys.stderr)
     quiet_libraries(logs)
-    sys.setswitchinterval(0.001)  # while a thread works on what is large, the loop waits so long for each of its turns
+    sys.setswitchinterval(0.001)  # how long the loop waits for the GIL while a thread works on something large
     ignore_signals()
     disable_core_dumps()
     raise_descriptor_limit()
@@ -63,7 +63,7 @@ def serve(
 
 
 def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[DiscoveredServer, ...]]:
-    """The environment that names Ollama where it was looked for, and the servers that were found."""
+    """The environment with the address of Ollama, and the servers that were found."""
     from manallm_proxy.cli.server_scan import scan_servers
 
     around = asyncio.run(scan_servers(environ))
@@ -78,8 +78,8 @@ def _say(environ: Mapping[str, str], line: str) -> None:
 
 
 def _is_read(environ: Mapping[str, str]) -> bool:
-    """Whether a person reads standard output; the journal has the log. Its variable alone does not say where output
-    goes: a desktop that systemd has started passes it on to every terminal."""
+    """Whether a person reads standard output; in the journal there is the log. The journal's variable alone is not
+    enough: a desktop started by systemd passes it on to every terminal."""
     return "JOURNAL_STREAM" not in environ or sys.stdout.isatty()
 
 
@@ -92,7 +92,7 @@ def _serve_many(
         return 2
     from manallm_proxy.process.supervisor import Supervisor
 
-    _loop_factory()  # so that uvloop is imported before the forks
+    _loop_factory()  # imports uvloop before the forks
     asyncio.run(try_open(config))
     is_read = _is_read(environ)
     greet = partial(print, flush=True) if is_read else None
@@ -133,19 +133,19 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
 
 def _cannot_listen(config: Config, error: OSError) -> int:
     print(cannot_listen(config, error), file=sys.stderr)
-    # 1: systemd tries again, since a network that is late at boot may still bring the address
+    # 1, so that systemd tries again: a slow network may bring the address only after boot
     return 1 if error.errno == errno.EADDRNOTAVAIL else 78
 
 
 def tune_memory() -> None:
-    """Excludes all objects created at startup from garbage collection, makes it less frequent, and tidies memory up.
+    """Excludes all objects created at startup from garbage collection, makes it less frequent, and releases memory.
 
     With the default thresholds, a collection every 700 new objects took a seventh of each request's time. There are few
     reference cycles here (the traceback of a failed attempt), and they can wait.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 100, 20)  # so that a large answer, while it is made, is not looked through as a whole
+    gc.set_threshold(20_000, 100, 20)  # so that a large answer is not traversed while it is being built
     pages.advise_kernel()
 
 
@@ -157,7 +157,7 @@ def raise_descriptor_limit() -> None:
 
 
 def ignore_signals() -> None:
-    """What means nothing here must not end the proxy, as it would by default."""
+    """Ignores signals that have no meaning here, but would end the process by default."""
     for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(each, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""Asks the addresses of `discovery` what they are: all at once, within a second, a megabyte of each."""
+"""Queries the addresses of `discovery`: all at once, within a second, at most a megabyte each."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from manallm_proxy.http_client.api import Address
 from manallm_proxy.http_client.pool import Pool
 
 LONGEST: Final = 1.0
-"""Seconds for everything."""
+"""Max seconds for the whole scan."""
 BODY_LIMIT: Final = 1 << 20
 
 
 @frozen
 class ScanResult:
-    """What was found, and remarks for people on what was not understood."""
+    """The servers found, and remarks for people on answers that were not understood."""
 
     servers: tuple[Server, ...] = ()
     remarks: tuple[str, ...] = ()
     ollama_url: str | None = None
-    """Where the environment, or else what was found, has Ollama; None: nowhere."""
+    """Ollama's address in the environment, or as found; None: unknown."""
 
     @property
     def found(self) -> tuple[DiscoveredServer, ...]:
         return tuple(server.found for server in self.servers)
 
     def lines(self) -> list[str]:
-        """One for each server and remark."""
+        """One line for each server and remark."""
         return [f"found {server.line()}" for server in self.servers] + list(self.remarks)
 
     def environ(self, environ: Mapping[str, str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ class ScanResult:
 
 
 async def scan_servers(environ: Mapping[str, str]) -> ScanResult:
-    """Never raises: what cannot be asked is not there."""
+    """Scans all candidates. Never raises: an address that cannot be queried counts as absent."""
     asked = candidates(environ)
     outcomes = await asyncio.gather(*(_identify(each) for each in asked))
     seen = list(zip(asked, outcomes, strict=True))
@@ -61,7 +61,7 @@ async def scan_servers(environ: Mapping[str, str]) -> ScanResult:
 
 
 async def _identify(candidate: Candidate) -> Server | str | None:
-    """Asks for both lists at once; what has not come within the time has not come."""
+    """Requests both lists at once; uses what has arrived within the time."""
     replies: dict[str, Reply] = {}
     waited = False
     until = asyncio.get_running_loop().time() + LONGEST
@@ -75,13 +75,13 @@ async def _identify(candidate: Candidate) -> Server | str | None:
     except TimeoutError:
         waited = True
     finally:
-        with contextlib.suppress(Exception):  # it is not needed any more, whatever it says
+        with contextlib.suppress(Exception):  # no longer needed, whatever its result
             await pool.close()
     return identify(candidate, replies, waited=waited)
 
 
 async def _ask(pool: Pool, path: str, replies: dict[str, Reply]) -> None:
-    """Notes the head as soon as it is there, and the body once it is whole."""
+    """Stores the reply's head as soon as it arrives, and the body once complete."""
     body = bytearray()
     try:
         response = await pool.request("GET", path, request_id=None, connect=LONGEST)

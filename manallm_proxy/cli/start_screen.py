@@ -1,4 +1,4 @@
-"""What `serve` prints for a person once it listens: providers, the target that answers for each alias, what to try."""
+"""The text that `serve` prints for a person once it listens: providers, the target for each alias, what to try."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIM: Final = "\033[2m{}\033[0m"
 
 
 def start_screen(app: App) -> str:
-    """The whole text. Lines fit 80 columns, but for the one to copy."""
+    """The whole text. Lines fit 80 columns, except for the one to copy."""
     generation = app.gateway.generation
     dim = colours(os.environ)
     lines = ["manallm-proxy is ready.", "", "Providers:", *_providers(generation)]
@@ -74,7 +74,7 @@ def _alias(generation: Generation, name: str, chain: Chain, dim: bool) -> Iterat
 
 
 def _serves(generation: Generation, entry: Entry) -> bool:
-    """Whether a request would be sent to it now."""
+    """Whether a request would be sent to `entry` now."""
     health, now = generation.registry.providers[entry.target.provider], generation.registry.clock()
     if entry.target.is_open or not health.is_usable(now) or health.provider.failures:
         return False
@@ -87,7 +87,7 @@ def _serves(generation: Generation, entry: Entry) -> bool:
 
 
 def try_line(generation: Generation, address: str) -> str:
-    """A command that works: an alias or a model that is there, the key's header where keys are set, the socket."""
+    """A working command: with an available alias or model, a key's header if keys are required, and the socket."""
     unix, base = ("", address) if address.startswith("http") else (f"--unix-socket {shlex.quote(address[5:])} ", "")
     base = _from_here(base or "http://localhost")
     key = '-H "Authorization: Bearer $MANALLM_API_KEY" ' if generation.config.auth.keys else ""
@@ -99,12 +99,12 @@ def try_line(generation: Generation, address: str) -> str:
 
 
 def _from_here(address: str) -> str:
-    """How this machine reaches what listens at `address`."""
+    """The URL by which this machine reaches the listener at `address`."""
     return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _model(generation: Generation) -> str | None:
-    """The default alias, another one that chats, or a model that somebody lists."""
+    """The default alias, another one for chats, or any listed model."""
     aliases = generation.config.aliases
     names = [generation.config.default] if generation.config.default else []
     for name in (*names, *aliases):
@@ -120,7 +120,7 @@ def _model(generation: Generation) -> str | None:
 
 
 def wrapped(head: str, text: str) -> Iterator[str]:
-    """`text` after `head`, broken at blanks; the lines after the first are indented as far."""
+    """`text` after `head`, wrapped at blanks, with a hanging indent of the same width."""
     line = head
     for word in text.split(" "):
         if len(line) + len(word) > WIDTH and line.strip():

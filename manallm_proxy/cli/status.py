@@ -15,16 +15,16 @@ from manallm_proxy.cli.client import Client, Failed, clean, colours
 
 WIDTH: Final = 80
 PAUSE: Final = 2.0
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 HOME, REST_OF_LINE, REST = "\033[H", "\033[K", "\033[J"
 _COLOURS: Final = {"healthy": "32", "unconfigured": "2", "unhealthy": "31"}
-"""Of a status; yellow for any other."""
+"""Colour by status; yellow for all others."""
 
 
 def status(url: str | None, as_json: bool, environ: Mapping[str, str], watches: bool = False) -> int:
-    """Returns 0 where a proxy answered, whatever its health. Raises Failed.
+    """Prints the table. Returns 0 if a proxy answered, whatever its health. Raises Failed.
 
-    `watches`: every `PAUSE` seconds, until Ctrl-C; a proxy that is away meanwhile is waited for.
+    `watches`: repeats every `PAUSE` seconds, until Ctrl-C; waits for a proxy that is down meanwhile.
     """
     client = Client.find(url, environ)
     shown = _shown(client, as_json, environ)
@@ -42,7 +42,7 @@ def status(url: str | None, as_json: bool, environ: Mapping[str, str], watches: 
 
 
 def _placed(shown: str) -> str:
-    """With the time. Overwrites the previous table on a terminal; appends in a pipe."""
+    """The table with the time. Overwrites the previous one on a terminal; is appended in a pipe."""
     now = time.strftime("%H:%M:%S")
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return f"{now}\n{shown}\n"

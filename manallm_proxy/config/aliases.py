@@ -25,7 +25,7 @@ SEGMENT: Final = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}")
 
 @define
 class Aliases:
-    """The aliases read so far. ``chain_timeout`` holds for those that give none."""
+    """The aliases read so far. ``chain_timeout``: default for those that set none."""
 
     providers: Providers
     prefix: str
@@ -74,7 +74,7 @@ class Aliases:
             first = entry.dimensions if first is None else first
 
     def finish(self) -> dict[ModelKey, dict[str, Any]]:
-        """Gives every entry its model's one window; returns what each model is loaded with."""
+        """Gives every entry its model's window; returns the options that each model is loaded with."""
         providers = self.providers.done
         windows = windows_of(self._places, providers, self.mistakes)
         if not any(windows.values()):
@@ -89,7 +89,7 @@ class Aliases:
         return windows
 
     def _step(self, raw: object, alias: AliasGiven, path: str, step: int) -> list[tuple[str, Entry]]:
-        """The entries of one step of a chain, each with its path: one, or those of a tier."""
+        """The entries of one step of a chain, each with its path: a single one, or those of a tier."""
         path = join(path, "chain", step)
         if not isinstance(raw, dict) or "any" not in raw:
             entry = self._entry(raw, alias, path)
@@ -110,7 +110,7 @@ class Aliases:
         return found
 
     def _weights(self, given: TierGiven, path: str) -> tuple[int, ...]:
-        """One for each target."""
+        """The weights of a tier, one per target."""
         number = len(given.any)
         if not number:
             self.mistakes.add(f"{path}.any", "needs at least one target")
@@ -141,7 +141,7 @@ class Aliases:
         return None if given is None else self._resolved(given, alias, path)
 
     def _short_entry(self, raw: object, alias: AliasGiven, path: str) -> Entry | None:
-        """An entry that is a target alone. Mistakes are reported at the entry, not at a key that nobody wrote."""
+        """An entry given as a plain target. Mistakes are reported at the entry, since there is no key to name."""
         found = Mistakes()
         given = structure(EntryGiven, {"target": raw}, path, found)
         for mistake in found:
@@ -149,7 +149,7 @@ class Aliases:
         return None if given is None else self._resolved(given, alias, path)
 
     def _resolved(self, given: EntryGiven, alias: AliasGiven, path: str) -> Entry | None:
-        """What the entry leaves out comes from its provider or its alias."""
+        """The entry with missing settings taken from its provider or its alias."""
         name = given.target.provider
         if f"{name}/" == self.prefix:
             self.mistakes.add(path, "names an alias; a chain holds targets (provider/model)")
@@ -182,7 +182,7 @@ class Aliases:
 
 
 def cache_policy(given: Cached | None, providers: Iterable[ProviderConfig]) -> CachePolicy | None:
-    """What is kept of a chain over `providers` whose alias says `given`; None: nothing."""
+    """The cache policy of a chain over `providers` whose alias has the setting `given`; None: nothing is cached."""
     embeddings = {each.name: each.cache.ttl for each in providers if each.cache is not None}
     if given is None and not embeddings:
         return None

@@ -1,4 +1,4 @@
-"""Readers of what is counted in money or tokens, see `values`."""
+"""Readers for amounts of money or tokens, see `values`."""
 
 from __future__ import annotations
 

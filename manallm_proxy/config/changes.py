@@ -1,4 +1,4 @@
-"""What a reload has changed, in words for the log: ``1 alias changed, 1 provider added``."""
+"""Describes the changes of a reload for the log: ``1 alias changed, 1 provider added``."""
 
 from __future__ import annotations
 

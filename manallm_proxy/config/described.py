@@ -16,10 +16,10 @@ from attrs import evolve
 from manallm_proxy.contract.records import frozen
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
-"""The shipped files, as they are part of the package."""
+"""The folder with the shipped files, which are part of the package."""
 FILES: Final = ("proxy.yaml", "aliases.yaml")
 EACH: Final = "*"
-"""In a path: any name in a mapping, such as a provider's; any place in a list."""
+"""In a path: any name in a mapping, such as a provider's; any index in a list."""
 _KEY: Final = re.compile(
     r"(?P<blanks> *)(?P<hash># (?P<more> *))?(?P<item>- )?"
     r"(?P<key>[a-z][A-Za-z0-9_./-]*):(?P<value> [^#]*|)(?:# (?P<text>.*\S))?"
@@ -62,7 +62,7 @@ def described(name: str) -> File:
 
 
 def parse(text: str) -> File:
-    """The keys of a file that is written as ours are, each once, with what its comments say of it."""
+    """The keys of a file in the shipped files' style, each once, with its description from the comments."""
     lines = text.splitlines()
     found: dict[Place, Description] = {}
     above: list[tuple[int, str]] = []  # the keys around this line, outermost first, with their columns

@@ -1,4 +1,4 @@
-"""What ``proxy.yaml`` and ``aliases.yaml`` hold, before anything is resolved: see `model` for what becomes of it."""
+"""The contents of ``proxy.yaml`` and ``aliases.yaml`` as written; `model` has the resolved configuration."""
 
 from __future__ import annotations
 

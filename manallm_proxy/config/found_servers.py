@@ -1,6 +1,6 @@
-"""Adds model servers that were found to what the files hold: as providers, and beside the open entries of the chains.
+"""Adds discovered model servers to the files' contents: as providers, and next to the open entries of the chains.
 
-It works on plain data before anything is checked; what is not of the expected shape is left for the checks to refuse.
+It works on plain data before validation; malformed parts are left for the validation to refuse.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from manallm_proxy.contract.records import define
 
 @define
 class Addition:
-    """Providers that were added, by name."""
+    """The added providers, by name."""
 
     addresses: dict[str, str] = field(factory=dict)
-    """The addresses of all providers, those of the files included."""
+    """The addresses of all providers, including those in the files."""
     added: list[str] = field(factory=list)
 
     @classmethod
     def to(cls, raw: dict[str, Any], found: Sequence[DiscoveredServer]) -> Addition:
-        """Adds those of `found` to ``providers`` whose address no provider there has yet."""
+        """Adds to ``providers`` those of `found` whose address no provider has yet."""
         made = cls()
         if not found or not isinstance(providers := raw.get("providers"), Mapping):
             return made
@@ -45,7 +45,7 @@ class Addition:
         return made
 
     def beside_open_entries(self, alias: object) -> None:
-        """Adds an open entry for each to the alias's chain, beside its first open one: this machine's servers first."""
+        """Adds an open entry per server to the alias's chain, next to its first open one, local servers first."""
         if not self.added or not isinstance(alias, dict) or not isinstance(chain := alias.get("chain"), list):
             return
         for place, entry in enumerate(chain):
@@ -62,7 +62,7 @@ class Addition:
 
 
 def address_of(url: str) -> str:
-    """Host, port and path, so that two spellings of one server are equal."""
+    """Host, port and path in a form that is equal for all spellings of one server."""
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,4 +1,4 @@
-"""Suggestions of what was most likely meant, for the end of a message. None of them shows a value."""
+"""Suggestions for likely slips, to be appended to messages. They never contain a value."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ WORDS: Final[Mapping[str, str]] = {
     "warn": "warning",
     "fatal": "error",
 }
-"""What others call our keys, and our words for a value."""
+"""Other programs' names for our keys and values."""
 
 
 def suggestion(word: object, known: Iterable[str], others: Mapping[str, str] = EMPTY) -> str:
-    """``" (did you mean 'groq'?)"`` if `word` is close to a known one, or one of the `others` means it; else empty."""
+    """``" (did you mean 'groq'?)"`` if `word` is similar to a known one, or in `others`; else empty."""
     names = {name.lower(): name for name in known}
     text = str(word)[:256].lower()
     meant = names.get(others.get(text, ""))
     if meant is None:
-        from difflib import get_close_matches  # with the first mistake, not with the start
+        from difflib import get_close_matches  # imported with the first mistake, not at the start
 
         if close := get_close_matches(text, list(names), 1):
             meant = names[close[0]]
@@ -39,7 +39,7 @@ def suggestion(word: object, known: Iterable[str], others: Mapping[str, str] = E
 
 
 def slip(value: object) -> str:
-    """A hint if `value` looks like a common slip, else empty. For the end of a message; it never shows the value."""
+    """A hint to append if `value` looks like a common slip, else empty. Never contains the value."""
     if not isinstance(value, str):
         return ""
     if re.fullmatch(r"\$[A-Za-z_][A-Za-z0-9_]*", value):

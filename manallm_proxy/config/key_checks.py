@@ -13,7 +13,7 @@ from manallm_proxy.contract.budgets import OnBudget
 def key_mistakes(
     auth: Auth, aliases: Collection[str], providers: Collection[str], prefix: str
 ) -> Iterator[tuple[str, str]]:
-    """Path and text of each mistake that shows only across entries."""
+    """(path, text) of each mistake that involves several entries."""
     if auth.open and auth.keys:
         yield "auth.open", "give either keys, or 'open: true' for everyone; with both it is not clear who may call"
     names: dict[str, int] = {}
@@ -31,7 +31,7 @@ def key_mistakes(
 
 
 def budget_mistakes(budget: BudgetGiven | None, on_budget: OnBudget | None) -> Iterator[tuple[str, str]]:
-    """Key and text, for a budget that limits nothing."""
+    """(key, text) of each mistake in a budget."""
     if budget is not None and budget.day is None and budget.month is None:
         yield "budget", "says no amount: give day, month, or both, such as 'day: 5 USD'"
     if budget is None and on_budget is not None:

@@ -1,4 +1,4 @@
-"""Client keys and what may be spent, as the files hold them and as they are used; see `model`."""
+"""Client keys and budgets, as in the files and as used; see `model`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ TokensPerMinute = Annotated[int, Integer(1, 10**9)]
 
 @frozen
 class BudgetGiven:
-    """What may be spent in a day, in a month, or both."""
+    """A budget per day, per month, or both."""
 
     day: BudgetAmount | None = None
     month: BudgetAmount | None = None
 
     def with_policy(self, on_budget: OnBudget | None) -> Budget:
-        """The whole budget; ``local`` where nothing is said."""
+        """The complete budget; `on_budget` None means ``local``."""
         limits = [Limit("day", self.day)] if self.day is not None else []
         limits += [Limit("month", self.month)] if self.month is not None else []
         return Budget(tuple(limits), on_budget or "local")
@@ -42,7 +42,7 @@ class BudgetGiven:
 
 @frozen
 class ClientKey:
-    """One client key: its digest, and what its holder may do."""
+    """One client key: its digest, and the rights of its holder."""
 
     name: KeyName
     """Names the key in logs and metrics."""
@@ -52,7 +52,7 @@ class ClientKey:
     requests_per_minute: PerMinute | None = None
     concurrent_requests: Count | None = None
     admin: bool = False
-    """Whether it may read what is for operators: metrics, and the health of providers."""
+    """Whether it may use operators' routes: metrics, health of providers, recent requests."""
     locality: Locality | None = None
     """``local``: its requests stay on the operator's own hardware."""
     tokens_per_minute: TokensPerMinute | None = None
@@ -61,18 +61,18 @@ class ClientKey:
 
     @property
     def whole_budget(self) -> Budget | None:
-        """None: it may spend what it likes."""
+        """The complete budget; None: no limit."""
         return self.budget.with_policy(self.on_budget) if self.budget is not None else None
 
     @property
     def is_limited(self) -> bool:
-        """Whether it has a limit that each worker counts for itself."""
+        """Whether it has a limit that each worker counts separately."""
         return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrent_requests)
 
 
 @frozen
 class Auth:
-    """Client keys. Without any, no key is asked for; ``open`` allows that where others reach the proxy."""
+    """Client keys. Without any, no key is required; ``open`` allows that even if other machines reach the proxy."""
 
     open: bool = False
     keys: tuple[ClientKey, ...] = ()

@@ -1,8 +1,7 @@
-"""Two YAML files that belong together become one frozen `Config`, or all their mistakes at once.
+"""Reads the two YAML files into one frozen `Config`, or reports all their mistakes at once.
 
 `yaml_file` reads a file, `structure` turns its parts into the classes of `model`, `providers` and `aliases` check
-each entry; this file checks what concerns several parts. Each part is read on its own, so that a mistake in one hides
-none in another.
+each entry; this file checks across parts. Each part is read separately, so that a mistake in one hides none in another.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from manallm_proxy.contract.targets import Entry, Timeouts
 PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 """Where to look for a configuration if none is named."""
 QUICKSTART: Final = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
-"""Built in: what is served where there is no configuration at all."""
+"""The built-in configuration, served if there is no other."""
 ALIASES_FILE: Final = "aliases.yaml"
 _NEXT: Final = {"no such file": "; aliases_file names another one, and aliases may stand in proxy.yaml itself"}
 
@@ -55,7 +54,7 @@ def find(environ: Mapping[str, str], explicit: str | None = None) -> Path:
 
 
 def find_any(environ: Mapping[str, str], explicit: str | None = None) -> Path | None:
-    """As `find`, but None where there is no configuration at all."""
+    """As `find`, but None if there is no configuration at all."""
     if explicit is not None:
         return Path(explicit)
     if named := environ.get("MANALLM_CONFIG"):
@@ -75,7 +74,7 @@ def load(
     """The configuration at `path`. Raises ConfigError with every mistake of both files.
 
     `host` and `port` are the command line's; they win over ``listen``, its ``unix`` included. `found` are added as
-    providers, and beside the open entries of the chains.
+    providers, and next to the open entries of the chains.
     """
     mistakes = Mistakes()
     config = _load(Path(path), environ, host, port, found, mistakes)
@@ -92,7 +91,7 @@ def with_places(mistakes: Iterable[str], path: Path) -> ConfigError:
 
 
 def _files(path: Path) -> list[Path]:
-    """Both files, as far as they are known while one of them is wrong."""
+    """The files, as far as they are known even if one of them is wrong."""
     named = read(path, {}, lambda what: None) or {}
     beside = named.get("aliases_file", ALIASES_FILE)
     inline = "aliases" in named or not isinstance(beside, str)
@@ -100,7 +99,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def exposure_mistake(config: Config, host: str) -> str | None:
-    """Why `config` must not be served on `host`, where others reach it and nobody checks who calls; None if it may."""
+    """Why `config` must not be served on `host`: other machines reach it, without authentication. None if it may."""
     if config.auth.open or config.auth.keys or is_loopback(host):
         return None
     return (
@@ -182,7 +181,7 @@ def _load(
 
 
 def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, ...]:
-    """The entries of ``warm``, each as in its chain: with other options the first request would load it again."""
+    """The entries of ``warm``, each with its chain's options: with others the first request would reload the model."""
     entries = {entry.target: entry for chain in config.aliases.values() for entry in chain}
     found: list[Entry] = []
     for n, target in enumerate(file.warm):
@@ -207,7 +206,7 @@ def _default_provider(file: ProxyFile, providers: Providers, mistakes: Mistakes)
 
 
 def _unread_aliases(file: ProxyFile, path: Path) -> Path | None:
-    """The ``aliases.yaml`` beside a file with aliases of its own, unless it belongs to a ``proxy.yaml`` there."""
+    """An ``aliases.yaml`` next to a file that has its own aliases, unless it belongs to a ``proxy.yaml`` there."""
     beside = path.parent / ALIASES_FILE
     if file.aliases is None or file.aliases_file is not None or not beside.exists():
         return None

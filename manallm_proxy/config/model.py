@@ -1,7 +1,7 @@
 """The configuration: frozen classes, every default, and what each value may be.
 
-Two read the annotations: mypy, and `structure`, which finds a value's reader in them. All durations are in seconds,
-all sizes in bytes. What the files themselves hold, before anything is resolved, is in `file_model`.
+The annotations are used by mypy and by `structure`, which finds each value's reader in them. All durations are in
+seconds, all sizes in bytes. The files' contents, before resolution, are in `file_model`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Headers = Mapping[
 
 @frozen
 class Listen:
-    """Where clients connect. ``unix``, a socket's path, wins over host and port."""
+    """The address to listen on. ``unix``, a socket's path, wins over host and port."""
 
     host: Host = "127.0.0.1"
     port: Port = 3025
@@ -70,14 +70,14 @@ class Listen:
 
 @frozen
 class Limits:
-    """What one client may cost."""
+    """Limits per request, and on all requests together."""
 
     body: Size = 32 * 2**20
     header: Size = 16 * 2**10
     keys: Count = 1000
-    """At the top of one request."""
+    """Max keys at the top level of a request."""
     messages: Count = 20_000
-    """Or tools: objects in the lists at the top."""
+    """Max objects in the top-level lists of a request: messages, or tools."""
     parts: Count = 100_000
     """Objects and lists in all."""
     elements: Count = 400_000
@@ -86,16 +86,16 @@ class Limits:
     concurrent_requests: Count = 4096
     body_timeout: Seconds = 30.0
     body_rate: Size = 8 * 2**10
-    """Bytes a second that a body must come with, after ``body_timeout``."""
+    """Min bytes per second of an incoming body, after ``body_timeout``."""
     write_timeout: Seconds = 60.0
     write_rate: Size = 2**10
-    """Bytes a second that an answer must be read with where it waits for its client, after ``write_timeout``."""
+    """Min bytes per second at which a client must read a waiting answer, after ``write_timeout``."""
     drain: SecondsOrZero = 30.0
 
 
 @frozen
 class Answers:
-    """What one answer of a provider may cost, see `AnswerLimits`."""
+    """Limits of one answer of a provider, see `AnswerLimits`."""
 
     body: Size = DEFAULT_LIMITS.body
     text: Size = DEFAULT_LIMITS.text
@@ -123,7 +123,7 @@ class HealthSettings:
 
 @frozen
 class Streaming:
-    """Seconds of silence after which a stream gets a comment; 0: never."""
+    """Seconds of silence after which a stream gets a heartbeat; 0: never."""
 
     heartbeat: SecondsOrZero = 15.0
     early_heartbeat: SecondsOrZero = 0.0
@@ -139,14 +139,14 @@ class Responses:
 
 @frozen
 class Cached:
-    """Of an alias, that its answers are kept; of a provider, that its embeddings are."""
+    """Caching: for an alias, of its answers; for a provider, of its embeddings."""
 
     ttl: Seconds
 
 
 @frozen
 class Cache:
-    """Where answers are kept. ``memory``: bytes of each worker."""
+    """The answer cache. ``memory``: max bytes per worker."""
 
     memory: Size = 64 * 2**20
 
@@ -160,7 +160,7 @@ class Metrics:
 
 @frozen
 class Traces:
-    """OpenTelemetry. ``endpoint``: where OTLP is taken over HTTP; `load` adds the path, or takes the environment's."""
+    """OpenTelemetry. ``endpoint``: of OTLP over HTTP; `load` adds the path, or uses the environment's."""
 
     endpoint: BaseUrl | None = None
 
@@ -175,16 +175,16 @@ class Log:
 
 @frozen
 class Cors:
-    """Web pages that may call, by origin, beside those on this machine and apps; ``*`` is any."""
+    """Origins of web pages that may call, in addition to those on this machine and apps; ``*`` is any."""
 
     origins: tuple[Origin, ...] = ()
     hosts: tuple[HostName, ...] = ()
-    """Names under which browsers may ask a proxy on loopback that wants no keys, beside those of this machine."""
+    """Host names under which browsers may call a proxy on loopback without keys, in addition to this machine's."""
 
 
 @frozen
 class DiscoveredServer:
-    """A model server that answered on this machine, or where the environment names one: a provider to add."""
+    """A model server that answered on this machine, or at an address in the environment: a provider to add."""
 
     name: str
     kind: Kind
@@ -193,7 +193,7 @@ class DiscoveredServer:
 
 @frozen
 class ProviderConfig:
-    """One provider, resolved. What may hold a key stays out of ``repr``."""
+    """One provider, resolved. Fields that may contain a key stay out of ``repr``."""
 
     name: str
     kind: Kind
@@ -201,53 +201,53 @@ class ProviderConfig:
     """Without a slash at its end. None: Google's own, or loopback, which has none."""
     api_key: str | None = field(default=None, repr=False)
     api_key_missing: str | None = None
-    """Why there is no key although one is wanted ("GROQ_API_KEY is not set"); None if none is missing."""
+    """Why a required key is missing ("GROQ_API_KEY is not set"); None if none is missing."""
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     timeouts: Timeouts = Timeouts()
     max_concurrent: int | None = None
     api: Api = "native"
     """Kind ollama: its own endpoints, or its OpenAI endpoints relayed verbatim."""
     speaks: tuple[Dialect, ...] = ("chat",)
-    """Dialects that the server itself speaks, so that a request in one of them need not be translated."""
+    """Dialects that the server accepts natively, so that a request in one of them need not be translated."""
     local: bool = False
     """Whether it runs on the operator's own hardware."""
     parallel: int | None = None
-    """Requests that a local server answers at a time for one model; more wait here. None: as many as come."""
+    """Requests that a local server answers at a time per model; others wait in the proxy. None: no limit."""
     electricity: float = 0.0
-    """USD that a million tokens of a local server cost."""
+    """USD per million tokens of a local server."""
     client_options: bool = False
     """Kind ollama: whether clients may set runner options and ``keep_alive``."""
     degraded_cpu: OnCpu = "last"
-    """Where a model is half on the CPU: tried behind all others of its chain, or in its place."""
+    """If a model is partly on the CPU: whether it is tried after all other entries of its chain, or in its order."""
     extra_retryable_statuses: frozenset[int] = frozenset({408, 498})
     verify_tls: bool = True
     proxy: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(factory=dict)
     """Kind ollama: sent with every request."""
     answers: AnswerLimits = DEFAULT_LIMITS
-    """How much it may answer."""
+    """Limits of its answers."""
     stream_usage: bool = True
     """Whether to ask for ``stream_options.include_usage``; some servers refuse it."""
     cache: Cached | None = None
-    """Whether its embeddings are kept, and for how long."""
+    """Whether its embeddings are cached, and for how long."""
 
     @property
     def configured(self) -> bool:
-        """Whether it may be called at all."""
+        """Whether it can be called: no required key is missing."""
         return self.api_key_missing is None
 
     def runs_locally(self, target: Target) -> bool:
-        """Whether `target`, one of its models, is on the operator's own hardware, and nothing leaves it from there."""
+        """Whether `target`, one of its models, runs on the operator's own hardware, and sends no data elsewhere."""
         return self.local and not (self.kind == "ollama" and is_ollama_cloud(target.model))
 
     @property
     def loads_models(self) -> bool:
-        """Whether it is a server of the operator's own that may load models on demand, so that it is watched."""
+        """Whether it is a server of the operator's own that may load models on demand, so that it is polled."""
         return self.local and (self.kind == "openai" or (self.kind == "ollama" and self.api == "native"))
 
 
 ModelKey = tuple[str, str]
-"""One model of one Ollama: the server's address, and the name in its one form."""
+"""One model of one Ollama: the server's address, and the model's canonical name."""
 
 
 def model_key(provider: ProviderConfig, model: str) -> ModelKey:
@@ -260,7 +260,7 @@ class Config:
 
     listen: Listen
     default_provider: str | None
-    """Serves bare model names."""
+    """The provider for bare model names."""
     limits: Limits
     answers: Answers
     health: HealthSettings
@@ -278,37 +278,37 @@ class Config:
     path: Path
     alias_prefix: str = "mana/"
     chain_timeout: float = 0.0
-    """Seconds for a whole walk along a chain; 0: no limit. Chains have their own already, see `Chain.timeout`."""
+    """Max seconds of a walk along a chain; 0: no limit. Chains have it resolved already, see `Chain.timeout`."""
     found: tuple[DiscoveredServer, ...] = ()
-    """What was added to the files, so that a reload adds it again."""
+    """Servers that were added to the files' providers, so that a reload adds them again."""
     notes: tuple[str, ...] = ()
-    """What was understood although it was not written so, for ``check``."""
+    """Remarks for ``check`` on values that were accepted although they look like slips."""
     responses: Responses = Responses()
     cache: Cache = Cache()
     state: str | None = field(default=None, repr=False)
-    """A Redis by which workers and instances share what they keep; None: each keeps its own."""
+    """URL of a Redis through which workers and instances share state; None: nothing is shared."""
     traces: Traces = Traces()
     status_page: bool = False
-    """Without client keys: whether operators' pages are shown where others reach the proxy."""
+    """Without client keys: whether operators' pages are shown to other machines."""
     windows: Mapping[ModelKey, Mapping[str, Any]] = field(factory=dict)
-    """What each model of an Ollama is loaded with, as far as an alias says."""
+    """Options that each model of an Ollama is loaded with, as far as aliases set them."""
 
     warm: tuple[Entry, ...] = ()
-    """Models that are kept loaded, as their requests will ask for them."""
+    """Models to keep loaded, with the options that their requests will have."""
     prices: Mapping[Target, Price] = field(factory=dict)
-    """Those that the files give."""
+    """Prices in the files."""
     spend_file: Path | None = None
-    """The file that keeps what was spent; None: one in systemd's StateDirectory, if there is that."""
+    """The file that keeps spending; None: a file in systemd's StateDirectory, if there is one."""
     uses_price_list: bool = False
-    """Whether something depends on prices that the files do not give."""
+    """Whether prices are needed that are not in the files."""
 
     @property
     def has_budgets(self) -> bool:
-        """Whether anything limits what may be spent."""
+        """Whether any key or alias has a budget."""
         return any(key.budget for key in self.auth.keys) or any(chain.budget for chain in self.aliases.values())
 
     def price_of(self, target: Target) -> Price | None:
-        """What `target` costs; None where that is not known."""
+        """The price of `target`; None: unknown."""
         if (given := self.prices.get(target)) is not None:
             return given
         provider = self.providers[target.provider]
@@ -321,7 +321,7 @@ class Config:
         return listed_price(provider.base_url or (GOOGLE if provider.kind == "google" else ""), target.model)
 
     def options_of(self, target: Target) -> Mapping[str, Any]:
-        """Options for a target that is asked for by its own name: with the window that the aliases give it."""
+        """Options for a target that a client names directly: with the window that the aliases set."""
         provider = self.providers[target.provider]
         if not self.windows or provider.kind != "ollama":
             return provider.options
@@ -333,7 +333,7 @@ class Config:
 
     @property
     def caches(self) -> bool:
-        """Whether any answers are kept."""
+        """Whether any answers are cached."""
         chains = self.aliases.values()
         return any(chain.cache for chain in chains) or any(each.cache for each in self.providers.values())
 

@@ -1,4 +1,4 @@
-"""Finds the file and line of each mistake, by its path. The files are read again for it, once there is a mistake."""
+"""Finds the file and line of each mistake by its path. The files are read again for that, once there is a mistake."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from manallm_proxy.config.yaml_file import text_of
 from manallm_proxy.config.yaml_internals import StrictLoader
 
 DEEPEST: Final = 12
-"""Levels of a file that are looked through."""
+"""Max nesting levels of a file that are searched."""
 LINES_LIMIT: Final = 50_000
-"""Paths of one file: anchors can make more of them than a file has bytes."""
+"""Max paths of one file: anchors can create more of them than a file has bytes."""
 
 
 def located(mistakes: Iterable[str], files: Iterable[Path]) -> tuple[str, ...]:
-    """``aliases.mana/x.chain[1]: no provider 'gorq' (config/aliases.yaml:12)``, for each of `mistakes` that has a path.
+    """``aliases.mana/x.chain[1]: no provider 'gorq' (config/aliases.yaml:12)``, for each of `mistakes` with a path.
 
-    Its line is that of the longest part of its path that a file holds; of two files the one that holds more of it.
+    The line is that of the longest prefix of the path that exists in a file; of two files, in the one with the longer
+    prefix.
     """
     known = {file: lines_of(file) for file in files}
     return tuple(_located(mistake, known) for mistake in mistakes)
@@ -33,7 +34,7 @@ def _located(mistake: str, known: dict[Path, dict[str, int]]) -> str:
     path = mistake.partition(": ")[0]
     best: tuple[int, str] = (0, "")
     for file, lines in known.items():
-        if mistake.startswith(f"{file}: "):  # it names its file already, perhaps without the line
+        if mistake.startswith(f"{file}: "):  # it already names its file, perhaps without the line
             inner = mistake.removeprefix(f"{file}: ")
             line = next((lines[part] for part in _parts(inner.partition(": ")[0]) if part in lines), None)
             return mistake if line is None else f"{inner} ({file}:{line})"
@@ -44,7 +45,7 @@ def _located(mistake: str, known: dict[Path, dict[str, int]]) -> str:
 
 
 def _parts(path: str) -> Iterator[str]:
-    """`path`, and what is around it, the longest first."""
+    """`path` and its prefixes, the longest first."""
     yield path
     for match in sorted(re.finditer(r"[.\[]", path), key=lambda match: -match.start()):
         yield path[: match.start()]
@@ -60,7 +61,7 @@ def lines_of(file: Path) -> dict[str, int]:
 
 
 def _lines(node: yaml.Node | None, path: str, depth: int) -> Iterator[tuple[str, int]]:
-    """Anchors may make a node hold itself, so that there is a `depth` at which to stop."""
+    """Lines of all paths below `node`. Anchors may make a node contain itself, so `depth` is limited."""
     if depth > DEEPEST:
         return
     if isinstance(node, yaml.MappingNode):

@@ -1,8 +1,8 @@
-"""What genai-prices knows of a provider's model, as of now: https://github.com/pydantic/genai-prices.
+"""Current prices of models from genai-prices: https://github.com/pydantic/genai-prices.
 
-Importing it takes 0.13 s and 25 MB, so it is imported only where a configuration needs a price that it does not give.
-Its counts are ours: the prompt's tokens include those read from a cache, the answer's include reasoning (its README,
-"Cached input tokens"). What it knows beyond tokens of text (searches, audio, what writing a cache costs) is left out.
+Importing it takes 0.13 s and 25 MB, so it is imported only if a configuration needs a price that it does not contain.
+It counts tokens as we do: input includes tokens read from a cache, output includes reasoning (its README, "Cached input
+tokens"). Prices of anything but text tokens (searches, audio, cache writes) are left out.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _NAMES: Final = ("input_mtok", "output_mtok", "cache_read_mtok")
 
 
 def is_installed() -> bool:
-    """Without importing it."""
+    """Whether genai-prices is installed. Does not import it."""
     return find_spec("genai_prices") is not None
 
 
 def preload() -> None:
-    """Imports it now, so that no request has to wait for it."""
+    """Imports genai-prices now, so that no request has to wait for that."""
     listed_price("", "")
 
 
 @lru_cache(maxsize=4096)
 def listed_price(base_url: str, model: str) -> Price | None:
-    """The price of `model` at the API of `base_url`; None where it is not known, or genai-prices is not installed."""
+    """The price of `model` at the API of `base_url`; None if unknown, or if genai-prices is not installed."""
     try:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:
@@ -50,7 +50,7 @@ def listed_price(base_url: str, model: str) -> Price | None:
 
 
 def _in_force(model: ModelInfo, now: datetime) -> Iterable[ModelPrice]:
-    """The latest price that has begun, and those of certain hours since: which hour it will be is not known yet."""
+    """The latest price in force, and later ones for certain hours of the day, since the hour of use is unknown."""
     if not isinstance(model.prices, list):
         return [model.prices]
     found: list[ModelPrice] = []
@@ -63,7 +63,7 @@ def _in_force(model: ModelInfo, now: datetime) -> Iterable[ModelPrice]:
 
 
 def _price(listed: ModelPrice) -> Price | None:
-    """None for what is not paid by tokens."""
+    """The price; None for a model that is not billed by tokens."""
     given = {name: value for name in _NAMES if (value := getattr(listed, name)) is not None}
     if "input_mtok" not in given:
         return None
@@ -73,7 +73,7 @@ def _price(listed: ModelPrice) -> Price | None:
 
 
 def _at(given: dict[str, Any], start: int) -> tuple[float, float, float | None]:
-    """Of a request whose prompt has more than `start` tokens."""
+    """The price for a request whose prompt has more than `start` tokens."""
     found: dict[str, float] = {}
     for name, value in given.items():
         base = getattr(value, "base", value)

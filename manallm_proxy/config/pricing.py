@@ -1,7 +1,7 @@
-"""Every price is found when the configuration is read, so that a request costs a multiplication.
+"""Resolves all prices when the configuration is read, so that a request only takes a multiplication.
 
-An entry's own ``price`` wins, for its target wherever that is named. What is local costs its ``electricity``, else
-nothing. The rest is looked up in `price_list`, but only where something depends on it.
+An entry's own ``price`` wins, for its target wherever that is named. Local targets cost their ``electricity``, if
+given. All others are looked up in `price_list`, but only if something depends on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from manallm_proxy.contract.targets import Chain, Entry, Target
 
 
 def priced(config: Config) -> Config:
-    """`config` with the prices of its chains, and a note for each that is wanted and not known."""
+    """`config` with the prices of its chains, and a note for each price that is needed but unknown."""
     given: dict[Target, Price] = {}
     for chain in config.aliases.values():
         for entry in chain:
@@ -36,12 +36,12 @@ def priced(config: Config) -> Config:
 
 
 def is_local(config: Config, entry: Entry) -> bool:
-    """See `ProviderConfig.runs_locally`; of an open entry as far as its provider says."""
+    """See `ProviderConfig.runs_locally`; for an open entry by its provider alone."""
     return config.providers[entry.target.provider].runs_locally(entry.target)
 
 
 def _limits_money(config: Config) -> bool:
-    """Whether a client key has a budget in USD, and so may spend it on any target."""
+    """Whether a client key has a budget in USD, which it may spend on any target."""
     return any(budget.is_money for key in config.auth.keys if (budget := key.whole_budget) is not None)
 
 
@@ -53,7 +53,7 @@ def _wanted(config: Config, chain: Chain) -> list[Entry]:
 
 
 def _spared(config: Config, chain: Chain) -> list[Entry]:
-    """The entries behind the first local one that are paid for."""
+    """The paid entries after the first local one."""
     home = [is_local(config, entry) for entry in chain]
     if True not in home:
         return []
@@ -87,5 +87,5 @@ def _unknown(config: Config) -> Iterator[str]:
             path = f"{join('aliases', name)}.{place}"
             if limited:
                 yield f"{path}.price: not known of {entry.target}, so it costs no budget anything; give its price"
-            elif is_installed():  # else nothing is known that is not given
+            elif is_installed():  # else only given prices are known
                 yield f"{path}.price: not known of {entry.target}, so what staying local saves is counted without it"

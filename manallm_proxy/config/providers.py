@@ -22,7 +22,7 @@ from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, Timeouts
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 OLLAMA_ENDS: Final = ("/v1", "/api")
-"""Paths of Ollama's two APIs, which people copy into its address."""
+"""Paths of Ollama's two APIs, which are often copied into its address."""
 OPENAI_HOST: Final = "api.openai.com"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
@@ -35,7 +35,7 @@ KNOWN_OPTIONS: Final = frozenset(
         *("f16_kv", "logits_all", "vocab_only", "use_mlock"),
     }
 )
-"""Ollama's options (api/types.go Options), what stands beside them in a request, and those of older versions."""
+"""Ollama's options (api/types.go Options), its top-level settings, and options of older versions."""
 _KIND_NAMES: Final[Mapping[type, str]] = {
     int: "a whole number",
     float: "a number",
@@ -48,10 +48,10 @@ NOT_FOR_LOOPBACK: Final = ("base_url", "api_key", "api_key_file", "headers", "pr
 
 @define
 class Providers:
-    """The providers read so far. ``kinds`` has every name, also those whose entry is wrong."""
+    """The providers read so far. ``kinds`` has every name, including those of invalid entries."""
 
     folder: Path
-    """Paths in the file are relative to it."""
+    """The folder to which paths in the file are relative."""
     timeouts: Timeouts
     answers: AnswerLimits
     alias_prefix: str
@@ -59,7 +59,7 @@ class Providers:
     done: dict[str, ProviderConfig] = attrs.field(factory=dict)
     kinds: dict[str, Kind | None] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
-    """What was understood although it was not written so."""
+    """Remarks on values that were accepted although they look like slips."""
 
     def add(self, name: str, raw: object) -> None:
         path = join("providers", name)
@@ -108,8 +108,8 @@ class Providers:
         )
 
     def check_options(self, options: Mapping[str, Any], path: str) -> None:
-        """Adds a mistake for those of `options`, given at `path`, whose type Ollama refuses; notes those that it
-        passes over in silence."""
+        """Adds a mistake for each of `options`, given at `path`, whose type Ollama refuses, and a note for each that it
+        silently ignores."""
         for name, value in options.items():
             kind = OPTION_KINDS.get(name)
             if kind is not None and value is not None and not _is(kind, value):
@@ -119,7 +119,7 @@ class Providers:
                 self.notes.append(f"{join(path, 'options', name)}: no option that Ollama is known to have{hint}")
 
     def _check_kind(self, given: ProviderGiven, raw: Mapping[str, Any], path: str) -> None:
-        """Adds a mistake for what this kind needs and for what it does not know."""
+        """Adds a mistake for each missing key that this kind requires, and for each that it does not support."""
         if given.kind == "openai" and given.base_url is None:
             self.mistakes.add(
                 f"{path}.base_url", "is missing: kind openai needs the server's address, such as https://host/v1"
@@ -144,7 +144,7 @@ class Providers:
                     self.mistakes.add(f"{path}.{key}", "must not be given: kind loopback calls nobody")
 
     def _key(self, given: ProviderGiven, path: str) -> tuple[str | None, str | None]:
-        """The key, and the reason why it is missing if one is wanted and there is none."""
+        """The key, and the reason why it is missing, if one is required."""
         if given.api_key_file is not None:
             if given.api_key is not None:
                 self.mistakes.add(f"{path}.api_key_file", "give either api_key or api_key_file")
@@ -172,7 +172,7 @@ class Providers:
 
 
 def _is(kind: type, value: object) -> bool:
-    """Whether Ollama takes `value` for an option of `kind`: any number for a float, a whole one for an int."""
+    """Whether Ollama accepts `value` for an option of `kind`: any number for a float, an integer for an int."""
     if isinstance(value, bool) or kind in (bool, list):
         return type(value) is kind
     return isinstance(value, int) or (isinstance(value, float) and (kind is float or value.is_integer()))
@@ -194,6 +194,6 @@ def _refuses_dialects(kind: Kind, speaks: tuple[Dialect, ...]) -> str | None:
 
 
 def _default_dialects(given: ProviderGiven) -> tuple[Dialect, ...]:
-    """OpenAI's own server is the one that is known to speak Responses."""
+    """The dialects if none are given: OpenAI's own server is known to accept Responses."""
     is_openai = given.kind == "openai" and urlsplit(given.base_url or "").hostname == OPENAI_HOST
     return ("chat", "responses") if is_openai else ("chat",)

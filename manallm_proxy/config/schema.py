@@ -110,7 +110,7 @@ class _Maker:
 
 
 def _one_of_two(one: Schema, other: Schema) -> Schema:
-    """An object of either, told apart by the keys that each wants."""
+    """An object of either class, distinguished by the required keys."""
     wanted = {"anyOf": [{"required": one["required"]}, {"required": other["required"]}]}
     properties = {**other["properties"], **one["properties"]}
     return {"type": "object", "properties": properties, "additionalProperties": False, "allOf": [wanted]}

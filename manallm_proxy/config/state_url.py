@@ -1,4 +1,4 @@
-"""``state``: the address of a Redis or Valkey by which instances share what they know."""
+"""``state``: the address of a Redis or Valkey through which instances share state."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def state_url(value: object) -> str | Unset:
 
 
 def redacted_state_url(url: str) -> str:
-    """`url` for log and pages: what and where, without user, password and query."""
+    """`url` for log and pages: scheme and address, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,4 +1,4 @@
-"""Turns plain data into attrs classes: coerces nothing, and reports every mistake with its path.
+"""Converts plain data to attrs classes, without coercion, and reports every mistake with its path.
 
 cattrs walks the classes. By default it turns ``"3"`` into 3, ``"false"`` into True and ``"ab"`` into ``('a', 'b')``, so
 each kind of value has a strict hook here. What a field requires beyond its type is a reader in its annotation:
@@ -71,7 +71,7 @@ class Mistakes:
             self._by_path[path] = what
 
     def note(self, what: str) -> None:
-        """Adds a mistake whose text says where it is, such as a line of a file."""
+        """Adds a mistake whose text contains its location, such as a line of a file."""
         self._elsewhere.append(what)
 
     def within(self, path: str) -> bool:

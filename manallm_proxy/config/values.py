@@ -1,4 +1,4 @@
-"""Readers: what a single value of the configuration may be, and what to say if it is not.
+"""Readers: what a single value of the configuration may be, and the message if it is invalid.
 
 A *reader* takes a raw value from YAML and returns the parsed one, or raises `InvalidValue`. Nothing is coerced:
 ``"3"`` is not a number, 3.7 not an integer, ``"false"`` not a boolean. If a value was one ``${NAME}``, readers of
@@ -60,7 +60,7 @@ LARGEST: Final = 2**40
 
 
 class InvalidValue(ValueError):
-    """A value is not what is expected here. The message says what is expected, and never shows the value."""
+    """A value is not what is expected. The message says what is expected, and never contains the value."""
 
 
 def expected(what: str, value: object) -> InvalidValue:
@@ -99,12 +99,12 @@ def _kind(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """`value`, or what YAML makes of it if it comes from a variable."""
+    """`value`; if it comes from a variable, parsed as a YAML scalar."""
     return value.scalar if isinstance(value, Filled) else value
 
 
 def text(value: object) -> str:
-    """A string. Numbers and truth values need quotes to be one."""
+    """A string. Numbers and booleans need quotes to be strings."""
     if not isinstance(value, str):
         quotes = " (put it in quotes)" if isinstance(value, int | float) else ""
         raise InvalidValue(f"{expected('a string', value)}{quotes}")
@@ -125,7 +125,7 @@ class Matching:
 
 
 def boolean(value: object) -> bool:
-    """``true`` or ``false``, and nothing that merely looks like it."""
+    """``true`` or ``false``, without coercion."""
     found = plain(value)
     if not isinstance(found, bool):
         raise expected("true or false", value)
@@ -134,7 +134,7 @@ def boolean(value: object) -> bool:
 
 @frozen
 class Integer:
-    """A reader: a whole number from ``least`` to ``most``."""
+    """A reader: an integer from ``least`` to ``most``."""
 
     least: int
     most: int | None = None
@@ -212,9 +212,9 @@ HOST_WANTED: Final = "expected a host's name, an IPv4 address, or an IPv6 addres
 
 
 def _http_url(value: object, *, user: bool) -> str:
-    """An http(s) URL that both HTTP clients can connect to: a host, a path, and no more.
+    """An http(s) URL that both HTTP clients can connect to: with a host and a path, and nothing else.
 
-    `user` says whether it may hold a user and a password. ``urlsplit`` accepts hosts and paths that yarl, which both
+    `user`: whether it may contain a user and a password. ``urlsplit`` accepts hosts and paths that yarl, which both
     clients use, refuses or changes; so each part is checked here.
     """
     found = text(value)
@@ -222,7 +222,7 @@ def _http_url(value: object, *, user: bool) -> str:
         parts = urlsplit(found)
         port = parts.port  # raises ValueError where it is none
     except ValueError:
-        if "[" in found and "]" in found:  # which some versions of Python refuse here already
+        if "[" in found and "]" in found:  # some versions of Python raise here already
             raise InvalidValue(HOST_WANTED) from None
         if re.search(r"://[^/:]+:[0-9]+(/|$)", found):
             raise InvalidValue("expected a port from 1 to 65535") from None

@@ -1,7 +1,7 @@
 """Checks that all entries for one model of an Ollama load it with the same settings, its context window above all.
 
-Ollama loads a model again if a request's runner options differ from those it was loaded with. Two entries with two
-windows would make it load for ever, in turns, while every request still looks fine.
+Ollama reloads a model if a request's runner options differ from those it was loaded with. Two entries with different
+windows would make it reload for ever, while every request still looks fine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def windows_of(
 ) -> dict[ModelKey, dict[str, Any]]:
     """The settings that each model is loaded with, from all `entries` (path, entry). A second value is a mistake.
 
-    An entry that leaves out what another one gives gets the other's value: the model's own default would be a second.
+    An entry that omits a setting gets another entry's value, since the model's default would be a second value.
     """
     found: dict[ModelKey, dict[str, tuple[str, Any]]] = {}
     for path, entry in entries:

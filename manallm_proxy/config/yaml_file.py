@@ -32,7 +32,7 @@ _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """A lone surrogate, from an escape or from bytes in the environment; UTF-8 cannot encode it."""
 _ODD_BLANK: Final = re.compile("[\u00a0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u3000\ufeff]")
-"""Looks like a blank but is none to YAML: it comes from text that was copied from a web page."""
+"""Characters that look like a blank but are none to YAML, from text copied from web pages."""
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\})?")
 
 Report = Callable[[str], None]
@@ -220,7 +220,7 @@ _IN_OUR_WORDS: Final = (
 
 
 def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
-    """A YAML error with its line, without any text of the file: an unquoted key may look like an anchor or a tag."""
+    """The message for a YAML error, with its line, but without text of the file: an API key may look like an anchor."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position if isinstance(error.position, int) else 0)
         return f"line {line + 1}: a character that YAML does not allow"
@@ -242,7 +242,7 @@ def _what_is_wrong(error: yaml.YAMLError, text: str) -> str:
 
 
 def shown(key: object) -> str:
-    """A key for a message, cut at the first character that no key has (``api_key:sk-...`` lacks a blank)."""
+    """A key for a message, cut at the first character that keys never contain (``api_key:sk-...`` lacks a blank)."""
     text = str(key)
     plain = re.match(r"[A-Za-z0-9_./@-]{0,64}", text)
     return text if plain is not None and plain[0] == text != "" else f"{plain[0] if plain else ''}..."

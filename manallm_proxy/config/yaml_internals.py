@@ -1,7 +1,7 @@
 """All names of PyYAML that are private or undocumented, checked at import. Written for PyYAML 6.0.
 
-1. ``yaml_implicit_resolvers`` and ``yaml_constructors`` hold the types of YAML 1.1, dates and ``no`` for false among
-   them. Empty ones leave only what is added.
+1. ``yaml_implicit_resolvers`` and ``yaml_constructors`` hold the types of YAML 1.1, including dates and ``no`` for
+   false. With empty ones only our additions are left.
 2. ``compose_node`` is called for each node: the only place to limit the depth before the nodes exist.
 3. ``compose_mapping_node`` sees a mapping's keys as they are written; when a constructor runs, ``<<`` has merged others
    among them, and of a key that is given twice only the last is left.
@@ -20,11 +20,11 @@ TAG: Final = "tag:yaml.org,2002:"
 
 
 EXPANDED_LIMIT: Final = 100_000
-"""Values of one file with each alias counted as what it stands for: ten lines of anchors can make billions."""
+"""Max values of one file with aliases expanded: ten lines of anchors can make billions."""
 
 
 class ExpandsTooMuch(yaml.MarkedYAMLError):
-    """More than EXPANDED_LIMIT, or an anchor that holds itself."""
+    """More than EXPANDED_LIMIT values, or an anchor that contains itself."""
 
 
 class StrictLoader(yaml.SafeLoader):

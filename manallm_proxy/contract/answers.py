@@ -19,18 +19,18 @@ from manallm_proxy.contract.records import define, frozen
 
 @frozen
 class AnswerLimits:
-    """How much a provider may answer: ``answers`` of the configuration. What is over one of them is its failure."""
+    """Limits on one answer: ``answers`` of the configuration. An answer above one of them is the provider's failure."""
 
     body: int = 256 * 2**20
-    """Bytes of a whole answer, inflated: of embeddings, audio, images."""
+    """Max bytes of a whole answer (embeddings, audio, images), decompressed."""
     text: int = 64 * 2**20
-    """Bytes of a whole chat or completion, inflated."""
+    """Max bytes of a whole chat or completion, decompressed."""
     keys: int = 1000
     """At the top."""
     parts: int = 200_000
-    """Objects and lists in all, of a whole answer or of one event."""
+    """Max objects and lists of a whole answer, or of one event."""
     elements: int = 16_000_000
-    """Values in all: 20,000 vectors of 768 numbers."""
+    """Max values of any kind; the default holds 20,000 vectors of 768 numbers."""
     depth: int = 256
     calls: int = 2000
     """Tool calls in all, where they are translated: each becomes several objects, which are written at once."""
@@ -44,7 +44,7 @@ class AnswerLimits:
 
     @property
     def messages(self) -> int:
-        """Objects in the lists at the top: choices, or vectors."""
+        """Max objects in the top-level lists: choices, or vectors."""
         return self.parts
 
 
@@ -52,7 +52,7 @@ DEFAULT_LIMITS: Final = AnswerLimits()
 
 
 TOKENS_LIMIT: Final = 10**9
-"""Max tokens of one request that are believed of a provider."""
+"""The highest token count that is believed when a provider reports it for one request."""
 
 
 @define  # not frozen: there is one for each request, and freezing takes 60 ns a field
@@ -94,7 +94,7 @@ class ToolCall:
 
 @define  # not frozen: as `Usage`
 class Delta:
-    """What one step adds to one choice. ``finish`` (OpenAI's ``finish_reason``) is on the last step only."""
+    """What one step of an answer adds to one choice. Only the last one has ``finish`` (OpenAI's ``finish_reason``)."""
 
     content: str = field(default="", repr=False)
     reasoning: str = field(default="", repr=False)
@@ -117,17 +117,17 @@ class Delta:
 
     @property
     def is_text(self) -> bool:
-        """Whether it adds text to the first choice, and says nothing else."""
+        """Whether it adds text to the first choice and nothing else."""
         return bool(self.content) and self == Delta(content=self.content)
 
     @property
     def is_reasoning(self) -> bool:
-        """The same of reasoning."""
+        """Whether it adds reasoning to the first choice and nothing else."""
         return bool(self.reasoning) and self == Delta(reasoning=self.reasoning, reasoning_key=self.reasoning_key)
 
     @property
     def has_words(self) -> bool:
-        """Whether it has more than a finish reason; ``content_filter`` counts, since it says why there is no more."""
+        """Whether it has more than a finish reason; ``content_filter`` counts, since it explains a missing answer."""
         said = self.content or self.reasoning or self.tool_calls or self.images or self.refusal
         return bool(said) or self.finish == "content_filter"
 
@@ -136,7 +136,7 @@ _STRING: Final = msgspec.json.Decoder(str)
 
 
 class Texts(Delta):
-    """Texts of one kind alone that are added to the first choice, each in a step, as the provider wrote them in JSON.
+    """Texts of one kind, added to the first choice one step each, still escaped as the provider's JSON had them.
 
     A door may splice each of ``texts`` between bytes of its own; one that does not know this class reads the member of
     a `Delta` that they are, in which they are one step. None is empty, and each is a JSON string without its quotes.
@@ -159,11 +159,11 @@ class Texts(Delta):
 
     @property
     def text(self) -> str:
-        """All of them, decoded."""
+        """All texts, decoded and concatenated."""
         return "".join([_STRING.decode(b'"%b"' % text) for text in self.texts])
 
     def plain(self) -> Delta:
-        """The same as one step that can be changed."""
+        """The same as one ordinary, mutable `Delta`."""
         return Delta(self.content, self.reasoning, self.tool_calls, reasoning_key=self.reasoning_key)
 
     def step(self, text: bytes) -> Texts:
@@ -178,7 +178,7 @@ class Texts(Delta):
 
 
 class Words(Texts):
-    """Content."""
+    """Texts that are content."""
 
     __slots__ = ()
 
@@ -188,7 +188,7 @@ class Words(Texts):
 
 
 class Thoughts(Texts):
-    """Reasoning. `key`: see `Delta.reasoning_key`."""
+    """Texts that are reasoning. `key`: see `Delta.reasoning_key`."""
 
     __slots__ = ("reasoning_key",)
 
@@ -204,7 +204,7 @@ class Thoughts(Texts):
 
 
 class CallArguments(Texts):
-    """Arguments of a tool call that has begun. `place`: see `ToolCall.index`."""
+    """Texts that continue the arguments of a tool call. `place`: see `ToolCall.index`."""
 
     __slots__ = ("place",)
 
@@ -241,7 +241,7 @@ class Answer:
     choices: tuple[Delta, ...] = ()
     vectors: Sequence[Sequence[float]] = field(default=(), repr=False)
     dimensions: int | None = None
-    """Length of the first vector, of an answer to an embeddings request."""
+    """Length of the first vector, in an answer to an embeddings request."""
     content_type: str = "application/json"
     """Of ``body``."""
     is_large: bool = False
@@ -276,11 +276,11 @@ class StreamBatch:
 
 @define
 class ResponseBatch(StreamBatch):
-    """Of a provider's own Responses: with the response object (JSON), where events told it. A class of its own, since
+    """A batch of a native Responses stream, with the response object (JSON) if its events had one. A subclass, since
     each field of a batch costs every chunk its time."""
 
     begun: bytes = field(default=b"", repr=False)
-    """The response as it begins, once; the events that told so are not in ``frames``."""
+    """The response as the stream's first events have it, once; those events are not in ``frames``."""
     items: tuple[bytes, ...] = field(default=(), repr=False)
     """Items of its output (JSON) that these events have completed."""
     response: bytes = field(default=b"", repr=False)

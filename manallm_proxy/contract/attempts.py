@@ -11,7 +11,7 @@ from manallm_proxy.contract.records import frozen
 RETRY_AFTER_LONGEST: Final = 60.0
 """Max seconds in ``Retry-After``: openai-node 6 sleeps for as long as that says."""
 WORTH_A_RETRY: Final = 5.0
-"""Max seconds until a retry for SDKs to be asked to make one: they sleep without reporting it to their user."""
+"""Up to so many seconds until a retry, SDKs are asked to make it; longer, their user would wait without a word."""
 
 
 @frozen

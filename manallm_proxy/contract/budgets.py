@@ -9,7 +9,7 @@ from manallm_proxy.contract.records import frozen
 Unit = Literal["USD", "tokens"]
 Period = Literal["day", "month"]
 OnBudget = Literal["local", "refuse"]
-"""What becomes of requests for which too little is left: only targets that cost nothing may serve them, or none."""
+"""What happens to requests once too little is left: ``local`` allows only free targets, ``refuse`` none."""
 
 
 @frozen
@@ -36,12 +36,12 @@ class Limit:
 
 @frozen
 class Budget:
-    """All limits of one account; each holds."""
+    """All limits of one account; every one applies."""
 
     limits: tuple[Limit, ...]
     on_budget: OnBudget = "local"
 
     @property
     def is_money(self) -> bool:
-        """Whether prices matter to it."""
+        """Whether any limit is in USD, so that prices are needed."""
         return any(limit.amount.unit == "USD" for limit in self.limits)

@@ -42,7 +42,7 @@ class Client:
     """Formats beside chats that a provider speaks itself: a request in one of them may do without its translation."""
     bounds: DoorBounds = DoorBounds()
     short: Shortened | None = field(default=None, repr=False)
-    """What is known of a long body already."""
+    """The short form of a long body, if the body was split while it was read."""
 
 
 class Reply(Protocol):
@@ -62,7 +62,7 @@ class Reply(Protocol):
         """Whether `end` has so much to write that it is called in a thread."""
 
     def start(self, target: Target) -> None:
-        """The commit: from now on `target` answers."""
+        """The commit: from now on `target` answers. Returns the bytes before the first event, maybe empty."""
 
     def events(self, batch: StreamBatch) -> bytes:
         """The events that `batch` becomes; may be empty."""
@@ -92,7 +92,7 @@ class Door(Protocol):
     """The value of ``endpoint`` in metrics and log."""
 
     scans: bool
-    """Whether `read` only looks a body through, and keeps it: megabytes take a millisecond, and no thread."""
+    """Whether `read` only scans a body and keeps it: megabytes take a millisecond, so that no thread is needed."""
 
     def read(self, body: bytes, client: Client) -> tuple[Call, Reply] | Awaitable[tuple[Call, Reply]]:
         """Reads a request. Raises InvalidRequest, with ``param`` if one is at fault, before any provider is asked.

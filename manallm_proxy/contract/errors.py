@@ -222,6 +222,6 @@ class ShuttingDown(ProxyError):
 UNAUTHENTICATED: Final = frozenset(
     str(kind.code) for kind in (InvalidKey, OriginNotAllowed, HostNotAllowed, MethodNotAllowed, UnknownRoute)
 )
-"""Codes of refusals that need no key: anyone who can connect can cause any number of them."""
+"""Codes of refusals that need no key, so that anyone who can connect can cause any number of them."""
 REFUSALS: Final = frozenset(str(kind.code) for kind in (InvalidKey, KeyRevoked, ModelNotAllowed, AdminOnly, KeyLimited))
 """Codes of the errors that are due to a client's key or the lack of one."""

@@ -134,18 +134,18 @@ class RequestEnded:
     started: float = 0.0
     """Monotonic, as the times of ``log``."""
     log: Sequence[AttemptRecord] = ()
-    """Targets that were skipped or failed before the last one was asked."""
+    """Attempt log: targets that were skipped or failed before the last one was asked."""
     last: Target | None = None
-    """The last one that was asked, if the walk did not move on from it: what ended there ended the request."""
+    """The last attempt, if the walk did not move on from it: its failure ended the request."""
     last_at: float | None = None
     cost: float | None = None
     """USD, where the price of what answered is known."""
     avoided: float = 0.0
-    """USD that the next entry of the alias would have cost, had a local one not answered."""
+    """USD that the alias's next paid entry would have cost, if a local one answered."""
     cache: CacheOutcome | None = None
-    """None where no answers are kept."""
+    """None if the chain keeps no answers."""
     saved_usage: Usage | None = None
-    """What a hit did not cost."""
+    """Tokens that a cache hit saved."""
     saved_cost: float = 0.0
     """The same in USD."""
     trace: Trace | None = None

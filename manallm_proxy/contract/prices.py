@@ -12,13 +12,13 @@ MILLION: Final = 1_000_000
 
 @frozen
 class Price:
-    """Of one model. ``cached`` None: what was read from a cache costs as much as the rest of the prompt."""
+    """Prices of one model. ``cached`` None: tokens read from the provider's cache cost as much as other input."""
 
     input: float
     output: float = 0.0
     cached: float | None = None
     above: tuple[tuple[int, Price], ...] = ()
-    """Another price of the *whole* request, once its prompt has more tokens than the number; the least one first."""
+    """(tokens, price): applies to the *whole* request if its prompt has more tokens than that; ascending."""
 
     def cost(self, usage: Usage) -> float:
         """USD. ``usage.cached`` is a part of ``usage.prompt``, ``usage.reasoning`` one of ``usage.completion``."""

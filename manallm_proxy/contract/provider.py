@@ -56,11 +56,11 @@ class RequestSummary:
         return self._needs
 
     def forget(self) -> None:
-        """Lets go of the body, once nobody asks what it needs any more."""
+        """Drops the reference to the body, once `needs` is no longer asked for."""
         self._has_pictures = None
 
     def needs_beside(self, capabilities: frozenset[str]) -> frozenset[str]:
-        """What it needs and a target with these `capabilities` does not have."""
+        """The needs that a target with these `capabilities` does not meet."""
         return (self._needs if VISION in capabilities else self.needs) - capabilities
 
 
@@ -104,11 +104,11 @@ class Call:
     holds the prompt: never log it."""
     request_id: str
     denied: frozenset[str] = frozenset()
-    """Capabilities that the target's own listing denies, of those that a request can do without (``thinking``)."""
+    """Optional capabilities (``thinking``) that the provider's list says the target lacks."""
     waits_for_words: bool = False
     """Whether a finish reason without any content does not commit the stream (``fallback_on: [empty]``)."""
     advice: str = ""
-    """For loopback, which answers in place of a model: why none could, in words for the operator."""
+    """For loopback, which answers in place of a model: why no model could, in words for the operator."""
     relays: bool = True
     """Whether the door relays a provider's own bytes in this format; if not, the provider reads them into deltas."""
     notes: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ class Call:
         return call
 
     def at(self, provider: str, speaks: Collection[str] = ()) -> Call:
-        """The call as `provider` gets it. `speaks`: the formats beside chats that it speaks itself."""
+        """The call as `provider` gets it. `speaks`: the formats that it accepts in addition to chats."""
         native = self.native
         if native is not None and native.dialect.path in speaks:
             if native.is_fixed and self.endpoint is native.dialect:
@@ -167,7 +167,7 @@ class Call:
 
     @property
     def length(self) -> int | None:
-        """``max_tokens``, where it may be cut."""
+        """``max_tokens`` if it may be reduced, else None."""
         span = self.summary.spans.get("max_tokens") if self.cuts_length else None
         digits = self.body[slice(*span)] if span is not None else b""
         if not digits.isdigit():
@@ -177,7 +177,7 @@ class Call:
         return int(digits) if len(digits) <= _LONGEST_NUMBER else None
 
     def cut_to(self, most: int) -> Call:
-        """The same with at most so many tokens. Every byte but theirs keeps its place."""
+        """The same call with ``max_tokens`` reduced to `most`. All other bytes keep their positions."""
         length = self.length
         if length is None or not 0 < most < length:
             return self
@@ -187,11 +187,11 @@ class Call:
         return evolve(self, body=self.body[:start] + digits.ljust(end - start) + self.body[end:])
 
     def text_size(self) -> int:
-        """Bytes of the request without its pictures, whose tokens have nothing to do with their bytes."""
+        """Bytes of the request without its images, whose token count does not follow from their bytes."""
         return self.sizes()[0]
 
     def sizes(self) -> tuple[int, int]:
-        """`text_size`, and how many pictures there are in the body."""
+        """`text_size`, and the number of images in the body."""
         body, size, at, number = self.body, len(self.body), 0, 0
         if VISION not in self.summary.needs:
             return size, 0
@@ -207,18 +207,18 @@ class Call:
 
 
 class Native(Protocol):
-    """A call in the format of the client, for providers that speak it too."""
+    """A call in the client's own format, for providers that accept that format."""
 
     @property
     def dialect(self) -> Endpoint:
-        """The format."""
+        """Name of the format, as in ``speaks`` of the configuration."""
 
     @property
     def is_fixed(self) -> bool:
-        """Whether all providers of this format get the call that the door has made, as it is."""
+        """Whether every provider of this format gets the call unchanged."""
 
     def write(self, provider: str) -> Call:
-        """The call as the provider of that name gets it."""
+        """The call as the provider named `provider` gets it."""
 
     def translate(self) -> Call:
         """The call as all other providers get it, or why there is none. Raises InvalidRequest."""
@@ -275,7 +275,7 @@ class ModelList:
     models: tuple[ModelInfo, ...] = ()
     fault: str | None = None
     status: int = 200
-    """Of the answer. Below 500 the provider is alive, whatever it thinks of the question."""
+    """HTTP status of the listing. Anything below 500 shows that the provider is alive."""
 
 
 class Provider(Protocol):

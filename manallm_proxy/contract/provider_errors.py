@@ -106,7 +106,7 @@ class FirstByteTimeout(ProviderError):
 
 
 class ChainTimeout(ProviderError):
-    """The walk ran out of its ``chain_timeout``. That is the operator's bound: it says nothing about the target."""
+    """The walk ran out of its ``chain_timeout``. That limit is the operator's, so the target is not blamed."""
 
     status = 504
     retryable, reason = True, "chain_timeout"
@@ -134,7 +134,7 @@ class QueueTimeout(ProviderError):
 
 
 class LoadFailed(ProviderError):
-    """The server could not load the model. It rests by the rules of loads, and blames nothing else."""
+    """The server could not load the model. The back-off of loads applies (`residency`); health does not change."""
 
     status = 502
     retryable, blame, reason = True, Blame.NOBODY, "load_failed"
@@ -276,7 +276,7 @@ class KeyRejected(ProviderError):
 
 
 class ProxyRefused(ProviderError):
-    """A forward proxy wants another password (407): the operator's to mend."""
+    """The forward proxy rejected its password (407): only the operator can fix it."""
 
     status = 502
     type = "provider_auth_error"

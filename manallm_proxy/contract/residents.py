@@ -1,4 +1,4 @@
-"""A box as the core sees it: what it has loaded, and the interface to ask for that and to load a model."""
+"""The core's view of a local server that loads models on demand: what it has loaded, and how to load a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from manallm_proxy.contract.targets import Entry
 
 @frozen
 class Resident:
-    """A model that is loaded. Sizes in bytes; zeros: not known."""
+    """A loaded model. Sizes in bytes; 0: unknown."""
 
     name: str
     size: int = 0
     size_vram: int = 0
-    """How many of these bytes are on the GPU; the CPU computes the rest."""
+    """Bytes of it on the GPU; the CPU computes the rest."""
     context_length: int = 0
     """The window in force, in tokens."""
     expires_in: float | None = None
-    """Seconds after which it is unloaded unless it is used; None: not known."""
+    """Seconds until it is unloaded if it is not used; None: unknown."""
 
 
 class ModelHost(Protocol):

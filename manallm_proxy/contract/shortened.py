@@ -1,4 +1,4 @@
-"""A request's JSON object without its few long values, from which it can be read as any short one."""
+"""A request's JSON object without its few long values, so that the rest is parsed like any short request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class LongValue(NamedTuple):
-    """One value that was cut out: well-formed, the index of its first byte, and of the ``0`` that stands for it."""
+    """One well-formed value that was cut out, with the index of its first byte, and of the ``0`` in its place."""
 
     key: str
     value: msgspec.Raw
@@ -17,7 +17,7 @@ class LongValue(NamedTuple):
 
 
 class Shortened(NamedTuple):
-    """What is left, and what was cut out, in its order."""
+    """The rest of the body, and the values that were cut out, in order."""
 
     left: bytes
     values: list[LongValue]

@@ -1,4 +1,4 @@
-"""A long body of which a few bytes were replaced: its parts are sent one after the other, and nothing is copied."""
+"""A long body with a few bytes replaced: its parts are sent one after the other, without a copy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from manallm_proxy.contract.records import define
 
 Part = bytes | memoryview
 PART_BYTES: Final = 256 * 1024
-"""Bytes that are handed to a socket at once: one write of megabytes keeps the event loop for a millisecond."""
+"""Max bytes per write to a socket: a write of megabytes would block the event loop for a millisecond."""
 
 
 @define(eq=False)
 class Spliced:
-    """``parts``: `bytes`, and views of the body that they go into. Compares as the bytes that it stands for."""
+    """``parts``: `bytes`, and memoryviews of the original body. Compares equal to the resulting bytes."""
 
     parts: tuple[Part, ...] = field(repr=False)
     size: int = field(init=False)
@@ -40,7 +40,7 @@ Body = bytes | Spliced
 
 
 def in_portions(parts: tuple[Part, ...], most: int = PART_BYTES) -> Iterator[list[Part]]:
-    """`parts` in portions of at most `most` bytes: what one write takes."""
+    """`parts` in portions of at most `most` bytes, one per write."""
     portion: list[Part] = []
     room = most
     for part in parts:

@@ -18,9 +18,9 @@ from manallm_proxy.contract.prices import Price
 from manallm_proxy.contract.records import frozen
 
 MODEL_LIMIT: Final = 256
-"""Characters of a model's name that is worth asking a provider for, or listing."""
+"""Max characters of a model's name in requests and lists."""
 ANY: Final = "*"
-"""In place of a model: the best that the provider lists, see `routing.best_model`."""
+"""In place of a model: the best one that the provider lists, see `routing.best_model`."""
 RUNNER_OPTIONS: Final = (
     "num_ctx",
     "num_batch",
@@ -46,13 +46,13 @@ _OLLAMA_PREFIXES: Final = ("registry.ollama.ai/", "library/")
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a request could name a model so. Names are shown on terminals and sent back: no control characters."""
+    """Whether `text` can be a model's name. Names are shown on terminals and sent back: no control characters."""
     return 0 < len(text) <= MODEL_LIMIT and text.isprintable()
 
 
 @lru_cache(maxsize=1024)
 def ollama_name(model: str) -> str:
-    """The one form of all names that Ollama takes for the same model."""
+    """The canonical form of all names that mean the same model to Ollama."""
     bare = model.lower().removesuffix(":latest")
     for prefix in _OLLAMA_PREFIXES:
         bare = bare.removeprefix(prefix)
@@ -61,7 +61,7 @@ def ollama_name(model: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_ollama_cloud(model: str) -> bool:
-    """Whether an Ollama hands this model on to ollama.com, wherever it runs itself."""
+    """Whether Ollama forwards requests for this model to ollama.com."""
     tag = model.rpartition(":")[2].lower()
     return ":" in model and (tag == "cloud" or tag.endswith("-cloud"))
 
@@ -80,7 +80,7 @@ class Target:
 
     @property
     def is_open(self) -> bool:
-        """Whether the model is still to be chosen from what the provider lists."""
+        """Whether the model is still to be chosen from the provider's list."""
         return self.model == ANY
 
     @classmethod
@@ -97,7 +97,7 @@ class Target:
 
 @frozen
 class Timeouts:
-    """Bounds on one attempt, in seconds. There is no total: a healthy stream may run for hours."""
+    """Limits of one attempt, in seconds. There is no total: a healthy stream may run for hours."""
 
     connect: float = 3.0
     """DNS lookup, TCP and TLS."""
@@ -113,7 +113,7 @@ Strategy = Literal["least_busy", "weighted", "fastest", "sticky"]
 
 @frozen
 class Tier:
-    """Entries of a chain that stand beside each other, as one step of the walk. See `routing.tiers`."""
+    """Entries of a chain that share its load as one step of the walk. See `routing.tiers`."""
 
     place: int
     """The step in its chain."""
@@ -131,40 +131,40 @@ class Entry:
     options: Mapping[str, Any] = field(factory=dict)
     """Sent along with every request (kind ollama: ``num_ctx``, ``keep_alive``, ...)."""
     cold: Cold = "wait"
-    """What a request does where the model is not loaded: wait for it, or go on to the ``next`` entry at once."""
+    """What a request does if the model is not loaded: ``wait`` for the load, or try the ``next`` entry at once."""
     load_timeout: float | None = None
-    """Seconds that it waits for a model that is not loaded; None: by how long its loads took, generous at first."""
+    """Max seconds that it waits for the model's load; None: depends on the times of earlier loads."""
     max_wait: float = 1.0
-    """Seconds that it waits for its turn at a local provider; the last entry of a chain waits as long as it takes."""
+    """Max seconds that it waits for its turn at a local provider; the last entry of a chain waits without a limit."""
     fallback_on: frozenset[str] = frozenset()
-    """Classes (``auth``, ``payment``, ...) or statuses (``"409"``) that move on although they are not retryable."""
+    """Error classes (``auth``, ``payment``, ...) or statuses (``"409"``) that lead to a fallback in addition."""
     prefer: tuple[str, ...] = ()
-    """Of an open target: patterns of models to choose first, in this order."""
+    """For an open target: patterns of preferred models, in this order."""
     unfilled: str | None = None
-    """Of an open target: why no model could be chosen for this request; None: it was not asked for yet."""
+    """For an open target: why no model could be chosen for this request; None: not tried yet."""
     price: Price | None = field(default=None, repr=False)
-    """What its tokens cost; None: not known, or not of an open target before it is filled."""
+    """Price of its tokens; None: unknown, as for an open target before its model is chosen."""
     dimensions: int | None = None
-    """Length of its vectors, and so of all of its alias; None: that of the first one."""
+    """Length of its vectors, and so of all vectors of its alias; None: as the first vector."""
     tier: Tier | None = None
     """The tier that it belongs to."""
     weight: int = 1
     """Its share of the tier's requests, relative to the other entries' weights."""
     avoided_price: Price | None = field(default=None, repr=False)
-    """Of a local target: the price of the entry behind it that would be paid if it did not serve."""
+    """For a local target: the price of the next paid entry, which would serve in its place."""
 
 
 @frozen
 class CachePolicy:
-    """Whose answers are kept, for how many seconds."""
+    """Which answers are cached, and for how many seconds."""
 
     ttl: float | None = None
-    """Of all answers of the alias; None: only embeddings are kept, as their providers say."""
+    """For all answers of the alias; None: only embeddings are cached, by their providers' settings."""
     embeddings: Mapping[str, float] = field(factory=dict)
-    """By provider."""
+    """For embeddings, by provider."""
 
     def seconds(self, provider: str, *, is_embedding: bool) -> float | None:
-        """How long an answer of `provider` is kept; None: it is not."""
+        """How long an answer of `provider` is cached; None: it is not."""
         if self.ttl is not None or not is_embedding:
             return self.ttl
         return self.embeddings.get(provider)
@@ -172,7 +172,7 @@ class CachePolicy:
 
 @frozen
 class Chain:
-    """What to try, in order. ``alias`` is the name that the client used, None for a plain ``provider/model``."""
+    """Entries to try, in order. ``alias``: the name that the client used; None for a plain ``provider/model``."""
 
     alias: str | None
     entries: tuple[Entry, ...]
@@ -180,11 +180,11 @@ class Chain:
     timeout: float = 0.0
     """Seconds for the whole walk, up to the commit; 0: no limit."""
     budget: Budget | None = None
-    """What all of its requests together may spend."""
+    """Budget for all of its requests together."""
     local_only: bool = False
-    """Only targets on the operator's own hardware may serve."""
+    """Whether only targets on the operator's own hardware may serve."""
     cache: CachePolicy | None = None
-    """None: no answer is kept."""
+    """None: no answer is cached."""
     is_open: bool = field(init=False, repr=False)
     """Whether an entry's model is still to be chosen."""
 
@@ -199,7 +199,7 @@ class Chain:
         return any(entry.tier is not None for entry in self.entries)
 
     def paths(self) -> Iterator[str]:
-        """Where each entry stands in the file: ``chain[0]``, ``chain[1].any[2]``. Of a chain as it was read."""
+        """The path of each entry in the file: ``chain[0]``, ``chain[1].any[2]``. For chains as configured."""
         step, member, before = -1, 0, None
         for entry in self.entries:
             member = member + 1 if entry.tier is not None and entry.tier == before else 0

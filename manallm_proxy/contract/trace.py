@@ -22,6 +22,6 @@ class Trace:
     sampled: bool = True
     """The client's sampled flag; True if the trace begins here."""
     state: str = ""
-    """The client's ``tracestate``, passed on unchanged."""
+    """The client's ``tracestate``, forwarded unchanged."""
     attempts: list[tuple[str, int]] = field(factory=list)
     """Targets in the order in which they were tried, with the span id of each attempt."""

@@ -15,7 +15,7 @@ from manallm_proxy.contract.provider import Span
 from manallm_proxy.contract.records import frozen
 
 FIELDS_LIMIT: Final = 1000
-"""Max parts of one form: its bytes alone would not bound the work of parsing it."""
+"""Max parts of one form: a limit on its bytes alone would not limit the work of parsing."""
 HEAD_LIMIT: Final = 8 * 1024
 """Max bytes of one part's headers, for the same reason."""
 _TYPE: Final = re.compile(r"multipart/form-data\s*;\s*(.*)", re.IGNORECASE | re.DOTALL)
@@ -25,7 +25,7 @@ _PARAMETER: Final = re.compile(
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]", re.ASCII)
 _TOKEN: Final = re.compile(r"[0-9A-Za-z'+_.-]+", re.ASCII)
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)", re.ASCII)
-"""One line: no space before the colon, no continuation of the line before it, no line end in it."""
+"""One header line: no space before the colon, no continuation line, no line end inside."""
 _AS_IT_IS: Final = frozenset({"7bit", "8bit", "binary"})
 """Values of ``Content-Transfer-Encoding`` under which a value is its bytes: some parsers decode the others."""
 
@@ -55,7 +55,7 @@ def is_form(content_type: str) -> bool:
 
 
 def read_form(body: bytes, content_type: str) -> Form:
-    """Raises InvalidRequest if the boundary is missing or is not the body's, or a part has no name."""
+    """The form in `body`. Raises InvalidRequest if the boundary is missing or wrong, or a part has no name."""
     boundary = _boundary(content_type)
     delimiter = b"--" + boundary.encode()
     body_at = 2 if body.startswith(b"\r\n") else 0
@@ -70,7 +70,7 @@ def read_form(body: bytes, content_type: str) -> Form:
         if head < 0 and len(body) > at + HEAD_LIMIT:
             raise InvalidRequest(f"a part of the form has more than {HEAD_LIMIT} bytes of headers")
         end = body.find(b"\r\n" + delimiter, head + 4)
-        # some parsers take a boundary right after the headers for the end of an empty value
+        # some parsers treat a boundary right after the headers as the end of an empty value
         if not body.startswith(b"\r\n", at) or head < 0 or end < 0 or body.startswith(delimiter, head + 4):
             raise InvalidRequest("the form is broken: a part does not end with the boundary that Content-Type names")
         spans.setdefault(_name(body[at + 2 : head]), []).append((head + 4, end))

@@ -1,4 +1,4 @@
-"""Audio, images, reranking and moderations in OpenAI's format: routed like all requests, their bytes relayed."""
+"""Audio, images, reranking and moderations in OpenAI's format: routed like all requests, and relayed as bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manallm_proxy.openai.errors import error_body
 from manallm_proxy.openai.request import read_summary, refuse_case_variants
 
 FORMS: Final = frozenset({Endpoint.TRANSCRIPTIONS, Endpoint.TRANSLATIONS, Endpoint.IMAGE_EDITS})
-"""Endpoints that upload a file, and so take a form; some providers take JSON as well."""
+"""Endpoints that upload a file, and so accept a form; some providers accept JSON as well."""
 
 
 @define
@@ -52,7 +52,7 @@ class OpaqueDoor:
         if not summary.model:
             raise InvalidRequest("'model' is missing", param="model")
         if self.endpoint is Endpoint.SPEECH:
-            summary = evolve(summary, stream=True)  # it is played while it arrives, as events or not
+            summary = evolve(summary, stream=True)  # it is played while it arrives, whether as events or not
         call = Call(self.endpoint, summary, body, client.request_id, content_type=content_type)
         return call, OpaqueReply()
 
@@ -80,11 +80,11 @@ class OpaqueReply:
         return b""
 
     def error(self, error: ProxyError) -> bytes:
-        """An event, after ending one that was cut short. Nothing in audio, where the broken connection shows it."""
+        """An error event, after completing one that was cut. Empty for audio: there the broken connection shows it."""
         if not self.content_type.startswith("text/event-stream"):
             return b""
         return (b"" if self._tail == b"\n\n" else b"\n\n") + sse.event(error_body(error))
 
     def heartbeat(self) -> bytes:
-        """Empty: in binary data no byte is meaningless."""
+        """Empty: binary data has no bytes that could be ignored."""
         return b""

@@ -43,7 +43,7 @@ class ChatReply(OpenAIReply):
         message: dict[str, Any] = {"role": "assistant", "content": delta.content, **_beside_text(delta)}
         if delta.tool_calls:
             message["tool_calls"] = [_whole_call(call) for call in delta.tool_calls]
-        if delta.images or delta.tool_calls:  # if these are the whole answer, null: "" would be an empty text
+        if delta.images or delta.tool_calls:  # null if these are the whole answer: "" would be an empty text
             message["content"] = delta.content or None
         return {**row, "message": message}
 
@@ -68,7 +68,7 @@ class ChatReply(OpenAIReply):
 
 
 def _beside_text(delta: Delta) -> dict[str, Any]:
-    """What a message or its delta has beside text and calls; no member that says nothing."""
+    """The members of a message or delta besides text and calls, without empty ones."""
     said: dict[str, Any] = {}
     if delta.reasoning:
         said["reasoning_content"] = delta.reasoning
@@ -89,6 +89,6 @@ def _call_part(call: ToolCall) -> dict[str, Any]:
 
 
 def _images(delta: Delta) -> list[dict[str, Any]]:
-    """In OpenRouter's form, since OpenAI's chat format has no field for a generated image."""
+    """Generated images in OpenRouter's form, since OpenAI's chat format has no field for them."""
     rows = enumerate(delta.images)
     return [{"index": n, "type": "image_url", "image_url": {"url": url}} for n, url in rows]

@@ -22,7 +22,7 @@ class CompletionsDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, CompletionsReply]:
-        """``prompt`` may be null: the model begins a text from nothing."""
+        """See `door.Door`. ``prompt`` may be null: the model begins a text from nothing."""
         summary = read_summary(body, ("prompt", (str, list, type(None))), short=client.short)
         return Call(Endpoint.COMPLETIONS, summary, body, client.request_id), CompletionsReply(summary)
 

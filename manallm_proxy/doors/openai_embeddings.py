@@ -27,7 +27,7 @@ class EmbeddingsDoor:
     headers = staticmethod(no_headers)
 
     def read(self, body: bytes, client: Client) -> tuple[Call, EmbeddingsReply]:
-        """``stream`` is passed on, but has no effect here."""
+        """See `door.Door`. ``stream`` is forwarded, but has no effect here."""
         summary = evolve(read_summary(body, ("input", (str, list)), EMBEDDING, client.short), stream=False)
         span = summary.spans.get("encoding_format")
         as_base64 = span is not None and body[span[0] : span[1]] == b'"base64"'
@@ -42,7 +42,7 @@ def _as_it_is(vector: Sequence[float]) -> Sequence[float]:
 
 @define
 class EmbeddingsReply(OpenAIReply):
-    """base64 exactly if it was requested: openai-node 6 would then read a list of floats as bytes."""
+    """Sends base64 exactly if it was requested: openai-node 6 would then misread a list of floats as bytes."""
 
     as_base64: bool = False
 

@@ -1,4 +1,4 @@
-"""What the answers of OpenAI's chat and legacy completions have in common.
+"""The common part of the answers of OpenAI's chat and legacy completions.
 
 The rules that clients rely on (seen with openai-python 1 to 3 and openai-node 6 and 7): every chunk has ``id``,
 ``created`` and ``choices``, each choice ``index`` and ``delta`` (or ``text``); a usage chunk has empty ``choices``
@@ -28,7 +28,7 @@ from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.usage import usage_to_openai
 
 HEARTBEAT: Final = b": keep-alive\n"
-"""A comment without a blank line: openai-go before 3.43 takes a blank line after it for the end of an empty event, and
+"""A comment without a blank line: openai-go before 3.43 treats a blank line after it as the end of an empty event, and
 ends the stream there."""
 
 
@@ -39,7 +39,7 @@ def no_headers(request_id: str) -> dict[str, str]:
 
 @define
 class OpenAIReply:
-    """Relays what is in OpenAI's format already, and writes the rest. See `door.Reply`."""
+    """Relays what is already in OpenAI's format, and writes the rest. See `door.Reply`."""
 
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -54,7 +54,7 @@ class OpenAIReply:
     _wrote_chunks: bool = False
     """Whether chunks were written from deltas rather than relayed."""
     _splices: dict[type[Delta], Splice] = field(factory=dict, repr=False)
-    """Of chunks that only add text of that kind, after the first."""
+    """By kind of text: the splice of chunks that only add such text, after the first one."""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
         if answer.body is not None:
@@ -87,7 +87,7 @@ class OpenAIReply:
         if (around := self._splices.get(type(delta))) is not None:
             return around.write(delta.texts)
         first, others = delta.step(delta.texts[0]), delta.texts[1:]
-        event = self._event([self.chunk_choice(first)])  # which may have to say more than those after it
+        event = self._event([self.chunk_choice(first)])  # the first one may have more members than those after it
         marked = Delta(MARK) if type(delta) is Words else Delta(reasoning=MARK)
         around = splice(self._event([self.chunk_choice(marked)]))
         if around is None:

@@ -1,6 +1,6 @@
-"""Says why providers did not serve, and which command mends it: for the 503, for loopback's answer, for the start.
+"""Explains why providers did not serve, and how to fix it: for the 503, for loopback's answer, for the start screen.
 
-It names addresses and models, which are for the operator: if there are client keys, clients do not get it.
+The texts name addresses and models, so they are for the operator only: if client keys exist, clients do not get them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from manallm_proxy.routing.catalog import short_name
 from manallm_proxy.routing.circuit import NO_MODEL
 
 NAMED_LIMIT: Final = 5
-"""Models that a sentence names."""
+"""Max models that a sentence lists."""
 UNREACHED: Final = frozenset({"connect_error", "connect_timeout"})
 
 
@@ -57,13 +57,13 @@ def missing(generation: Generation, wish: str, provider: ProviderConfig) -> str 
 
 
 def preferred_model(entry: Entry) -> str | None:
-    """The model that an open entry would like best, if it names one."""
+    """The first model that an open entry prefers by name, if any."""
     first = entry.prefer[0] if entry.prefer else None
     return first if first is not None and "*" not in first else None
 
 
 def listed(generation: Generation, provider: str) -> str:
-    """The models of a provider, for a sentence."""
+    """The models of a provider, formatted for a sentence."""
     names = [short_name(model.id) for model in generation.catalog.models(provider)]
     more = len(names) - NAMED_LIMIT
     return ", ".join(names[:NAMED_LIMIT]) + (f" and {more} more" if more > 0 else "")
@@ -97,5 +97,5 @@ def _last_error(generation: Generation, target: Target) -> str:
 
 
 def keys_not_set(providers: Sequence[ProviderConfig]) -> list[str]:
-    """The environment variables that would give those of `providers` their key that lack it."""
+    """The environment variables that hold the missing keys of `providers`."""
     return [p.api_key_missing.removesuffix(" is not set") for p in providers if p.api_key_missing]

@@ -1,4 +1,4 @@
-"""What is kept of answers, made from a configuration; and what an answer depends on."""
+"""Builds the answer cache from a configuration, and the keys under which answers are cached."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from manallm_proxy.state.redis_answers import RedisAnswers
 from manallm_proxy.state.redis_client import client_of
 
 _APART: Final = ("stream", "stream_options")
-"""Fields that decide how an answer is sent, and not what it is."""
+"""Request fields that decide how an answer is sent, not what it is."""
 
 
 def new_answers(config: Config, clock: Callable[[], float], observe: Observer) -> Answers:
-    """For `config`. Nothing is connected yet."""
+    """The cache for `config`. Connects to nothing yet."""
     link = _link(config.state, observe)
     return Answers(_store(link, config, clock), url=config.state, link=link)
 
 
 def adopt_answers(answers: Answers, config: Config, clock: Callable[[], float], observe: Observer) -> None:
-    """`config` serves from now on. Cannot fail."""
+    """Applies `config`, which serves from now on, to the existing cache. Cannot fail."""
     if answers.url != config.state:
         link = _link(config.state, observe)
         answers.replace(_store(link, config, clock), config.state, link)
@@ -49,7 +49,7 @@ def _store(link: Link | None, config: Config, clock: Callable[[], float]) -> Ans
 
 
 def fingerprint(chain: Chain, config: Config) -> bytes:
-    """SHA-256 of what `chain` asks, and whom: another server behind the same name is another chain."""
+    """SHA-256 of what `chain` asks and of the servers that it asks: the same name with another URL is another chain."""
     content: list[object] = [chain.alias]
     for entry in chain:
         provider = config.providers[entry.target.provider]
@@ -67,7 +67,7 @@ def fingerprint(chain: Chain, config: Config) -> bytes:
 
 
 def key_of(body: bytes, door: str, fingerprint: bytes, caller: str | None) -> Key | None:
-    """SHA-256 of the whole request, but for how it is sent; None where it cannot be told from others."""
+    """SHA-256 of the request without `_APART`; None if it cannot be distinguished from others."""
     request = canonical(body)
     if request is None:
         return None
@@ -79,10 +79,10 @@ def key_of(body: bytes, door: str, fingerprint: bytes, caller: str | None) -> Ke
 
 
 def canonical(body: bytes) -> bytes | None:
-    """`body` without `_APART` in one form, whatever its white space and the order of its keys.
+    """`body` without `_APART` in a canonical form, independent of white space and key order.
 
-    Where decoding would lose something (a key given twice, of which a provider may read the one or the other; digits
-    of a number), the values keep their bytes, and only the order of the keys at the top does not matter.
+    If decoding would lose information (a duplicate key, of which a provider may read either value; digits of a number),
+    the values keep their bytes, and only the order of the top-level keys is normalised.
     """
     try:
         plain = msgspec.json.format(body, indent=-1)

@@ -29,11 +29,10 @@ async def read_request(
     *,
     scans: bool = False,
 ) -> tuple[T, bool]:
-    """What `read` makes of the body, within all limits, and whether the body is large: then it is read in a thread.
+    """The result of `read` for the body, within all limits, and whether the body is large: then it is read in a thread.
 
-    `arrived` is called once the body is in. `scans`: `read` only looks the body through, so that a thread would cost
-    more than it spares. Raises what both raise, and InvalidRequest for JSON that has more of something than the limits
-    allow.
+    `arrived` is called once the body is complete. `scans`: `read` only scans the body, so that a thread would cost more
+    than it saves. Raises what both raise, and InvalidRequest for JSON that exceeds a limit on its structure.
     """
     body = await read_body(request, limits)
     arrived()
@@ -53,7 +52,7 @@ async def read_request(
 
 
 async def _looked(body: bytes, short: Shortened | None, limits: Limits) -> int:
-    """As `check_structure`, in a thread where that takes long."""
+    """As `check_structure`, in a thread if it takes long."""
     try:
         found = count_by_members(body, short, limits, LARGE_PARTS)
     except NeedsFullScan:

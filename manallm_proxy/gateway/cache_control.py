@@ -1,4 +1,4 @@
-"""What a request's ``Cache-Control`` asks of kept answers."""
+"""The request's ``Cache-Control``, as far as it concerns cached answers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from manallm_proxy.contract.records import define
 
 @define
 class CacheControl:
-    """``max_age``: seconds that a kept answer may be old; None: any."""
+    """``max_age``: max age of a cached answer in seconds; None: any age."""
 
     may_store: bool = True
-    """Whether the answer may be kept. If not, none that is kept is read either."""
+    """Whether the answer may be cached. If not, the cache is not read either."""
     may_read: bool = True
-    """Whether a kept answer will do."""
+    """Whether a cached answer may be returned."""
     max_age: float | None = None
 
     @classmethod
     def of(cls, headers: CIMultiDictProxy[str]) -> CacheControl:
-        """RFC 9111, section 5.2.1. What means nothing here, and an age that is no number, is passed over."""
+        """Parses RFC 9111, section 5.2.1. Ignores other directives, and an age that is not a number."""
         directives = cls()
         for value in headers.getall("Cache-Control", ()):
             for directive in value.lower().split(","):

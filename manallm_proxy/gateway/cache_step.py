@@ -1,7 +1,7 @@
-"""The step of an exchange before anybody is asked: an answer that is kept, or that another request has begun.
+"""The step of an exchange before any provider is asked: serves a cached answer, or joins one that is in flight.
 
-Without either, the exchange asks in a flight of its own, which others may join, and a complete answer is kept. A
-failure is each one's own: whoever waited for another's request then asks for itself.
+Without either, the exchange asks in a flight of its own, which others may join, and a complete answer is cached.
+Failures are not shared: a request that waited for another's answer then asks for itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from manallm_proxy.state.flights import Flight, Form, Seat
 
 
 class Served(Protocol):
-    """What the step needs of its `Exchange`."""
+    """What the step needs from its `Exchange`."""
 
     request: web.BaseRequest
     door: Door
@@ -56,7 +56,7 @@ class Served(Protocol):
 
 @define
 class CacheStep:
-    """One exchange whose chain keeps answers. ``body``: the request's, as the client sent it."""
+    """The step for one exchange whose chain caches answers. ``body``: the request's body, as the client sent it."""
 
     exchange: Served
     dispatch: Dispatch
@@ -66,7 +66,7 @@ class CacheStep:
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether answers to this request are kept at all."""
+        """Whether answers to this request are cached at all."""
         assert self.chain.cache is not None
         covered = self.chain.cache.ttl is not None or self._is_embedding
         return covered and self.exchange.door.name in REPLAYS
@@ -85,7 +85,7 @@ class CacheStep:
         return Form(summary.stream, summary.stream and summary.wants_usage)
 
     async def answer(self) -> web.StreamResponse:
-        """See the module."""
+        """The response, cached, shared or new. Raises what `Dispatch` raises."""
         exchange, answers = self.exchange, self.exchange.generation.answers
         directives = CacheControl.of(exchange.request.headers)
         key = await self._key() if directives.may_store else None
@@ -132,7 +132,7 @@ class CacheStep:
         return self.chain.cache.seconds(provider, is_embedding=self._is_embedding)
 
     async def _give(self, kept: CachedAnswer) -> web.StreamResponse | None:
-        """The client gets what is kept, in the form that it asked for; None where it has no such form."""
+        """Sends a cached answer in the form that the client asked for; None if it cannot be converted to that form."""
         exchange, data = self.exchange, None
         if self._form.stream:
             large = len(kept.body) > LARGE_BYTES
@@ -149,7 +149,7 @@ class CacheStep:
         return _response(writer)
 
     async def _follow(self, flight: Flight) -> web.StreamResponse | None:
-        """The answer that another request has begun; None where it must be asked for after all."""
+        """Sends the answer of another request's flight; None if this request must ask for itself."""
         exchange = self.exchange
         exchange.cache = "hit"
         with flight.join() as seat:
@@ -164,7 +164,7 @@ class CacheStep:
             return response
 
     async def _lead(self, key: Key, *, is_shared: bool) -> web.StreamResponse:
-        """Asks in a flight, which others may join if it `is_shared`."""
+        """Asks in a flight of its own, which others may join if it `is_shared`."""
         exchange = self.exchange
         flight, generation = Flight(self._form), exchange.generation
         flights = generation.answers.flights
@@ -202,7 +202,7 @@ class CacheStep:
         return await self.exchange.send(kept.body, kept.content_type)
 
     async def _hear(self, flight: Flight, seat: Seat) -> web.StreamResponse | None:
-        """Hands on a stream as it comes; None where nobody answered."""
+        """Forwards a flight's stream as it arrives; None if no target answered."""
         exchange = self.exchange
         writer: StreamWriter | None = None
         async for data in seat.parts():
@@ -231,7 +231,7 @@ class CacheStep:
 
 @cache
 def _is_stateful(kind: type[Reply]) -> bool:
-    """Once for each door: a look at a protocol takes as long as all of a hit's other steps together."""
+    """Cached per door: `isinstance` of a runtime protocol takes as long as all other steps of a cache hit together."""
     return issubclass(kind, StatefulReply)
 
 

@@ -2,11 +2,11 @@
 
 No I/O, and the time is an argument; `credentials` reads the headers, `config` the keys.
 
-We keep no key, only the SHA-256 of each, and look a caller up by the digest of what was presented: one hash and one
-dictionary look-up, however many keys there are. The look-up need not be constant-time, since what it compares is
-not what the caller sends. Timing may tell how the digest of a guess lies in the dictionary; a guess with a digest
-closer to the right one is no closer to the key, and a key of 256 random bits is not found by guessing. So no
-comparison ever touches the bytes of a key, and what is not known leaves no trace: no state, no label.
+No key is stored, only its SHA-256, and a caller is looked up by the digest of the presented key: one hash and one
+dictionary look-up, however many keys there are. The look-up need not be constant-time, since it compares digests:
+timing may reveal how the digest of a guess lies in the dictionary, but a guess with a similar digest is no closer to
+the key, and a key of 256 random bits cannot be guessed. No comparison touches the bytes of a key, and unknown keys
+leave no state and no metric label.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.ratelimit import TokenReservation, TokenWindow, Window, format_duration
 
 LONGEST: Final = 1024
-"""Characters of a presented key that is worth hashing."""
+"""Max characters of a presented key; longer ones are not hashed."""
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _BLANKS: Final = " \t"
-"""All that HTTP strips (RFC 9110, section 5.5); Unicode has more, and a server before us may keep those."""
+"""The white space that HTTP strips (RFC 9110, section 5.5). Unicode has more, which a server before us may keep."""
 _HOW: Final = "send it as 'Authorization: Bearer KEY' (or as api-key, or as x-api-key)"
 
 
 def presented(authorization: Sequence[str], *others: Sequence[str]) -> str:
     """The one key in the values of ``Authorization`` and of the `others` headers. Raises InvalidKey if there is none.
 
-    Some clients send the same key under two names, which is fine; two different ones, or one header twice, are
-    not: a server before us may have looked at the other. Another scheme than Bearer is for such a server.
+    Some clients send the same key in two headers, which is accepted. Two different keys, or one header twice, are not:
+    a server before us may have checked the other one. Schemes other than Bearer are ignored: they are for that server.
     """
     keys: set[str] = set()
     for values in (authorization, *others):
@@ -99,11 +99,11 @@ class Caller:
 
     @property
     def window(self) -> Window | None:
-        """Of its requests per minute; None where they are not limited."""
+        """The window of its requests per minute; None: no limit."""
         return self._window
 
     def limited(self, window: Window, wait: float) -> KeyLimited:
-        """The refusal of one request more than `window` lets pass; `wait` in seconds."""
+        """The error for one request more than `window` allows; `wait` in seconds."""
         return KeyLimited(
             f"key '{self.key.name}' has made {window.limit} requests within a minute, as many as it may; "
             f"try again in {format_duration(wait)}",
@@ -111,7 +111,7 @@ class Caller:
         )
 
     def enter(self) -> None:
-        """Its body is in: it is in flight until `leave`. Raises KeyLimited if too many are in flight by now."""
+        """Its body is complete: it is in flight until `leave`. Raises KeyLimited if too many are in flight by now."""
         self.refuse_many()
         self.in_flight += 1
 
@@ -130,11 +130,11 @@ class Caller:
 
     @property
     def tokens(self) -> TokenWindow | None:
-        """Of its tokens per minute; None where they are not limited."""
+        """The window of its tokens per minute; None: no limit."""
         return self._tokens
 
     def reserve(self, tokens: int, likely: int, now: float) -> TokenReservation | None:
-        """Takes tokens of the key's minute until `settle`, see `TokenWindow.take`; None without a limit. KeyLimited."""
+        """Reserves tokens until `settle`, see `TokenWindow.take`; None: no limit. Raises KeyLimited."""
         if self._tokens is None:
             return None
         taken = self._tokens.take(tokens, now, likely)
@@ -143,7 +143,7 @@ class Caller:
         return taken
 
     def too_many(self, tokens: int, window: TokenWindow, wait: float | None) -> KeyLimited:
-        """The refusal of so many; `wait` in seconds, None: they never pass."""
+        """The error for a request of `tokens`; `wait` in seconds, None: it can never pass."""
         again = "ask for less (max_tokens)" if wait is None else f"try again in {format_duration(wait)}"
         return KeyLimited(
             f"key '{self.key.name}' may use {window.limit} tokens within a minute, and this request may "
@@ -152,12 +152,12 @@ class Caller:
         )
 
     def settle(self, taken: TokenReservation, tokens: int, now: float) -> None:
-        """`tokens` it was in the end."""
+        """Replaces the reservation by the actual number of `tokens`."""
         if self._tokens is not None:
             self._tokens.settle(taken, tokens, now)
 
     def rate_headers(self, now: float) -> dict[str, str]:
-        """``x-ratelimit-*`` as OpenAI sends them; none where nothing is limited."""
+        """``x-ratelimit-*`` as OpenAI sends them; empty without a limit."""
         headers: dict[str, str] = {}
         for what, window in (("requests", self._window), ("tokens", self._tokens)):
             if window is not None:
@@ -167,11 +167,11 @@ class Caller:
         return headers
 
     def may_use(self, name: str) -> bool:
-        """Whether an alias, or a target (``provider/model``), is among the key's own."""
+        """Whether the key allows an alias or a target (``provider/model``)."""
         return self._allowed.fullmatch(name) is not None
 
     def require(self, *names: str) -> None:
-        """Raises ModelNotAllowed if the key may use none of the `names`, which all mean one model."""
+        """Raises ModelNotAllowed if the key allows none of the `names`, which all mean the same model."""
         if not any(map(self.may_use, names)):
             raise ModelNotAllowed(
                 f"key '{self.key.name}' may not use this model, only: {', '.join(self.key.models) or 'none'}; "
@@ -188,22 +188,22 @@ class Caller:
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Matches what any of `patterns` matches: ``*`` is any text, slashes included, and nothing else is special."""
+    """A regular expression for any of `patterns`, in which only ``*`` is special: any text, slashes included."""
     escaped = (each.replace("[", "[[]").replace("?", "[?]") for each in patterns)
     return re.compile("|".join(fnmatch.translate(each) for each in escaped) or r"(?!)")
 
 
 @define(eq=False)
 class Keyring:
-    """All callers of one generation, by digest. Empty: nobody is asked for a key."""
+    """All callers of one generation, by digest. Empty: no key is required."""
 
     _callers: Mapping[str, Caller] = field(factory=dict, repr=False)
     _changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = field(factory=list, repr=False)
-    """Callers shared with the ring before whose entry differs, with what `adopt` will apply."""
+    """Callers shared with the previous ring whose entry has changed, with what `adopt` will apply."""
 
     @classmethod
     def build(cls, keys: Iterable[ClientKey], before: Keyring | None = None) -> Keyring:
-        """The ring after `before`. Callers of both are shared, and change only when it is adopted."""
+        """The ring that follows `before`. Callers in both are shared, and change only in `adopt`."""
         callers: dict[str, Caller] = {}
         changes: list[tuple[Caller, ClientKey, re.Pattern[str]]] = []
         for key in keys:
@@ -217,7 +217,7 @@ class Keyring:
         return cls(callers, changes)
 
     def adopt(self) -> None:
-        """Applies changed entries to the callers shared with the ring before. Cannot fail."""
+        """Applies changed entries to the callers shared with the previous ring. Cannot fail."""
         for change in self._changes:
             Caller.update(*change)
         self._changes.clear()

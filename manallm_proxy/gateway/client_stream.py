@@ -74,7 +74,7 @@ class ClientStream:
 
 
 async def events_of(reply: Reply, batch: StreamBatch) -> bytes:
-    """The events that `batch` becomes; of a large one only its frames are left."""
+    """The door's events for `batch`. Of a large batch, all but the frames is freed."""
     return await offload(True, _events, reply, batch) if batch.is_large else reply.events(batch)
 
 

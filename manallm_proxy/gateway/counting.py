@@ -1,7 +1,7 @@
 """``POST /v1/messages/count_tokens``: counted by the provider that would serve the request, if it can; else estimated.
 
-A count that fails is blamed on nobody and leads to no fallback: the answer is the estimate then. One that a provider
-is asked for is a request of its key like any other, in its minute and its places; an estimate is none.
+A count that fails blames nobody and leads to no fallback: then the answer is the estimate. Asking a provider counts as
+a request of the key, per minute and concurrently; an estimate does not.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def counted_tokens(request: web.BaseRequest, generation: Generation) -> by
 
 
 async def _asked(call: Call, generation: Generation, entry: Entry, caller: Caller | None) -> bytes | None:
-    """What `entry`'s provider counts; None if it does not. Raises KeyLimited."""
+    """The answer of `entry`'s provider; None if it gives none. Raises KeyLimited."""
     permit = generation.registry.admit(entry.target)
     if isinstance(permit, Skip):
         return None
@@ -74,7 +74,7 @@ async def _asked(call: Call, generation: Generation, entry: Entry, caller: Calle
 
 @asynccontextmanager
 async def _place(generation: Generation, caller: Caller | None) -> AsyncIterator[None]:
-    """One request of the key's minute, and one of its places meanwhile. Raises KeyLimited."""
+    """Counts one request of the key, in flight until the context is left. Raises KeyLimited."""
     if caller is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a request says of itself: its id, and the key that it presents."""
+"""A request's id, and the key that it presents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def request_id_of(request: web.BaseRequest) -> str:
 
 
 def new_request_id() -> str:
-    """32 hex digits. It is no secret, so it costs no system call."""
+    """32 hex digits. It is not a secret, so no system call is spent on it."""
     return f"{random.getrandbits(128):032x}"
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @define(eq=False)
 class Dispatch:
-    """One `call` along its `plan`. ``for_operator``: whether the reader may be told why no model answered."""
+    """One `call` along its `plan`. ``for_operator``: whether the client may learn why no model answered."""
 
     generation: Generation
     call: Call = field(repr=False)
@@ -37,17 +37,17 @@ class Dispatch:
     for_operator: bool
     trace: Trace | None = None
     notes: tuple[str, ...] = ()
-    """See `Call.notes`, of the call as the latest target got it."""
+    """`Call.notes` of the call as the latest target got it."""
 
     @property
     def walk(self) -> Walk:
-        """Of ``way``."""
+        """The walk of ``plan``."""
         return self.plan.walk
 
     async def complete(self) -> tuple[Answer, Entry]:
-        """The first whole answer along the chain, and whose it is."""
+        """The first whole answer along the chain, and the entry that gave it."""
         attempt = await self.walk.run(self.plan.in_turn(self._ask(relay.complete)), self.asked)
-        attempt.served()  # which ends it: a whole answer has nothing to be closed
+        attempt.served()  # ends the attempt: a whole answer has nothing to close
         answer = attempt.value
         if answer.usage is not None:
             self.plan.settle(attempt.entry, answer.usage, 0)
@@ -56,16 +56,16 @@ class Dispatch:
         return answer, attempt.entry
 
     async def opened(self, beat: Callable[[], Awaitable[None]]) -> Attempt[relay.Opened]:
-        """The first stream along the chain; `beat` is called in the silence until then."""
+        """The first stream along the chain. Until then `beat` is called every ``early_heartbeat`` seconds."""
         walking = self.walk.run(self.plan.in_turn(self._ask(relay.open_stream)), self.asked, relay.Opened.aclose)
         silence = self.generation.config.streaming.early_heartbeat
-        if silence > 0 and not self.call.endpoint.is_opaque:  # there the provider alone knows the type of its answer
+        if silence > 0 and not self.call.endpoint.is_opaque:  # only its provider knows the content type
             return await in_background(walking, silence, beat)
         return await walking
 
     @property
     def asked(self) -> str:
-        """Safe name for the 503's message: an alias or target of ours, never client text."""
+        """Safe name for the 503 message: an alias or target of ours, never client text."""
         return self.walk.chain.alias or str(self.walk.chain.entries[0].target)
 
     def _ask(
@@ -90,7 +90,7 @@ class Dispatch:
         return self.call.at(name, () if self.call.native is None else self.generation.config.providers[name].speaks)
 
     def _attempt(self, entry: Entry, call: Call) -> tuple[Provider, Call]:
-        """Who is asked, and for what. Loopback is told why no model answers: its readers are the operator."""
+        """The provider to ask, and the call for it. Loopback gets the reasons why no model answers, for operators."""
         provider = self.generation.providers[entry.target.provider]
         self.notes = call.notes
         if self.trace is not None:
@@ -107,7 +107,7 @@ async def written(reply: Reply, target: Target, answer: Answer) -> bytes:
 
 
 def _written(reply: Reply, target: Target, answer: Answer) -> bytes:
-    """Of `answer` is left what is not large."""
+    """As `written`. Frees the large parts of `answer`."""
     whole = reply.whole(target, answer)
     free_later(answer.choices, answer.vectors)
     answer.choices = answer.vectors = ()

@@ -1,4 +1,4 @@
-"""Vectors of one alias have one length: those of another model cannot be compared with what is stored already."""
+"""Keeps all vectors of an alias at one length: vectors of another model cannot be compared with stored ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manallm_proxy.contract.targets import Chain, Entry
 from manallm_proxy.openai.token_counts import asked_number
 
 SPACES_LIMIT: Final = 1000
-"""Lengths that are remembered; clients choose the ``dimensions`` that they ask for."""
+"""Max remembered lengths; clients choose the ``dimensions`` that they ask for."""
 
 
 @define(eq=False)
@@ -25,7 +25,7 @@ class EmbeddingSpaces:
     learned: dict[tuple[str, int], tuple[str, int]] = field(factory=dict)
 
     def check(self, chain: Chain, call: Call, entry: Entry, length: int, observe: Observer) -> None:
-        """EmbeddingSpaceMismatch, and reported, where a vector of `entry` has another `length` than it should."""
+        """Raises EmbeddingSpaceMismatch, and reports it, if `entry`'s vectors have a `length` other than expected."""
         if chain.alias is None:
             return
         asked = asked_number(call, "dimensions")

@@ -65,9 +65,9 @@ class Exchange:
     request_id: str
     started: float
     take_place: Callable[[Exchange], None]
-    """Called once its body is in. Raises Overloaded and KeyLimited where there is no place."""
+    """Called once its body is complete. Raises Overloaded and KeyLimited if there is no place."""
     caller: Caller | None = None
-    """Whose key it came with; None where no key is asked for."""
+    """The holder of its key; None if no key is required."""
     trace: Trace | None = None
     walk: Walk | None = None
     resolved: Entry | None = None
@@ -81,12 +81,12 @@ class Exchange:
     """Seconds, once it is closed."""
     first_byte_at: float | None = None
     interrupted: ProxyError | None = None
-    """Why it was ended from outside."""
+    """The error by which `interrupt` ended it."""
     cache: CacheOutcome | None = None
     saved_usage: Usage | None = None
-    """What a kept answer did not cost."""
+    """Tokens that a cached answer saved."""
     body: bytes = field(default=b"", repr=False)
-    """The request's, where answers are kept, until it is known whether this one's is."""
+    """The request's body if answers may be cached, until it is known whether this one may."""
     _response: RawResponse | None = None
     """A complete answer that is being sent."""
     _summary: RequestSummary | None = None
@@ -98,7 +98,7 @@ class Exchange:
     """The one that answers."""
 
     async def answer(self, limits: SharedLimits | None = None) -> web.StreamResponse:
-        """The response: of a stream once it is complete. `limits` counts the request first, if it is given."""
+        """The response; for a stream, once it is complete. `limits`: if given, counts the request first."""
         self._task = running_task(self.request)
         try:
             if limits is not None and self.caller is not None:
@@ -113,7 +113,7 @@ class Exchange:
             self._task.uncancel()
             return await self._fail(self.interrupted)
         except ConnectionResetError:
-            # a write to a client that left, or that has been cut since it did not read
+            # a write to a client that has left, or was cut off since it did not read
             self.end("client_gone", 499)
             return self._cut()
         except ProxyError as error:
@@ -123,8 +123,8 @@ class Exchange:
             clear_tracebacks(error)
             return await self._fail(InternalError("an internal error; the proxy's log has the details"))
         finally:
-            reply, self._reply = [self._reply], None  # it may hold the request
-            self._task = None  # which holds, if it was cancelled, the frames that hold this
+            reply, self._reply = [self._reply], None  # its frames may hold the request
+            self._task = None  # if it was cancelled, it holds frames that hold this exchange
             if self._summary is not None:
                 self._summary.forget()
             if self._writer is not None:
@@ -135,18 +135,18 @@ class Exchange:
                 free_in_thread(reply)
 
     def refuse(self, error: ProxyError) -> web.Response:
-        """The answer where the exchange may not even begin, or found nobody."""
+        """The response if the exchange may not begin, or no target could answer."""
         self.end("error", error.status, _kind(error))
         return self.renderer.error(self.request, error, self.door.error_body, self.headers())
 
     def interrupt(self, error: ProxyError) -> None:
-        """Ends the exchange from outside: the client learns of `error`, its provider is left. Once is enough."""
+        """Ends the exchange from outside: reports `error` to the client, leaves the provider. Repeats do nothing."""
         if self.interrupted is None and self._task is not None:
             self.interrupted = error
             self._task.cancel()
 
     def headers(self) -> dict[str, str]:
-        """What every answer of the pipeline carries, as far as it is known by now."""
+        """Headers of every answer of the pipeline, as far as they are known by now."""
         headers = {"X-Request-Id": self.request_id, **self.door.headers(self.request_id)}
         if self.walk is not None:
             headers["X-Mana-LLM-Attempts"] = str(self.walk.tried)
@@ -195,7 +195,7 @@ class Exchange:
         return self.door.read(body, client if short is None else evolve(client, short=short))
 
     async def ask(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:
-        """The answer of the first target of the chain that has one."""
+        """The response made of the first target's answer."""
         await dispatch.plan.reserve()
         if dispatch.call.summary.stream:
             return await self._stream(dispatch, reply)
@@ -205,7 +205,7 @@ class Exchange:
         return await self.send(await written(reply, self.resolved.target, answer), answer.content_type)
 
     async def send(self, body: bytes, content_type: str) -> web.StreamResponse:
-        """A whole answer."""
+        """Sends a whole answer."""
         self.first_byte_at = self.generation.registry.clock()
         self.bytes_sent, self.state = len(body), State.COMMITTED
         headers = {"Content-Type": content_type, **self.renderer.common_headers(self.request), **self.headers()}
@@ -246,7 +246,7 @@ class Exchange:
         await self.stream_writer(self._reply).beat()
 
     def commit(self, entry: Entry, reply: Reply) -> None:
-        """`entry` answers, and `reply` writes its answer."""
+        """The commit: `entry` answers, and `reply` writes its answer."""
         self.resolved, self.state, self._reply = entry, State.COMMITTED, reply
         self.note_commit(entry)
 
@@ -260,13 +260,13 @@ class Exchange:
         return self._writer
 
     async def _fail(self, error: ProxyError) -> web.StreamResponse:
-        """The client learns of `error`: in-band where a stream has begun, else by status."""
+        """Reports `error` to the client: in-band if a stream has begun, else by status."""
         clear_tracebacks(error)
         if isinstance(error, NoProvider) and error.status == 503 and self.walk is not None and self.caller is None:
             error.message = f"{error.message}. {advice(self.generation, self.walk.chain, error.attempts)}"
         if isinstance(error, ProviderError) and self.walk is not None and error.target:
             self.resolved = next((e for e in self.walk.chain if str(e.target) == error.target), self.resolved)
-        if self._response is not None:  # its head has left: no second answer may follow
+        if self._response is not None:  # its head has been sent: no second answer may follow
             self.end("broken", self.status, _kind(error))
             return self._cut()
         writer = self._writer
@@ -283,7 +283,7 @@ class Exchange:
         return writer.response
 
     def _cut(self) -> web.StreamResponse:
-        """Closes the connection without a last chunk, so that nobody takes what was sent for a whole answer."""
+        """Closes the connection without a last chunk, so that no client takes the answer for complete."""
         if self.request.transport is not None:
             self.request.transport.abort()
         response = self._writer.response if self._writer is not None else self._response
@@ -293,7 +293,7 @@ class Exchange:
         self.state, self.outcome, self.status, self.error = State.ENDED, outcome, status, error
 
     def close(self) -> None:
-        """It is over, and who pays for it has paid."""
+        """The exchange is over: settles its expense."""
         self.duration = self.generation.registry.clock() - self.started
         if self._dispatch is not None and self._dispatch.plan.expense is not None:
             paid = self.outcome != "error" and (self.cache != "hit" or self.usage is not None)
@@ -334,7 +334,7 @@ class Exchange:
             ended.saved_usage = self.saved_usage
             ended.saved_cost = generation.costs(resolved, self.saved_usage)[0] or 0.0
         generation.registry.observe(ended)
-        self._dispatch = self.walk = None  # they hold the prompt, and whoever was cancelled has a frame that holds this
+        self._dispatch = self.walk = None  # they hold the prompt, and a cancelled task's frames hold this exchange
 
 
 def _kind(error: ProxyError) -> str:

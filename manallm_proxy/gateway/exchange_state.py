@@ -9,8 +9,8 @@ class State(Enum):
     """How far an exchange has come."""
 
     WAITING = auto()
-    """No target has answered: a failure may still be said by status, unless an early heartbeat has left."""
+    """No target has answered: a failure may still be reported by status, unless an early heartbeat was sent."""
     COMMITTED = auto()
-    """A target answers: a failure breaks the answer."""
+    """A target is answering: a failure breaks the answer."""
     ENDED = auto()
     """Its outcome is known."""

@@ -1,14 +1,14 @@
-"""What one request may cost before it begins, and what it did cost once that is known.
+"""What one request may cost, reserved before it begins, and what it did cost, charged once that is known.
 
-Reserved before each call, so that many requests at once cannot pass where one may; settled with the provider's usage.
-How long an answer may be the request says; else it is as long as its target's are on average, but what is estimated
-refuses nobody: of that as much is reserved as there is left.
+The reservation is made before each call, so that concurrent requests cannot pass where only one may; it is settled with
+the provider's usage. The answer's length is the maximum that the request sets, else the average of its target. An
+estimate never refuses a request: of it, only as much is reserved as there is left.
 
-1. A budget of ``on_budget: local`` skips targets for which too little is left; those that cost nothing always pass.
-2. One of ``on_budget: refuse`` ends the request at its beginning where too little is left for every target.
-3. An attempt that failed has cost what its provider counted, if it told. One that was left has cost its prompt.
-4. An answer that nobody counted has cost its prompt and what came of it, both estimated from bytes.
-5. Where a server counts for all who share a budget, it is asked before each call, see `shared_spend`.
+1. A budget with ``on_budget: local`` skips targets for which too little is left; free ones always pass.
+2. One with ``on_budget: refuse`` refuses the request at its beginning if too little is left for every target.
+3. A failed attempt costs what its provider reported, if anything. A cancelled one costs its prompt.
+4. An answer without reported usage costs its prompt and the part that arrived, both estimated from bytes.
+5. If a server counts for all who share a budget, it is asked before each call, see `shared_spend`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from manallm_proxy.routing.local_providers import A, Ask
 from manallm_proxy.state.link import ServerUnavailable
 
 SETTLING: Final = 0.01
-"""Seconds in which what is given back is known to all, as a rule."""
+"""Seconds within which a released reservation is usually known to all."""
 MOST_CHOICES: Final = 1000
-"""Of one request, as far as an estimate needs to know."""
+"""Max ``n`` of one request that an estimate considers."""
 
 
 @frozen
 class Account:
-    """Of a client key or an alias. ``name``: in the ledger, and for people."""
+    """A client key or an alias that has a budget. ``name``: its name in the ledger and in messages."""
 
     name: str
     budget: Budget
@@ -51,7 +51,7 @@ class Account:
 
 @define(eq=False)
 class Expense:
-    """Of one request. ``prompt`` and ``answer``: tokens, as they are expected; ``choices`` has as many answers."""
+    """The expense of one request. ``prompt``, ``answer``: expected tokens, ``answer`` per choice."""
 
     generation: Generation
     accounts: tuple[Account, ...]
@@ -62,15 +62,15 @@ class Expense:
     streams: bool = False
     _taken: TokenReservation | None = None
     _held: dict[Target, Hold] = field(factory=dict)
-    """What is reserved for the attempts that are under way."""
+    """Reservations of the attempts in flight."""
     _asked: set[Target] = field(factory=set)
-    """Those that are under way, whose turn has come."""
+    """Attempts in flight that have been sent."""
     _lost: int = 0
-    """Tokens of attempts that did not serve."""
+    """Tokens of failed attempts."""
     _settled: bool = False
 
     async def reserve(self, chain: Chain) -> None:
-        """KeyLimited or BudgetExceeded where the request may not begin."""
+        """Reserves the request's tokens. Raises KeyLimited or BudgetExceeded if it may not begin."""
         for account in self.accounts:
             # 2
             if account.budget.on_budget == "refuse":
@@ -105,7 +105,7 @@ class Expense:
         return None
 
     def gate(self, entry: Entry) -> Skip | None:
-        """As `refusal`; where there is none, what the attempt may cost is reserved until it has ended."""
+        """As `refusal`; if there is none, reserves what the attempt may cost until it has ended."""
         if (skip := self.refusal(entry)) is not None:
             return skip
         if not self.generation.limits.spend.is_on:
@@ -120,7 +120,7 @@ class Expense:
         return over(account.name, limits, self._sure(entry))
 
     def _limits(self, account: Account, entry: Entry) -> tuple[Limit, ...]:
-        """Those that an attempt at `entry` has to keep."""
+        """The limits of `account` that apply to an attempt at `entry`."""
         limits = account.budget.limits
         if not self.generation.is_free(entry):
             return limits
@@ -143,11 +143,11 @@ class Expense:
         return self._cost(entry, Usage(self.prompt, self.answer))
 
     def _likely(self, entry: Entry) -> int:
-        """Tokens of the answer, where the request does not bound it."""
+        """Expected tokens of the answer if the request sets no maximum, else 0."""
         return self.choices * self.generation.ledger.lengths.expected(entry.target) if not self.answer else 0
 
     def _wanted(self, entry: Entry) -> tuple[Spend, Spend]:
-        """What the attempt costs for sure, and what beside that."""
+        """(sure, likely): what the attempt costs at most by the request's own numbers, and the estimate beyond that."""
         sure, likely = self._sure(entry), self._likely(entry)
         all_ = self._cost(entry, Usage(self.prompt, self.answer + likely))
         return sure, Spend(max(0.0, all_.usd - sure.usd), all_.tokens - sure.tokens)
@@ -161,7 +161,7 @@ class Expense:
         self._note(entry, Hold(tuple(account.name for account in self.accounts), spend))
 
     def _note(self, entry: Entry, hold: Hold) -> None:
-        if self._settled:  # whoever pays has left; the answer goes on for others, and nobody would give it back
+        if self._settled:  # the paying client has left; the answer goes on for others, and nobody would release it
             self.generation.limits.spend.give_back(hold)
             return
         self._release(entry.target)
@@ -179,14 +179,14 @@ class Expense:
     # 5
 
     async def _hold(self, entry: Entry) -> None:
-        """Raises Declined where too little is left."""
+        """Reserves at the server. Raises Declined if too little is left."""
         accounts = [(each.name, limits) for each in self.accounts if (limits := self._limits(each, entry))]
         if accounts:
             spend, wanted = self.generation.limits.spend, self._wanted(entry)
             try:
                 found = await spend.hold(accounts, *wanted)
                 if not isinstance(found, Hold) and spend.over(found[0], dict(accounts)[found[0]], wanted[0]) is None:
-                    await asyncio.sleep(SETTLING)  # it is reserved: perhaps by a call that is over by now
+                    await asyncio.sleep(SETTLING)  # it may be reserved by a call that is over by now
                     found = await spend.hold(accounts, *wanted)
             except ServerUnavailable:
                 if (skip := self.refusal(entry)) is not None:
@@ -201,7 +201,7 @@ class Expense:
     # 3
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """`ask`, with what becomes of an attempt that fails."""
+        """Wraps `ask`: reserves before it, and charges an attempt that fails."""
 
         async def paid(entry: Entry) -> A:
             if self.accounts and entry.target not in self._held:
@@ -221,7 +221,7 @@ class Expense:
         return paid
 
     def charging(self, ask: Ask[A]) -> Ask[A]:
-        """`ask`, which is called once it is the request's turn: from then on it is on the bill."""
+        """Wraps `ask`, which is called when the request's turn has come: from then on the attempt is charged."""
 
         async def noted(entry: Entry) -> A:
             self._asked.add(entry.target)
@@ -230,26 +230,26 @@ class Expense:
         return noted
 
     def _left(self, entry: Entry) -> None:
-        """It was cancelled; who was asked has read the prompt."""
+        """Charges a cancelled attempt, whose provider has read the prompt."""
         if entry.target in self._asked:
             self._asked.discard(entry.target)
             self._charge_failed(entry, Usage(self.prompt))
 
     def _charge_failed(self, entry: Entry, usage: Usage) -> None:
-        """An attempt that does not serve has cost this."""
+        """Charges `usage` of a failed attempt."""
         self._charge(entry, usage)
         self._lost += usage.prompt + usage.completion
 
     # 4
 
     def settle(self, served: Entry | None, usage: Usage | None, sent: int, chain: Chain) -> None:
-        """It is over: `served` answered, if anybody did, with `sent` bytes. Harmless when repeated."""
+        """The request is over: `served` (None: nobody) answered with `sent` bytes. Harmless when repeated."""
         if self._settled:
             return
         self._settled = True
         for entry in chain:
             if served is not None and entry != served:
-                self._left(entry)  # of two that were asked at once, the other was quicker
+                self._left(entry)  # of two hedged attempts, the other was faster
             self._release(entry.target)
         estimated = Usage(self.prompt, answered_tokens(sent, streamed=self.streams))
         known = usage if usage is not None and usage.is_plausible else estimated
@@ -270,7 +270,7 @@ class Expense:
 
 
 def expense_of(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> Expense | None:
-    """None if nothing limits what the request may cost, or no model is asked."""
+    """The expense of one request; None if no budget applies, or no model is asked."""
     accounts = accounts_of(caller, chain)
     limited = caller if caller is not None and caller.key.tokens_per_minute is not None else None
     asks_nobody = call.answer is not None or call.endpoint is Endpoint.COUNT_TOKENS

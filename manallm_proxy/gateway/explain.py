@@ -22,26 +22,26 @@ DOORS: Final[dict[str, Endpoint]] = {
     "api/generate": Endpoint.CHAT,
     "api/embed": Endpoint.EMBEDDINGS,
 }
-"""By name: the format in which a door's requests come, or into which it translates them."""
+"""By door name: the format of its requests, or that into which it translates them."""
 _USUAL: Final = (Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.MESSAGES)
 
 
 ALL: Final = "*"
 MOST: Final = 100
-"""Aliases that are explained at once."""
+"""Max aliases explained at once."""
 
 
 def explain_all(generation: Generation, door: str | None = None) -> dict[str, Any]:
-    """What `explain` says of each alias, up to `MOST` of them."""
+    """The results of `explain` for up to `MOST` aliases."""
     names = itertools.islice(generation.config.aliases, MOST)
     return {"models": [explain(generation, name, door) for name in names]}
 
 
 def explain(generation: Generation, model: str, door: str | None = None) -> dict[str, Any]:
-    """The answer's body. Raises UnknownModel. It asks a `Walk`, so that it says what a request would find.
+    """The response body. Raises UnknownModel. It asks a `Walk`, so that it reports what a request would find.
 
-    The request is a plain one to `door`, one of `DOORS`; one that needs more (tools, images) may get another model of
-    an open entry. None: a chat, or where no target takes that, a response or a message.
+    It assumes a plain request to `door`, one of `DOORS`; one that needs tools or images may get another model of an
+    open entry. `door` None: a chat, or if no target accepts chats, a response or a message.
     """
     chain = generation.resolve(model)
     if door is None:
@@ -96,7 +96,7 @@ def _row(generation: Generation, entry: Entry, skip: Skip | None) -> dict[str, A
 
 
 def _why(generation: Generation, target: Target, skip: Skip) -> str | None:
-    """Why, for people; None if the reason says it all."""
+    """The reason in words, for people; None if the reason code is enough."""
     health = generation.registry.providers[target.provider]
     if skip.reason == "unconfigured":
         return generation.config.providers[target.provider].api_key_missing

@@ -1,4 +1,4 @@
-"""Asks for an answer on behalf of all who share a flight, and keeps it where it is complete."""
+"""Asks for an answer on behalf of all requests that share a flight, and caches it if it is complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from manallm_proxy.state.flights import Flight
 
 @define
 class FlightProducer:
-    """One answer. ``seconds``: how long an answer of that provider is kept; None: not at all."""
+    """Produces one answer. ``seconds``: provider -> how long its answer is cached; None: not at all."""
 
     dispatch: Dispatch
     key: Key
@@ -35,7 +35,7 @@ class FlightProducer:
     seconds: Callable[[str], float | None]
 
     async def run(self, flight: Flight) -> None:
-        """To the end of the answer. Raises what `Dispatch` does where none begins."""
+        """Runs to the end of the answer. Raises what `Dispatch` raises if no answer begins."""
         flight.reply = self.reply
         await self.dispatch.plan.reserve()
         await (self._stream(flight) if flight.form.stream else self._complete(flight))
@@ -119,7 +119,7 @@ class _Sink:
 
 @define
 class _Beat:
-    """Heartbeats for all who hear the stream, since only one reply knows what has been said. ``interval``: seconds."""
+    """Heartbeats for all who read the flight, since a single reply writes its events. ``interval``: seconds."""
 
     flight: Flight
     reply: Reply = field(repr=False)
@@ -128,7 +128,7 @@ class _Beat:
     _seen: int = 0
 
     async def early(self) -> None:
-        """While nobody has answered."""
+        """A heartbeat before any target has answered."""
         self.flight.put(self.reply.heartbeat())
 
     def start(self) -> None:

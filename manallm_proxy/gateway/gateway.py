@@ -1,4 +1,4 @@
-"""The HTTP surface: every route by name, and what happens to a request that reaches none."""
+"""The HTTP surface: all routes, and what happens to a request that matches none."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ DOORS: Final[dict[str, Door]] = {
     "/api/embeddings": OllamaEmbeddingsDoor(),
     **{f"/v1/{endpoint.path}": OpaqueDoor(endpoint) for endpoint in Endpoint if endpoint.is_opaque},
 }
-"""By path. Each takes POST."""
+"""Doors by path; each takes POST."""
 RESPONSES: Final = "/v1/responses"
-"""The path of the one door that remembers, so that each gateway has its own."""
+"""The path of the one stateful door, of which each gateway makes its own."""
 NOT_SERVED: Final = (
     "this address is not served here. Served: POST /v1/chat/completions, /v1/completions, /v1/embeddings, "
     "/v1/messages, /v1/messages/count_tokens, /v1/responses, "
@@ -91,7 +91,7 @@ class AllWorkers(Protocol):
 
     @property
     def number(self) -> int:
-        """Which of them this is."""
+        """This worker's number, from 1."""
 
     @property
     def count(self) -> int:
@@ -150,7 +150,7 @@ class Gateway:
         return self.generation.registry.clock()
 
     def _bounds(self) -> Bounds:
-        """As the current configuration has them."""
+        """The store's limits, from the current configuration."""
         responses = self.generation.config.responses
         return Bounds(responses.memory, responses.ttl)
 
@@ -169,7 +169,7 @@ class Gateway:
 
     @property
     def generation(self) -> Generation:
-        """What serves now."""
+        """The generation that serves now."""
         return self.serving.generation
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -194,7 +194,7 @@ class Gateway:
             return self._refuse(request, InternalError("an internal error; the proxy's log has the details"), match)
 
     def _browser_error(self, request: web.BaseRequest) -> ProxyError | None:
-        """The error for a browser that a page of another site, or a name that is not ours, has led here; else None."""
+        """The error for a browser led here by a page of another site, or by a host name that is not ours; else None."""
         headers = request.headers
         host = headers.get("Host", "")
         if not is_local(host) and request.transport is not None:
@@ -283,9 +283,9 @@ class Gateway:
 
 
 def _form_for(request: web.BaseRequest, request_id: str, route: str) -> tuple[ErrorBody, Mapping[str, str]]:
-    """What writes an error for `route`, or for an unknown path, and the headers that go with it.
+    """The function that writes errors for `route` (None: an unknown path), and the headers that go with them.
 
-    A door's path gets the door's form; any other gets that of the API to which the path or the client belongs.
+    A door's path gets the door's format; any other gets that of the API to which the path or the client belongs.
     ``/v1/api/...`` is what an Ollama client makes of a base URL with ``/v1``.
     """
     bare = route.removeprefix("/v1")
@@ -305,7 +305,7 @@ def _is_anthropic(request: web.BaseRequest) -> bool:
 
 
 def _preflight(request: web.BaseRequest, methods: str) -> dict[str, str]:
-    """What an origin that is let in may send: any header it asks for (SDKs send a dozen ``x-stainless-*``)."""
+    """CORS headers for an allowed origin: any request header it asks for (SDKs send a dozen ``x-stainless-*``)."""
     wanted = request.headers.get("Access-Control-Request-Headers", "")
     headers = wanted if HEADER_NAMES.fullmatch(wanted) else "Authorization, Content-Type, X-Request-Id"
     return {"Access-Control-Allow-Methods": methods, "Access-Control-Allow-Headers": headers}

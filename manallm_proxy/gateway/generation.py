@@ -1,7 +1,7 @@
 """Everything one request needs, built from one configuration.
 
 A reload *prepares* the next generation beside the current one: it opens providers that are new and changes nothing
-that is in use, so that it may fail or be given up. *Adopting* it cannot fail. Providers that compare equal keep their
+that is in use, so it may fail or be discarded. *Adopting* it cannot fail. Providers that compare equal keep their
 health, their connections and their counters. A generation lives until its last request has ended.
 """
 
@@ -51,22 +51,22 @@ class Generation:
 
     config: Config
     providers: dict[str, Provider]
-    """Configured providers only: an unconfigured one has nothing to call."""
+    """Configured providers only: one without its key has no client."""
     registry: HealthRegistry
     catalog: Catalog
     keyring: Keyring
     answers: Answers
-    """What is kept of them, and what is on its way."""
+    """Cached answers, and those in flight."""
     ledger: Ledger
-    """What was spent. It outlives reloads."""
+    """Spending. Outlives reloads."""
     limits: SharedLimits
-    """What keys may use, and accounts may spend, where workers and instances share it. It outlives reloads."""
+    """Rate limits and budgets that workers and instances share. Outlives reloads."""
     local: LocalProviders = field(factory=LocalProviders)
     """The gates for local providers."""
     spaces: EmbeddingSpaces = field(factory=EmbeddingSpaces)
     tiers: Tiers = field(factory=Tiers)
     _chosen: dict[tuple[str, int, frozenset[str]], str] = field(factory=dict)
-    """By alias, place in its chain and what was needed: the last model of an open entry, as it was reported."""
+    """By alias, position in its chain, and needs: the last reported model of an open entry."""
     caches: bool = field(init=False)
     """Whether any answers are kept."""
     _fingerprints: dict[str, bytes] = field(factory=dict, repr=False)
@@ -75,11 +75,11 @@ class Generation:
     """See `door.Client`, as for ``bounds``."""
     bounds: DoorBounds = field(init=False)
     all_chat: bool = field(init=False)
-    """Every provider takes chats, so that no request but an opaque one has to look for one that does."""
+    """Whether every provider accepts chats, so that only opaque requests have to check."""
     is_open_on_loopback: bool = field(init=False)
-    """Whoever is on this machine may call without a key. So is every web page in its browser, see `hosts`."""
+    """Whether anyone on this machine may call without a key. That includes web pages in its browser, see `hosts`."""
     _opened: dict[str, Provider] = field(factory=dict)
-    """Those of ``providers`` that no earlier generation has."""
+    """Those of ``providers`` that this generation opened."""
     _users: int = 0
     _orphans: list[Closable] = field(factory=list)
     _successor: Generation | None = None
@@ -102,7 +102,7 @@ class Generation:
         ledger: Ledger | None = None,
         workers: AllWorkers | None = None,
     ) -> Generation:
-        """The first generation, in effect. `workers`: whom it shares with. Raises ConfigError, see `try_open`."""
+        """The first generation, already adopted. `workers`: the other workers. Raises ConfigError, see `try_open`."""
         opened, mistakes = open_all(config.providers.values(), observe)
         if mistakes:
             raise with_places(mistakes, config.path)
@@ -117,10 +117,10 @@ class Generation:
         return cls(config, opened, registry, catalog, keyring, answers, ledger, limits, local, opened=opened)
 
     async def prepare(self, config: Config) -> Generation:
-        """The generation for `config` after this one. It shares what is unchanged and changes nothing of it.
+        """The next generation, for `config`. It shares what is unchanged, without modifying it.
 
         Raises ConfigError if a provider cannot be opened; nothing stays open then. Otherwise call `adopt` or
-        `discard` on the result, and prepare no other meanwhile.
+        `discard` on the result before preparing another one.
         """
         kept = {name for name, provider in config.providers.items() if self.config.providers.get(name) == provider}
         opened, mistakes = open_all(
@@ -163,18 +163,18 @@ class Generation:
             chain = self._named(model, caller)
         except UnknownModel:
             if caller is not None and model:
-                caller.require(model)  # what a key may not use, it cannot find out the existence of
+                caller.require(model)  # a key must not reveal that a model exists which it may not use
             raise
         if caller is not None:
             caller.require(*self._names_of(chain.alias or str(chain.entries[0].target)))
         return chain
 
     def may_use(self, caller: Caller, name: str) -> bool:
-        """Whether an alias, or a target in full, is among the key's own, by any of its names."""
+        """Whether `caller`'s key allows an alias, or a full target, by any of its names."""
         return any(map(caller.may_use, self._names_of(name)))
 
     def _names_of(self, name: str) -> tuple[str, ...]:
-        """A model of an Ollama without a tag is the one with ``:latest``, and is listed so. Nobody else's is."""
+        """All names of the same model: with Ollama, and only there, ``:latest`` is implied."""
         settings = self.config.providers.get(name.partition("/")[0])
         bare = name.removesuffix(LATEST)
         if name in self.config.aliases or settings is None or settings.kind != "ollama" or ":" in bare:
@@ -192,7 +192,7 @@ class Generation:
             return chain
         if model.startswith(self.config.alias_prefix):
             known = [name for name in aliases if caller is None or caller.may_use(name)]
-            from difflib import get_close_matches  # with the first mistake, not with the start
+            from difflib import get_close_matches  # imported with the first mistake, not at the start
 
             close = get_close_matches(model[:MODEL_LIMIT], known, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
@@ -206,27 +206,27 @@ class Generation:
                 "or for a bare name that the default provider serves; GET /v1/models lists them",
                 param="model",
             )
-        target = self._without_latest(Target(provider, rest))
+        target = self._without_latest(Target(provider, rest))  # goes by the lists, so it is not cached below
         chain = chain_of_one(self.config, target)
-        return chain if model.endswith(LATEST) else self._named_before.keep(model, chain)  # that goes by the lists
+        return chain if model.endswith(LATEST) else self._named_before.keep(model, chain)
 
     def check_dimensions(self, chain: Chain, call: Call, entry: Entry, length: int) -> None:
         """Raises EmbeddingSpaceMismatch, see `EmbeddingSpaces.check`."""
         self.spaces.check(chain, call, entry, length, self.registry.observe)
 
     def price_of(self, entry: Entry) -> Price | None:
-        """Of an open entry that of the model that was chosen for it; None where it is not known."""
+        """The price of `entry`; for an open entry, of the chosen model. None: unknown."""
         return entry.price or self.config.price_of(entry.target)
 
     def is_free(self, entry: Entry) -> bool:
-        """Whether it may serve whoever has spent all: it is at home, or its price is 0."""
+        """Whether it may serve an exhausted budget: it is local, or its price is 0."""
         if self.config.providers[entry.target.provider].runs_locally(entry.target):
             return True
         price = self.price_of(entry)
         return price is not None and price.is_free
 
     def costs(self, entry: Entry | None, usage: Usage | None) -> tuple[float | None, float]:
-        """What `usage` of `entry` costs in USD, None where that is not known, and what it saved by being local."""
+        """The cost of `usage` at `entry` in USD (None: unknown), and the USD saved if the entry is local."""
         if entry is None or usage is None or not usage.is_plausible:
             return None, 0.0
         price = self.price_of(entry)
@@ -234,7 +234,7 @@ class Generation:
         return price.cost(usage) if price is not None else None, saved
 
     def chain_for(self, summary: RequestSummary, caller: Caller | None = None) -> Chain:
-        """As `resolve`, and each open entry (``ollama/*``) has the best model that its provider lists by now."""
+        """As `resolve`, with each open entry (``ollama/*``) filled with the best model that its provider lists."""
         chain = self.resolve(summary.model, caller)
         if not chain.is_open:
             return chain
@@ -263,7 +263,7 @@ class Generation:
             self.registry.observe(event)
 
     def fingerprint(self, chain: Chain) -> bytes:
-        """Another one wherever `chain` could answer otherwise, in this generation or another."""
+        """A digest that differs whenever `chain` could answer differently, across generations too."""
         if chain is not self.config.aliases.get(chain.alias or ""):  # pinned, filled, or no alias at all
             return fingerprint(chain, self.config)
         assert chain.alias is not None
@@ -273,15 +273,15 @@ class Generation:
         return known
 
     def speaks_to_all(self, chain: Chain, dialect: str) -> bool:
-        """Whether each provider of `chain` speaks `dialect` itself."""
+        """Whether every provider of `chain` accepts `dialect`."""
         providers = self.config.providers
         return not [entry for entry in chain.entries if dialect not in providers[entry.target.provider].speaks]
 
     def supporting(self, chain: Chain, call: Call) -> Chain:
-        """`chain` without the targets whose provider knows nothing like `call`, whatever their model.
+        """`chain` without the targets whose provider cannot take `call`, whatever the model.
 
-        Where none is left, raises why the call cannot be translated, or Unsupported. That one of several cannot is no
-        downgrade, so the rest may serve.
+        If none is left, raises the reason why the call cannot be translated, or Unsupported. Leaving out some is no
+        silent downgrade, so the rest may serve.
         """
         entries = tuple(e for e in chain if accepts(self.config.providers[e.target.provider], call))
         if not entries:
@@ -308,8 +308,8 @@ class Generation:
     def retire(self, successor: Generation) -> None:
         """`successor` serves from now on. What it did not take over is closed after the last request that uses it.
 
-        What it did take over may still be in use here when the successor retires in its turn. So each generation
-        holds the next one, and they end in order.
+        What it did take over may still be in use here when the successor itself retires. So each generation holds the
+        next one, and they end in order.
         """
         kept = set(map(id, successor.providers.values()))
         kept |= set(map(id, successor.local.boxes.boxes.values()))
@@ -337,7 +337,7 @@ class Generation:
 
 
 def _is_sendable(model: str) -> bool:
-    """Whether it can be part of a response header: visible ASCII of bounded length."""
+    """Whether `model` can be part of a response header: visible ASCII of bounded length."""
     return len(model) <= MODEL_LIMIT and model.isascii() and model.isprintable() and " " not in model
 
 

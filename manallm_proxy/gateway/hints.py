@@ -1,7 +1,7 @@
-"""What other instances have found out about a provider. It is a hint: what this one has seen itself counts more.
+"""Exchanges findings about providers with other instances, as hints: an instance's own evidence counts more.
 
-Durations travel, since each machine has a monotonic clock of its own; and so does a digest of the provider's address,
-since the same name may mean another server elsewhere.
+Messages hold durations, since each machine has its own monotonic clock, and a digest of the provider's address, since
+the same name may mean another server elsewhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WORD: Final = re.compile(r"[a-z0-9_]{1,40}")
 
 @frozen
 class Message:
-    """What is published. ``sender``: the instance; ``where``: see `address_digest`."""
+    """A published hint. ``sender``: the instance; ``where``: see `address_digest`."""
 
     sender: str
     provider: str
@@ -47,7 +47,7 @@ _MESSAGE: Final = msgspec.json.Decoder(Message)
 
 
 def address_digest(provider: ProviderConfig) -> str:
-    """Equal for the same server: an address of this machine is another one's on another machine."""
+    """Equal for the same server. A loopback address counts together with this machine's host name."""
     host = urlsplit(provider.base_url or "").hostname or ""
     here = socket.gethostname() if is_loopback(host) else ""
     return hashlib.sha256(repr((provider.kind, provider.base_url, here)).encode()).hexdigest()[:16]
@@ -65,7 +65,7 @@ class Hints:
     _left: asyncio.Task[None] | None = None
 
     def publish(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Publishes what this process has found out."""
+        """Sends a change that this process found to the other workers, and to other instances."""
         if self.workers is not None:
             self.workers(provider, model, update)
         if self._channel is not None:
@@ -74,7 +74,7 @@ class Hints:
             self._channel.publish(msgspec.json.encode(message))
 
     def follow(self, generation: Generation) -> None:
-        """Listens on the server that `generation` shares its state by, if any."""
+        """Subscribes at the server through which `generation` shares its state, if any."""
         link, before = generation.answers.link, self._channel
         if before is not None and before.link is link:
             return

@@ -16,7 +16,7 @@ _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::[0-9]{1,5})?", 
 
 
 def is_allowed_host(host: str, address: str, configured: Collection[str]) -> bool:
-    """Whether ``Host`` may be `host`: if it `is_local`, is the `address` that was connected to, or is `configured`.
+    """Whether ``Host: host`` is served: it `is_local`, is the `address` that was connected to, or is `configured`.
 
     ``*`` in `configured` stands for any.
     """
@@ -32,7 +32,7 @@ def is_allowed_host(host: str, address: str, configured: Collection[str]) -> boo
 def is_local(host: str) -> bool:
     """Whether `host` can only name this machine or one in its network.
 
-    So does a name without a dot: no page on the web has one. An empty `host` is local, since no browser sends it.
+    A name without a dot counts: no public web page has one. An empty `host` counts too, since no browser sends it.
     """
     name = _name_in(host)
     if name is None:

@@ -1,4 +1,4 @@
-"""For ``check --live``: finds two names of the same weights that are used with two windows, which no file shows.
+"""For ``check --live``: finds two names of the same weights that are configured with different windows.
 
 A tag made by ``ollama cp`` or ``ollama create`` is another name for the same blob, and one runner serves all its
 names: used under two of them with two windows, it loads the weights again at each change.
@@ -19,7 +19,7 @@ from manallm_proxy.providers.ollama.host import OllamaHost
 async def windows_of_one_blob(config: Config, seconds: float) -> list[str]:
     """A line for each entry that would reload weights which another entry has loaded under another name.
 
-    Each server is asked within `seconds`; one that does not answer is left out.
+    Each server has `seconds` to answer; one that does not is left out.
     """
     entries = [
         (f"aliases.{alias}.{place}", entry)

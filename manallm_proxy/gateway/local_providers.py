@@ -29,7 +29,7 @@ def new_local_providers(
     workers: AllWorkers | None = None,
 ) -> LocalProviders:
     """The gates for `config`. A server whose address is the same in `was`, the configuration of `before`, keeps its
-    loads and its queue. `workers`: what this process shares with others; None: what `before` shares.
+    loads and its queue. `workers`: what this process shares with other workers; None: as `before`.
     """
     workers = workers or (before.workers if before is not None else None)
     boxes: dict[str, Box] = {}
@@ -72,5 +72,5 @@ def _new_box(provider: ProviderConfig, clock: Clock, observe: Observer, workers:
 
 
 def _server(provider: ProviderConfig) -> str:
-    """The same in all workers for the same server."""
+    """An id of the server that is the same in all workers."""
     return f"{provider.name} {provider.base_url}"

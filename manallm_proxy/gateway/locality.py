@@ -1,4 +1,4 @@
-"""Keeps requests local: those that only providers on the operator's own hardware may serve."""
+"""Keeps requests local if only providers on the operator's own hardware may serve them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HEADER: Final = "X-Mana-Locality"
 
 
 def requires_local(chain: Chain, caller: Caller | None, headers: CIMultiDictProxy[str]) -> bool:
-    """Whether the alias, the client's key or the request's own header says that it must stay local.
+    """Whether the alias, the client's key or the request's header requires it to stay local.
 
-    Raises InvalidRequest for any other value than ``local``: a client that mistypes it does not want to be sent away.
+    Raises InvalidRequest for any value but ``local``: a client that mistypes it must not be served remotely.
     """
     given = headers.getall(HEADER, ())
     if given and any(value.strip().lower() != "local" for value in given):

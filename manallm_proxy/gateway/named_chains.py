@@ -1,4 +1,4 @@
-"""The chains of targets that clients ask for by their own names, each made once: that takes three frozen objects."""
+"""Cache of the chains for targets that clients name directly, since making one takes three frozen objects."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from manallm_proxy.config.model import Config
 from manallm_proxy.contract.targets import CachePolicy, Chain, Entry, Target
 
 LIMIT: Final = 1000
-"""Names of one generation that are remembered. Clients choose them: the oldest goes."""
+"""Max names cached per generation. Clients choose them, so the oldest is dropped."""
 
 
 class NamedChains(dict[str, Chain]):
-    """By the name that was asked for."""
+    """Chains by the requested name."""
 
     def keep(self, name: str, chain: Chain) -> Chain:
-        """`chain`, which is remembered."""
+        """Caches `chain` and returns it."""
         if len(self) >= LIMIT:
             del self[next(iter(self))]
         self[name] = chain
@@ -23,7 +23,7 @@ class NamedChains(dict[str, Chain]):
 
 
 def chain_of_one(config: Config, target: Target) -> Chain:
-    """`target` alone, with what `config` says of its provider."""
+    """A chain of `target` alone, with its provider's settings from `config`."""
     provider = config.providers[target.provider]
     entry = Entry(target, provider.timeouts, config.options_of(target))
     cache = CachePolicy(embeddings={target.provider: provider.cache.ttl}) if provider.cache is not None else None

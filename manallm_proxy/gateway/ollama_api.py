@@ -1,4 +1,4 @@
-"""Ollama's API except for completions: the lists that its clients ask for first, and what is refused here."""
+"""Ollama's API except for completions: the lists that its clients ask for first, and the routes that are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MANAGEMENT: Final = (
     ("GET", "/api/blobs/{id}"),
     ("POST", "/api/blobs/{id}"),
 )
-"""Routes that change which models a server has. They are refused: this one has none of its own."""
+"""Routes that change which models a server has. They are refused, since the proxy has no models of its own."""
 
 
 @define
@@ -42,7 +42,7 @@ class OllamaAPI:
     serving: Serving
     renderer: Renderer
     _since: float = field(factory=time.time)
-    """Stands for an unknown time of modification; seconds since the epoch."""
+    """Used for an unknown time of modification; seconds since the epoch."""
 
     def add_to(self, table: RouteTable) -> None:
         table.add("GET", "/api/version", self._version)
@@ -68,7 +68,7 @@ class OllamaAPI:
         return self.renderer.json(request, {"models": models})
 
     async def _running(self, request: web.BaseRequest, _rest: str) -> web.Response:
-        """Always empty: which models are loaded, only their servers can tell."""
+        """Always empty: only the servers themselves know which models are loaded."""
         caller_of(request, self._generation)
         return self.renderer.json(request, {"models": []})
 
@@ -91,7 +91,7 @@ class OllamaAPI:
         )
 
     def _listed(self, generation: Generation, name: str, created: int) -> ModelRow:
-        """A row for a name that a list holds: an alias, or a target in full."""
+        """The row for a listed name: an alias, or a full target."""
         chain = generation.config.aliases.get(name)
         if chain is not None:
             return self._row(generation, name, chain.entries, created)
@@ -106,7 +106,7 @@ class OllamaAPI:
         listed = generation.catalog.find(entry.target)
         capabilities = listed.capabilities if listed is not None else None
         if capabilities is not None and "completion" in capabilities:
-            capabilities -= {"embedding"}  # a chat model has it only because nothing denies it
+            capabilities -= {"embedding"}  # for a chat model it is assumed only because nothing denies it
         return ModelRow(
             name if _has_tagged_twin(generation, name) else tagged(name),
             created or self._since,
@@ -116,13 +116,13 @@ class OllamaAPI:
 
 
 def _is_shown(generation: Generation, name: str) -> bool:
-    """False for the name without a tag if an Ollama lists a model under both of its names."""
+    """Whether to list `name`. False for a name without a tag that is listed with ``:latest`` too."""
     provider = generation.config.providers.get(name.partition("/")[0])
     return provider is None or provider.kind != "ollama" or not _has_tagged_twin(generation, name)
 
 
 def _has_tagged_twin(generation: Generation, name: str) -> bool:
-    """Whether `name` has no tag and there is another entry with ``:latest``: then none may be added to `name`."""
+    """Whether `name` has no tag, but ``name:latest`` exists as well: then no tag may be added to `name`."""
     with_tag = tagged(name)
     if with_tag == name:
         return False
@@ -132,6 +132,6 @@ def _has_tagged_twin(generation: Generation, name: str) -> bool:
 
 
 def _window(entry: Entry) -> int:
-    """The window that the operator has set, in tokens; 0: none."""
+    """The context window that the operator has set, in tokens; 0: none."""
     window: Any = entry.options.get("num_ctx")
     return window if isinstance(window, int) else 0

@@ -53,7 +53,7 @@ def open_provider(provider: ProviderConfig, observe: Observer) -> Provider:
 
 
 def address_of(provider: ProviderConfig) -> Address:
-    """The provider's URL, and what is sent with every request to it."""
+    """The provider's URL, and the headers sent with every request."""
     base_url, key_header = provider.base_url or "", None
     if provider.kind == "google":
         from manallm_proxy.providers.gemini.wire import KEY_HEADER, versioned
@@ -81,7 +81,7 @@ async def list_live(provider: ProviderConfig, seconds: float) -> ModelList | Non
     if provider.kind != "google":
         return None
     module = "manallm_proxy.providers.gemini.live_models"
-    live = await asyncio.to_thread(import_module, module)  # 0.3 s that only this command pays
+    live = await asyncio.to_thread(import_module, module)  # takes 0.3 s, which only this command pays
     listed: ModelList = await live.live_models(address_of(provider), seconds)
     return listed
 
@@ -102,13 +102,13 @@ def open_all(providers: Iterable[ProviderConfig], observe: Observer) -> tuple[di
         if provider.configured:
             try:
                 opened[provider.name] = open_provider(provider, observe)
-            except Exception as error:  # the readers check all we know of; what they miss must not get past here
+            except Exception as error:  # the readers check all known mistakes; others must not get past here
                 mistakes.append(_mistake(provider, error))
     return opened, mistakes
 
 
 def _mistake(provider: ProviderConfig, error: Exception) -> str:
-    """Names the setting, and not its value, which may hold a secret."""
+    """The mistake for `error`. Names the setting, but not its value, which may hold a secret."""
     path = join("providers", provider.name)
     if isinstance(error, ValueError) and provider.base_url is not None:
         return f"{path}.base_url: no client can be opened for this URL ({type(error).__name__})"
@@ -123,7 +123,7 @@ class Closable(Protocol):
 
 
 async def close_all(providers: Iterable[Closable], observe: Observer) -> None:
-    """Closes all, however many of them fail, and reports each failure."""
+    """Closes all, even if some fail, and reports each failure."""
     for outcome in await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True):
         if isinstance(outcome, BaseException):
             observe(Crashed("closing a provider", outcome))

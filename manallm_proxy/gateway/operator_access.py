@@ -23,7 +23,7 @@ ELSEWHERE: Final = (
 
 @define(eq=False)
 class OperatorAccess:
-    """If there are client keys: those with ``admin: true``. If not: connections from this machine."""
+    """With client keys: those with ``admin: true``. Without: connections from this machine."""
 
     serving: Serving
     renderer: Renderer
@@ -45,7 +45,7 @@ class OperatorAccess:
 
 
 def _is_on_this_machine(request: web.BaseRequest) -> bool:
-    """Whether it came by a unix socket or over loopback: the address on our side cannot be forged from afar."""
+    """Whether it came over a unix socket or loopback. Our side's address of a connection cannot be forged remotely."""
     name = request.transport.get_extra_info("sockname") if request.transport is not None else None
     if not isinstance(name, tuple):
         return name is not None
@@ -53,7 +53,7 @@ def _is_on_this_machine(request: web.BaseRequest) -> bool:
 
 
 def _has_public_name(host: str) -> bool:
-    """Whether `host` is a name of the public DNS: a web page may have its own name resolve to this machine."""
+    """Whether `host` is a public DNS name: a web page may let its own name resolve to this machine."""
     name = host.lower().rpartition(":")[0] if _PORT.search(host) else host.lower()
     if "." not in name or name.startswith("[") or name.endswith(".localhost"):
         return False

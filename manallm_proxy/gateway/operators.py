@@ -1,4 +1,4 @@
-"""The routes for operators: the last requests, what a walk would do now, the live feed, the status page."""
+"""The routes for operators: recent requests, what a walk would do now, the live feed, the status page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ from manallm_proxy.observe.live_feed import LiveFeed, Reader
 from manallm_proxy.observe.request_log import RequestLog
 
 READERS_LIMIT: Final = 100
-"""Readers of the live feed, in each worker."""
+"""Max readers of the live feed per worker."""
 
 
 class AskAll(Protocol):
     """Asks all workers."""
 
     async def ask(self, topic: Literal["requests", "health"]) -> str | None:
-        """What each of them keeps, as a JSON array of their arrays, or the health of all; None if it does not come in
-        time."""
+        """The recent requests of each worker, as a JSON array of arrays, or the merged health; None on timeout."""
 
 
 @define(eq=False)
@@ -54,7 +53,7 @@ class Operators:
         self.feed.follow = self._follow
 
     def add_to(self, table: RouteTable) -> None:
-        """Exact paths only: an operator who hides one with nginx names only that path."""
+        """Adds the routes, with exact paths only: an operator who hides one in nginx names only that path."""
         table.add("GET", "/v1/requests", self._requests, forgiving=False)
         table.add("GET", "/v1/requests/{id}", self._request, forgiving=False)
         table.add("GET", "/v1/explain", self._explain, forgiving=False)
@@ -77,7 +76,7 @@ class Operators:
         return self._json(request, row)
 
     async def _all(self) -> list[dict[str, Any]]:
-        """The latest first, of all workers."""
+        """The recent requests of all workers, newest first."""
         if self.workers is None or (parts := await self.workers.ask("requests")) is None:
             return self.log.rows()
         rows = [row for part in msgspec.json.decode(parts) for row in part]
@@ -94,7 +93,7 @@ class Operators:
         return self._json(request, found)
 
     async def root(self, request: web.BaseRequest) -> web.Response:
-        """The status page, with what it shows first where no key is asked for. Raises AdminOnly."""
+        """The status page; if no key is required, with its initial data. Raises AdminOnly."""
         first = None
         with contextlib.suppress(ProxyError):
             self.access.check(request)
@@ -131,7 +130,7 @@ class Operators:
             self.feed.leave(reader)
 
     async def _read(self, request: web.BaseRequest, reader: Reader) -> Frames | None:
-        """The next events; None ends the feed, also if a reload has taken this reader's access away."""
+        """The next events; None ends the feed, also if a reload has revoked this reader's access."""
         events = await reader.next()
         with contextlib.suppress(ProxyError):
             self.access.check(request)

@@ -1,4 +1,4 @@
-"""What every request for a model goes through: who asks, how many there are, one exchange, one report."""
+"""The way of every request for a model: authentication, limits, one exchange, one report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from manallm_proxy.http_server import web
 class Pipeline:
     """``exchanges`` are in flight; ``idle`` is set while there are none.
 
-    A place is taken by a request whose body is in: who sends slowly keeps nobody out.
+    A request takes a place only once its body is complete, so that slow senders keep nobody out.
     """
 
     serving: Serving
@@ -31,7 +31,7 @@ class Pipeline:
     exchanges: set[Exchange] = field(factory=set)
     idle: asyncio.Event = field(factory=asyncio.Event)
     placed: set[Exchange] = field(factory=set)
-    """Those that have a place."""
+    """Exchanges that have a place."""
     _closed: list[Exchange] = field(factory=list, repr=False)
     """Those that are over but not yet reported."""
 
@@ -39,7 +39,7 @@ class Pipeline:
         self.idle.set()
 
     def handler(self, door: Door) -> Handler:
-        """What takes a POST to `door`."""
+        """The handler for POST requests to `door`."""
 
         async def handle(request: web.BaseRequest, _rest: str) -> web.StreamResponse:
             generation = self.serving.generation
@@ -74,7 +74,7 @@ class Pipeline:
     def _admit(self, exchange: Exchange) -> SharedLimits | None:
         """Raises the ProxyError that keeps the exchange out before its body is read.
 
-        Returns who counts its key's requests, if that is not this process.
+        Returns the shared counter of the key's requests, if this process does not count them alone.
         """
         request, generation = exchange.request, exchange.generation
         if generation.keyring:
@@ -91,7 +91,7 @@ class Pipeline:
         return None
 
     def _take(self, exchange: Exchange) -> None:
-        """Gives an exchange whose body is in a place, and one of its key. Raises Overloaded and KeyLimited."""
+        """Takes a place for an exchange whose body is complete, and one of its key. Raises Overloaded, KeyLimited."""
         if len(self.placed) >= (most := exchange.generation.config.limits.concurrent_requests):
             raise _full(most)
         if exchange.caller is not None:
@@ -118,7 +118,7 @@ class Pipeline:
             exchange.report(more=number < len(closed))
 
     def end_revoked(self) -> None:
-        """After a reload: requests whose key is gone end, each with the reason."""
+        """After a reload: ends the requests whose key was removed, each with that error."""
         keyring = self.serving.generation.keyring
         for exchange in list(self.exchanges):
             if exchange.caller is not None and exchange.caller not in keyring:

@@ -1,8 +1,8 @@
-"""At most so many requests or tokens in any minute: sliding windows, and their state in the words of OpenAI's headers.
+"""Rate limits per minute for requests and tokens, as sliding windows, and their state as OpenAI's headers report it.
 
-A window and not a bucket that refills: a bucket of 60 a minute lets 119 through within one, and a limit that can
-be exceeded twofold is none. It costs one number for each request of the last minute, so the configuration's
-limit bounds its memory too. Nothing here waits, and the time is an argument: any monotonic number of seconds.
+A token bucket of 60 a minute would let 119 requests through within one minute; a sliding window does not. It stores one
+number per request of the last minute, so the configured limit bounds its memory too. Nothing here waits, and the time
+is an argument: any monotonic number of seconds.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from attrs import field
 from manallm_proxy.contract.records import define
 
 SPAN: Final = 60.0
-"""Seconds of a window."""
+"""Length of the window in seconds."""
 
 
 @define(eq=False)
 class RemoteCount:
-    """How many have passed at others, as it was last known: ``number``, at ``at``."""
+    """How many passed in other processes: ``number``, as reported at time ``at``."""
 
     number: int = 0
     at: float = 0.0
@@ -30,7 +30,7 @@ class RemoteCount:
         self.number, self.at = max(0, number), now
 
     def estimate(self, now: float) -> int:
-        """Those that count still, as if they had passed evenly over the minute before it was known."""
+        """How many of them still count, assuming that they were spread evenly over the minute before the report."""
         if not self.number or now - self.at >= SPAN:
             return 0
         return math.ceil(self.number * (1 - (now - self.at) / SPAN))
@@ -42,21 +42,21 @@ class Window:
 
     limit: int
     _passed: deque[float] = field(factory=deque, repr=False)
-    """When each of the last minute passed, the oldest first."""
+    """Times at which those of the last minute passed, oldest first."""
     _elsewhere: RemoteCount = field(factory=RemoteCount)
 
     def note(self, now: float) -> None:
-        """One has passed, which was decided elsewhere."""
+        """Records one that another process has let pass."""
         self._forget(now)
         self._passed.append(now)
 
     def learn(self, passed: int, now: float) -> None:
-        """So many have passed in all, here and elsewhere."""
+        """Records that `passed` have passed in total, here and in other processes."""
         self._forget(now)
         self._elsewhere.learn(passed - len(self._passed), now)
 
     def take(self, now: float) -> bool:
-        """Whether one more may pass now. One that may not leaves no trace: asking too often costs nothing."""
+        """Lets one more pass now, if the limit allows. A refusal leaves no trace: asking too often costs nothing."""
         self._forget(now)
         if len(self._passed) + self._elsewhere.estimate(now) >= self.limit:
             return False
@@ -75,7 +75,7 @@ class Window:
         over = len(self._passed) + elsewhere - self.limit
         if over < 0:
             return 0.0
-        if elsewhere:  # one of those may be forgotten by then
+        if elsewhere:  # one of the remote ones may have expired by then
             return SPAN / self._elsewhere.number
         return SPAN - (now - self._passed[over])
 
@@ -91,29 +91,29 @@ class Window:
 
 @define(eq=False)
 class TokenReservation:
-    """Tokens of one request, and when they were taken. ``tick``: by the clock of who counts for all, if one did."""
+    """Tokens of one request, and when they were taken. ``tick``: the time at the server that counts for all, if any."""
 
     at: float
     tokens: int
     tick: int | None = None
     id: str = ""
-    """What those know it by."""
+    """Its id at that server."""
 
 
 @define(eq=False)
 class TokenWindow:
-    """Lets ``limit`` tokens pass in any `SPAN` seconds. What is held takes at least one, which bounds the memory."""
+    """Lets ``limit`` tokens pass in any `SPAN` seconds. A reservation holds at least one, which bounds the memory."""
 
     limit: int
     _taken: OrderedDict[TokenReservation, None] = field(factory=OrderedDict, repr=False)
-    """The oldest first."""
+    """Reservations, oldest first."""
     _sum: int = 0
     _elsewhere: RemoteCount = field(factory=RemoteCount)
 
     def take(self, tokens: int, now: float, likely: int = 0) -> TokenReservation | None:
-        """What is taken until `settle`; None where so many `tokens` may not pass now, which leaves no trace.
+        """Reserves `tokens` until `settle`; None, without a trace, if so many may not pass now.
 
-        `likely` ones are taken beside them, as far as there is room.
+        Up to `likely` more are reserved, as far as there is room.
         """
         tokens, left = max(tokens, 1), self.remaining(now)
         if tokens > left:
@@ -121,19 +121,19 @@ class TokenWindow:
         return self.note(min(tokens + likely, left), now)
 
     def note(self, tokens: int, now: float, tick: int | None = None, id_: str = "") -> TokenReservation:
-        """So many pass; in `tick` it was decided elsewhere."""
+        """Records tokens that have passed; `tick`: when the server decided it."""
         taken = TokenReservation(now, tokens, tick, id_)
         self._taken[taken] = None
         self._sum += tokens
         return taken
 
     def learn(self, passed: int, now: float) -> None:
-        """So many have passed in all, here and elsewhere."""
+        """Records that `passed` have passed in total, here and in other processes."""
         self._forget(now)
         self._elsewhere.learn(passed - self._sum, now)
 
     def settle(self, taken: TokenReservation, tokens: int, now: float) -> None:
-        """`tokens` it was. What it took more counts from now on, so that a long stream is not forgotten at its end."""
+        """Replaces a reservation by the actual number. Any excess counts from now: a long stream must not expire."""
         if tokens > taken.tokens:
             self.note(tokens - taken.tokens, now)
         elif now - taken.at < SPAN:
@@ -149,13 +149,13 @@ class TokenWindow:
         return max(0, self.limit - self._sum - self._elsewhere.estimate(now))
 
     def next_in(self, tokens: int, now: float) -> float | None:
-        """Seconds until so many may pass; None where they never may."""
+        """Seconds until `tokens` may pass; None: never."""
         if tokens > self.limit:
             return None
         self._forget(now)
         elsewhere = self._elsewhere.estimate(now)
         over, wait = self._sum + elsewhere + max(tokens, 1) - self.limit, 0.0
-        if 0 < over <= elsewhere:  # of which the first are forgotten one by one
+        if 0 < over <= elsewhere:  # which expire one by one
             return over * SPAN / self._elsewhere.number
         for each in self._taken:
             if over <= 0:

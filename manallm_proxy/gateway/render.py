@@ -1,4 +1,4 @@
-"""Answers that are not a model's: the one place for common headers, and the one function that renders an error."""
+"""Responses that no model wrote: the one place for common headers, and the one function that renders an error."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ EXPOSED: Final = (
 
 @define(eq=False)
 class Renderer:
-    """Every answer of this server goes through it for its headers."""
+    """Adds the common headers to every response of this server."""
 
     serving: Serving
 
     def common_headers(self, request: web.BaseRequest) -> dict[str, str]:
-        """Headers of every answer, as of now. ``Connection: close`` is among them where it is its connection's last."""
+        """Headers of every response, as of now; with ``Connection: close`` if it is the last one of its connection."""
         headers = {"Server": "manallm-proxy"}
         if self.serving.draining:
             headers["Connection"] = "close"
         if "Origin" in request.headers or self.serving.generation.config.cors.origins:
-            headers["Vary"] = "Origin"  # also where no browser asks, or a cache would mix them up
+            headers["Vary"] = "Origin"  # also for clients that are no browsers, or a cache would mix them up
             if origin := self.allowed_origin(request):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = EXPOSED
@@ -60,7 +60,7 @@ class Renderer:
     def error(
         self, request: web.BaseRequest, error: ProxyError, body: ErrorBody, headers: Mapping[str, str]
     ) -> web.Response:
-        """The answer for `error`; `headers` are what the request has earned so far."""
+        """The response for `error`; `headers`: those collected for this request so far."""
         error.request_id = headers.get("X-Request-Id")
         all_headers = {**self.common_headers(request), "X-Content-Type-Options": "nosniff", **headers}
         if error.retry_after is not None:
@@ -98,11 +98,11 @@ def _response(body: bytes, status: int, headers: Mapping[str, str]) -> web.Respo
 
 
 def is_worth_retrying(error: ProxyError) -> bool:
-    """Whether an SDK's own retry may help soon enough: SDKs wait for ``Retry-After`` without a word to their user."""
+    """Whether an SDK's own retry helps soon enough: SDKs wait for ``Retry-After`` without telling their user."""
     if isinstance(error, NoProvider):
         return error.worth_retrying
     if isinstance(error, KeyRejected | ProxyRefused | EmbeddingSpaceMismatch):
         return False
     if isinstance(error, KeyLimited) and error.retry_after is None:
-        return False  # it is too much at any time
+        return False  # it is too large at any time
     return (error.retry_after or 0.0) <= WORTH_A_RETRY

@@ -19,13 +19,13 @@ from manallm_proxy.routing.line import Line
 from manallm_proxy.routing.residency import Residency
 
 SLOW: Final = "degraded_cpu"
-"""The status of a model that is half on the CPU."""
+"""The status of a model that is partly on the CPU."""
 
 
 def model_list(generation: Generation, caller: Caller | None = None) -> list[dict[str, Any]]:
     """``GET /v1/models``: aliases first, then what each usable provider listed at its last probe. Never waits.
 
-    A `caller` sees what its key may use.
+    A `caller` sees what its key allows.
     """
     rows = [model_object(name, 0, "manallm") for name in generation.config.aliases]
     now = generation.registry.clock()
@@ -39,8 +39,8 @@ def model_list(generation: Generation, caller: Caller | None = None) -> list[dic
 def find_model(generation: Generation, wanted: str, caller: Caller | None = None) -> dict[str, Any] | None:
     """``GET /v1/models/{id}``: a row for every name that a request may use; None if no provider would have it.
 
-    A bare name is the default provider's, ``:latest`` is implied, and a provider that does not list its models
-    may have any.
+    A bare name belongs to the default provider, ``:latest`` is implied, and a provider without a list may have any
+    model.
     """
     try:
         chain = generation.resolve(wanted, caller)
@@ -56,7 +56,7 @@ def find_model(generation: Generation, wanted: str, caller: Caller | None = None
 
 
 def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str, Any]:
-    """``GET /v1/aliases``: those that `caller` may use."""
+    """``GET /v1/aliases``: the aliases that `caller` may use."""
     config = generation.config
     rows = [
         _alias(generation, name, chain)
@@ -67,7 +67,7 @@ def alias_list(generation: Generation, caller: Caller | None = None) -> dict[str
 
 
 def _alias(generation: Generation, name: str, chain: Chain) -> dict[str, Any]:
-    """One alias. ``chosen``, if the chain has open entries: the target of each entry by now, null if nothing fits."""
+    """One alias. ``chosen``, if the chain has open entries: the current target of each entry, null if nothing fits."""
     row: dict[str, Any] = {"name": name, "description": chain.description, "chain": [str(e.target) for e in chain]}
     if chain.is_open:
         filled = generation.catalog.filled(chain, needs_of(name))
@@ -107,7 +107,7 @@ def _provider(generation: Generation, name: str, health: Health, now: float) -> 
 
 
 def _chosen(generation: Generation, provider: str) -> dict[str, str | None]:
-    """By alias: the model that serves its first open entry (``provider/*``) by now; None if nothing fits."""
+    """By alias: the current model of its first open entry (``provider/*``); None if nothing fits."""
     found: dict[str, str | None] = {}
     for name, chain in generation.config.aliases.items():
         if chain.is_open:
@@ -146,7 +146,7 @@ def _add_residents(
 
 
 def _add_queue(rows: dict[str, dict[str, Any]], entries: dict[str, Entry], line: Line, now: float) -> None:
-    """Adds to `rows` how many requests wait for a local server, and how many seconds another one would wait."""
+    """Adds to `rows` the requests that wait for a local server, and the seconds that another one would wait."""
     for model in (*entries, *(name for name in rows if name not in entries)):
         row = rows.setdefault(model, {"status": "healthy", **_circuit(Circuit(), now)})
         row["slots"] = line.limit(line.of(model))

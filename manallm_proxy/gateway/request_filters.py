@@ -1,4 +1,4 @@
-"""The filters of ``GET /v1/requests``: checks them, with a message of what is allowed, and applies them."""
+"""The filters of ``GET /v1/requests``: checks them, with a message that lists what is allowed, and applies them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST: Final = 1000
 """Max rows of one answer."""
 FILTERS: Final = ("alias", "target", "outcome", "key", "limit")
 SHOWN: Final = 40
-"""Names that a message lists."""
+"""Max names that a message lists."""
 
 
 def reject_unknown(query: Mapping[str, str], allowed: Collection[str]) -> None:
-    """Raises InvalidRequest if `query` has any other parameter: a misspelt one would seem to have been applied."""
+    """Raises InvalidRequest if `query` has any other parameter, since a misspelt filter would seem to be applied."""
     for name in query:
         if name not in allowed:
             shown = name[:40].encode("ascii", "replace").decode()

@@ -1,4 +1,4 @@
-"""Where one request goes: along which chain, past which gates, at whose expense."""
+"""The plan of one request: which chain it walks, past which gates, and which accounts pay."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from manallm_proxy.routing.tiers import Asked
 
 @define(eq=False)
 class RequestPlan:
-    """``expense`` None: nobody limits what it may cost."""
+    """One request's walk, gates and expense. ``expense`` None: no budget applies."""
 
     generation: Generation
     walk: Walk
@@ -32,7 +32,7 @@ class RequestPlan:
     expense: Expense | None
 
     async def reserve(self) -> None:
-        """KeyLimited or BudgetExceeded if the targets may not be asked."""
+        """Raises KeyLimited or BudgetExceeded if the targets may not be asked."""
         if self.expense is not None:
             await self.expense.reserve(self.walk.chain)
 
@@ -42,14 +42,14 @@ class RequestPlan:
             self.expense.settle(served, usage, sent, self.walk.chain)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """`ask`, once it is the request's turn there; and who pays."""
+        """Wraps `ask`: it waits for the request's turn, and its expense is reserved and charged."""
         timed = self._timed(ask) if self.walk.chain.has_tiers else ask
         if self.expense is None:
             return self.gates.in_turn(timed)
         return self.expense.in_turn(self.gates.in_turn(self.expense.charging(timed)))
 
     def _timed(self, ask: Ask[A]) -> Ask[A]:
-        """Tiers go by how long it takes until an answer begins."""
+        """Wraps `ask`: measures the time until an answer begins, for `tiers`."""
         generation, streams = self.generation, self.gates.call.summary.stream
         clock = generation.registry.clock
 
@@ -63,13 +63,13 @@ class RequestPlan:
 
 
 def chain_of(generation: Generation, call: Call, caller: Caller | None, headers: CIMultiDictProxy[str]) -> Chain:
-    """Raises the ProxyError of a model that is not there, may not be used, or of which nothing is left at home."""
+    """The call's chain. Raises a ProxyError if the model is unknown or not allowed, or no local target is left."""
     chain = generation.chain_for(call.summary, caller)
     return restrict_to_local(chain, generation.config.providers) if requires_local(chain, caller, headers) else chain
 
 
 def plan_request(generation: Generation, call: Call, caller: Caller | None, chain: Chain) -> RequestPlan:
-    """Raises Unsupported if no provider of `chain` takes the call."""
+    """The plan along `chain`. Raises Unsupported if no provider of it takes the call."""
     if call.endpoint.is_opaque or call.refusal is not None or not generation.all_chat:
         chain = generation.supporting(chain, call)
     if chain.has_tiers:
@@ -84,7 +84,7 @@ def plan_request(generation: Generation, call: Call, caller: Caller | None, chai
 
 
 def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip | None]:
-    """What is too dear loads no model; what does not pass the other gates reserves nothing."""
+    """Both gates, in an order in which an unaffordable target loads no model, and a skipped one reserves nothing."""
 
     def gate(entry: Entry, last: bool) -> Skip | None:
         return expense.refusal(entry) or gates.gate(entry, last) or expense.gate(entry)
@@ -93,5 +93,5 @@ def _both(gates: RequestGates, expense: Expense) -> Callable[[Entry, bool], Skip
 
 
 def _conversation(call: Call, caller: Caller | None) -> bytes:
-    """The same for all requests of one conversation of one client key."""
+    """Bytes that are equal for all requests of one conversation with one client key."""
     return (caller.key.name.encode() if caller is not None else b"") + b"\0" + conversation_prefix(call)

@@ -1,8 +1,7 @@
 """The one table of routes: paths and methods to handlers, with 404, 405, OPTIONS and HEAD.
 
-A slip in a URL is served as meant where a client's base URL is joined with a path (``//v1/...``, ``/v1//...``,
-``/v1/v1/...``, a trailing slash), but never for an operator's route: with nginx, ``/metrics`` is hidden by its exact
-path.
+Slips that come from joining a base URL with a path (``//v1/...``, ``/v1//...``, ``/v1/v1/...``, a trailing slash) are
+forgiven, but never for an operator's route: in nginx, ``/metrics`` is hidden by its exact path.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.http_server import web
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
-"""Takes the request and the rest of its path: what stands for ``{id}``, empty where the route has none."""
+"""Takes the request and the ``{id}`` of its path; empty if the route has none."""
 
 _SLASHES: Final = re.compile(r"/{2,}")
 _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
@@ -25,26 +24,26 @@ _REPEATED: Final = re.compile(r"(?:/v1)+(?=/|$)")
 
 @define
 class Route:
-    """One path. ``name``: as it is written in the documentation, for metrics."""
+    """One path. ``name``: the path as documented, used in metrics."""
 
     name: str
     forgiving: bool
     handlers: dict[str, Handler] = field(factory=dict, repr=False)
-    """Methods of the gateway, whose `repr` would be in that of each."""
+    """Handlers by HTTP method. Not in the ``repr``, which would hold the gateway's own."""
 
     @property
     def methods(self) -> list[str]:
-        """What ``Allow`` says."""
+        """The value of ``Allow``."""
         return sorted({*self.handlers, *(["HEAD"] if "GET" in self.handlers else [])})
 
     def handler(self, method: str) -> Handler | None:
-        """HEAD is answered as GET; aiohttp leaves the body out."""
+        """The handler for `method`. HEAD uses GET's; aiohttp leaves the body out."""
         return self.handlers.get("GET" if method == "HEAD" else method)
 
 
 @frozen
 class Match:
-    """A route, and the rest of the path that stands for ``{id}``."""
+    """A route, and the ``{id}`` of the path."""
 
     route: Route
     rest: str = ""
@@ -52,16 +51,16 @@ class Match:
 
 @define
 class RouteTable:
-    """Exact paths first, then those with an ``{id}``, the longest first."""
+    """Looks up exact paths first, then those with an ``{id}``, longest first."""
 
     _exact: dict[str, Match] = field(factory=dict)
     _open: dict[tuple[str, str], Route] = field(factory=dict)
-    """By the parts of the path before and after the id."""
+    """Routes with an id, by the parts of the path before and after it."""
 
     def add(self, method: str, path: str, handler: Handler, *, forgiving: bool = True) -> None:
-        """Serves `path`. Below ``/v1`` it is served without that prefix too: Continue drops it from a base URL.
+        """Adds a route. A path below ``/v1`` is also served without that prefix: Continue drops it from a base URL.
 
-        Unless `forgiving` is False: an operator's route has one path only.
+        `forgiving` False, for an operator's route: it has exactly one path.
         """
         paths = [path, path.removeprefix("/v1")] if forgiving and path.startswith("/v1/") else [path]
         for each in paths:
@@ -81,7 +80,7 @@ class RouteTable:
         return {(route.name, method) for route in routes for method in route.handlers}
 
     def find(self, path: str) -> Match | None:
-        """`path` is decoded and has no query."""
+        """The match for `path`, which is decoded and has no query; None if there is none."""
         match = self._exact.get(path) or self._find_open(path)
         if match is not None:
             return match
@@ -90,21 +89,21 @@ class RouteTable:
         return match if match is not None and match.route.forgiving else None
 
     def exact(self, path: str) -> Match | None:
-        """As `find`, in one look-up, for a path that is written exactly; else None."""
+        """As `find`, but only for exactly written paths, in one look-up."""
         return self._exact.get(path)
 
     def _find_open(self, path: str) -> Match | None:
         for (before, after), route in self._open.items():
             if path.startswith(before) and path.endswith(after):
                 rest = path[len(before) : len(path) - len(after)]
-                rest = rest.strip("/") if route.forgiving else rest  # no id has a slash at its ends
+                rest = rest.strip("/") if route.forgiving else rest  # no id begins or ends with a slash
                 if rest:
                     return Match(route, rest)
         return None
 
 
 def canonical_path(path: str) -> str:
-    """`path` with the slips mended that are forgiven."""
+    """`path` with the forgiven slips corrected."""
     path = _SLASHES.sub("/", path)
     path = _REPEATED.sub("/v1", path, count=1)
     return path.rstrip("/") or "/"

@@ -1,4 +1,4 @@
-"""What a key may use in a minute, counted for all workers and instances by scripts in Redis, and else estimated."""
+"""Rate limits of keys, counted for all workers and instances by scripts in Redis, or else estimated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from manallm_proxy.state.scripts import LATE, REQUESTS, TOKENS, name_of
 
 @define(eq=False)
 class SharedLimits:
-    """See the module. It outlives reloads."""
+    """Limits of all keys. Outlives reloads."""
 
     spend: SharedSpend
     _sender: str = field(factory=lambda: secrets.token_hex(8))
@@ -28,11 +28,11 @@ class SharedLimits:
 
     @property
     def link(self) -> Link | None:
-        """To who counts; None where each process does."""
+        """The link to the server that counts; None if each process counts for itself."""
         return self.spend.link()
 
     async def ask(self, caller: Caller, now: float) -> None:
-        """As `Caller.ask`, for all who share the server. Raises KeyLimited."""
+        """As `Caller.ask`, for all processes that share the server. Raises KeyLimited."""
         window, link = caller.window, self.link
         if window is None or link is None:
             caller.ask(now)
@@ -56,7 +56,7 @@ class SharedLimits:
             raise caller.limited(window, wait / 1e6)
 
     async def take(self, caller: Caller, tokens: int, likely: int, now: float) -> TokenReservation | None:
-        """As `Caller.reserve`, for all who share the server. Raises KeyLimited."""
+        """As `Caller.reserve`, for all processes that share the server. Raises KeyLimited."""
         window, link, settlements = caller.tokens, self.link, self.spend.settlements
         if window is None or link is None:
             return caller.reserve(tokens, likely, now)
@@ -85,13 +85,13 @@ class SharedLimits:
         raise caller.too_many(tokens, window, number / 1e6 if sure <= window.limit else None)
 
     def settle(self, caller: Caller, taken: TokenReservation, tokens: int, now: float) -> None:
-        """`tokens` it was in the end. Waits for nobody."""
+        """Replaces the reservation by the actual number of `tokens`. Does not wait for the server."""
         took, settlements = taken.tokens, self.spend.settlements
         caller.settle(taken, tokens, now)
         if self.link is None:
             return
         name = name_of("tokens", caller.key.name)
-        more = tokens if taken.tick is None else tokens - took  # nobody there has heard of it
+        more = tokens if taken.tick is None else tokens - took  # the server does not know of it
         if more:
             settlements.next.add_tokens(name, taken.tick or 0, more, now)
         if taken.id:

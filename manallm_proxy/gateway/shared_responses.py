@@ -1,4 +1,4 @@
-"""What ``/v1/responses`` keeps, for all instances: in Redis, and in this process for as long as that is away."""
+"""Stored responses of ``/v1/responses``, shared by all instances in Redis; in this process alone while that is down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from manallm_proxy.state.names import PREFIX
 
 _STORED: Final = msgspec.msgpack.Decoder(Stored)
 _GONE: Final = b"deleted"
-"""Stands in place of a response that was deleted, so that no instance gives its own copy."""
+"""Tombstone of a deleted response, so that no instance returns its own copy."""
 _NOTHING: Final = b""
 _TOGETHER: Final = 100
 """Items whose names are written in one go."""
@@ -25,9 +25,9 @@ _TOGETHER: Final = 100
 
 @define(eq=False)
 class SharedResponses:
-    """See `store.Store`. ``link`` None: nothing is shared, as the configuration of the moment has it.
+    """See `store.Store`. ``link`` None: the current configuration shares nothing.
 
-    ``own`` keeps the same: what was kept while the server was away is found here at least.
+    ``own`` stores everything too: what was stored while the server was down is found here at least.
     """
 
     own: Store
@@ -81,7 +81,7 @@ class SharedResponses:
         return known
 
     async def _read(self, owner: Owner, kind: str, id_: str) -> bytes:
-        """What stands there, which is used again with that; `_NOTHING` where nothing of ours does."""
+        """The stored content, whose lifetime begins anew; `_NOTHING` if there is no entry of ours."""
         link = self.link()
         if link is None or len(id_) > LONGEST_ID:
             return _NOTHING
@@ -138,6 +138,6 @@ class SharedResponses:
 
 
 def _name(owner: Owner, kind: str, id_: str) -> str:
-    """Names of clients' keys, and what clients call an id, stay out of the server's sight."""
+    """The Redis key. Hashed, so that neither names of client keys nor ids chosen by clients reach the server."""
     whose = hashlib.sha256(b"" if owner is None else b"=" + owner.encode()).hexdigest()[:32]
     return f"{PREFIX}{kind}:{whose}:{hashlib.sha256(id_.encode()).hexdigest()[:48]}"

@@ -1,9 +1,9 @@
-"""Budgets of accounts that several workers and instances share, by a server that counts for all.
+"""Budgets shared by several workers and instances, through a server (Redis) that counts for all.
 
-1. A call is reserved there before it is made, for all of its accounts or for none, and settled without waiting.
-2. What the server says is never forgotten: one that has lost its data is told again what was spent.
-3. Where it does not answer in time, the ledger of this process decides, by what was last known of the others; what is
-   spent meanwhile the server is told when it is back.
+1. Before a call its cost is reserved there, for all of its accounts or for none; it is settled without waiting.
+2. The server's totals are remembered: if it loses its data, what was spent is sent to it again.
+3. If it does not answer in time, this process's ledger decides, with the last known totals of the others; what is spent
+   meanwhile is sent to the server when it is back.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from manallm_proxy.state.settlements import NOTHING, Settlements, Totals
 
 NANO: Final = 1e9
 BELIEVED: Final = 2.0
-"""Seconds for which a budget that is used up is not asked for again."""
+"""Seconds during which an exhausted budget is not asked for again."""
 MOST: Final = 10**15
-"""Billionths of USD that one call may cost here: a million USD."""
+"""Max cost of one call in billionths of USD: a million USD."""
 
 Limited = tuple[str, tuple[Limit, ...]]
-"""An account, and those of its limits that a call has to keep."""
+"""An account, and those of its limits that apply to a call."""
 
 
 @frozen
 class Hold:
-    """What is reserved for one call. ``minute``: under which, at the server; None: in this process alone."""
+    """The reservation for one call. ``minute``: the server's minute it is filed under; None: in this process only."""
 
     accounts: tuple[str, ...]
     spend: Spend
     minute: int | None = None
     id: str = ""
-    """What the server knows it by."""
+    """Its id at the server."""
 
 
 @frozen
 class _ServerTotals:
-    """What the server has said of one account: spent in ``day``, and in its month."""
+    """The server's totals of one account: spent in ``day``, and in its month."""
 
     day: int
     totals: Totals
@@ -53,7 +53,7 @@ class _ServerTotals:
 
 @define(eq=False)
 class SharedSpend:
-    """See the module. ``link`` None: nothing is shared, as the configuration of the moment has it."""
+    """Shared budgets. ``link`` None: the current configuration shares nothing."""
 
     ledger: Ledger
     link: Callable[[], Link | None]
@@ -62,9 +62,9 @@ class SharedSpend:
     server_clock: ServerClock = field(factory=ServerClock)
     _known: dict[str, _ServerTotals] = field(factory=dict)
     _refused: bool = False
-    """Whether the server does not do what it is asked for."""
+    """Whether the server rejected our last command."""
     _spent_alone: bool = False
-    """Whether something was spent while nothing was shared."""
+    """Whether anything was spent while nothing was shared."""
 
     def __attrs_post_init__(self) -> None:
         self.settlements = Settlements(self.link, self.clock, self._floor, self._learn)
@@ -79,9 +79,9 @@ class SharedSpend:
     # 1
 
     def over(self, account: str, limits: Sequence[Limit], wanted: Spend) -> Limit | None:
-        """The first of `limits` in which there is too little left, whatever is reserved, by what the server has said.
+        """The first of `limits` that leaves too little by the server's totals, without reservations; None if none does.
 
-        It may not know of all that was spent; then `hold` says so.
+        The totals may be incomplete; then `hold` decides.
         """
         known = self._known.get(account)
         if known is None or known.day != self.ledger.day or self.clock() - known.at > BELIEVED:
@@ -95,9 +95,9 @@ class SharedSpend:
         return None
 
     async def hold(self, accounts: Sequence[Limited], sure: Spend, likely: Spend) -> Hold | tuple[str, Limit]:
-        """What is reserved; or whose limit leaves too little. Raises ServerUnavailable where the server does not say.
+        """The reservation, or the account and limit that leave too little. Raises ServerUnavailable.
 
-        `sure` has to fit, and as much of what is `likely` is reserved beside it as does.
+        `sure` must fit; of `likely` as much is reserved in addition as fits.
         """
         link = self._found()
         if link is None:
@@ -146,7 +146,7 @@ class SharedSpend:
         return Hold(tuple(name for name, _ in accounts), Spend(usd / NANO, tokens), time // MINUTE, id_)
 
     def give_back(self, hold: Hold) -> None:
-        """The call is over."""
+        """Releases the reservation: the call is over."""
         if hold.minute is not None and self.link() is not None:
             for account in hold.accounts:
                 self.settlements.next.release(account, hold.minute, _nano(hold.spend.usd), hold.spend.tokens)
@@ -154,7 +154,7 @@ class SharedSpend:
             self.settlements.send()
 
     def charge(self, account: str, cost: Spend) -> None:
-        """It is spent now."""
+        """Records `cost` as spent."""
         if self._found() is None:
             self._spent_alone = True
         else:
@@ -165,7 +165,7 @@ class SharedSpend:
     # 2
 
     def _found(self) -> Link | None:
-        """The link. To a server that a reload has brought, what was spent without one is what was spent before."""
+        """The current link. For a server new since a reload, what was spent without one counts as spent before."""
         link = self.link()
         if link is not None and self._spent_alone:
             self._spent_alone = False
@@ -183,7 +183,7 @@ class SharedSpend:
         return (*of_day, *of_month)
 
     def _learn(self, account: str, day: int, month: int, totals: Totals) -> None:
-        """Answers may overtake each other; what was spent never becomes less."""
+        """Takes over the server's totals. Answers may arrive out of order, so totals never decrease."""
         known = self._known.get(account)
         if known is not None:
             if known.day > day:

@@ -10,25 +10,25 @@ from manallm_proxy.contract.provider import Call, Endpoint
 from manallm_proxy.contract.provider_errors import Unsupported
 
 VERSION: Final = "2023-06-01"
-"""``anthropic-version`` for clients that send none; without it Anthropic's server refuses a request."""
+"""``anthropic-version`` for clients that send none: Anthropic's server requires it."""
 _VERSIONED: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _NATIVE: Final = (Endpoint.RESPONSES, Endpoint.MESSAGES)
 
 
 def speaks_openai(provider: ProviderConfig) -> bool:
-    """Whether it takes chats in OpenAI's format."""
+    """Whether it accepts chats in OpenAI's format."""
     return provider.kind == "openai" or (provider.kind == "ollama" and provider.api != "native")
 
 
 def accepts(provider: ProviderConfig, call: Call) -> bool:
-    """Whether `provider` can be asked in a form that `call` has."""
+    """Whether `provider` accepts `call` in one of its formats."""
     if call.native is not None and call.native.dialect.path in provider.speaks:
         return True
     return call.refusal is None and supports_endpoint(provider, call.endpoint)
 
 
 def supports_endpoint(provider: ProviderConfig, endpoint: Endpoint) -> bool:
-    """Whether `provider` can be asked for a plain request in the format of `endpoint`, translated or not."""
+    """Whether `provider` accepts a plain request in the format of `endpoint`, translated or not."""
     if endpoint.is_opaque:
         return speaks_openai(provider) and "chat" in provider.speaks
     return "chat" in provider.speaks or endpoint.path in provider.speaks
@@ -43,7 +43,7 @@ def unsupported_endpoint(asked: str, call: Call) -> Unsupported:
 
 
 def native_paths(provider: ProviderConfig) -> dict[Endpoint, str]:
-    """By endpoint that `provider` speaks beside chats: its path below the base URL that requests go to."""
+    """Paths below the base URL, by endpoint that `provider` accepts in addition to chats."""
     paths: dict[Endpoint, str] = {each: each.path for each in _NATIVE if each.path in provider.speaks}
     if Endpoint.MESSAGES in paths:
         paths[Endpoint.COUNT_TOKENS] = Endpoint.COUNT_TOKENS.path
@@ -56,7 +56,7 @@ def native_paths(provider: ProviderConfig) -> dict[Endpoint, str]:
 
 
 def anthropic_headers(provider: ProviderConfig) -> dict[str, str]:
-    """What Anthropic's API wants beside OpenAI's headers: servers read the key in one place or the other."""
+    """Anthropic's headers, sent in addition to OpenAI's: servers read the key from either."""
     if "messages" not in provider.speaks:
         return {}
     key = {"x-api-key": provider.api_key} if provider.api_key else {}

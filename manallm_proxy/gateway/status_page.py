@@ -1,8 +1,8 @@
 """The status page: static files from the folder ``page``, whose scripts ask for the data with the admin's key.
 
-The files hold nothing of the configuration, so they are served without a key. Where none is asked for, the page comes
-with the first look inside, as text of an attribute, so that it is drawn without another request. Nothing is loaded from
-elsewhere, there are no inline scripts, and no page may frame this one, so that no click on it can be stolen.
+The files contain nothing of the configuration, so they are served without a key. If no key is required, the page
+contains its initial data as text of an attribute, so that it is drawn without another request. Nothing is loaded from
+elsewhere, there are no inline scripts, and no page may frame this one (clickjacking).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TYPES: Final[Mapping[str, str]] = {
     "svg": "image/svg+xml",
 }
 _PLACE: Final = b'<main id="main"'
-"""Where the first look stands."""
+"""The attribute for the initial data."""
 NAMES: Final = (
     "index.html",
     "page.css",
@@ -77,7 +77,7 @@ class StatusPage:
         return self.answer(request, name)
 
     def answer(self, request: web.BaseRequest, name: str = "index.html", first: object = None) -> web.Response:
-        """One file; with `first` in it, where that is known. Raises AdminOnly if it is not shown to this client."""
+        """One file, with `first` (initial data, if any) inserted. Raises AdminOnly if this client may not see it."""
         self.access.check_place(request)
         if name not in self._held:
             self._held[name] = (FOLDER / name).read_bytes()

@@ -1,4 +1,4 @@
-"""``GET`` and ``DELETE /v1/responses/{id}``, ``GET /v1/responses/{id}/input_items``: what the door has kept."""
+"""``GET`` and ``DELETE /v1/responses/{id}``, ``GET /v1/responses/{id}/input_items``: the stored responses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StoredResponses:
         return await self._shown(request, id_, partial(input_view, page=page))
 
     async def delete(self, request: web.BaseRequest, id_: str) -> web.Response:
-        """Forgets it."""
+        """Deletes the response."""
         if not await self.store.drop(self._owner(request), id_):
             raise ResponseNotFound(id_)
         return self.renderer.json(request, {"id": id_, "object": "response", "deleted": True})

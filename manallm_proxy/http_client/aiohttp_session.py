@@ -138,7 +138,7 @@ class SessionResponse:
             return await self._read(until)
         while True:
             if data := self._inflater.unconsumed_tail:
-                await asyncio.sleep(0)  # a bomb is as many reads as it has pieces
+                await asyncio.sleep(0)  # a zip bomb takes as many reads as it has pieces
             elif not (data := await self._read(until)):
                 if not self._inflater.eof:
                     raise malformed(self._name)

@@ -131,7 +131,7 @@ class Response(Protocol):
 
     @property
     def content_type(self) -> str:
-        """The value of ``Content-Type``; empty where there is none."""
+        """The value of ``Content-Type``; empty if there is none."""
 
     @property
     def silent_since(self) -> float | None:
@@ -147,7 +147,7 @@ class Response(Protocol):
         """Drops the rest of the body. The connection can be reused if the body ends within TAIL_TIMEOUT."""
 
     def close(self) -> None:
-        """Closes the connection, unless the response is in to its end: then it is used again, as after `release`.
+        """Closes the connection, unless the response has arrived in full: then it is reused, as after `release`.
 
         May be repeated, and called after `release`.
         """

@@ -22,11 +22,11 @@ from manallm_proxy.http_client.errors import malformed
 from manallm_proxy.http_client.response import Response
 
 _LENGTHS: Final = frozenset(map(len, (b"content-length", b"transfer-encoding", b"content-encoding")))
-"""Of the names of headers that tell how a body is framed and coded."""
+"""Lengths of the header names that matter for how a body is framed and coded."""
 _SIZE_LINE: Final = 3
 """Bytes of the shortest line with the size of a chunk."""
 COALESCE_LIMIT: Final = 16 * 1024
-"""Max bytes of a request body that is copied behind its head; to copy more costs more than to write both."""
+"""Max bytes of a request body that is copied to the end of its head; copying more costs more than a second write."""
 
 
 class Keeper(Protocol):
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
         return self._response
 
     def _send_portion(self) -> None:
-        """Sends what one write takes of a long request. The rest follows once that is read and others had a turn."""
+        """Sends as much of a long request as one write takes; the rest once that is read and others had a turn."""
         self._send_timer = None
         if self._unsent is None or self._transport is None or not self.open:
             return
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         if self._unsent is not None and not self._clogged and self._send_timer is None:
             self._send_timer = self.loop.call_soon(self._send_portion)
 
-    # for Response
+    # called by Response
 
     def abandon(self, response: Response) -> None:
         """Closes the connection, unless another response is using it by now."""
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
     def malformed(self) -> BadResponse:
         return malformed(self.name)
 
-    # for asyncio
+    # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
@@ -257,7 +257,7 @@ class Connection(asyncio.Protocol):
             response.fail(self.malformed())
         self.abort()
 
-    # for httptools
+    # called by httptools
 
     def on_message_begin(self) -> None:
         if self._response is None or self._response.ended:
@@ -286,10 +286,10 @@ class Connection(asyncio.Protocol):
         response.status = status
         response.lines = lines
         response.head_in = True
-        self._lines = None  # what comes from now on is a trailer
+        self._lines = None  # from now on headers belong to a trailer
 
     def _note(self, response: Response, name: bytes, value: bytes) -> None:
-        """How the body is framed and coded."""
+        """Records a header that says how the body is framed or coded."""
         if name == b"content-length":
             self._framed = True
         elif name == b"transfer-encoding":

@@ -39,7 +39,7 @@ _NOTHING_LEFT = {
     errno.ENOMEM: "no memory left here",
     errno.EADDRNOTAVAIL: "no local ports left here",
 }
-"""What speaks of us, and not of whom we wanted to reach."""
+"""Error numbers that are about this process, not about the peer."""
 
 
 def transport_error(error: BaseException, name: str) -> ProviderError | None:
@@ -78,7 +78,7 @@ def transport_error(error: BaseException, name: str) -> ProviderError | None:
 
 
 def malformed(name: str) -> BadResponse:
-    """What provider `name` sent is no valid HTTP."""
+    """The error for invalid HTTP from provider `name`."""
     return BadResponse(f"{name}: its answer is not valid HTTP", detail="malformed http")
 
 

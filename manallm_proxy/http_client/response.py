@@ -59,7 +59,7 @@ class Response:
     head_in: bool = False
     ended: bool = False
     lines: list[tuple[bytes, bytes]] = field(factory=list, repr=False)
-    """The header lines, as they came: a value may end with blanks, which are not part of it (RFC 9110, section 5.5)."""
+    """The header lines as received: a value may end in blanks that are not part of it (RFC 9110, section 5.5)."""
     encoding: bytes = field(default=b"", repr=False)
     """The value of ``Content-Encoding``."""
     _headers: CIMultiDict[str] | None = field(default=None, repr=False)
@@ -115,7 +115,7 @@ class Response:
                 data, self._refused = self._refused, None
                 return data
             if self._chunks:
-                if self._inflater is not None:  # a bomb is as many reads as it has pieces
+                if self._inflater is not None:  # a zip bomb takes as many reads as it has pieces
                     await asyncio.sleep(0)
                 data = self._next()
                 if data or self._inflater is None:
@@ -158,7 +158,7 @@ class Response:
     def close(self) -> None:
         self._wanted = False
         self._drop()
-        if self.ended and not self._broken:  # all of it is in, read or not: nothing is left to stop
+        if self.ended and not self._broken:  # it has arrived in full, read or not: nothing is left to stop
             self._owner.complete(self)
         else:
             self._owner.abandon(self)
@@ -227,7 +227,7 @@ class Response:
         return plain
 
     def _unreadable(self) -> BadResponse:
-        """The body is not in the coding that it claims: nothing more is asked of such a server over this connection."""
+        """The error for a body that is not in the coding it claims. The connection is not reused."""
         self._broken = True
         return self._owner.malformed()
 

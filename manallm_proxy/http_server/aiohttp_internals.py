@@ -187,10 +187,10 @@ class OneTaskHandler(RequestHandler):
                 self.closed_unread(transport)
 
     def closed_unread(self, transport: asyncio.Transport) -> None:
-        """The connection is closed, but its client has not read all of what was written."""
+        """Called when the connection is closed although its client has not read everything."""
 
     async def _serve(self, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Handles one request. Whether another may follow."""
+        """Handles one request. Returns whether another may follow."""
         if self._parser is not None:
             self._parser.message_consumed()
         assert self._manager is not None
@@ -219,9 +219,9 @@ class OneTaskHandler(RequestHandler):
         return True
 
     async def _read_rest(self, payload: StreamReader) -> None:
-        """Drops the rest of a body that the handler did not read. If it does not come in time, the connection ends.
+        """Drops the rest of a body that the handler did not read. If it does not arrive in time, the connection ends.
 
-        To close at once would make the client's system drop the answer (RST).
+        Closing at once would send RST, on which the client's system drops the answer.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._lingering_time):
@@ -233,7 +233,7 @@ class OneTaskHandler(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """As aiohttp's: the answer, and whether the client left. One that has been sent already skips its steps."""
+        """As aiohttp's: the answer, and whether the client left. For an answer that has been sent it does nothing."""
         if resp._eof_sent and not self._upgraded:
             request._finish()
             return resp, False
@@ -248,9 +248,9 @@ class OneTaskHandler(RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
     def _decline_upgrade(self) -> None:
-        """What came after a request for another protocol is requests too.
+        """Treats what follows a request for another protocol as ordinary requests.
 
-        aiohttp would queue them itself, past `data_received`, where a subclass tells heads from bodies.
+        aiohttp would queue them itself, bypassing `data_received`, in which a subclass distinguishes heads and bodies.
         """
         if self._parser is not None:
             self._parser.set_upgraded(False)
@@ -303,7 +303,7 @@ def is_handling(connection: RequestHandler) -> bool:
 
 
 def is_unparsed(connection: RequestHandler) -> bool:
-    """Whether what arrives waits until a request for another protocol is answered."""
+    """Whether incoming bytes are held until a request for another protocol is answered."""
     return connection._upgraded
 
 
@@ -317,9 +317,9 @@ def take_body(payload: StreamReader) -> bytes:
 
 
 def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
-    """Makes `connection` expect the next request, since the body that its parser waits for has come another way.
+    """Makes `connection` expect the next request, since the body that its parser waits for was received another way.
 
-    `payload`, through which it would have come, ends. The parser's own way to learn of it is to be fed all of it.
+    Ends `payload`, through which it would have come. The parser itself would only learn that by being fed the body.
     """
     old = connection._parser
     if old is not None:

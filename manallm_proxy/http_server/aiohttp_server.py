@@ -38,7 +38,7 @@ HEADER_LIMIT: Final = 100
 HEAD_FACTOR: Final = 4
 """Max bytes of a whole head, as a multiple of the max bytes of one line."""
 READ_BUFFER: Final = 125_000
-"""Bytes of a body twice which aiohttp holds before it is asked for: one read of the socket (uvloop: 256,000)."""
+"""aiohttp buffers twice as many bytes of a body before it is read: one read of the socket (uvloop: 256,000)."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 RESERVE: Final = 5000
@@ -46,7 +46,7 @@ RESERVE: Final = 5000
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Refusal = Callable[[ProxyError], tuple[str, bytes]]
-"""Reports a request that reached no handler; returns its new id and the body to answer with."""
+"""Reports a request that reached no handler; returns its new id and the response body."""
 
 
 def most_connections() -> int:
@@ -164,7 +164,7 @@ class _Connection(internals.OneTaskHandler):
     async def send_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """As aiohttp's, which would wait for ever for a client that does not read."""
+        """As aiohttp's, with a limit: that one waits for ever for a client that does not read."""
         if self.transport is None:
             return await super().send_response(request, resp, start_time)
         with stall_guard(self.transport, self._limits()):
@@ -174,7 +174,7 @@ class _Connection(internals.OneTaskHandler):
         self._loop.call_later(self._limits().write_timeout, transport.abort)
 
     def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.Response:
-        """The answer for `error`, after which the connection is closed."""
+        """The response for `error`, after which the connection is closed."""
         id_, body = self._refusal(error)
         headers = {"Server": "manallm-proxy", "X-Request-Id": id_}
         response = web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
@@ -189,7 +189,7 @@ class _Connection(internals.OneTaskHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer where no handler could give one; the connection is closed after it.
+        """The response for a request that no handler could answer; the connection is closed after it.
 
         Raises ConnectionError if an answer has begun already.
         """
@@ -235,7 +235,7 @@ class Server(web.Server):
             "max_headers": HEADER_LIMIT,
             "auto_decompress": False,
             "read_bufsize": READ_BUFFER,
-            "lingering_time": 1.0,  # seconds to drain a request body that was not read
+            "lingering_time": 1.0,  # max seconds to drain an unread request body
         }
         super().__init__(
             _unambiguous(handler),
@@ -248,7 +248,7 @@ class Server(web.Server):
 
 
 def _unambiguous(handler: Handler) -> Handler:
-    """Wraps `handler`: what `reject_ambiguous` refuses does not reach it."""
+    """Wraps `handler`: requests that `reject_ambiguous` refuses do not reach it."""
 
     async def refuse(request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
         connection = request.protocol

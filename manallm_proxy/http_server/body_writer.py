@@ -21,7 +21,7 @@ class _Guard:
     transport: asyncio.Transport
     write_timeout: float
     later: int
-    """Bytes that are to be written yet."""
+    """Bytes still to be written."""
     _progress: Progress
     _timer: asyncio.TimerHandle | None = None
 
@@ -38,7 +38,7 @@ class _Guard:
 
 
 class Limits(Protocol):
-    """``limits`` of the configuration, as far as they are about clients that read slowly; see `Pace`."""
+    """The part of the configuration's ``limits`` that concerns clients that read slowly; see `Pace`."""
 
     @property
     def write_timeout(self) -> float: ...
@@ -48,8 +48,8 @@ class Limits(Protocol):
 
 @contextmanager
 def stall_guard(transport: asyncio.Transport, limits: Limits, later: int = 0) -> Iterator[_Guard]:
-    """Meanwhile a client that reads too little for ``write_timeout`` seconds is cut off. `later`: bytes that are to be
-    written yet."""
+    """A context in which a client that reads too little for ``write_timeout`` seconds is cut off. `later`: bytes still
+    to be written."""
     progress = Progress(asyncio.get_running_loop().time(), limits.write_rate)
     guard = _Guard(transport, limits.write_timeout, later, progress)
     guard.watch()
@@ -78,6 +78,6 @@ async def write_json(request: web.BaseRequest, response: RawResponse, body: byte
                 for part in portion:
                     response.put(part, last=not guard.later)
                 await response.drain()
-                await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
+                await asyncio.sleep(0)  # a client that reads as fast as we write must not occupy the loop
     finally:
         transport.set_write_buffer_limits()

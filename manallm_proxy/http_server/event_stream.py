@@ -1,4 +1,4 @@
-"""Server-sent events that are ours alone, by aiohttp-sse. A model's stream has a writer of its own, for its speed."""
+"""Server-sent events of our own (the live feed), by aiohttp-sse. Models' streams use the faster `stream_writer`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Frames = Sequence[tuple[str, str, str]]
 async def send_events(
     request: web.BaseRequest, headers: Mapping[str, str], read: Callable[[], Awaitable[Frames | None]]
 ) -> web.StreamResponse:
-    """Sends what `read` brings until it brings None. A client that does not read in time is cut."""
-    sse = await asyncio.to_thread(import_module, "aiohttp_sse")  # with all of aiohttp.web, which nothing else needs
+    """Sends the events that `read` returns, until it returns None. A client that does not read in time is cut off."""
+    sse = await asyncio.to_thread(import_module, "aiohttp_sse")  # imports all of aiohttp.web, which nothing else needs
     response: EventSourceResponse = sse.EventSourceResponse(
         headers=headers, ping_interval=PING, send_timeout=SEND_TIMEOUT
     )

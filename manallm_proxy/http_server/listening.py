@@ -1,4 +1,4 @@
-"""The sockets on which one server accepts clients. aiohttp has the same, but only with its applications around it."""
+"""The listening sockets of one server. aiohttp has the same, but only together with its applications."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.http_server import web
 
 LAST_WORDS: Final = 1.0
-"""Seconds that requests have to end, once the server closes."""
+"""Max seconds for requests to end, once the server closes."""
 
 
 @define(eq=False)
@@ -33,7 +33,7 @@ class Runner:
         self._listening.append(await loop.create_unix_server(self.server, path, backlog=backlog))
 
     async def on_socket(self, bound: socket.socket, backlog: int) -> None:
-        """Listens on a socket that has its address. Raises OSError."""
+        """Listens on a bound socket. Raises OSError."""
         loop = asyncio.get_running_loop()
         await self._begin(await loop.create_server(self.server, sock=bound, backlog=backlog, start_serving=False))
 
@@ -52,18 +52,18 @@ class Runner:
 
     @property
     def addresses(self) -> list[Any]:
-        """Those of all sockets, as `socket.getsockname` gives them."""
+        """The addresses of all sockets, as `socket.getsockname` returns them."""
         return [each.getsockname() for server in self._listening for each in server.sockets]
 
     def stop_listening(self) -> None:
-        """Accepts nobody any more. Open connections stay."""
+        """Stops accepting connections. Open ones stay."""
         for server in self._listening:
             server.close()
         self._listening.clear()
 
     async def cleanup(self) -> None:
-        """Accepts nobody any more, and closes all connections."""
+        """Stops accepting connections, and closes the open ones."""
         self.stop_listening()
-        await asyncio.sleep(0)  # requests that have come begin, before connections without one are closed
+        await asyncio.sleep(0)  # lets requests that have arrived begin, before idle connections are closed
         self.server.pre_shutdown()
         await self.server.shutdown(LAST_WORDS)

@@ -1,8 +1,8 @@
 """A long request body, read from the socket straight into the `bytes` that it becomes.
 
-aiohttp's parser copies what it is fed, its stream holds the copies in a list, and to join them is one copy more. For a
-body of megabytes that is most of the proxy's work, since each copy is memory that is touched for the first time. Where
-its length is known, nothing in it has to be parsed: so the transport gets another protocol until the body is in.
+aiohttp's parser copies its input, its stream holds the copies in a list, and joining them is one more copy. For a body
+of megabytes that is most of the proxy's work, since each copy touches memory for the first time. If the length is
+known, nothing has to be parsed: the transport gets another protocol until the body is complete.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from manallm_proxy.http_server import web
 from manallm_proxy.http_server.aiohttp_internals import forget_body
 
 LEAST: Final = 64 * 1024
-"""Bytes above which a body is received in this way."""
+"""Min bytes of a body that is received in this way."""
 A_TURN: Final = 2**20
-"""Bytes that are received in one turn of the loop."""
+"""Max bytes received in one loop iteration."""
 _SINK: Final = bytearray(64 * 1024)
-"""For bytes that nobody wants any more."""
+"""Receives bytes that are no longer wanted."""
 
 
 def is_long(request: web.BaseRequest) -> bool:
@@ -30,11 +30,11 @@ def is_long(request: web.BaseRequest) -> bool:
 
 
 class LongBody(asyncio.BufferedProtocol):
-    """Must be made, and its `whole` awaited, without a turn of the loop between."""
+    """Receives one body. `whole` must be awaited in the same loop iteration in which this is made."""
 
     def __init__(self, request: web.BaseRequest, transport: asyncio.Transport, size: int) -> None:
         self.size = 0
-        """Bytes that have come."""
+        """Bytes received."""
         self._connection: RequestHandler = request.protocol
         self._payload = request.content
         self._transport = transport
@@ -42,13 +42,13 @@ class LongBody(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._begun = self._last = self._loop.time()
         self._turn = 0
-        """Bytes that have come in this turn of the loop."""
+        """Bytes received in this loop iteration."""
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._buffer = io.BytesIO(bytes(size))  # which is not copied: nothing else refers to it
         self._view: memoryview | None = self._buffer.getbuffer()
         self._piece = self._view[:0]
-        """Of it, what the transport reads into."""
+        """The part of the buffer that the transport reads into."""
         first = self._payload.read_nowait()
         self._view[: len(first)] = first
         self._count(len(first))
@@ -56,7 +56,7 @@ class LongBody(asyncio.BufferedProtocol):
             transport.set_protocol(self)
 
     async def whole(self, timeout: float, rate: int) -> bytes:
-        """The body. Raises TimeoutError if nothing comes for `timeout` seconds, or less than `rate` bytes a second."""
+        """The body. Raises TimeoutError if for `timeout` seconds nothing arrives, or less than `rate` bytes/s."""
         try:
             if self._left:
                 self._waiter = self._loop.create_future()
@@ -72,7 +72,7 @@ class LongBody(asyncio.BufferedProtocol):
                 self._timer.cancel()
 
     def _release(self) -> None:
-        """Nothing refers to the body's memory but `_buffer`: not even the traceback of a read that failed."""
+        """Drops all references to the body's memory but `_buffer`, even from the traceback of a failed read."""
         self._piece.release()
         self._view = None
 
@@ -84,7 +84,7 @@ class LongBody(asyncio.BufferedProtocol):
             self._waiter.set_exception(TimeoutError())
 
     def due(self, rate: int) -> float:
-        """Loop time up to which what has come satisfies `rate`, in bytes a second."""
+        """Loop time up to which the bytes received satisfy `rate`, in bytes per second."""
         return self._begun + self.size / rate
 
     def _count(self, number: int) -> None:
@@ -110,14 +110,14 @@ class LongBody(asyncio.BufferedProtocol):
                 self._waiter.set_result(None)
             return
         self._turn += nbytes
-        if self._turn >= A_TURN:  # others have theirs before more is read
+        if self._turn >= A_TURN:  # lets other connections run before more is read
             self._turn = 0
             self._transport.pause_reading()
             self._loop.call_soon(self._resume)
 
     def _let_go(self) -> None:
-        """uvloop's transport keeps its last buffered protocol (``findings/uvloop-last-buffered-protocol.sh``), which
-        shall hold no request."""
+        """Clears this object: uvloop's transport keeps a reference to its last buffered protocol
+        (``findings/uvloop-last-buffered-protocol.sh``)."""
         del self._connection, self._payload, self._transport
 
     def _resume(self) -> None:

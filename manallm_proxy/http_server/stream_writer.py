@@ -25,14 +25,14 @@ WRITE_HIGH_WATER: Final = 64 * 1024
 WRITE_LOW_WATER: Final = WRITE_HIGH_WATER // 4
 """What asyncio makes of it: up to here no transport is paused, so there is nothing to wait for."""
 PART_BYTES: Final = 256 * 1024
-"""More than this is written part by part, as the client reads: to copy 30 MB to a buffer would block the event loop."""
+"""More than this is written in parts, as the client reads: copying 30 MB to a buffer would block the event loop."""
 
 
 @define  # not frozen: there is one for each request
 class Pace:
-    """In seconds: between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
+    """Seconds between heartbeats on a silent stream (0: none), and until a client that does not read is cut off.
 
-    ``write_rate``: bytes a second that it must read where something waits for it.
+    ``write_rate``: bytes per second that it must read while data waits for it.
     """
 
     heartbeat: float
@@ -42,24 +42,24 @@ class Pace:
 
 @define
 class Progress:
-    """Whether a client reads what is written to it. ``since``: loop time of the last sign that it does."""
+    """Tracks whether a client reads what is written to it. ``since``: loop time of the last evidence."""
 
     since: float
     rate: float
-    """Least bytes a second."""
+    """Min bytes per second."""
     debt: float = 0.0
-    """Seconds by which the client was behind already."""
+    """Seconds by which the client was already behind schedule."""
     _backlog: int = 0
     _due: float = field(init=False)
-    """Loop time up to which what was read satisfies ``rate``."""
+    """Loop time up to which the bytes read satisfy ``rate``."""
 
     def __attrs_post_init__(self) -> None:
         self._due = self.since - self.debt
 
     def stalled_for(self, transport: asyncio.Transport, now: float, later: int = 0) -> float:
-        """Seconds since the transport's buffer was last seen to shrink, or that it is behind. `now`: loop time.
+        """Seconds since the transport's buffer last shrank, or by which the client is behind. `now`: loop time.
 
-        `later`: bytes that are to be written yet.
+        `later`: bytes still to be written.
         """
         backlog = transport.get_write_buffer_size() + later
         if backlog < self._backlog:
@@ -83,16 +83,16 @@ class StreamWriter:
     """Loop time at which the first event was sent."""
     _response: RawResponse | None = None
     _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop, repr=False)
-    """To ask for it takes a system call in Python 3.11."""
+    """Cached: in Python 3.11, getting the running loop takes a system call."""
     _ready: asyncio.Transport | None = None
     """The client's, where `try_write` may use it: from the first event to the last, while no other write is pending."""
     _is_chunked: bool = True
     _last_write: float = 0.0
     _writing: Progress | None = None
     _debt: float = 0.0
-    """See `Progress`: a client that is slow with each write is slow in all."""
+    """See `Progress`: carried over, so that a client that is slow in each write is slow overall."""
     _unsent: memoryview = memoryview(b"")
-    """The rest of an event that is written part by part; nothing else may be written before it."""
+    """The rest of an event that is being written in parts; nothing else may be written before it."""
     _timer: asyncio.TimerHandle | None = None
     _heartbeat_task: asyncio.Task[None] | None = None
 
@@ -153,7 +153,7 @@ class StreamWriter:
         self.heartbeat = bytes
 
     def close(self) -> None:
-        """Stops the timer, and forgets who writes heartbeats, which may hold much. Harmless when repeated."""
+        """Stops the timer, and drops the heartbeat function, which may hold much memory. Harmless when repeated."""
         self.stop_heartbeats()
         if self._timer is not None:
             self._timer.cancel()
@@ -174,7 +174,7 @@ class StreamWriter:
             while len(self._unsent) > PART_BYTES:
                 part, self._unsent = bytes(self._unsent[:PART_BYTES]), self._unsent[PART_BYTES:]
                 await self._put_part(part, counts=counts, last=False)
-                await asyncio.sleep(0)  # a client that reads as fast as we write would keep the loop
+                await asyncio.sleep(0)  # a client that reads as fast as we write must not occupy the loop
             data, self._unsent = bytes(self._unsent), memoryview(b"")
         await self._put_part(data, counts=counts, last=last)
 

@@ -1,7 +1,7 @@
 """All that we use of aiohttp's server: its requests, responses and how it serves them.
 
-From the modules that define them: ``aiohttp.web`` would bring a megabyte of applications, routes, files and WebSockets,
-which a proxy does not have.
+Imported from the modules that define them: ``aiohttp.web`` would add a megabyte of applications, routes, files and
+WebSockets, which a proxy does not need.
 """
 
 from __future__ import annotations

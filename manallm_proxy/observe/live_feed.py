@@ -42,7 +42,7 @@ OVERLAP: Final = 0.5
 """Seconds by which the order of events may differ between two workers. A reader that reconnects to another worker gets
 the events of this time again, under the same ids, rather than miss any."""
 QUEUE: Final = 1000
-"""Events that may wait for one reader."""
+"""Max events queued for one reader."""
 
 
 @frozen
@@ -74,7 +74,7 @@ def _is_up_to(id_: str, last_id: str) -> bool:
 
 
 def shaped(event: Event) -> tuple[Kind, Mapping[str, Any]] | None:
-    """What the feed shows of `event`: kind and data; None if it shows nothing."""
+    """Kind and data of `event` in the feed; None if the feed does not show it."""
     match event:
         case RequestBegun():
             return "request", _phase("begun", event.request_id, event.requested, event.alias, None)
@@ -151,12 +151,12 @@ class LiveFeed:
     """Whether another worker has readers."""
     readers: set[Reader] = field(factory=set)
     _listening: bool = False
-    """There are readers here, or there were less than `LINGER` seconds ago."""
+    """Whether there are readers here, or were less than `LINGER` seconds ago."""
     _ids: Ids = field(factory=Ids)
     _start: str = ""
     """An id for the moment before the first event of ``_kept``; empty once that event has made room for a later one."""
     _kept: deque[tuple[float, FeedEvent]] = field(factory=lambda: deque(maxlen=KEPT), repr=False)
-    """With the time at which each came here."""
+    """Events with the time at which each arrived here."""
     _linger: asyncio.TimerHandle | None = None
     _second: int = 0
     _shown: int = 0
@@ -164,7 +164,7 @@ class LiveFeed:
     _skipped: int = 0
 
     def __call__(self, event: Event) -> None:
-        if not (self._listening or self.elsewhere):  # without a call: every request comes by here
+        if not (self._listening or self.elsewhere):  # without a call, since this runs for every request
             return
         found = shaped(event) if self._within_rate(event) else None
         if found is not None:
@@ -187,7 +187,7 @@ class LiveFeed:
                 reader.put(event)
 
     def watch_elsewhere(self, on: bool) -> None:
-        """Learns whether another worker has readers."""
+        """Sets whether another worker has readers."""
         self.elsewhere = on
         self._changed()
 

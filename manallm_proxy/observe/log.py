@@ -51,7 +51,7 @@ RETRY: Final = 1.0
 _CLIENTS: Final = frozenset({"request_id", "requested"})
 """Fields whose text a client sent."""
 _FROM_OUTSIDE: Final = ("request_id", "requested", "target", "key", "error")
-"""Texts of a request's line that are not ours alone."""
+"""Fields of a request's line whose text does not come from us alone."""
 _COUNTED: Final = ("prompt_tokens", "completion_tokens")
 """Token counts, as a provider reported them."""
 _LARGE: Final = 2**53
@@ -73,7 +73,7 @@ def clean(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _is_from_outside(event: RequestEnded) -> bool:
-    """Whether anybody who can connect may cause it."""
+    """Whether anyone who can connect can cause `event`."""
     return event.endpoint == UNROUTED or event.error in UNAUTHENTICATED
 
 
@@ -181,11 +181,11 @@ class Logs:
         return self._json(level, line) if self.form.json else self._line(level, REQUEST, line.fields())
 
     def _json(self, level: Level, line: RequestLine) -> bytes:
-        """As `_line`, in a fourth of its time."""
+        """As `_line`, in a quarter of its time."""
         line.time, line.level, line.event = self._now(), level, REQUEST
         try:
             data = _encode(line)
-        except ValueError:  # half of a surrogate pair, a number of thousands of digits
+        except ValueError:  # a lone surrogate, or a number of thousands of digits
             data = b"\\"
         if not _is_fit(line, data):
             _make_fit(line)
@@ -272,7 +272,7 @@ class Logs:
 
 
 def _is_fit(line: RequestLine, data: bytes) -> bool:
-    """Whether no field of a line needs `_shown`: in its JSON, any odd character has made a backslash."""
+    """Whether no field of a line needs `_shown`: any special character would show as a backslash in its JSON."""
     prompt, completion = line.prompt_tokens, line.completion_tokens
     return (
         len(data) <= FIELD_LIMIT
@@ -287,7 +287,7 @@ def _is_fit(line: RequestLine, data: bytes) -> bool:
 
 
 def _make_fit(line: RequestLine) -> None:
-    """Replaces each field that is not ours alone by what `_shown` makes of it."""
+    """Applies `_shown` to each field whose text does not come from us alone."""
     for name in _FROM_OUTSIDE:
         setattr(line, name, _shown(name, getattr(line, name)))
     for name in _COUNTED:

@@ -151,7 +151,7 @@ def request_level(event: RequestEnded) -> Level:
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
-    """The line of a request: one is written for each, so it has no dict on its way."""
+    """The line of a request. There is one for each request, so it is made without a dict."""
 
     time: str = ""
     level: str = ""
@@ -177,7 +177,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     cost_usd: float | None = None
     cache: str | None = None
     suppressed: int | None = None
-    """Lines of strangers that were left out before this one."""
+    """Number of lines about unauthenticated requests suppressed before this one."""
 
     def fields(self) -> dict[str, Any]:
         """Without time, level and event, which every line has."""
@@ -185,7 +185,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
 
 
 def request_line(event: RequestEnded) -> RequestLine:
-    """Its texts are as they came: not fit to be written yet."""
+    """The line of `event`, with its texts still unescaped."""
     first = event.to_first_byte
     line = RequestLine(
         request_id=event.request_id,
@@ -216,7 +216,7 @@ def request_line(event: RequestEnded) -> RequestLine:
 
 
 def _tenths(seconds: float) -> float:
-    """Milliseconds with one decimal; `round` takes a microsecond for it. What is no number of seconds stays none."""
+    """Milliseconds with one decimal, since `round` takes a microsecond. None and non-numbers are returned unchanged."""
     try:
         return int(seconds * 10_000 + 0.5) / 10
     except (OverflowError, ValueError):

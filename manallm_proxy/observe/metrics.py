@@ -56,7 +56,7 @@ from manallm_proxy.observe.served_series import Kind, ServedSeries, kind_of
 
 PREFIX: Final = "mana_llm_"
 MODELS_LIMIT: Final = 500
-"""Number of targets with labels of their own above which only the configuration adds more."""
+"""Max targets with labels of their own; above that, only the configuration adds more."""
 OTHER: Final = "other"
 SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 RATES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 500.0)
@@ -115,7 +115,7 @@ class Metrics:
     _counters: dict[str, CounterFamily] = field(factory=dict)
     _histograms: dict[str, HistogramFamily] = field(factory=dict)
     _served: dict[Kind, ServedSeries] = field(factory=dict)
-    """Of served requests, which nearly all are; bounded by the configuration and MODELS_LIMIT, and by SERIES_LIMIT."""
+    """Series of served requests; bounded by the configuration and MODELS_LIMIT, and by SERIES_LIMIT."""
 
     def __attrs_post_init__(self) -> None:
         for name, doc, *labels in _COUNTERS:
@@ -305,7 +305,7 @@ class Metrics:
 
 
 def _is_plain(event: RequestEnded) -> bool:
-    """Whether it counts in no other series than those of its kind."""
+    """Whether `event` counts only in the series of its kind."""
     if event.key is not None or event.cache is not None or event.error is not None:
         return False
     prompt, completion = event.prompt_tokens, event.completion_tokens

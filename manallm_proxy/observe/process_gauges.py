@@ -1,4 +1,4 @@
-"""``process_*`` under Prometheus' standard names: what the system tells of this process."""
+"""The system's figures of this process, under Prometheus' standard names ``process_*``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The last requests and their attempts, in bounded memory. Never a prompt, never an answer.
 
-While nobody asks, a request costs one append: what is kept is the event, which becomes JSON when somebody reads it.
+A request costs one append: the event itself is stored, and becomes JSON only when it is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import MODEL_LIMIT
 
 KEPT: Final = 1000
-"""Requests."""
+"""Max requests stored."""
 
 
 @define(eq=False)
@@ -36,26 +36,26 @@ class RequestLog:
             self._kept.append((self.clock(), event))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All that is kept, the latest first, each with its attempts."""
+        """All stored requests, newest first, each with its attempts."""
         return [_whole(at, event) for at, event in reversed(self._kept)]
 
     def find(self, request_id: str) -> dict[str, Any] | None:
-        """The latest of this id, which a client may have given twice."""
+        """The newest request with this id, which a client may have used twice."""
         return next((_whole(at, event) for at, event in reversed(self._kept) if event.request_id == request_id), None)
 
 
 def is_for_a_model(event: RequestEnded) -> bool:
-    """Whether it came to a door. Other requests are of no target, and a port scan would push out those that are."""
+    """Whether it was a request to a door. Others have no target, and a port scan would evict those that have."""
     return event.endpoint != UNROUTED and not event.endpoint.startswith("/")
 
 
 def legible(text: str) -> str:
-    """A name from a client, as far as it can be shown: bounded, and without halves of characters."""
+    """A name from a client in a form that can be shown: bounded, and without lone surrogates."""
     return text[:MODEL_LIMIT].encode("utf-8", "replace").decode()
 
 
 def target_of(event: RequestEnded) -> str | None:
-    """The target that answered, or whose failure the client was told."""
+    """The target that answered, or whose failure was reported to the client."""
     return f"{event.provider}/{event.model}" if event.provider is not None else None
 
 
@@ -89,7 +89,7 @@ def summary(ended_at: float, event: RequestEnded) -> dict[str, Any]:
 
 
 def _attempts(event: RequestEnded) -> list[dict[str, Any]]:
-    """Those that the walk moved on from, then the one at which it ended."""
+    """The attempts that the walk moved on from, then the one at which it ended."""
     lines = [_attempt(line, event.started) for line in event.log]
     if event.last is not None and event.last_at is not None:
         ends = event.started + event.duration

@@ -1,4 +1,4 @@
-"""The series of one kind of request, found once: what a served request counts without building a label."""
+"""Caches the metric series of each kind of served request, so that counting one builds no labels."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ Kind = tuple[str, int, str | None, str | None, str | None, bool]
 
 
 def kind_of(event: RequestEnded) -> Kind:
-    """Requests of one kind count in the same series."""
+    """The key of `event`: requests of one kind count in the same series."""
     return event.endpoint, event.status, event.provider, event.model, event.alias, event.streaming
 
 
 @define(eq=False)
 class ServedSeries:
-    """``counters``: families' numbers, with the labels that grow by one; ``pair``: provider and model as labels."""
+    """``counters``: values of families, with the labels to increment; ``pair``: provider and model as labels."""
 
     counters: tuple[tuple[dict[Labels, float], Labels], ...]
     bounds: tuple[float, ...]
-    """Those of all that follow."""
+    """Bucket bounds of the following histograms."""
     durations: tuple[tuple[list[int], dict[Labels, float], Labels], ...]
-    """Of each histogram: the counts of its series, the sums of all, and the labels."""
+    """For each histogram: the counts of its series, the sums of all, and the labels."""
     first_bytes: HistogramFamily
     tokens: dict[Labels, float]
     pair: tuple[str, str]
 
     def count(self, event: RequestEnded) -> None:
-        """One more. Its tokens have been found to be some."""
+        """Counts one request. Its token counts must have been checked."""
         for numbers, labels in self.counters:
             numbers[labels] += 1
         duration = event.duration

@@ -1,7 +1,7 @@
-"""How much structure a request may have, told from its bytes before anything is made of them.
+"""Limits on the structure of a request, checked on its bytes before any object is created.
 
-What is bounded by bytes alone is not bounded: 32 MiB hold ten million empty lists, and an object for each of them
-stops everybody else for seconds. So the structure is counted first, slice by slice, and counting ends at the bound.
+A limit on bytes alone is not enough: 32 MiB hold ten million empty lists, and creating an object for each of them
+blocks all other requests for seconds. So the structure is counted first, in slices, and counting stops at the limit.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from manallm_proxy.openai.json_object import DecodeErrors
 from manallm_proxy.openai.long_values import MOST
 
 _SLICE: Final = 32 * 1024
-"""Bytes that are looked at in one go: no call into C holds the interpreter for long."""
+"""Bytes scanned per call, so that no call into C holds the GIL for long."""
 _COUNTABLE: Final = 256 * 1024
-"""Bytes of which one character may be counted at once, and which may be parsed at once."""
+"""Max bytes in which one call may count a character, and which one call may parse."""
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _FEW: Final = 32
-"""Times that a character is looked for one by one."""
+"""Max occurrences of a character that are searched one by one."""
 _AT_ONCE: Final = 120_000
-"""Commas of a body up to which its lists may be taken apart at once."""
+"""Max commas of a body whose lists may be split in one call."""
 _STRUCTURE: Final = b"{}[]:,"
 _ANYTHING_ELSE: Final = bytes(set(range(256)) - set(_STRUCTURE))
 
 
 class Bounds(Protocol):
-    """``limits`` of the configuration, as far as they are about structure."""
+    """The part of the configuration's ``limits`` that concerns structure."""
 
     @property
     def keys(self) -> int: ...
@@ -49,9 +49,9 @@ class Bounds(Protocol):
 
 
 class TooMuch(Exception):
-    """More of something than the bounds allow; the message completes "the request" or "the answer".
+    """A limit is exceeded; the message completes "the request" or "the answer".
 
-    ``key``: of the configuration, which raises the bound.
+    ``key``: the configuration key that raises the limit.
     """
 
     def __init__(self, what: str, key: str) -> None:
@@ -60,13 +60,13 @@ class TooMuch(Exception):
 
 
 class NeedsFullScan(Exception):
-    """What has to be looked at takes milliseconds: that belongs in a thread."""
+    """The check would take milliseconds, so it must run in a thread."""
 
 
 def count_by_characters(body: bytes, bounds: Bounds) -> tuple[int, bool]:
-    """As `check_structure` where it is enough to count characters: its answer, and whether that was enough."""
+    """`check_structure` by counting characters only: the result, and whether that was conclusive."""
     size = len(body)
-    if size <= 6 * bounds.keys:  # short, as most are: the same in one look
+    if size <= 6 * bounds.keys:  # the common case: short
         opened = 2 * size - len(body.replace(b"{", b"")) - len(body.replace(b"[", b""))
         if opened <= bounds.depth and opened <= bounds.messages and opened <= bounds.parts and size <= bounds.elements:
             return opened, True
@@ -82,9 +82,9 @@ def count_by_characters(body: bytes, bounds: Bounds) -> tuple[int, bool]:
 
 
 def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most: int = sys.maxsize) -> int | None:
-    """As `check_structure`, where the lengths of members tell enough; None: only to walk through `body` can tell.
+    """`check_structure` by the lengths of members; None: inconclusive, so that a walk through `body` is needed.
 
-    `short`: where it is known. Raises NeedsFullScan for more than `most` of them, which each take a microsecond.
+    `short`: the short form, if known. Raises NeedsFullScan for more than `most` members, of a microsecond each.
     """
     size = len(body)
     if size > MOST:
@@ -102,9 +102,9 @@ def count_by_members(body: bytes, short: Shortened | None, bounds: Bounds, most:
 
 
 def check_structure(body: bytes, bounds: Bounds) -> int:
-    """How many objects and lists a body has, which may be broken JSON; a few more where braces stand in its texts.
+    """The number of objects and lists in a body, which may be broken JSON; slightly too high if its texts hold braces.
 
-    Raises InvalidRequest for more of something than `bounds` allow.
+    Raises InvalidRequest if a limit of `bounds` is exceeded.
     """
     try:
         return count_structure(body, bounds, "limits")
@@ -113,7 +113,7 @@ def check_structure(body: bytes, bounds: Bounds) -> int:
 
 
 def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
-    """As `check_structure`. Raises TooMuch; `section` of the configuration has the bounds."""
+    """As `check_structure`, but raises TooMuch. `section`: the section of the configuration that has the limits."""
     opened, sure = count_by_characters(body, bounds)
     if not sure and len(body) <= _COUNTABLE and (found := count_by_members(body, None, bounds)) is not None:
         opened, sure = found, True
@@ -126,15 +126,15 @@ def count_structure(body: bytes, bounds: Bounds, section: str) -> int:
 
 
 def _number_of(character: bytes, text: bytes, enough: int = sys.maxsize) -> int:
-    """To delete what is rare takes a twentieth of the time that `bytes.count` takes (CPython 3.11).
+    """Occurrences of `character`. Deleting a rare one takes a twentieth of the time of `bytes.count` (CPython 3.11).
 
-    Above `enough` it does not count on.
+    Stops counting above `enough`.
     """
     size = len(text)
     if size <= _SLICE:
         return size - len(text.replace(character, b""))
     number, at = 0, text.find(character)
-    while at >= 0 and number < _FEW:  # what is very rare: at the speed of memory, and without a copy
+    while at >= 0 and number < _FEW:  # very rare: at memory speed, and without a copy
         number, at = number + 1, text.find(character, at + 1)
     for start in range(at, size, _SLICE) if at >= 0 else ():
         piece = text[start : start + _SLICE]
@@ -145,12 +145,12 @@ def _number_of(character: bytes, text: bytes, enough: int = sys.maxsize) -> int:
 
 
 def _opened(text: bytes, enough: int = sys.maxsize) -> int:
-    """Braces and brackets that open, those in strings included."""
+    """Number of opening braces and brackets, including those in strings."""
     return _number_of(b"{", text, enough) + _number_of(b"[", text, enough)
 
 
 def _opened_in_long(short: Shortened, bounds: Bounds, most: int) -> int | None:
-    """What is left without the few long values is counted exactly; of these, members that are short cannot be deep."""
+    """Counts the short rest exactly; in the long values, short members cannot be deeply nested."""
     try:
         lists = [_LIST.decode(each.value) for each in short.values if _starts(each.value, b"[")]
         _refuse_many(lists, most)
@@ -164,7 +164,7 @@ def _opened_in_long(short: Shortened, bounds: Bounds, most: int) -> int | None:
 
 
 def _opened_in_all(values: Iterable[msgspec.Raw], depth: int, opened: int = 0) -> int | None:
-    """`opened`, and what opens in `values`, at most; None where one may be nested deeper than `depth`."""
+    """`opened` plus an upper bound for `values`; None if one may be nested deeper than `depth`."""
     for value in values:
         if len(value) <= 2 * depth:
             opened += len(value) // 2
@@ -190,7 +190,7 @@ def _refuse_many(lists: list[list[msgspec.Raw]], most: int) -> None:
 
 
 def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
-    """As `_opened_in_long`, for whatever keys there are."""
+    """As `_opened_in_long`, for all keys."""
     try:
         values = _OBJECT.decode(body)
         texts = [bytes(value) for value in values.values()]
@@ -201,7 +201,7 @@ def _opened_in_members(body: bytes, bounds: Bounds, most: int) -> int | None:
     if len(values) > bounds.keys or sum(map(len, lists)) > bounds.messages:
         return None
     opened = _opened(body)
-    if sum(map(_opened, texts)) + 1 != opened:  # a key was given twice, or has a brace
+    if sum(map(_opened, texts)) + 1 != opened:  # a duplicate key, or one with a brace
         return None
     members = [bytes(member) for each in lists for member in each]
     members += [text for text in texts if text[:1] != b"["]
@@ -216,7 +216,7 @@ def _structure(body: bytes) -> Iterator[bytes]:
         half = b""
         if b"\\" in piece:
             plain = piece.rstrip(b"\\")
-            half = b"\\" * ((len(piece) - len(plain)) % 2)  # what it escapes is in the next slice
+            half = b"\\" * ((len(piece) - len(plain)) % 2)  # the character that it escapes is in the next slice
             piece = plain.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = piece.split(b'"')
         yield b"".join(pieces[inside::2]).translate(None, _ANYTHING_ELSE)
@@ -225,7 +225,7 @@ def _structure(body: bytes) -> Iterator[bytes]:
 
 @define
 class _Count:
-    """What has been seen of one body."""
+    """Running counts for one body."""
 
     _bounds: Bounds
     _section: str
@@ -235,7 +235,7 @@ class _Count:
     _messages: int = 0
     _depth: int = 0
     _in_list: bool = False
-    """The value at the top that is being read is a list."""
+    """Whether the current top-level value is a list."""
 
     def add(self, structure: bytes) -> None:
         bounds = self._bounds
@@ -255,7 +255,7 @@ class _Count:
             raise TooMuch(f"has more than {bound} {what}", f"{self._section}.{key}")
 
     def _walk(self, structure: bytes) -> int:
-        """Follows the nesting; the deepest level."""
+        """Follows the nesting. Returns the deepest level."""
         depth = deepest = self._depth
         for byte in structure:
             if byte == 0x3A:  # a colon

@@ -1,6 +1,6 @@
-"""A tool call's arguments as they come, in pieces: where they end, and what begins another call.
+"""A tool call's arguments as they arrive in pieces: detects their end, and the beginning of another call.
 
-Each piece is looked at once. To decode all of them again at each would take the square of their length.
+Each piece is scanned once. Decoding all of them again for each piece would take quadratic time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IN_STRING: Final = re.compile(r'["\\]')
 
 @define(eq=False)
 class ObjectEnd:
-    """Looks for the end of a JSON object whose text comes in pieces. Brackets of either kind close each other."""
+    """Finds the end of a JSON object whose text arrives in pieces. The kinds of brackets are not distinguished."""
 
     _depth: int = 0
     _in_string: bool = False
@@ -29,7 +29,7 @@ class ObjectEnd:
     """The next character is escaped: the last piece ended with a backslash."""
 
     def find(self, piece: str) -> int | None:
-        """The index in `piece`, the next one, after the object's last bracket; None: the object goes on."""
+        """The index in `piece`, the next one, just after the object's last bracket; None: the object goes on."""
         if not piece:
             return None
         at, self._escaped = int(self._escaped), False
@@ -52,13 +52,13 @@ class ObjectEnd:
 
 @define(eq=False)
 class Arguments:
-    """The arguments of one call, as far as they have come."""
+    """The arguments of one call, as received so far."""
 
     pieces: list[str] = field(factory=list, repr=False)
     """JSON text."""
     _end: ObjectEnd = field(factory=ObjectEnd)
     _looked_at: int = 0
-    """How many of the pieces."""
+    """Number of pieces scanned."""
     _is_object: bool | None = None
     """None: no object has ended yet."""
 
@@ -68,7 +68,7 @@ class Arguments:
 
     @property
     def are_whole(self) -> bool:
-        """Whether the pieces by now are one whole JSON object."""
+        """Whether the pieces so far make one complete JSON object."""
         while self._looked_at < len(self.pieces):
             piece = self.pieces[self._looked_at]
             self._looked_at += 1
@@ -82,8 +82,8 @@ class Arguments:
 def begins_another(part: ToolCall, id_: str, arguments: Arguments) -> bool:
     """Whether `part` begins another call than the one with `id_` and `arguments`, which has the same index.
 
-    Some servers give all calls index 0, others repeat the name in each part: a name with another id begins a call, once
-    the arguments before it are whole.
+    Some servers give all calls index 0, others repeat the name in each part: so a name with another id begins a call
+    only if the arguments before it are complete.
     """
     return bool(part.name) and part.id != id_ and arguments.are_whole
 

@@ -1,7 +1,7 @@
-"""From places in a chat that a door made to places in the client's own request.
+"""Maps paths in a chat that a door made to paths in the client's own request.
 
-A provider's dialect refuses what it cannot say by its place in the chat (``messages[2].content[1].image_url.url``). A
-client of another API has never seen that: there it may be ``input[3].content[0]``.
+A provider's dialect names what it cannot express by its path in the chat (``messages[2].content[1].image_url.url``). A
+client of another API has never seen that path: in its request it may be ``input[3].content[0]``.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _MESSAGE: Final = re.compile(
     r"messages\[(?P<n>\d{1,9})\](?:\.content\[(?P<part>\d{1,9})\]|\.tool_calls\[(?P<call>\d{1,9})\])?"
     r"(?:\.\w+|\[\d+\])*"
 )
-"""Numbers have a length: the text may be a provider's."""
+"""The number of digits is limited, since the text may be a provider's."""
 _FIELD: Final = re.compile(r"(\w+)(?:\.\w+|\[\d+\])*")
 
 
 @define
 class Origins:
-    """Where the messages of a chat came from.
+    """The origin of each message of a chat.
 
-    Plain strings, and tuples of them: a history has thousands, and every object that can refer to others costs each
-    collection of garbage its time, in which nobody is served.
+    Plain strings, and tuples of them: a history has thousands, and every container object would slow down each garbage
+    collection, which blocks all requests.
     """
 
     paths: list[str] = field(factory=list)
-    """Of each message."""
+    """The client's path of each message."""
     parts: dict[int, tuple[str, ...]] = field(factory=dict)
-    """By message: of each part of its content, if it has parts that stand apart."""
+    """By message: the path of each part of its content, if the parts have paths of their own."""
     calls: dict[int, tuple[str, ...]] = field(factory=dict)
-    """By message: of each of its tool calls."""
+    """By message: the path of each of its tool calls."""
 
     def add(self, path: str, parts: tuple[str, ...] = (), calls: tuple[str, ...] = ()) -> None:
-        """The next message."""
+        """Adds the next message."""
         if parts:
             self.parts[len(self.paths)] = parts
         if calls:
@@ -49,7 +49,7 @@ class Origins:
 
 @define
 class HistoryPaths:
-    """Places in a list before whose items `before` others were put, which came from the request's field `field_`."""
+    """Paths in a list to which the items `before` were prepended, which came from the request's field `field_`."""
 
     root: str
     before: int
@@ -69,14 +69,14 @@ class HistoryPaths:
 
 @define
 class CallerPaths:
-    """``root``: what the client calls all messages. ``fields``: its names of other fields, where they differ."""
+    """``root``: the client's name for all messages. ``fields``: its names of other fields, if they differ."""
 
     root: str
     origins: Origins
     fields: Mapping[str, str] = field(factory=dict)
 
     def path(self, param: str) -> str:
-        """The client's path for one in the chat: as far in as it is known, and without an index where none is."""
+        """The client's path for a path in the chat, as far as it is known."""
         if param == "messages":
             return self.root
         match = _MESSAGE.fullmatch(param)
@@ -86,7 +86,7 @@ class CallerPaths:
         return self.fields.get(named[1], param) if named is not None else param
 
     def translate_error(self, error: ProxyError) -> None:
-        """Puts the client's path into ``param``, and into the message where it names that or a message."""
+        """Puts the client's path into ``error.param``, and into the message where it names a path."""
         param = error.param
         if param is not None:
             error.param = self.path(param)

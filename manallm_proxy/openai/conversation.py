@@ -1,4 +1,4 @@
-"""What the requests of one conversation have in common: its beginning, by which ``sticky`` tiers recognise it."""
+"""The common beginning of all requests of one conversation, by which ``sticky`` tiers recognise it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors
 
 PREFIX: Final = 4096
-"""Max bytes of a beginning: enough to tell conversations apart."""
+"""Max bytes of a beginning: enough to distinguish conversations."""
 PARSED: Final = 2**20
 """Max bytes of messages that are parsed; of longer ones the first ``PREFIX`` bytes are used."""
 
@@ -24,7 +24,7 @@ _MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 def conversation_prefix(call: Call) -> bytes:
-    """The messages up to the first of a user, or the beginning of the prompt: what a provider's prompt cache reuses."""
+    """The messages up to the first user message, or the beginning of the prompt: what a prompt cache can reuse."""
     for key in ("messages", "input", "prompt"):
         if (span := call.summary.spans.get(key)) is not None:
             value = memoryview(call.body)[span[0] : span[1]]

@@ -1,4 +1,4 @@
-"""Frees what is large piece by piece.
+"""Frees large object graphs in small pieces.
 
 When the last reference to a list of a hundred thousand objects goes, all of them are freed at once, and nothing else
 runs for tens of milliseconds, in whichever thread that is. So it is with long bytes and texts: a megabyte takes the
@@ -32,17 +32,17 @@ _SIZES: Final[dict[type, int]] = {bytes: getsizeof(b""), str: getsizeof("")}
 
 
 def _popped(things: list[Any]) -> tuple[Any, int]:
-    """The last of `things`, and how many references there are to it, as `getrefcount` counts them here."""
+    """Removes the last of `things`; returns it with its reference count, as `getrefcount` counts it here."""
     thing = things.pop()
     return thing, getrefcount(thing)
 
 
 _OURS: Final = _popped([object()])[1]
-"""For what nobody else holds. Python 3.14 counts one less than those before it."""
+"""The count for an object that nothing else refers to. Python 3.14 counts one less than earlier versions."""
 
 
 def free_in_pieces(things: list[Any]) -> None:
-    """Frees `things`, which is empty afterwards, and what only they hold. What others hold, too, is left to them."""
+    """Empties `things` and frees what only they refer to. Objects with other references are left alone."""
     while things:
         thing, references = _popped(things)
         if references > _OURS:
@@ -92,7 +92,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 class _Later(threading.local):
-    """What `free_later` was given in this thread; None: it is not in `run_then_free`."""
+    """The arguments of `free_later` in this thread; None: outside of `run_then_free`."""
 
     things: list[Any] | None = None
 
@@ -101,16 +101,16 @@ _later: Final = _Later()
 
 
 def free_later(*things: Any) -> None:
-    """Holds `things` until the work of `run_then_free` that this is part of is done, to free them piece by piece then.
+    """Holds `things` until the enclosing `run_then_free` has finished its work, and then frees them in pieces.
 
-    Elsewhere it does nothing.
+    Does nothing outside of `run_then_free`.
     """
     if _later.things is not None:
         _later.things += things
 
 
 def free_failure_later(error: ProxyError) -> None:
-    """What the frames that `error` came through hold is kept for later, and `error` forgets them."""
+    """Defers freeing the locals of all frames in the traceback of `error`, and clears the traceback."""
     if _later.things is None:
         return
     links: list[BaseException | None] = [error, error.__context__, error.__cause__]
@@ -122,7 +122,7 @@ def free_failure_later(error: ProxyError) -> None:
 
 
 def run_then_free(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """The result of `function`. What it passed to `free_later` is freed afterwards."""
+    """The result of `function`. Frees in pieces what it passed to `free_later`."""
     before, _later.things = _later.things, []
     try:
         return function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""OpenAI's error envelope: written with members of our own, and recognised in what others send."""
+"""OpenAI's error envelope: written with additional members, and recognised in others' answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error_body(error: ProxyError) -> bytes:
 
 
 def is_error_value(error: object) -> bool:
-    """Whether the value of an ``error`` key reports one: some servers send it empty with every good answer."""
+    """Whether the value of an ``error`` key reports an error: some servers send an empty one with every good answer."""
     if isinstance(error, dict):
         return any(value not in (None, "", 0, False) and value != {} and value != [] for value in error.values())
     return bool(error)

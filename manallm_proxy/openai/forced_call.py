@@ -1,7 +1,7 @@
 """Forced tool calls (``tool_choice: required`` or a function) for servers that cannot force one themselves.
 
-The call is requested as structured output: the schema allows nothing but one of the calls, and what the model writes is
-passed on as a call, piece by piece as it comes.
+The call is requested as structured output: the schema allows only one of the calls, and the model's text is forwarded
+as a call, piece by piece as it arrives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from manallm_proxy.openai.request_fields import Fields, decoded, required
 from manallm_proxy.openai.tool_choice import function_tools, tool_choice
 
 HEAD_LIMIT: Final = 4096
-"""Characters within which the name of the tool must have come."""
+"""The tool's name must appear within this many characters."""
 _HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _NOT_FORCED: Final = frozenset({b'"auto"', b'"none"', b"null"})
 _REPLACED: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
@@ -29,7 +29,7 @@ _DEFINITIONS: Final = ("$defs", "definitions")
 
 
 def is_forced(call: Call) -> bool:
-    """Whether a chat request demands a call, as far as its ``tool_choice`` shows without a closer look."""
+    """Whether a chat request may demand a call, by a quick check of its ``tool_choice``."""
     span = call.summary.spans.get("tool_choice")
     if span is None:
         return False
@@ -38,7 +38,7 @@ def is_forced(call: Call) -> bool:
 
 
 def schema_of_calls(tools: list[Fields]) -> Fields:
-    """The JSON schema of one call of one of `tools` (see `function_tools`): its name first, then its arguments."""
+    """The JSON schema of a call of one of `tools` (see `function_tools`): its name, then its arguments."""
     definitions: Fields = {}
     calls: list[Fields] = []
     for n, tool in enumerate(tools):
@@ -52,9 +52,9 @@ def schema_of_calls(tools: list[Fields]) -> Fields:
 
 
 def as_structured_output(call: Call, model: str, asks_usage: bool) -> bytes:
-    """A forced call's request for an OpenAI-compatible server: its tools are told in words, and are the format.
+    """A forced call's request for an OpenAI-compatible server: tools are described in the prompt, and form the format.
 
-    Not as ``tools``: llama-server refuses a format beside them.
+    They are not sent as ``tools``, since llama-server refuses a format in combination with tools.
     """
     asked = decoded(call.body)
     allowed = tool_choice(asked).allowed(function_tools(asked))
@@ -96,20 +96,20 @@ def _hoisted(schema: Any, prefix: str, definitions: Fields) -> Any:
 
 @define
 class CallReader:
-    """Text of one choice in, parts of its one call out. It comes as the schema says, or the model ignored it."""
+    """Turns the text of one choice into the parts of its one call, if the text follows the schema."""
 
     _held: str = ""
     """Text before the arguments."""
     _begun: bool = False
     _end: ObjectEnd = field(factory=ObjectEnd)
-    """Of the arguments."""
+    """Finds the end of the arguments."""
     _ended: bool = False
 
     def read(self, delta: Delta) -> Delta:
-        """`delta` with its text as a part of the call. Raises BadResponse where it is none."""
+        """`delta` with its text as a part of the call. Raises BadResponse if the text does not follow the schema."""
         if isinstance(delta, Texts):
             delta = delta.plain()
-        if delta.tool_calls:  # the server has made a call of it by itself
+        if delta.tool_calls:  # the server has turned it into a call itself
             self._begun = self._ended = True
             return evolve(delta, content="")
         calls = self._parts(delta.content) if delta.content else ()

@@ -1,8 +1,8 @@
-"""Long bytes and texts put together from many parts, in short calls: none of them copies more than a part.
+"""Joins many parts to long bytes or texts, in short calls that each copy at most one part.
 
-``b"".join`` and ``"".join`` copy all in one call, into memory that is touched for the first time, which costs more than
-the copy: the event loop waits a millisecond for each megabyte, in whichever thread that is. What grows instead moves
-its pages, and copies nothing.
+``b"".join`` and ``"".join`` copy everything in one call, into memory that is touched for the first time, which costs
+more than the copy: the event loop waits a millisecond per megabyte, in whichever thread that is. A growing buffer is
+remapped by the system instead, without a copy.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SMALL: Final = 2**20
 PART: Final = 64 * 1024
 """Bytes of one call."""
 _WIDTHS: Final = (0x7F, 0xFF, 0xFFFF, 0x10FFFF)
-"""The largest characters of the four ways in which CPython keeps a string (PEP 393)."""
+"""The largest characters of CPython's four string representations (PEP 393)."""
 
 Part = bytes | bytearray | memoryview
 
 
 @define(eq=False)
 class Growing:
-    """Bytes that grow by parts, and become one `bytes` in the end, without a copy of all."""
+    """Bytes that grow by parts, and finally become one `bytes` without another copy."""
 
     _buffer: io.BytesIO = field(factory=io.BytesIO, repr=False)
     _group: list[Part] = field(factory=list, repr=False)
-    """Small ones, which are added together."""
+    """Small parts, which are added together."""
     _size: int = 0
-    """Of these."""
+    """Bytes of ``_group``."""
 
     def add(self, part: Part) -> None:
         self._group.append(part)
@@ -44,10 +44,10 @@ class Growing:
             self._flush()
 
     def take(self) -> bytes:
-        """All of them, once; then there are none."""
+        """All bytes. Leaves this empty."""
         if self._buffer.tell():
             self._flush()
-            joined = self._buffer.getvalue()  # which is the buffer itself
+            joined = self._buffer.getvalue()  # the buffer itself, not a copy
             self._buffer = io.BytesIO()
         else:
             joined = b"".join(self._group)
@@ -75,7 +75,7 @@ def joined_bytes(parts: Iterable[Part]) -> bytes:
 
 
 def joined_text(parts: list[str]) -> str:
-    """As ``"".join``; where they are long, `parts` is empty afterwards, so that nothing is held twice."""
+    """As ``"".join``. Empties `parts` if they are long, so that nothing is held twice."""
     size = sum(map(len, parts))
     if size <= SMALL:
         return "".join(parts)
@@ -101,12 +101,12 @@ def tail_of(text: str, start: int) -> str:
 
 
 def joined_ascii(size: int, parts: Iterator[str]) -> str:
-    """As ``"".join`` of `parts`, which are ASCII and have `size` characters in all; none of them is kept."""
+    """As ``"".join`` of `parts`, which are ASCII and have `size` characters in total. Keeps no part."""
     return "".join(parts) if size <= SMALL else _filled(size, _WIDTHS[0], parts)
 
 
 def _filled(size: int, width: int, parts: Iterator[str]) -> str:
-    """`width`: of the widest."""
+    """A new string of `size` characters, filled with `parts`. `width`: of the widest part, one of `_WIDTHS`."""
     api = _api()
     if api is None:
         return "".join(parts)
@@ -124,8 +124,7 @@ def _filled(size: int, width: int, parts: Iterator[str]) -> str:
 
 
 def _width(part: str) -> int:
-    """The smallest of `_WIDTHS` that all characters fit into: told by encoding slices of it, each up to the first that
-    does not."""
+    """The smallest of `_WIDTHS` that fits all characters, found by encoding slices."""
     if part.isascii():
         return _WIDTHS[0]
     widest = 1
@@ -148,9 +147,9 @@ def _is_latin(piece: str) -> bool:
 
 @cache
 def _api() -> Any:
-    """Three functions of CPython's C API (unicode.rst), by which a new string is filled; None: it has none.
+    """Three functions of CPython's C API (unicode.rst) that fill a new string; None if the interpreter has none.
 
-    The string is an address until it is full: a string that is referred to twice may not be changed.
+    The string is handled as an address until it is full, since a string with two references must not be changed.
     """
     try:
         api = ctypes.PyDLL(None)

@@ -1,6 +1,6 @@
-"""One JSON object, parsed only as far as we need: its top-level values stay bytes, with the position of each.
+"""Parses a JSON object only as far as needed: its top-level values stay bytes, each with its position.
 
-So a relay can replace one value and leave every other byte as it was.
+So a relay can replace one value and leave every other byte unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from manallm_proxy.openai.long_values import LEAST, MOST, check_utf8, shortened
 encode: Final = msgspec.json.encode
 decode: Final = msgspec.json.decode
 DecodeErrors: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""All that msgspec raises on bad input."""
+"""Everything that msgspec raises on bad input."""
 
 _SLICE: Final = 64 * 1024
 BOM: Final = b"\xef\xbb\xbf"
@@ -37,9 +37,9 @@ _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _KEY: Final = re.compile(rb'[\s,]*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _END: Final = re.compile(rb"\s*\}")
 _SHORT: Final = 16 * 1024
-"""Bytes that are copied faster than looked through."""
+"""Below this many bytes, copying is faster than searching."""
 _FIRST_KEY: Final = 64
-"""Bytes in which the first key of most objects ends."""
+"""The first key of most objects ends within this many bytes."""
 
 
 def decode_leniently(body: bytes) -> Any:
@@ -53,19 +53,19 @@ def decode_leniently(body: bytes) -> Any:
 
 
 def decode_part(body: bytes, span: Span) -> Any:
-    """The same of what is at `span` of `body`, which is not copied where it is large."""
+    """The value at `span` of `body`, decoded in the same way; a large one is not copied."""
     if span[1] - span[0] > sliced.LARGE_BYTES:
         return sliced.decode_large(body, _decode_leniently, span)
     return decode_leniently(body[slice(*span)])
 
 
 def encode_whole(value: Any, write: Callable[[Any], bytes] = encode) -> bytes:
-    """As `encode`, for what may be large: no call into C takes long. `write`: encodes the parts."""
+    """As `encode`, for values that may be large: no call into C takes long. `write` encodes the parts."""
     return sliced_writer.encode_large(value, write)
 
 
 def encoder(large: bool) -> Callable[[Any], bytes]:
-    """`encode_whole` for what is `large`, else `encode`, which is faster."""
+    """`encode_whole` for `large` values, else `encode`, which is faster."""
     return encode_whole if large else encode
 
 
@@ -77,7 +77,7 @@ def _decode_leniently(body: bytes) -> Any:
 
 
 def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
-    """Whether `pattern`, which matches at most a kilobyte, is anywhere in `text` (bytes, or what has their buffer)."""
+    """Whether `pattern`, which matches at most a kilobyte, occurs in `text` (any bytes-like object)."""
     size = memoryview(text).nbytes
     if size <= _SLICE:
         return pattern.search(text) is not None
@@ -85,9 +85,9 @@ def holds(text: Any, pattern: re.Pattern[bytes]) -> bool:
 
 
 def replaced(body: bytes, edits: Iterable[tuple[Span, bytes]]) -> bytes:
-    """`body` with other bytes at some spans, which do not overlap; an empty span is a place to insert.
+    """`body` with the bytes at some non-overlapping spans replaced; an empty span means an insertion.
 
-    What is inserted at one place keeps its order.
+    Insertions at the same position keep their order.
     """
     if len(body) <= sliced.LARGE_BYTES:
         return b"".join(_pieces(body, edits))
@@ -115,11 +115,11 @@ def split_object(
     """The top-level values of a JSON object, and their positions in `body`; positions only up to the key `last`.
 
     msgspec walks the nesting; we only step from value to value, so the cost is one comparison per top-level key,
-    however large the prompt. A lone surrogate is U+FFFD in the values, and a byte order mark is white space; positions
-    are those in `body` all the same. `short`: `body` without its long values, where that is known.
+    however large the prompt. A lone surrogate becomes U+FFFD in the values, and a byte order mark counts as white
+    space; positions still refer to `body`. `short`: `body` without its long values, if known.
 
-    Raises InvalidRequest for anything but one well-formed object without duplicate keys: a provider might read the
-    other of two values than we routed by.
+    Raises InvalidRequest for anything but one well-formed object without duplicate keys: of two values, a provider
+    might use the other one than routing did.
     """
     if LEAST < len(body) <= MOST and (short := short or shortened(body)) is not None:
         found = _split_long(body, short)
@@ -131,7 +131,7 @@ def split_object(
 
 
 def _split_long(body: bytes, short: Shortened) -> tuple[dict[str, msgspec.Raw], dict[str, Span]] | None:
-    """The same by one scan; None for what only a closer look can tell, and for what is to be refused."""
+    """`split_object` by one scan; None if that is inconclusive, or the body is to be refused."""
     left, cuts = short
     try:
         check_utf8(body)
@@ -154,7 +154,7 @@ def _split_long(body: bytes, short: Shortened) -> tuple[dict[str, msgspec.Raw], 
 
 
 def _split_large(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The same in many short calls."""
+    """`split_object` in many short calls."""
     start, end = sliced.trimmed(body, len(BOM) if body.startswith(BOM) else 0, len(body))
     if body[start : start + 1] != b"{":
         raise InvalidRequest("the body must be a JSON object")
@@ -183,7 +183,7 @@ def _split_large(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
 
 
 def _split_member(body: bytes, start: int, end: int) -> tuple[dict[str, msgspec.Raw], dict[str, Span]]:
-    """The one member there, whose value is large."""
+    """The one member between `start` and `end`, whose value is large."""
     name, at = sliced.key_at(body, start, end)
     key = str(_decode_leniently(name))
     span = sliced.trimmed(body, at, end)
@@ -230,11 +230,11 @@ def _split(body: bytes, last: str | None) -> tuple[dict[str, msgspec.Raw], dict[
 
 
 def _usual_spans(body: bytes, values: dict[str, msgspec.Raw]) -> dict[str, Span] | None:
-    """Where `values` stand in `body`; None unless it is written as nearly all clients write it: without white space, or
-    with one space behind each comma and colon.
+    """The positions of `values` in `body`, if it is formatted like nearly all requests: without white space, or with
+    one space after each comma and colon; else None.
 
-    Written again in this way it has to be `body`, byte for byte, which no object is that has a key twice: half the time
-    of looking for each key.
+    The values, written again in this format, must equal `body` byte for byte, which excludes duplicate keys. That takes
+    half the time of searching each key.
     """
     comma, colon = (b', "', b'": ') if body.find(b'": ', 0, _FIRST_KEY) >= 0 else (b',"', b'":')
     members: list[bytes] = []
@@ -267,17 +267,17 @@ def _values(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _duplicate_key(body: bytes) -> InvalidRequest:
-    """The error, with the key unless it takes long to find: the standard library reports all pairs, but is slow."""
+    """The error, with the key unless finding it takes long: the standard library reports all pairs, but is slow."""
     if len(body) > _SLICE:
         return InvalidRequest("a key is given twice")
     try:
         keys = json.loads(body, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
-    except (ValueError, RecursionError):  # msgspec accepts some input that it does not
+    except (ValueError, RecursionError):  # msgspec accepts some input that the standard library does not
         keys = []
     twice = [key for key, times in Counter(keys).items() if times > 1]
     return InvalidRequest("a key is given twice", param=twice[0][:64] if twice else None)
 
 
 def _decodes_to(text: bytes, key: str) -> bool:
-    """Whether `text`, the inside of a JSON string, has escapes and decodes to `key`."""
+    """Whether `text`, the content of a JSON string, has escapes and decodes to `key`."""
     return b"\\" in text and key == decode(b'"%b"' % text, type=str)

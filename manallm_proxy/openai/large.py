@@ -1,7 +1,7 @@
-"""Work on large requests and answers runs in threads, so that it does not delay other requests.
+"""Runs work on large requests and answers in threads, so that it does not delay other requests.
 
-That does not make it cheaper, but the event loop gets its turns meanwhile. The threads are our own, and few: many large
-requests wait for each other, and take no core from the loop.
+That does not make it cheaper, but the event loop can run meanwhile. The threads are our own, and few: many large
+requests wait for each other instead of competing with the loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _T = TypeVar("_T")
 
 LARGE_BYTES: Final = 256 * 1024
 LARGE_PARTS: Final = 1000
-"""Objects and lists from which a request costs milliseconds where it is translated, however few its bytes."""
+"""From this many objects and lists on, translating a request takes milliseconds, however few bytes it has."""
 REQUEST_ELEMENTS: Final = 3000
-"""Objects, lists and commas from which a request costs milliseconds where it is translated, however few its bytes."""
+"""From this many objects, lists and commas on, translating a request takes milliseconds, however few bytes it has."""
 ANSWER_ELEMENTS: Final = 8000
-"""The same for an answer: five vectors of 1536 numbers are none of these."""
+"""The same limit for an answer: five vectors of 1536 numbers are below it."""
 COLLECTS_AGAIN: Final = 2.0
-"""Seconds after large work, while what it made is written and freed."""
+"""Seconds after large work until full collections resume; meanwhile its results are written and freed."""
 NEVER: Final = 10**6
 """Collections of young objects before older ones are looked at."""
 TURN: Final = 0.0001
@@ -59,11 +59,11 @@ def expect_large() -> None:
 
 
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large", initializer=expect_large)
-"""They start with the first use."""
+"""Started on first use."""
 
 
 def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
-    """By bytes, or by what may be in them; commas in a text count, so that nothing has to be parsed."""
+    """Whether `body` is large: by bytes, or by possible elements. Commas in texts count, to avoid parsing."""
     size = len(body)
     if size > LARGE_BYTES:
         return True
@@ -74,12 +74,12 @@ def is_large(body: bytes, elements: int = REQUEST_ELEMENTS) -> bool:
 
 
 def are_large(items: Sequence[bytes]) -> bool:
-    """By bytes, or by number: all together, each a JSON object in which are two more at least."""
+    """Whether `items`, JSON objects with at least two nested ones each, are large in total: by bytes, or by number."""
     return len(items) > LARGE_PARTS // 3 or sum(map(len, items)) > LARGE_BYTES
 
 
 def is_long(pieces: Sequence[str]) -> bool:
-    """Whether a text in `pieces` takes milliseconds to be put together and written."""
+    """Whether joining `pieces` and writing the text takes milliseconds."""
     return len(pieces) > LARGE_PARTS or sum(map(len, pieces)) > LARGE_BYTES
 
 
@@ -127,7 +127,7 @@ collector: Final = _Collector()
 
 
 async def offload(large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """The result of `function`, which runs in a thread where its work is `large`, else here."""
+    """The result of `function`, run in a thread if its work is `large`, else here."""
     if not large:
         return function(*args, **kwargs)
     loop = asyncio.get_running_loop()
@@ -139,6 +139,6 @@ async def offload(large: bool, function: Callable[_P, _T], *args: _P.args, **kwa
 
 
 def free_in_thread(things: list[Any]) -> None:
-    """Frees `things`, and what only they hold, in a thread. The caller has to forget them at once."""
-    with contextlib.suppress(RuntimeError):  # the process ends
+    """Frees `things`, and what only they refer to, in a thread. The caller must drop its references at once."""
+    with contextlib.suppress(RuntimeError):  # the process is exiting
         _THREADS.submit(free_in_pieces, things)

@@ -1,7 +1,7 @@
-"""The few long values of a request's JSON object, cut out of it: what is left is short, and read as any short one.
+"""Cuts the few long values out of a request's JSON object: the rest is short, and parsed like any short request.
 
-msgspec scans the whole once, at 4 GB/s, and makes nothing of what it skips. So a body of megabytes is checked and taken
-apart in a millisecond, without a thread, and without an object for each of a million keys.
+msgspec scans the body once, at 4 GB/s, and creates no objects for what it skips. So megabytes are validated and split
+in a millisecond, without a thread, and without an object for each of a million keys.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import msgspec
 from manallm_proxy.contract.shortened import LongValue, Shortened
 
 MOST: Final = 4 * 2**20
-"""Bytes of a body that one call may scan: a millisecond."""
+"""Max bytes of a body that one call may scan: a millisecond."""
 LEAST: Final = 64 * 1024
-"""Bytes of a body from which it is worth it."""
+"""Min bytes of a body for which this pays off."""
 _LONG: Final = 2048
-"""Bytes of a value that is cut out."""
+"""Min bytes of a value that is cut out."""
 _BETWEEN: Final = 32 * 1024
-"""Bytes of short values before a long one, and of what is left in all."""
+"""Max bytes of short values before a long one, and of the whole rest."""
 _NEAR: Final = 1024
-"""Bytes before most long values."""
+"""Most long values begin within this many bytes."""
 _SLICE: Final = 64 * 1024
 _COLON: Final = re.compile(rb"\s*:\s*")
 _EMPTY: Final = msgspec.Raw(b"")
 _TRIES: Final = 8
-"""Places looked at for one key: it may be in other values, too."""
+"""Max occurrences of one key that are tried, since it may also occur inside other values."""
 
 
 class _Values(msgspec.Struct):
-    """What requests are long by."""
+    """The fields that make requests long."""
 
     messages: msgspec.Raw = _EMPTY
     tools: msgspec.Raw = _EMPTY
@@ -49,8 +49,8 @@ _KEYS: Final = {name: b'"%b"' % name.encode() for name in _Values.__struct_field
 def shortened(body: bytes) -> Shortened | None:
     """`body` without its long values; None if it has none, too much is left, or it is not JSON.
 
-    Only reading what is left shows whether the object is well-formed, and whether each value is the object's own rather
-    than a nested one with the same key: then the key's value is at `LongValue.left_at`.
+    Only parsing the rest shows whether the object is well-formed, and whether each value is top-level rather than
+    nested under the same key: then the key's value is at `LongValue.left_at`.
     """
     try:
         values = _DECODER.decode(body)
@@ -77,7 +77,7 @@ def shortened(body: bytes) -> Shortened | None:
 
 
 def _next(body: bytes, at: int, wanted: dict[str, msgspec.Raw]) -> tuple[str, int] | None:
-    """The nearest of the `wanted` values after `at`, and where it begins."""
+    """The nearest of the `wanted` values after `at`, and its position."""
     return _nearest(body, at, at + _NEAR, wanted) or _nearest(body, at, at + _BETWEEN, wanted)
 
 
@@ -98,7 +98,7 @@ def _nearest(body: bytes, at: int, end: int, wanted: dict[str, msgspec.Raw]) -> 
 
 
 def check_utf8(body: bytes) -> None:
-    """Raises UnicodeDecodeError. In slices: a thread that decodes megabytes in one go keeps the loop's waiting."""
+    """Raises UnicodeDecodeError. Works in slices, since decoding megabytes in one call would block the event loop."""
     if len(body) <= MOST and body.isascii():
         return
     decoder = codecs.getincrementaldecoder("utf-8")()

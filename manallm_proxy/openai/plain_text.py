@@ -1,7 +1,7 @@
-"""Steps of an answer that only add text, told and written by their bytes: no JSON is parsed but their strings.
+"""Fast path for steps of an answer that only add text: only the JSON strings are parsed, the rest is copied as bytes.
 
-What a JSON string holds between its quotes is the same in every JSON text, so a provider's may stand in a door's event
-as they are.
+The content of a JSON string is encoded the same way in every JSON text, so a provider's strings can be copied into a
+door's events unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 decode_string: Final = msgspec.json.Decoder(str).decode
 MARK: Final = "\x01text\x01"
-"""Stands for the text in an event from which a `Splice` is made."""
+"""Placeholder for the text in an event from which a `Splice` is made."""
 _MARK: Final = encode(MARK)[1:-1]
 
 
@@ -30,15 +30,15 @@ def is_string(quoted: bytes) -> bool:
 
 
 def is_text(raw: bytes) -> bool:
-    """Whether `raw` is the inside of one."""
+    """Whether `raw` is the content of such a string."""
     return is_string(b'"%b"' % raw)
 
 
 def are_texts(texts: Sequence[bytes]) -> bool:
-    """Whether each of `texts` is that."""
+    """Whether each of `texts` is one."""
     if b"" in texts:
         return False
-    joined = b" ".join(texts)  # a character may not be cut by what separates two
+    joined = b" ".join(texts)  # joining must not hide a character that is cut in two
     if b'"' in joined or b"\\" in joined:
         return all(map(is_text, texts))
     return is_text(joined)
@@ -46,7 +46,7 @@ def are_texts(texts: Sequence[bytes]) -> bool:
 
 @frozen
 class Splice:
-    """What stands around the text in each event of a stream."""
+    """The constant bytes before and after the text in each event of a stream."""
 
     front: bytes = field(repr=False)
     tail: bytes = field(repr=False)
@@ -64,6 +64,6 @@ class Splice:
 
 
 def splice(event: bytes) -> Splice | None:
-    """That of `event`, whose text is `MARK`; None if that is in it twice."""
+    """The splice of `event`, whose text is `MARK`; None if `MARK` occurs twice."""
     front, _, tail = event.partition(_MARK)
     return Splice(front, tail) if tail and _MARK not in tail else None

@@ -1,4 +1,4 @@
-"""A request in OpenAI's format: what routing needs of it, and the same request for one target.
+"""A request in OpenAI's format: reads what routing needs, and rewrites the request for one target.
 
 It is parsed once: msgspec checks the syntax of the whole body; the top-level values stay bytes with known positions,
 so that an OpenAI-compatible provider gets the client's own body with nothing but ``model`` (and ``stream_options``)
@@ -35,7 +35,7 @@ TOOLS, EMBEDDING = "tools", "embedding"
 _ROUTED: Final = frozenset(
     ("model", "stream", "stream_options", "messages", "prompt", "input", "tools", "encoding_format")
 )
-"""Keys that decide where a request goes and what of its answer is read."""
+"""Keys that decide where a request goes and how its answer is read."""
 _KNOWN: Final = _ROUTED | {
     *("instructions", "max_tokens", "max_completion_tokens", "metadata", "reasoning", "store", "system"),
     *("temperature", "text", "tool_choice", "top_p"),
@@ -46,9 +46,9 @@ _NOTHING: Final[frozenset[str]] = frozenset()
 _NO_TOOLS: Final = re.compile(rb"null|\[\s*\]")
 _IMAGE_URL: Final = b'"image_url"'
 SHORT: Final = 16 * 1024
-"""Bytes of a body that may well be copied twice."""
+"""Max bytes of a body that may be copied twice."""
 _UNDERSCORES: Final = 50
-"""Underscores after which a search for the whole word is cheaper."""
+"""With more underscores than this, searching for the whole word is cheaper."""
 _IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image)"')
 """An image part, in chats and in Responses."""
 
@@ -76,8 +76,8 @@ def read_summary(
     """Reads what routing needs from a request body, in one pass.
 
     `required` is the endpoint's one required key, and the types that it may have; `need` a capability that the endpoint
-    itself needs; `short` what is known of a long body; `has_images` tells of the body and the required value whether
-    there are images in it, and is asked once that matters: None for a chat's and an endpoint without any.
+    itself needs; `short` the short form of a long body, if known; `has_images`, given the body and the required value,
+    returns whether there are images, and is called only when that matters (None for chats, and where there are none).
 
     Raises InvalidRequest, with ``param`` if one is at fault, if the body is no JSON object, nested too deeply, or has
     a duplicate top-level key, or if ``model``, ``stream``, ``stream_options`` or the required key has the wrong type.
@@ -97,11 +97,11 @@ def read_summary(
     if "tools" in values and not _NO_TOOLS.fullmatch(values["tools"]):
         needs.add(TOOLS)
     later: Callable[[], bool] | None = None
-    look = has_images or (has_image_parts if key == "messages" else None)
-    if look is not None:
-        if look is has_images or len(body) > SHORT:
-            later = partial(look, body, values[key])
-        elif look(body, values[key]):
+    check = has_images or (has_image_parts if key == "messages" else None)
+    if check is not None:
+        if check is has_images or len(body) > SHORT:
+            later = partial(check, body, values[key])
+        elif check(body, values[key]):
             needs.add(VISION)
     wants_usage = bool(options and options.get("include_usage") is True)
     return RequestSummary(model, stream, wants_usage, frozenset(needs), spans, later)
@@ -110,10 +110,10 @@ def read_summary(
 def made_request(
     fields: Mapping[str, Any], required: tuple[str, type | tuple[type, ...]], need: str | None = None, *, large: bool
 ) -> tuple[bytes, RequestSummary]:
-    """The body of a request that was made here, and what `read_summary` reads in it: as a rule without reading it.
+    """The body of a request made by a door, and its summary as `read_summary` returns it, usually without parsing.
 
-    `fields`: valid by their types; no name of one needs an escape. `large`: to write it in one go would be felt.
-    Raises RecursionError for what is nested too deeply.
+    `fields`: of valid types, with names that need no escapes. `large`: encodes in several short calls.
+    Raises RecursionError if it is nested too deeply.
     """
     if large:
         body = encode_whole(fields)
@@ -123,7 +123,7 @@ def made_request(
     at = 0
     for key, value in fields.items():
         data = encode(value)
-        start = at + len(key) + len('{"":')  # or a comma for the brace
+        start = at + len(key) + len('{"":')  # or a comma in place of the brace
         spans[key] = (start, at := start + len(data))
         values[key] = msgspec.Raw(data)
     body = encode(values)
@@ -141,7 +141,7 @@ def has_image_parts(body: bytes, value: msgspec.Raw | memoryview) -> bool:
 
 
 def may_have_images(body: bytes) -> bool:
-    """Whether ``"image_url"`` is in it. Prose has few underscores, and to find one takes a fiftieth of the time."""
+    """Whether ``"image_url"`` occurs. Prose has few underscores, and finding one takes a fiftieth of the time."""
     at = body.find(b"_")
     for _ in range(_UNDERSCORES):
         if at < 0 or body.startswith(_IMAGE_URL, max(at - len(b'"image'), 0)):
@@ -151,10 +151,10 @@ def may_have_images(body: bytes) -> bool:
 
 
 def refuse_case_variants(keys: Iterable[str]) -> None:
-    """Raises InvalidRequest for a key that is one we route by but for its case.
+    """Raises InvalidRequest for a key that differs only in case from one that routing uses.
 
-    Servers written in Go match keys without case (encoding/json), U+017F as s and U+212A as k: they would read this
-    one where we read the other, and so serve a model that the client's key may not use.
+    Servers written in Go ignore case (encoding/json), and match U+017F as s and U+212A as k: they might use this key
+    where we use the other, and so serve a model that the client's key does not allow.
     """
     for key in frozenset(keys) - _KNOWN:
         if len(key) in _LENGTHS and (meant := key.casefold()) in _ROUTED:
@@ -191,9 +191,9 @@ def rewrite(summary: RequestSummary, body: bytes, model: str, *, ask_usage: bool
 
 
 def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
-    """The JSON object `body`, whose values stand at `spans`, with the JSON `values` in place of its own or added.
+    """The JSON object `body`, whose values are at `spans`, with the JSON `values` replaced or added.
 
-    And where its own stand then.
+    Also returns the new spans.
     """
     brace = body.index(b"{") + 1
     front = b"".join([b"%b:%b," % (encode(key), value) for key, value in values.items() if key not in spans])
@@ -216,7 +216,7 @@ def spliced(body: bytes, spans: Mapping[str, Span], values: Mapping[str, bytes])
 
 
 def _check_type(first: bytes, key: str, kinds: type | tuple[type, ...]) -> None:
-    """Raises InvalidRequest if a value that begins with `first` is of none of `kinds`: it may have megabytes."""
+    """Raises InvalidRequest if a value is of none of `kinds`, judged by its byte `first`, since it may be megabytes."""
     kind = _TYPES.get(first, int)
     if kind is not kinds and (type(kinds) is not tuple or kind not in kinds):
         wanted = " or ".join(_TYPE_NAMES[k] for k in (kinds if isinstance(kinds, tuple) else (kinds,)))

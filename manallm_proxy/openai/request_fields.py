@@ -1,4 +1,4 @@
-"""Typed access to a client's request, for translation: InvalidRequest with the exact path in ``param``.
+"""Typed access to a client's request, for translation. Errors are InvalidRequest with the exact path in ``param``.
 
 A path has OpenAI's notation: ``messages[2].tool_calls[0].function.arguments``.
 """
@@ -16,7 +16,7 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode_leniently
 Fields = dict[str, Any]
 """A decoded JSON object."""
 NO_OBJECT: Final = "sent as {}: tool arguments in the history that are no JSON object"
-"""Remark on a request for a dialect in which a tool call's arguments are an object."""
+"""Remark on a request, for dialects in which a tool call's arguments must be an object."""
 
 _NAMES: Final[dict[type, str]] = {
     str: "a string",
@@ -42,8 +42,8 @@ def decoded(body: bytes) -> Fields:
 
 
 def decoded_value(call: Call, key: str) -> Any:
-    """The value of `key`, one of the call's spans, decoded. Raises InvalidRequest if it cannot be, as a number beyond
-    all."""
+    """The value of `key`, one of the call's spans, decoded. Raises InvalidRequest if that fails, for instance for a
+    number out of range."""
     start, end = call.summary.spans[key]
     try:
         return decode_leniently(call.body[start:end])
@@ -74,7 +74,7 @@ def optional(of: Fields, key: str, kind: type, path: str = "") -> Any:
     Raises InvalidRequest if it has another type.
     """
     value = of.get(key)
-    if value is None or (type(value) is kind and kind is not int):  # as nearly all are; a whole number has bounds
+    if value is None or (type(value) is kind and kind is not int):  # the common case; an int has bounds
         return value
     return typed(kind, value, path + key)
 
@@ -91,7 +91,7 @@ def required(of: Fields, key: str, kind: type, path: str) -> Any:
 
 def all_of(kind: type, values: list[Any], path: str) -> list[Any]:
     """`values`, if each is of `kind`; raises InvalidRequest if not."""
-    if kind is not int and {*map(type, values)} <= {kind}:  # as nearly all are
+    if kind is not int and {*map(type, values)} <= {kind}:  # the common case
         return values
     return [typed(kind, value, f"{path}[{n}]") for n, value in enumerate(values)]
 
@@ -114,9 +114,9 @@ def wanted_schema(asked: Fields) -> Fields | None:
 
 
 def wanted_vectors(asked: Fields, reader: str) -> tuple[str | list[str], int | None]:
-    """What is to be embedded, and how long its vectors are to be, if that is said. `reader`: as in `data_uri`.
+    """The texts to embed, and the requested length of the vectors, if any. `reader`: as in `data_uri`.
 
-    Raises InvalidRequest for token ids, which only the model's own tokenizer could read, and for what is no request.
+    Raises InvalidRequest for token ids, which only the model's own tokenizer could read, and for invalid input.
     """
     if optional(asked, "encoding_format", str) not in (None, "float", "base64"):
         raise wrong("encoding_format", "'float' or 'base64'")
@@ -156,7 +156,7 @@ def image_url(part: Fields, path: str) -> tuple[str, str]:
 def data_uri(url: str, path: str, reader: str) -> tuple[str, str]:
     """Media type (may be empty) and base64 text of a data URI. `reader`: the provider API, for the message.
 
-    Raises Unsupported for an HTTP URL: none is fetched for a client. Raises InvalidRequest for any other text.
+    Raises Unsupported for an HTTP URL, since none is fetched for clients, and InvalidRequest for any other text.
     """
     place = url.find(",")
     head, data = (url[:place], tail_of(url, place + 1)) if place >= 0 else (url, "")

@@ -1,8 +1,8 @@
-"""Large JSON, decoded and split in many short calls into C; `sliced_writer` encodes it.
+"""Decodes and splits large JSON in many short calls into C; `sliced_writer` encodes it.
 
-A thread does not keep the event loop waiting, but one call into C does, for as long as it takes: 32 MiB of text take
-msgspec 30 ms, a million numbers 40. So a large value is cut between the members of its lists and objects, and a long
-string between its characters; what is in between is msgspec's as everywhere.
+A thread does not block the event loop, but each call into C holds the GIL to its end: msgspec takes 30 ms for 32 MiB of
+text, and 40 ms for a million numbers. So a large value is cut between the members of its lists and objects, and a long
+string between its characters; the pieces are decoded by msgspec.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from manallm_proxy.openai.deferred_free import free_later
 from manallm_proxy.openai.joined import joined_ascii, joined_text
 
 SMALL: Final = 32 * 1024
-"""Bytes that one call decodes."""
+"""Max bytes decoded per call."""
 LARGE_BYTES: Final = 2**20
 LARGE_ELEMENTS: Final = 50_000
 """Above one of these, a text is decoded in slices: below, it takes a few milliseconds."""
 TEXT: Final = 32 * 1024
 """Bytes or characters of a string that one call works on."""
 _KEY_LIMIT: Final = 256 * 1024
-"""Bytes of a key whose value is not small."""
+"""Max bytes of the key of a large value."""
 NESTED_LIMIT: Final = 24
-"""Levels above a value that is not small: each of them is looked through once more."""
+"""Max levels above a large value, since each level is scanned once more."""
 _SLICE: Final = 16 * 1024
-"""Bytes that are looked through at once."""
+"""Bytes scanned at once."""
 _OPEN: Final = (b"[", b"{")
 _CLOSE: Final = (b"]", b"}")
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 _CURLY: Final = bytes.maketrans(b"[]", b"{}")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _ROUNDS: Final = 8
-"""Levels that open and close within a slice, and are seen without a walk."""
+"""Max levels that open and close within a slice and are recognised without a walk."""
 _ESCAPED: Final = re.compile(rb"(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\[^u])*+", re.DOTALL)
-"""Text up to where an escape would be cut."""
+"""Text up to an escape that would be cut."""
 _STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _HIGH: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}$")
-"""Half of a pair."""
+"""A high surrogate."""
 KEY: Final = re.compile(rb'\s*("(?:[^"\\]++|\\.)*+")\s*:\s*', re.DOTALL)
 _BLANK: Final = b" \t\r\n"
 
@@ -49,15 +49,15 @@ Span = tuple[int, int]
 
 
 def is_large(text: bytes) -> bool:
-    """Whether to decode `text` in one call would be felt."""
+    """Whether decoding `text` in one call would noticeably block."""
     size = len(text)
     return size > LARGE_BYTES or (size > LARGE_ELEMENTS and text.count(b",") > LARGE_ELEMENTS)
 
 
 def decode_large(text: bytes, decode: Decode, span: Span | None = None) -> Any:
-    """`text`, or what is at `span` of it, decoded, small parts of it by `decode`.
+    """`text`, or the part at `span`, decoded; small parts of it by `decode`.
 
-    Raises what `decode` raises, DecodeError, RecursionError.
+    Raises DecodeError, RecursionError, and what `decode` raises.
     """
     start, end = trimmed(text, *(span or (0, len(text))))
     value = _value(text, start, end, decode, NESTED_LIMIT)
@@ -66,7 +66,7 @@ def decode_large(text: bytes, decode: Decode, span: Span | None = None) -> Any:
 
 
 def trimmed(text: bytes, start: int, end: int) -> Span:
-    """The span without white space around it."""
+    """The span without surrounding white space."""
     while start < end and text[start] in _BLANK:
         start += 1
     while end > start and text[end - 1] in _BLANK:
@@ -75,9 +75,9 @@ def trimmed(text: bytes, start: int, end: int) -> Span:
 
 
 def members(text: bytes, start: int, end: int) -> Iterator[Span]:
-    """Spans of whole members of the list or object at `start`, many small ones at once, each large one alone.
+    """Spans of complete members of the list or object at `start`: many small ones together, each large one alone.
 
-    Between two spans there is a comma. Brackets are not checked: where each span is well-formed, so is the whole.
+    Spans are separated by a comma. Brackets are not checked: if each span is well-formed, so is the whole.
     Raises DecodeError for a list or object that does not end.
     """
     if end - start < 2 or text[end - 1] != (0x5D if text[start] == 0x5B else 0x7D):
@@ -99,13 +99,13 @@ def members(text: bytes, start: int, end: int) -> Iterator[Span]:
 
 
 def _commas(text: bytes, at: int, end: int) -> Iterator[int]:
-    """Places of commas between members: the first and the last of each slice that has some."""
+    """Positions of commas between members: the first and the last one of each slice."""
     depth, inside = 0, False
     while at < end:
         stop = min(at + _SLICE, end)
         piece = text[at:stop]
         if piece.endswith(b"\\") and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
-            piece = text[at : (stop := min(stop + 1, end))]  # with what the last one escapes
+            piece = text[at : (stop := min(stop + 1, end))]  # including the character that the last one escapes
         plain, inside = _without_strings(piece, inside)
         if depth == 0 or _goes_up(plain, depth):
             depth, first, last = _walked(plain, depth)
@@ -120,7 +120,7 @@ def _commas(text: bytes, at: int, end: int) -> Iterator[int]:
 
 
 def _without_strings(piece: bytes, inside: bool) -> tuple[bytes, bool]:
-    """`piece` with another character for each in a string; `inside`: it begins in one. Whether it ends in one."""
+    """`piece` with every character of strings replaced, and whether it ends in a string. `inside`: it begins in one."""
     if b"\\" in piece:
         piece = piece.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     if b'"' not in piece:
@@ -132,7 +132,7 @@ def _without_strings(piece: bytes, inside: bool) -> tuple[bytes, bool]:
 
 
 def _goes_up(plain: bytes, depth: int) -> bool:
-    """Whether anything in `plain` is outside of what is open at its beginning."""
+    """Whether anything in `plain`, which begins at `depth`, may be at depth 0."""
     closed = sum(map(plain.count, _CLOSE))
     if closed < depth:
         return False
@@ -149,7 +149,7 @@ def _goes_up(plain: bytes, depth: int) -> bool:
 
 
 def _walked(plain: bytes, depth: int) -> tuple[int, int, int]:
-    """The depth at the end, and where the first and the last comma is that is in no list or object; -1: none."""
+    """The depth at the end, and the positions of the first and last comma at depth 0; -1: none."""
     first = last = -1
     at = 0
     for found in _BRACKET.finditer(plain):
@@ -166,7 +166,7 @@ def _walked(plain: bytes, depth: int) -> tuple[int, int, int]:
 
 
 def _end_of_string(text: bytes, at: int, end: int) -> int:
-    """Where the closing quote is of a string whose first character is at `at`."""
+    """The position of the closing quote of a string whose first character is at `at`."""
     while at < end:
         stop = min(at + TEXT, end)
         quote = text.find(b'"', at, stop)
@@ -177,7 +177,7 @@ def _end_of_string(text: bytes, at: int, end: int) -> int:
             at = stop
             continue
         found = _STRING.match(text, at, stop)
-        assert found is not None  # it matches nothing, too
+        assert found is not None  # it may match the empty string
         at = found.end()
         if at < end and text[at] == 0x22:
             return at
@@ -227,7 +227,7 @@ def _object(text: bytes, start: int, end: int, decode: Decode, levels: int) -> d
 
 
 def key_at(text: bytes, start: int, end: int) -> tuple[bytes, int]:
-    """The key of the one member there, as it is written, and where its value begins."""
+    """The raw key of the one member between `start` and `end`, and the position of its value."""
     found = KEY.match(text, start, min(end, start + _KEY_LIMIT))
     if found is None:
         raise msgspec.DecodeError("a key is missing, or too long")
@@ -242,7 +242,7 @@ def _string(text: bytes, start: int, end: int, decode: Decode) -> str:
 
 
 def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
-    """What `decode` makes of each part of the string there."""
+    """The parts of the string there, each decoded by `decode`."""
     at, last = start + 1, end - 1
     if _end_of_string(text, at, end) != last:
         raise msgspec.DecodeError("something follows a string")
@@ -253,7 +253,7 @@ def _texts(text: bytes, start: int, end: int, decode: Decode) -> Iterator[Any]:
 
 
 def _safe(text: bytes, at: int, stop: int, last: int) -> int:
-    """Where a string may be cut, at or before `stop`: in no escape, in no pair of them, in no character."""
+    """The position at or before `stop` where a string may be cut: not in an escape, a surrogate pair or a character."""
     if stop == last:
         return last
     if text.find(b"\\", at, stop) >= 0:
@@ -269,7 +269,7 @@ def _safe(text: bytes, at: int, stop: int, last: int) -> int:
 
 
 def check_large(text: bytes, start: int, end: int, check: Decode, levels: int = NESTED_LIMIT) -> None:
-    """Whether the value there is JSON, small parts of it by `check`. Raises as `decode_large`."""
+    """Whether the value there is valid JSON; small parts are checked by `check`. Raises as `decode_large`."""
     first = text[start : start + 1]
     if first == b'"' and end - start > TEXT:
         for _ in _texts(text, start, end, check):

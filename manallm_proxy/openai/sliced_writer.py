@@ -1,4 +1,4 @@
-"""Large JSON, encoded in many short calls into C: see `sliced`."""
+"""Encodes large JSON in many short calls into C, see `sliced`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from manallm_proxy.openai.joined import joined_bytes
 TEXT: Final = 64 * 1024
 """Characters of a string that one call encodes."""
 _BUDGET: Final = 4096
-"""Values that one call encodes."""
+"""Max values encoded per call."""
 
 
 def encode_large(value: Any, encode: Callable[[Any], bytes]) -> bytes:
-    """`value` encoded, small parts of it by `encode`."""
+    """`value` encoded; small parts of it by `encode`."""
     return joined_bytes(_encoded(value, encode))
 
 
@@ -63,7 +63,7 @@ def _encoded(value: Any, encode: Callable[[Any], bytes]) -> Iterator[bytes | mem
 
 
 def _runs(items: Sequence[Any], member: Callable[[Any], Any] = lambda item: item) -> Iterator[Sequence[Any]]:
-    """`items` in runs, each small enough for one call, or one item. `member`: of an item, what it is large by."""
+    """`items` in runs, each small enough for one call, or a single item. `member`: item: its part that may be large."""
     begin, budget = 0, _BUDGET
     for n, item in enumerate(items):
         budget = _left(member(item), budget - 1)
@@ -74,7 +74,7 @@ def _runs(items: Sequence[Any], member: Callable[[Any], Any] = lambda item: item
 
 
 def _left(value: Any, budget: int) -> int:
-    """What is left of `budget` values after `value`; negative: it is too large for one call. Text counts by length."""
+    """`budget` minus the number of values in `value` (text by length); negative: too large for one call."""
     if isinstance(value, str):
         return budget - 1 - len(value) * _BUDGET // TEXT
     if isinstance(value, msgspec.Raw):

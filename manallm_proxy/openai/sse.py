@@ -26,7 +26,7 @@ _OVERLAP: Final = 3
 """Max bytes of a match of `_BLANK_LINE` that may have arrived before its last byte: ``\\r\\n\\r``."""
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
 _LONG: Final = 2**20
-"""Bytes of a frame that is copied in short calls."""
+"""Frames of more bytes than this are copied in short calls."""
 FRAME_LIMIT: Final = 16 * 1024 * 1024
 """Max bytes of one event; a provider that sends more without a blank line does not speak SSE."""
 
@@ -52,7 +52,7 @@ def parse(raw: bytes) -> Frame:
         return Frame(raw, joined_bytes((memoryview(raw)[6:end],)))
     if raw.startswith(b"data: ") and LF not in (body := raw[6:].rstrip(b"\r\n")) and CR not in body:
         return Frame(raw, body)
-    if raw.startswith(b"event: ") and raw.count(b"\n") == 3 and CR not in raw:  # as all of Responses and Messages
+    if raw.startswith(b"event: ") and raw.count(b"\n") == 3 and CR not in raw:  # as in Responses and Messages
         name, is_next, body = raw[7:].partition(b"\ndata: ")
         if is_next and body.endswith(b"\n\n"):
             return Frame(raw, body[:-2], name)
@@ -60,7 +60,7 @@ def parse(raw: bytes) -> Frame:
 
 
 def _parse_lines(raw: bytes) -> Frame:
-    """The same, whatever lines it has."""
+    """`parse` for frames with any lines."""
     data: list[bytes] = []
     event, fields = b"", set()
     for line in _LINE.split(raw):
@@ -76,7 +76,7 @@ def _parse_lines(raw: bytes) -> Frame:
 
 
 def _end_of_line(raw: bytes) -> int:
-    """Where the only line of `raw` ends; 0 where it has others, or no data."""
+    """The end of the only line of `raw`; 0 if it has several lines, or no data."""
     end = len(raw)
     while raw[end - 1] in b"\r\n":
         end -= 1
@@ -85,7 +85,7 @@ def _end_of_line(raw: bytes) -> int:
 
 
 def is_cut_before_data(rest: bytes) -> bool:
-    """Whether `rest`, which a stream ended with, is the beginning of an event whose data never came."""
+    """Whether `rest`, the end of a stream, is the beginning of an event whose data never arrived."""
     return b"data: ".startswith(rest)
 
 
@@ -95,12 +95,12 @@ def event(data: bytes) -> bytes:
 
 
 def comment(text: bytes) -> bytes:
-    """The bytes of a frame that clients ignore; it keeps idle timers of proxies on the way from firing."""
+    """The bytes of a frame that clients ignore, which keeps idle timers of proxies on the way from firing."""
     return b": " + text + b"\n\n"
 
 
 def _split(window: bytes) -> tuple[list[bytes], bytes]:
-    """The frames that end in `window`, and the rest. A CR at the very end does not end one yet: an LF may follow."""
+    """The frames that end in `window`, and the rest. A CR at the very end does not end a frame yet: LF may follow."""
     if CR not in window:
         ended = window.split(b"\n\n")
         rest = ended.pop()
@@ -126,7 +126,7 @@ class Decoder:
     _held: bytearray = field(factory=bytearray, repr=False)
     """Bytes of the event that has not ended."""
     _begun: bool = False
-    """The stream has begun: its BOM, if any, was removed."""
+    """Whether the stream has begun; then its BOM, if any, has been removed."""
 
     @property
     def is_between(self) -> bool:
@@ -139,7 +139,7 @@ class Decoder:
         return len(self._held)
 
     def is_open(self, data: bytes) -> bool:
-        """Whether `data` has no line end, so that it ends no event."""
+        """Whether `data` has no line end, so that it cannot end an event."""
         return LF not in data and CR not in data and not self._held.endswith((b"\n", b"\r"))
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -176,7 +176,7 @@ class Decoder:
         return held
 
     def close(self) -> bytes:
-        """The event that the end of the stream cut short, without the line ends around it."""
+        """The event that the end of the stream cut short, without surrounding line ends."""
         rest = bytes(self._held).strip(b"\r\n")
         self._held.clear()
         return rest

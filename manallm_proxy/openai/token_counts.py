@@ -1,4 +1,4 @@
-"""How many tokens a request may take, before a provider has counted them."""
+"""Estimates the tokens of requests and answers that no provider has counted."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from manallm_proxy.contract.provider import Call
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 BYTES_PER_TOKEN: Final = 4
-"""Of English prose in JSON; other languages and code have fewer."""
+"""Bytes per token of English prose in JSON; other languages and code have fewer."""
 STREAMED_BYTES_PER_TOKEN: Final = 200
-"""Of a stream, whose events have a token each: Ollama's have 203 bytes, llama.cpp's 291."""
+"""Bytes per token of a stream with one token per event: Ollama's have 203 bytes, llama.cpp's 291."""
 _MOST: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-"""The last one is of OpenAI's Responses."""
+"""Fields that limit the answer's tokens; the last one is that of OpenAI's Responses."""
 LONGEST: Final = 10**9
-"""Max tokens that are reckoned with."""
+"""Max tokens used in estimates."""
 _DIGITS: Final = 18
-"""Bytes of a number that is read; a longer one is larger than all that are reckoned with."""
+"""Max digits of a number that is parsed; a longer one exceeds `LONGEST` anyway."""
 
 
 def expected_tokens(call: Call) -> tuple[int, int]:
-    """Of the prompt, by its bytes, and of the answer at most, as far as the request says; 0 where it does not."""
-    is_json = call.content_type == "application/json"  # a form has sound or pictures in it
+    """(tokens of the prompt, estimated from its bytes; max tokens of the answer, 0 if the request sets none)."""
+    is_json = call.content_type == "application/json"  # a form contains audio or images
     prompt = -(-call.text_size() // BYTES_PER_TOKEN) if is_json else 0
     most = next((found for key in _MOST if (found := asked_number(call, key))), 0)
     return prompt, min(most * max(asked_number(call, "n"), 1), LONGEST)
 
 
 def answered_tokens(size: int, *, streamed: bool) -> int:
-    """Of an answer of `size` bytes, as clients get it."""
+    """Estimated tokens of an answer of `size` bytes, as sent to the client."""
     return size // (STREAMED_BYTES_PER_TOKEN if streamed else BYTES_PER_TOKEN)
 
 
 def asked_number(call: Call, key: str) -> int:
-    """The whole number above 0 that the request gives as `key`, at most `LONGEST`; 0 where it gives none."""
+    """The request's positive integer under `key`, at most `LONGEST`; 0 if there is none."""
     span = call.summary.spans.get(key)
     if span is None:
         return 0

@@ -1,4 +1,4 @@
-"""``tools`` and ``tool_choice`` of a request, in each of its forms, for dialects that say it in other words."""
+"""Reads ``tools`` and ``tool_choice`` in all their forms, for dialects that express them differently."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MODES: Final[dict[str, Mode]] = {"auto": "auto", "none": "none", "required": "r
 
 @frozen
 class ToolChoice:
-    """``mode`` None: the request does not say. ``names`` None: every tool may be called."""
+    """A parsed ``tool_choice``. ``mode`` None: not given. ``names`` None: every tool may be called."""
 
     mode: Mode | None = None
     names: frozenset[str] | None = None
 
     def allowed(self, tools: list[Fields]) -> list[Fields]:
-        """Those of `tools` (see `function_tools`) that may be called.
+        """The subset of `tools` (see `function_tools`) that may be called.
 
-        Raises InvalidRequest where a call is required and there is none to choose from.
+        Raises InvalidRequest if a call is required but no tool is left.
         """
         if not tools and self.mode == "required":
             raise InvalidRequest("'tool_choice' asks for a tool, and 'tools' has none", param="tool_choice")
@@ -35,7 +35,7 @@ class ToolChoice:
 
 
 def function_tools(asked: Fields) -> list[Fields]:
-    """``tools`` in OpenAI's form; empty where there are none.
+    """``tools`` in OpenAI's form; empty if there are none.
 
     Raises InvalidRequest for one without a function, for a function without a name, and for parameters that are no
     object.
@@ -49,7 +49,7 @@ def function_tools(asked: Fields) -> list[Fields]:
 
 
 def tool_choice(asked: Fields) -> ToolChoice:
-    """What `asked` says. Raises InvalidRequest for what is no choice."""
+    """The choice of the request `asked`. Raises InvalidRequest if it is malformed."""
     choice: Any = asked.get("tool_choice")
     if choice is None:
         return ToolChoice()

@@ -34,7 +34,7 @@ def usage_from_openai(usage: object) -> Usage | None:
     prompt = prompt if type(prompt) is int and prompt > 0 else count(prompt)
     completion = completion if type(completion) is int and completion > 0 else count(completion)
     reasoning = _inside(usage, "completion_tokens_details", "reasoning_tokens")
-    # xAI counts reasoning beside the completion, which only its total shows
+    # xAI counts reasoning in addition to the completion, which only its total shows
     if reasoning and count(usage.get("total_tokens")) == prompt + completion + reasoning:
         completion += reasoning
     return Usage(
@@ -88,7 +88,7 @@ def plain_usage_of_response(raw: msgspec.Raw) -> Usage | None:
 
 
 def usage_from_messages(usage: object) -> Usage | None:
-    """The same for a message's ``usage``, whose ``input_tokens`` leave out what was read from a cache or put there."""
+    """The same for a message's ``usage``, whose ``input_tokens`` exclude tokens read from or written to a cache."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
@@ -109,7 +109,7 @@ def _inside(usage: dict[str, Any], name: str, key: str) -> int:
 
 
 def count(value: object) -> int:
-    """A counter as a server gives it, 4.0 too; 0 for what cannot be one."""
+    """A counter as servers send it, 4.0 included; 0 for anything that cannot be one."""
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and value > 0 else 0  # not bool

@@ -22,8 +22,8 @@ _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(?:\[([^\]]*)\]|"([^"]*)")')
 
 
 def number_of_inputs(call: Call) -> int:
-    """How many vectors an embeddings request asks for: a list of texts or of lists of token ids has one for each, a
-    text or a list of ids has one."""
+    """Number of vectors that an embeddings request asks for: one per item of a list of texts or of lists of token ids,
+    one for a text or a list of ids."""
     start, end = call.summary.spans["input"]
     text = call.body[start:end]
     if text[:1] != b"[":
@@ -43,9 +43,9 @@ def vector_text(vector: Sequence[float]) -> str:
 def read_vectors(
     body: bytes, span: tuple[int, int], read: Callable[[bytes], Iterable[Sequence[float]]]
 ) -> list[Sequence[float]]:
-    """The vectors of the list at `span` in `body`; `read` gets some of its members at once, as a list.
+    """The vectors of the list at `span` in `body`; `read` decodes several members at a time, as a list.
 
-    Raises what `read` raises, and DecodeError. 8 bytes a number, where a list takes 32.
+    Raises DecodeError, and what `read` raises. Takes 8 bytes per number; a list would take 32.
     """
     found: list[Sequence[float]] = []
     for start, end in sliced.members(body, *span):

@@ -1,11 +1,11 @@
-"""What all workers share of local servers, as their supervisor keeps it: a line for each server, a load for each model.
+"""The supervisor's state of local servers, shared by all workers: a line per server, and the loads of models.
 
-1. The requests of all workers for one server stand in one line (`routing.line`), first come first served.
-2. Every worker hears how long a line is whenever that changes, so that each can tell how long a request would wait.
-3. Of the workers that would load the same model one does, and the others hear how it ended. If it ends before that, the
-   next one does. Where a server would end a load to make room for the next, there is one at a time.
-4. With a worker its requests leave their lines.
-5. What one has seen loaded the others hear, so that they need not look.
+1. The requests of all workers for one server stand in one line (`routing.line`), first come, first served.
+2. Every change of a line is sent to all workers, so that each can estimate how long a request would wait.
+3. If several workers want to load the same model, one does, and the outcome is sent to the others. If that worker ends
+   first, the next one loads. On servers that would abort a load to make room, loads run one at a time.
+4. When a worker ends, its requests leave their lines.
+5. What one worker has found loaded is sent to the others, so that they need not poll.
 
 Nothing here waits, and the time is an argument. Its methods return the messages to send, and to whom.
 """
@@ -26,18 +26,19 @@ from manallm_proxy.routing.line import Line, Turn
 from manallm_proxy.routing.shared_line import Busy, Entered
 
 LINES_LIMIT: Final = 100
-"""Servers whose lines are remembered; reloads may name ever new ones, so one for which nobody stands makes room."""
+"""Max servers whose lines are kept. Reloads may name ever new ones, so an empty line is dropped."""
 
 ONE_OUTAGE: Final = 60.0
-"""Seconds within which workers that say that a server has come back mean the same outage."""
+"""Reports of several workers that a server is back, within this many seconds, mean the same outage."""
 
 Outbox = list[tuple[int, box.ToWorker]]
 
 
 @define(eq=False)
 class Load:
-    """The load of one model, by worker ``holder``; None: it waits for the end of the server's other load, since it is
-    to be ``alone``. ``waiting``: the workers that would load it as well."""
+    """The load of one model by worker ``holder``; None: it must be ``alone``, and waits for the server's other load.
+
+    ``waiting``: other workers that want the same model."""
 
     holder: int | None
     waiting: list[int]
@@ -46,15 +47,15 @@ class Load:
 
 @define(eq=False)
 class AllBoxes:
-    """See the module. Workers by number."""
+    """State of all local servers. Workers are identified by number."""
 
     _lines: dict[str, Line] = field(factory=dict)
     _turns: dict[tuple[int, int], tuple[str, Turn]] = field(factory=dict)
-    """By worker, and by the number that it gave the request."""
+    """Turns by worker, and by the worker's number for the request."""
     _loads: dict[tuple[str, str], Load] = field(factory=dict)
-    """By server, and by `ollama_name`."""
+    """Loads by server, and by `ollama_name`."""
     _back: dict[str, float] = field(factory=dict)
-    """When a server last came back after an outage."""
+    """By server: when its last outage ended."""
     _out: Outbox = field(factory=list)
 
     def received(self, worker: int, message: box.FromWorker, workers: Collection[int], now: float) -> Outbox:
@@ -85,14 +86,14 @@ class AllBoxes:
         return self._take()
 
     def started(self, worker: int, now: float) -> Outbox:
-        """A worker is new: it hears of the lines that there are."""
+        """A worker has started: sends it the state of all lines."""
         for server, line in self._lines.items():
             for each in line.models.values():
                 self._out.append((worker, box.Line(server, each.name, _busy(line, each.name, now))))
         return self._take()
 
     def ended(self, worker: int, workers: Collection[int], now: float) -> Outbox:
-        """Rules 3 and 4. `workers`: those that are left."""
+        """A worker has ended (rules 3 and 4). `workers`: those that are left."""
         for key in [key for key in self._turns if key[0] == worker]:
             server, turn = self._turns.pop(key)
             turn.on_turn = None
@@ -107,7 +108,7 @@ class AllBoxes:
     # 1, 2
 
     def _server_recovered(self, server: str, now: float) -> None:
-        """Each worker says so, when it has its next request for it."""
+        """Each worker reports it with its next request for the server; only the first report counts."""
         if now - self._back.get(server, -math.inf) >= ONE_OUTAGE:
             self._line(server).server_recovered()
             self._back[server] = now
@@ -128,13 +129,13 @@ class AllBoxes:
         waited = trial is not None and trial.waits
         self._lines[server].leave(turn, now, answered=answered, tokens=tokens)
         if trial is not None and trial.on_turn is not None and waited != trial.waits:
-            trial.on_turn()  # once more: it waits no longer
+            trial.on_turn()  # sent again: it no longer waits
 
     def _served(self, worker: int, turn: Turn) -> None:
         self._out.append((worker, box.Served(turn.number, turn.is_trial, turn.trial_timeout, turn.waits)))
 
     def _tell(self, server: str, model: str, workers: Collection[int], now: float) -> None:
-        """After an outage all models share what is left of the server, so all have changed."""
+        """Sends the changed lines. After an outage all models share the server's ramp, so all of them have changed."""
         line = self._lines[server]
         names = [model] if line.ramp is None else [each.name for each in line.models.values()]
         for name in names:
@@ -145,7 +146,7 @@ class AllBoxes:
                 self._out += [(number, box.Line(server, name, busy)) for number in workers]
 
     def _line(self, server: str) -> Line:
-        """That of `server`; makes one, and room for it."""
+        """The line of `server`; creates it, and drops an empty one, if needed."""
         line = self._lines.get(server)
         if line is not None:
             return line
@@ -182,14 +183,14 @@ class AllBoxes:
         self._grant(loaded.server)
 
     def _next(self, server: str, model: str, load: Load) -> None:
-        """The next of those that wait loads it."""
+        """Makes the next waiting worker load the model."""
         load.holder = None
         if not load.waiting:
             del self._loads[server, model]
         self._grant(server)
 
     def _grant(self, server: str) -> None:
-        """Begins the loads that may begin, in the order in which they were claimed."""
+        """Starts the loads that may start, in the order in which they were claimed."""
         loads = [(model, load) for (where, model), load in self._loads.items() if where == server]
         for model, load in loads:
             is_free = not load.alone or all(each.holder is None for _, each in loads)

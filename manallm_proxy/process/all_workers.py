@@ -1,6 +1,6 @@
-"""Merges the metrics and the health of all workers, from each one's part.
+"""Merges the metrics and the health reports of all workers.
 
-`parts`: the answers of the workers that answered in time, by number.
+`parts`: the replies of the workers that answered in time, by number.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class Worker:
     pid: int
     began: float
     silent_since: float | None
-    """When the beat was sent that it has not answered; None if it has answered."""
+    """When the unanswered ping was sent; None if the last one was answered."""
     joined: bool = False
-    """Whether it has sent anything yet, so that it can be asked."""
+    """Whether it has sent anything yet, and so can be asked."""
     serving: bool = False
     leaving: bool = False
     ended_at: float | None = None
-    """When it was last signalled to end because it was silent."""
+    """When it was last signalled to end because it had stalled."""
     counted: Families = field(factory=dict)
-    """The metrics that it last reported."""
+    """Its last reported metrics."""
 
     @property
     def state(self) -> str:
-        """One word, for people."""
+        """Its state in one word, for people."""
         return "leaving" if self.leaving else "serving" if self.serving else "starting"
 
 
 def all_metrics(
     own: str, past: Families, workers: Mapping[int, Worker], numbers: range, parts: Mapping[int, str]
 ) -> str:
-    """The supervisor's `own`, those of the workers, and the `past` of workers that are gone."""
+    """The metrics of the supervisor (`own`), of the workers, and of workers that are gone (`past`)."""
     total = parse(own)
     for number, worker in workers.items():
         if number in parts:

@@ -4,7 +4,7 @@ Start: listen, then one round of probes or its timeout, then ``READY``. SIGHUP r
 SIGTERM and SIGINT drain: not ready any more, `LAME_DUCK` seconds of ``Connection: close``, no new connections, answers
 in flight for up to ``limits.drain``, then an error event for the rest. A second signal shortens the wait.
 
-As one of several workers it reloads and drains when its supervisor says so, and reports health changes to it.
+As one of several workers it reloads and drains on its supervisor's request, and reports health changes to it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class App:
     gateway: Gateway = field(init=False)
     spend: SpendKeeper = field(init=False)
     observe: FanOut = field(init=False)
-    """Takes all events."""
+    """Receives all events."""
     tracing: Tracing = field(init=False)
     _hints: Hints = field(init=False)
     _prober: Prober = field(init=False)
@@ -156,7 +156,7 @@ class App:
                 await self.link.leave(self.metrics.render()[0].decode())
 
     async def ready(self, running: asyncio.Future[None]) -> None:
-        """Returns when `running` (the task of `run`) serves, or has ended before that."""
+        """Returns when `running` (the task of `run`) is ready, or has ended before that."""
         waiting = asyncio.ensure_future(self._ready.wait())
         await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -169,22 +169,22 @@ class App:
 
     @property
     def stopping(self) -> bool:
-        """Whether it drains."""
+        """Whether it is draining."""
         return self._stop.is_set()
 
     # reloads, see `Reloader`
 
     def reload(self) -> asyncio.Task[None]:
-        """Reads the files again, and serves them, or, if there is any mistake, goes on as before."""
+        """Reads the files again and applies them; with any mistake, nothing changes."""
         return self._reloader.reload()
 
     @property
     def generation(self) -> Generation:
-        """The one that serves."""
+        """The current generation."""
         return self.gateway.generation
 
     def read(self) -> Config:
-        """The files as they are now. Runs in a thread. Raises ConfigError."""
+        """The configuration as the files have it now. Runs in a thread. Raises ConfigError."""
         return reread(self.config, self.environ, self.host, self.port, self._passed)
 
     def adopt(self, generation: Generation) -> None:
@@ -200,14 +200,14 @@ class App:
             self._probing.cancel()
             self._probing = asyncio.get_running_loop().create_task(self._probe_anew())
 
-    # what the supervisor asks for, see `worker_link.Duties`
+    # on request of the supervisor, see `worker_link.Duties`
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
         self.gateway.generation.registry.merge_update(provider, model, update)
 
     def part(self, topic: Topic) -> str:
-        """This worker's share of an answer that speaks for all workers."""
+        """This worker's part of an answer for all workers: metrics, health or requests."""
         match topic:
             case "metrics":
                 return self.metrics.render()[0].decode()
@@ -219,28 +219,28 @@ class App:
                 assert_never(topic)
 
     def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
-        """Opens a new configuration, which the supervisor has read, and replies with its mistakes."""
+        """Opens a new configuration that the supervisor has read, and replies with its mistakes."""
         self._reloader.prepare(number, config, reply)
 
     def adopt_prepared(self, number: int) -> None:
-        """Serves what was prepared under `number`."""
+        """Serves the configuration that was prepared under `number`."""
         if self._reloader.adopt(number) and self._ready.is_set():
             self._report_ready(self.summary())
 
     def abandon_prepared(self, number: int) -> None:
-        """Closes what was prepared under `number`: another worker refused it."""
+        """Closes the configuration that was prepared under `number`, since another worker refused it."""
         self._reloader.abandon(number)
 
     def recall(self, question: str) -> str:
-        """What this worker keeps of the responses that `question` names."""
+        """This worker's stored responses that `question` asks for."""
         return self.gateway.recall(question)
 
     def deliver_event(self, id_: str, kind: str, data: str) -> None:
-        """Takes an event of the live feed from another worker."""
+        """Delivers another worker's live feed event to the readers here."""
         self.feed.deliver(FeedEvent(id_, kind, data))
 
     def watch(self, on: bool) -> None:
-        """Learns whether another worker has readers of the live feed."""
+        """Sets whether another worker has readers of the live feed."""
         self.feed.watch_elsewhere(on)
 
     def drain(self, hurry: bool) -> None:
@@ -270,7 +270,7 @@ class App:
                 self.observe(TlsNotVerified(provider.name))
 
     async def _first_round(self) -> None:
-        """One round of probes. A reload meanwhile starts another one; a stop ends it."""
+        """Runs the first round of probes. A reload meanwhile starts another one; a stop ends it."""
         stopped = asyncio.ensure_future(self._stop.wait())
         probed = None
         while probed is not self._prober and not self._stop.is_set():
@@ -281,7 +281,7 @@ class App:
         stopped.cancel()
 
     async def _round(self, prober: Prober) -> None:
-        """A coroutine, since a cancelled gather that nobody awaits is reported as an error that nobody saw."""
+        """One round of probes. A coroutine, since asyncio logs an error for a cancelled gather that nobody awaits."""
         await asyncio.gather(
             prober.once(), self.gateway.generation.local.boxes.refresh(self.config.health.probe_timeout)
         )

@@ -1,6 +1,6 @@
-"""A worker's side of what all workers share of local servers, see `all_boxes`.
+"""A worker's side of the state of local servers that all workers share, see `all_boxes`.
 
-When the supervisor has died, this worker goes by itself: it drains, and nobody else is there to share with.
+When the supervisor has died, this worker goes on alone: it drains, and can share with nobody.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BoxLink:
     lines: SharedLines = field(init=False)
     _claims: dict[tuple[str, str], list[asyncio.Future[LoadEnd | None]]] = field(factory=dict)
     _listeners: dict[str, list[OnSeen]] = field(factory=dict)
-    """By server: its box, and for a moment that of the configuration before."""
+    """Callbacks by server: of its box, and during a reload also of the previous generation's."""
     _is_lost: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -88,7 +88,7 @@ class BoxLink:
             return await answer
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.result() is None:
-                self.loaded(server, model, None)  # granted in this very turn of the loop
+                self.loaded(server, model, None)  # granted in this same loop iteration
             raise
         finally:
             if answer in waiting:
@@ -113,7 +113,7 @@ class BoxLink:
             self._listeners.pop(server, None)
 
     def _end_load(self, server: str, model: str, end: LoadEnd | None) -> bool:
-        """Tells those that wait for this load how it ended, or one of them that it is theirs. Whether any waited."""
+        """Passes the outcome to all that wait for this load; None: one of them is to load. Whether any waited."""
         waiting = [each for each in self._claims.get((server, ollama_name(model)), ()) if not each.done()]
         for each in waiting if end is not None or self._is_lost else waiting[:1]:
             each.set_result(end)

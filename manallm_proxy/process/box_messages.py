@@ -9,7 +9,7 @@ from manallm_proxy.routing.shared_line import Busy, Entered, LoadEnd
 
 
 class Message(msgspec.Struct, tag=str.lower):
-    """One line."""
+    """One message, sent as one line of JSON."""
 
 
 class Enter(Message):
@@ -48,7 +48,7 @@ class Served(Message):
 
 
 class Line(Message):
-    """To all workers, whenever it has changed, see `SharedLines.told`."""
+    """To all workers, whenever a line has changed, see `SharedLines.update`."""
 
     server: str
     model: str
@@ -56,7 +56,7 @@ class Line(Message):
 
 
 class Claim(Message):
-    """From a worker that would load a model, and does so when it is `Granted`. See `Loads.claim`."""
+    """From a worker that wants to load a model; it does so when it gets `Granted`. See `Loads.claim`."""
 
     server: str
     model: str

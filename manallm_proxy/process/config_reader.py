@@ -1,7 +1,7 @@
 """Reads and tries a new configuration in a child process, so that the supervisor never waits for a disk.
 
-The supervisor has no threads, since its workers are forks of it; a fork is also how it reads. The child opens every
-provider and closes it again, so that what would fail in a worker fails here first.
+The supervisor has no threads, since its workers are its forks; so it reads in a fork too. The child opens every
+provider and closes it again, so that a configuration that would fail in a worker fails here first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK: Final = 2**18
 
 @define(eq=False)
 class ConfigReader:
-    """The child that reads, and this end of the socket over which it sends the result."""
+    """The reading child, and our end of the socket over which it sends the result."""
 
     pid: int
     socket: socket.socket

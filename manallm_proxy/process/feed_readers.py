@@ -1,4 +1,4 @@
-"""Which workers have readers of the live feed: events travel between workers only while there are any."""
+"""Tracks which workers have readers of the live feed: events are sent between workers only while there are any."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from manallm_proxy.process.worker_messages import Watch
 
 @define(eq=False)
 class FeedReaders:
-    """Kept by the supervisor. Its methods return the messages to send, and to whom."""
+    """The supervisor's record. Its methods return (worker, message) pairs to send."""
 
     watching: set[int] = field(factory=set)
-    """Numbers of workers."""
+    """Numbers of the workers that have readers."""
 
     def set(self, number: int, on: bool, workers: Collection[int]) -> list[tuple[int, Watch]]:
-        """Worker `number` has its first reader, or none any more. Tells those of `workers` for which that matters."""
+        """Worker `number` got its first reader, or lost its last. Messages for those of `workers` that it concerns."""
         if on == (number in self.watching):
             return []
         before = {each: self._for(each) for each in workers}

@@ -10,7 +10,7 @@ from manallm_proxy.observe.metrics import Metrics
 
 
 def metrics(generation: Callable[[], Generation]) -> Metrics:
-    """A process's metrics."""
+    """The metrics of one process, reading its gauges from `generation`."""
     return Metrics(
         __version__,
         lambda: providers(generation()),
@@ -29,7 +29,7 @@ def providers(generation: Generation) -> Iterable[tuple[str, bool, int]]:
 
 
 def aliases(generation: Generation) -> Iterable[tuple[str, int]]:
-    """Name, and how many of its targets may be asked now, as far as their health goes."""
+    """Name, and how many of its targets may be tried now, as far as their health goes."""
     for name, chain in generation.config.aliases.items():
         yield name, sum(generation.registry.may_pass(entry.target) for entry in chain)
 
@@ -40,7 +40,7 @@ def keys(generation: Generation) -> Iterable[tuple[str, int]]:
 
 
 def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
-    """Provider, loaded model, share of it that is in the GPU's memory."""
+    """Provider, loaded model, share of its bytes in the GPU's memory (0 to 1)."""
     for name, box in generation.local.boxes.boxes.items():
         for resident in (box.residency.residents or {}).values():
             if resident.size:
@@ -48,7 +48,7 @@ def models(generation: Generation) -> Iterable[tuple[str, str, float]]:
 
 
 def queues(generation: Generation) -> Iterable[tuple[str, str, int, float]]:
-    """Provider, model, requests that wait for it, seconds that another one would wait."""
+    """Provider, model, number of waiting requests, seconds that another one would wait."""
     now = generation.registry.clock()
     for name, queue in generation.local.queues.items():
         for line in queue.line.models.values():

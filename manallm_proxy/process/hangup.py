@@ -21,16 +21,16 @@ TERMINAL: Final = "/dev/tty"
 
 @define(eq=False)
 class Hangup:
-    """Handles SIGHUP: `reload`, or `stop` once if the terminal is gone in whose foreground this process began.
+    """Handles SIGHUP: calls `reload`, or `stop` once if this process began in the foreground of a terminal now closed.
 
-    Made before any handler is set: what ``nohup`` starts ignores SIGHUP until then, and is to outlive its terminal.
-    So is what began in the background (``&``), or without a terminal.
+    Must be made before any handler is set: a process started by ``nohup`` ignores SIGHUP until then, and must outlive
+    its terminal. So must one that began in the background (``&``) or without a terminal.
     """
 
     reload: Callable[[], object]
     stop: Callable[[], object]
     _tied: bool = field(init=False)
-    """Whether the end of its terminal is the end of this process."""
+    """Whether this process ends with its terminal."""
     _stopped: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -39,13 +39,13 @@ class Hangup:
     def __call__(self) -> None:
         if not self._tied or _has_terminal():
             self.reload()
-        elif not self._stopped:  # a shell and the kernel may both send it; a second `stop` would cut answers off
+        elif not self._stopped:  # both the shell and the kernel may send it; a second `stop` would cut off answers
             self._stopped = True
             self.stop()
 
 
 def _open() -> int:
-    """A file descriptor of the terminal. Raises OSError if there is none, or none any more."""
+    """A file descriptor of the terminal. Raises OSError if there is none any more, or never was."""
     return os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
@@ -65,6 +65,6 @@ def _in_foreground() -> bool:
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:
-        return False  # it was closed in between
+        return False  # it has just been closed
     finally:
         os.close(terminal)

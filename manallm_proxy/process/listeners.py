@@ -45,7 +45,7 @@ def drain_note(number: int, what: str, seconds: float) -> str:
 
 
 def cannot_listen(config: Config, error: OSError) -> str:
-    """Why, and what to do, in the same words for one process and for several workers."""
+    """The message for a failure to listen: why, and what to do. The same for one process and for several workers."""
     where = config.listen.unix or f"{config.listen.host}:{config.listen.port}"
     if error.errno == errno.EADDRINUSE:
         nobody = "'manallm-proxy status' tells whether it is a proxy"
@@ -59,7 +59,7 @@ def cannot_listen(config: Config, error: OSError) -> str:
 
 
 def refuse_exposed(config: Config, passed: Sequence[socket.socket]) -> None:
-    """Raises ConfigError if a socket from systemd exposes the proxy in a way that ``listen`` may not."""
+    """Raises ConfigError if a socket from systemd exposes the proxy in a way that is not allowed for ``listen``."""
     for each in passed:
         if each.family in (socket.AF_INET, socket.AF_INET6):
             mistake = exposure_mistake(config, each.getsockname()[0])
@@ -196,7 +196,7 @@ def refuse_displacing(path: str) -> None:
         probe.setblocking(False)
         try:
             probe.connect(path)
-        except BlockingIOError:  # its queue is full
+        except BlockingIOError:  # a process listens, but its queue is full
             pass
         except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
             return
@@ -208,7 +208,7 @@ def _unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EADDRINUSE, "something that is no socket is there")
-        os.unlink(path)  # of a proxy that is gone
+        os.unlink(path)  # left behind by a dead process
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.setblocking(False)

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Reloadable(Protocol):
-    """What a reload needs of the running proxy."""
+    """What a reload needs from the running proxy."""
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -42,11 +42,11 @@ class Reloadable(Protocol):
 
     @property
     def generation(self) -> Generation:
-        """The one that serves."""
+        """The current generation."""
 
     @property
     def stopping(self) -> bool:
-        """Whether it drains. Nothing is adopted any more then."""
+        """Whether it is draining; then nothing is adopted any more."""
 
     def read(self) -> Config:
         """Reads the files as they are now. Runs in a thread. Raises ConfigError."""
@@ -58,7 +58,7 @@ class Reloadable(Protocol):
         """One line of status, for systemd."""
 
     def observe(self, event: Event) -> None:
-        """Records a fact."""
+        """Reports an event."""
 
 
 @define(eq=False)
@@ -71,7 +71,7 @@ class Reloader:
     """The latest one."""
     _tasks: set[asyncio.Task[None]] = field(factory=set)
     _prepared: tuple[int, Generation] | None = None
-    """In a worker: the generation that waits for the supervisor's decision, and the supervisor's number for it."""
+    """In a worker: the supervisor's number, and the prepared generation that waits for its decision."""
     _abandoned: int = 0
     """In a worker: the last number that was abandoned. Numbers only grow."""
 
@@ -182,9 +182,9 @@ async def _read(read: Callable[[], Config]) -> Config:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, from a thread of its own.
+    """Runs `work` in a thread of its own; returns or raises what it does.
 
-    Not ``asyncio.to_thread``: the end of the process would wait for its thread, and a read may hang for ever.
+    Not ``asyncio.to_thread``: the process would wait for that thread at exit, and a read may hang for ever.
     """
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     done.set_running_or_notify_cancel()

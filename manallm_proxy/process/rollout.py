@@ -21,7 +21,7 @@ PREPARING: Final = 15.0
 
 @define(eq=False)
 class Rollout:
-    """One configuration. ``changed`` are the providers that are not the same in it as in the one that serves."""
+    """The rollout of one configuration. ``changed``: providers that differ from the current configuration."""
 
     prepare: Prepare
     changed: Collection[str]
@@ -40,7 +40,7 @@ class Rollout:
         self.waiting.add(number)
 
     def answered(self, number: int, message: Prepared) -> None:
-        """Ignores answers to an earlier configuration."""
+        """Records a worker's answer. Ignores answers to an earlier configuration."""
         if message.number == self.prepare.number:
             self.mistakes = self.mistakes or message.mistakes
             self.waiting.discard(number)

@@ -1,4 +1,4 @@
-"""The file that keeps what was spent over restarts. It is written whole, beside the old one, and then replaces it."""
+"""The file that keeps spending over restarts. It is written as a new file, which then replaces the old one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manallm_proxy.routing.ledger import Row
 
 NAME: Final = "spend.json"
 SIZE_LIMIT: Final = 2**24
-"""Bytes. A larger file is none of ours: there are at most 31 rows of some 60 bytes for each key and alias."""
+"""Max bytes. A larger file is not ours: there are at most 31 rows of some 60 bytes for each key and alias."""
 
 
 class SpendFile(msgspec.Struct):
@@ -26,7 +26,7 @@ class SpendFile(msgspec.Struct):
 
 
 def file_path(config: Config, environ: Mapping[str, str]) -> Path | None:
-    """``spend_file`` of the configuration, else in systemd's StateDirectory; None where there is neither."""
+    """``spend_file`` of the configuration, else a file in systemd's StateDirectory; None if there is neither."""
     if config.spend_file is not None:
         return config.spend_file
     folder = environ.get("STATE_DIRECTORY", "").partition(":")[0]
@@ -34,7 +34,7 @@ def file_path(config: Config, environ: Mapping[str, str]) -> Path | None:
 
 
 def read(path: Path) -> tuple[list[Row], str | None]:
-    """The rows, and what is wrong with the file. One that cannot be read as such is set aside; no file is fine."""
+    """The rows, and what is wrong with the file, if anything. A corrupt file is renamed; a missing one is fine."""
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[list[Row], str | None]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Raises OSError; the old file is there until the new one is complete on the disk."""
+    """Writes `rows`. Raises OSError. The old file is replaced only once the new one is complete on the disk."""
     data = msgspec.json.format(msgspec.json.encode(SpendFile(1, list(rows))), indent=1)
     beside = path.with_name(f".{path.name}.new")
     try:

@@ -1,9 +1,9 @@
-"""Passes what is spent on to the other workers, and writes it to the file, a little later: no request waits for it.
+"""Sends spending to the other workers and writes it to the file, in the background: no request waits for it.
 
-1. Another worker knows of it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`; a process that is killed loses
-   so much, one that ends writes first.
-2. One process writes: the only one, or worker 1. At the end the supervisor writes what all have spent once more.
-3. A file that cannot be written costs no request: it is reported once, and tried again with the next change.
+1. Other workers get it after `SHARE_AFTER` seconds, the file after `WRITE_AFTER`. A killed process loses that much; one
+   that ends writes first.
+2. One process writes: the only one, or worker 1. At its end the supervisor writes the spending of all once more.
+3. A file that cannot be written fails no request: it is reported once, and retried with the next change.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Link(Protocol):
 
     @property
     def number(self) -> int:
-        """The worker's own."""
+        """The worker's number."""
 
     def spent(self, rows: list[Row]) -> None:
-        """Tells the others."""
+        """Sends `rows` to the other workers."""
 
 
 SHARE_AFTER: Final = 0.1
 WRITE_AFTER: Final = 0.5
 LAST_WRITE: Final = 2.0
-"""Max seconds that the end of the process waits for the file."""
+"""Max seconds that process exit waits for the file."""
 
 
 @define(eq=False)
 class SpendKeeper:
-    """``path`` None: nothing is written here. ``share`` None: there are no others."""
+    """``path`` None: another process writes. ``share`` None: there are no other workers."""
 
     ledger: Ledger
     observe: Observer
@@ -57,10 +57,10 @@ class SpendKeeper:
         self.ledger.changed = self._changed
 
     def receive(self, rows: list[Row], recovered: list[Row] | None) -> None:
-        """What another worker spent; or, where `recovered` was spent before any began, what all have until now."""
+        """Adds `rows` of another worker; with `recovered` (spent before any worker began), the totals of all."""
         if recovered is not None:
             self.ledger.recovered = recovered
-        elif self.ledger.server_counts():  # by who counts for all
+        elif self.ledger.server_counts():  # then the server counts for all
             return
         self.ledger.merge(rows)
         self._write_later()
@@ -83,7 +83,7 @@ class SpendKeeper:
     def _write_now(self) -> None:
         self._writing_at = None
         if self._writing is not None and not self._writing.done():
-            self._write_later()  # a disk that hangs gets no second thread
+            self._write_later()  # no second thread for a disk that hangs
         else:
             self._writing = asyncio.get_running_loop().create_task(self._write())
 
@@ -100,7 +100,7 @@ class SpendKeeper:
             self._failed = False
 
     async def close(self) -> None:
-        """Tells and writes the rest."""
+        """Sends and writes the rest."""
         self.ledger.changed = None
         dirty = self._writing_at is not None
         for timer in (self._sharing, self._writing_at):
@@ -118,7 +118,7 @@ class SpendKeeper:
 
 
 def keeper_of(config: Config, environ: Mapping[str, str], observe: Observer, link: Link | None) -> SpendKeeper:
-    """For this process, with what was spent before it began; a worker is told that by its supervisor."""
+    """The keeper of this process, with earlier spending recovered; a worker gets that from its supervisor."""
     path, ledger = spend_file.file_path(config, environ), Ledger()
     if link is not None:
         return SpendKeeper(ledger, observe, path if link.number == 1 else None, link.spent)
@@ -127,7 +127,7 @@ def keeper_of(config: Config, environ: Mapping[str, str], observe: Observer, lin
 
 
 def recover(ledger: Ledger, path: Path | None, observe: Observer) -> None:
-    """What was spent before the start."""
+    """Adds the spending in the file at `path` to `ledger`. Reports a bad file."""
     if path is None:
         return
     rows, wrong = spend_file.read(path)
@@ -137,7 +137,7 @@ def recover(ledger: Ledger, path: Path | None, observe: Observer) -> None:
 
 
 def keep(ledger: Ledger, path: Path | None) -> None:
-    """All of it, at the end of a supervisor: its workers are gone, so nobody waits."""
+    """Writes all spending when the supervisor ends: its workers are gone, so blocking is fine."""
     if path is not None and (rows := ledger.rows()):
-        with contextlib.suppress(OSError):  # worker 1 has reported it
+        with contextlib.suppress(OSError):  # worker 1 has reported the failure
             spend_file.write(path, rows)

@@ -45,7 +45,7 @@ from manallm_proxy.process.workers import WorkerManager
 STALL_TIMEOUT: Final = 20.0
 """Max seconds without a sign of life from a worker's loop; half of systemd's watchdog interval, if that is less."""
 RESTART_GRACE: Final = 1.0
-"""Seconds until a dead worker's restart for which its sockets stay open; after more, the others get its connections."""
+"""Seconds that a dead worker's sockets stay open for its successor; then other workers get its connections."""
 UNSENT_LIMIT: Final = 2**24
 """Max bytes queued for a worker that does not read. Later messages are dropped; its stall timeout will end it."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
@@ -65,13 +65,13 @@ class Supervisor:
     """Prints a worker's banner to the terminal; None without one."""
     metrics: Metrics = field(init=False)
     observe: FanOut = field(init=False)
-    """Takes all events, as in each worker."""
+    """Receives all events, as in each worker."""
     _listeners: Listeners = field(init=False)
     _workers: WorkerManager = field(init=False)
     _lines: dict[int, WorkerSocket] = field(factory=dict)
-    """By file descriptor."""
+    """Line splitters by file descriptor."""
     _ids: Ids = field(factory=Ids)
-    """For its own events in the live feed."""
+    """Ids for its own events in the live feed."""
     _poll: select.poll = field(factory=select.poll)
     _wakes: tuple[socket.socket, socket.socket] = field(factory=socket.socketpair)
     _watchdog: float | None = None
@@ -85,7 +85,7 @@ class Supervisor:
     _adopting: bool = False
     """Whether workers are still adopting ``config``."""
     _changes: str = ""
-    """What the reload that is being adopted changes, in words."""
+    """The changes of the reload that is being adopted, in words."""
     _hangup: Hangup = field(init=False)
     _code: int = 0
     _spend: Path | None = None
@@ -102,7 +102,7 @@ class Supervisor:
         recover(self._workers.ledger, self._spend, self.observe)
 
     def _tell(self, event: Event) -> None:
-        """Sends reloads to the live feed: no worker knows whether all have adopted one."""
+        """Sends reloads to the live feed, since no worker knows whether all of them have adopted one."""
         if isinstance(event, Reloaded) and (found := shaped(event)) is not None:
             self._workers.tell(LiveEvent(self._ids.next(), found[0], msgspec.json.encode(found[1]).decode()))
 
@@ -252,7 +252,7 @@ class Supervisor:
         try:
             sockets = self._listeners.of(number)
             ours, theirs = socket.socketpair()
-            # no signal may reach the new process before it has let go of what it inherited
+            # no signal may reach the new process before it has closed what it inherited
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             pid = os.fork()
         except OSError as error:

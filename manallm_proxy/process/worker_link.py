@@ -50,30 +50,30 @@ from manallm_proxy.routing.ledger import Row
 ASK_TIMEOUT: Final = 2.0
 """Seconds to wait for an answer that speaks for all workers; the supervisor takes at most `workers.GATHERING`."""
 LAG: Final = 0.2
-"""Seconds by which each worker looks later than the one before it at what is loaded; mostly it has heard by then."""
+"""Seconds by which each worker polls a local server later than the previous one, whose result it usually gets first."""
 FAREWELL_TIMEOUT: Final = 1.0
 """Seconds to wait until the last message has been sent."""
 
 
 class SpendReceiver(Protocol):
-    """Knows what all have spent."""
+    """Keeps the spending of all workers."""
 
     def receive(self, rows: list[Row], recovered: list[Row] | None) -> None:
-        """Takes what other workers have spent, see `Spent`."""
+        """Adds what other workers have spent, see `Spent`."""
 
 
 class Duties(Protocol):
-    """What a worker does at its supervisor's request."""
+    """What a worker does on request of its supervisor."""
 
     @property
     def spend(self) -> SpendReceiver:
-        """Counts what is spent."""
+        """The keeper of spending."""
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
         """Applies a health change that another worker reported."""
 
     def part(self, topic: Topic) -> str:
-        """This worker's share of an answer that speaks for all workers."""
+        """This worker's part of an answer for all workers."""
 
     def prepare_pickled(self, number: int, config: bytes, reply: Callable[[tuple[str, ...]], None]) -> None:
         """Opens a configuration while the old one serves on. Calls `reply` with its mistakes, none if it is open."""
@@ -85,13 +85,13 @@ class Duties(Protocol):
         """Closes the configuration that was prepared under `number`."""
 
     def recall(self, question: str) -> str:
-        """Answers another worker's question from what only this one keeps."""
+        """Answers another worker's question about responses stored only here."""
 
     def deliver_event(self, id_: str, kind: str, data: str) -> None:
-        """Takes an event of the live feed from another worker."""
+        """Delivers another worker's live feed event to the readers here."""
 
     def watch(self, on: bool) -> None:
-        """Learns whether another worker has readers of the live feed."""
+        """Sets whether another worker has readers of the live feed."""
 
     def drain(self, hurry: bool) -> None:
         """Drains. `hurry` ends the wait for answers in flight; otherwise a second call changes nothing."""
@@ -113,7 +113,7 @@ class WorkerLink(asyncio.Protocol):
     _last_id: int = 0
     _lost: asyncio.Event = field(factory=asyncio.Event)
     _early: list[FromWorker] = field(factory=list)
-    """What is said before `join`."""
+    """Messages sent before `join`."""
     boxes: BoxLink = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -144,15 +144,15 @@ class WorkerLink(asyncio.Protocol):
         self._send(Watching(on))
 
     def happened(self, id_: str, kind: str, data: str) -> None:
-        """Passes an event of the live feed to the other workers."""
+        """Sends an event of the live feed to the other workers."""
         self._send(LiveEvent(id_, kind, data))
 
     def spent(self, rows: list[Row]) -> None:
-        """Tells the other workers what was spent here."""
+        """Sends what was spent here to the other workers."""
         self._send(Spent(rows))
 
     async def ask(self, topic: Topic) -> str | None:
-        """The answer of all workers about `topic`; None if the supervisor does not reply in time."""
+        """The merged answer of all workers about `topic`; None if the supervisor does not reply in time."""
         return await self._answer_to(lambda id_: Ask(id_, topic))
 
     async def ask_one(self, worker: int, question: str) -> str | None:

@@ -32,7 +32,7 @@ class Serving(Message):
 
 
 class Leaving(Message):
-    """From a worker: it drains and accepts no more connections."""
+    """From a worker: it is draining and accepts no more connections."""
 
 
 class FinalMetrics(Message):
@@ -42,7 +42,7 @@ class FinalMetrics(Message):
 
 
 class Ask(Message):
-    """From a worker, for a client that asks about all workers."""
+    """From a worker: a client asks about all workers."""
 
     id: int
     topic: Topic
@@ -56,7 +56,7 @@ class Answer(Message):
 
 
 class AskPart(Message):
-    """To each worker: a request for its share of an answer."""
+    """To each worker: a request for its part of an answer."""
 
     id: int
     topic: Topic
@@ -70,7 +70,7 @@ class Part(Message):
 
 
 class AskOne(Message):
-    """From a worker, whose client wants something that another worker keeps."""
+    """From a worker: a question to one other worker, about data stored only there."""
 
     id: int
     worker: int
@@ -78,7 +78,7 @@ class AskOne(Message):
 
 
 class ForwardedQuestion(Message):
-    """To that other worker. ``asker``: the process that wants to know; it may be gone before the answer comes."""
+    """To that other worker. ``asker``: pid of the worker that asked; it may be gone before the answer comes."""
 
     id: int
     asker: int
@@ -86,7 +86,7 @@ class ForwardedQuestion(Message):
 
 
 class PartOne(Message):
-    """From that other worker."""
+    """The answer of that other worker."""
 
     id: int
     asker: int
@@ -100,7 +100,7 @@ class Watching(Message):
 
 
 class Watch(Message):
-    """To a worker: whether another one has readers, so that it passes on what happens."""
+    """To a worker: whether another one has readers, so that it must send its events."""
 
     on: bool
 
@@ -114,9 +114,9 @@ class LiveEvent(Message):
 
 
 class Spent(Message):
-    """In both directions: what one worker has spent since it last said so; to one that begins, what all have.
+    """In both directions: what one worker has spent since its last message; to a new worker, the totals of all.
 
-    ``recovered``: to one that begins, what of it was spent before any worker began.
+    ``recovered``: to a new worker, the part of it that was spent before any worker began.
     """
 
     rows: list[Row]
@@ -124,7 +124,7 @@ class Spent(Message):
 
 
 class Ping(Message):
-    """To a worker, which sends it back to show that its event loop is not stuck."""
+    """To a worker, which returns it to show that its event loop is not stuck."""
 
 
 class Prepare(Message):
@@ -160,7 +160,7 @@ class Abandon(Message):
 
 
 class Drain(Message):
-    """To all workers. ``hurry``: the operator has asked twice."""
+    """To all workers: drain. ``hurry``: the operator has signalled twice."""
 
     hurry: bool = False
 

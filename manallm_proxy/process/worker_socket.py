@@ -17,7 +17,7 @@ _CHUNK = 2**18
 
 @define(eq=False)
 class WorkerSocket:
-    """Never waits: what cannot be sent yet is kept in ``unsent``."""
+    """Never blocks: bytes that cannot be sent yet are kept in ``unsent``."""
 
     socket: socket.socket
     number: int
@@ -27,12 +27,12 @@ class WorkerSocket:
     """The worker has closed its end."""
 
     def send(self) -> None:
-        """Sends as much of ``unsent`` as there is room for."""
+        """Sends as much of ``unsent`` as the socket accepts."""
         try:
             del self.unsent[: self.socket.send(self.unsent)]
         except BlockingIOError:
             pass
-        except OSError:  # the worker is gone, which the supervisor is about to notice
+        except OSError:  # the worker has died; the supervisor is about to notice
             self.unsent.clear()
 
     def receive(self) -> list[bytes] | None:

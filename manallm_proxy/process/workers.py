@@ -2,16 +2,16 @@
 
 1. A worker that ends is restarted after 0.1 s; the delay doubles with each restart, up to 10 s, and resets after a
    minute of uptime. Nothing is restarted during a drain.
-2. Each worker's loop answers a beat every quarter of ``stall_timeout``. One that is silent for all of it is ended and
-   restarted: first by SIGABRT, on which faulthandler prints where it hung, then by SIGKILL.
+2. Each worker's loop answers a ping every quarter of ``stall_timeout``. A worker that is silent for all of it is ended
+   and restarted: first by SIGABRT, on which faulthandler prints where it hung, then by SIGKILL.
 3. A question about all workers goes to every worker that can answer. The reply is sent when all have answered, or after
    `GATHERING`. Further questions meanwhile share the next round, so only one round is ever under way.
-4. A health change that one worker reports goes to the others, and is kept for workers that start later.
-5. Counters never fall: when a worker is gone, the counts that it last reported stay.
+4. A health change that one worker reports is sent to the others, and kept for workers that start later.
+5. Counters never decrease: when a worker is gone, its last reported counts stay.
 6. A new configuration is prepared by every worker before any adopts it, see `rollout`.
-7. What one worker has spent the others hear, and those that start later. ``ledger`` knows what all have.
-8. A question to one worker is passed on to it, and its answer to the process that asked. Nothing of it is kept here.
-9. All workers together have one line in front of each local server, see `all_boxes`.
+7. What one worker has spent is sent to the others, and to those that start later. ``ledger`` has the totals.
+8. A question to one worker is forwarded to it, and its answer to the process that asked; nothing is kept here.
+9. All workers share one line in front of each local server, see `all_boxes`.
 
 Nothing here waits, and the time is an argument. Messages to be sent are in ``outbox``.
 """
@@ -108,7 +108,7 @@ class WorkerManager:
 
     @property
     def all_answer(self) -> bool:
-        """Whether no worker hangs."""
+        """Whether every worker answers its pings."""
         return all(worker.ended_at is None for worker in self.workers.values())
 
     def next_at(self) -> float:
@@ -167,7 +167,7 @@ class WorkerManager:
     # 2
 
     def due(self, now: float) -> None:
-        """Sends beats, and ends the wait for answers and for a rollout that are overdue."""
+        """Sends pings, and ends overdue waits for answers and for a rollout."""
         if now >= self._beat_at:
             self._beat_at = now + self.stall_timeout / 4
             for worker in self.workers.values():

@@ -1,4 +1,4 @@
-"""Bounds on the structure of an answer, counted in its bytes before it is decoded."""
+"""Limits on the structure of an answer, checked on its bytes before it is decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def refuse_too_much(body: bytes, limits: AnswerLimits) -> None:
-    """Raises BadResponse for an answer, or one event of it, with more of something than `limits` allow."""
+    """Raises BadResponse for an answer, or one event of it, that exceeds one of `limits`."""
     try:
         count_structure(body, limits, "answers")
     except TooMuch as error:
@@ -46,7 +46,7 @@ def checked_answer(answer: Answer, limits: AnswerLimits) -> Answer:
 
 
 def too_long(most: int, key: str) -> BadResponse:
-    """For a whole answer of more than `most` bytes. `key`: of ``answers``, which raises the bound."""
+    """The error for a whole answer of more than `most` bytes. `key`: the key of ``answers`` that raises the limit."""
     return BadResponse(f"its answer is longer than {most} bytes (answers.{key})", detail=f"too long (answers.{key})")
 
 

@@ -2,8 +2,8 @@
 
 llama-server answers every ``std::runtime_error`` of its request parser with 500 (tools/server/server.cpp,
 ``ex_wrapper``; the texts are in server-common.cpp, server-context.cpp and common/chat.cpp). Ollama does so for
-options and, in 0.12, for schemas (server/routes.go, ``handleScheduleError``), and hands on what the llama-server
-inside it said. Counted as failures, two such requests would open the model's circuit for everybody.
+options and, in 0.12, for schemas (server/routes.go, ``handleScheduleError``), and forwards the errors of the
+llama-server inside it. Counted as failures, two such requests would open the model's circuit for everybody.
 
 Each pattern matches at the start of the message: what follows may quote the request, or the model.
 """
@@ -20,7 +20,7 @@ Kind = Literal["capability", "context", "request", "model"]
 
 @frozen
 class Mistake:
-    """``kind``: what the model lacks, a prompt that does not fit, a request that makes no sense, no such model."""
+    """``kind``: a missing capability, a prompt that does not fit, an invalid request, or an unknown model."""
 
     kind: Kind
     param: str | None = None
@@ -60,7 +60,7 @@ _ROWS: Final[tuple[tuple[str, Mistake], ...]] = (
 )
 _PATTERNS: Final = tuple((re.compile(pattern, re.IGNORECASE | re.ASCII), mistake) for pattern, mistake in _ROWS)
 _TEMPLATE: Final = re.compile(r"\bJinja Exception: ")
-"""A chat template that raises: of the messages, such as roles that do not alternate (common/jinja/value.cpp)."""
+"""A chat template that rejects the messages, for instance if roles do not alternate (common/jinja/value.cpp)."""
 _ECHO: Final = re.compile(r"; (?:messages|tools|tool_choice) = .*", re.DOTALL)
 """Some builds quote the request after the reason."""
 
@@ -74,5 +74,5 @@ def mistake_in(text: str) -> Mistake | None:
 
 
 def without_echo(text: str) -> str:
-    """`text` without the request that it quotes."""
+    """`text` without a quotation of the request at its end."""
     return _ECHO.sub("", text)

@@ -32,12 +32,12 @@ from manallm_proxy.providers.retry_after import retry_after_of
 from manallm_proxy.providers.scrub import clean
 
 QUOTA_COOLING: Final = 600.0
-"""Seconds that a target cools if its quota is used up."""
+"""Seconds that a target cools if its quota is exhausted."""
 
 _NESTING: Final = 8
-"""How deep in objects and lists a message is looked for."""
+"""How deeply nested a message may be to be found."""
 _NESTED_JSON: Final = 3
-"""How many times a message may be JSON in a string, itself with a message."""
+"""How many times a message may itself be a JSON string with a message inside."""
 _WAIT_LONGEST: Final = 1e9
 
 _QUOTA: Final = ("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached")
@@ -64,7 +64,7 @@ _CALLER_STATUSES: Final = (400, 413, 422)
 
 @frozen
 class ErrorDetails:
-    """What an error body says, whichever shape it has. Texts are as the provider wrote them."""
+    """The contents of an error body, in whichever format. Texts are as the provider wrote them."""
 
     message: str = ""
     kind: str | None = None
@@ -76,7 +76,7 @@ class ErrorDetails:
 
 
 def envelope(body: bytes) -> ErrorDetails:
-    """Reads an error body of any OpenAI-compatible server, or of Ollama. Of HTML nothing is used."""
+    """Reads an error body of any OpenAI-compatible server, or of Ollama. HTML is ignored."""
     try:
         data = decode(body)
     except DecodeErrors:
@@ -87,9 +87,9 @@ def envelope(body: bytes) -> ErrorDetails:
 
 
 def parse_error(data: object) -> ErrorDetails:
-    """The same, from a decoded value. Numbers in ``code`` between 400 and 599 are statuses.
+    """As `envelope`, for a decoded value. Numbers in ``code`` between 400 and 599 are statuses.
 
-    Ollama hands on an error of the llama-server inside it as JSON in the message: then the innermost counts.
+    Ollama forwards an error of the llama-server inside it as JSON in the message: then the innermost one counts.
     """
     details = _shape(data)
     for _ in range(_NESTED_JSON):
@@ -172,7 +172,7 @@ _STATUS_OF_WORD: Final = (
 
 
 def in_band(details: ErrorDetails) -> ProviderError:
-    """The error for one inside a 200. Its status is its number, or what its words stand for, else 502."""
+    """The error for one inside a 200. Its status comes from its numeric code, else from its words, else it is 502."""
     status = details.status
     if status is None:
         words = f"{details.code or ''} {details.kind or ''}".lower()
@@ -270,7 +270,7 @@ def _classified(status: int, headers: Mapping[str, str], details: ErrorDetails) 
 
 
 def _mistaken(mistake: Mistake, status: int, text: str, param: str | None) -> ProviderError:
-    """A mistake of the caller under any status."""
+    """The error for the caller's `mistake`, whatever the status."""
     param = param or mistake.param
     match mistake.kind:
         case "capability":

@@ -1,4 +1,4 @@
-"""Reads a tool call from structured output, which makes servers call a tool that ignore ``tool_choice``."""
+"""Reads tool calls from structured output, which forces calls on servers that ignore ``tool_choice``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from manallm_proxy.providers.wire import Translator
 
 
 def read_forced_calls(answer: Answer) -> Answer:
-    """`answer` with each choice's text read as a tool call. Raises BadResponse if one is none."""
+    """`answer` with each choice's text read as a tool call. Raises BadResponse if a text is no call."""
     return evolve(answer, choices=tuple(CallReader().read(choice) for choice in answer.choices))
 
 
 @define
 class ForcedTranslator:
-    """See `wire.Translator`. Makes the text in another one's deltas into parts of a tool call."""
+    """See `wire.Translator`. Turns the text in another translator's deltas into parts of a tool call."""
 
     _inner: Translator
     _readers: dict[int, CallReader] = field(factory=dict)

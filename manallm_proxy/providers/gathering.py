@@ -1,4 +1,4 @@
-"""The body of an answer, read part by part: a long one is held once, in memory that grows."""
+"""Reads the body of an answer part by part; a long one is held only once, in a growing buffer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from manallm_proxy.openai.joined import Growing
 from manallm_proxy.openai.large import LARGE_BYTES, expect_large
 
 Parts = list[bytes | Growing]
-"""What has come: several `bytes`, or one that grows."""
+"""The parts received: several `bytes`, or one growing buffer."""
 
 
 async def gather(
@@ -40,7 +40,7 @@ async def gather(
 
 
 def _grow(parts: Parts) -> None:
-    """Makes them one, so that a long body is held once."""
+    """Merges the parts into one growing buffer, so that a long body is held only once."""
     growing = parts[0] if isinstance(parts[0], Growing) else Growing()
     for part in parts:
         if not isinstance(part, Growing):
@@ -49,7 +49,7 @@ def _grow(parts: Parts) -> None:
 
 
 def joined(parts: Parts) -> bytes:
-    """The whole body, once."""
+    """The whole body. May be called once."""
     first = parts[0] if len(parts) == 1 else b""
     if isinstance(first, Growing):
         return first.take()

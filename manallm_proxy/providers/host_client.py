@@ -1,4 +1,4 @@
-"""HTTP to a local server about its models, over connections of its own: a load keeps one open for minutes."""
+"""HTTP requests to a local server about its models, over separate connections: a load occupies one for minutes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from manallm_proxy.providers.http_provider import connections_to
 from manallm_proxy.providers.scrub import redact_secrets
 
 BODY_LIMIT: Final = 1 << 20
-"""Bytes of an answer."""
+"""Max bytes of an answer."""
 CONNECT: Final = 3.0
 """Max seconds for a connection."""
 
 
 @define(eq=False)
 class HostClient:
-    """One server's connections. ``failure`` reads a status other than 200, as `wire.Wire.failure` does."""
+    """The connections to one server. ``failure`` makes the error for a status other than 200, as `Wire.failure`."""
 
     address: Address
     failure: Callable[[int, Mapping[str, str], bytes], ProviderError]

@@ -1,7 +1,6 @@
-"""HTTP to one provider: what its wire shapes goes out, what comes back goes to the wire.
+"""HTTP to one provider: sends the requests that its wire builds, and passes the responses to the wire.
 
-Each provider has connections of its own, and so its own TLS and proxy. The wire knows no
-I/O, this file knows no dialect.
+Each provider has its own connections, and so its own TLS and proxy. The wire does no I/O; this file knows no dialect.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ one take 20 ms."""
 
 
 def connections_to(address: Address) -> Connections:
-    """Our own, but through a forward proxy, which they do not know."""
+    """Our own connections, or aiohttp's if there is a forward proxy, which ours do not support."""
     return SessionConnections(address) if address.proxy else Pool(address)
 
 
 class Details(Protocol):
-    """What a list does not say of its models, and a server tells of each."""
+    """Details that a model list lacks, and that a server reports per model."""
 
     async def added(self, listed: ModelList, seconds: float) -> ModelList:
         """`listed` with what is known of its models within `seconds`. Never raises."""
@@ -79,7 +78,7 @@ class HttpProvider:
         return connections_to(self.address)
 
     async def complete(self, call: Call, entry: Entry) -> Answer:
-        """A body, whole and checked: its first byte within ``first_byte``, then no silence over ``idle``."""
+        """A whole, checked answer: the first byte within ``first_byte``, then no silence longer than ``idle``."""
         times, name = entry.timeouts, self.address.name
         parts: Parts = []
         until = asyncio.get_running_loop().time() + times.first_byte
@@ -98,7 +97,7 @@ class HttpProvider:
             raise self.redacted(self.with_listed_status(error), call) from None
 
     async def _answer(self, call: Call, entry: Entry, body: list[bytes], content_type: str) -> Answer:
-        """In a thread where it is large. `body`: one, which is forgotten as soon as it can be."""
+        """Decodes the answer, in a thread if it is large. `body`: a list of one, emptied to free it early."""
         if not is_large(body[0], ANSWER_ELEMENTS):
             answer = self.wire.answer(call, entry, body[0], content_type)
             return checked_answer(answer, self.limits) if answer.choices else answer
@@ -114,7 +113,7 @@ class HttpProvider:
         return checked_answer(self.wire.answer(call, entry, body, content_type), self.limits)
 
     async def stream(self, call: Call, entry: Entry) -> HttpStream:
-        """Whoever calls bounds the time to the first byte: only it knows which event commits."""
+        """The caller limits the time to the first event with content, since only it knows which event commits."""
         response = await self._post(call, entry, None)
         translator = self.wire.translator(call, entry, response.content_type, self.limits)
         return HttpStream(self, response, translator, call, getattr(translator, "relayed", None))
@@ -123,7 +122,7 @@ class HttpProvider:
         return FirstByteTimeout(f"{self.address.name}: nothing said within {seconds:g} s")
 
     async def probe(self, seconds: float) -> ModelList | None:
-        """Anything below 500 is alive; a 200 brings the list of models, and whatever comes instead is no failure."""
+        """Any status below 500 is alive; a 200 should hold the list of models, but any other body is no failure."""
         path = self.wire.probe_path
         if path is None:
             return None
@@ -162,7 +161,7 @@ class HttpProvider:
         await self._connections.close()
 
     async def _post(self, call: Call, entry: Entry, until: float | None) -> Response:
-        """A 200 with its headers in, by loop time `until`. ProviderError for any other status."""
+        """The response once its headers have arrived, by loop time `until`. Raises ProviderError unless it is a 200."""
         write = self.wire.request
         slow = call.is_large and not self.wire.splices(call)
         request = await offload(True, write, call, entry) if slow else write(call, entry)
@@ -185,17 +184,17 @@ class HttpProvider:
         raise self.redacted(self.with_listed_status(refusal), call)
 
     def with_listed_status(self, error: ProviderError) -> ProviderError:
-        """`error`, or that of a status that the operator lists, wherever it was said."""
+        """`error`, made retryable if its status is listed under ``extra_retryable_statuses``."""
         return as_retryable(error, self.address.name, self.extra_retryable_statuses)
 
     def redacted(self, error: ProviderError, call: Call) -> ProviderError:
-        """Without our keys, and with as much of the provider's words as may be shown."""
+        """`error` without our keys, and with the provider's message masked for the log."""
         error = redact_secrets(error, *self.address.secrets)
         set_provider_message(error, call.body)
         return error
 
     def _send(self, request: Request, call: Call, entry: Entry, until: float | None) -> Awaitable[Response]:
-        """A status with its headers."""
+        """The response once its status and headers have arrived, whatever the status."""
         return self._connections.request(
             "POST",
             request.path,
@@ -209,7 +208,7 @@ class HttpProvider:
         )
 
     async def _refusal(self, response: Response, until: float | None) -> bytes:
-        """The body of a refusal, as far as it comes: the status has said already what it is."""
+        """As much of a refusal's body as arrives in time: the status alone is enough for an error."""
         parts: Parts = []
         limit = asyncio.get_running_loop().time() + ERROR_TIMEOUT
         with contextlib.suppress(ProviderError, TimeoutError):
@@ -217,7 +216,7 @@ class HttpProvider:
         return joined(parts)[:ERROR_LIMIT]
 
     def _bound(self, call: Call) -> tuple[int, str]:
-        """Max bytes of a whole answer, and the key that says so."""
+        """Max bytes of a whole answer, and the configuration key that sets it."""
         return (self.limits.text, "text") if call.endpoint in _TEXTS else (self.limits.body, "body")
 
 
@@ -234,13 +233,13 @@ class HttpStream:
     _idle: float = 0.0
     _guard: asyncio.TimerHandle | None = None
     _piece: StreamBatch | None = None
-    """Read and translated, but not taken."""
+    """A batch that was translated, but not consumed yet."""
     _pieces: Pieces = field(factory=Pieces)
-    """Read, but not translated."""
+    """Data that was read, but not translated yet."""
     _sink: TryWrite | None = None
-    """Who was the last to offer to take batches at once."""
+    """The latest `try_write`."""
     _held: int = 0
-    """The translator holds no more bytes than these."""
+    """Upper bound of the bytes that the translator holds."""
     _complete: bool = False
     _closed: bool = False
 
@@ -293,7 +292,7 @@ class HttpStream:
         return self._noted(self._translator.feed(data) if data else self._translator.close(), data)
 
     def _noted(self, batch: StreamBatch, data: bytes) -> StreamBatch:
-        """`batch`, which `data` has become."""
+        """Updates the state by `batch`, which was made from `data`, and returns it."""
         self._held = len(data) if batch.frames or batch.deltas else self._held + len(data)
         self._complete = batch.done
         if batch.error is not None:
@@ -301,12 +300,12 @@ class HttpStream:
         return batch
 
     def _with_error(self, batch: StreamBatch, error: ProviderError) -> StreamBatch:
-        """After the commit the client gets the provider's own error, since no other target can be asked."""
+        """`batch` with `error` redacted; before the commit it may become retryable, afterwards the client gets it."""
         error = self._provider.with_listed_status(error) if self._guard is None else error
         return evolve(batch, error=self._provider.redacted(error, self._call))
 
     def commit(self, idle: float) -> None:
-        """Arms the guard. Only the time that we wait for the provider counts, not what the client takes."""
+        """Arms the idle timer. Only time spent waiting for the provider counts, not for the client."""
         self._idle = idle
         self._guard = asyncio.get_running_loop().call_later(idle, self._check_idle)
 
@@ -323,7 +322,7 @@ class HttpStream:
         if self._closed:
             return
         self._closed = True
-        self._sink = None  # which knows this stream
+        self._sink = None  # it refers back to this stream
         if self._guard is not None:
             self._guard.cancel()
         if self._complete:

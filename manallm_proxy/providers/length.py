@@ -1,6 +1,6 @@
-"""Reads in a provider's refusal how long an answer may be at most, if the request allowed more.
+"""Reads the max length of an answer from a provider's refusal, if the request allowed more.
 
-The numbers are in the message of the refusal: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum
+The numbers are in the refusal's message: OpenAI ("supports at most 4096 completion tokens"), vLLM ("maximum
 context length is 64001 tokens and your request has 24235 input tokens"), Anthropic ("max_tokens: 9 > 8, which is the
 maximum"), DeepSeek ("the valid range of max_tokens is [1, 8192]"), Groq ("must be less than or equal to `8192`").
 """
@@ -25,7 +25,7 @@ _MOST: Final = re.compile(
 
 
 def clamp_max_tokens(call: Call, refusal: bytes) -> Call | None:
-    """`call` with the ``max_tokens`` that its `refusal` allows; None if it is about something else."""
+    """`call` with the ``max_tokens`` that its `refusal` allows; None if the refusal is about something else."""
     words = envelope(refusal).message
     length = call.length
     if length is None or not _NAMED.search(words):

@@ -1,7 +1,7 @@
-"""A provider without a model, built in: it answers at once and says that it is only that.
+"""A built-in provider without a model: it answers at once, and says that it is no model.
 
-For the quickstart (a chain always ends somewhere), for smoke tests and load tests. It echoes nothing of the prompt
-but its length. Every model name is served; embeddings are a fixed unit vector.
+For the quickstart (every chain ends in an answer), smoke tests and load tests. It echoes nothing of the prompt but its
+length. It serves every model name; embeddings are a fixed unit vector.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _text(call: Call) -> tuple[str, ...]:
 
 
 def _usage(call: Call) -> Usage:
-    """Estimates: nobody is billed for these tokens."""
+    """Estimated tokens; nobody is billed for them."""
     return Usage(prompt=len(call.body) // 4, completion=sum(len(part.split()) for part in _text(call)))
 
 
@@ -76,7 +76,7 @@ class LoopbackStream:
         return StreamBatch(deltas=(Delta(finish="stop"),), has_content=True, done=True)
 
     def commit(self, idle: float) -> None:
-        """It is never idle."""
+        """Nothing to do: it is never idle."""
 
     async def aclose(self) -> None:
         """Nothing is open."""

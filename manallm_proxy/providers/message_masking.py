@@ -1,14 +1,14 @@
-"""Masks a provider's error message for the log: nothing from the request and nothing that a model said may be left.
+"""Masks a provider's error message for the log: it must contain nothing from the request or from a model's output.
 
-A provider may quote the request in any error, whole, cut or escaped. So there are three gates:
+A provider may quote the request in any error, in full, cut or escaped. So there are three filters:
 
-1. Only the provider's own failures (`classify.OWN_FAILURES`) bring a message at all. The caller's mistakes go to the
-   caller; most messages that quote a prompt are among them.
-2. Long quotations, and what follows a word such as ``raw=``, are masked: they are from the request, or from a model.
-3. Each word that the request holds too is masked, unless it is in `_VOCABULARY`, of which such messages are made. If
-   the request cannot be read, or would take long to read, the log gets no message.
+1. Only the provider's own failures (`classify.OWN_FAILURES`) keep a message at all. The caller's mistakes go to the
+   caller; most messages that quote a prompt are among those.
+2. Long quotations, and text after words such as ``raw=``, are masked: they come from the request or from a model.
+3. Each word that also occurs in the request is masked, unless it is in `_VOCABULARY`, the usual words of such messages.
+   If the request cannot be parsed, or parsing would take long, the log gets no message.
 
-So no word of a prompt is left but those of `_VOCABULARY`. `scrub` has removed our keys before.
+So no word of a prompt is left except those in `_VOCABULARY`. `scrub` has removed our keys before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORDS_LIMIT: Final = 24
 """Max bytes of a request to compare with, max values in it, and max words to look up in it: others are masked. Together
 some 2 ms."""
 _LONGEST: Final = 24
-"""Characters of a word. A longer one is masked: it is an id, or something encoded."""
+"""Max characters of a word. Longer ones are masked: they are ids or encoded data."""
 _MASK: Final = "…"
 _QUOTED: Final = re.compile(r"(['\"`])(?:(?!\1).){33,}?(?:\1|$)")
 _ECHO: Final = re.compile(
@@ -63,7 +63,7 @@ def set_provider_message(error: ProviderError, body: bytes) -> None:
 
 
 def mask_request(text: str, body: bytes) -> str | None:
-    """`text` with a mask for what `body`, a JSON object, holds as well; None if nothing is left to read."""
+    """`text` with everything masked that also occurs in `body`, a JSON object; None if nothing readable is left."""
     try:
         request = decode_leniently(body)
     except DecodeErrors:

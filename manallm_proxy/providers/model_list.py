@@ -12,10 +12,10 @@ from manallm_proxy.contract.targets import is_model_name
 from manallm_proxy.openai.json_object import DecodeErrors, decode
 
 LIST_LIMIT: Final = 8 << 20
-"""Bytes of a list; OpenRouter's 400 models, the longest that is known, take one."""
+"""Max bytes of a list; the longest known one, OpenRouter's 400 models, takes one."""
 MODELS_LIMIT: Final = 10_000
 WORDS_LIMIT: Final = 64
-"""Aliases, capabilities or parameters of one model."""
+"""Max aliases, capabilities or parameters of one model."""
 
 TOO_LONG: Final = f"it is over {LIST_LIMIT >> 20} MiB"
 TOO_MANY: Final = f"it has over {MODELS_LIMIT} models, the rest is ignored"
@@ -27,7 +27,7 @@ _Row = TypeVar("_Row", bound=msgspec.Struct)
 
 
 def read_list(body: bytes, key: str, row_type: type[_Row], to_model: Callable[[_Row], ModelInfo | None]) -> ModelList:
-    """The models under `key`, or of a bare list. A row that `row_type` or `to_model` refuses is left out."""
+    """The models under `key`, or of a bare list. Leaves out rows that `row_type` or `to_model` reject."""
     try:
         found = decode(body.removeprefix(_BOM), type=dict[str, msgspec.Raw] | list[msgspec.Raw])
         rows = found if isinstance(found, list) else decode(found[key], type=list[msgspec.Raw] | None) or []

@@ -1,4 +1,4 @@
-"""Tool calls without a name, which no client can answer: they are the provider's failure, unless its answer was cut."""
+"""Rejects tool calls without a name, which no client can execute, unless the answer was cut by its length."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from manallm_proxy.contract.answers import Delta
 from manallm_proxy.contract.provider_errors import BadResponse
 
 _CUT: Final = frozenset({"length", "content_filter"})
-"""Finish reasons after which the rest of a call is missing by right."""
+"""Finish reasons after which an incomplete call is legitimate."""
 
 
 def require_names(delta: Delta, finish: str | None) -> Delta:
-    """`delta`, which holds whole calls, without those that were cut before their name.
+    """`delta`, which holds complete calls, without those that were cut before their name.
 
-    Raises BadResponse if a call has no name, and the answer was not cut, as far as `finish` tells.
+    Raises BadResponse if a call has no name, and by its `finish` the answer was not cut.
     """
     if all(call.name for call in delta.tool_calls):
         return delta

@@ -1,4 +1,4 @@
-"""How a stream is translated by a pattern: event after event until there is one, then all together that are of it."""
+"""Translates a stream by a pattern: one event at a time until a pattern is known, then all matching events together."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import ClassVar, Final, Protocol
 from manallm_proxy.contract.answers import Delta, StreamBatch, Texts
 
 PATTERN_TRIES: Final = 16
-"""Events from which a pattern may be learned until one is of use: where they differ in more than words, none is."""
+"""Max attempts to learn a pattern before one matches: if events differ in more than text, none ever does."""
 ONE_BY_ONE: Final = 8
-"""Steps in which the beginning of a read is told: an event each, or all that are of a pattern."""
+"""Max rounds at the start of a read, of one event or one run of matching events each; the rest is read at once."""
 HELD: Final = 4096
 """Bytes of an event that was cut which are looked at again with its rest: far more than nearly all events have."""
 Make = Callable[[Sequence[bytes]], Texts]
 
 
 class Pattern(Protocol):
-    """What is alike in the events of one stream that only add text of one kind."""
+    """The constant bytes of a stream's events that only add text of one kind."""
 
     @property
     def make(self) -> Make:
-        """Makes the step of texts that were told."""
+        """Makes a step from recognised texts."""
 
     @property
     def is_known(self) -> bool:
         """Whether there is one."""
 
     def learn(self, data: bytes, delta: Delta) -> None:
-        """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it is fit for one."""
+        """Makes `data`, one whole event that was parsed as `delta`, the pattern, if it is suitable."""
 
 
 class Steps(Protocol):
-    """A translator (see `wire.Translator`) that has a pattern, of its dialect's own class."""
+    """A translator (see `wire.Translator`) with a pattern of its dialect's class."""
 
     blank: ClassVar[bytes]
-    """What ends an event."""
+    """The bytes that end an event."""
     tries_left: int
-    """Left until a pattern is of use again."""
+    """Remaining attempts, until a pattern matches again."""
 
     @property
     def plain(self) -> Pattern: ...
@@ -49,22 +49,22 @@ class Steps(Protocol):
         """The bytes of the event that has not ended, which is forgotten: they come again, with its rest."""
 
     def read_plain(self, data: bytes) -> tuple[Sequence[bytes], int]:
-        """What the events at the start of `data` add that are of the pattern, and how many bytes these events are."""
+        """(texts, bytes) of the events at the start of `data` that match the pattern."""
 
     def read(self, data: bytes) -> StreamBatch:
         """As `feed`, without a pattern."""
 
     def is_learnable(self, delta: Delta) -> bool:
-        """Whether an event that was read as `delta` has done nothing beside, so that it may become the pattern."""
+        """Whether an event that was parsed as `delta` had no other effect, so that it may become the pattern."""
 
 
 def feed_in_steps(translator: Steps, data: bytes) -> StreamBatch:
-    """What `data` becomes: event after event until there is a pattern, or another one; then all that are of it."""
+    """The batch for `data`: one event at a time until a pattern is known, then all matching events together."""
     if 0 < translator.held <= HELD and translator.plain.is_known:
         data = translator.take_held() + data  # an event that was cut between two reads is told with those after it
     between = not translator.held
     texts, end = translator.read_plain(data) if between else ((), 0)
-    if end and end == len(data):  # as nearly all reads are
+    if end and end == len(data):  # the common case
         translator.tries_left = PATTERN_TRIES
         return StreamBatch(deltas=(translator.plain.make(texts),), has_content=True)
     before: StreamBatch | None = None

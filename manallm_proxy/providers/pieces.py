@@ -1,7 +1,7 @@
-"""Cuts what has arrived of a stream into pieces, so that reading it does not block the event loop.
+"""Cuts received stream data into pieces, so that translating it does not block the event loop.
 
-A provider may send as fast as the socket takes, or compress twenty megabytes to a few kilobytes. A piece costs a few
-milliseconds at most, whatever is in it.
+A provider may send as fast as the socket allows, or compress twenty megabytes to a few kilobytes. A piece takes at most
+a few milliseconds, whatever it contains.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PIECE_BYTES: Final = 16 * 1024
 PIECE_LINES: Final = 240
 """Line ends in one piece: an event costs more than its bytes. It has two of them, three with a name, four as CR LF."""
 UNCOUNTED: Final = 2 * PIECE_LINES
-"""Up to so many bytes cannot hold so many events, so their line ends are not counted."""
+"""So few bytes cannot hold that many events, so their line ends are not counted."""
 _ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n")
 """What ends an event; of a format that has one in each line, the line."""
 _LAST: Final = 2048
 """Bytes at the end of a piece in which an event's end is looked for: nearly all events have less."""
 _BUDGET: Final = 0.002
-"""Seconds of work after which the loop gets a turn."""
+"""Seconds of work after which the event loop gets a turn."""
 
 
 def fits(data: bytes) -> bool:
@@ -55,17 +55,17 @@ def _end_of_event(data: bytes, start: int, end: int) -> int:
 
 @define(eq=False)
 class Turnstile:
-    """Lets streams read pieces in this turn of the event loop until the budget is spent, then one in each later turn.
+    """Lets streams read pieces in one loop iteration until the budget is spent, then one piece per later iteration.
 
     All streams of a loop share one: a hundred with a budget each would block the loop a hundred times as long.
     """
 
     _since: float = 0.0
-    """When the first piece of this turn, or of an earlier one, was let through; monotonic seconds."""
+    """When the first piece since the budget was renewed was let through; monotonic seconds."""
     _waiting: deque[asyncio.Future[None]] = field(factory=deque)
 
     async def turn(self) -> None:
-        """Returns when there is time for a piece. A caller that is cancelled meanwhile loses its place only."""
+        """Returns when there is time for a piece. A caller that is cancelled meanwhile only loses its place."""
         now = time.monotonic()
         if not self._waiting and now - self._since <= _BUDGET:
             return
@@ -91,24 +91,24 @@ _TURNSTILES: WeakKeyDictionary[asyncio.AbstractEventLoop, Turnstile] = WeakKeyDi
 
 
 def turnstile() -> Turnstile:
-    """The one of the running loop."""
+    """The running loop's turnstile."""
     return _TURNSTILES.setdefault(asyncio.get_running_loop(), Turnstile())
 
 
 @define
 class Pieces:
-    """Data that has arrived and is not read yet, given out in pieces."""
+    """Received data that has not been translated yet, returned in pieces."""
 
     _data: bytes = field(default=b"", repr=False)
     _at: int = 0
     _size: int = PIECE_BYTES
-    """Of the last piece: the next is likely to be as dense."""
+    """Size of the last piece: the next one is likely to be as dense."""
 
     def __bool__(self) -> bool:
         return self._at < len(self._data)
 
     def add(self, data: bytes) -> None:
-        """Takes new data, once all that came before is given out."""
+        """Adds new data. All earlier data must have been returned."""
         self._data, self._at = data, 0
 
     async def next(self) -> bytes:

@@ -1,4 +1,4 @@
-"""How long a provider asks us to wait, in whichever way it says so."""
+"""How long a provider asks us to wait, in whichever form."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _UNITS: Final = (0.001, 60.0, 3600.0)
 
 
 def retry_after_of(headers: Mapping[str, str], text: str = "", wall: float | None = None) -> float | None:
-    """Seconds to wait, from whichever dialect says it; None if none does, or only nonsense.
+    """Seconds to wait, in whichever dialect; None if absent or nonsensical.
 
-    `wall` is the time for an HTTP date, seconds since the epoch. Not capped here: `health` caps.
+    `wall`: the current time in seconds since the epoch, for HTTP dates. Not capped here: `health` does that.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

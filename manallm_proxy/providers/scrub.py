@@ -8,7 +8,7 @@ from typing import Final
 from manallm_proxy.contract.provider_errors import ProviderError
 
 MESSAGE_LIMIT: Final = 500
-"""Characters of a message, or of a word beside it."""
+"""Max characters of a message, or of one of its codes."""
 _READ_LIMIT: Final = 4 * MESSAGE_LIMIT
 _CUT: Final = "…"
 _REDACTED: Final = "[redacted]"
@@ -34,12 +34,12 @@ def clean(message: str) -> str:
 
 
 def redact_secrets(error: ProviderError, *secrets: str | None) -> ProviderError:
-    """`error` without our secrets, should the provider have quoted one, in whichever of its fields.
+    """`error` with our secrets removed from all of its fields, in case the provider quoted one.
 
-    `clean` ran before: it may have redacted part of a secret, or cut one in two.
+    `clean` must have run before: it may have redacted a part of a secret, or cut one in two.
     """
     forms = {form for secret in secrets if secret for form in (secret, _KEY_LIKE.sub(_REDACTED, secret))}
-    known = sorted(forms - {_REDACTED}, key=len, reverse=True)  # the whole before its parts
+    known = sorted(forms - {_REDACTED}, key=len, reverse=True)  # a whole secret before its parts
     for name in ("message", "type", "code", "param", "detail", "raw_message"):
         text = getattr(error, name)
         if text and known:

@@ -1,5 +1,5 @@
-"""Reads the reply to a streamed request if it is not labelled ``text/event-stream``: it may be an event stream all the
-same, or one complete answer."""
+"""Reads the reply to a streamed request that is not labelled ``text/event-stream``: it may still be an event stream, or
+one complete answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from manallm_proxy.providers.wire import Translator
 
 BODY_LIMIT: Final = sse.FRAME_LIMIT
 _SNIFFED: Final = 64
-"""Bytes after white space that tell an event stream from anything else."""
+"""Bytes, after white space, that are enough to recognise an event stream."""
 
 
 @define

@@ -1,7 +1,7 @@
-"""Dialects. A *wire* shapes a request for one kind of provider and reads its reply; it does no I/O.
+"""Dialects. A *wire* builds requests for one kind of provider and reads its replies; it does no I/O.
 
 To add a provider that speaks HTTP: write a `Wire` in a file of its own, add its kind to `generation`.
-What real servers send, each habit with its source: docs/providers.md.
+What real servers send, each fact with its source: docs/providers.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Request:
     content: Body = field(repr=False)
     content_type: str | None = None
     without: str = field(default="", eq=False)
-    """The field that was left out because the provider refused it."""
+    """The field left out because the provider refused it."""
     headers: Mapping[str, str] | None = field(default=None, repr=False)
 
     @property
     def body(self) -> bytes:
-        """The content in one piece: a copy of a long one."""
+        """The content in one piece, which copies a long one."""
         return bytes(self.content)
 
 
@@ -45,16 +45,16 @@ class Translator(Protocol):
 
     @property
     def held(self) -> int:
-        """Bytes of an event that has begun and not ended."""
+        """Number of bytes held of an incomplete event."""
 
     def is_open(self, data: bytes) -> bool:
-        """Whether `data` does not end the event that is held, so that it can only be added to it."""
+        """Whether `data` does not end the incomplete event, so that it is only added to it."""
 
     def feed(self, data: bytes) -> StreamBatch:
-        """What `data` completed. After ``done`` or ``error`` nothing more is fed."""
+        """The batch of events that `data` completes. Must not be called after ``done`` or ``error``."""
 
     def close(self) -> StreamBatch:
-        """The provider's end of stream: what was still held, then ``done``, or the ``error`` of a cut stream."""
+        """The end of the provider's body: the rest, with ``done``, or with the ``error`` of a cut stream."""
 
 
 class Relays(Translator, Protocol):
@@ -75,13 +75,13 @@ class Wire(Protocol):
         """What a probe GETs below the base URL; None if this kind is not probed."""
 
     def splices(self, call: Call) -> bool:
-        """Whether `request` takes the same time however long the call is: it keeps its bytes but for a few."""
+        """Whether `request` takes constant time, since it keeps the call's bytes except for a few."""
 
     def request(self, call: Call, entry: Entry) -> Request:
         """The request for `entry`'s target. Raises Unsupported or InvalidRequest if this dialect cannot express it."""
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """The error for a status other than 200. `headers` compare without case, `body` is at most 64 KiB."""
+        """The error for a status other than 200. `headers` are case-insensitive, `body` is at most 64 KiB."""
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
         """After a refusal, the request in a form that the provider will accept, if `body` shows which; else None."""
@@ -93,12 +93,12 @@ class Wire(Protocol):
         """
 
     def answer(self, call: Call, entry: Entry, body: bytes, content_type: str = "") -> Answer:
-        """The answer in the complete body of a 200, checked. Raises ProviderError if it is none to `call`."""
+        """The answer in the complete body of a 200, checked. Raises ProviderError if it does not answer `call`."""
 
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
-        """What reads the body of a 200 to a streamed request."""
+        """The reader of the body of a 200 to a streamed request."""
 
     def listed(self, body: bytes) -> ModelList:
-        """The models in a probe's 200 body. Never raises: what cannot be read is left out, and said in ``fault``."""
+        """The models in a probe's 200 body. Never raises: leaves out unreadable parts, and names them in ``fault``."""

@@ -1,7 +1,7 @@
 """Which model of a provider's list serves an entry such as ``ollama/*``. Pure: the same list, the same choice.
 
-A model *fits* a request if nothing denies that it can do what the request needs, and something shows that it can do
-what few models can:
+A model *fits* a request if nothing denies a capability that the request needs, and there is evidence for those that
+few models have:
 
 1. Where the list names capabilities, they decide: an embedding model never chats, a chat model never embeds.
 2. Where it does not, the name does: ``nomic-embed-text`` embeds, ``llava`` sees. Without either sign a model gets no
@@ -21,7 +21,7 @@ from manallm_proxy.contract.provider import ModelInfo
 
 EMBEDDING, VISION, COMPLETION = "embedding", "vision", "completion"
 NAMED_LIMIT: Final = 5
-"""Models that a message names."""
+"""Max models that a message lists."""
 
 _EMBEDS: Final = re.compile(
     r"embed|(^|[/_-])(bge|gte|e5|minilm|all-minilm|arctic-embed|jina-embeddings|paraphrase)([/_:.-]|$)|sentence-t"
@@ -40,9 +40,9 @@ _BILLIONS: Final = re.compile(r"(?<![a-z0-9.])([0-9]+(?:\.[0-9]+)?)(b|m)(?![a-z0
 def best(
     models: Iterable[ModelInfo], needs: frozenset[str], prefer: Sequence[str] = (), taken: Collection[str] = ()
 ) -> ModelInfo | None:
-    """The model for a request that `needs` these capabilities; None if none fits.
+    """The model for a request that `needs` these capabilities; None if no model fits.
 
-    `taken`: ids that the chain names itself, which `models` may hold as well.
+    `taken`: ids that the chain names explicitly; they are not chosen again, though `models` may list them.
     """
     patterns = [_pattern(each) for each in prefer]
     fitting = [model for model in models if model.id not in taken and fits(model, needs)]
@@ -69,7 +69,7 @@ def no_match_reason(
     taken: Collection[str] = (),
     shown: Callable[[str], str] = str,
 ) -> str:
-    """In a few words for people, why `best` found nothing; names what is there instead, each id as `shown`."""
+    """A short reason for people why `best` found nothing, with the models that are there, each formatted by `shown`."""
     there = [model.id for model in models]
     if not there:
         return "its list holds no model"
@@ -81,7 +81,7 @@ def no_match_reason(
 
 
 def needs_of(alias: str) -> frozenset[str]:
-    """What requests for `alias` are likely to need, by its name: for showing a choice before anybody asks."""
+    """The capabilities that requests for `alias` likely need, guessed from its name, to show a choice in advance."""
     return frozenset({EMBEDDING}) if "embed" in alias else frozenset({VISION}) if "vision" in alias else frozenset()
 
 

@@ -1,4 +1,4 @@
-"""Boxes: local servers that load models on demand. Watches what each has loaded, and loads what requests need.
+"""Boxes: local servers that load models on demand. Polls what each has loaded, and loads what requests need.
 
 A load belongs to the proxy and not to a client: it has a connection of its own, goes on when the client has left or
 has waited long enough, and there is one per model however many clients ask for it. `residency` decides; this file
@@ -26,8 +26,8 @@ from manallm_proxy.routing.shared_line import LoadEnd, Loads
 ANSWER_TIMEOUT: Final = 3.0
 """Max seconds for a server to answer which models are loaded."""
 _LOAD_FAILURES: Final = (Blame.TARGET, Blame.LOAD)
-"""Failures that show that the model itself cannot be loaded. After any other the request is sent all the same: it will
-meet the failure itself, and report it better."""
+"""Failures that show that the model itself cannot be loaded. After any other failure the request is sent anyway: it
+meets the same failure, and reports it better."""
 
 
 @define(eq=False)
@@ -40,23 +40,23 @@ class Box:
     observe: Observer
     warm: tuple[Entry, ...] = ()
     on_slots: Callable[[Mapping[str, int]], None] = lambda slots: None
-    """Called with what the server says of its slots, see `Line.reported_slots`."""
+    """Called with the slots that the server reports, see `Line.reported_slots`."""
     slow_last: bool = True
-    """Whether a model that is half on the CPU is tried after all others."""
+    """Whether a model that is partly on the CPU is tried after all other entries."""
     loads: Loads | None = None
-    """Who of all workers loads a model; None: there are no others."""
+    """Coordinates loads with the other workers; None: there are no others."""
     server: str = ""
-    """As ``loads`` knows it."""
+    """The server's name in ``loads``."""
     alone: bool = False
-    """Its models are loaded one after another, see `Loads.claim`."""
+    """Whether it loads one model at a time, see `Loads.claim`."""
     residency: Residency = field(factory=Residency)
     _loading: dict[str, asyncio.Task[ProviderError | None]] = field(factory=dict)
     _slow: set[str] = field(factory=set)
-    """Models that were reported to be half on the CPU."""
+    """Models reported to be partly on the CPU."""
     _wake: asyncio.Event = field(factory=asyncio.Event)
     _watching: asyncio.Task[None] | None = None
     _lag: float = field(init=False)
-    """Seconds by which it looks later than it might, see `Loads.lag`."""
+    """Seconds by which each poll is delayed, see `Loads.lag`."""
 
     def __attrs_post_init__(self) -> None:
         self._lag = self.loads.lag if self.loads is not None else 0.0
@@ -69,7 +69,7 @@ class Box:
         return skip
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
-        """Why `entry` should be skipped now; None if it may be tried, after `loaded`. `last`: in its chain."""
+        """Why `entry` should be skipped now; None if it may be tried, after `loaded`. `last`: it ends its chain."""
         now = self.clock()
         if self.is_ready(entry, now):
             return None
@@ -107,7 +107,7 @@ class Box:
         return True
 
     def _load(self, entry: Entry, *, pinned: bool = False) -> asyncio.Task[ProviderError | None]:
-        """The one load of this model; begins it if there is none."""
+        """The task of this model's load, started if none is running."""
         name = ollama_name(entry.target.model)
         task = self._loading.get(name)
         if task is None:
@@ -148,16 +148,16 @@ class Box:
         self._wake.set()
 
     def _ended_elsewhere(self, entry: Entry, end: LoadEnd) -> ProviderError | None:
-        """Another worker has loaded the model, and reported it. Returns the error, if it was the model's."""
+        """Handles a load that another worker ran and reported. Returns its error, if the model was at fault."""
         self.residency.load_ended(entry, self.clock(), end.outcome)
         if end.outcome != "failed":
             return None
         return BadResponse(f"{entry.target} could not be loaded", detail=end.detail)
 
-    # --- what is loaded ---
+    # --- polling ---
 
     def start(self) -> None:
-        """Watches from now on, until `close`."""
+        """Starts polling, until `close`."""
         if self._watching is not None:
             return
         if self.loads is not None:
@@ -165,7 +165,7 @@ class Box:
         self._watching = asyncio.ensure_future(self._watch())
 
     def wake(self) -> None:
-        """Looks at once."""
+        """Polls at once."""
         self._wake.set()
 
     async def _watch(self) -> None:
@@ -173,15 +173,15 @@ class Box:
             self._wake.clear()
             wait = self.residency.observe_in(self.clock()) + self._lag
             if wait > 0 and not await self._woken(wait) and self.residency.observe_in(self.clock()) > 0:
-                continue  # another worker has looked
+                continue  # another worker has polled
             try:
                 await self.refresh()
-            except Exception as error:  # a bug in one look must not end the others
+            except Exception as error:  # a bug in one poll must not end polling
                 self.observe(Crashed(f"models of {self.provider}", error))
                 await asyncio.sleep(POLL_BUSY)
 
     async def _woken(self, seconds: float) -> bool:
-        """Whether it is to look before `seconds` are over."""
+        """Waits up to `seconds`. Returns whether `wake` ended the wait."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._wake.wait()
@@ -189,13 +189,13 @@ class Box:
             return False
 
     def learn_residents(self, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        """What another worker has seen, and reported."""
+        """Takes over what another worker found loaded when it asked at `asked_at`."""
         if asked_at > self.residency.observed_at:
             self.residency.observed(residents, asked_at)
             self._slow = {each.name for each in residents if self.residency.on_cpu(each.name) is not None}
 
     async def refresh(self, seconds: float = ANSWER_TIMEOUT) -> None:
-        """Asks which models are loaded, within `seconds`, and loads those of ``warm`` that are not."""
+        """Asks within `seconds` which models are loaded, and loads those of ``warm`` that are not."""
         asked_at = self.clock()
         try:
             residents = await self.host.residents(seconds)
@@ -217,14 +217,14 @@ class Box:
                 self._load(entry, pinned=True)
 
     def _report_slow(self, residents: Iterable[Resident]) -> None:
-        """Reports each such model once, and again only if it was wholly on the GPU in between."""
+        """Reports each model that is partly on the CPU once; again only if it was wholly on the GPU in between."""
         slow = {each.name: each for each in residents if self.residency.on_cpu(each.name) is not None}
         for name in slow.keys() - self._slow:
             self.observe(PartialOffload(self.provider, name, slow[name].size, slow[name].size_vram))
         self._slow = set(slow)
 
     async def close(self) -> None:
-        """Stops watching, and aborts the loads."""
+        """Stops polling, and aborts the loads."""
         if self.loads is not None:
             self.loads.forget(self.server, self.learn_residents)
         tasks = [*self._loading.values(), *([self._watching] if self._watching is not None else [])]
@@ -241,7 +241,7 @@ class Boxes:
     boxes: Mapping[str, Box] = field(factory=dict)
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
-        """See `Box.refusal`. It begins no load."""
+        """See `Box.refusal`. Starts no load."""
         box = self.boxes.get(entry.target.provider)
         return box.refusal(entry, last) if box is not None else None
 
@@ -251,7 +251,7 @@ class Boxes:
             await box.loaded(entry)
 
     def slow_last(self, chain: Chain) -> Chain:
-        """`chain` with the targets that are half on the CPU moved to its end, for when no other can serve."""
+        """`chain` with the targets that are partly on the CPU moved to its end, as a last resort."""
         if not self.boxes or len(chain) < 2:
             return chain
         slow = [entry for entry in chain if self._goes_last(entry)]
@@ -264,7 +264,7 @@ class Boxes:
         return box is not None and box.slow_last and box.residency.on_cpu(entry.target.model) is not None
 
     async def refresh(self, seconds: float) -> None:
-        """Asks each box once, at the start, within `seconds`. Errors are dropped: the watch will meet them again."""
+        """Asks each box once, at the start, within `seconds`. Errors are dropped: polling will meet them again."""
         await asyncio.gather(*(box.refresh(seconds) for box in self.boxes.values()), return_exceptions=True)
 
     def start(self) -> None:

@@ -20,15 +20,15 @@ class Catalog:
     """Model lists by provider."""
 
     faults: dict[str, str] = field(factory=dict)
-    """By provider: the fault of its list that was last reported."""
+    """By provider: the last reported fault of its list."""
     _models: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     _names: dict[str, dict[str, ModelInfo]] = field(factory=dict)
     """By every name of a model, ids first."""
     _chosen: dict[str, dict[_Question, tuple[str | None, str]]] = field(factory=dict)
-    """By provider: the model chosen for a question, or None and why there is none. Forgotten when the list changes."""
+    """By provider: per question the chosen model, or None and the reason. Cleared when the list changes."""
 
     def learn(self, provider: str, models: Iterable[ModelInfo]) -> None:
-        """Replaces the provider's list. Ids that no request could name are left out."""
+        """Replaces the provider's list. Leaves out ids that no request could name."""
         known = {model.id: model for model in models if is_model_name(model.id)}
         names = {id_.lower(): model for id_, model in known.items()}
         for model in known.values():
@@ -46,13 +46,13 @@ class Catalog:
         return bool(self._models.get(provider))
 
     def lists(self, target: Target) -> bool:
-        """Whether the provider lists exactly this name, but for case."""
+        """Whether the provider lists exactly this name, ignoring case. Aliases do not count."""
         name = target.model.lower()
         model = self._names.get(target.provider, {}).get(name)
         return model is not None and model.id.lower() == name  # not by an alias
 
     def find(self, target: Target) -> ModelInfo | None:
-        """By id or alias, or by the name of a listed file; without case, as Ollama matches."""
+        """The listed model with this id, alias or file name, ignoring case as Ollama does; None if there is none."""
         names = self._names.get(target.provider)
         if not names:
             return None
@@ -60,9 +60,9 @@ class Catalog:
         return names.get(name) or next((names[other] for other in _other_spellings(name) if other in names), None)
 
     def filled(self, chain: Chain, needs: frozenset[str]) -> Chain:
-        """`chain` for a request that `needs` these capabilities: each open entry has the best model that is listed.
+        """`chain` for a request that `needs` these capabilities, each open entry filled with the best listed model.
 
-        An entry for which there is none stays open, and says why in ``unfilled``.
+        An entry for which no model fits stays open, with the reason in ``unfilled``.
         """
         if not chain.is_open:
             return chain
@@ -102,7 +102,7 @@ class Catalog:
 
 
 def short_name(id_: str) -> str:
-    """The file's name without folder and ``.gguf``, where the id is a path on the server (llama-server's is)."""
+    """`id_`; if it is a path on the server (as with llama-server), its file name without ``.gguf``."""
     return [*_file_names(id_)][-1] if id_.startswith(("/", "\\")) and id_.lower().endswith(".gguf") else id_
 
 

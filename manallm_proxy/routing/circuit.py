@@ -16,10 +16,10 @@ from manallm_proxy.contract.records import define, frozen
 
 SkipReason = Literal["unconfigured", "unhealthy", "cooling", "saturated", "loading", "no_model", "too_long", "budget"]
 OF_HEALTH: Final[frozenset[SkipReason]] = frozenset({"unhealthy", "cooling"})
-"""Reasons that a circuit gives."""
+"""The skip reasons that come from a circuit."""
 BUDGET: Final[SkipReason] = "budget"
 NO_MODEL: Final[SkipReason] = "no_model"
-"""The provider of an open entry lists nothing that fits the request. `Walk` decides that, no circuit."""
+"""The provider of an open entry lists nothing that fits the request. Decided by `Walk`, not by a circuit."""
 
 
 @frozen
@@ -32,7 +32,7 @@ class Policy:
 
 @frozen
 class Skip:
-    """Not worth trying now. ``again_in``: seconds after which it may be, if known."""
+    """Do not try this target now. ``again_in``: seconds until it may be tried, if known."""
 
     reason: SkipReason
     again_in: float | None = None
@@ -41,7 +41,7 @@ class Skip:
 
 
 class Declined(Exception):
-    """An attempt that was given up before it was sent: its turn had come, and the budget left too little for it."""
+    """An attempt was given up before it was sent: when its turn came, the budget left too little for it."""
 
     def __init__(self, skip: Skip) -> None:
         super().__init__(skip.reason)
@@ -63,7 +63,7 @@ class SharedState:
 
     @property
     def is_clear(self) -> bool:
-        """Nothing speaks against the provider or target any more."""
+        """Whether requests may pass without restriction again."""
         return self.open_until is None and self.cooling_until is None and not self.failures
 
     @property
@@ -72,19 +72,19 @@ class SharedState:
 
     @property
     def rank(self) -> tuple[float, float, float, int, bool]:
-        """Of two states the one with the greater rank holds: the later one; at the same time the worse one, so that all
+        """Of two states the one of greater rank wins: the later one, or at equal times the worse one, so that all
         workers agree."""
         return self.at, self.open_until or 0.0, self.cooling_until or 0.0, self.failures, self.witnessed
 
 
 @frozen
 class Hint:
-    """A circuit's state as another instance knows it, whose clock is not ours: seconds from now on; None: not so."""
+    """A circuit's state at another instance, whose clock differs: seconds from now on; None: not in that state."""
 
     open_for: float | None = None
     cooling_for: float | None = None
     reach: bool = False
-    """It could not be reached; else requests failed."""
+    """Whether connecting failed; else requests failed."""
     witnessed: bool = False
     reason: str | None = None
 
@@ -105,7 +105,7 @@ class Hint:
 
 @define
 class Circuit:
-    """Failures in a row, and what they led to.
+    """Consecutive failures, and the state that they led to.
 
     Two kinds are counted apart: of *reach* (a probe could have seen them) and of *service* (only a request could).
     """
@@ -115,14 +115,14 @@ class Circuit:
     open_until: float | None = None
     """Open before this time, half-open from then on; None: closed."""
     on_trial: bool = False
-    """Half-open, and a request is trying."""
+    """Half-open, and its one trial request is in flight."""
     cooling_until: float | None = None
     last_error: str | None = None
     last_check: float | None = None
     witnessed: bool = False
-    """Opened by failures that only requests can show, and no request to the provider was served since."""
+    """Opened by failures that only requests can detect, with no request to the provider served since."""
     recoveries: int = field(default=0, eq=False)
-    """How often it has closed after it was open."""
+    """How often it has closed after having been open."""
 
     @property
     def failures(self) -> int:
@@ -135,7 +135,7 @@ class Circuit:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is like a new circuit: no failures, not open, not cooling."""
+        """Whether it equals a new circuit: no failures, not open, not cooling."""
         return not self.failures and self.open_until is None and self.cooling_until is None
 
     @property
@@ -165,7 +165,7 @@ class Circuit:
         return None
 
     def take_trial(self) -> bool:
-        """Whether the request that passes now is the half-open circuit's one trial."""
+        """Whether the request that passes now becomes the half-open circuit's one trial."""
         if not self.is_open:
             return False
         self.on_trial = True
@@ -176,8 +176,8 @@ class Circuit:
     ) -> bool:
         """Counts a failure. Returns whether it opened the circuit, for the first time or again.
 
-        `again`: it is that of a trial or a probe, which opens the circuit for the whole backoff again. A failure of a
-        request that began before the circuit opened shows nothing new, so it does not move ``open_until``.
+        `again`: a trial or a probe failed, which opens the circuit for the whole backoff again. The failure of a
+        request that began before the circuit opened is no news, so it does not move ``open_until``.
         """
         self.last_error, self.last_check = reason, now
         if reach:
@@ -191,7 +191,7 @@ class Circuit:
         return opens
 
     def open_by_targets(self, policy: Policy, now: float, reason: str, number: int, *, again: bool) -> None:
-        """Opens a provider's circuit because `number` of its targets are open. `again`: also if it is open already."""
+        """Opens a provider's circuit because `number` of its targets are open. `again`: even if it is open already."""
         self.last_error, self.last_check = reason, now
         self.service_failures = max(self.service_failures, policy.failure_threshold, number)
         self.witnessed = True
@@ -211,7 +211,7 @@ class Circuit:
         self.service_failures = max(0, policy.failure_threshold - 1)
 
     def reached(self, now: float) -> None:
-        """A good probe clears what a probe can see."""
+        """A successful probe clears the failures that a probe can detect."""
         self.last_check = now
         self.reach_failures = 0
         if not self.witnessed:

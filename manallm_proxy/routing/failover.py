@@ -1,14 +1,13 @@
-"""Walk a chain until one target serves. Written once, for every endpoint, streamed or not.
+"""Walks a chain until one target serves; for every endpoint, streamed or not.
 
 For each target in order:
 
-1. Not worth trying now (health or a gate says why, or at last who pays), or no listed model fits an open entry: note
-   it, next.
-2. Attempt it. An answer: done.
+1. If health, a gate or the budget is against it now, or no listed model fits an open entry: note the reason, next.
+2. Attempt it. If it answers, the walk is over.
 3. A failure of the provider, or one that ``fallback_on`` lists: report it to health, note it, next.
-4. Any other failure is for the caller to hear: it ends the walk and blames nobody.
-5. Any other exception (the client left, a bug) ends the walk too, and gives the permit back.
-6. Of a tier with ``hedge`` a second target is asked if the first has not begun in that time; see `hedging`.
+4. Any other failure goes to the caller: it ends the walk and blames nobody.
+5. Any other exception (the client left, a bug) ends the walk too, and releases the permit.
+6. In a tier with ``hedge``, a second target is asked if the first has not begun within that time; see `hedging`.
 
 No target left, or the chain's time is over: `NoProvider`, which says entry by entry why.
 """
@@ -36,15 +35,15 @@ from manallm_proxy.routing.hedging import Racer, close_unwanted, next_end
 
 T = TypeVar("T")
 HEDGED: Final = "hedged"
-"""Why an attempt was given up that nothing speaks against."""
+"""The log's reason for the loser of two hedged attempts, which did nothing wrong."""
 
 
 @define(eq=False)
 class Attempt(Generic[T]):
-    """An attempt that succeeded. It owns its permit and its stream from the end of the walk to the end of the answer.
+    """A successful attempt. It owns its permit and its stream from the end of the walk to the end of the answer.
 
-    ``async with`` closes what is open and gives the permit back. Before that, `served` or `failed` says how it
-    ended; without either nobody is blamed: the client left.
+    ``async with`` closes the stream and releases the permit. Call `served` or `failed` before that; without either,
+    nobody is blamed, since the client left.
     """
 
     entry: Entry
@@ -62,7 +61,7 @@ class Attempt(Generic[T]):
         self._registry.served(self.entry.target, self._permit)
 
     def failed(self, error: ProviderError) -> None:
-        """The answer broke; `error` says whom it blames."""
+        """The answer broke off; ``error.blame`` says what counts as failed."""
         error.target = str(self.entry.target)
         self._registry.failed(self.entry.target, self._permit, error)
 
@@ -91,16 +90,16 @@ class Walk:
     registry: HealthRegistry
     request_id: str
     gate: Callable[[Entry, bool], Skip | None] = lambda entry, last: None
-    """Checks beyond health: why an entry should be skipped now, or None. The flag: whether it is the chain's last."""
+    """Checks beyond health: (entry, whether it is the chain's last) -> why to skip it now, or None."""
     log: list[AttemptRecord] = field(factory=list)
     tried: int = 0
     trying: Target | None = None
     """The last target that was asked, until the walk moves on from it."""
     trying_at: float | None = None
     _hedged: tuple[Entry, ...] = ()
-    """Those that were asked beside another."""
+    """Entries that were asked while another one was under way."""
     _passed: list[tuple[str, str, bool]] = field(factory=list)
-    """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` let us pass."""
+    """Targets passed since the last attempt: name, reason, whether only ``fallback_on`` allowed it."""
 
     async def run(
         self,
@@ -110,8 +109,8 @@ class Walk:
     ) -> Attempt[T]:
         """The first answer along the chain.
 
-        `ask` makes one attempt; `aclose` ends what it returned. `asked` is what the request called the chain,
-        for the error's message. Raises NoProvider, or the ProviderError that ends the walk (4).
+        `ask` makes one attempt; `aclose` closes what it returned. `asked`: the request's name for the chain, for the
+        error message. Raises NoProvider, or the ProviderError that ends the walk (4).
         """
         clock, last = self.registry.clock, self.chain.entries[-1]
         until = clock() + self.chain.timeout if self.chain.timeout else None
@@ -151,9 +150,9 @@ class Walk:
             else:
                 close = partial(aclose, value) if aclose is not None else None
                 return Attempt(entry, value, verdict, self.registry, close)
-        spent = {line.model for line in self.log if line.reason == BUDGET}  # of which no time to come back is near
+        spent = {line.model for line in self.log if line.reason == BUDGET}  # too far away to be worth a Retry-After
         targets = [entry.target for entry in self.chain if str(entry.target) not in spent]
-        # what health knows it is asked again: it may know better by now
+        # health is asked again, since its state may have changed meanwhile
         rests = {each.model: each.again_at for each in self.log if each.again_at and each.reason not in OF_HEALTH}
         again_in = self.registry.again_in(targets, rests)
         names_target = self.chain.alias is None
@@ -169,7 +168,7 @@ class Walk:
         until: float | None,
         aclose: Callable[[T], Awaitable[None]] | None,
     ) -> Attempt[T] | None:
-        """The first answer of `entry` and of a second member of its tier; None where all that were asked failed."""
+        """The first answer of `entry` or of a second member of its tier; None if all that were asked failed."""
         assert entry.tier is not None
         hedge_delay = entry.tier.hedge
         racers = [self._begin(entry, permit, ask, until)]
@@ -309,7 +308,7 @@ async def _asked(ask: Callable[[Entry], Awaitable[T]], entry: Entry, seconds: fl
 
 
 async def _within(seconds: float, asking: Awaitable[T]) -> T:
-    """What `asking` returns. Raises ChainTimeout after `seconds`."""
+    """The result of `asking`. Raises ChainTimeout after `seconds`."""
     try:
         async with asyncio.timeout(seconds) as limit:
             return await asking
@@ -320,8 +319,9 @@ async def _within(seconds: float, asking: Awaitable[T]) -> T:
 
 
 def is_widened(error: ProviderError, entry: Entry) -> bool:
-    """Whether ``fallback_on`` lets the walk move on from an error that is not the provider's failure: by its class, by
-    the provider's status, or by the client's, since local servers say 500 for what others answer with 400."""
+    """Whether ``fallback_on`` lets the walk move on from an error that is not the provider's failure.
+
+    It may list the error's class, the provider's status or the client's: local servers say 500 where others say 400."""
     if not entry.fallback_on:
         return False
     return not entry.fallback_on.isdisjoint((error.widened_by, str(error.provider_status), str(error.status)))
@@ -332,8 +332,8 @@ async def in_background(
 ) -> Attempt[T]:
     """The result of `walking`. Until it is there, calls `signal` every `interval` seconds.
 
-    However this ends, an attempt that succeeded is either returned or closed: a client may leave in the very turn
-    of the loop in which the walk succeeds, and its task may be cancelled again while we clean up.
+    A successful attempt is always either returned or closed: the client may leave in the same loop iteration in
+    which the walk succeeds, and its task may be cancelled again while we clean up.
     """
     task = asyncio.ensure_future(walking)
     try:

@@ -1,34 +1,34 @@
 """Is a target worth trying now? Each provider's `Health` decides, from what probes and requests have shown.
 
-Rules, in the order in which `Health.admit` asks them:
+Rules, in the order in which `Health.admit` applies them:
 
 1. *unconfigured*: a provider without its key is never called.
 2. *unhealthy*: after ``failure_threshold`` failures in a row a circuit is open for ``backoff``; then
    half-open: one request at a time may try. Its success closes the circuit, its failure opens it for
    the whole backoff again. Provider and target have a circuit each; both must let the request through.
-3. *cooling*: a target that said 429 or "busy" rests until the time it named. That is no failure.
+3. *cooling*: a target that answered 429 or "busy" rests until the time it named. That does not count as a failure.
 4. *saturated*: ``max_concurrent`` requests are in flight.
 
-Whom a failed attempt counts against, no wider than it shows (`Health._failed`):
+What a failed attempt counts against, no more than it proves (`Health._failed`):
 
 5. *nobody*: the caller's mistake, or ours.
-6. *reach*: the provider. It could not be connected to, and a probe can see that as well.
+6. *reach*: the provider. Connecting failed, which a probe detects as well.
 7. *load*: the target cools.
-8. *model*: the target. The provider answers as it should and does not have this model.
+8. *model*: the target. The provider works, but does not have this model.
 9. *target*: the target. If two targets open and no request to the provider was served in between, the provider opens
    too, and if its trial then fails in this way, it opens again. If the provider had opened because it could not be
    reached, a trial that fails in this way says nothing about reach: the next request may try.
 
-Probes and requests are two witnesses, kept apart: a good probe clears failures of reach, a served request clears
-everything. What a probe finds (`Health.probed`):
+Probes and requests are separate kinds of evidence: a successful probe clears failures of reach, a served request
+clears everything. The outcome of a probe (`Health.probed`):
 
-10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is spent on finding out.
-11. A probe that timed out shows nothing if the provider has answered a request since the probe was sent, or is
+10. A failed probe is a failure of reach, and keeps an open circuit open, so that no request is wasted on a trial.
+11. A probe that timed out proves nothing if the provider has answered a request since the probe was sent, or is
     answering one: a server with a single thread is busy with that.
 12. A probe that finds the provider busy, or without a list of models, has reached it.
 
-Several workers may serve the same providers. Each decides for itself, and tells the others when a circuit opened,
-opened again, cools, or is clear again. The later state holds. What other instances say is a hint (`Health.take_hint`).
+Several workers may use the same providers. Each decides for itself, and broadcasts when a circuit opens, opens again,
+cools, or clears. The later state wins. Reports of other instances are hints (`Health.take_hint`).
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -53,12 +53,12 @@ COOLING_QUOTA = 600.0
 OWN_EVIDENCE = 1.0
 """Seconds for which a served request counts more than what other instances say."""
 TARGETS_LIMIT = 100
-"""Targets of one provider whose state is kept; a client chooses their names, so the oldest makes room."""
+"""Max targets of one provider whose state is kept. Clients choose their names, so the oldest is dropped."""
 
 
 @define
 class Permit:
-    """Leave to attempt one target. The first `failed`, `served` or `released` ends it; more are harmless."""
+    """Permission to attempt one target. The first `failed`, `served` or `released` ends it; later calls do nothing."""
 
     _health: Health
     _model: str
@@ -90,7 +90,7 @@ class Permit:
             self._health._failed(self._model, error, now, trials)
 
     def released(self) -> None:
-        """Nothing was learnt: the client left, or the caller was at fault. A trial's place is free again."""
+        """Nothing was learned: the client left, or the caller was at fault. A trial's slot is free again."""
         self._end()
 
     def _end(self) -> bool:
@@ -113,22 +113,22 @@ class Health:
     max_concurrent: int | None = None
     in_flight: int = 0
     answering: int = 0
-    """How many of those in flight have begun to answer."""
+    """Requests in flight whose answer has begun."""
     reach_detail: str | None = field(default=None, eq=False)
-    """Why it could not be reached ("refused"), for people; None once a probe has reached it."""
+    """Why it could not be reached, for people ("refused"); None once a probe has reached it."""
     heard_at: float | None = field(default=None, eq=False)
-    """When the provider last answered a request, or began to."""
+    """When the provider last answered a request, or began to; monotonic seconds."""
     served_at: float = field(default=-math.inf, eq=False)
     """When a request was last served."""
     provider: Circuit = field(factory=Circuit)
     targets: dict[str, Circuit] = field(factory=dict)
-    """By model; only those that have a state of their own."""
+    """Circuits by model; only those that are not blank."""
     reported: dict[str | None, Status] = field(factory=dict)
-    """The last reported status of each target, and under None of the provider; without those that are *healthy*."""
+    """The last reported status per target (None: the provider), without those that are *healthy*."""
     shared: dict[str | None, SharedState] = field(factory=dict)
-    """The state that all workers know of each target, and under None of the provider; without those that are clear."""
+    """The state per target (None: the provider) that all workers know, without those that are clear."""
     _cleared: dict[str | None, float] = field(factory=dict)
-    """When those that are not in ``shared`` became clear."""
+    """When states that are no longer in ``shared`` became clear."""
 
     @property
     def recoveries(self) -> int:
@@ -136,7 +136,7 @@ class Health:
         return self.provider.recoveries
 
     def admit(self, model: str, now: float) -> Permit | Skip:
-        """Leave to try `model` now, or the reason against it."""
+        """A permit to try `model` now, or the reason to skip it."""
         refusal = self.refusal(model, now)
         if refusal is not None:
             return refusal
@@ -221,11 +221,11 @@ class Health:
             self.provider.open_by_targets(self.policy, now, reason, number, again=trial)
 
     def _of(self, model: str | None) -> Circuit:
-        """The provider's circuit (`model` None), or a target's, which is new and not kept if it has none."""
+        """The provider's circuit (`model` None), or the target's; a new one, not kept, if the target has none."""
         return self.provider if model is None else self.targets.get(model, Circuit())
 
     def _keep(self, model: str | None, circuit: Circuit) -> None:
-        """Keeps a target's circuit as long as it is unlike a new one."""
+        """Keeps a target's circuit unless it is blank."""
         if model is None:
             return
         if circuit.is_blank:
@@ -240,7 +240,7 @@ class Health:
         return self.targets.setdefault(model, Circuit())
 
     def pending_update(self, model: str | None, now: float) -> SharedState | None:
-        """The change of a circuit that other workers have not heard of yet, or None; marks it as broadcast."""
+        """The circuit's change that other workers do not know yet, or None; marks it as broadcast."""
         circuit = self._of(model)
         update, known = circuit.shared_state(now), self._known(model)
         moved = (update.open_until, update.cooling_until, update.witnessed) != (
@@ -270,11 +270,11 @@ class Health:
         return True
 
     def take_hint(self, model: str | None, hint: Hint, now: float) -> bool:
-        """What another instance has found out (`model` None: of the provider). Our own evidence counts more.
+        """Applies what another instance found out (`model` None: about the provider). Our own evidence counts more.
 
-        A cooling holds, since the limit is the account's. An outage holds unless we know of one ourselves, and never
-        for longer than one of our own; its end lets one request try. A provider that serves us at this moment is not
-        taken for down: True says that it should be probed, and that with a failed probe it is.
+        A cooling is adopted, since the limit is the account's. An outage is adopted unless we know of one ourselves,
+        and never for longer than our own backoff; its end lets one request try. A provider that is serving us now is
+        not considered down: then this returns True, the provider should be probed, and a failed probe decides.
         """
         circuit = self._of(model)
         doubtful = model is None and hint.open_for is not None and not circuit.is_open and self._serves(now)
@@ -310,7 +310,7 @@ class Health:
             self.shared[model] = update
 
     def status(self, now: float) -> Status:
-        """The provider's, in one word. One whose targets are all cooling is cooling itself."""
+        """The provider's status, in one word. If all its targets are cooling, it is cooling itself."""
         if not self.configured:
             return "unconfigured"
         own = self.provider.status(now)

@@ -38,7 +38,7 @@ class HealthRegistry:
         return self.providers[target.provider].refusal(target.model, self.clock())
 
     def in_flight(self, target: Target) -> int:
-        """Requests in hand at its provider."""
+        """Requests in flight at the target's provider."""
         return self.providers[target.provider].in_flight
 
     def may_pass(self, target: Target) -> bool:
@@ -68,7 +68,7 @@ class HealthRegistry:
     def again_in(self, targets: Iterable[Target], rests: Mapping[str, float] = _NOTHING) -> float | None:
         """Seconds until the first of `targets` may be tried; None if none ever may.
 
-        `rests`: until when a gate beyond health skips them, by name.
+        `rests`: by target name, the monotonic time until which a gate beyond health skips it.
         """
         now = self.clock()
         known = [target for target in targets if self.providers[target.provider].configured]
@@ -96,8 +96,8 @@ class HealthRegistry:
                 self.broadcast(provider, model, update)
 
     def merge_update(self, provider: str, model: str | None, update: SharedState) -> None:
-        """Takes over another worker's state. That worker has reported it; here only what it means together with our
-        own targets is reported (rule 9 of `health`)."""
+        """Takes over another worker's state. That worker has reported it; only its consequence together with our own
+        targets is reported here (rule 9 of `health`)."""
         health = self.providers.get(provider)
         if health is None:
             return
@@ -108,7 +108,7 @@ class HealthRegistry:
                 self.note(provider)
 
     def take_hint(self, provider: str, model: str | None, hint: Hint) -> bool:
-        """What another instance has found out, which has logged it. Whether the provider should be probed."""
+        """Applies what another instance found out and logged. Returns whether the provider should be probed."""
         now = self.clock()
         doubtful = self.providers[provider].take_hint(model, hint, now)
         self._report(provider, model, now, lambda event: None)

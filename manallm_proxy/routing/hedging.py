@@ -1,6 +1,6 @@
-"""Two targets asked for one answer: the second when the first has not begun within some time. The first commit wins.
+"""Hedged requests: a second target is asked if the first has not begun to answer in time. The first commit wins.
 
-The loser is cancelled and blames nobody. One that fails while the other is under way is a failure like any other.
+The loser is cancelled and not blamed. An attempt that fails while the other is under way is an ordinary failure.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Racer(Generic[T]):
     task: asyncio.Task[T]
 
     def leave(self, aclose: Callable[[T], Awaitable[None]] | None) -> None:
-        """Ends it, and closes what it may have brought in this very turn of the loop."""
+        """Cancels it, and closes its result if it succeeded in this same loop iteration."""
         self.permit.released()
         self.task.cancel()
         self.task.add_done_callback(partial(close_unwanted, aclose))
 
 
 async def next_end(racers: list[Racer[T]], seconds: float | None) -> Racer[T] | None:
-    """The first of `racers` that has ended, however; None after `seconds`."""
+    """The first of `racers` that has ended, whatever its outcome; None after `seconds`."""
     await asyncio.wait([racer.task for racer in racers], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return next((racer for racer in racers if racer.task.done()), None)
 
 
 def close_unwanted(aclose: Callable[[T], Awaitable[None]] | None, task: asyncio.Task[T]) -> None:
-    """Closes what `task` has brought, for which nobody waits any more."""
+    """Closes the result of `task`, for which nobody waits any more."""
     if task.cancelled() or task.exception() is not None or aclose is None:
         return
     closing = asyncio.ensure_future(aclose(task.result()))

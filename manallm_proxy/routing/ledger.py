@@ -1,11 +1,11 @@
 """What each account (a client key, an alias) has spent, day by day, and what its requests in flight may spend.
 
-1. An account is over a limit where what it has spent in the period, what is reserved, and what the next request wants
-   are more than the limit together; or where it is used up, whatever the request wants.
+1. An account is over a limit if the sum of what it has spent in the period, what is reserved, and what the next request
+   may cost exceeds the limit; or if the limit is used up, whatever the request costs.
 2. Days and months are those of UTC's calendar. What was spent in earlier months is forgotten.
-3. What is reserved is this process's own. What is spent is everybody's: workers tell each other, see `take_unshared`.
-4. Where a server counts for all, this is what was last heard of it, and what it has not heard of us. It says what is
-   reserved elsewhere, too, which is believed for `HELD_FOR` seconds.
+3. Reservations are this process's own. Spending is shared: workers send it to each other, see `take_unshared`.
+4. If a server (Redis) counts for all instances, this holds its last known totals, plus our spending that it has not
+   confirmed yet. It also reports reservations of others, which are valid for `HELD_FOR` seconds.
 
 Nothing here waits or touches a file. The clock is seconds since the epoch, since a budget outlives the process.
 """
@@ -28,7 +28,7 @@ DAY: Final = 86_400
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 HELD_FOR: Final = 60.0
 _TINY: Final = 1e-9
-"""USD by which sums of floats may be off."""
+"""Rounding error of sums, in USD."""
 
 Row = tuple[str, int, float, int]
 """Account, day since the epoch, USD, tokens."""
@@ -46,25 +46,25 @@ class Spend:
         self.tokens += tokens
 
     def in_(self, limit: Limit) -> float:
-        """In the unit of `limit`."""
+        """The amount in the unit of `limit`."""
         return self.usd if limit.amount.unit == "USD" else self.tokens
 
 
 @lru_cache(maxsize=128)
 def month_of(day: int) -> int:
-    """One number for each month."""
+    """A number for the month of `day`; consecutive months have consecutive numbers."""
     found = date.fromordinal(_EPOCH + day)
     return found.year * 12 + found.month
 
 
 def first_day_of(day: int) -> int:
-    """Of its month."""
+    """The first day of `day`'s month, as days since the epoch."""
     return day + 1 - date.fromordinal(_EPOCH + day).day
 
 
 @define(eq=False)
 class Ledger:
-    """Of all accounts. ``changed`` is called when something was spent here."""
+    """Spending and reservations of all accounts. ``changed`` is called after a charge in this process."""
 
     clock: Callable[[], float] = time.time
     changed: Callable[[], None] | None = None
@@ -72,13 +72,13 @@ class Ledger:
     _reserved: dict[str, Spend] = field(factory=dict)
     _unshared: dict[tuple[str, int], Spend] = field(factory=dict)
     _elsewhere: dict[str, tuple[Spend, float]] = field(factory=dict)
-    """What others have reserved, and when that was heard."""
+    """What others have reserved, and when that was reported."""
     _month: int = 0
     recovered: list[Row] = field(factory=list)
-    """What was spent before this proxy began, by its own records."""
+    """Rows that this proxy's own file had at the start."""
     lengths: AnswerLengths = field(factory=AnswerLengths)
     server_counts: Callable[[], bool] = lambda: False
-    """Whether a server counts for all now, so that what workers tell each other is known from there."""
+    """Whether a server counts for all now, so that the other workers' spending comes from there."""
 
     @property
     def day(self) -> int:
@@ -87,7 +87,7 @@ class Ledger:
     # 1
 
     def over(self, account: str, limits: Iterable[Limit], wanted: Spend) -> Limit | None:
-        """The first of `limits` in which there is too little left for `wanted`."""
+        """The first of `limits` that leaves too little for `wanted`; None if all leave enough."""
         for limit in limits:
             left = self._left(account, limit)
             if left <= _TINY or wanted.in_(limit) > left + _TINY:
@@ -95,7 +95,7 @@ class Ledger:
         return None
 
     def fitting(self, account: str, limits: Iterable[Limit], sure: Spend, likely: Spend) -> Spend:
-        """`sure` and as much of what is `likely` beside it as all `limits` have left."""
+        """`sure` plus as much of `likely` as all `limits` leave."""
         usd, tokens = sure.usd + likely.usd, sure.tokens + likely.tokens
         for limit in limits:
             left = self._left(account, limit)
@@ -112,11 +112,11 @@ class Ledger:
         return limit.amount.number - self.spent(account, limit).in_(limit) - held
 
     def held(self, account: str) -> Spend:
-        """What is reserved here."""
+        """What this process has reserved for `account`."""
         return self._reserved.get(account, _NOTHING)
 
     def spent(self, account: str, limit: Limit) -> Spend:
-        """In the current day or month."""
+        """What `account` has spent in the current day or month."""
         days, today = self._days.get(account), self.day
         if days is None:
             return _NOTHING
@@ -129,18 +129,18 @@ class Ledger:
         return total
 
     def reserve(self, account: str, wanted: Spend) -> None:
-        """Until `release`."""
+        """Reserves `wanted` until `release`."""
         self._reserved.setdefault(account, Spend()).add(wanted.usd, wanted.tokens)
 
     def release(self, account: str, wanted: Spend) -> None:
-        """What was reserved is free again."""
+        """Releases a reservation."""
         held = self._reserved[account]
         held.add(-wanted.usd, -wanted.tokens)
         if not held.tokens:
-            del self._reserved[account]  # so that no sum of floats is left over
+            del self._reserved[account]  # or a rounding error would stay reserved
 
     def charge(self, account: str, cost: Spend) -> None:
-        """It was spent now."""
+        """Records `cost` as spent today."""
         day = self.day
         self._add(account, day, cost.usd, cost.tokens)
         self._unshared.setdefault((account, day), Spend()).add(cost.usd, cost.tokens)
@@ -150,7 +150,7 @@ class Ledger:
     # 2
 
     def resets_in(self, limit: Limit) -> float:
-        """Seconds until the period is over."""
+        """Seconds until the limit's period ends."""
         now = self.clock()
         if limit.period == "day":
             return DAY - now % DAY
@@ -173,17 +173,17 @@ class Ledger:
     # 3
 
     def merge(self, rows: Iterable[Row]) -> None:
-        """What was spent elsewhere, or before this process began."""
+        """Adds what was spent elsewhere, or before this process began."""
         for account, day, usd, tokens in rows:
             self._add(account, day, usd, tokens)
 
     def recover(self, rows: list[Row]) -> None:
-        """What was spent before this proxy began."""
+        """Adds what was spent before this proxy began."""
         self.recovered = rows
         self.merge(rows)
 
     def before(self, account: str, day: int) -> tuple[Spend, Spend]:
-        """Of what was recovered: in `day`, and in its month."""
+        """The part of ``recovered`` that was spent in `day`, and in the whole of its month."""
         in_day, in_month = Spend(), Spend()
         for name, when, usd, tokens in self.recovered:
             if name == account and month_of(when) == month_of(day):
@@ -195,7 +195,7 @@ class Ledger:
     # 4
 
     def learn(self, account: str, day: int, spent: Spend, earlier: Spend) -> None:
-        """What a server knows of `day`, and of the days before it in its month, with what it does not know of us."""
+        """Sets what was spent in `day`, and `earlier` in its month: the server's totals plus our unconfirmed part."""
         if day != self.day:
             return
         self._add(account, day, 0.0, 0)
@@ -207,11 +207,11 @@ class Ledger:
             days[first] = earlier
 
     def learn_held(self, account: str, held: Spend) -> None:
-        """What others have reserved."""
+        """Sets what others have reserved."""
         self._elsewhere[account] = held, self.clock()
 
     def rows(self) -> list[Row]:
-        """Everything that is known."""
+        """All spending, one row per account and day."""
         return [
             (account, day, spend.usd, spend.tokens)
             for account, days in self._days.items()
@@ -219,7 +219,7 @@ class Ledger:
         ]
 
     def take_unshared(self) -> list[Row]:
-        """What was spent here since the last call."""
+        """Rows spent in this process since the last call."""
         rows = [(account, day, spend.usd, spend.tokens) for (account, day), spend in self._unshared.items()]
         self._unshared.clear()
         return rows

@@ -10,24 +10,24 @@ from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import Target
 
 _WEIGHT: Final = 1 / 8
-"""Of one more answer."""
+"""Weight of the latest answer in the moving average."""
 _MOST: Final = 1000
-"""Targets that are known; a provider may have more models than anybody asks for."""
+"""Max targets remembered; clients choose their names."""
 
 
 @define(eq=False)
 class AnswerLengths:
-    """Of one process. Many requests at once have about the average; one of them may have much more."""
+    """Averages of one process. They suit sums over many requests; a single answer may be much longer."""
 
     _averages: dict[Target, float] = field(factory=dict)
 
     def learn(self, target: Target, tokens: int) -> None:
-        """One complete answer."""
+        """Learns from one complete answer."""
         average = self._averages.pop(target, float(tokens))
         self._averages[target] = average + _WEIGHT * (tokens - average)
         if len(self._averages) > _MOST:
             del self._averages[next(iter(self._averages))]
 
     def expected(self, target: Target) -> int:
-        """0 where nothing is known yet."""
+        """Tokens that an answer of `target` has on average; 0: unknown."""
         return round(self._averages.get(target, 0.0))

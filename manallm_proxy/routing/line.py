@@ -1,11 +1,11 @@
 """The queue in front of one local server: which requests it serves now, which wait, and for how long.
 
-1. At most `slots` requests for one model are served at a time; the others wait here, first come first served, so
-   that the server's own queue, which we cannot see, stays empty. Where nobody says how many these are, they are learned
-   (`slots`), or there is no limit.
+1. At most `slots` requests for one model are served at a time; the others wait here, first come, first served, so
+   that the server's own queue, which we cannot see, stays empty. If neither the configuration nor the server gives the
+   number, it is learned (`slots`), or there is no limit.
 2. After an outage the server gets one request at a time, whichever model it is for, and one more for each answer:
    1, 2, 4, ... round by round, so that a server that has just come back is not flooded.
-3. A request is expected to wait for the first slot to become free, and for those that wait before it to be served.
+3. A request's expected wait: until the first slot becomes free, plus the time of the requests that wait before it.
 
 This is the deciding half and never waits: `queues` does. The time is an argument, any monotonic number of seconds.
 """
@@ -25,43 +25,43 @@ from manallm_proxy.routing.pace import Pace, Pictures
 from manallm_proxy.routing.slots import Sign, Slots
 
 MODELS_LIMIT: Final = 100
-"""Models whose pace is remembered; clients choose their names, so the oldest that is idle makes room."""
+"""Max models whose pace is remembered. Clients choose their names, so the oldest idle one is dropped."""
 RAMP_LIMIT: Final = 32
 """Once so many requests are allowed at a time, the ramp after an outage ends."""
 OVERDUE: Final = 0.1
-"""A request that takes longer than expected is expected to need this part of the expected time still."""
+"""A request that is overdue is expected to need this fraction of its expected time more."""
 
 
 class Turn(Struct, eq=False):  # made in half the time of attrs' classes
-    """One request's place. ``began_at`` None: it waits; ``number``: see `shared_line`."""
+    """One request's place in the queue. ``began_at`` None: it is waiting; ``number``: see `shared_line`."""
 
     line: ModelLine
-    """That of its model."""
+    """Its model's line."""
     expected: float
-    """Seconds that it is expected to take once it is served."""
+    """Expected seconds from when it is served to its end."""
     streams: bool = False
     size: int = 0
     """Bytes of the request without its pictures."""
     pictures: Pictures | None = None
     until: float | None = None
-    """When it moves on if it still waits then; None: never."""
+    """When it stops waiting and moves on, monotonic; None: never."""
     began_at: float | None = None
     first_at: float | None = None
-    """When its first content came, of a stream."""
+    """When a stream's first content arrived."""
     on_turn: Callable[[], None] | None = None
-    """Called when a request that has waited is served."""
+    """Called when a request that had to wait is served."""
     number: int = 0
     ended_at: float | None = None
     earlier: tuple[Turn, ...] = ()
-    """Those that were served when it began to be."""
+    """Requests that were being served when it began to be."""
     is_trial: bool = False
-    """It was sent to learn whether there is a slot more, and may wait with the server."""
+    """It was sent to learn whether the server has one more slot, and may have to wait there."""
     trial_timeout: float = 0.0
-    """Of a trial: seconds to its first content, if it does not wait."""
+    """For a trial: seconds within which its first content is due if it does not have to wait."""
     waits: bool = False
-    """Of a trial: it may be waiting with the server, since all are there still that came before."""
+    """For a trial: all earlier requests are still at the server, so it may be waiting there."""
     has_signed: bool = False
-    """Its sign of life has taught how many slots there are, see `slots.Sign`."""
+    """Its first sign of life has been used to learn the number of slots, see `slots.Sign`."""
 
     @property
     def ended(self) -> bool:
@@ -72,22 +72,22 @@ class Turn(Struct, eq=False):  # made in half the time of attrs' classes
 
 @define(eq=False)
 class ModelLine:
-    """The requests for one model: with the server, and waiting here."""
+    """The requests for one model: at the server, and waiting here."""
 
     name: str
     pace: Pace = field(factory=Pace)
     reported_slots: int | None = None
-    """How many slots there are, where it is said of this model alone."""
+    """Slots of this model, if reported for it alone."""
     slots: Slots = field(factory=Slots)
-    """What was learned of them."""
+    """The learned number of slots."""
     trial: Turn | None = None
-    """The request that was sent to learn whether there is a slot more."""
+    """The request that was sent to learn whether the server has one more slot."""
     serving: set[Turn] = field(factory=set)
     waiting: deque[Turn] = field(factory=deque)
     is_published: bool = False
-    """Other workers know that it has a limit."""
+    """Whether other workers know that it has a limit."""
     backlog: float = 0.0
-    """The sum of what those that wait are expected to take, in seconds."""
+    """Sum of the expected seconds of all waiting requests."""
     is_elsewhere: bool = field(init=False)
     """Its model runs in Ollama's cloud, where this server's slots say nothing."""
 
@@ -96,12 +96,12 @@ class ModelLine:
         return is_ollama_cloud(self.name)
 
     def add(self, turn: Turn) -> None:
-        """`turn` waits, last in line."""
+        """Appends `turn` to the waiting requests."""
         self.waiting.append(turn)
         self.backlog += turn.expected
 
     def remove(self, turn: Turn) -> None:
-        """`turn` waits no more."""
+        """Removes `turn` from the waiting requests."""
         if self.waiting[0] is turn:
             self.waiting.popleft()
         else:
@@ -109,7 +109,7 @@ class ModelLine:
         self.backlog = self.backlog - turn.expected if self.waiting else 0.0
 
     def ends(self) -> list[tuple[float, float]]:
-        """Of each that is served: the seconds that it is expected to take, and when it began."""
+        """For each request being served: its expected seconds, and when it began."""
         return [(turn.expected, turn.began_at) for turn in self.serving if turn.began_at is not None]
 
     @property
@@ -119,17 +119,17 @@ class ModelLine:
 
 @define(eq=False)
 class Line:
-    """The requests for one server. ``slots``: how many it serves at a time for one model; None: nobody says."""
+    """The requests for one server. ``slots``: configured number that it serves at a time per model; None: not given."""
 
     slots: int | None
     reported_slots: Mapping[str, int] = field(factory=dict)
-    """What the server itself says of them, by model, or under ``""`` for each."""
+    """Slots that the server reports, by model; under ``""`` for every model."""
     learns: bool = False
-    """Whether they are learned where nobody says; else there is no limit then."""
+    """Whether slots are learned if neither source gives them; if not, there is no limit then."""
     models: dict[str, ModelLine] = field(factory=dict)
     """By `ollama_name`."""
     ramp: int | None = None
-    """After an outage, how many are served at a time for all models together; else None."""
+    """After an outage: max requests at a time for all models together; else None."""
 
     def of(self, model: str) -> ModelLine:
         """The line for `model`."""
@@ -145,7 +145,7 @@ class Line:
         return line
 
     def limit(self, line: ModelLine) -> int | None:
-        """How many requests are served at a time for the model of `line`, as far as is known; None: no limit."""
+        """Max requests served at a time for `line`'s model, as far as is known; None: no limit."""
         if self.slots is not None:
             return self.slots
         if line.reported_slots is not None:
@@ -155,16 +155,16 @@ class Line:
         return line.slots.number if self.learns and not line.is_elsewhere else None
 
     def is_learning(self, line: ModelLine) -> bool:
-        """Whether it goes by what it learns of the slots of `line`'s model."""
+        """Whether the slots of `line`'s model are learned."""
         if not self.learns or self.slots is not None or line.reported_slots is not None or self.reported_slots:
             return False
         return not line.is_elsewhere
 
     def enter(self, turn: Turn, now: float) -> None:
-        """Serves `turn` at once if there is room; else it waits, last in line."""
+        """Serves `turn` at once if there is room, else appends it to the waiting requests."""
         line = turn.line
         if self.ramp is None and turn.on_turn is None and not (line.serving or line.waiting):
-            turn.began_at = now  # as below, in short
+            turn.began_at = now  # fast path; the same as below
             line.serving.add(turn)
         elif self.is_open(line, turn.streams, now, turn.until):
             self._serve(line, turn, now)
@@ -172,7 +172,7 @@ class Line:
             line.add(turn)
 
     def began(self, turn: Turn, now: float) -> None:
-        """The first content of its stream has come. Serves those that have room now."""
+        """The first content of its stream has arrived. Serves waiting requests that now have room."""
         line = turn.line
         if not self.learns or turn.has_signed or turn.ended_at is not None:
             return
@@ -185,9 +185,9 @@ class Line:
             self._serve_waiting(now)
 
     def leave(self, turn: Turn, now: float, *, answered: bool, tokens: int = 0) -> None:
-        """Takes `turn` out, served or waiting, and serves those that have room now. Harmless when repeated.
+        """Removes `turn`, served or waiting, and serves waiting requests that now have room. Harmless when repeated.
 
-        `answered`: its answer was complete, with so many `tokens` (0: not known).
+        `answered`: its answer was complete; `tokens`: of that answer, 0: unknown.
         """
         if turn.ended_at is not None:
             return
@@ -223,14 +223,14 @@ class Line:
             line.slots.server_recovered()
 
     def expected_wait(self, line: ModelLine, now: float, streams: bool | None = None) -> float:
-        """Seconds that a new request would wait in `line` (rule 3). `streams` None: it is no trial of slots."""
+        """Seconds that a new request would wait in `line` (rule 3). `streams` None: it must not be a trial."""
         if self.is_open(line, streams, now):
             return 0.0
         slots = min(each for each in (self.limit(line), self.ramp) if each is not None)
         return wait_for(slots, line.ends(), line.backlog, now)
 
     def is_open(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
-        """Whether a new request is served at once. `streams` None: not as a trial of slots; `until`: see `Turn`."""
+        """Whether a new request would be served at once. `streams` None: it must be no trial; `until`: see `Turn`."""
         if line.waiting:
             return False
         if self.ramp is None:
@@ -240,7 +240,7 @@ class Line:
         return self.has_room(line, streams, now, until)
 
     def has_room(self, line: ModelLine, streams: bool | None, now: float, until: float | None = None) -> bool:
-        """Whether a request more would be served at once if none waited. Arguments as of `is_open`."""
+        """Whether one more request would be served at once if none were waiting. Arguments as for `is_open`."""
         if self.ramp is not None and sum(len(each.serving) for each in self.models.values()) >= self.ramp:
             return False
         limit = self.limit(line)
@@ -249,7 +249,7 @@ class Line:
         if not self.is_learning(line) or line.trial is not None or streams is None or len(line.serving) > limit:
             return False
         if not streams and until is not None and now + wait_for(limit, line.ends(), 0.0, now) > until:
-            return False  # if it waited there nobody would see it
+            return False  # nobody would notice it waiting there
         return line.slots.may_try(streams, now)
 
     def _serve_waiting(self, now: float) -> None:
@@ -262,7 +262,7 @@ class Line:
                 self._serve(each, turn, now)
 
     def _learn(self, turn: Turn, now: float, tokens: int | None) -> None:
-        """From the first content of a stream (`tokens` None), or from the end of a whole answer."""
+        """Learns slots, at the first content of a stream (`tokens` None) or at the end of a whole answer."""
         turn.has_signed = True
         began, line, earlier = turn.began_at, turn.line, turn.earlier
         assert began is not None
@@ -296,8 +296,8 @@ class Line:
 
 
 def wait_for(slots: int, served: Collection[tuple[float, float]], backlog: float, now: float) -> float:
-    """Seconds until a new request has a slot (rule 3). `served`: the seconds that each request is expected to take, and
-    when it began; `backlog`: see `ModelLine`."""
+    """Seconds until a new request has a slot (rule 3). `served`: (expected seconds, begin) of each served request;
+    `backlog`: see `ModelLine`."""
     first = 0.0
     if len(served) >= slots:
         first = min([max(expected - (now - began), OVERDUE * expected) for expected, began in served])

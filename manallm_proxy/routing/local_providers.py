@@ -1,7 +1,7 @@
 """Gates for local providers, in addition to health: does the request fit, is the queue short, is the model loaded?
 
-In this order: a prompt that cannot fit the model's context window is not sent; a request that would wait too long
-moves on; one whose model is cold waits for it or moves on, as its entry says. Without local providers none of it runs.
+In this order: a prompt that cannot fit the model's context window is not sent; a request that would wait too long moves
+on; one whose model is cold waits for the load or moves on, as its entry says. Without local providers none of it runs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Ask = Callable[[Entry], Awaitable[A]]
 
 @define
 class LocalProviders:
-    """All local providers. ``queues``: one for each, by name. ``boxes``: those that load models on demand. ``workers``:
-    what this process shares with others."""
+    """All local providers. ``queues``: one per provider, by name. ``boxes``: those that load models on demand.
+    ``workers``: what this process shares with other workers."""
 
     catalog: Catalog = field(factory=Catalog)
     boxes: Boxes = field(factory=Boxes)
@@ -47,14 +47,14 @@ class LocalProviders:
         return RequestGates(self, call, chain.entries[-1])
 
     def refusal(self, entry: Entry, last: bool) -> Skip | None:
-        """Why a short request would skip `entry` now; None if it would not. Begins no load."""
+        """Why a short request would skip `entry` now; None if it would not. Starts no load."""
         queue, skip = self.queues.get(entry.target.provider), None
         if queue is not None and not last:
             skip = queue.refusal(entry, queue.line.of(entry.target.model), queue.clock())
         return skip or self.boxes.refusal(entry, last)
 
     def window(self, entry: Entry, box: Box | None) -> int | None:
-        """Tokens that `entry`'s model can read: as configured, in force (in `box`) or listed; None if unknown."""
+        """Context window of `entry`'s model, in tokens: as configured, in force (`box`) or listed; None: unknown."""
         if entry.options and isinstance(asked := entry.options.get("num_ctx"), int):
             listed = self.catalog.find(entry.target)
             return min(asked, listed.context_length or asked) if listed is not None else asked
@@ -65,21 +65,21 @@ class LocalProviders:
 
 
 class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes, for each request
-    """One request at the gates. ``last``: the last entry of its chain."""
+    """The gates for one request. ``last``: the last entry of its chain."""
 
     local: LocalProviders
     call: Call
     last: Entry
     _size: int = 0
-    """Bytes, see `Call.text_size`; 0: not measured yet."""
+    """Size in bytes, see `Call.text_size`; 0: not measured yet."""
     _pictures: Pictures | None = None
     _ready: Entry | None = None
-    """The one whose model the gate has found loaded, a moment ago."""
+    """The entry whose model `gate` has just found loaded."""
 
     __repr__ = object.__repr__
 
     def _measure(self) -> int:
-        """Sets ``_size`` and ``_pictures``. Not done before they are used: only who may stay local pays for it."""
+        """Sets ``_size`` and ``_pictures``, on first use, so that only requests for local targets pay for it."""
         call, number = self.call, 0
         self._size = size = len(call.body)
         if VISION in call.summary.needs:
@@ -100,7 +100,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         window = in_force or local.window(entry, box)
         if window is not None and (tokens := line.pace.least_tokens(size, self._pictures)) > window:
             return Skip("too_long", detail=f"at least {tokens} tokens, its window has {window}")
-        streams = self.call.summary.stream or None  # a whole answer is no trial that nobody waits for
+        streams = self.call.summary.stream or None  # for a whole answer, nobody would notice a trial that waits
         if not (last or queue.line.is_open(line, streams, now)) and (skip := queue.refusal(entry, line, now)):
             return skip
         if box is None or box.is_ready(entry, now):
@@ -109,7 +109,7 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
         return box.gate(entry, last)
 
     def in_turn(self, ask: Ask[A]) -> Ask[A]:
-        """Makes `ask` wait until the model is loaded and the request's turn has come. Its timeouts begin then."""
+        """Wraps `ask`: it waits until the model is loaded and the request's turn has come, then starts its timeouts."""
         if not self.local.queues:
             return ask
 
@@ -139,8 +139,8 @@ class RequestGates(Struct, eq=False):  # made in half the time of attrs' classes
 
 
 async def _on_trial(queue: Queue, turn: Turn, entry: Entry, ask: Ask[A]) -> A:
-    """What `ask` returns for a trial. Raises QueueTimeout where it may still be waiting with the server when it should
-    move on; of a stream, when its first content should have come."""
+    """The result of `ask` for a trial. Raises QueueTimeout if it may still be waiting at the server when it should move
+    on; for a stream, when its first content is overdue."""
     if turn.until is None:
         return await ask(entry)
     seconds = max(turn.until - queue.clock(), 0.0) + (turn.trial_timeout if turn.streams else 0.0)

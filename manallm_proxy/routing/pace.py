@@ -1,7 +1,7 @@
 """Estimates how fast one model of a local server answers, and how many bytes of a request make one token.
 
-Both are learned from its answers, and serve only to order requests and to bound their wait. Nothing here waits. Times
-are in seconds.
+Both are learned from its answers, and are used only to order requests and to bound their wait. Nothing here waits. All
+times are in seconds.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from msgspec import Struct
 from manallm_proxy.contract.records import define
 
 RECENT: Final = 20
-"""Latest answers from which the bytes per token are estimated."""
+"""Number of latest answers used to estimate the bytes per token."""
 LENGTHS: Final = 50
-"""Latest answers from which the length of the next one is estimated."""
+"""Number of latest answers used to estimate the length of the next one."""
 QUANTILE: Final = 0.2
-"""Of the latest answers' lengths, taken for the next one's. It is low since nobody knows how long an answer will be and
-every wait is bounded: only a request that would surely wait too long moves on (``make simulate`` compares)."""
+"""The quantile of recent lengths that predicts the next one. It is low on purpose: answer lengths are unpredictable and
+every wait is bounded, so only a request that would surely wait too long moves on (``make simulate`` compares)."""
 _PART: Final = round(1 / QUANTILE)
 LEARNED_MIN: Final = 3
-"""Answers that are needed before the estimate of bytes per token is used."""
+"""Min answers before the estimate of bytes per token is used."""
 MARGIN: Final = 1.5
-"""A prompt may have so many times the bytes per token of any recent one: prose after code."""
+"""A prompt may have this many times the bytes per token of any recent one: prose after code."""
 LONGEST_TOKEN: Final = 32.0
-"""Bytes per token that no prompt reaches on average: assumed until enough was learned."""
+"""Upper bound of a prompt's average bytes per token, used until enough is learned."""
 SHORT: Final = 500
-"""Requests of fewer bytes teach nothing about bytes per token: the template around their text counts too much."""
+"""Requests of fewer bytes are ignored for bytes per token: the template around their text weighs too much."""
 PICTURE_LEAST: Final = 1
-"""Tokens that a picture has at least: of the encoders that llama.cpp knows Youtu-VL's and Kimi's go down to 1 and 2,
-most to 8 or 64 (its tools/mtmd/clip.cpp, ``set_limit_image_tokens``)."""
+"""Min tokens of an image. Of llama.cpp's encoders, Youtu-VL's and Kimi's go down to 1 and 2, most to 8 or 64
+(llama.cpp tools/mtmd/clip.cpp, ``set_limit_image_tokens``)."""
 PICTURE_USUAL: Final = 256
-"""Tokens of a picture until some were learned: as many as Gemma 3 takes. It only estimates how long it takes."""
+"""Tokens of an image until they are learned: Gemma 3's number. Used for the expected time only."""
 PICTURE_MARGIN: Final = 4
-"""A picture may have so many times fewer tokens than any recent one, where the encoder goes by its size in pixels,
+"""An image may have this many times fewer tokens than any recent one, if the encoder depends on its size in pixels,
 which we do not know."""
 ALIKE: Final = 1.25
 VARIED: Final = 4.0
-"""Where the largest pictures of late have so many times the bytes of the smallest, and hardly more tokens than any, a
-picture always has the same."""
+"""If the largest recent images have this many times the bytes of the smallest, but hardly more tokens, the number of
+tokens per image is taken to be constant."""
 _WEIGHT: Final = 0.3
 """Weight of the latest answer in a moving average."""
 
 
 class Pictures(Struct):
-    """Those of one request: how many, and of how many bytes in all, as they are in its body."""
+    """The images of one request: their number, and their total bytes as encoded in the body."""
 
     number: int
     size: int
@@ -60,35 +60,35 @@ class Pace:
     """The estimates for one model; None: not known."""
 
     answer: float | None = None
-    """Seconds of a short answer (`QUANTILE`), learned until those of its tokens are known."""
+    """Seconds of a short answer (`QUANTILE`), used until the seconds per token are known."""
     prompt_token: float | None = None
-    """Seconds until the first byte, for each token of the prompt."""
+    """Seconds to the first byte, per token of the prompt."""
     output_token: float = 0.0
-    """Seconds from the first byte to the last, for each token of the answer; known if ``prompt_token`` is, ..."""
+    """Seconds from the first byte to the last, per token of the answer; known if ``prompt_token`` is."""
     output: float = 0.0
-    """... and so are the tokens of a short answer (`QUANTILE`)."""
+    """Tokens of a short answer (`QUANTILE`); known if ``prompt_token`` is."""
     _seconds: Recent = field(factory=lambda: Recent())
     _outputs: Recent = field(factory=lambda: Recent())
     _most: float = LONGEST_TOKEN
     """Bytes per token that no prompt is expected to exceed."""
     _usual: float | None = None
-    """Bytes per token on average; None: too little is known."""
+    """Average bytes per token; None: unknown."""
     _ratios: deque[float] = field(factory=lambda: deque(maxlen=RECENT))
-    """Bytes per token of the latest answers, ..."""
+    """Bytes per token of the latest answers."""
     _sum: float = 0.0
-    """... added up, ..."""
+    """Sum of ``_ratios``."""
     _largest: float = 0.0
-    """... and the largest of them."""
+    """Maximum of ``_ratios``."""
     _pictures: deque[tuple[float, float]] = field(factory=lambda: deque(maxlen=RECENT))
-    """Tokens that a picture of the latest answers had at least, and its bytes."""
+    """For each of the latest answers with images: min tokens per image, and bytes per image."""
     _picture: float = PICTURE_USUAL
-    """Tokens of a picture on average."""
+    """Average tokens per image."""
 
     def learn(
         self, size: int, prompt: int, output: int, first: float | None, total: float, pictures: Pictures | None = None
     ) -> None:
-        """Learns from one answer: bytes of its request without its `pictures`, tokens of prompt and output, seconds to
-        the first byte and in all."""
+        """Learns from one answer. `size`: bytes of its request without the `pictures`; `prompt`, `output`: tokens;
+        `first`, `total`: seconds to the first byte, and to the last."""
         known = self.prompt_token
         if known is None or self._usual is None:  # else `seconds` knows better
             self.answer = self._seconds.short(total)
@@ -116,8 +116,8 @@ class Pace:
         self.output_token += _WEIGHT * (for_output - self.output_token)
 
     def _weigh(self, ratio: float) -> None:
-        """One more of the latest ratios, after which the largest may be another. Adds all up anew, so that no error of
-        rounding lasts."""
+        """Adds a ratio and updates the sum and the maximum. The sum is computed anew, so that rounding errors do not
+        accumulate."""
         ratios = self._ratios
         ratios.append(ratio)
         self._largest, self._sum = max(ratios), sum(ratios)
@@ -125,7 +125,7 @@ class Pace:
             self._most, self._usual = MARGIN * self._largest, self._sum / len(ratios)
 
     def _learn_pictures(self, size: int, prompt: int, pictures: Pictures) -> None:
-        """What pictures take: the rest of a prompt whose words are estimated."""
+        """Learns the tokens per image: those of the prompt minus the estimate for its text."""
         if self._usual is None:
             return
         words = size / self._usual
@@ -134,7 +134,7 @@ class Pace:
         self._picture = likely if len(self._pictures) == 1 else self._picture + _WEIGHT * (likely - self._picture)
 
     def seconds(self, size: int, pictures: Pictures | None = None) -> float:
-        """Seconds that a request of `size` bytes, and `pictures`, is expected to take; 0 if nothing is known."""
+        """Expected seconds of a request with `size` bytes and `pictures`; 0: unknown."""
         usual, for_prompt = self._usual, self.prompt_token
         if usual is None or for_prompt is None:
             return self.answer or 0.0
@@ -144,18 +144,18 @@ class Pace:
         return tokens * for_prompt + self.output * self.output_token
 
     def tokens(self, size: int) -> int | None:
-        """Tokens that a prompt of `size` bytes has on average; None if too little is known."""
+        """Expected tokens of a prompt of `size` bytes; None: unknown."""
         return round(size / self._usual) if self._usual is not None else None
 
     def least_tokens(self, size: int, pictures: Pictures | None = None) -> int:
-        """Tokens that a prompt of `size` bytes, and `pictures`, has at least."""
+        """Min tokens of a prompt with `size` bytes and `pictures`."""
         if pictures is None:
             return int(size / self._most)
         return int(size / self._most + self._least_of(pictures))
 
     def _least_of(self, pictures: Pictures) -> float:
-        """The model takes the same for each, or goes by their size in pixels, and so roughly by their bytes: unless the
-        first is seen to be so, whichever is less."""
+        """Min tokens of `pictures`. A model uses a constant number per image, or one that grows with its pixels, and so
+        roughly with its bytes. Unless the number is known to be constant, the smaller of the two estimates."""
         number, least = pictures.number, pictures.number * PICTURE_LEAST
         if len(self._pictures) < LEARNED_MIN:
             return least
@@ -168,13 +168,13 @@ class Pace:
 
 @define
 class Recent:
-    """The latest `LENGTHS` values, also in order of size."""
+    """The latest `LENGTHS` values, also kept sorted."""
 
     _latest: deque[float] = field(factory=lambda: deque(maxlen=LENGTHS))
     _sorted: list[float] = field(factory=list)
 
     def short(self, value: float) -> float:
-        """Adds `value`. Returns the one at `QUANTILE`."""
+        """Adds `value`. Returns the value at `QUANTILE`."""
         latest, ordered = self._latest, self._sorted
         if len(ordered) == LENGTHS:
             del ordered[bisect_left(ordered, latest[0])]

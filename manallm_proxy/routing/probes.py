@@ -1,4 +1,4 @@
-"""Ask each provider now and then: is it alive, and what does it have?"""
+"""Probes each provider periodically: is it alive, and which models does it list?"""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Prober:
     timeout: float
 
     async def run(self) -> None:
-        """For ever, until cancelled. The caller must have run `once` first."""
+        """Probes until cancelled. The caller must have run `once` first."""
         while True:
             await asyncio.sleep(self.interval)
             await self.once()
 
     async def once(self) -> None:
-        """One round, in parallel; over when the slowest has answered or timed out."""
+        """Runs one round in parallel; returns when the slowest provider has answered or timed out."""
         await asyncio.gather(*(self._probe(name, provider) for name, provider in self.providers.items()))
 
     async def _probe(self, name: str, provider: Provider) -> None:
@@ -49,7 +49,7 @@ class Prober:
             self.registry.probed(name, None, sent_at)
 
     def _learn(self, name: str, listed: ModelList) -> None:
-        """What is wrong with a list is reported once, and again only when it is something else."""
+        """Stores the list. Reports its fault once, and again only when it changes."""
         self.catalog.learn(name, listed.models)
         if listed.fault is None:
             self.catalog.faults.pop(name, None)

@@ -29,7 +29,7 @@ class Queue:
     health: Health
     line: Line
     on_back: Callable[[], None] = lambda: None
-    """Called when the server has come back: what it has loaded, and how many slots, may have changed."""
+    """Called after an outage: the loaded models and the number of slots may have changed."""
     _recoveries: int = field(init=False)
 
     @_recoveries.default
@@ -37,16 +37,16 @@ class Queue:
         return self.health.recoveries
 
     def refusal(self, entry: Entry, line: ModelLine, now: float) -> Skip | None:
-        """Why a request should not wait in `line`, that of `entry`'s model; None if it may, or need not."""
+        """Why a request should not wait in `line`, the line of `entry`'s model; None if it may wait, or need not."""
         wait = self.line.expected_wait(line, now)
         if wait <= entry.max_wait:
             return None
         return Skip("saturated", wait, f"expected wait {wait:.1f} s, max_wait {entry.max_wait:g} s")
 
     def enter(self, entry: Entry, last: bool, size: int, streams: bool, pictures: Pictures | None = None) -> Turn:
-        """A request's place in line: served if there is room, else to be waited for by `wait_for_turn`.
+        """A request's place in line: served if there is room, else waiting, see `wait_for_turn`.
 
-        `last`: in its chain; `size`: its bytes without its `pictures`; `streams`: its first content can be seen.
+        `last`: `entry` ends its chain; `size`: bytes without `pictures`; `streams`: its first content can be observed.
         """
         if self.health.recoveries != self._recoveries:
             self._recoveries = self.health.recoveries
@@ -59,7 +59,7 @@ class Queue:
         return turn
 
     async def wait_for_turn(self, turn: Turn, entry: Entry) -> None:
-        """Returns when `turn` is served. Raises QueueTimeout when it has waited until ``Turn.until``.
+        """Returns when `turn` is served. Raises QueueTimeout at ``Turn.until``.
 
         Cancelling it frees the place.
         """
@@ -81,8 +81,7 @@ class Queue:
         self.line.began(turn, now)
 
     def end(self, turn: Turn, usage: Usage | None) -> None:
-        """Its answer has ended; `usage` is None if it was not complete. Gives its place to the next. Harmless when
-        repeated."""
+        """Its answer has ended; `usage` None: incomplete. Serves the next request. Harmless when repeated."""
         began = turn.began_at
         if began is None or turn.ended_at is not None:
             return
@@ -90,14 +89,14 @@ class Queue:
         if usage is None:
             self.line.leave(turn, now, answered=False)
             return
-        if not turn.is_trial:  # that may have waited with the server
+        if not turn.is_trial:  # which may have waited at the server
             first = turn.first_at - began if turn.first_at is not None else None
             turn.line.pace.learn(turn.size, usage.prompt, usage.completion, first, now - began, turn.pictures)
         self.line.leave(turn, now, answered=True, tokens=usage.completion)
 
 
 def queue_timeout(entry: Entry, seconds: float) -> QueueTimeout:
-    """After `seconds`."""
+    """The error for a request that waited `seconds`."""
     return QueueTimeout(f"{entry.target} is busy with other requests", detail=f"waited {seconds:.3g} s")
 
 

@@ -28,9 +28,9 @@ buffering stays bounded."""
 OPTIONAL: Final = frozenset({"thinking"})
 """Capabilities that a request can do without: the fields that ask for them are left out if the target lacks them."""
 _BYTES_A_TOKEN: Final = 3
-"""Few, so that a prompt is rather taken for too long."""
+"""A low estimate, so that prompts are over- rather than underestimated."""
 COMPLETE: Final = "completion"
-"""A list that names this capability (Ollama's does) names all that the model has."""
+"""Lists with this capability (Ollama's) are complete: what they do not name, the model lacks."""
 
 
 @define(eq=False)  # not frozen: there is one for each stream
@@ -40,7 +40,7 @@ class Opened:
     stream: Stream
     held: tuple[StreamBatch, ...]
     left: Callable[[Usage | None], None] | None = None
-    """Called with the usage when the stream is closed; None if none was reported."""
+    """Called with the usage, or None, when the stream is closed."""
 
     @property
     def content_type(self) -> str:
@@ -48,7 +48,7 @@ class Opened:
         return next((batch.content_type for batch in self.held if batch.content_type), "")
 
     async def aclose(self) -> None:
-        """Ends the provider's work on it."""
+        """Stops the provider's work on the answer."""
         try:
             await self.stream.aclose()
         finally:
@@ -60,7 +60,7 @@ class Sink(Protocol):
     """The client's end of a stream."""
 
     async def send(self, batch: StreamBatch) -> None:
-        """Hands on a batch's events. Waits while the client is slow."""
+        """Forwards a batch's events. Waits while the client is slow."""
 
     def try_write(self, batch: StreamBatch | bytes) -> bool:
         """See `provider.TryWrite`."""
@@ -69,13 +69,13 @@ class Sink(Protocol):
         """The end of a complete answer."""
 
     async def fail(self, error: ProxyError) -> None:
-        """Writes an error event between two events, and ends so that no client takes the answer for complete."""
+        """Writes an error event, and ends so that no client takes the answer for complete."""
 
 
 def for_target(catalog: Catalog, call: Call, entry: Entry) -> Call:
     """`call` as `entry`'s target gets it.
 
-    Raises Unsupported if the provider's own list denies what the request needs. What the list leaves open is tried.
+    Raises Unsupported if the provider's list denies a capability that the request needs. If it is silent, it is tried.
     """
     if EmptyAnswer.widened_by in entry.fallback_on:
         call = evolve(call, waits_for_words=True)
@@ -163,25 +163,25 @@ async def open_stream(provider: Provider, catalog: Catalog, call: Call, entry: E
 
 
 def _is_bare_end(batch: StreamBatch) -> bool:
-    """Whether the deltas in `batch` say only that the answer ends. (Of raw events the wire has judged that itself.)"""
+    """Whether the deltas in `batch` hold nothing but a finish reason. (For raw events the wire decides that.)"""
     return bool(batch.deltas) and not any(delta.has_words for delta in batch.deltas)
 
 
 def _translate_error(call: Call, error: ProxyError) -> None:
-    """Makes `error` name places in what the client sent, see `Call.translate_error`."""
+    """Makes `error` refer to the client's own request, see `Call.translate_error`."""
     if call.translate_error is not None:
         call.translate_error(error)
 
 
 @define
 class Relay:
-    """Carries one committed stream. ``error`` is what broke it; None if it ended well."""
+    """Relays one committed stream. ``error`` is what broke it; None if it ended well."""
 
     attempt: Attempt[Opened]
     error: ProviderError | None = None
 
     async def run(self, sink: Sink) -> None:
-        """Until the last event. Cancelled when the client leaves: then nobody is blamed."""
+        """Relays up to the last event. Cancelled when the client leaves; then nobody is blamed."""
         stream, entry = self.attempt.value.stream, self.attempt.entry
         self.attempt.began()
         try:
@@ -204,7 +204,7 @@ class Relay:
             await self._break(sink, self.error)
 
     async def _break(self, sink: Sink, error: ProviderError) -> None:
-        """Tells the client in-band. The provider is blamed as the error says; a caller's mistake blames nobody."""
+        """Reports `error` to the client in-band, and to health unless it is the caller's mistake."""
         error.target = str(self.attempt.entry.target)
         if error.blame is not Blame.NOBODY and not error.widened_by:
             self.attempt.failed(error)
@@ -212,7 +212,7 @@ class Relay:
 
 
 def in_band(error: ProviderError) -> ProviderError:
-    """A transport failure as a client gets it in the middle of a stream; a provider's own error stays as it is."""
+    """The error that a client gets mid-stream: a transport failure is wrapped, a provider's own error is kept."""
     if error.source == "provider" and error.provider_status is not None:
         return error
     interrupted = StreamInterrupted(f"the answer broke off: {error.message}", detail=error.detail)

@@ -1,4 +1,4 @@
-"""Which models a box has loaded, as far as it has reported, and what follows for requests.
+"""Which models a box reports as loaded, and what follows for requests.
 
 Rules, from the last observation and from what we did since:
 
@@ -7,12 +7,12 @@ Rules, from the last observation and from what we did since:
 2. *Loaded*: listed, with the window that the request will ask for, and not expired; or loaded by us since the
    observation. If the server listed another window after our own load, that one counts as what we asked for: a server
    cuts a window down to what the model can take.
-3. *Cold*: every other. To take a loaded model for cold costs a round trip, since its load ends at once; to take a cold
-   one for loaded would count the time of the load against the model.
+3. *Cold*: all others. Mistaking a loaded model for cold costs one round trip, since its load ends at once; mistaking a
+   cold one for loaded would count the load time against the model.
 4. A model whose load *failed*, or that has to be loaded again soon after a load (a *flap*), rests, twice as long each
-   time. As the last entry of a chain a model that flaps is loaded all the same. A load that was *refused* (no such
-   model) stops no request, which will get the same refusal; it only delays the next try to keep the model loaded.
-5. The server is asked every few seconds while there is traffic or a load, seldom while idle, and hardly ever once it
+   time. In the last entry of a chain, a flapping model is loaded anyway. A load that was *refused* (no such model) does
+   not stop requests, which will get the same refusal; it only delays the next try to keep the model loaded.
+5. The server is polled every few seconds while there is traffic or a load, seldom while idle, and hardly ever once it
    has proved unable to answer.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
@@ -35,28 +35,28 @@ POLL_IDLE: Final = 60.0
 POLL_REFUSED: Final = 600.0
 """Seconds between two observations: with traffic or a load, while idle, and from a server that cannot answer."""
 BUSY_FOR: Final = 60.0
-"""Seconds after a request during which there is traffic."""
+"""Seconds after a request during which the box counts as busy."""
 FAULTS_LIMIT: Final = 3
 """Unreadable answers in a row after which the server counts as unable to answer."""
 REST_FIRST: Final = 5.0
 REST_LONGEST: Final = 900.0
-"""Seconds that a model rests after its first failed load, and at most."""
+"""Seconds that a model rests after its first failed load, and the maximum."""
 FLAP: Final = 30.0
-"""Seconds after a load's end within which another one of the same model is a flap."""
+"""A load of the same model within this many seconds after the previous one's end is a flap."""
 PAST_LIMIT: Final = 100
-"""Models whose loads are remembered; a client chooses their names, so the oldest makes room."""
+"""Max models whose loads are remembered. Clients choose their names, so the oldest is dropped."""
 UNLISTED_LIMIT: Final = 2
-"""Loads in a row after which a list that lacks the model is no longer believed about it."""
+"""After this many loads in a row, a list that still lacks the model is no longer trusted about it."""
 QUICK: Final = 1.0
-"""Seconds. A shorter load loaded nothing: the model was there under another name, or was unloaded a moment ago."""
+"""Seconds. A shorter load loaded nothing: the model was there under another name, or had only just been unloaded."""
 LOAD_TIMEOUT_MAX: Final = 300.0
 LOAD_TIMEOUT_MIN: Final = 10.0
-"""Seconds that a request waits for a load: at most, and at least. It is the most until a load has shown its time."""
+"""Max and min seconds that a request waits for a load; the max applies until a load has been timed."""
 LOAD_TIMEOUT_FACTOR: Final = 3.0
-"""A request waits for a load so many times as long as the longest recent one took, which the disk cache may have
+"""A request waits for a load this many times as long as the longest recent one took, which the disk cache may have
 helped."""
 VRAM_WHOLE: Final = 0.9
-"""Share of a model's bytes on the GPU below which it counts as half on the CPU."""
+"""A model with a smaller share of its bytes on the GPU counts as partly on the CPU."""
 
 
 @frozen
@@ -70,22 +70,22 @@ Outcome = Literal["well", "flap", "failed", "refused"]
 
 @define
 class _Past:
-    """How the loads of one model went."""
+    """History of the loads of one model."""
 
     ended_at: float = -math.inf
     outcome: Outcome = "well"
     failures: int = 0
-    """In a row, flaps and refusals included."""
+    """Consecutive failures, flaps and refusals included."""
     rests_until: float = -math.inf
     used_at: float = -math.inf
     window: int | None = None
-    """What our last load asked for."""
+    """The window that our last load asked for, in tokens."""
     unseen: bool = False
-    """The last load ended well, and there was no observation since."""
+    """The last load succeeded, and there has been no observation since."""
     load_seconds: float = 0.0
     """Seconds of the longest recent load; 0: not known."""
     unlisted: int = 0
-    """How often in a row the list lacked it after a load that ended well."""
+    """How often in a row the list lacked it after a successful load."""
 
 
 @define
@@ -93,14 +93,14 @@ class Residency:
     """The observation, our own loads, and how they went. Models by `ollama_name`."""
 
     residents: dict[str, Resident] | None = None
-    """None: not known."""
+    """Loaded models by name; None: unknown."""
     observed_at: float = -math.inf
     """When we last asked, whether or not an answer came."""
     used_at: float = -math.inf
     """When the last request came."""
     faults: int = 0
     has_gpu: bool = False
-    """Some model was seen on a GPU once. Without this, all models of a server that has none were half on the CPU."""
+    """Whether any model was ever seen on a GPU. On a server without a GPU, being on the CPU is not reported."""
     loads: dict[str, _Load] = field(factory=dict)
     """In flight."""
     _past: dict[str, _Past] = field(factory=dict)
@@ -108,7 +108,7 @@ class Residency:
     """The window that the server listed after our load, by model and the window that the load asked for."""
 
     def observed(self, residents: Iterable[Resident], asked_at: float) -> None:
-        """Takes over what the server listed when asked at `asked_at`. What we have loaded since then stays."""
+        """Takes over what the server listed when asked at `asked_at`. Keeps what we have loaded since then."""
         before = self.residents or {}
         self.observed_at, self.faults = asked_at, 0
         now = {ollama_name(each.name): each for each in residents if not is_ollama_cloud(each.name)}
@@ -127,7 +127,7 @@ class Residency:
             self._windows[name, past.window] = resident.context_length
 
     def not_observed(self, asked_at: float, *, unreadable: bool) -> bool:
-        """The server did not answer, or (`unreadable`) not as it should. Returns whether it now counts as unable to."""
+        """The server did not answer, or (`unreadable`) not properly. Returns whether it now counts as unable to."""
         self.observed_at, self.residents = asked_at, None
         self.faults = self.faults + 1 if unreadable else self.faults
         return unreadable and self.faults == FAULTS_LIMIT
@@ -141,7 +141,7 @@ class Residency:
         return min(max(0.0, self.observed_at + interval - now), interval)
 
     def is_loaded(self, entry: Entry, now: float) -> bool | None:
-        """Rules 1 to 3; None if it is not known."""
+        """Rules 1 to 3; None: unknown."""
         if self.residents is None:
             return None
         name = ollama_name(entry.target.model)
@@ -162,14 +162,14 @@ class Residency:
         return past is not None and past.used_at >= self.observed_at
 
     def used(self, entry: Entry, now: float) -> float:
-        """A request for a loaded model is sent. Returns for how many seconds an observation has been due."""
+        """A request for a loaded model is sent. Returns by how many seconds an observation is overdue."""
         self.used_at = now
         if self._past and (past := self._past.get(ollama_name(entry.target.model))) is not None:
             past.used_at = now
         return now - self.observed_at - (POLL_BUSY if self.faults < FAULTS_LIMIT else POLL_REFUSED)
 
     def rest(self, model: str, now: float, kinds: Container[Outcome] = ("flap", "failed", "refused")) -> float:
-        """Seconds that `model` rests still after an outcome of these `kinds` (rule 4); 0: it may be loaded."""
+        """Remaining seconds that `model` rests after an outcome of these `kinds` (rule 4); 0: it may be loaded."""
         past = self._past.get(ollama_name(model))
         return max(0.0, past.rests_until - now) if past is not None and past.outcome in kinds else 0.0
 
@@ -187,7 +187,7 @@ class Residency:
         self.loads[ollama_name(entry.target.model)] = _Load(now, _window(entry))
 
     def load_ended(self, entry: Entry, now: float, outcome: Outcome = "well") -> int:
-        """Notes how a load ended. Returns the failures in a row, this one included; 0 if it went well."""
+        """Records how a load ended. Returns the consecutive failures, including this one; 0: it succeeded."""
         name = ollama_name(entry.target.model)
         load = self.loads.pop(name)
         past = self._past.pop(name, None) or _Past()
@@ -212,12 +212,12 @@ class Residency:
         return past.failures
 
     def window(self, model: str) -> int:
-        """The context window in force, in tokens; 0 if it is not known."""
+        """The context window in force, in tokens; 0: unknown."""
         resident = (self.residents or {}).get(ollama_name(model))
         return resident.context_length if resident is not None else 0
 
     def on_cpu(self, model: str) -> Resident | None:
-        """The model as listed, if it is half on the CPU although the server has a GPU (`VRAM_WHOLE`); else None."""
+        """The model as listed, if it is partly on the CPU although the server has a GPU (`VRAM_WHOLE`); else None."""
         resident = (self.residents or {}).get(ollama_name(model))
         if resident is None or not self.has_gpu or not resident.size:
             return None

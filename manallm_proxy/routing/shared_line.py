@@ -1,9 +1,9 @@
-"""The line in front of a local server as one of several workers has it: all of them stand in one line, which is kept
-elsewhere (`Keeper`; the supervisor has it).
+"""One worker's view of the line in front of a local server. All workers share one line, which the supervisor keeps
+(`Keeper`).
 
-A request enters and leaves by a message, and is served when one says so. How long another one would wait is known from
-the keeper's latest word on the line (`Busy`), and may be out of date by as long as a message travels. Without a keeper
-(it has died, and so this worker drains) each worker has a line of its own, as a single process does.
+A request enters and leaves by a message, and is served when a message says so. The expected wait comes from the
+keeper's latest update (`Busy`), which may be stale by one message delay. Without a keeper (the supervisor has died, so
+this worker drains) each worker has a line of its own, like a single process.
 
 Nothing here waits.
 """
@@ -25,25 +25,25 @@ from manallm_proxy.routing.residency import Outcome
 
 @frozen
 class Busy:
-    """One model's line. Times are seconds of CLOCK_MONOTONIC, which all workers share."""
+    """State of one model's line. Times are seconds of CLOCK_MONOTONIC, which all workers share."""
 
     slots: int | None = None
-    """Served at a time, as far as is known; None: no limit."""
+    """Max requests served at a time, as far as is known; None: no limit."""
     ramp: int | None = None
-    """Served at a time for all models, after an outage."""
+    """After an outage: max requests at a time for all models together; else None."""
     room: bool = True
-    """Another one would be served at once."""
+    """Whether one more request would be served at once."""
     served: tuple[tuple[float, float], ...] = ()
-    """Of each that is served: the seconds that it is expected to take, and when it began."""
+    """For each request being served: its expected seconds, and when it began."""
     backlog: float = 0.0
     """Seconds, see `ModelLine`."""
     trial_from: tuple[float | None, float | None] = (None, None)
-    """When a whole answer, or a stream, may be sent as a trial of slots, see `slots`; None: not known."""
+    """When a whole answer, or a stream, may be sent as a trial, see `slots`; None: unknown."""
 
 
 @frozen
 class Entered:
-    """A request that stands in the line of ``server``. ``slots``, ``learns``: see `Line`, as its worker knows them."""
+    """A request in the line of ``server``. ``slots``, ``learns``: see `Line`, as its worker knows them."""
 
     server: str
     number: int
@@ -64,28 +64,29 @@ class LoadEnd:
 
 
 OnSeen = Callable[[float, tuple[Resident, ...]], None]
-"""Takes what another worker has seen loaded when it asked at that time."""
+"""Called with (asked at, residents): what another worker found loaded."""
 
 
 class Loads(Protocol):
-    """Sees to it that of all workers one loads a model, and one looks. `server`: as in `Entered`."""
+    """Makes one worker load each model, and one poll each server. `server`: as in `Entered`."""
 
     @property
     def lag(self) -> float:
-        """Seconds by which this worker looks later than the first would, so that it hears of that instead."""
+        """Seconds by which this worker polls later than the first one, whose result it then gets instead."""
 
     async def claim(self, server: str, model: str, *, alone: bool = False) -> LoadEnd | None:
-        """None: this worker loads it, and calls `loaded`; else another one has. `alone`: not while the server loads
-        another model, since it would end that load to make room."""
+        """None: this worker loads it, then calls `loaded`; else how another worker's load ended.
+
+        `alone`: waits until the server loads no other model, since it would abort that load to make room."""
 
     def loaded(self, server: str, model: str, end: LoadEnd | None) -> None:
-        """How the load that was claimed has ended; None: it was given up."""
+        """Reports how the claimed load ended; None: it was given up."""
 
     def report_residents(self, server: str, asked_at: float, residents: tuple[Resident, ...]) -> None:
-        """Tells the others what is loaded."""
+        """Sends what is loaded to the other workers."""
 
     def listen(self, server: str, on_seen: OnSeen) -> None:
-        """Calls `on_seen` whenever another worker has looked, until `forget`."""
+        """Calls `on_seen` whenever another worker has polled, until `forget`."""
 
     def forget(self, server: str, on_seen: OnSeen) -> None:
         """Ends `listen`. Harmless when repeated."""
@@ -95,7 +96,7 @@ class Keeper(Protocol):
     """Keeps the lines of all workers."""
 
     def entered(self, entered: Entered) -> None:
-        """A request of this worker has come; `SharedLines.served` says when it is its turn."""
+        """A request of this worker has entered; `SharedLines.served` is called when it is its turn."""
 
     def began(self, number: int) -> None:
         """See `Line.began`."""
@@ -112,27 +113,27 @@ class AllWorkers(Loads, Protocol):
 
     @property
     def lines(self) -> SharedLines:
-        """Where it stands in line."""
+        """This worker's lines."""
 
 
 @define(eq=False)
 class SharedLines:
-    """All lines of one worker. ``keeper`` None: it has died."""
+    """All lines of one worker. ``keeper`` None: the supervisor has died."""
 
     keeper: Keeper | None
     _lines: WeakSet[SharedLine] = field(factory=WeakSet)
-    """Of all generations of the configuration; whoever stands in one keeps it."""
+    """The lines of all generations of the configuration; a request in a line keeps it alive."""
     _turns: dict[int, tuple[SharedLine, Turn]] = field(factory=dict)
     _last: int = 0
 
     def line(self, server: str, slots: int | None, *, learns: bool) -> SharedLine:
-        """A new one. `server`: the same in all workers for the same server, and for no other."""
+        """A new line. `server`: an id of the server that is the same in all workers."""
         line = SharedLine(slots, learns=learns, server=server, lines=self)
         self._lines.add(line)
         return line
 
     def add(self, line: SharedLine, turn: Turn) -> None:
-        """Gives `turn` its number."""
+        """Registers `turn`, and assigns its number."""
         self._last = turn.number = self._last + 1
         self._turns[turn.number] = line, turn
 
@@ -141,8 +142,8 @@ class SharedLines:
         self._turns.pop(turn.number, None)
 
     def served(self, number: int, now: float, *, is_trial: bool, trial_timeout: float, waits: bool) -> None:
-        """It is the turn of request `number`; repeated with what has become known of a trial (`Turn.waits`). One that
-        has left meanwhile is forgotten: the keeper knows."""
+        """It is the turn of request `number`. Repeated if ``Turn.waits`` of a trial changes. A request that has left
+        meanwhile is ignored: the keeper knows."""
         line, turn = self._turns.get(number, (None, None))
         if line is None or turn is None:
             return
@@ -151,13 +152,13 @@ class SharedLines:
             line.serve(turn, now)
 
     def update(self, server: str, model: str, busy: Busy) -> None:
-        """The keeper's word on the line of `model`."""
+        """The keeper's new state of the line of `model`."""
         for line in self._lines:
             if line.server == server:
                 line.update(model, busy)
 
     def lost(self, now: float) -> None:
-        """The keeper has died: from now on each line is the worker's own."""
+        """The supervisor has died: from now on each line is local to this worker."""
         self.keeper = None
         for line in {*self._lines, *(line for line, _ in self._turns.values())}:
             line.serve_waiting(now)
@@ -233,7 +234,7 @@ class SharedLine(Line):
         return wait_for(min(slots), busy.served, busy.backlog, now)
 
     def update(self, model: str, busy: Busy) -> None:
-        """The keeper's word on the line of `model`; the oldest makes room."""
+        """The keeper's new state of the line of `model`; the oldest one is dropped if there are too many."""
         name = ollama_name(model)
         self._busy.pop(name, None)
         if len(self._busy) >= MODELS_LIMIT:
@@ -241,7 +242,7 @@ class SharedLine(Line):
         self._busy[name] = busy
 
     def serve(self, turn: Turn, now: float) -> None:
-        """It is the turn of `turn`, says the keeper."""
+        """The keeper has decided that it is `turn`'s turn."""
         line = turn.line
         line.remove(turn)
         turn.began_at = now
@@ -250,5 +251,5 @@ class SharedLine(Line):
             turn.on_turn()
 
     def serve_waiting(self, now: float) -> None:
-        """Serves those that have room by this worker's own requests."""
+        """Serves waiting requests that have room, counting only this worker's own requests."""
         self._serve_waiting(now)

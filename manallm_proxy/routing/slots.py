@@ -1,22 +1,22 @@
-"""How many requests a local server answers at a time for one model, learned from what ours show.
+"""Learns how many requests a local server answers at a time for one model, from the timing of ours.
 
-Ollama does not tell (``OLLAMA_NUM_PARALLEL``), and what it cannot answer at once waits inside it, unseen, in the order
-in which it came. Of a request that was sent while `earlier` ones were with the server:
+Ollama does not report it (``OLLAMA_NUM_PARALLEL``), and requests that it cannot answer at once wait inside it, unseen,
+first come, first served. For a request that was sent while `earlier` ones were at the server:
 
-1. It *overlapped* if its first content came (of a whole answer: its end) while all earlier ones were still there: they
-   were answered at the same time, which proves a slot for each of them and for itself.
-2. A whole answer overlapped *likely* if less than half of its usual time lay between the first end of an earlier one
-   and its own. `LIKELY` of those in a row prove one slot more.
-3. It *waited* if an earlier one ended first, and it took `WAITED` times its usual time. Those that were still there and
-   itself filled all slots then. `WAITS` of these in a row, and no overlap between, lower the number to the most that
-   any of them saw.
-4. Until something else is seen there is one slot: Ollama's default.
-5. While requests wait here, one more than that may be sent as a *trial*: it is the next in line in any case. Once a
-   trial has waited there is none for `REST` seconds, twice as long after each, since its request can no longer go
-   elsewhere. There is none before the usual time is known. Nothing shows of a whole answer how long it waits: it is a
-   trial only if it would have its turn here in time (`line`).
+1. It *overlapped* if its first content (for a whole answer: its end) came while all earlier ones were still there:
+   all were answered at the same time, which proves a slot for each of them.
+2. A whole answer *likely* overlapped if less than half of its usual time lay between the first end of an earlier one
+   and its own. `LIKELY` of those in a row prove one more slot.
+3. It *waited* if an earlier one ended first and it took `WAITED` times its usual time. Then the others still there and
+   itself filled all slots. `WAITS` of these in a row, without an overlap in between, lower the number to the largest
+   that any of them saw.
+4. Until there is evidence there is one slot: Ollama's default.
+5. While requests wait here, the next in line may be sent above the number, as a *trial*. After one that waited there is
+   none for `REST` seconds, doubled each time, since its request could no longer go elsewhere. There is none before
+   the usual time is known. For a whole answer nothing shows how long it waits: it may be a trial only if its turn here
+   would come in time (`line`).
 
-The usual time is that of the latest requests which surely did not wait: they were alone, or overlapped.
+The usual time is that of the latest requests that surely did not wait: they were alone, or overlapped.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -35,59 +35,59 @@ WAITS: Final = 5
 WAITED: Final = 1.5
 REST: Final = 30.0
 REST_LONGEST: Final = 900.0
-"""Seconds without a trial after one that waited, at first and at most."""
+"""Seconds without a trial after one that waited: the first time, and the maximum."""
 USUAL: Final = 20
-"""Latest requests from which the usual time is known."""
+"""Number of latest requests that the usual time is taken from."""
 
 
 @define  # not frozen: there is one for each request
 class Sign:
-    """What one request has shown, at its first content or at the end of a whole answer."""
+    """Evidence from one request, at its first content or at the end of a whole answer."""
 
     earlier: int
-    """Requests that were with the server when it was sent."""
+    """Number of requests at the server when it was sent."""
     still: int
-    """How many of these are there still."""
+    """How many of those are still there."""
     seconds: float
     """Since it was sent."""
     since_end: float = 0.0
     """Seconds since the first of the earlier ones ended."""
     tokens: int | None = None
-    """Of a whole answer; None: the first content of a stream. 0: not known."""
+    """Tokens of a whole answer (0: unknown); None: this is the first content of a stream."""
 
 
 @define(eq=False)
 class Slots:
-    """Of one model. ``number``: as far as is known."""
+    """The slots of one model. ``number``: the current estimate."""
 
     number: int = 1
     _streams: deque[float] = field(factory=lambda: deque(maxlen=USUAL))
     """Seconds to the first content of streams that did not wait."""
     _tokens: deque[float] = field(factory=lambda: deque(maxlen=USUAL))
-    """Seconds for each token of whole answers that did not wait."""
+    """Seconds per token of whole answers that did not wait."""
     _likely: int = 0
     _waits: list[int] = field(factory=list)
     _rest: float = REST
     _rests_until: float = 0.0
 
     def may_try(self, streams: bool, now: float) -> bool:
-        """Whether one request more than ``number`` may be sent now (rule 5). `streams`: it is a stream."""
+        """Whether one request above ``number`` may be sent now (rule 5). `streams`: it is a stream."""
         since = self.trial_from(streams)
         return since is not None and now >= since
 
     def trial_from(self, streams: bool) -> float | None:
-        """From when on there may be a trial; None: the usual time is not known yet."""
+        """The time from which a trial is allowed; None: the usual time is not known yet."""
         return self._rests_until if (self._streams if streams else self._tokens) else None
 
     def alone(self, seconds: float, tokens: int | None) -> None:
-        """As `shown`, if there were no earlier ones."""
+        """As `shown`, for a request that was alone."""
         if tokens is None:
             self._streams.append(seconds)
         elif tokens:
             self._tokens.append(seconds / tokens)
 
     def overlapped(self, earlier: int, seconds: float, tokens: int | None) -> None:
-        """As `shown`, if all earlier ones are there still (rule 1)."""
+        """As `shown`, if all `earlier` ones are still there (rule 1)."""
         self.alone(seconds, tokens)
         self._waits.clear()
         if earlier >= self.number:
@@ -119,7 +119,7 @@ class Slots:
                 self.failed(now)
 
     def failed(self, now: float) -> None:
-        """A trial has waited, or ended without a sign."""
+        """A trial has waited, or ended without evidence."""
         self._likely = 0
         self._rests_until = now + self._rest
         self._rest = min(2 * self._rest, REST_LONGEST)
@@ -129,7 +129,7 @@ class Slots:
         self._rest, self._rests_until = REST, 0.0
 
     def trial_timeout(self) -> float:
-        """Seconds to the first content of the slowest stream that did not wait; 0: not known."""
+        """Seconds to the first content of the slowest recent stream that did not wait; 0: unknown."""
         return WAITED * max(self._streams, default=0.0)
 
     def _raise(self, number: int) -> None:
@@ -137,12 +137,12 @@ class Slots:
         self.server_recovered()
 
     def _usual(self, sign: Sign) -> float | None:
-        """Seconds that it takes as a rule; None: not known."""
+        """The usual seconds for such a request; None: unknown."""
         if sign.tokens is None:
             return _median(self._streams) if self._streams else None
         return _median(self._tokens) * sign.tokens if self._tokens and sign.tokens else None
 
 
 def _median(values: deque[float]) -> float:
-    """Of an even number the upper one of the two in the middle; `statistics` takes ten times as long for the mean."""
+    """The upper median. `statistics` takes ten times as long."""
     return sorted(values)[len(values) // 2]

@@ -1,13 +1,12 @@
-"""In which order the targets of a tier are tried: entries of a chain that share its load.
+"""Orders the targets of a tier: entries of a chain that share its load as one step.
 
-1. *least_busy*: whose provider has the fewest requests in hand; among equals the one that was first longest ago.
-2. *weighted*: in turns, by weight, as evenly as they can be (nginx's smooth weighted round robin).
-3. *fastest*: by how long it took to begin its answers of late; streams and whole answers are told apart. One that has
-   not been measured for `STALE` seconds is first once, so that a change is noticed.
-4. *sticky*: the same order for the same conversation, by weight over all of them (rendezvous hashing): a target that
-   is gone moves its own conversations, and no others.
+1. *least_busy*: by requests in flight at the provider, fewest first; among equals, the least recently first one.
+2. *weighted*: nginx's smooth weighted round robin.
+3. *fastest*: by the recent time until an answer began; streams and whole answers are measured separately. A target that
+   was not measured for `STALE` seconds is first once, so that a change is noticed.
+4. *sticky*: weighted rendezvous hashing by conversation: if a target is gone, only its own conversations move.
 
-The walk tries them in that order, by all rules of health: the order only decides which target is tried first.
+The walk tries them in that order under all rules of health: the order only decides which target is tried first.
 
 Nothing here waits, and the time is an argument: any monotonic number of seconds.
 """
@@ -27,12 +26,12 @@ from manallm_proxy.contract.targets import Chain, Entry, Target, Tier
 
 STALE: Final = 60.0
 _WEIGHT: Final = 0.3
-"""Of the latest answer in an average."""
+"""Weight of the latest answer in the moving average."""
 
 
 @frozen
 class Asked:
-    """What the order depends on beside the tier. ``busy``: requests in flight at a target's provider.
+    """What the order depends on, besides the tier. ``busy``: requests in flight at a target's provider.
 
     ``conversation``: bytes that are the same for all requests of one conversation.
     """
@@ -47,21 +46,21 @@ class _Member:
     """One target of one tier."""
 
     turn: float = 0.0
-    """What it is owed, in weights."""
+    """Current weight of smooth weighted round robin."""
     first_at: int = 0
-    """When it was last the first of its tier, in requests."""
+    """Number of the request for which it was last the first of its tier."""
 
 
 @define(eq=False)
 class _Pace:
     seconds: float | None = None
-    """Until its answers began; None: not known."""
+    """Average seconds until its answers began; None: unknown."""
     asked_at: float = -math.inf
 
 
 @define(eq=False)
 class Tiers:
-    """What is remembered of all tiers of one configuration."""
+    """State of all tiers of one configuration."""
 
     _members: dict[tuple[str | None, int, Target], _Member] = field(factory=dict)
     _paces: dict[tuple[Target, bool], _Pace] = field(factory=dict)
@@ -77,7 +76,7 @@ class Tiers:
         return evolve(chain, entries=tuple(entries))
 
     def began(self, target: Target, streams: bool, seconds: float) -> None:
-        """`target` has begun an answer after so many seconds."""
+        """`target` has begun an answer after `seconds`."""
         pace = self._paces.setdefault((target, streams), _Pace())
         pace.seconds = seconds if pace.seconds is None else (1 - _WEIGHT) * pace.seconds + _WEIGHT * seconds
 
@@ -128,7 +127,7 @@ class Tiers:
 
 
 def _score(seed: bytes, entry: Entry) -> float:
-    """The highest is first. -weight / log(uniform): each is first for its share of all seeds."""
+    """Rendezvous score, highest first: -weight / log(uniform), so that each is first for its share of all seeds."""
     digest = hashlib.blake2b(str(entry.target).encode(), key=hashlib.blake2b(seed, digest_size=32).digest()).digest()
     uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 2)
     return -entry.weight / math.log(uniform)

@@ -1,4 +1,4 @@
-"""Answers that are kept, and what keeps them: the interface, and the memory of one process."""
+"""The answer cache: its interface, and the implementation in the memory of one process."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from manallm_proxy.contract.records import define, frozen
 from manallm_proxy.contract.targets import Target
 
 Key = bytes
-"""SHA-256 of all that an answer depends on."""
+"""SHA-256 of everything that an answer depends on."""
 OVERHEAD: Final = 900
-"""Bytes of a kept answer beside its body: objects, its key, its place in the order of use."""
+"""Bytes of a cached answer in addition to its body: objects, key, place in the LRU order."""
 
 
 @frozen
 class CachedAnswer:
-    """One complete answer: the whole answer's bytes, as its door wrote them, or would have."""
+    """One complete answer, as its door wrote it, or would have written it, for a request that does not stream."""
 
     body: bytes = field(repr=False)
     target: Target
-    """Who gave it."""
+    """The target that gave it."""
     content_type: str = "application/json"
     usage: Usage | None = None
-    """What it cost, and a hit saves."""
+    """Its tokens, which a hit saves."""
 
 
 @frozen
 class CacheHit:
-    """A kept answer, and how many seconds ago it was."""
+    """A cached answer, and its age in seconds."""
 
     kept: CachedAnswer
     age: float
 
 
 class AnswerStore(Protocol):
-    """Keeps answers by key. A look-up that would take too long is a miss."""
+    """A cache of answers by key. A look-up that would take too long is a miss."""
 
     async def find(self, key: Key) -> CacheHit | None:
-        """What is kept under `key`, unless it has expired."""
+        """The answer under `key`; None if there is none, or it has expired."""
 
     def keep(self, key: Key, kept: CachedAnswer, ttl: float) -> None:
-        """Keeps it for `ttl` seconds, if there is room."""
+        """Stores an answer for `ttl` seconds, if there is room."""
 
     def drop(self, key: Key) -> None:
-        """Forgets it."""
+        """Removes the answer under `key`."""
 
     async def close(self) -> None:
-        """Closes what is open."""
+        """Closes connections, if any."""
 
 
 @define(eq=False)
@@ -63,12 +63,12 @@ class _Record:
 
 @define(eq=False)
 class MemoryAnswers:
-    """See `AnswerStore`. Over ``limit`` bytes, the least recently used answers go. ``clock``: monotonic seconds."""
+    """See `AnswerStore`. Above ``limit`` bytes the least recently used are evicted. ``clock``: monotonic seconds."""
 
     clock: Callable[[], float]
     limit: int
     size: int = 0
-    """Bytes kept, with their overhead."""
+    """Bytes in use, with overhead."""
     _records: OrderedDict[Key, _Record] = field(factory=OrderedDict, repr=False)
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class MemoryAnswers:
             self.size -= _cost(record.kept)
 
     def trim(self) -> None:
-        """Drops the least recently used until the rest is within ``limit``, which a reload may have lowered."""
+        """Evicts the least recently used until the rest fits ``limit``, which a reload may have lowered."""
         while self.size > self.limit:
             self.size -= _cost(self._records.popitem(last=False)[1].kept)
 

@@ -1,4 +1,4 @@
-"""The answers of one process: those that are kept, and those still in flight."""
+"""The answers of one process: those cached, and those in flight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manallm_proxy.state.link import Link
 
 @define(eq=False)
 class Answers:
-    """It outlives reloads. ``link``: to the server by which instances share what they keep, at ``url``, if any."""
+    """Outlives reloads. ``link``: to the server at ``url`` through which instances share the cache, if any."""
 
     store: AnswerStore
     flights: Flights = field(factory=Flights)
@@ -23,7 +23,7 @@ class Answers:
     _closing: asyncio.Task[None] | None = None
 
     def replace(self, store: AnswerStore, url: str | None, link: Link | None) -> None:
-        """Keeps answers in `store` from now on, and closes the one before."""
+        """Uses `store` from now on, and closes the previous one."""
         self._closing = asyncio.get_running_loop().create_task(_close(self.store, self.link))
         self.store, self.url, self.link = store, url, link
 

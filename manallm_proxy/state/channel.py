@@ -1,6 +1,6 @@
 """A Redis channel (publish/subscribe) between instances.
 
-A task of its own listens, and subscribes again whenever the server was lost.
+A background task listens, and subscribes again after the server was lost.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from manallm_proxy.state.link import AGAIN, Link
 from manallm_proxy.state.names import PREFIX
 
 QUIET: Final = 5.0
-"""Seconds without a message after which the server is pinged; after twice that it counts as lost."""
+"""Seconds without a message after which the server is pinged; after twice as many it counts as lost."""
 LONGEST: Final = 4096
 """Max bytes of a message; a longer one is dropped."""
 
 
 @define(eq=False)
 class Channel:
-    """``on_message`` gets each message, our own too. What is published while the server is away is lost."""
+    """``on_message`` gets every message, including our own. Messages published while the server is down are lost."""
 
     link: Link
     name: str
@@ -55,7 +55,7 @@ class Channel:
         await self._behind.close()
 
     async def _listen(self) -> None:
-        """Reports no failure: the link does, with its next use."""
+        """Listens until cancelled. Failures are not reported here: the link does that at its next use."""
         while True:
             with contextlib.suppress(Exception):
                 await self._listen_once()
@@ -65,7 +65,7 @@ class Channel:
         client = self.link.open_client()
         try:
             async with asyncio.timeout(QUIET):
-                await client.ping()  # a cluster's client knows its nodes only then
+                await client.ping()  # before that a cluster's client does not know its nodes
             subscribed = client.pubsub()
             try:
                 async with asyncio.timeout(QUIET):

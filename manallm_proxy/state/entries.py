@@ -1,4 +1,4 @@
-"""Entries in Redis: sealed, so that nothing else is taken for one, and written in the background."""
+"""Entries in Redis: sealed with a digest, so that no other data is mistaken for one, and written in the background."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from manallm_proxy.state.link import Link, Refused, ServerUnavailable
 from manallm_proxy.state.scripts import READ
 
 LARGEST: Final = 4 * 2**20
-"""Max bytes of an entry; no more is read, whatever is stored under its name."""
+"""Max bytes of an entry; no more are read, whatever is stored under its name."""
 WAITING: Final = 16 * 2**20
-"""Max bytes that wait to be written; above it nothing more is accepted."""
+"""Max bytes waiting to be written; above that nothing more is accepted."""
 _DIGEST: Final = 16
 
 
@@ -39,7 +39,7 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 async def read(link: Link, name: str, lifetime: int = 0) -> tuple[bytes, int]:
-    """The entry under `name` (``b""``: none), and for how many milliseconds it lives; from now on for `lifetime`.
+    """The entry under `name` (``b""``: none) and its remaining milliseconds; sets its lifetime to `lifetime`.
 
     Raises what `Link.use` does.
     """
@@ -59,9 +59,9 @@ class WriteBehind:
     def send(
         self, command: Callable[[Any], Awaitable[Any]], size: int = 0, done: Callable[[], None] = lambda: None
     ) -> bool:
-        """Starts `command`, which writes `size` bytes; `done` is called when it has ended, however it did.
+        """Starts `command`, which writes `size` bytes; `done` is called when it has ended, whatever its outcome.
 
-        False, and nothing is started, while the server is away or too much waits.
+        Returns False without starting it while the server is down or too many bytes are waiting.
         """
         if not self.link.is_well or size > LARGEST or self._waiting + size > WAITING:
             return False
@@ -84,6 +84,6 @@ class WriteBehind:
         return True
 
     async def close(self) -> None:
-        """Gives what was started a second to end."""
+        """Gives started commands a second to end."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)

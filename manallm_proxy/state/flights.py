@@ -1,8 +1,8 @@
-"""One answer that several clients receive, since they asked for the same.
+"""Coalesces identical requests (single flight): several clients receive one answer.
 
 A task of its own asks the provider, so that it outlives the client whose request began it; it is cancelled when the
-last of them has left. Each client has a seat, reads at its own pace, and gets what was sent before it came. The parts
-that are held for them are bounded: above that nobody can join, and the provider waits for the slowest.
+last client has left. Each client has a seat, reads at its own pace, and also gets the parts sent before it joined. The
+parts held are bounded: above the bound nobody can join, and the provider waits for the slowest client.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ class Form:
 
 @define(eq=False)
 class Flight:
-    """See the module. ``form``: that of the request that began it."""
+    """One shared answer. ``form``: that of the request that began it."""
 
     form: Form
     entry: Entry | None = None
     """The chain's entry that answers; None until the commit."""
     kept: CachedAnswer | None = None
-    """The whole answer, once it is complete; None still if it grew beyond what is held."""
+    """The whole answer, once complete; None if it grew beyond the bytes held."""
     last: bytes = field(default=b"", repr=False)
-    """The end of a complete stream, after all its parts."""
+    """The final bytes of a complete stream, after all parts."""
     error: BaseException | None = None
     """Why there is no answer."""
     broken: tuple[bytes, str] | None = field(default=None, repr=False)
-    """The end of a stream that broke, and why, in the word for metrics."""
+    """The final bytes of a broken stream, and the reason for metrics."""
     reply: Reply | None = field(default=None, repr=False)
-    """What writes the answer: one for all clients, since it makes the ids in it."""
+    """The writer of the answer: one for all clients, since it creates the ids in it."""
     usage: Usage | None = None
     leader_left: bool = False
-    """The client whose request began it is gone: another one accounts for what it costs."""
+    """Whether the client whose request began it has left: then another one pays for it."""
     is_over: bool = False
     overflown: bool = False
     """Some parts are no longer held: nobody can join."""
@@ -66,7 +66,7 @@ class Flight:
     _news: set[asyncio.Future[None]] = field(factory=set)
 
     def start(self, produce: Callable[[Flight], Awaitable[None]], landed: Callable[[], None]) -> None:
-        """Begins `produce`, which calls `put` and at its end `complete` or `break_off`; `landed` is called last."""
+        """Runs `produce`, which calls `put` and finally `complete` or `break_off`; `landed` is called last."""
 
         async def run() -> None:
             try:
@@ -82,7 +82,7 @@ class Flight:
         self._task.add_done_callback(lambda _: landed())
 
     def put(self, data: bytes) -> None:
-        """The next part of a stream."""
+        """Adds the next part of a stream."""
         if data:
             self._parts.append(data)
             self._size += len(data)
@@ -96,7 +96,7 @@ class Flight:
 
     @property
     def has_room(self) -> bool:
-        """Whether another part may be put: the slowest client is not too far behind."""
+        """Whether another part may be added: the slowest client is not too far behind."""
         return self._size <= HELD
 
     async def room(self) -> None:
@@ -106,7 +106,7 @@ class Flight:
             self._trim()
 
     def held(self) -> bytes | None:
-        """All parts; None if some are no longer held."""
+        """All parts; None if some have been dropped."""
         return None if self.overflown else b"".join(self._parts)
 
     def complete(self, kept: CachedAnswer | None, last: bytes = b"") -> None:
@@ -118,20 +118,20 @@ class Flight:
         self.broken = data, error
 
     def claim(self) -> Usage | None:
-        """Its usage, for the first caller only: it is paid once."""
+        """Its usage, for the first caller only, so that it is charged once."""
         usage, self.usage = self.usage, None
         return usage
 
     @contextmanager
     def join(self) -> Iterator[Seat]:
-        """A seat until the context is left. Without any seat, the flight is cancelled."""
+        """A seat until the context is left. A flight without seats is cancelled."""
         seat = Seat(self)
         self._seats.add(seat)
         try:
             yield seat
         finally:
             self._seats.discard(seat)
-            self._tell()  # the provider may have waited for this one
+            self._tell()  # the provider may have been waiting for this client
             if not self._seats and self._task is not None:
                 self._task.cancel()
 
@@ -141,7 +141,7 @@ class Flight:
         return not (self.is_over or self.overflown) and bool(self._seats)
 
     def _trim(self) -> None:
-        """Drops what all clients have read, once there is more than is held for those that join late."""
+        """Drops parts that all clients have read, once there are more than `HELD` bytes."""
         read = min(min((seat.read for seat in self._seats), default=0), self.part_count)
         if self._size > HELD and self._gone < read:
             self._size -= sum(map(len, self._parts[: read - self._gone]))
@@ -165,13 +165,13 @@ class Flight:
 
 @define(eq=False)
 class Seat:
-    """One client of a flight. ``read``: how many of its parts it has taken."""
+    """One client of a flight. ``read``: number of parts that it has taken."""
 
     flight: Flight
     read: int = 0
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """All parts from the first on, several joined where they have arrived, until the flight is over."""
+        """All parts from the first on, joined if several have arrived, until the flight is over."""
         flight = self.flight
         while True:
             new = self.read - flight._gone

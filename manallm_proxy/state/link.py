@@ -1,6 +1,6 @@
-"""The connection to Redis, made so that it never holds up requests: each use has a time budget.
+"""The connection to Redis. It never delays requests for long: each use has a time budget.
 
-After one failure all uses fail at once, while a task of the link's own pings the server until it answers again.
+After one failure all uses fail immediately, while a background task pings the server until it answers again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ T = TypeVar("T")
 BUDGET: Final = 0.05
 """Max seconds of one use."""
 AT_A_TIME: Final = 8
-"""Max concurrent uses, and so connections; further ones wait within their budget."""
+"""Max concurrent uses, and so connections; others wait within their budget."""
 AGAIN: Final = 0.25
-"""Seconds between two pings of a server that is away."""
+"""Seconds between two pings of a server that is down."""
 SOON: Final = 0.03
-"""The same where the last answer was only late."""
+"""Seconds until the next ping if the last answer was only late."""
 CLOSING: Final = 1.0
 """Seconds that a client's connections may take to close; no request waits for them."""
 _NO_ENTRY: Final = "refuses the user or the password"
@@ -33,8 +33,8 @@ _NO_ENTRY: Final = "refuses the user or the password"
 
 @contextlib.asynccontextmanager
 async def _budget() -> AsyncIterator[None]:
-    """Raises TimeoutError after BUDGET; after twice that if this process was busy meanwhile, since the answer may have
-    arrived unread."""
+    """Raises TimeoutError after BUDGET seconds; after twice as many if this process was busy meanwhile, since the
+    answer may have arrived unread."""
     loop = asyncio.get_running_loop()
     due, spent = loop.time() + BUDGET, time.process_time()
     async with asyncio.timeout(None) as limit:
@@ -52,16 +52,16 @@ async def _budget() -> AsyncIterator[None]:
 
 
 class ServerUnavailable(Exception):
-    """The server is not there, or not in time."""
+    """The server cannot be reached, or did not answer in time."""
 
 
 class Refused(Exception):
-    """The server answers this command with an error. ``str()``: the error's first word, such as ``OOM``."""
+    """The server answered the command with an error. ``str()``: the error's first word, such as ``OOM``."""
 
 
 @define(eq=False)
 class Link:
-    """See the module. ``name``: the server's address, without a password; ``open_client``: a new client of it."""
+    """``name``: the server's address without a password; ``open_client``: makes a new client."""
 
     name: str
     open_client: Callable[[], Any]
@@ -122,7 +122,7 @@ class Link:
             await asyncio.wait(self._leaving)
 
     def _suspect(self) -> None:
-        """Marks the server as away until it answers a ping. It gets a new client then, since this one's connections may
+        """Marks the server as down until it answers a ping. Then it gets a new client, since this one's connections may
         be dead."""
         self.is_well = False
         self._leave(self._client)
@@ -131,8 +131,8 @@ class Link:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
 
     async def _ask(self) -> None:
-        """Pings until an answer comes in time. The failure that led here is not reported: our own loop may have been
-        late. One of a ping is."""
+        """Pings until an answer comes in time. The failure that led here is not reported, since our own loop may have
+        been late; a failed ping is."""
         client: Any = None
         pause = SOON
         while True:
@@ -159,7 +159,7 @@ class Link:
             self.observe(StateChanged(self.name, is_well=True))
 
     async def _answering(self, client: Any) -> tuple[Any, Exception | None]:
-        """A client of a server that answers, `client` or a new one; and why the server is not well.
+        """A client that the server answers (`client`, a new one, or None), and why the server is not well.
 
         One that answers too late keeps its client: what took long may have been the way there.
         """
@@ -177,7 +177,7 @@ class Link:
         return client, TimeoutError() if clock() - began > BUDGET else None
 
     def _leave(self, client: Any) -> None:
-        """Closes it, and waits for nobody."""
+        """Closes the client in the background."""
         if client is not None:
             task = asyncio.get_running_loop().create_task(_close(client))
             self._leaving.add(task)
@@ -185,15 +185,15 @@ class Link:
 
 
 async def _close(client: Any) -> None:
-    """Within CLOSING, whatever the server does."""
+    """Closes the client within CLOSING seconds, whatever the server does."""
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSING):
             await client.aclose()
 
 
 def _refusal(error: Exception) -> str | None:
-    """The first word of an error that the server answered with; None for any other exception. Classes are told by
-    name, since the library may not be installed."""
+    """The first word of an error that the server answered with; None for any other exception. Classes are recognised
+    by name, since the library may not be installed."""
     names = {each.__name__ for each in type(error).__mro__}
     if "ResponseError" not in names or names & {"AuthenticationError", "ClusterError"}:
         return None
@@ -208,7 +208,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _why(error: Exception) -> str:
-    """In our own words: the library's may hold an address with a password."""
+    """The failure in our own words, since the library's may contain an address with a password."""
     names: set[str] = set()
     link: BaseException | None = error
     while link is not None:

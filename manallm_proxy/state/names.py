@@ -1,8 +1,8 @@
-"""How names in Redis begin."""
+"""The prefix of all keys in Redis."""
 
 from __future__ import annotations
 
 from typing import Final
 
 PREFIX: Final = "manallm:1:"
-"""All of ours. Another version of what stands there is another prefix."""
+"""Includes a version: another format of the entries gets another prefix."""

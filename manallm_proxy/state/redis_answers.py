@@ -1,4 +1,4 @@
-"""Answers kept in Redis, for all workers and instances. What is not an entry of ours is a miss, and deleted."""
+"""The answer cache in Redis, for all workers and instances. Anything but an entry of ours is a miss, and deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEAD: Final = 4
 
 @frozen
 class _Meta:
-    """What stands before the body, as JSON. ``ttl`` in seconds."""
+    """The JSON header before the body. ``ttl`` in seconds."""
 
     provider: str
     model: str
@@ -33,14 +33,14 @@ _META: Final = msgspec.json.Decoder(_Meta)
 
 
 def pack(name: str, kept: CachedAnswer, ttl: float) -> bytes:
-    """The entry under `name`: a seal, a length, `_Meta`, the body."""
+    """The entry for `kept` under `name`: seal, length of `_Meta`, `_Meta`, body."""
     target = kept.target
     meta = msgspec.json.encode(_Meta(target.provider, target.model, kept.content_type, ttl, kept.usage))
     return seal(name, len(meta).to_bytes(_HEAD, "big") + meta + kept.body)
 
 
 def unpack(name: str, entry: bytes) -> tuple[CachedAnswer, float]:
-    """What `pack` was given: the answer and its ttl. Raises ValueError for any other entry."""
+    """The inverse of `pack`: the answer and its ttl. Raises ValueError for any other entry."""
     content = unseal(name, entry)
     end = _HEAD + int.from_bytes(content[:_HEAD], "big")
     meta = _META.decode(content[_HEAD:end])  # its errors are ValueErrors
@@ -49,7 +49,7 @@ def unpack(name: str, entry: bytes) -> tuple[CachedAnswer, float]:
 
 @define(eq=False)
 class RedisAnswers:
-    """See `AnswerStore`. Writes run in the background; until one is done, this process finds what it writes."""
+    """See `AnswerStore`. Writes run in the background; until one is done, this process finds the answer locally."""
 
     link: Link
     _behind: WriteBehind = field(init=False)
@@ -74,7 +74,7 @@ class RedisAnswers:
         try:
             kept, ttl = unpack(name, entry)
             age = ttl - left / 1000
-            if left < 0 or age < -1:  # it never ends, or lives longer than it was given
+            if left < 0 or age < -1:  # without an expiry, or longer than its ttl
                 raise ValueError("not as we keep it")
         except (ValueError, TypeError):
             self.drop(key)

@@ -1,6 +1,6 @@
-"""Where the library enters: a client of Redis or Valkey from a URL, with its retries switched off.
+"""Makes a client of Redis or Valkey from a URL, with the library's own retries switched off.
 
-By itself it tries a dead server ten times within four seconds (seen with redis 8.1), so every limit is set here.
+By default it tries a dead server ten times within four seconds (seen with redis-py 8.1), so every limit is set here.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 SENTINEL_PORT: Final = 26379
 LONGEST_WAIT: Final = 1.0
-"""Seconds that the library waits by itself. Whoever uses it gives up sooner (`state.link.BUDGET`), but not where the
-answer has come while this process was busy, which the library does not look at."""
+"""The library's own timeout in seconds. Callers give up earlier (`state.link.BUDGET`), except if the answer arrived
+while this process was busy, which the library does not consider."""
 
 
 def client_of(url: str) -> Callable[[], Any]:
-    """What opens a client for `url` (see `config.state_url`); one connects with its first command.
+    """A function that opens a client for `url` (see `config.state_url`). A client connects with its first command.
 
-    The library is imported here, which takes longer than a use of it may. Any exception of it where one is opened
-    means that the URL is none for it.
+    The library is imported here, since importing takes longer than a use may. Any exception that it raises when a
+    client is opened means that it does not accept the URL.
     """
     redis = import_module("redis.asyncio")
     retry = import_module("redis.asyncio.retry").Retry(import_module("redis.backoff").NoBackoff(), 0)
@@ -40,7 +40,7 @@ def _open(redis: Any, url: str, limits: dict[str, Any]) -> Any:
 
 
 def _master(redis: Any, kind: str, url: str, limits: dict[str, Any]) -> Any:
-    """The master that the sentinels of ``host:port,host:port/service/db`` name at the moment."""
+    """A client of the current master, as named by the sentinels of ``host:port,host:port/service/db``."""
     parts = urlsplit(url)
     user, _, hosts = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
@@ -54,7 +54,7 @@ def _master(redis: Any, kind: str, url: str, limits: dict[str, Any]) -> Any:
 
 
 class _Master:
-    """A master's client, which by itself would leave the connections to its sentinels open."""
+    """A master's client. The library's own would leave the connections to the sentinels open."""
 
     def __init__(self, sentinel: Any, client: Any) -> None:
         self._sentinel, self._client = sentinel, client

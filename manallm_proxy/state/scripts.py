@@ -1,8 +1,7 @@
-"""Scripts that run in Redis, each as one step that nobody else's falls into: windows of a minute, and money and tokens
-that accounts have spent and reserved.
+"""Lua scripts that run atomically in Redis: rate-limit windows of a minute, and what accounts have spent and reserved.
 
-Every number stands in a hash under a name of ours, as a whole one; USD are billionths. What is no such hash is removed.
-All names share a hash tag, so that a cluster keeps them on one server: a request may have several to pay.
+All numbers are integers in hashes under our prefix; USD in billionths. Anything else found under our names is removed.
+All names share a hash tag, so that a cluster keeps them on one server: a request may be charged to several accounts.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from manallm_proxy.state.names import PREFIX
 
 @frozen
 class Script:
-    """One of them. A server that has seen it once is told its digest only."""
+    """One script. It is sent in full once; after that, only its digest is."""
 
     text: str = field(repr=False)
     least: int | None = None
-    """How many whole numbers it returns at least; None: something else."""
+    """Min number of integers in its result; None: the result is something else."""
     digest: str = field(init=False)
 
     @digest.default
@@ -32,11 +31,11 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: Any, names: Sequence[str], *arguments: str | int) -> list[Any]:
-        """What it returns. ValueError for what it never does, so that it was some other server."""
+        """The script's result. Raises ValueError for a result that only some other server can have sent."""
         found: list[Any]
         try:
             found = await client.evalsha(self.digest, len(names), *names, *arguments)
-        except Exception as error:  # by its name: the library may not be here
+        except Exception as error:  # by name, since the library may not be installed
             if type(error).__name__ != "NoScriptError":
                 raise
             found = await client.eval(self.text, len(names), *names, *arguments)
@@ -56,13 +55,13 @@ end
 if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {redis.call('GETRANGE', KEYS[1], 0, ARGV[1]), redis.call('PTTL', KEYS[1])}
 """)
-"""An entry as far as that byte, and for how many milliseconds it lives, from now on those of the second argument (0: as
-before). What can be none of ours is removed."""
+"""An entry up to that byte, and its remaining milliseconds, which the second argument resets (0: unchanged). Removes
+anything that cannot be an entry of ours."""
 
 
 @define(eq=False)
 class ServerClock:
-    """What time it is at the server, by what it said last; so that it does nothing for which nobody waits any more."""
+    """Estimates the server's time, from its latest answer, to set deadlines after which a script must do nothing."""
 
     _ahead: float | None = None
 
@@ -71,12 +70,12 @@ class ServerClock:
         self._ahead = microseconds / 1e6 - now
 
     def until(self, now: float) -> int:
-        """In microseconds, the longest that a use of the link takes; 0 while the time there is not known."""
+        """The deadline, in the server's microseconds: now plus the longest use of a link; 0: its time is unknown."""
         return round((now + self._ahead + 2 * link.BUDGET) * 1e6) if self._ahead is not None else 0
 
 
 def name_of(kind: str, whose: str) -> str:
-    """Names of clients' keys stay out of the server's sight."""
+    """The key in Redis. Hashed, so that the names of client keys do not reach the server."""
     return f"{PREFIX}{{spend}}:{kind}:{hashlib.sha256(whose.encode()).hexdigest()[:32]}"
 
 
@@ -99,7 +98,7 @@ return {0, passed, math.ceil(first[2] + span - now)}
 """,
     3,
 )
-"""One of a sliding window, by the server's clock: whether it passes, how many have, microseconds until one may."""
+"""A request of a sliding window, by the server's clock: whether it passes, how many have, µs until one may."""
 
 _COMMON: Final = """
 local function whole(number)
@@ -155,12 +154,12 @@ end
 """
 """``spent``: of a day and of a month; what somebody knows to be more (``floor``) was lost here, and stands again."""
 TICKS: Final = 120
-"""Half seconds after which tokens of a window are forgotten; those of the half second itself count until its end."""
+"""Half seconds after which tokens of a window expire; those of the current half second count until its end."""
 LATE: Final = -1
 MINUTE: Final = 60_000_000
-"""Of the server's time."""
+"""Microseconds of a minute."""
 HELD_MINUTES: Final = 15
-"""After that nobody is expected to give back what it has reserved: its process has died, or its answer is very long."""
+"""Minutes after which a reservation expires: its process has died, or its answer is very long."""
 
 TOKENS: Final = Script(
     f"""{_COMMON}

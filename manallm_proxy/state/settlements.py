@@ -1,7 +1,7 @@
-"""What is to be given back and counted in Redis: nobody waits for it, and nothing of it is lost or told twice.
+"""Releases reservations and counts spending in Redis, in the background, without loss and without counting twice.
 
-What comes while one batch is on its way becomes the next one. A batch has a number, by which the server knows one that
-it has had; so one whose answer was lost is sent again. While the server is away, what is to be told is added up.
+Changes that arrive while one batch is being sent form the next one. Each batch has a number, by which the server
+recognises a repeated one, so a batch whose answer was lost is sent again. While the server is down, changes add up.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from manallm_proxy.state.link import AGAIN, Link, Refused, ServerUnavailable
 from manallm_proxy.state.scripts import SETTLE, name_of
 
 REFUSED_AGAIN: Final = 1.0
-"""Seconds after which a server that refused a batch is told it again."""
+"""Seconds until a refused batch is sent again."""
 WINDOW: Final = 60.0
-"""Seconds after which tokens of a minute matter to nobody."""
+"""Seconds after which the tokens of a rate-limit window no longer count."""
 LAST: Final = 1.0
-"""Seconds that the end of the process waits for what is still to be told."""
+"""Max seconds that process exit waits for unsent changes."""
 
 Totals = tuple[int, int, int, int]
-"""Spent in a day and in a month: billionths of USD, tokens; USD, tokens."""
+"""(USD in billionths, tokens) spent in a day, then the same for its month."""
 NOTHING: Final[Totals] = (0, 0, 0, 0)
 
 
 @define(eq=False)
 class Batch:
-    """Added up. ``costs``: by account, day and month."""
+    """Accumulated changes. ``costs``: by account, day and month."""
 
     passed: dict[str, list[str]] = field(factory=dict)
-    """Requests that passed without the server, by window."""
+    """Requests let through without asking the server, by window."""
     undone: list[tuple[tuple[str, ...], str]] = field(factory=list)
-    """What was asked for and may have been done though nobody waited: where, and under which name."""
+    """Operations to undo, which the server may have done after we stopped waiting: names, and id."""
     done: list[str] = field(factory=list)
-    """What was asked for is settled, so that nobody has to know its name any more."""
+    """Ids of settled operations, which the server can forget."""
     windows: dict[tuple[str, int], int] = field(factory=dict)
     windows_at: float = 0.0
-    """When the last one of ``windows`` came."""
+    """When the latest entry of ``windows`` was added."""
     holds: dict[tuple[str, int], list[int]] = field(factory=dict)
     costs: dict[tuple[str, int, int], list[int]] = field(factory=dict)
     number: str = ""
@@ -58,25 +58,25 @@ class Batch:
         _add(self.holds, (account, minute), usd, tokens)
 
     def add_tokens(self, window: str, tick: int, more: int, now: float) -> None:
-        """`more` (or less) than were taken in `tick`; of more, only the number matters."""
+        """Corrects a reservation of `tick` by `more` tokens (negative: fewer). An excess counts from now."""
         self._forget(now)
         key = (window, tick if more < 0 else 0)
         self.windows[key] = self.windows.get(key, 0) + more
 
     def add_request(self, window: str, member: str, now: float) -> None:
-        """One passed."""
+        """Counts one request that was let through."""
         self._forget(now)
         self.passed.setdefault(window, []).append(member)
 
     def _forget(self, now: float) -> None:
-        """What nobody counts any more."""
+        """Drops entries that no longer count."""
         if now - self.windows_at >= WINDOW:
             self.windows.clear()
             self.passed.clear()
         self.windows_at = now
 
     def request(self, floor: Callable[[str, int, int], Totals]) -> tuple[list[str], str]:
-        """Names, and the argument of `SETTLE`. Names come from the keys' own, see `name_of`."""
+        """The names and the argument for `SETTLE`. Names of accounts are hashed, see `name_of`."""
         names: dict[str, int] = {}
 
         def at(name: str) -> int:
@@ -109,35 +109,35 @@ def _add(rows: dict[Any, list[int]], key: Any, usd: int, tokens: int) -> None:
 
 @define(eq=False)
 class Settlements:
-    """``floor``: what is known to have been spent by an account at least, without what is still to be told here.
-    ``learn`` gets an account, a day, a month, and what the server says of them."""
+    """``floor``: min totals of an account's day and month as known here, without unconfirmed changes. ``learn``: called
+    with an account, a day, a month, and the server's totals of them."""
 
     link: Callable[[], Link | None]
     clock: Callable[[], float]
     floor: Callable[[str, int, int], Totals]
     learn: Callable[[str, int, int, Totals], None]
     next: Batch = field(factory=Batch)
-    """What comes is added to this."""
+    """The batch to which new changes are added."""
     _sent: Batch | None = None
     sender: str = field(factory=lambda: name_of("sender", secrets.token_hex(16)))
-    """Under this name the server knows what this process has asked for."""
+    """The name under which the server files this process's operations."""
     _numbers: int = 0
     _sending: asyncio.Task[None] | None = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether the server has confirmed all that it was told."""
+        """Whether the server has confirmed every change."""
         return self._sent is None and not self.next
 
     def unconfirmed(self, account: str) -> Iterable[tuple[int, list[int]]]:
-        """Day, USD and tokens of what the server does not know, or has not confirmed yet."""
+        """(day, [USD in billionths, tokens]) of changes that the server has not confirmed yet."""
         for batch in (self._sent, self.next):
             for (name, day, _), amounts in batch.costs.items() if batch is not None else ():
                 if name == account:
                     yield day, amounts
 
     def released(self, account: str) -> tuple[int, int]:
-        """USD and tokens that are given back, as far as the server has not confirmed it yet."""
+        """Released USD and tokens that the server has not confirmed yet."""
         usd = tokens = 0
         for batch in (self._sent, self.next):
             for (name, _), amounts in batch.holds.items() if batch is not None else ():
@@ -146,22 +146,22 @@ class Settlements:
         return usd, tokens
 
     def new_id(self) -> str:
-        """A name that this process has not used."""
+        """An id that this process has not used yet."""
         self._numbers += 1
         return str(self._numbers)
 
     def undo(self, names: Iterable[str], id_: str) -> None:
-        """What was asked for under the name may have been done."""
+        """Undoes the operation `id_`, which the server may or may not have done."""
         self.next.undone.append((tuple(names), id_))
         self.send()
 
     def send(self) -> None:
-        """Soon."""
+        """Starts sending, unless a batch is being sent."""
         if self._sending is None or self._sending.done():
             self._sending = asyncio.get_running_loop().create_task(self._send_all())
 
     async def close(self) -> None:
-        """Tells the rest, if the server is there."""
+        """Sends the rest, if the server is up."""
         link = self.link()
         if self._sending is not None and link is not None and link.is_well:
             await asyncio.wait([self._sending], timeout=LAST)

@@ -32,18 +32,18 @@ class Block:
     """Text, or the JSON text of a tool's input."""
     signature: str = field(default="", repr=False)
     sent: int = 0
-    """How many of a tool call's ``pieces`` were sent; they are kept to see when its input is complete."""
+    """Number of a tool call's ``pieces`` sent; they are kept to detect the end of its input."""
     index: int | None = None
     """Its index in the answer, once its start was sent."""
     arguments: Arguments | None = field(default=None, repr=False)
-    """What ``pieces`` are of a tool call."""
+    """A tool call's ``pieces`` as arguments."""
 
     def __attrs_post_init__(self) -> None:
         if self.kind is Kind.TOOL_USE:
             self.arguments = Arguments(self.pieces)
 
     def unsent(self) -> str:
-        """What was added since the last call."""
+        """Returns what was added since the last call."""
         new = joined_text(self.pieces[self.sent :])
         if self.kind is Kind.TOOL_USE:
             self.sent = len(self.pieces)
@@ -53,11 +53,11 @@ class Block:
 
     @property
     def may_end(self) -> bool:
-        """Whether the next block may follow: a tool call ends when its input is a whole object, the others any time."""
+        """Whether the next block may begin: a tool call ends when its input is complete, other blocks at any time."""
         return self.arguments is None or self.arguments.are_whole
 
     def empty(self) -> dict[str, Any]:
-        """The block as its start event has it."""
+        """The block as in its start event."""
         match self.kind:
             case Kind.TEXT:
                 return {"type": "text", "text": ""}
@@ -66,7 +66,7 @@ class Block:
         return {"type": "tool_use", "id": self.id, "name": self.name, "input": {}}
 
     def whole(self) -> dict[str, Any]:
-        """The block as a complete answer has it."""
+        """The block as in a complete answer."""
         text = joined_text([*self.pieces])
         match self.kind:
             case Kind.TEXT:
@@ -77,7 +77,7 @@ class Block:
 
 
 def _input(text: str) -> dict[str, Any]:
-    """A tool's input, decoded. What is not an object becomes one, under a name that no schema has."""
+    """A tool's input, decoded. Anything but an object is wrapped in one, under a name that no schema uses."""
     try:
         value = decode_leniently(text.encode()) if text.strip() else {}
     except DecodeErrors:

@@ -31,7 +31,7 @@ from manallm_proxy.openai.call_arguments import begins_another
 from manallm_proxy.openai.large import LARGE_PARTS, is_long
 
 _STOP_REASONS: Final = {"length": "max_tokens", "content_filter": "refusal"}
-"""By OpenAI's finish reason; all others mean that the model was done."""
+"""Anthropic's reason by OpenAI's finish reason; all others mean that the model has finished."""
 
 _KINDS: Final[dict[type, Kind]] = {Words: Kind.TEXT, Thoughts: Kind.THINKING}
 
@@ -47,7 +47,7 @@ class Blocks:
     _calls: dict[int, Block] = field(factory=dict, repr=False)
     """The last tool call of each index in the provider's answer."""
     _ids: set[str] = field(factory=set, repr=False)
-    """Ids of all calls: results name their call by it."""
+    """Ids of all calls. They must be unique, since results refer to them."""
     _finish: str | None = None
     _refused: bool = False
 
@@ -78,7 +78,7 @@ class Blocks:
                 return
 
     def continued_by(self, texts: Texts) -> Block | None:
-        """The block that is being sent, if `texts` go on with it and nothing waits to be sent; None if not."""
+        """The block being sent, if `texts` continue it and nothing else waits to be sent; else None."""
         if len(self._queue) != 1:
             return None
         block = self._queue[0]
@@ -87,7 +87,7 @@ class Blocks:
         if isinstance(texts, CallArguments):
             if block is not self._calls.get(texts.place) or block.sent != len(block.pieces):
                 return None
-            block.pieces.append(texts.text)  # they are kept to see where they end
+            block.pieces.append(texts.text)  # kept to detect the end of the input
             block.sent += 1
             return block
         return block if block.kind is _KINDS.get(type(texts)) and not block.pieces else None
@@ -131,7 +131,7 @@ class Blocks:
             block.pieces.append(part.arguments)
 
     def _sign(self, call_id: str, extra: dict[str, Any]) -> None:
-        """Puts what the client has to send back into the signature of the thinking block before a call.
+        """Puts data that the client must return into the signature of the thinking block before a call.
 
         Adds an empty block if there is none.
         """

@@ -16,7 +16,7 @@ _NAME_LIMIT: Final = 64
 
 
 def blocks_of(content: object, path: str) -> list[tuple[Fields, str, str]]:
-    """Each block with its type and its path. A string is one text block."""
+    """(block, type, path) of each block. A string is one text block."""
     if isinstance(content, str):
         return [({"type": TEXT, "text": content}, TEXT, path)]
     if not isinstance(content, list):
@@ -89,7 +89,7 @@ def _data_uri(source: Fields, path: str) -> str:
 
 
 def _image(block: Fields, path: str) -> Fields:
-    """A URL is passed on; a provider that fetches no URLs refuses it."""
+    """An image part. A URL is forwarded; a provider that fetches no URLs refuses it."""
     source, kind = _source(block, path)
     match kind:
         case "base64":

@@ -37,7 +37,7 @@ class MessagesDoor:
 
 
 def _translated(body: bytes, request_id: str, blocks: Blocks, *, is_checked: bool = False) -> Call:
-    """The chat. `blocks`, which will become the answer, learn which of them the client wants."""
+    """The call as a chat. Sets in `blocks`, which will become the answer, which kinds the client wants."""
     asked = read_request(body, is_checked=is_checked)
     blocks.thinking = asked.thinking
     call = Call(Endpoint.CHAT, asked.summary, asked.chat, request_id, relays=False, cuts_length=True)

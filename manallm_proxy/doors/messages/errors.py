@@ -1,4 +1,4 @@
-"""Anthropic's error envelope, with members of our own."""
+"""Anthropic's error envelope, with additional members."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Translates Anthropic's messages into OpenAI's.
 
 In Anthropic's, a turn is one list of blocks. In OpenAI's, each tool result is a message of its own, before the rest
-of its turn, and tool calls are in a field beside the content.
+of its turn, and tool calls are in a field separate from the content.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A request as it goes to a provider that speaks Messages itself: the client's own bytes.
+"""A request for a provider that natively accepts Messages: the client's own bytes.
 
-Thinking blocks that this proxy signed, or that came without a signature, are left out: the provider would refuse a
-signature that is not its own.
+Thinking blocks signed by this proxy, or without a signature, are left out: the provider refuses signatures that are not
+its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from manallm_proxy.openai.request import read_summary, spliced
 from manallm_proxy.openai.request_fields import Fields, decoded_value
 
 _PASSED: Final = ("anthropic-version", "anthropic-beta")
-"""Headers of the client's that say how its request is to be read."""
+"""The client's headers that affect how its request is interpreted."""
 _LONGEST: Final = 4096
 _IMAGE: Final = re.compile(rb'"image"\s*,\s*"source"|"media_type"\s*:\s*"image/')
-"""In an image block; a tool's input is an object too, and may well have the type alone."""
+"""Identifies an image block. Its type alone is not enough: a tool's input may have it too."""
 _THOUGHT: Final = b'"thinking"'
 
 
 def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoint: Endpoint) -> Call:
-    """The call, for routing. Raises InvalidRequest for what is no request at all, and ThreadsUnsupported."""
+    """The call, for routing. Raises InvalidRequest for malformed requests, and ThreadsUnsupported."""
     summary = read_summary(body, ("messages", list), has_images=_has_images)
     thread = summary.spans.get("thread")
     if thread is not None and body[slice(*thread)] != b"null":
@@ -43,8 +43,8 @@ def read_native(body: bytes, headers: Mapping[str, str], request_id: str, endpoi
 
 @define
 class NativeForm:
-    """One request, see `provider.Native`. It does not hold its call: a circle would wait for the garbage collector,
-    which stops all clients."""
+    """One request, see `provider.Native`. It does not refer to its call: freeing a cycle takes the garbage collector,
+    which blocks all clients."""
 
     dialect: ClassVar[Endpoint] = Endpoint.MESSAGES
     summary: RequestSummary
@@ -52,7 +52,7 @@ class NativeForm:
     request_id: str
     headers: Mapping[str, str] = field(repr=False)
     to_chat: Callable[[], Call] = field(repr=False)
-    """Raises Untranslatable where it has no other form."""
+    """Translates it to a chat. Raises Untranslatable if that is not possible."""
 
     @property
     def is_fixed(self) -> bool:
@@ -71,7 +71,7 @@ class NativeForm:
 
 
 def native_call(call: Call) -> Call:
-    """The call as a provider gets it that speaks this. Raises InvalidRequest."""
+    """The call for a provider that accepts Messages. Raises InvalidRequest."""
     if _THOUGHT not in call.body:
         return call
     turns = decoded_value(call, "messages")
@@ -91,7 +91,7 @@ def _has_images(body: bytes, messages: msgspec.Raw) -> bool:
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:
-    """The header's value as one line, all of its lines together; empty if it could not be sent on."""
+    """The header's values joined to one line; empty if it cannot be forwarded."""
     if name not in headers:
         return ""
     lines = headers.getall(name, []) if hasattr(headers, "getall") else [headers.get(name, "")]
@@ -100,7 +100,7 @@ def _header(headers: Mapping[str, str], name: str) -> str:
 
 
 def _readable(turn: Any) -> Any:
-    """`turn` without thoughts that its provider did not sign, or itself; its provider refuses what is no turn."""
+    """`turn` without thinking that its provider did not sign. A malformed turn is left for the provider to refuse."""
     blocks = turn.get("content") if isinstance(turn, dict) and turn.get("role") == "assistant" else None
     if not isinstance(blocks, list):
         return turn
@@ -109,7 +109,7 @@ def _readable(turn: Any) -> Any:
 
 
 def _lacks_thought(turns: list[Any], kept: list[Any]) -> bool:
-    """Whether the latest of the model's turns has lost thoughts before a call: then Anthropic refuses to think on."""
+    """Whether the model's latest turn has lost thinking before a call: then Anthropic refuses to continue thinking."""
     said = [n for n, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "assistant"]
     if not said or kept[said[-1]] is turns[said[-1]]:
         return False

@@ -31,7 +31,7 @@ _DELTAS: Final = {
     Kind.THINKING: ("thinking_delta", "thinking"),
     Kind.TOOL_USE: ("input_json_delta", "partial_json"),
 }
-"""By kind of block: the type of its deltas, and their member that holds the text."""
+"""By kind of block: the type of its deltas, and the member that holds their text."""
 
 
 def event(body: dict[str, Any]) -> bytes:
@@ -40,7 +40,7 @@ def event(body: dict[str, Any]) -> bytes:
 
 
 def _long_event(body: dict[str, Any]) -> bytes:
-    """The same in short calls."""
+    """As `event`, in short calls."""
     return joined_bytes((f"event: {body['type']}\ndata: ".encode(), encode_whole(body), b"\n\n"))
 
 
@@ -58,11 +58,11 @@ class MessagesReply:
     _model: str = ""
     _started: bool = False
     _relays: bool = False
-    """The events are the provider's own."""
+    """Whether the events are the provider's own, relayed."""
     _next_index: int = 0
     _index: int | None = None
     _splice: Splice | None = field(default=None, repr=False)
-    """Of the block of that index."""
+    """The bytes around the text in deltas of the block with that index."""
     _id: str = ""
 
     def whole(self, target: Target, answer: Answer) -> bytes:
@@ -92,14 +92,14 @@ class MessagesReply:
         if not deltas:
             return b""
         if len(deltas) == 1 and isinstance(delta := deltas[0], Texts) and (around := self._around(delta)) is not None:
-            return around.write((b"".join(delta.texts),))  # one event for one read, as for all others
+            return around.write((b"".join(delta.texts),))  # one event per read, as for other texts
         for delta in deltas:
             self.blocks.add(delta)
         begin = self._begin()
         return self._advance(begin, event=_long_event) if batch.is_large else begin + self._advance()
 
     def _around(self, texts: Texts) -> Splice | None:
-        """What stands around `texts`, if they only go on; None if they do not go on with what was written last."""
+        """The bytes around `texts`, if they continue the last written block; else None."""
         block = self.blocks.continued_by(texts)
         if block is None:
             return None
@@ -107,7 +107,7 @@ class MessagesReply:
             self._index = block.index
             type_, name = _DELTAS[block.kind]
             self._splice = splice(_delta(block, {"type": type_, name: MARK}))
-        assert self._splice is not None  # nothing else in it could hold the mark
+        assert self._splice is not None  # nothing else in the event can contain the mark
         return self._splice
 
     def end(self, usage: Usage | None) -> bytes:
@@ -131,7 +131,7 @@ class MessagesReply:
         return PING
 
     def _begin(self) -> bytes:
-        """``message_start``, once. Its usage is zero, since prompt tokens are not known before the end."""
+        """``message_start``, the first time. Its usage is zero, since prompt tokens are known only at the end."""
         if self._started:
             return b""
         self._started = True

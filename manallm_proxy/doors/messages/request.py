@@ -29,15 +29,15 @@ _FIELDS: Final = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "tools": "tools",
 }
-"""Fields of a chat, as they are called here."""
+"""A chat's fields -> their names in this API."""
 _MEDIUM_FROM, _HIGH_FROM = 4096, 16384
-"""Min thinking tokens of a budget that counts as medium effort, and as high effort."""
+"""Min thinking budgets, in tokens, that count as medium and as high effort."""
 
 
 class ThreadsUnsupported(InvalidRequest):
-    """A request that continues a thread, with new messages only: no threads are kept here.
+    """A request that continues a thread, with only new messages: no threads are stored here.
 
-    The SDKs' tool runners send ``thread`` unasked; after exactly this error they send the whole history instead.
+    The SDKs' tool runners send ``thread`` by default; after exactly this error they send the whole history instead.
     """
 
     code = "thread_unsupported_request"
@@ -48,7 +48,7 @@ class ThreadsUnsupported(InvalidRequest):
 
 @define  # not frozen: as `answers.Usage`
 class Thinking:
-    """How much of the model's thinking the client wants to see."""
+    """Which thinking the client wants to see."""
 
     shown: bool = True
     """Whether the answer contains its text."""
@@ -58,22 +58,22 @@ class Thinking:
 
 @define  # as above
 class Asked:
-    """A request, translated: the body of the chat, what to show of its answer, and where its parts came from."""
+    """A translated request: the chat's body, what to show of its answer, and the origins of its parts."""
 
     chat: bytes = field(repr=False)
     summary: RequestSummary
-    """Of that."""
+    """The summary of ``chat``."""
     thinking: Thinking
     paths: CallerPaths
 
 
 def read_request(body: bytes, *, counts_only: bool = False, is_checked: bool = False) -> Asked:
-    """The translated request. `counts_only`: ``max_tokens`` may be missing. `is_checked`: no key is given twice.
+    """The translated request. `counts_only`: ``max_tokens`` may be missing. `is_checked`: has no duplicate keys.
 
     Raises InvalidRequest with the path in ``param``.
     """
     if not is_checked:
-        refuse_case_variants(split_object(body)[0])  # a key that is given twice would be read as its last value
+        refuse_case_variants(split_object(body)[0])  # of a duplicate key, only the last value would be read
     asked = decoded(body)
     if asked.get("thread") is not None:
         raise ThreadsUnsupported
@@ -120,7 +120,7 @@ def _stop(asked: Fields) -> list[str] | None:
 
 
 def _thinking(asked: Fields) -> tuple[Thinking, str | None]:
-    """``thinking``, and the effort that it amounts to; None if it leaves that to the model."""
+    """``thinking``, and the effort that it corresponds to; None: the model decides."""
     wanted = optional(asked, "thinking", dict)
     if wanted is None:
         return Thinking(), None

@@ -1,6 +1,6 @@
-"""What a provider expects back with a tool call, carried in the signature of a thinking block.
+"""Carries data that a provider expects back with a tool call in the signature of a thinking block.
 
-A tool_use block has no field for it, and clients send thinking blocks back unchanged. Gemini signs the thought that
+A tool_use block has no field for it, and clients return thinking blocks unchanged. Gemini signs the thought that
 led to a call; in OpenAI's format that signature is in the call's ``extra_content``.
 """
 
@@ -31,7 +31,7 @@ def write(call_id: str, extra: dict[str, Any]) -> str:
 
 
 def read(signature: object) -> dict[str, dict[str, Any]]:
-    """What `signature` carries, by the call's id; empty if it is not one of ours."""
+    """The data in `signature`, by the call's id; empty if it is not one of ours."""
     if not isinstance(signature, str) or not signature.startswith(_PREFIX):
         return {}
     try:

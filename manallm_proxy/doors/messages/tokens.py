@@ -1,6 +1,6 @@
 """``POST /v1/messages/count_tokens``: an estimate from the number of bytes.
 
-OpenAI-compatible servers and Ollama cannot count tokens before they answer; a provider that speaks Messages is asked.
+OpenAI-compatible servers and Ollama cannot count tokens in advance; a provider that accepts Messages is asked.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from manallm_proxy.doors.messages.request import read_request
 from manallm_proxy.openai.json_object import encode
 
 BYTES_A_TOKEN: Final = 4
-"""For text. English has about four letters per token; other languages have more bytes and more tokens."""
+"""Bytes per token of text. English has about four letters per token; other languages more bytes and more tokens."""
 TOKENS_A_FILE: Final = 1500
-"""For an image or a document."""
+"""Tokens assumed for an image or a document."""
 _FILE: Final = re.compile(rb'"data:[^",;]*;base64,[^"]*"')
 
 

@@ -47,7 +47,7 @@ def load_answer(asked: Fields) -> Answer:
 
 
 def _reasoning_for_ollama(fields: dict[str, Any]) -> Fields:
-    """Removes earlier turns' reasoning from `fields`; returns the messages with it, if any, for Ollama alone.
+    """Removes earlier turns' reasoning from `fields`; returns the messages with it, if any, for Ollama's own providers.
 
     Groq and Mistral refuse it.
     """

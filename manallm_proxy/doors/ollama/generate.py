@@ -52,7 +52,7 @@ def _messages(asked: Fields, prompt: str) -> list[Fields]:
 
 
 def _origins(asked: Fields, prompt: str) -> Origins:
-    """Of the messages that `_messages` makes."""
+    """The origins of the messages that `_messages` makes."""
     origins = Origins()
     if asked.get("system"):
         origins.add("system")
@@ -61,7 +61,7 @@ def _origins(asked: Fields, prompt: str) -> Origins:
 
 
 def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings) -> Fields:
-    """A legacy completion, without template or turns: the prompt alone, or the text before and after a gap."""
+    """A legacy completion, without template or turns: only the prompt, or the text before and after a gap."""
     if asked.get("raw") and optional(asked, "system", str):
         raise InvalidRequest("raw mode does not support 'system': put it into the prompt", param="system")
     if optional(asked, "images", list):
@@ -76,7 +76,7 @@ def _completion(asked: Fields, prompt: str, suffix: str, settings: Settings) -> 
 
 
 def _refuse_unsupported(asked: Fields) -> None:
-    """Raises InvalidRequest for fields that change the answer, but that only Ollama itself could honour."""
+    """Raises InvalidRequest for fields that change the answer, but that only Ollama itself supports."""
     if optional(asked, "template", str):
         raise InvalidRequest("a model's template cannot be changed through this proxy: leave it out", param="template")
     if optional(asked, "context", list):

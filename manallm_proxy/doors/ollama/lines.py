@@ -1,4 +1,4 @@
-"""JSON for Ollama's clients: one object per line, whatever their library takes for a line end."""
+"""JSON for Ollama's clients: one object per line, whichever characters their library treats as line ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def without_line_ends(text: bytes) -> bytes:
 
 @define
 class _Second:
-    """The latest second that was written, since to write a date takes 2 µs."""
+    """Caches the text of the current second, since formatting a date takes 2 µs."""
 
     number: int = -1
     text: str = ""
@@ -54,7 +54,7 @@ def now() -> str:
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch, likewise; the epoch where they are no time: they are a provider's number."""
+    """Seconds since the epoch in RFC 3339; the epoch if they are no valid time, since they come from a provider."""
     try:
         time = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

@@ -88,21 +88,21 @@ class _PendingCalls:
 class Conversation:
     """Translates messages in order.
 
-    The ids that we make are counted, not random: a history keeps its ids from turn to turn, and so its place in the
-    provider's prompt cache. They have nine letters and digits, which Mistral requires.
+    Generated ids are counted, not random: so a history keeps its ids from turn to turn, and with them its entry in the
+    provider's prompt cache. They have nine letters and digits, as Mistral requires.
     """
 
     _given: set[str] = field(factory=set)
-    """All ids in the client's messages, which those that we make must not repeat."""
+    """All ids in the client's messages, which generated ids must not repeat."""
     _claimed: set[str] = field(factory=set)
-    """Ids of the latest turn's calls that a result names: clients begin anew with each turn."""
+    """Ids of the latest turn's calls that a result names: clients restart their ids with each turn."""
     _used: set[str] = field(factory=set)
     _count: int = 0
     _pending: _PendingCalls = field(factory=_PendingCalls)
 
     def read(self, messages: list[Any]) -> list[Fields]:
-        """OpenAI's messages. Raises InvalidRequest, with ``param``, for what Ollama refuses too, and for a tool result
-        that answers no call."""
+        """OpenAI's messages. Raises InvalidRequest, with ``param``, for what Ollama refuses, and for a tool result
+        without a call."""
         rows = all_of(dict, messages, "messages")
         self._given = {id_ for row in rows for id_ in _given_ids(row)}
         claims, read = _claims(rows), []
@@ -113,7 +113,7 @@ class Conversation:
 
     @staticmethod
     def origins(messages: list[Fields]) -> Origins:
-        """Of the client's own `messages`, which become one each."""
+        """The origins of the translated messages, one per message of the client."""
         origins = Origins()
         for n, row in enumerate(messages):
             path = f"messages[{n}]"
@@ -136,7 +136,7 @@ class Conversation:
         return said
 
     def _calls(self, calls: list[Any], path: str) -> list[Fields]:
-        """Results come before the next calls, so older calls are no longer pending."""
+        """A turn's calls. Results come before the next calls, so older calls are no longer pending."""
         self._pending.clear()
         return [self._call(call, f"{path}[{n}].") for n, call in enumerate(all_of(dict, calls, path))]
 
@@ -154,7 +154,7 @@ class Conversation:
         return {"id": pending.id, "type": "function", "function": {"name": name, "arguments": text}}
 
     def _id(self, given: str) -> str:
-        """The client's own id when it first occurs, else a new one."""
+        """The client's own id at its first occurrence, else a new one."""
         if given and given not in self._used:
             self._used.add(given)
             return given
@@ -167,7 +167,7 @@ class Conversation:
     def _answered_call(self, message: Fields, path: str) -> str:
         """The id of the call that a result answers: by id, else by the tool's name, else the next one in order.
 
-        An id outweighs the order: if the pending calls have ids, and none matches, the result answers no call.
+        Ids take precedence over order: if the pending calls have ids and none matches, the result answers no call.
         """
         id_ = optional(message, "tool_call_id", str, path) or ""
         name = optional(message, "tool_name", str, path) or optional(message, "name", str, path) or ""
@@ -179,7 +179,7 @@ class Conversation:
 
 
 def _claims(rows: list[Fields]) -> dict[int, set[str]]:
-    """Of each turn with calls, by its place, the ids that the results after it name, up to the next such turn."""
+    """By index of each turn with calls: the ids that results name, up to the next such turn."""
     claims: dict[int, set[str]] = {}
     named: set[str] = set()
     for n in range(len(rows) - 1, -1, -1):
@@ -198,7 +198,7 @@ def _given_ids(message: Fields) -> list[str]:
 
 
 def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fields]:
-    """A message's content: a plain string if it has no images. `path`: that of the message, with a trailing dot."""
+    """A message's content: a plain string if there are no images. `path`: of the message, with a trailing dot."""
     if not images:
         return text
     urls = [_data_uri(image, f"{path}images[{n}]") for n, image in enumerate(all_of(str, images, path + "images"))]
@@ -207,7 +207,7 @@ def content_of(text: str, images: list[Any] | None, path: str) -> str | list[Fie
 
 
 def places_of(text: object, images: object, path: str, text_at: str = "content") -> tuple[str, ...]:
-    """Of the parts that `content_of` makes. `path`: that of the message; empty at the top."""
+    """The paths of the parts that `content_of` makes. `path`: of the message; empty at the top level."""
     if not isinstance(images, list) or not images:
         return ()
     front = f"{path}." if path else ""

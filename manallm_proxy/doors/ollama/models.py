@@ -10,16 +10,16 @@ from manallm_proxy.contract.records import frozen
 from manallm_proxy.doors.ollama.lines import rfc3339
 
 VERSION: Final = "0.33.0"
-"""Version of the API that is served here. VS Code's Copilot requires 0.6.4 or later, in dotted numbers."""
+"""The reported version of Ollama's API. VS Code's Copilot requires 0.6.4 or later, in dotted numbers."""
 FAMILY: Final = "manallm"
-"""Placeholder for the architecture, which only the model's file says."""
+"""Placeholder for the architecture, which only the model's file contains."""
 _ASSUMED_CAPABILITIES: Final = ("completion", "tools")
 """Capabilities of a model whose provider does not report them; clients do not even try one without ``tools``."""
 
 
 @frozen
 class ModelRow:
-    """What we know of a model. ``name``: as requests name it, with a tag; ``modified``: seconds since the epoch."""
+    """What is known of a model. ``name``: as in requests, with a tag; ``modified``: seconds since the epoch."""
 
     name: str
     modified: float
@@ -27,7 +27,7 @@ class ModelRow:
     context_length: int = 0
 
     def listed(self) -> dict[str, Any]:
-        """Its row in ``/api/tags``. The digest is of the name, and so changes with it alone."""
+        """Its row in ``/api/tags``. The digest is made of the name, so it changes only with that."""
         digest = hashlib.sha256(self.name.encode()).hexdigest()
         return {
             "name": self.name,

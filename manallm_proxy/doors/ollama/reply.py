@@ -1,7 +1,7 @@
 """Answers to ``/api/chat`` and ``/api/generate``: one JSON object per line, the last with ``done``.
 
 The rules that clients rely on (seen with ollama-python 0.6, ollama-js 0.6, Go's api, langchain-ollama 1.1, litellm): no
-blank line; ``model``, ``message.role`` and ``done`` in every object; tool calls whole; and an error in mid-stream as a
+blank line; ``model``, ``message.role`` and ``done`` in every object; complete tool calls; and an error mid-stream as a
 line, since most take a closed connection for the end of a short answer.
 """
 
@@ -39,7 +39,7 @@ class _Clock:
     first: int | None = None
 
     def durations(self) -> tuple[int, int, int]:
-        """Nanoseconds in all, until the first content, and since then (at least 1, since clients divide by it)."""
+        """Nanoseconds: in total, until the first content, and since then (at least 1, since clients divide by it)."""
         end = time.monotonic_ns()
         first = self.first if self.first is not None else self.began
         return end - self.began, first - self.began, max(end - first, 1)
@@ -47,7 +47,7 @@ class _Clock:
 
 @define
 class _Call:
-    """One tool call, as far as it has come: its first part, its id (empty if no part has one), and its arguments."""
+    """One tool call, as received so far: its first part, its id (empty if no part has one), and its arguments."""
 
     first: ToolCall
     id: str = ""
@@ -56,24 +56,24 @@ class _Call:
 
 @define
 class LinesReply:
-    """What chat and generate have in common. ``model``: the requested name, until a target answers."""
+    """Base of the chat and generate replies. ``model``: the requested name, until a target answers."""
 
     model: str
     content_type: str = "application/x-ndjson"
     _clock: _Clock = field(factory=_Clock)
     _calls: list[_Call] = field(factory=list, repr=False)
     _latest: dict[int, _Call] = field(factory=dict, repr=False)
-    """The last of them at each place."""
+    """The latest call of each index."""
     _finish: str | None = None
     _wrote: bool = False
     _spliced_kind: type[Words | Thoughts] | None = None
-    """Of what the next two tell."""
+    """The kind of text that the next two fields are for."""
     _dated: bytes = field(default=b"", repr=False)
-    """A line up to its date, and behind that what stands around its text, once one was written."""
+    """The line up to its date, once one was written; ``_around`` has the bytes around its text."""
     _around: Splice | None = field(default=None, repr=False)
 
     def whole(self, target: Target, answer: Answer) -> bytes:
-        """Raises BadResponse if a tool call's arguments are no object."""
+        """See `door.Reply`. Raises BadResponse if a tool call's arguments are no object."""
         delta = next((choice for choice in answer.choices if choice.index == 0), Delta())
         if delta.finish in LOADED:
             return one_line({**self._common_fields(), **self.content_part(), "done": True, "done_reason": delta.finish})
@@ -112,7 +112,7 @@ class LinesReply:
         return joined_bytes(lines) if batch.is_large else b"".join(lines)
 
     def _spliced(self, said: Words | Thoughts) -> bytes:
-        """A line for each of its texts, all of one time."""
+        """A line for each of its texts, all with the same time."""
         if type(said) is not self._spliced_kind:
             self._learn(type(said))
         around, texts = self._around, said.texts
@@ -124,7 +124,7 @@ class LinesReply:
         return b"".join([front + without_line_ends(text) + around.tail for text in texts])
 
     def _learn(self, kind: type[Words | Thoughts]) -> None:
-        """What stands around the text in lines that say nothing else."""
+        """Learns the bytes around the text in lines that have no other content."""
         said = self.content_part(MARK) if kind is Words else self.content_part(thinking=MARK)
         line = one_line({**self._common_fields(), "created_at": "", **said, "done": False}) + b"\n"
         before, date, rest = line.partition(b'"created_at":"')
@@ -153,8 +153,8 @@ class LinesReply:
         return self._line(self.content_part())
 
     def content_part(self, content: str = "", thinking: str = "", calls: list[Fields] | None = None) -> Fields:
-        """The part of an object that holds what the model says."""
-        raise NotImplementedError  # chat and generate differ here
+        """The members of an object that hold the model's output."""
+        raise NotImplementedError  # the two subclasses differ here
 
     def logprobs(self, logprobs: Any) -> list[Any]:
         """Translates OpenAI's ``logprobs`` into Ollama's."""
@@ -172,14 +172,14 @@ class LinesReply:
         self._finish = delta.finish or self._finish
 
     def _said(self, delta: Delta, calls: list[Fields] | None = None) -> Fields:
-        # ollama-python cannot read ``images`` in an answer: it wants an object where others have base64
+        # ollama-python cannot read ``images`` in an answer: it expects objects where others have base64
         links = "".join([f"![image]({url})" for url in delta.images])
         said = self.content_part(delta.content + delta.refusal + links, delta.reasoning, calls)
         rows = self.logprobs(delta.logprobs) if delta.logprobs else []
         return said | ({"logprobs": rows} if rows else {})
 
     def _whole_calls(self) -> list[Fields]:
-        """All tool calls, joined; one that the token limit cut short is left out.
+        """All tool calls, complete; one that the token limit cut is left out.
 
         Raises BadResponse if another has arguments that are not a JSON object.
         """
@@ -202,7 +202,7 @@ class LinesReply:
         return joined_bytes((line, b"\n")) if large else line + b"\n"
 
     def _ending(self, usage: Usage | None) -> Fields:
-        """Counters and times as far as they are known: time to load the model counts as prompt evaluation."""
+        """Counters and times, as far as known. The time to load the model counts as prompt evaluation."""
         usage = usage or Usage()
         total, prompt, words = self._clock.durations()
         return {

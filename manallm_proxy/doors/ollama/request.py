@@ -1,4 +1,4 @@
-"""What the requests of all of Ollama's endpoints have in common."""
+"""The common part of reading requests to Ollama's endpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manallm_proxy.openai.request_fields import Fields, decoded, optional
 
 
 def read_object(body: bytes) -> Fields:
-    """The body. Raises InvalidRequest for what is no JSON object, or has a key twice."""
+    """The decoded body. Raises InvalidRequest unless it is a JSON object without duplicate keys."""
     refuse_case_variants(split_object(body)[0])
     return decoded(body)
 
@@ -21,9 +21,9 @@ def read_object(body: bytes) -> Fields:
 def door_call(
     endpoint: Endpoint, asked: Fields, fields: dict[str, Any], ollama: Fields, client: Client, *, large: bool
 ) -> Call:
-    """The call for `fields` in OpenAI's format, streamed unless `asked` says otherwise. `ollama`: see ``Call``.
+    """The call for `fields` in OpenAI's format, streamed unless `asked` disables that. `ollama`: see ``Call``.
 
-    `large`: the request is, and to write it as well.
+    `large`: whether the request is large, so that encoding it takes long too.
     """
     fields = {"model": optional(asked, "model", str) or "", **fields}
     if endpoint is not Endpoint.EMBEDDINGS:

@@ -17,14 +17,14 @@ _OPTIONS: Final[dict[str, tuple[str, type]]] = {
     "presence_penalty": ("presence_penalty", float),
     "frequency_penalty": ("frequency_penalty", float),
 }
-"""``options`` that other providers know: OpenAI's name and the type."""
+"""``options`` that other providers support: OpenAI's name and the type."""
 CALLED_HERE: Final = {
     **{name: f"options.{ours}" for ours, (name, _) in _OPTIONS.items()},
     "stop": "options.stop",
     "response_format": "format",
     "reasoning_effort": "think",
 }
-"""Fields of an OpenAI body, as Ollama calls them."""
+"""OpenAI's fields -> their names in Ollama's API."""
 _EFFORTS: Final = ("low", "medium", "high", "max")
 
 
@@ -37,7 +37,7 @@ class Settings:
 
 
 def read_settings(asked: Fields) -> Settings:
-    """Raises InvalidRequest, with ``param``, for a wrong type."""
+    """The settings in `asked`. Raises InvalidRequest, with ``param``, for a wrong type."""
     fields: Fields = {}
     ollama: Fields = {}
     rest: Fields = {}
@@ -83,7 +83,7 @@ def _format(asked: Fields) -> Fields:
 
 
 def _thinking(asked: Fields, ollama: Fields) -> Fields:
-    """``think`` as ``reasoning_effort``; another Ollama gets it unchanged, and refuses it if the model cannot think."""
+    """``think`` as ``reasoning_effort``; providers of kind Ollama get it unchanged, and may refuse it."""
     think = asked.get("think")
     if think is None or think == "":
         return {}

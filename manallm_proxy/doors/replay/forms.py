@@ -1,6 +1,6 @@
-"""By door: how its whole answers become streams, and its streams whole answers, so that one kept answer serves both.
+"""Converts a door's whole answers to streams and back, so that one cached answer serves both kinds of request.
 
-Pure functions of the bytes that a door writes: ids and times are part of them, and so stay what they were.
+Pure functions of the bytes that a door writes; ids and times are part of them, and so stay unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from manallm_proxy.doors.replay import messages, ollama, openai, responses
 from manallm_proxy.openai.json_object import DecodeErrors
 
 _UNREADABLE: Final = (*DecodeErrors, TypeError, KeyError, AttributeError, ValueError)
-"""What comes of reading bytes that a provider sent, and that the relay had no reason to read."""
+"""Exceptions from reading a provider's bytes that the relay did not need to parse."""
 
 
 def _never_streamed(whole: bytes, with_usage: bool) -> bytes:
@@ -33,16 +33,16 @@ def _any(whole: bytes) -> bool:
 
 @frozen
 class Replay:
-    """One door's. What it cannot read is not kept, or not given in the other form."""
+    """The conversions of one door. Answers that it cannot read are not cached, or not converted."""
 
     _to_stream: Callable[[bytes, bool], bytes] = _never_streamed
     _to_whole: Callable[[bytes, Usage | None], bytes | None] = _never_whole
     _is_success: Callable[[bytes], bool] = _any
 
     def to_stream(self, whole: bytes, with_usage: bool) -> bytes | None:
-        """A stream that says what the whole answer does; the flag: whether it ends with the usage, where that is asked.
+        """The stream for a whole answer; `with_usage`: whether it ends with the usage, if the format leaves the choice.
 
-        None where that cannot be done.
+        None if it cannot be converted.
         """
         try:
             return self._to_stream(whole, with_usage)
@@ -50,14 +50,14 @@ class Replay:
             return None
 
     def to_whole(self, stream: bytes, usage: Usage | None) -> bytes | None:
-        """The whole answer that a complete stream says; None where it is none that may be kept."""
+        """The whole answer for a complete stream; None if it may not be cached."""
         try:
             return self._to_whole(stream, usage)
         except _UNREADABLE:
             return None
 
     def is_success(self, whole: bytes) -> bool:
-        """Whether a whole answer is one that may be kept."""
+        """Whether a whole answer may be cached."""
         try:
             return self._is_success(whole)
         except _UNREADABLE:
@@ -78,4 +78,4 @@ REPLAYS: Final[Mapping[str, Replay]] = {
     "api/generate": Replay(ollama.to_stream, ollama.to_whole),
     "api/embed": Replay(),
 }
-"""By `Door.name`. Answers of other doors are not kept."""
+"""By `Door.name`. Answers of other doors are not cached."""

@@ -1,4 +1,4 @@
-"""Puts the steps of a streamed answer together, members that we do not know included."""
+"""Merges the steps of a streamed answer, including unknown members."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORDS: Final = frozenset(
         *("data", "transcript", "summary"),
     }
 )
-"""Members whose text goes on from step to step; any other text is said again, or is the last word."""
+"""Members whose text is continued from step to step; any other text is repeated, or replaced by its last value."""
 _BLOCKS: Final = frozenset({"content", "thinking"})
 """Members that may be a text or a list of blocks."""
 _BLOCKS_THAT_GO_ON: Final = ("text", "thinking")
@@ -20,15 +20,15 @@ _BLOCKS_THAT_GO_ON: Final = ("text", "thinking")
 
 @define(eq=False)
 class _Text:
-    """A text that goes on. Joined once: a string that grows by each of its words is copied for each of them."""
+    """A text in pieces, joined once: appending to a string would copy it for each piece."""
 
     pieces: list[str]
 
 
 def merge(whole: dict[str, Any], step: dict[str, Any]) -> None:
-    """Adds `step` to `whole`: words and lists go on, elements of lists with an ``index`` each on their own.
+    """Adds `step` to `whole`: continues texts and lists; list elements with an ``index`` are merged one by one.
 
-    After the last step, `joined` makes strings of what has gone on.
+    After the last step, `joined` turns the texts into strings.
     """
     for key, new in step.items():
         old = whole.get(key)
@@ -97,7 +97,7 @@ def _rows(old: object, new: list[Any]) -> _Rows:
 
 
 def joined(value: Any) -> Any:
-    """`value`, of which `merge` has made a part, with its texts as strings."""
+    """`value`, a part of what `merge` has made, with its texts as strings."""
     if isinstance(value, _Text):
         return "".join(value.pieces)
     if isinstance(value, dict):

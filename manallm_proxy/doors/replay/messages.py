@@ -15,7 +15,7 @@ _PIECES: Final = {"text_delta": "text", "thinking_delta": "thinking", "input_jso
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:
-    """One delta a block. The usage is always told, as the live stream does."""
+    """One delta per block. The usage is always included, as in a live stream."""
     message = decode(whole)
     begun = {**message, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage_to_json(Usage())}
     out = [event({"type": "message_start", "message": begun})]
@@ -30,7 +30,7 @@ def to_stream(whole: bytes, with_usage: bool) -> bytes:
 
 
 def _opened(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A block as its start has it, and its deltas."""
+    """A block as in its start event, and its deltas."""
     match block["type"]:
         case "text":
             return {**block, "text": ""}, [{"type": "text_delta", "text": block["text"]}]
@@ -46,7 +46,7 @@ def _opened(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
-    """None where the stream has no end."""
+    """None if the stream has no end."""
     message: dict[str, Any] = {}
     blocks: dict[int, Block] = {}
     for frame in sse.Decoder().feed(stream):

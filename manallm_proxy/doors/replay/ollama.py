@@ -10,12 +10,12 @@ from manallm_proxy.doors.replay.merging import joined, merge
 from manallm_proxy.openai.json_object import decode
 
 _WORDS: Final = ("message", "response", "thinking", "tool_calls", "logprobs")
-"""What a line adds to the answer; all else in it is about the line."""
+"""Members of a line that add to the answer; all others concern only the line."""
 _COMMON: Final = ("model", "created_at")
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:
-    """One line with all that is said, and the last, which says nothing."""
+    """One line with all content, and the last one without any."""
     answer = decode(whole)
     said = {key: value for key, value in answer.items() if key in (*_COMMON, *_WORDS)}
     silent = {"message": {"role": "assistant", "content": ""}} if "message" in answer else {"response": ""}
@@ -24,7 +24,7 @@ def to_stream(whole: bytes, with_usage: bool) -> bytes:
 
 
 def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
-    """None where the last line is not the end of an answer."""
+    """None if the last line is not the end of an answer."""
     said: dict[str, Any] = {}
     line: dict[str, Any] = {}
     for raw in stream.splitlines():

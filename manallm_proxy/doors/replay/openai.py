@@ -13,13 +13,13 @@ from manallm_proxy.openai.json_object import decode_leniently, encode
 from manallm_proxy.openai.usage import usage_to_openai
 
 _FAILED: Final = re.compile(rb'"finish_reason"\s*:\s*"error"')
-"""Quotes in a text are escaped, so this is no part of one."""
+"""Cannot be part of a text, since quotes are escaped there."""
 _APART: Final = frozenset({"object", "choices", "usage"})
 
 
 @frozen
 class Kind:
-    """One of the two endpoints: its objects, and what holds the words of a choice."""
+    """One of the two endpoints: its objects, and the member that holds a choice's text."""
 
     whole: str
     chunk: str
@@ -31,12 +31,12 @@ COMPLETIONS: Final = Kind("text_completion", "text_completion", False)
 
 
 def is_success(whole: bytes) -> bool:
-    """False where a choice ended with an error."""
+    """False if a choice ended with an error."""
     return _FAILED.search(whole) is None
 
 
 def to_stream(kind: Kind, whole: bytes, with_usage: bool) -> bytes:
-    """Two chunks a choice: what it says, and how it ends."""
+    """Two chunks per choice: its content, and its finish reason."""
     answer = decode_leniently(whole)
     common = {key: value for key, value in answer.items() if key not in _APART} | {"object": kind.chunk}
     frames = [_chunk(common, step) for choice in answer.get("choices") or () for step in _steps(kind, choice)]
@@ -70,7 +70,7 @@ def _delta(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_whole(kind: Kind, stream: bytes, usage: Usage | None) -> bytes | None:
-    """None where a choice ended with an error, or not at all."""
+    """None if a choice ended with an error, or not at all."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for frame in sse.Decoder().feed(stream):

@@ -13,7 +13,7 @@ from manallm_proxy.openai.json_object import decode, encode
 
 
 class _Ended(msgspec.Struct):
-    """A response, of which nothing but the id, by which it is found, and the status are decoded."""
+    """A response of which only the id, for look-ups, and the status are decoded."""
 
     id: str
     status: str
@@ -29,7 +29,7 @@ _EMPTY: Final[dict[str, Any]] = {
     "result": None,
     "encrypted_content": None,
 }
-"""Members of an item that its first event has empty."""
+"""Members of an item that are empty in its first event."""
 
 
 def is_success(whole: bytes) -> bool:
@@ -38,7 +38,7 @@ def is_success(whole: bytes) -> bool:
 
 
 def to_stream(whole: bytes, with_usage: bool) -> bytes:
-    """One delta an item or part of it. The usage is always told, as the live stream does."""
+    """One delta per item or part. The usage is always included, as in a live stream."""
     frames = [
         b"event: %b\ndata: %b\n\n" % (kind.encode(), encode({"type": kind, "sequence_number": n, **fields}))
         for n, (kind, fields) in enumerate(_events(decode(whole)))
@@ -107,7 +107,7 @@ def _part(part: dict[str, Any], here: dict[str, Any]) -> Iterator[_Event]:
 
 
 def to_whole(stream: bytes, usage: Usage | None) -> bytes | None:
-    """The response of the last event; None where that is not the end of one that succeeded."""
+    """The response of the last event; None if that is not the end of a successful one."""
     frames = [frame for frame in sse.Decoder().feed(stream) if frame.data is not None]
     payload = decode(frames[-1].data or b"{}") if frames else {}
     if payload.get("type") not in _ENDS:

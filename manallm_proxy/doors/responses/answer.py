@@ -36,9 +36,9 @@ from manallm_proxy.openai.call_arguments import begins_another
 from manallm_proxy.openai.large import LARGE_PARTS
 
 _CUT: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
-"""By finish reason of an incomplete answer: this API's name for it."""
+"""This API's reason by the finish reason of an incomplete answer."""
 Growing = Part | ReasoningItem | CallItem
-"""What text may be added to."""
+"""Items or parts that text may be added to."""
 
 
 @define
@@ -48,9 +48,9 @@ class AnswerItems:
 
     _new_id: Callable[[str], str]
     _tool: Callable[[str], Tool]
-    """The tool that a model calls by that name."""
+    """Looks up the tool by the name that the model calls."""
     _packs: bool = False
-    """The client asked for ``encrypted_content``."""
+    """Whether the client requested ``encrypted_content``."""
     provider: str = ""
     """The name of the provider that answers."""
     items: list[Item] = field(factory=list)
@@ -64,9 +64,9 @@ class AnswerItems:
     _number: int = 0
     """Of both so far."""
     _call_ids: set[str] = field(factory=set)
-    """Of all calls: results name their call by it."""
+    """Ids of all calls. They must be unique, since results refer to them."""
     _last: Item | None = None
-    """The item that grew last: the one that was cut short, if any was."""
+    """The item that grew last: if the answer was cut, this item was."""
 
     @property
     def incomplete(self) -> str | None:
@@ -80,13 +80,13 @@ class AnswerItems:
 
     @property
     def is_long(self) -> bool:
-        """Whether all of it takes milliseconds to write."""
+        """Whether encoding all of it takes milliseconds."""
         return len(self.items) > LARGE_PARTS or any(item.is_long for item in self.items)
 
     def take_whole(self, choices: Sequence[Delta]) -> None:
         """Adds the whole answer, which is the first of `choices`, and closes it unless it `failed`.
 
-        One that is a text and no more, as most are, becomes its item without the events of a stream.
+        A plain text, the common case, becomes its item without creating a stream's events.
         """
         for delta in choices[:1]:
             if delta.content and delta.finish != "error" and delta == Delta(delta.content, finish=delta.finish):
@@ -116,8 +116,8 @@ class AnswerItems:
         self.finish = delta.finish or self.finish
 
     def continued_by(self, texts: Texts) -> Growing | None:
-        """Adds `texts` to what is being written, and gives that; None if there is nothing that they go on with, and
-        nothing has changed. In this way no events are made."""
+        """Adds `texts` to the open item or part that they continue, and returns it; None, without a change, if there is
+        none. Creates no events."""
         item: Item | None
         match texts:
             case Words():
@@ -139,7 +139,7 @@ class AnswerItems:
         return item
 
     def text_event(self, of: Growing, text: str) -> Event | None:
-        """What `take` yields for `text` that `of` goes on with; None: nothing, before it is complete."""
+        """The event that `take` would yield for `text` continuing `of`; None if that has none before its end."""
         if not isinstance(of, Part):
             return of.text_event(text)
         assert self._text is not None
@@ -162,7 +162,7 @@ class AnswerItems:
                 item.status = INCOMPLETE
 
     def views(self) -> list[dict[str, Any]]:
-        """``output`` as the client gets it."""
+        """``output`` as sent to the client."""
         return [item.view() for item in self.items]
 
     def _add(self, item: Item) -> Event:
@@ -241,7 +241,7 @@ class AnswerItems:
         return id_
 
     def _carry(self, id_: str, extra: dict[str, Any] | None) -> Iterator[Event]:
-        """Stores what has to come back with a call in the reasoning item before it."""
+        """Stores data that must come back with a call in the reasoning item before it."""
         if not (self._packs and extra):
             return
         yield from self._close_text()
@@ -251,7 +251,7 @@ class AnswerItems:
 
 
 def _logprobs(value: Any) -> list[dict[str, Any]]:
-    """A chat's ``logprobs``; the types of this API want the bytes of each token, known or not."""
+    """A chat's ``logprobs`` in this API's form, whose types require the bytes of each token, known or not."""
     return [
         {**_token(row), "top_logprobs": [_token(top) for top in _rows(row.get("top_logprobs"))]}
         for row in _rows(value.get("content") if isinstance(value, dict) else None)

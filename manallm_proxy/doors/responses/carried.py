@@ -1,7 +1,7 @@
-"""``encrypted_content``: what a provider expects back with the next turn, kept by the client.
+"""``encrypted_content``: data that a provider expects back with the next turn, stored by the client.
 
-It is opaque to clients, but not secret: it holds the reasoning that they were shown and Gemini's own signature of it.
-What another server wrote there is ignored.
+It is opaque to clients, but not secret: it holds the reasoning that they were shown, and Gemini's own signature of it.
+Content written by other servers is ignored.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from manallm_proxy.openai.json_object import DecodeErrors, encode
 
 _PREFIX: Final = "manallm1."
 EXTRA: Final = "extra_content"
-"""The member of a tool call, in OpenAI's format, that holds what its provider expects back with it."""
+"""The member of a tool call, in OpenAI's format, for data that its provider expects back with it."""
 KEPT: Final = "manallm_carried"
-"""The member of a stored item that holds the same, where the client did not ask for it or has no place for it."""
+"""The member of a stored item for the same data, if the client did not request it or has no place for it."""
 _KEYS: Final = ("reasoning_content", "reasoning")
 
 
 @frozen
 class Carried:
-    """Sent back to ``provider`` alone, since others refuse unknown fields.
+    """Data that is sent back only to ``provider``, since others refuse unknown fields.
 
     ``extras``: by the id of a tool call, the value of its `EXTRA`.
     """
@@ -44,7 +44,7 @@ def pack(carried: Carried) -> str:
 
 
 def of_item(item: Mapping[str, Any]) -> Carried:
-    """What an item carries."""
+    """The data carried by an item."""
     return unpack(item.get("encrypted_content") if KEPT not in item else item[KEPT])
 
 
@@ -54,7 +54,7 @@ def is_ours(content: object) -> bool:
 
 
 def unpack(content: object) -> Carried:
-    """What `content` carries; an empty `Carried` if it is not one of ours."""
+    """The data in `content`; an empty `Carried` if it is not one of ours."""
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return Carried()
     try:

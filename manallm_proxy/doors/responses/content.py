@@ -80,7 +80,7 @@ def _file(part: Fields, path: str) -> Fields:
 
 
 def _check_data(uri: str, path: str) -> None:
-    """Here, since a provider's refusal would name the place in what it got."""
+    """Checked here, since a provider's refusal would name the path in the translated request."""
     head, _, data = uri.partition(",")
     if not (head.lower().startswith("data:") and head.lower().endswith(";base64") and is_base64(data)):
         raise wrong(path, "a base64 data URI")

@@ -37,7 +37,7 @@ _PATIENCE: Final = 30.0
 """Seconds that a thread waits until what it wrote is kept, a few items in each turn of the loop."""
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 Reading = tuple[Call, ResponsesReply]
-"""The call, and what writes its answer."""
+"""The call, and its `Reply`."""
 
 
 @define(eq=False)
@@ -53,7 +53,7 @@ class ResponsesDoor:
     def read(self, body: bytes, client: Client) -> Reading | Awaitable[Reading]:
         """Raises InvalidRequest, PreviousResponseNotFound and ItemNotFound among others.
 
-        Most requests are small and refer to nothing: for these nothing is waited for.
+        Most requests are small and without references: these are read without awaiting anything.
         """
         if is_large(body):
             return self._read_aside(body, client)
@@ -167,7 +167,7 @@ def _resolved(items: list[Fields], known: Mapping[int, bytes]) -> list[Fields]:
 
 
 def _kept(form: NativeForm) -> tuple[bytes, ...]:
-    """What led to the answer, as it is kept with it."""
+    """The input items as they are stored with the answer."""
     if not form.asked.stores:
         return ()
     try:
@@ -178,7 +178,7 @@ def _kept(form: NativeForm) -> tuple[bytes, ...]:
 
 
 def _call_of(form: NativeForm, client: Client) -> Call:
-    """The client's own form of it, where a provider may take that; else a chat."""
+    """The call in the client's own format if a provider may accept that, else a chat."""
     if Endpoint.RESPONSES.path not in client.dialects:
         return _translated(form)
     summary = form.asked.summary
@@ -204,9 +204,9 @@ def _too_deep() -> InvalidRequest:
 
 
 def _call(asked: Asked, conversation: Conversation, request_id: str, *, large: bool) -> Call:
-    """The call as every provider gets it, and as one that finds something of its own in it.
+    """The call for any provider, and for one to which some of the items belong.
 
-    `large`: to write it in one go would be felt.
+    `large`: encodes it in several short calls.
     """
     notes = tuple(f"not sent on: tool {kind}" for kind in dict.fromkeys(asked.tools.dropped))
     notes += tuple(f"not sent on: kept item {kind[:64]}" for kind in dict.fromkeys(conversation.left_out))

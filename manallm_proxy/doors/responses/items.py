@@ -23,7 +23,7 @@ from manallm_proxy.openai.request_fields import Fields, all_of, optional, requir
 INPUT: Final = "input"
 REFERENCE: Final = "item_reference"
 _SCHEME_LIMIT: Final = 16
-"""Characters in which a URL has its colon."""
+"""A URL's colon is within this many characters."""
 _ROLES: Final = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _KNOWN: Final = (
     "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
@@ -45,14 +45,14 @@ class _Turn:
     shown: list[Fields] = field(factory=list, repr=False)
     """Images and files among the results, which a chat's tool message cannot hold."""
     said_at: str = ""
-    """The path of the item that became the assistant's message; that of all items if there were several."""
+    """The path of the item that became the assistant's message; if several did, the path of all items."""
     calls_at: list[str] | None = None
-    """None rather than empty: see `Origins`. As for the next two."""
+    """None rather than an empty list, see `Origins`; likewise the next two."""
     results_at: list[str] | None = None
     shown_at: list[str] | None = None
 
     def add_origins(self, origins: Origins) -> None:
-        """Where its messages came from."""
+        """Adds the origins of its messages."""
         if self._speaks:
             origins.add(self.said_at, calls=tuple(self.calls_at or ()))
         for path in self.results_at or ():
@@ -62,7 +62,7 @@ class _Turn:
 
     @property
     def _speaks(self) -> bool:
-        """A chat message cannot be reasoning alone."""
+        """Whether it has a message: one with only reasoning is not possible in a chat."""
         return bool(self.texts or self.calls or self.images)
 
     def messages(self, provider: str) -> Iterable[Fields]:
@@ -91,25 +91,25 @@ class _Turn:
 
 @define
 class Conversation:
-    """Items in, one by one; a chat's messages out."""
+    """Translates items, added one by one, into a chat's messages."""
 
     _names: ToolNames
     _rows: list[Fields | _Turn] = field(factory=list, repr=False)
     _said_at: dict[int, str] = field(factory=dict)
-    """By place in ``_rows``: the path of a message that is not an assistant's."""
+    """By index in ``_rows``: the path of a message that is not an assistant's."""
     _open: _Turn | None = None
-    """The current turn, as long as an assistant's items follow each other."""
+    """The current turn, while an assistant's items follow each other."""
     _called: dict[str, _Turn] = field(factory=dict)
     """The turn of each call, by the call's id. A repeated id means the later call."""
     _extras: dict[str, Carried] = field(factory=dict, repr=False)
-    """What has to go back with a call, by the call's id."""
+    """By call id: data that must go back with the call."""
     carries: bool = False
-    """Whether anything is for one provider alone."""
+    """Whether any data is meant for one provider only."""
     left_out: list[str] = field(factory=list)
-    """Types of stored items that only the provider that made them could read (its searches, ...)."""
+    """Types of stored items left out since only the provider that made them can read them (searches, ...)."""
 
     def say(self, role: str, content: Any, path: str) -> None:
-        """Adds a message that is not an assistant's. `path`: where it stands in the request."""
+        """Adds a message that is not an assistant's. `path`: its path in the request."""
         self._open = None
         self._said_at[len(self._rows)] = path
         self._rows.append({"role": role, "content": content})
@@ -138,7 +138,7 @@ class Conversation:
                 raise Untranslatable(f"{path} is of type '{kind[:64]}', and this door reads {_KNOWN}", param=path)
 
     def messages(self, provider: str = "") -> list[Fields]:
-        """All messages, as `provider` gets them."""
+        """All messages for `provider`."""
         written: list[Fields] = []
         for row in self._rows:
             if isinstance(row, _Turn):
@@ -148,7 +148,7 @@ class Conversation:
         return written
 
     def origins(self) -> Origins:
-        """Of all messages; their number does not depend on the provider."""
+        """The origins of all messages, whose number does not depend on the provider."""
         origins = Origins()
         for n, row in enumerate(self._rows):
             if isinstance(row, _Turn):
@@ -180,7 +180,7 @@ class Conversation:
             self.say(role, text, path)
 
     def _turn(self, path: str) -> _Turn:
-        """The turn that an assistant's next item, at `path`, belongs to; a new one after results."""
+        """The turn of an assistant's next item, at `path`; a new one after results."""
         if self._open is None or self._open.results:
             self._open = _Turn(extras=self._extras)
             self._rows.append(self._open)
@@ -216,7 +216,7 @@ class Conversation:
             turn.shown_at = _noted(turn.shown_at, *[path] * (1 + len(rest)))
 
     def _reasoning(self, item: Fields, path: str) -> None:
-        """Only reasoning that we packed goes back: a summary is for people, and most providers refuse it."""
+        """Adds reasoning, if we packed it: a summary is for people, and most providers refuse it."""
         carried = self._carry(item)
         if carried.reasoning:
             self._turn(path).reasoning.append(carried)

@@ -1,7 +1,7 @@
-"""A request as it goes to a provider that speaks Responses itself: the client's own bytes, but for its state.
+"""A request for a provider that natively accepts Responses: the client's own bytes, except for its state.
 
-The proxy keeps the state, so the provider is asked to keep none and gets the whole conversation. Reasoning goes to
-whoever can read it: what this proxy wrote for itself, and what another provider encrypted, is left out.
+The proxy stores the state, so the provider is asked to store none, and gets the whole conversation. It gets only
+reasoning that it can read: not what this proxy packed, nor what another provider encrypted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class NativeForm:
 
     @is_fixed.default
     def _needs_no_change(self) -> bool:
-        """Where nothing is kept, and nothing refers to what was: `write` would copy the request."""
+        """Whether nothing is stored or referred to, so that `write` would only copy the request."""
         asked = self.asked
         if asked.stores or self.history or self.resolved is not None or _PREVIOUS in asked.summary.spans:
             return False
@@ -64,7 +64,7 @@ class NativeForm:
         return is_large(self.body) or are_large(self.history) or are_large([*self.known.values()])
 
     def write(self, provider: str) -> Call:
-        """The call as `provider` gets it."""
+        """The call for `provider`."""
         asked, body, summary = self.asked, self.body, self.asked.summary
         values = {"store": b"false"} if asked.stores else {}
         if _PREVIOUS in summary.spans:
@@ -110,18 +110,18 @@ class NativeForm:
         return [each for item in map(decode_leniently, self.history) if (each := readable(item, provider)) is not None]
 
     def response_fields(self) -> dict[str, bytes]:
-        """What the response says of itself, although the provider was asked otherwise."""
+        """Members of the response that repeat the client's request rather than what the provider was sent."""
         previous, store = self.asked.previous, b"true" if self.asked.stores else b"false"
         return {"id": encode(self.shell.id), "store": store, _PREVIOUS: encode(previous) if previous else b"null"}
 
 
 def _is_for_one(item: Fields) -> bool:
-    """Whether `readable` may find that not every provider can read `item` as it is."""
+    """Whether `item` may be unreadable for some provider, see `readable`."""
     return KEPT in item or "encrypted_content" in item or item.get("type") == "reasoning"
 
 
 def readable(item: Fields, provider: str) -> Fields | None:
-    """`item` as `provider` can read it; None if it cannot."""
+    """`item` in a form that `provider` can read; None if there is none."""
     if KEPT in item and item.get("type") not in _OF_ALL and of_item(item).provider != provider:
         return None
     if item.get("type") == "reasoning":
@@ -134,9 +134,9 @@ def readable(item: Fields, provider: str) -> Fields | None:
 
 
 def stored_items(output: Iterable[Any], provider: str) -> list[Fields]:
-    """The items of an answer that `provider` gave in this format, as they are kept for the next turn.
+    """The items of a native answer by `provider`, as they are stored for the next turn.
 
-    Items that other providers cannot read, such as its reasoning and its searches, are marked as its own.
+    Items that other providers cannot read, such as reasoning and searches, are marked with the provider.
     """
     mark = pack(Carried(provider))
     rows = [item for item in output if isinstance(item, dict) and isinstance(item.get("type"), str)]

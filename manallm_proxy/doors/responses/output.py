@@ -1,4 +1,4 @@
-"""Output items, built up from deltas. Each yields the events that report its progress."""
+"""Output items, built from deltas. Each yields the events that report its progress."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Item:
 
     def view(self) -> dict[str, Any]:
         """The item in its current state, as clients see it."""
-        raise NotImplementedError  # each type has its own
+        raise NotImplementedError  # implemented by each type
 
     def stored(self) -> dict[str, Any]:
-        """As `view`, with what this proxy needs in a later turn."""
+        """As `view`, with the data that this proxy needs in a later turn."""
         return self.view()
 
     def close(self, status: str) -> Iterator[Event]:
@@ -50,7 +50,7 @@ class Item:
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes milliseconds to write."""
+        """Whether encoding it takes milliseconds."""
         return False
 
     def _last(self) -> Iterator[Event]:
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def text(self) -> str:
-        """Put together once, however often it is written."""
+        """The whole text, joined once."""
         if len(self.words) > 1:
             self.words = [joined_text(self.words)]
         return self.words[0] if self.words else ""
@@ -115,12 +115,12 @@ class MessageItem(Item):
             yield self.text_event(words, logprobs)
 
     def text_event(self, words: str, logprobs: list[dict[str, Any]]) -> Event:
-        """That of text which goes on with the last part."""
+        """The event for text that continues the last part."""
         return "response.output_text.delta", self._part_at(delta=words, logprobs=logprobs)
 
     @property
     def open_text(self) -> Part | None:
-        """The part of text that is being written, if there is one."""
+        """The open part of text, if any."""
         return self._parts[-1] if self._parts and self._parts[-1].kind == "output_text" else None
 
     def _last(self) -> Iterator[Event]:
@@ -182,7 +182,7 @@ class ReasoningItem(Item):
         yield self.text_event(words)
 
     def text_event(self, words: str) -> Event:
-        """That of reasoning which goes on."""
+        """The event for reasoning that continues."""
         return "response.reasoning_summary_text.delta", self._summary_at(delta=words)
 
     def _last(self) -> Iterator[Event]:
@@ -207,7 +207,7 @@ class CallItem(Item):
     tool: Tool
     provider: str = ""
     extra: dict[str, Any] | None = field(default=None, repr=False)
-    """What its provider expects back with it."""
+    """Data that its provider expects back with it."""
     received: Arguments = field(factory=Arguments, repr=False)
 
     @property
@@ -243,14 +243,14 @@ class CallItem(Item):
             yield event
 
     def text_event(self, arguments: str) -> Event | None:
-        """That of arguments which go on. A custom tool's input is inside them, so it is reported at the end."""
+        """The event for more arguments. A custom tool's input is inside of them, so it is reported at the end."""
         if self.tool.kind == "custom":
             return None
         return "response.function_call_arguments.delta", self._at(delta=arguments)
 
     def _last(self) -> Iterator[Event]:
         if self.tool.kind != "custom":
-            if self.status == COMPLETED and not self.arguments.strip():  # clients read them as JSON
+            if self.status == COMPLETED and not self.arguments.strip():  # clients parse them as JSON
                 yield from self.call("{}")
             done = self._at(name=self.tool.name, arguments=self.arguments)
             yield "response.function_call_arguments.done", done
@@ -263,7 +263,7 @@ class CallItem(Item):
 
 @define(eq=False, kw_only=True)
 class ImageItem(Item):
-    """An image that the model generated: a data URI, or the provider's own URL, which is its result then."""
+    """A generated image: a data URI, or the provider's own URL, which then is the item's result."""
 
     url: str = field(repr=False)
 

@@ -31,18 +31,18 @@ from manallm_proxy.openai.plain_text import MARK, Splice, splice
 from manallm_proxy.openai.request_fields import Fields
 
 Keep = Callable[[dict[str, Any], list[Fields]], None]
-"""Stores a finished response: the object with an empty ``output``, and its items as they are stored."""
+"""Stores a finished response: the object with an empty ``output``, and its items in stored form."""
 _SEQUENCE: Final = b'"sequence_number":'
 
 
 class _Identified(msgspec.Struct):
-    """A response, of which nothing but the id is decoded."""
+    """A response of which only the id is decoded."""
 
     id: str
 
 
 def _failed_midway() -> ProxyError:
-    """The error for a finish reason by which some providers report that they failed."""
+    """The error for a finish reason by which some providers report a failure."""
     return StreamInterrupted("the provider ended its answer with an error")
 
 
@@ -65,17 +65,16 @@ class ResponsesReply:
     _refused: BadResponse | None = None
     """The answer has too many items."""
     _growing: Growing | None = field(default=None, repr=False)
-    """The part or item of which the next two tell how an event that adds text to it begins, up to its number, and what
-    follows."""
+    """The part or item for whose text events the next two fields hold the bytes before the number, and the rest."""
     _numbered: bytes = field(default=b"", repr=False)
     _around: Splice | None = field(default=None, repr=False)
     _begun: bool = False
     _empty: bytes = field(default=b"", repr=False)
-    """The response as a provider that speaks this format began it."""
+    """The response as a native provider began it."""
     _native: tuple[bytes, ...] = field(default=(), repr=False)
     """The items of its output so far."""
     _relayed: bytes = field(default=b"", repr=False)
-    """Its latest events."""
+    """The latest relayed events."""
 
     @property
     def _answer(self) -> AnswerItems:
@@ -130,7 +129,7 @@ class ResponsesReply:
         return begin + b"".join([self._say(step) for step in others if isinstance(step, Texts)])
 
     def _spliced(self, texts: Sequence[bytes], growing: Growing) -> bytes:
-        """An event for each of `texts`, which `growing` goes on with."""
+        """An event for each of `texts`, which continue `growing`."""
         if growing is not self._growing:
             step = self._answer.text_event(growing, MARK)
             if step is None:
@@ -140,13 +139,13 @@ class ResponsesReply:
             front, number, rest = event.partition(_SEQUENCE)
             self._growing, self._numbered, self._around = growing, front + number, splice(rest[1:])
         around, front = self._around, self._numbered
-        assert around is not None  # ids of our own making hold no mark
+        assert around is not None  # our generated ids contain no mark
         numbered = enumerate(texts, self._sequence)
         self._sequence += len(texts)
         return b"".join([b"%b%d%b%b%b" % (front, number, around.front, text, around.tail) for number, text in numbered])
 
     def _relay(self, batch: StreamBatch) -> bytes:
-        """A provider's own events, after the first two, which may have left before it was asked."""
+        """A provider's own events, without the first two, which may have been sent before it was asked."""
         if type(batch) is ResponseBatch:
             self._empty = self._empty or batch.begun
             self._native += batch.items
@@ -160,7 +159,7 @@ class ResponsesReply:
         return begin + batch.frames
 
     def _keep_native(self, response: bytes) -> None:
-        """Stores a provider's own response, unless it holds what cannot be read: that is the client's business."""
+        """Stores a provider's own response, unless it cannot be decoded, which then is left to the client."""
         if self._keep is not None and (decoded := _decoded(response)):
             output = decoded.get("output")
             items = stored_items(output if isinstance(output, list) else [], self._provider)
@@ -186,7 +185,7 @@ class ResponsesReply:
         yield kind, {"response": response}
 
     def error(self, error: ProxyError) -> bytes:
-        """Two events: some clients read one, some the other, and in this order all of them show the message."""
+        """Two events: some clients read one, some the other; in this order all of them show the message."""
         begin, response = self._begin(), self._failed(error)
         self._refused = None  # these two are the last
         inner = {**response["error"], "param": error.param}
@@ -198,7 +197,7 @@ class ResponsesReply:
         return self._begin() or self._write([("response.in_progress", {"response": self._in_progress()})])
 
     def _begin(self) -> bytes:
-        """The first two events, once."""
+        """The first two events, the first time."""
         if self._begun:
             return b""
         self._begun = True
@@ -249,7 +248,7 @@ class ResponsesReply:
             self._refused = refused
 
     def _long(self, begin: bytes, events: Iterable[Event]) -> bytes:
-        """`begin` and `events` of an answer that is not relayed, in short calls."""
+        """`begin` and `events` of a translated answer, encoded in short calls."""
         written = joined.Growing()
         written.add(begin)
         for kind, fields in self._told(events):
@@ -261,7 +260,7 @@ class ResponsesReply:
 
 
 def _decoded(response: bytes) -> dict[str, Any]:
-    """A provider's own response; empty if it is none that can be decoded, for a number beyond all in it."""
+    """A provider's own response; empty if it cannot be decoded, for instance for a number out of range."""
     try:
         decoded = decode_leniently(response) if response else None
     except DecodeErrors:
@@ -270,7 +269,7 @@ def _decoded(response: bytes) -> dict[str, Any]:
 
 
 def _after(events: bytes, known: int) -> int:
-    """The number that follows those of `events`; at least `known`."""
+    """The sequence number after those of `events`; at least `known`."""
     digits = events[events.rfind(_SEQUENCE) + len(_SEQUENCE) :].lstrip()[:10] if _SEQUENCE in events else b""
     number = re.match(rb"\d+", digits)
     return max(known, int(number[0]) + 1) if number is not None else known

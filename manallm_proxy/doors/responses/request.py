@@ -46,7 +46,7 @@ _CHECKED: Final[dict[str, type]] = {
 }
 """Fields that are only read here, or only repeated in the response."""
 _SHAPED: Final = frozenset({"max_output_tokens", "reasoning", "text", "top_logprobs", "include"})
-"""Fields that say in their own way what a chat says in another."""
+"""Fields that a chat has in another form."""
 _REFUSED: Final = {
     "background": "answers are not made in the background: leave it out, and stream",
     "conversation": "conversations are not kept here: send the items, or previous_response_id",
@@ -60,7 +60,7 @@ CALLED_HERE: Final = {
     "verbosity": "text.verbosity",
     "tools": "tools",
 }
-"""Fields of a chat, as they are called here. Its tools are no longer where the client's are."""
+"""A chat's fields -> their names in this API. A tool is named without its index, since the order may differ."""
 _NONE: Final[frozenset[str]] = frozenset()
 _SCHEMA_NAME: Final = "response"
 """The name of a schema without one: in a chat it is required."""
@@ -81,7 +81,7 @@ class Asked:
     """See `plain_request`."""
     _decoded: tuple[Fields, list[Fields]] | None = field(default=None, repr=False)
     chat: Fields = field(factory=dict, repr=False)
-    """The chat's body, still without messages, once it was asked for; as ``tools``."""
+    """The chat's body, without messages, and ``tools``: set by `add_chat`."""
     tools: Tools = field(init=False, repr=False)
 
     def decoded(self) -> tuple[Fields, list[Fields]]:
@@ -112,7 +112,7 @@ class Asked:
 
 
 def read_request(body: bytes) -> Asked:
-    """Raises InvalidRequest, with ``param`` if one is at fault, for what is invalid or not supported."""
+    """The validated request. Raises InvalidRequest, with ``param`` if one is at fault, if invalid or unsupported."""
     summary = read_summary(body, ("input", (str, list)), has_images=has_image_parts)
     if (plain := plain_request(body)) is not None:
         include, previous = frozenset(plain.include) if plain.include else _NONE, plain.previous_response_id or None
@@ -133,7 +133,7 @@ def read_request(body: bytes) -> Asked:
 
 
 def add_chat(asked: Asked) -> None:
-    """Translates all but the items. Raises Untranslatable where a tool has no translation, and InvalidRequest."""
+    """Translates all but the items. Raises Untranslatable if a tool has no translation, and InvalidRequest."""
     fields, summary = asked.fields(), asked.summary
     asked.tools = tools = Tools()
     tools.read(fields)
@@ -160,7 +160,7 @@ def _length(fields: Fields) -> Fields:
 
 
 def _reasoning(fields: Fields) -> Fields:
-    """``reasoning``. Its ``summary`` has no effect: all reasoning that a provider shows is passed on."""
+    """``reasoning``. Its ``summary`` has no effect: all reasoning that a provider shows is forwarded."""
     reasoning = optional(fields, "reasoning", dict) or {}
     effort = optional(reasoning, "effort", str, "reasoning.")
     return {} if effort is None else {"reasoning_effort": effort}

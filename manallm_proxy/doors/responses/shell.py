@@ -46,7 +46,7 @@ _ABSENT: Final[Fields] = {
     "usage": None,
     "user": None,
 }
-"""Every field, in OpenAI's order, as it is where the request does not say otherwise."""
+"""Every field, in OpenAI's order, with its value if the request does not set it."""
 _LONG: Final = frozenset({"instructions", "text", "tool_choice", "tools", "metadata"})
 _REPEATED: Final = _LONG | {
     *("max_output_tokens", "max_tool_calls", "parallel_tool_calls", "previous_response_id", "prompt_cache_key"),
@@ -78,7 +78,7 @@ class Shell:
         error: Fields | None = None,
         incomplete: str | None = None,
     ) -> dict[str, Any]:
-        """The object in the state `status`. `incomplete`: the reason why it is."""
+        """The object in the state `status`. `incomplete`: the reason, if it is incomplete."""
         if self._repeated is None:
             self._repeated = _repeated(self.asked())
         rendered: dict[str, Any] = {**_ABSENT, **self._repeated}
@@ -94,7 +94,7 @@ class Shell:
 
 
 def _repeated(asked: Fields) -> Fields:
-    """What a response says that the request said, the long fields encoded: several events of a stream repeat them."""
+    """The fields of the request that a response repeats; long ones encoded, since several events repeat them."""
     rendered: Fields = {}
     for key in asked.keys() & _REPEATED:
         value = asked[key]

@@ -28,7 +28,7 @@ Owner = str | None
 RECORD_COST: Final = 1200
 """Bytes of overhead per response: objects and dictionary entries."""
 HASHED: Final = 2**20
-"""Bytes of an item up to which an equal one is looked for."""
+"""Max bytes of an item for which an equal one is searched."""
 ITEM_COST: Final = 300
 """Bytes of overhead per distinct item."""
 NAME_COST: Final = 500
@@ -112,9 +112,9 @@ class MemoryStore:
     size: int = 0
     """Bytes stored, including overhead."""
     _random: list[str] = field(factory=list, repr=False)
-    """For ids to come."""
+    """Random bytes for new ids."""
     _records: OrderedDict[tuple[Owner, str], _Record] = field(factory=OrderedDict)
-    """The least recently used first. A plain dict finds its first key slowly once many before it were removed."""
+    """Least recently used first. An OrderedDict, since a dict finds its first key slowly after many removals."""
     _items: dict[bytes | int, _Item] = field(factory=dict, repr=False)
     _names: dict[tuple[Owner, str], tuple[bytes, str]] = field(factory=dict, repr=False)
     """By owner and id of an output item: the item, and the id of its response."""
@@ -123,7 +123,7 @@ class MemoryStore:
         return len(self._records)
 
     def new_id(self, prefix: str) -> str:
-        if not self._random:  # one call into the kernel for many
+        if not self._random:  # one system call for many ids
             drawn = urandom(_ID_BYTES * 64)
             self._random = [drawn[n : n + _ID_BYTES].hex() for n in range(0, len(drawn), _ID_BYTES)]
         return f"{prefix}_{self.worker:04x}{self._random.pop()}"
@@ -185,7 +185,7 @@ class MemoryStore:
         return True
 
     def trim(self) -> None:
-        """Drops what has expired, and then the least recently used until the rest fits."""
+        """Removes expired responses, and then the least recently used until the rest fits."""
         self._expire()
         while self._records and self.size > self.bounds().memory:
             self._release(self._records.popitem(last=False)[1])
@@ -219,7 +219,7 @@ class MemoryStore:
         self.size -= _own(record.stored)
         for name in record.stored.output_ids:
             key = record.owner, name
-            if (named := self._names.get(key)) is not None and named[1] == record.stored.id:  # not a later one's
+            if (named := self._names.get(key)) is not None and named[1] == record.stored.id:  # not that of a later one
                 del self._names[key]
         for data in (*record.stored.input, *record.stored.output):
             item = self._items[content := _key(data)]
@@ -247,5 +247,5 @@ def weighed(stored: Stored) -> Stored:
 
 
 def _key(data: bytes) -> bytes | int:
-    """What equal items have in common. A long one equals itself alone: to hash it takes a millisecond a megabyte."""
+    """The key of equal items. A long item equals only itself, since hashing takes a millisecond per megabyte."""
     return data if len(data) <= HASHED else id(data)

@@ -69,9 +69,9 @@ def input_view(stored: Stored, page: Page) -> dict[str, Any]:
 
 
 def _listed(item: dict[str, Any], place: str, taken: Collection[str]) -> dict[str, Any]:
-    """`item` in full form, even if it was sent in a short one, with an id.
+    """`item` in full form, even if it was sent in short form, with an id.
 
-    A missing id, or one that is `taken` since the item was sent twice, is derived from `place`, and so is stable.
+    A missing id, or one already `taken` since the item was sent twice, is derived from `place`, so that it is stable.
     """
     kind = item.get("type") or "message"
     row = {**_shown(item), "type": kind}
@@ -91,5 +91,5 @@ def _text_part(role: object, text: str) -> dict[str, Any]:
 
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:
-    """`item` without what was added to it for its provider."""
+    """`item` without the data added for its provider."""
     return {key: value for key, value in item.items() if key != KEPT}

@@ -19,7 +19,7 @@ LONGEST_NAME: Final = 64
 _JOINT: Final = "__"
 _ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
 INPUT: Final = "input"
-"""The one property of a function that stands for a custom tool."""
+"""The only property of a function that represents a custom tool."""
 
 
 @frozen
@@ -54,7 +54,7 @@ class ToolNames:
         return self._tools.get(self._flat.get((namespace, name), ""))
 
     def tool(self, flat: str) -> Tool:
-        """The tool that a model calls by `flat`. An unknown name is passed on: clients report that to the model."""
+        """The tool that a model calls by `flat`. An unknown name is forwarded: clients report that to the model."""
         known = self._tools.get(flat)
         if known is not None:
             return known

@@ -37,7 +37,7 @@ class Tools:
     """Types of tools that were dropped, safe to log."""
 
     def read(self, asked: Fields) -> None:
-        """Adds those of a request, once. Raises UnsupportedTool and InvalidRequest, with the path of the tool."""
+        """Adds a request's tools, the first time. Raises UnsupportedTool and InvalidRequest, with the tool's path."""
         if "tools" not in asked and "tool_choice" not in asked:
             return
         given = all_of(dict, optional(asked, "tools", list) or [], "tools")
@@ -151,7 +151,7 @@ def _row(name: str, description: str | None, parameters: Fields | None, *, stric
 
 
 def _custom_description(tool: Fields, path: str) -> str | None:
-    """The description, with the grammar for the tool's input, for which a function has no field."""
+    """The description with the grammar of the tool's input, since a function has no field for that."""
     description: str | None = optional(tool, "description", str, path)
     shape = optional(tool, "format", dict, path)
     if shape is None or shape.get("type") != "grammar":

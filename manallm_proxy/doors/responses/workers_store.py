@@ -1,7 +1,7 @@
-"""One store over several workers: each stores its own responses, and an id contains the number of its worker.
+"""A store across several workers: each stores its own responses, and an id contains the number of its worker.
 
-So nothing is sent when a response is stored, and a client that continues it at once, over a connection to another
-worker, still finds it. A worker's responses are lost when it ends; then they count as expired.
+So storing sends no message, and a client that continues a response at once, over a connection to another worker, finds
+it. A worker's responses are lost when it ends; then they count as expired.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class WorkersStore:
         return found | await self._foreign(owner, [id_ for theirs in asked for id_ in theirs if id_ not in found])
 
     async def _foreign(self, owner: Owner, ids: list[str]) -> dict[str, bytes]:
-        """Items whose ids tell nothing: a provider that speaks this API made them, and any worker may have them."""
+        """Items whose ids name no worker: a native provider made them, so any worker may have them."""
         found = self.memory.find_items(owner, ids)
         for worker in range(1, self.others.count + 1):
             missing = tuple(id_ for id_ in ids if id_ not in found)

@@ -29,7 +29,7 @@ def embeddings(call: Call, model: str, body: bytes) -> Answer:
     wanted = len(asked["input"]) if isinstance(asked["input"], list) else 1
     vectors = checked_vectors(vectors, wanted, "Gemini")
     if asked.get("dimensions") is not None and model.endswith("gemini-embedding-001"):
-        vectors = [_unit(vector) for vector in vectors]  # that model leaves shorter vectors as they are
+        vectors = [_unit(vector) for vector in vectors]  # that model does not normalise shortened vectors
     return Answer(usage=usage_of(reply.usage_metadata) or Usage(), vectors=vectors, dimensions=len(vectors[0]))
 
 
@@ -38,7 +38,7 @@ def _vectors_of(reply: Embedded) -> tuple[Embedded, Sequence[Sequence[float]]]:
 
 
 def _read_vectors(body: bytes) -> tuple[Embedded, Sequence[Sequence[float]]]:
-    """The same in many short calls."""
+    """`_vectors_of` a large body, in many short calls."""
     try:
         values, spans = split_object(body)
         span = spans.get("embeddings")

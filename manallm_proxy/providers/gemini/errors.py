@@ -50,7 +50,7 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderErr
 
 
 def in_band(error: object) -> ProviderError:
-    """The error for an ``error`` under status 200. Its code counts, else the code of its name, else it is 502."""
+    """The error for an ``error`` under status 200. Its status: its code, else that of its name, else 502."""
     details = parse_error({"error": error})
     error = error if isinstance(error, dict) else {}
     status = details.status or _STATUSES.get(_word(error), 502)
@@ -71,7 +71,7 @@ def _classed(status: int, headers: Mapping[str, str], error: Mapping[str, Any], 
         return PaymentRequired(clean(message), provider_status=status, provider_code=word)
     if status == 503 and word == "UNAVAILABLE":
         return classify(status, headers, ErrorDetails(message, kind="unavailable_error"))
-    code = word if status != 404 else ""  # there OpenAI's own word says more
+    code = word if status != 404 else ""  # there OpenAI's own code is more specific
     return classify(status, headers, ErrorDetails(message, code=code or None))
 
 

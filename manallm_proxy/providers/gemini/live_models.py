@@ -26,9 +26,9 @@ from manallm_proxy.providers.model_list import MODELS_LIMIT, TOO_MANY
 from manallm_proxy.providers.scrub import redact_secrets
 
 _NOT_THE_SHAPE: Final = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
-"""What the library raises over a reply that is not Gemini's."""
+"""What the library raises for a reply that is not Gemini's."""
 _PAGE: Final = 1000
-"""The most that Google gives at once (ai.google.dev/api/models)."""
+"""Google's max page size (ai.google.dev/api/models)."""
 
 
 async def live_models(address: Address, seconds: float) -> ModelList:
@@ -57,7 +57,7 @@ async def live_models(address: Address, seconds: float) -> ModelList:
 
 @asynccontextmanager
 async def _client(address: Address) -> AsyncIterator[genai.Client]:
-    """Over a session of ours, so that TLS and proxy are as configured and a redirect does not get the key."""
+    """A client over a session of ours, so that TLS and proxy are as configured, and redirects do not get the key."""
     base_url, _, version = address.base_url.rpartition("/")
     request: dict[str, Any] = {"allow_redirects": False, "proxy": address.proxy, "ssl": True}  # the session's own
     async with new_session(address.verify_tls, pooled=False) as session:

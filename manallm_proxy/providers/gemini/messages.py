@@ -1,6 +1,6 @@
 """OpenAI's chat messages as Gemini's contents (ai.google.dev/api/caching, ``Content`` and ``Part``).
 
-There instructions stand beside the conversation, its turns alternate between ``user`` and ``model``, the
+There, instructions are separate from the conversation, whose turns alternate between ``user`` and ``model``; the
 arguments and results of tools are objects, and a result names its function instead of its call.
 """
 
@@ -21,11 +21,11 @@ from manallm_proxy.openai.json_object import DecodeErrors, decode, replace_lone_
 from manallm_proxy.openai.request_fields import Fields, all_of, data_uri, image_url, optional, required, typed, wrong
 
 SIGNATURE_PATH: Final = ("extra_content", "google", "thought_signature")
-"""Where a tool call carries Gemini's signature of the thought that led to it, in base64: the place that Google's own
-OpenAI endpoint uses, so clients that hand it back there do so here."""
+"""Where a tool call carries Gemini's thought signature, in base64: the place that Google's own OpenAI endpoint uses, so
+clients that return it there do so here."""
 
 _ANY_SIGNATURE: Final = base64.b64encode(b"skip_thought_signature_validator").decode()
-"""What Gemini 3 takes for a signature that was lost on the way; with none it answers 400
+"""A value that Gemini 3 accepts in place of a lost signature; without any it answers 400
 (ai.google.dev/gemini-api/docs/thought-signatures)."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
@@ -33,18 +33,18 @@ _AUDIO: Final = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
 @define
 class Conversation:
-    """``messages``, taken apart. `signed`: the model refuses tool calls in its history without a signature."""
+    """The translated ``messages``. `signed`: the model refuses tool calls in its history without a signature."""
 
     signed: bool
     contents: list[Fields] = field(factory=list, repr=False)
     _instructions: list[str] = field(factory=list, repr=False)
     _called: dict[str, str] = field(factory=dict)
-    """Id of a tool call -> its name. An id that is used again means the later call."""
+    """Id of a tool call -> its name. A repeated id means the later call."""
     has_broken_arguments: bool = False
 
     @classmethod
     def read(cls, messages: list[Any], *, signed: bool) -> Conversation:
-        """Raises InvalidRequest with the path of what cannot be read, Unsupported for what Gemini has no form for."""
+        """Translates `messages`. Raises InvalidRequest with a path if malformed, Unsupported if Gemini lacks it."""
         conversation = cls(signed)
         for n, message in enumerate(all_of(dict, messages, "messages")):
             conversation._add(message, f"messages[{n}].")
@@ -74,7 +74,7 @@ class Conversation:
                 raise wrong(path + "role", " or ".join(repr(known) for known in _ROLES))
 
     def _say(self, role: str, parts: list[Fields]) -> None:
-        """One content a turn: Gemini wants roles that alternate, and the results of one turn's tools together.
+        """Adds `parts`, one content per turn: Gemini requires alternating roles, and all tool results in one turn.
 
         A turn without parts is left out: Gemini answers 400 to it, and to an empty text.
         """
@@ -94,7 +94,7 @@ class Conversation:
         return parts
 
     def _call(self, call: Fields, path: str, *, is_first: bool) -> Fields:
-        """Of parallel calls Gemini signs the first, and looks for a signature there only."""
+        """A tool call's part. Of parallel calls Gemini signs only the first, and expects a signature only there."""
         if call.get("type", "function") != "function":
             raise Unsupported(f"Gemini knows tool calls of type 'function' only, {path} is another", param="messages")
         function = required(call, "function", dict, path + ".")
@@ -111,10 +111,10 @@ class Conversation:
         return part if signature is None else {**part, "thoughtSignature": signature}
 
     def _arguments(self, text: object, path: str) -> object:
-        """OpenAI's JSON text as an object. Nothing at all means ``{}``.
+        """OpenAI's JSON text as an object. An empty text means ``{}``.
 
-        So does what a model once wrote and is no JSON object: the client sends it back with every turn, and a refusal
-        would end the conversation for good.
+        So does a text that is no JSON object: a model wrote it once, the client sends it with every turn, and refusing
+        it would end the conversation for good.
         """
         if text is None or text == "" or isinstance(text, dict):
             return text or {}
@@ -131,13 +131,13 @@ class Conversation:
 
 
 def _output(text: str) -> object:
-    """A tool's result as the object that Gemini wants: a JSON object as it is, anything else under ``output``."""
+    """A tool's result as the object that Gemini requires: a JSON object unchanged, anything else under ``output``."""
     raw = _object(text)
     return {"output": text} if raw is None else raw
 
 
 def _object(text: str) -> msgspec.Raw | None:
-    """A JSON object with its bytes as they are, but for half surrogate pairs; None for any other text."""
+    """A JSON object, its bytes unchanged except for lone surrogates; None for any other text."""
     if text.lstrip()[:1] != "{":
         return None
     raw = text.encode()
@@ -151,7 +151,7 @@ def _object(text: str) -> msgspec.Raw | None:
 
 
 def _signature(call: Fields, path: str) -> str | None:
-    """The signature that a client hands back (`SIGNATURE_PATH`); None if there is none, as of other providers."""
+    """The signature that a client returned (`SIGNATURE_PATH`); None if there is none, as from other providers."""
     holder: Any = call
     for key in SIGNATURE_PATH:
         holder = holder.get(key) if isinstance(holder, dict) else None
@@ -219,7 +219,7 @@ def _file(file: Fields, path: str) -> Fields:
 
 
 def _inline(url: str, path: str) -> Fields:
-    """A base64 data URI. No URL is fetched: neither by us, nor by Gemini on a client's word."""
+    """A base64 data URI. No URL is fetched for clients, neither by us nor by Gemini."""
     media, data = data_uri(url, path, "Gemini")
     if not media:
         raise wrong(path, "a base64 data URI with its type")
@@ -227,7 +227,7 @@ def _inline(url: str, path: str) -> Fields:
 
 
 def _checked_base64(text: str, path: str) -> str:
-    """`text`, given in either alphabet, padded or not, in the plain one and padded."""
+    """`text`, in either alphabet and padded or not, converted to the standard alphabet with padding."""
     padded = plain(text)
     if not first_bytes(padded):
         raise wrong(path, "valid base64")

@@ -1,7 +1,7 @@
-"""Tells an event that only adds words by its bytes: nearly all events of a stream are alike but for these and counters.
+"""Recognises events that only add text by their bytes: nearly all events of a stream differ only in text and counters.
 
-An event that was read once is a pattern for those after it. Where another has the same bytes around one JSON string and
-around its usage, it can say nothing but these, so nothing else is read.
+An event that was parsed once becomes the pattern for the next ones. If another has the same bytes around one JSON
+string and around its usage, it can contain nothing else, so nothing else is parsed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _END: Final = b"\r\n\r\n"
 
 @define
 class PlainEvents:
-    """The pattern of one stream, once there is one."""
+    """The pattern of one stream, once it is known."""
 
     _front: bytes = field(default=b"", repr=False)
-    """Up to the quote that opens the words."""
+    """The bytes up to the text's opening quote."""
     _middle: bytes = field(default=b"", repr=False)
     """From the quote that closes them to the brace that opens the usage, with both."""
     _tail: bytes = field(default=b"", repr=False)
     """Behind the usage."""
     _between: bytes = field(default=b"", repr=False)
     make: type[Words | Thoughts] = Words
-    """Makes the step of texts that were told."""
+    """Makes a step from recognised texts."""
 
     @property
     def is_known(self) -> bool:
@@ -95,7 +95,7 @@ class PlainEvents:
         return (texts, counters) if counters is not None and are_texts(texts) else ((), {})
 
     def learn(self, data: bytes, delta: Delta) -> None:
-        """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it has words and usage."""
+        """Makes `data`, one whole event that was parsed as `delta`, the pattern, if it has text and usage."""
         found = _TEXT.search(data)
         if not data.endswith(_END) or not data.startswith(_DATA) or found is None:
             return
@@ -113,7 +113,7 @@ class PlainEvents:
         front, middle, tail = data[: found.start(1) + 1], data[found.end(1) - 1 : start + 1], data[stop : -len(_END)]
         around = front + middle + tail
         if b"\\" in around or around.count(b'"text"') != 1 or around.count(_USAGE.encode()) != 1:
-            return  # a member that comes twice, perhaps under an escaped name: the last one counts
+            return  # of a duplicate member, perhaps under an escaped name, the last one counts
         if b"\n" in around or b"\r" in around or not tail:
             return
         self._front, self._middle, self._tail, self._between = front, middle, tail, tail + _END + front

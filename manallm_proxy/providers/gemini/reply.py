@@ -1,7 +1,7 @@
-"""Reads what Gemini answers into deltas, finish reasons and usage (ai.google.dev/api/generate-content).
+"""Reads Gemini's answers into deltas, finish reasons and usage (ai.google.dev/api/generate-content).
 
-Anything may be missing in its replies: candidates, their content, its parts, the usage. What an answer can do without
-is read leniently.
+Any member may be missing in its replies: candidates, their content, its parts, the usage. Optional members are read
+leniently.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _GIVEN_UP: Final = frozenset(
         "MALFORMED_RESPONSE",
     )
 )
-"""The model was at work on something that came to nothing: what it said before is no whole answer. An agent that is
-told ``stop`` takes "Let me look." for the end of its task."""
+"""The model gave up on something (a tool call): what it said before is not a complete answer. An agent that gets
+``stop`` takes "Let me look." for the end of its task."""
 _WITHOUT: Final = frozenset(("FINISH_REASON_UNSPECIFIED", "NO_IMAGE", "IMAGE_OTHER"))
-"""No answer came of it, unless something was said before. What Google adds later counts as a normal end."""
+"""There is no answer, unless there was text before. Unknown reasons count as a normal end."""
 
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
-"""A reason: never cut, or a part of a key might be left."""
+"""A finish reason, matched as a whole: a cut one might expose a part of a key."""
 
 
 class _Blob(Struct, rename="camel"):
@@ -118,7 +118,7 @@ _REPLY: Final[msgspec.json.Decoder[Reply | list[Reply]]] = msgspec.json.Decoder(
 
 
 def read(body: bytes) -> Reply:
-    """A complete answer or one chunk. Raises BadResponse if it is none, and the error that it may hold instead."""
+    """A complete answer or one chunk. Raises BadResponse if malformed, and the error that it may hold instead."""
     return read_json(_REPLY, body)
 
 
@@ -142,7 +142,7 @@ def _decoded(decoder: msgspec.json.Decoder[_T | list[_T]], body: bytes) -> _T | 
         return _decoded_large(decoder, body)
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+    except msgspec.DecodeError:  # a lone surrogate is legal JSON, and becomes U+FFFD
         lenient = replace_lone_surrogates(body.removeprefix(BOM))
         if lenient == body:
             raise
@@ -177,7 +177,7 @@ def _candidates(fields: Any) -> list[Any]:
 
 
 def _parts(candidate: Any) -> list[Any]:
-    """The parts of a candidate, which are taken out of it."""
+    """Removes the parts from `candidate`, and returns them."""
     content = candidate.get("content") if isinstance(candidate, dict) else None
     rows = content.pop("parts", None) if isinstance(content, dict) else None
     return rows if isinstance(rows, list) else []
@@ -188,7 +188,7 @@ class Reader:
     """Reads one answer, whole or chunk by chunk."""
 
     _counted: Any = None
-    """The counters of the last chunk that had some: each tells the totals so far."""
+    """The latest chunk's counters, which are totals so far."""
     _finished: set[int] = field(factory=set)
     _begun: set[int] = field(factory=set)
     _said: set[int] = field(factory=set)
@@ -203,7 +203,7 @@ class Reader:
         return usage_of(self._counted)
 
     def counted(self, counters: dict[str, Any]) -> None:
-        """`counters` are the usage of the latest chunk, of which nothing else has to be known."""
+        """Sets the usage to the `counters` of the latest chunk, if nothing else of it was parsed."""
         self._counted = counters
 
     @property
@@ -218,13 +218,13 @@ class Reader:
 
     @property
     def is_complete(self) -> bool:
-        """Every choice that began has its finish reason, and there is one."""
+        """Whether there are choices, and each has its finish reason."""
         return bool(self._finished) and self._begun == self._finished
 
     def deltas(self, reply: Reply) -> list[Delta]:
-        """What `reply` adds, a delta for each choice. Raises ContentBlocked or BadResponse if it is no answer.
+        """One delta per choice of `reply`. Raises ContentBlocked or BadResponse if it is no answer.
 
-        If the model gave up after some words, they are in the deltas, and `failure` is set.
+        If the model gave up after some text, the text is in the deltas, and `failure` is set.
         """
         if isinstance(reply.usage_metadata, dict):
             self._counted = reply.usage_metadata

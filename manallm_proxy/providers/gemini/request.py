@@ -31,7 +31,7 @@ from manallm_proxy.providers.gemini.messages import Conversation
 from manallm_proxy.providers.wire import Request
 
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*", re.ASCII)
-"""It becomes part of a URL that is requested with our key, so nothing in it may lead that URL elsewhere."""
+"""Strict, since the model becomes part of a URL that is requested with our key, and must not redirect it."""
 _GENERATION: Final = re.compile(r"(?:.*/)?gemini-(\d+)(?:\.(\d+))?\b")
 
 _SETTINGS: Final[dict[str, tuple[str, type]]] = {
@@ -46,7 +46,7 @@ _SETTINGS: Final[dict[str, tuple[str, type]]] = {
     "max_completion_tokens": ("maxOutputTokens", int),  # after max_tokens, which it replaced: the later one wins
 }
 _LEVELS: Final = {
-    "none": "MINIMAL",  # Gemini 3 cannot be told not to think
+    "none": "MINIMAL",  # thinking cannot be disabled in Gemini 3
     "minimal": "MINIMAL",
     "low": "LOW",
     "medium": "MEDIUM",
@@ -57,7 +57,7 @@ _LEVELS: Final = {
 _BUDGETS: Final = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
 """Tokens for Gemini 2.5, as Google's own OpenAI endpoint has them; 24576 is the most that all of its models take."""
 _LEAST_PRO_BUDGET: Final = 128
-"""Gemini 2.5 Pro cannot be told not to think either, and refuses a budget below this."""
+"""Thinking cannot be disabled in Gemini 2.5 Pro either, and it refuses a budget below this."""
 
 
 def build(call: Call, entry: Entry) -> Request:
@@ -125,7 +125,7 @@ def _version(model: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
 
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
 def _prompt(prompt: object) -> str:
@@ -141,7 +141,7 @@ def _prompt(prompt: object) -> str:
 
 
 def _reject_ignored_fields(asked: Fields) -> None:
-    """Raises Unsupported for fields that would be dropped silently although the answer depends on them."""
+    """Raises Unsupported for fields that would be silently dropped although the answer depends on them."""
     if "audio" in (optional(asked, "modalities", list) or ()):
         raise Unsupported("audio answers are not translated for Gemini: leave modalities at text", param="modalities")
     if asked.get("web_search_options") is not None:
@@ -180,7 +180,7 @@ def _logprobs(asked: Fields) -> Fields:
 
 
 def _thinking(asked: Fields, model: str) -> Fields:
-    """Only if the client sets an effort: models that do not think refuse these fields."""
+    """``thinkingConfig``, only if the client sets an effort: models that do not think refuse it."""
     effort = optional(asked, "reasoning_effort", str)
     if effort is None:
         return {}
@@ -190,7 +190,7 @@ def _thinking(asked: Fields, model: str) -> Fields:
     version = _version(model)
     if version >= (3, 0) or model.endswith("-latest"):
         level = _LEVELS[effort]
-        config["thinkingLevel"] = "LOW" if level == "MINIMAL" and "pro" in model else level  # the least that Pro knows
+        config["thinkingLevel"] = "LOW" if level == "MINIMAL" and "pro" in model else level  # the lowest level of Pro
     elif version >= (2, 5):
         config["thinkingBudget"] = max(_BUDGETS[effort], _LEAST_PRO_BUDGET if "pro" in model else 0)
     else:

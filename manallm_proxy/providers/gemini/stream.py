@@ -70,7 +70,7 @@ class GeminiTranslator:
         return self._batch(frames)
 
     def close(self) -> StreamBatch:
-        """A clean end proves nothing: it takes a finish reason. No chunk at all is an empty answer."""
+        """The end of the body. It is complete only with a finish reason. Without any chunk it is an empty answer."""
         deltas: tuple[Delta, ...] = ()
         if rest := self._decoder.close():
             frame = sse.parse(rest + b"\n\n")
@@ -100,7 +100,7 @@ class GeminiTranslator:
                     refuse_many_items(parts_of(chunk), self._limits)
                 new = [d for d in self._reader.deltas(chunk) if d.has_content or d.logprobs is not None]
                 if self._reader.failure is not None:
-                    if self._has_content:  # else nothing has left, and the next target may be asked
+                    if self._has_content:  # else nothing has been sent, and the next target may be tried
                         deltas += new
                     raise self._reader.failure
                 refuse_many_calls(self._reader.calls, self._limits)
@@ -123,7 +123,7 @@ def _batch_of(deltas: tuple[Delta, ...], *, done: bool = False, error: ProviderE
 
 
 def _said(frame: sse.Frame) -> bytes | None:
-    """The data of `frame`; None for what only keeps a connection alive. An error may come as JSON without a field."""
+    """The data of `frame`; None for a keep-alive. An error may come as JSON without a field name."""
     data = frame.data
     if data is None:
         return frame.raw if any(name[:1] in (b"{", b"<") for name in frame.fields) else None
@@ -134,7 +134,7 @@ def _said(frame: sse.Frame) -> bytes | None:
 
 
 def _is_whole(frame: sse.Frame) -> bool:
-    """Whether the end of the body left a last event with all of its data."""
+    """Whether the last event, cut by the end of the body, has all of its data."""
     return frame.data is None or frame.data.strip() in (b"", _DONE) or _is_json(frame.data)
 
 

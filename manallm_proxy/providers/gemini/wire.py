@@ -1,8 +1,8 @@
 """Gemini's REST API (ai.google.dev/api): chat and legacy completions go to ``generateContent``, embeddings to
 ``batchEmbedContents``.
 
-Google's own library, google-genai, is not used here: it builds a checked object for each message and part, on the
-event loop, and fails a finished answer for a counter that it did not expect. The tests compare with it.
+Google's own library, google-genai, is not used here: it builds a validated object for each message and part on the
+event loop, and fails a finished answer because of an unexpected counter. The tests compare with it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from manallm_proxy.providers.wire import Request, Translator
 KEY_HEADER: Final = "x-goog-api-key"
 _BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _VERSION: Final = "v1beta"
-"""The one that serves preview models, too (ai.google.dev/gemini-api/docs/api-versions)."""
+"""The API version that also serves preview models (ai.google.dev/gemini-api/docs/api-versions)."""
 _VERSIONED: Final = re.compile(r"\w+://[^/]+/(?:.*/)?v\d+\w*", re.ASCII)
 
 
 def versioned(base_url: str | None) -> str:
-    """`base_url`, or Google's own, with the API's version, which it may have at its end already."""
+    """`base_url` (None: Google's own) with the API's version appended, unless it ends with one."""
     url = (base_url or _BASE_URL).rstrip("/")
     return url if _VERSIONED.fullmatch(url) else f"{url}/{_VERSION}"
 
 
 class GeminiWire:
-    """The dialect. It holds no state: one serves every provider of its kind."""
+    """The dialect. It is stateless: one instance serves all providers of its kind."""
 
     probe_path: str | None = None
     """Google is not probed: each listing counts toward our limits."""
@@ -51,7 +51,7 @@ class GeminiWire:
         return errors.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """There is one form only."""
+        """None: there is only one form."""
         return None
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
@@ -66,11 +66,11 @@ class GeminiWire:
     def translator(
         self, call: Call, entry: Entry, content_type: str, limits: AnswerLimits = DEFAULT_LIMITS
     ) -> Translator:
-        """Whatever `content_type` says: an error may come as plain JSON where a stream is promised."""
+        """Ignores `content_type`: an error may come as plain JSON in place of a stream."""
         return Sniffer(GeminiTranslator(limits), _whole, limits)
 
     def listed(self, body: bytes) -> ModelList:
-        """Never asked for."""
+        """Not used, since Google is not probed."""
         return ModelList()
 
 

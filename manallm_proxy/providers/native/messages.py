@@ -1,7 +1,6 @@
 """Relays the answers of a provider that speaks Anthropic's Messages: only ``model`` is replaced.
 
-In a stream the message's end is ``message_stop``. Tokens are counted in ``message_start`` and again, as sums so far,
-in ``message_delta``.
+A stream ends with ``message_stop``. Tokens are reported in ``message_start``, and again as totals in ``message_delta``.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class MessagesRelay(NamedRelay):
 
 
 def _says(block: object) -> bool:
-    """Whether a block has content. A tool call has, by its name."""
+    """Whether a block has content. A tool call has: its name."""
     if not isinstance(block, dict):
         return False
     kind = block.get("type")

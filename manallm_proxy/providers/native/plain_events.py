@@ -1,9 +1,9 @@
-"""Tells events that only add a few words, and arrive together, by one look at all of them.
+"""Recognises events that only add text, several that arrive together by one check.
 
-Between the events of such a run stand the same bytes, up to the JSON of the next. With a ``null`` and a line break in
-their place all of them are one array, which is decoded at once. Nothing in these events is a list with anything in it,
-a JSON string holds no line break, and an object has no ``null`` for a key: so an array in which every other element is
-an event is proof that each of them is whole by itself.
+The events of such a run are separated by the same bytes. With these replaced by ``null`` and a line break, the run
+becomes one JSON array, which is decoded at once. These events contain no lists but empty ones, a JSON string contains
+no line break, and ``null`` is no key of an object: so if every other element of the array is an event, each of them is
+well-formed by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DELTAS: Final = (
 
 
 class _ResponsesDelta(msgspec.Struct, forbid_unknown_fields=True, eq=False, gc=False):
-    """All that such an event may hold: what is not here (an ``error``, say) has to be looked at."""
+    """All members that such an event may have; with any other one (such as ``error``) it must be parsed."""
 
     type: Literal[DELTAS]  # type: ignore[valid-type]  # mypy wants the names written out
     delta: str
@@ -59,16 +59,16 @@ class _MessagesDelta(msgspec.Struct, forbid_unknown_fields=True, eq=False, gc=Fa
 
 
 class PlainEvents:
-    """Those of one format. `kind`: what they hold; `names`: what they are called."""
+    """Plain events of one format. `kind`: the struct of their data; `names`: their ``event`` names."""
 
     def __init__(self, kind: type[msgspec.Struct], names: Iterable[str]) -> None:
         self._decoder = msgspec.json.Decoder(list[kind | None])  # type: ignore[valid-type]  # as above
         self._names = frozenset(name.encode() for name in names)
 
     def until(self, data: bytes, at: int) -> int:
-        """Where the events of one name end that begin `at` that place, as far as they are in `data`.
+        """The end of the run of events of one name that begins `at` that position in `data`.
 
-        The place itself if there are none by their name; `NOT_PLAIN` if one of them has more in it than words.
+        `at` itself if there are none of such a name; `NOT_PLAIN` if one of them has more than text.
         """
         named = data.find(b"\n", at) + 1
         if not data.startswith(_NAME, at) or data[at + len(_NAME) : named - 1] not in self._names:
@@ -85,7 +85,7 @@ class PlainEvents:
         if end >= 0 and run[last].startswith(_BLANK, end):
             run[last] = run[last][:end]
             last += 1
-        del run[last:]  # what is of another name, or has not ended
+        del run[last:]  # an event of another name, or an incomplete one
         if not run:
             return at
         if not self._are_whole(run):
@@ -93,7 +93,7 @@ class PlainEvents:
         return at + len(run) * (len(front) + len(_BLANK)) + sum(map(len, run))
 
     def _are_whole(self, run: list[bytes]) -> bool:
-        """Whether each of `run`, which are lines, is one object with nothing unknown in it."""
+        """Whether each line of `run` is one object without unknown members."""
         array = b"[%b]" % _NONE.join(run)
         if b"\r" in array:
             return False

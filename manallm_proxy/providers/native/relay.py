@@ -1,7 +1,7 @@
-"""Relays a stream of named events with its bytes: what the streams of Responses and of Messages have in common.
+"""Relays a stream of named events as bytes: the common part of the streams of Responses and Messages.
 
-Nearly every event only adds a few words. Such an event is recognized by its bytes, and not decoded. One that may begin
-or end something, count tokens, or report an error is decoded.
+Nearly every event only adds some text. Such an event is recognised by its bytes, and not decoded. One that may begin or
+end something, count tokens, or report an error is decoded.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class NamedRelay:
     """See `wire.Translator`. Events that clients do without, and those that the door writes itself, are dropped."""
 
     marks: ClassVar[tuple[bytes, ...]]
-    """One of these is in the bytes of every event that has to be read. The first is the likeliest."""
+    """Every event that must be parsed contains one of these; the likeliest first."""
     plain: ClassVar[PlainEvents]
-    """Tells those that have not."""
+    """Recognises the events that need no parsing."""
     reads: ClassVar[msgspec.json.Decoder[Any]]
     """Decodes an event, of the format's own class."""
 
@@ -61,10 +61,10 @@ class NamedRelay:
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _has_content: bool = False
     _said: bool = False
-    """Whether the answer holds more than its end."""
+    """Whether the answer has content."""
     _ended: bool = False
     _tries: int = PATTERN_TRIES
-    """How often events that look plain may turn out to be none: each time many are looked at for nothing."""
+    """How many more checks of a run may fail, since each of them is wasted work."""
 
     def __attrs_post_init__(self) -> None:
         self._model = encode(str(self._target))
@@ -91,7 +91,7 @@ class NamedRelay:
         return self._batch(b"".join(out), has_content=self._has_content and not before, error=error)
 
     def _feed(self, data: bytes, at: int, out: list[bytes]) -> int:
-        """Appends what the events `at` that place become: all that are plain, or else one. Returns where they end.
+        """Appends what the events `at` that position become: a run of plain ones, else a single one. Returns their end.
 
         Raises the ProviderError that they report.
         """
@@ -119,7 +119,7 @@ class NamedRelay:
         return end
 
     def _batch(self, frames: bytes, *, has_content: bool, error: ProviderError | None) -> StreamBatch:
-        """What one read became."""
+        """The batch for one read."""
         return StreamBatch(frames, has_content=has_content, done=self._ended, error=error)
 
     def close(self) -> StreamBatch:
@@ -141,7 +141,7 @@ class NamedRelay:
         return b"\r" not in data and b"error" not in data and self._decoder.is_between
 
     def _add(self, frame: sse.Frame, out: list[bytes]) -> None:
-        """Appends what `frame` becomes. Raises the ProviderError that it reports."""
+        """Appends the bytes for the client. Raises the ProviderError that `frame` reports."""
         if len(frame.raw) > EVENT_BYTES:
             refuse_too_much(frame.raw, self._limits)
         if frame.fields:
@@ -173,11 +173,11 @@ class NamedRelay:
             )
 
     def _take(self, kind: str, event: Any, data: bytes) -> bytes | None:
-        """Reads one event; returns its data as the client gets it, None if it gets none."""
+        """Reads one event; returns its data for the client, or None to drop it."""
         raise NotImplementedError  # each format has its own
 
     def _says(self, said: object) -> None:
-        """`said` is what an event adds: anything at all commits."""
+        """Notes whether an event has content (`said` is not empty): content commits."""
         if said:
             self._said = self._has_content = True
 
@@ -204,7 +204,7 @@ def _refuse(frame: sse.Frame, kind: str) -> None:
 
 
 def _is_whole(rest: bytes) -> bool:
-    """Whether `rest` lacks no more than its blank line."""
+    """Whether `rest` is complete except for its blank line."""
     frame = sse.parse(rest + _BLANK)
     try:
         return frame.data is not None and chunks.read_chunk(frame) is not None
@@ -213,7 +213,7 @@ def _is_whole(rest: bytes) -> bool:
 
 
 def _written(frame: sse.Frame, kind: str, data: bytes) -> bytes:
-    """`frame` with `data` in place of its own. SDKs drop events without a name."""
+    """`frame` with its data replaced by `data`, and with a name: SDKs drop events without one."""
     at = frame.raw.find(frame.data or b"") if frame.event else -1
     if at < 0:
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), data.replace(b"\n", b" "))

@@ -1,7 +1,7 @@
 """Relays the answers of a provider that speaks OpenAI's Responses: members that only the proxy knows are replaced.
 
-In a stream the first events repeat the response, empty, and the last one repeats it whole. The first are left to the
-door, which may have begun the answer before it had a provider for it (`ResponseBatch`).
+In a stream the first events hold the empty response, and the last one the whole response. The first ones are left to
+the door, which may have begun the answer before a provider was found (`ResponseBatch`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _COMPLETE: Final = (msgspec.Raw(b'"completed"'), msgspec.Raw(b'"incomplete"'))
 _EMPTY: Final = frozenset(
     {"response.content_part.added", "response.reasoning_summary_part.added", "response.reasoning_part.added"}
 )
-"""Events that begin something and hold nothing."""
+"""Events that begin something, without content."""
 
 
 def response(call: Call, target: Target, body: bytes) -> Answer:
-    """A whole response. Raises the error of one that failed, and BadResponse if it holds no answer."""
+    """A whole response. Raises the error of a failed one, and BadResponse if it holds no answer."""
     values = members(body)
     refuse_error(values)
     if values.get("status") not in _COMPLETE or not begins(values.get("output", NULL), b"["):
@@ -153,12 +153,12 @@ def _has_said(values: Mapping[str, msgspec.Raw]) -> bool:
 
 
 def _begins(item: object) -> bool:
-    """Whether an item that was only begun says something: a call does by its name, a text not yet."""
+    """Whether an item that has only begun has content: a call has its name, a text has none yet."""
     return isinstance(item, dict) and item.get("type") not in ("message", "reasoning", None)
 
 
 def _says(item: object) -> bool:
-    """Whether an item holds anything."""
+    """Whether a complete item has content."""
     if not isinstance(item, dict):
         return False
     if item.get("type") == "message":

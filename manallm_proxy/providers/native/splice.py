@@ -21,11 +21,11 @@ def members(data: bytes) -> dict[str, Any]:
     try:
         return _OBJECT.decode(data)
     except (msgspec.ValidationError, *DecodeErrors):
-        return reply_object(data)[0]  # which reads what others call JSON, or says what it is
+        return reply_object(data)[0]  # lenient: accepts what other parsers accept, or raises with the reason
 
 
 def with_values(values: dict[str, Any], new: Mapping[str, bytes]) -> bytes:
-    """The JSON object of `values`, with the JSON of `new` in place of their own. It is used up: they have changed."""
+    """The JSON object of `values`, updated by the JSON of `new`. Modifies `values`."""
     values.update(zip(new, map(msgspec.Raw, new.values()), strict=True))
     return encode(values) if sum(map(len, values.values())) <= LARGE_BYTES else encode_whole(values)
 

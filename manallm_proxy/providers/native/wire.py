@@ -1,7 +1,7 @@
-"""The wire of providers that speak OpenAI's Responses or Anthropic's Messages themselves: both are relayed as bytes.
+"""The wire of providers that natively accept OpenAI's Responses or Anthropic's Messages: both are relayed as bytes.
 
 A client of one of these APIs gets the provider's own answer, except for members that only the proxy knows: the model,
-and of a response its id and what refers to stored state.
+and in a response also its id and references to stored state.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from manallm_proxy.providers.wire import Request, Translator, Wire
 
 @define
 class NativeWire:
-    """See `wire.Wire`. ``chats``: the wire for all other calls. ``paths``: of the provider's own endpoints, below the
-    base URL."""
+    """See `wire.Wire`. ``chats``: the wire for all other calls. ``paths``: the native endpoints' paths below the base
+    URL."""
 
     chats: Wire
     paths: Mapping[Endpoint, str]

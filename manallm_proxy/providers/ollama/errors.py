@@ -1,7 +1,7 @@
 """What Ollama's errors mean (server/routes.go, ``handleScheduleError``; llm/llama_server.go).
 
-Ollama says ``{"error": "text"}`` and little else, so part of the decision is made by the text. `classify` decides
-what is not special here.
+Ollama sends ``{"error": "text"}`` and little else, so the decision partly depends on the text. `classify` handles what
+is not specific to Ollama.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TROUBLES: Final = (
     ("failed to load", "it cannot be loaded"),
     ("timed out", "it took too long to load"),
 )
-"""What may be shown of a 500: the rest of the text can hold paths, or what a model said."""
+"""The part of a 500's text that may be shown: the rest may contain paths, or a model's output."""
 
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -47,13 +47,13 @@ def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderErr
 
 
 def in_band(error: object) -> ProviderError:
-    """The error for an ``error`` under status 200. Its status is 500, unless the runner inside gave its own."""
+    """The error for an ``error`` under status 200. Its status is 500, unless the inner runner gave one."""
     details = parse_error({"error": error})
     return with_provider_message(_classed(details.status or 500, {}, details), details.message)
 
 
 def _classed(status: int, headers: Mapping[str, str], details: ErrorDetails) -> ProviderError:
-    """1 what every server's words mean, 2 a queue, 3 one model's trouble, 4 the rest by its status."""
+    """In this order: 1 texts common to all servers, 2 a full queue, 3 trouble of one model, 4 the rest by status."""
     # 1
     error = classify(status, headers, details)
     if not isinstance(error, ServerFailed):

@@ -1,6 +1,6 @@
 """Asks an Ollama what it has loaded (``/api/ps``), and to load a model, over connections of its own.
 
-A load keeps its connection open for minutes, and Ollama aborts it if that closes: so it must not be a client's.
+A load keeps its connection open for minutes, and Ollama aborts it when that closes: so it must not be a client's.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class OllamaHost:
         )
 
     async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
-        """Nothing: it does not say."""
+        """Empty: Ollama does not report it."""
         return {}
 
     async def load(self, entry: Entry, *, pinned: bool) -> None:
-        """``generate`` without a prompt loads a model. One that only embeds refuses it, and is loaded by ``embed``."""
+        """Loads by ``generate`` without a prompt. An embedding model refuses that, and is loaded by ``embed``."""
         wanted = _wanted(entry, pinned)
         try:
             await self._client.ask("POST", "api/generate", encode({**wanted, "stream": False}), LOAD_LONGEST)
@@ -103,7 +103,7 @@ class OllamaHost:
 
 
 def _wanted(entry: Entry, pinned: bool) -> dict[str, Any]:
-    """The model, with the settings that requests will have: with others the first of them would load it again."""
+    """The request body, with the settings that later requests have: with others they would reload the model."""
     given = {name: value for name, value in entry.options.items() if value is not None}
     wanted: dict[str, Any] = {"model": entry.target.model}
     wanted |= {name: given[name] for name in ("shift", "keep_alive") if name in given}

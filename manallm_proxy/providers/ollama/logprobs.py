@@ -18,7 +18,7 @@ class Token(Struct):
 
 
 def tokens_of(logprobs: object) -> list[Token]:
-    """Empty if there are none, or none that can be read."""
+    """The tokens in `logprobs`; empty if there are none, or they are malformed."""
     if not logprobs:
         return []
     try:
@@ -28,7 +28,7 @@ def tokens_of(logprobs: object) -> list[Token]:
 
 
 def chat_logprobs(tokens: list[Token]) -> dict[str, Any]:
-    """OpenAI's form has every member, always; Ollama leaves out what is empty."""
+    """OpenAI's form, which always has every member; Ollama leaves out empty ones."""
 
     def one(token: Token) -> dict[str, Any]:
         return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
@@ -38,6 +38,6 @@ def chat_logprobs(tokens: list[Token]) -> dict[str, Any]:
 
 
 def legacy_logprobs(tokens: list[Token]) -> dict[str, Any]:
-    """The form of ``/v1/completions``, but for ``text_offset``, which nobody can tell from here."""
+    """The form of ``/v1/completions``, without ``text_offset``, which is not known here."""
     tops = [{t.token: t.logprob for t in token.top_logprobs or ()} for token in tokens]
     return {"tokens": [t.token for t in tokens], "token_logprobs": [t.logprob for t in tokens], "top_logprobs": tops}

@@ -1,6 +1,6 @@
-"""OpenAI's chat messages as Ollama wants them (ollama api/types.go, Message).
+"""Translates OpenAI's chat messages into Ollama's (ollama api/types.go, Message).
 
-There ``content`` is one string, images stand beside it, and the arguments of a tool call are an object.
+There ``content`` is one string, images are a separate member, and the arguments of a tool call are an object.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "ass
 @define
 class _Talk:
     called: dict[str, str] = field(factory=dict)
-    """Id of a tool call -> its name; of a repeated id the last one counts."""
+    """Id of a tool call -> its name; for a repeated id the last one."""
     has_broken_arguments: bool = False
 
 
 def translate(messages: list[Any], remarks: list[str]) -> list[Fields]:
-    """OpenAI's `messages` in Ollama's form. Adds to `remarks` what had to be changed.
+    """OpenAI's `messages` in Ollama's form. Adds changes that were necessary to `remarks`.
 
     Raises InvalidRequest or Unsupported with the path of the message.
     """
@@ -95,10 +95,10 @@ def _tool_call(call: Fields, path: str, talk: _Talk) -> Fields:
 
 
 def _arguments(text: object, path: str, talk: _Talk) -> object:
-    """OpenAI's JSON text -> the object that Ollama wants, its bytes as they are. Nothing at all becomes ``{}``.
+    """OpenAI's JSON text -> the object that Ollama requires, its bytes unchanged. An empty text becomes ``{}``.
 
-    So does a text that is no JSON object: a model once wrote it, the client sends it back with every turn, and a
-    refusal would end the conversation for good.
+    So does a text that is no JSON object: a model wrote it once, the client sends it with every turn, and refusing it
+    would end the conversation for good.
     """
     if text is None or text == "" or isinstance(text, dict):
         return text or {}
@@ -111,7 +111,7 @@ def _arguments(text: object, path: str, talk: _Talk) -> object:
 
 
 def _content(content: object, path: str) -> Fields:
-    """A string, or parts: their texts in one string, one line each; images apart (base64 without prefix)."""
+    """The text (of parts: one line each), and the images (base64 without prefix)."""
     if isinstance(content, str):
         return {"content": content}
     if not isinstance(content, list):
@@ -131,7 +131,7 @@ def _content(content: object, path: str) -> Fields:
 
 
 def _image(part: Fields, at: str) -> str:
-    """The base64 of a data URI. The type is checked only for what Ollama surely cannot read."""
+    """The base64 of a data URI. Only types that Ollama certainly cannot read are refused."""
     url, path = image_url(part, at + ".")
     media, data = data_uri(url, path, "Ollama")
     if media not in _IMAGE_TYPES:

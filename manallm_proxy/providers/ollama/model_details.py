@@ -1,7 +1,7 @@
-"""Asks ``/api/show`` for the capabilities of models, which Ollama's list leaves out before version 0.13 or so.
+"""Asks ``/api/show`` for the capabilities of models, which Ollama's list does not contain before version 0.13 or so.
 
-Each model is asked for until the server has answered, and again only when it has changed. So a request that its model
-cannot serve is refused before it costs a call.
+Each model is asked for until the server has answered, and again only when it has changed. So a request that a model
+cannot serve is refused without a call.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from manallm_proxy.providers.model_list import words
 from manallm_proxy.providers.ollama.errors import failure
 
 AT_ONCE: Final = 4
-"""Questions at a time."""
+"""Max concurrent requests."""
 REMEMBERED: Final = 1000
-"""Models; the oldest makes room."""
+"""Max models remembered; the oldest is dropped."""
 
 
 class _Shown(Struct):
@@ -48,14 +48,14 @@ class ModelDetails:
     address: Address
     _client: HostClient = field(init=False, repr=False)
     _known: dict[tuple[str, int], _Facts] = field(factory=dict)
-    """By id, and when the model was last changed."""
+    """Facts by id and time of the model's last change."""
 
     def __attrs_post_init__(self) -> None:
         base_url = self.address.base_url.removesuffix("/v1")  # its OpenAI endpoints lie below that, this does not
         self._client = HostClient(evolve(self.address, base_url=base_url), failure)
 
     async def added(self, listed: ModelList, seconds: float) -> ModelList:
-        """`listed` with what is known by now; what cannot be asked within `seconds` comes with a later list."""
+        """`listed` with the facts known after at most `seconds`; the others come with a later list."""
         unknown = [each for each in listed.models if each.capabilities is None and _key(each) not in self._known]
         if unknown:
             with contextlib.suppress(TimeoutError):
@@ -97,7 +97,7 @@ class ModelDetails:
 
 
 def _is_about_the_model(error: ProviderError) -> bool:
-    """Whether the server has answered, and would answer the same again: it is not busy, away or limited just now."""
+    """Whether the error is a lasting answer about the model, not a temporary failure of the server."""
     refused = error.provider_status is not None and error.blame in (Blame.NOBODY, Blame.MODEL)
     return refused or isinstance(error, BadResponse | ModelFailed)
 

@@ -1,9 +1,9 @@
-"""Tells a line that only adds words by its bytes: nearly all lines of a stream are alike but for these and their date.
+"""Recognises lines that only add text by their bytes: nearly all lines of a stream differ only in text and date.
 
-They may be the model's thinking as well.
+The text may also be the model's thinking.
 
-A line that was read once is a pattern for those after it. Where another has the same bytes around a date and around one
-JSON string, it can say nothing but that string in the same place, so nothing else is read.
+A line that was parsed once becomes the pattern for the next ones. If another has the same bytes around a date and
+around one JSON string, it can contain nothing else, so nothing else is parsed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from manallm_proxy.openai.plain_text import are_texts, is_string
 _DATE: Final = re.compile(rb'"created_at"\s*:\s*"([0-9T:.Z+-]*)"')
 _THINKING: Final = b"thinking"
 _OF_DATES: Final = b"0123456789T:.Z+-"
-"""All that is in Go's dates. Nobody reads them here, but what is no JSON string must not pass for one."""
+"""The characters of Go's dates. Dates are not parsed here, but anything that is no JSON string must not pass."""
 
 
 @define
 class PlainLines:
-    """The pattern of one stream, once there is one. `key`: of the member that holds the words."""
+    """The pattern of one stream, once it is known. `key`: of the member that holds the text."""
 
     key: bytes = field(repr=False)
     _front: bytes = field(default=b"", repr=False)
-    """Up to the quote that opens the date."""
+    """The bytes up to the date's opening quote."""
     _middle: bytes = field(default=b"", repr=False)
-    """From the quote that closes it to the one that opens the words."""
+    """The bytes from the date's closing quote to the text's opening quote."""
     _tail: bytes = field(default=b"", repr=False)
-    """From the quote that closes these; with the line end, which no JSON string holds."""
+    """The bytes from the text's closing quote, with the line end, which no JSON string contains."""
     _between: bytes = field(default=b"", repr=False)
     make: type[Words | Thoughts] = Words
-    """Makes the step of texts that were told."""
+    """Makes a step from recognised texts."""
 
     @property
     def is_known(self) -> bool:
@@ -46,9 +46,9 @@ class PlainLines:
         return bool(self._front)
 
     def read(self, data: bytes) -> tuple[Sequence[bytes], int]:
-        """What the lines at the start of `data` add, each as the inside of a JSON string, and how many bytes they are.
+        """(texts, bytes) of the lines at the start of `data` that match: each text as the content of a JSON string.
 
-        Nothing and 0 if it does not begin with whole lines of the pattern."""
+        Nothing and 0 if no whole line at the start matches."""
         if not self._front or not data.startswith(self._front):
             return (), 0
         at, size = data.find(self._middle), len(data)
@@ -75,7 +75,7 @@ class PlainLines:
         return texts, before + len(texts[-1]) + len(self._tail)
 
     def learn(self, data: bytes, delta: Delta) -> None:
-        """Takes `data`, which is one whole line and was read as `delta`, as the pattern if it has words alone."""
+        """Makes `data`, one whole line that was parsed as `delta`, the pattern, if it has only text."""
         if not (delta.is_text or delta.is_reasoning):
             return
         key, text = (self.key, delta.content) if delta.content else (_THINKING, delta.reasoning)
@@ -92,6 +92,6 @@ class PlainLines:
         tail = data[found.end(1) - 1 :]
         around = front + middle + tail
         if b"\\" in around or around.count(b'"%b"' % key) != 1 or around.count(b"created_at") != 1:
-            return  # a member that comes twice, perhaps under an escaped name: the last one counts
+            return  # of a duplicate member, perhaps under an escaped name, the last one counts
         self._front, self._middle, self._tail, self._between = front, middle, tail, tail + front
         self.make = Words if delta.content else Thoughts

@@ -1,4 +1,4 @@
-"""Decodes what Ollama answers: a line of a stream, a complete answer, vectors (ollama api/types.go at v0.33)."""
+"""Decodes Ollama's answers: a line of a stream, a complete answer, vectors (ollama api/types.go at v0.33)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from manallm_proxy.providers.answer_bounds import refuse_too_much, rows_of
 from manallm_proxy.providers.ollama import errors as ollama_failure
 
 LINE_LIMIT: Final = 16 << 20
-"""Bytes of one line of a stream, without its end."""
+"""Max bytes of one line of a stream, without its end."""
 
 
 class Function(Struct):
@@ -46,7 +46,7 @@ class _LargeFunction(Struct):
 
 
 class _LargeCall(Struct):
-    """A call of an answer that was decoded in slices: its arguments are an object."""
+    """A call in an answer that was decoded in slices: its arguments are an object already."""
 
     function: _LargeFunction
     id: Any = ""
@@ -61,7 +61,7 @@ class Message(Struct):
 class Reply(Struct):
     """A line of a stream, or a complete answer: api/types.go ChatResponse and GenerateResponse in one.
 
-    What an answer can do without is read leniently: servers that imitate Ollama send counters as null or 4.0.
+    Optional members are read leniently: servers that imitate Ollama send counters as null or 4.0.
     """
 
     message: Message | None = None
@@ -90,12 +90,12 @@ _VECTORS: Final = msgspec.json.Decoder(list[list[float]])
 
 
 def read_line(line: bytes) -> Reply:
-    """A line of a stream. Raises BadResponse if it is none, and the error that it may hold instead."""
+    """A line of a stream. Raises BadResponse if malformed, and the error that it may hold instead."""
     return _checked(_decoded, _REPLY, line)
 
 
 def read_large_line(line: bytes, limits: AnswerLimits) -> Reply:
-    """The same, within the limits of size and structure."""
+    """As `read_line`, for a large line, within `limits` of size and structure."""
     if len(line) > LINE_LIMIT:
         raise too_long()
     refuse_too_much(line, limits)
@@ -131,7 +131,7 @@ def _checked(
 def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError:  # half of a surrogate pair is legal JSON, and becomes U+FFFD
+    except msgspec.DecodeError:  # a lone surrogate is legal JSON, and becomes U+FFFD
         lenient = replace_lone_surrogates(body)
         if lenient == body:
             raise
@@ -154,7 +154,7 @@ def _decoded_large(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
 
 
 def embeddings(call: Call, body: bytes) -> Answer:
-    """One vector for each input. BadResponse otherwise."""
+    """One vector per input. Raises BadResponse otherwise."""
     reply = _read(_EMBEDDED, body) if not sliced.is_large(body) else _read_vectors(body)
     vectors = checked_vectors(reply.embeddings or [], number_of_inputs(call), "Ollama")
     return Answer(usage=Usage(prompt=count(reply.prompt_eval_count)), vectors=vectors, dimensions=len(vectors[0]))

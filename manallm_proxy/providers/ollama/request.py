@@ -37,7 +37,7 @@ from manallm_proxy.providers.wire import Request
 def build(call: Call, entry: Entry, *, client_options: bool = False) -> Request:
     """The POST for one target. Raises InvalidRequest or Unsupported, with the offending field in ``param``.
 
-    `client_options`: whether the client may set what concerns all clients of the model, see `settings`.
+    `client_options`: whether the client may set options that affect all clients of the model, see `settings`.
     """
     asked = {**decoded(call.body), **call.ollama}
     match call.endpoint:
@@ -78,7 +78,7 @@ def _chat(asked: Fields, remarks: list[str]) -> Fields:
 
 
 def _generate(asked: Fields) -> Fields:
-    """As Ollama's own openai/openai.go FromCompleteRequest, but fields that it drops silently are refused."""
+    """As Ollama's own openai/openai.go FromCompleteRequest, except that fields which it drops silently are refused."""
     _reject_ignored_fields(asked)
     fields: Fields = {"prompt": _prompt(asked.get("prompt"))} | _format(asked)
     if (suffix := optional(asked, "suffix", str)) is not None:
@@ -106,7 +106,7 @@ def _embed(asked: Fields) -> Fields:
 
 
 def _reject_ignored_fields(asked: Fields) -> None:
-    """Raises Unsupported for fields that Ollama ignores silently although the answer depends on them."""
+    """Raises Unsupported for fields that Ollama would silently ignore although the answer depends on them."""
     for key in ("n", "best_of"):
         choices = optional(asked, key, int)
         if choices is not None and choices < 1:

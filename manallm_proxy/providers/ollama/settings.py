@@ -1,8 +1,8 @@
-"""Merges the operator's and the client's settings for Ollama: ``options``, and the fields beside it.
+"""Merges the operator's and the client's settings for Ollama: ``options``, and related top-level fields.
 
-What one client sets here may cost all the others: another window reloads the model for everybody, ``num_gpu: 0``
-leaves it on the CPU until it is unloaded, ``keep_alive: 0`` unloads it. So these are the operator's, unless the
-provider says ``client_options: true``; and what the operator set stands even then.
+One client's settings may affect all others: another window reloads the model for everybody, ``num_gpu: 0`` keeps it on
+the CPU until it is unloaded, ``keep_alive: 0`` unloads it. So only the operator may set these, unless the provider has
+``client_options: true``; even then the operator's values win.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS
 from manallm_proxy.openai.request_fields import Fields, all_of, optional, typed, wrong
 
 _OLD_RUNNER_OPTIONS: Final = ("numa", "num_gqa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock")
-"""Of the same kind, in versions before 0.12."""
+"""Runner options of versions before 0.12."""
 OPERATORS: Final = (*LOADED_WITH, *_OLD_RUNNER_OPTIONS, "keep_alive")
-"""What a client may set only if the provider has ``client_options``, since it concerns every client of the model."""
+"""Options that a client may set only with ``client_options``, since they affect every client of the model."""
 
 _SAMPLING: Final = {
     "temperature": "temperature",
@@ -30,10 +30,10 @@ _SAMPLING: Final = {
     "seed": "seed",
     "stop": "stop",
     "max_tokens": "num_predict",
-    "max_completion_tokens": "num_predict",  # after max_tokens, which it replaced: the later one wins
+    "max_completion_tokens": "num_predict",  # after max_tokens, which it replaced: the later one in this order wins
 }
 _TOP_LEVEL: Final = ("keep_alive", "think", "truncate", "shift")
-"""Settings that Ollama reads beside ``options``, not in it."""
+"""Settings that Ollama reads at the top level, not in ``options``."""
 
 _THINK: Final[dict[str, bool | str]] = {
     "none": False,
@@ -51,11 +51,10 @@ _THINK: Final[dict[str, bool | str]] = {
 def settings(
     asked: Fields, operators: Mapping[str, Any], endpoint: Endpoint, *, allowed: bool, remarks: list[str]
 ) -> Fields:
-    """``options`` and the fields beside it: the `operators` defaults, overridden by what the client sets.
+    """``options`` and the top-level settings: the `operators` defaults, overridden by what the client sets.
 
-    For what concerns every client (`OPERATORS`) the operator's value wins, and the client's counts only if `allowed`.
-    Adds to `remarks` what was left out. A prompt that does not fit is an error, and is cut only if somebody sets
-    ``truncate``.
+    For options that affect every client (`OPERATORS`) the operator's value wins, and the client's counts only if
+    `allowed`. Adds what was left out to `remarks`. A prompt that does not fit is an error, unless ``truncate`` is set.
     """
     theirs = {k: v for k, v in operators.items() if v is not None}
     clients = {**({} if endpoint is Endpoint.EMBEDDINGS else _sampling(asked)), **_client_options(asked)}
@@ -77,7 +76,7 @@ def _sampling(asked: Fields) -> Fields:
 
 
 def _client_options(asked: Fields) -> Fields:
-    """The client's own ``options``; Ollama's settings beside them are no options, wherever they are given."""
+    """The client's own ``options``, without Ollama's top-level settings."""
     given = optional(asked, "options", dict) or {}
     return {k: _option(k, v, f"options.{k}") for k, v in given.items() if v is not None and k not in _TOP_LEVEL}
 
@@ -110,13 +109,13 @@ def _top_level(asked: Fields) -> Fields:
 
 
 def _think(asked: Fields) -> bool | str | None:
-    """Only if the client sets it: a model that does not think answers 400 to anything but false."""
+    """``think``, only if the client sets it: a model that does not think answers 400 to anything but false."""
     think = asked.get("think")
     if think is not None:
         if isinstance(think, bool) or (isinstance(think, str) and think in ("low", "medium", "high", "max")):
             return think
         raise wrong("think", "true, false, 'low', 'medium', 'high' or 'max'")
-    reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; first, as Ollama has it
+    reasoning: Any = asked.get("reasoning")  # OpenRouter's form, which Open WebUI sends; it comes first, as in Ollama
     nested = isinstance(reasoning, dict) and reasoning.get("effort") is not None
     path = "reasoning.effort" if nested else "reasoning_effort"
     effort = reasoning["effort"] if nested else asked.get("reasoning_effort")

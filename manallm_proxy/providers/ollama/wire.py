@@ -60,7 +60,7 @@ from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 from manallm_proxy.providers.wire import Request, Translator
 
 _EFFORTS: Final = frozenset({"reasoning_effort", "reasoning"})
-"""Fields that clients set for all models, whether they think or not."""
+"""Effort fields that clients set for all models, whether these think or not."""
 
 
 class _Model(Struct):
@@ -76,7 +76,7 @@ class _Model(Struct):
 
 @define
 class OllamaWire:
-    """The dialect. ``client_options``: whether clients may set what concerns all clients, see `settings`."""
+    """The dialect. ``client_options``: whether clients may set options that affect all clients, see `settings`."""
 
     client_options: bool = False
     probe_path: str = "api/tags"
@@ -128,7 +128,7 @@ class OllamaWire:
 
 @define
 class OllamaTranslator:
-    """One stream: lines in, deltas out. It remembers a line's beginning, and how many tools were called."""
+    """Translates one stream: lines in, deltas out."""
 
     blank: ClassVar[bytes] = b"\n"
 
@@ -174,7 +174,7 @@ class OllamaTranslator:
         return self._translate(lines, overflow=len(self._held) > ollama_reply.LINE_LIMIT)
 
     def close(self) -> StreamBatch:
-        """A last line may lack its end; without ``done`` in it, or in one before, the answer was cut."""
+        """The last line may lack its end. Without ``done`` in any line, the answer was cut."""
         line = bytes(self._held)
         self._held.clear()
         batch = self._translate([line])
@@ -185,7 +185,7 @@ class OllamaTranslator:
         return StreamBatch(deltas=batch.deltas, has_content=batch.has_content, error=cut)
 
     def _translate(self, lines: Sequence[bytes], *, overflow: bool = False) -> StreamBatch:
-        """`overflow`: what is held after `lines` is too long already."""
+        """The batch for `lines`. `overflow`: the line held after them is too long already."""
         deltas: list[Delta] = []
         has_content = False
         for line in lines:
@@ -218,11 +218,11 @@ class OllamaTranslator:
         return delta.has_content
 
 
-# --- from Ollama's words to OpenAI's --------------------------------------------------------------
+# --- from Ollama's terms to OpenAI's --------------------------------------------------------------
 
 
 def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_call: int = 0) -> Delta:
-    """What `reply` adds. Its thinking has no place in a legacy completion, but shows that the model is at work."""
+    """The delta of `reply`. Thinking has no field in a legacy completion, but shows that the model is at work."""
     if endpoint is Endpoint.COMPLETIONS:
         tokens = tokens_of(reply.logprobs)
         logprobs = legacy_logprobs(tokens) if tokens else None
@@ -238,13 +238,13 @@ def _delta(endpoint: Endpoint, reply: Reply, finish: str | None = None, first_ca
 
 
 def _tool_call(call: ToolCalled, index: int) -> ToolCall:
-    """Calls come whole. Older servers give no id."""
+    """One tool call; calls arrive whole. Older servers give no id."""
     id_ = call.id if isinstance(call.id, str) and call.id else new_call_id()
     return ToolCall(call.function.name, _arguments(bytes(call.function.arguments)), id_, index)
 
 
 def _arguments(raw: bytes) -> str:
-    """The bytes of an object as they are. Servers that imitate Ollama send OpenAI's text, or nothing."""
+    """The arguments as JSON text: an object's own bytes. Servers that imitate Ollama send OpenAI's text, or nothing."""
     if raw == b"null":
         return "{}"
     if not raw.startswith(b'"'):
@@ -254,7 +254,7 @@ def _arguments(raw: bytes) -> str:
 
 
 def _finish(reply: Reply, *, called: bool) -> str:
-    """``load``, ``unload`` and nothing at all come from requests without a prompt: a short, whole answer."""
+    """OpenAI's finish reason. ``load``, ``unload`` or none come from requests without a prompt: complete, but short."""
     if reply.done_reason == "length":
         return "length"
     return "tool_calls" if called else "stop"
@@ -279,7 +279,7 @@ def _context_length(details: object) -> int:
 
 
 def _unix(modified_at: object) -> int:
-    """RFC 3339, with Go's nanoseconds, -> seconds since the epoch; 0 for what is none, and for Go's zero time."""
+    """RFC 3339 with Go's nanoseconds -> seconds since the epoch; 0 if malformed, and for Go's zero time."""
     try:
         return max(0, int(datetime.fromisoformat(modified_at).timestamp())) if isinstance(modified_at, str) else 0
     except (ValueError, OverflowError, OSError):

@@ -1,8 +1,8 @@
-"""Corrects the parts of streamed tool calls from servers that repeat the name although no new call begins.
+"""Corrects parts of streamed tool calls from servers that repeat the name although no new call begins.
 
-OpenAI sends id and name with a call's first part. vLLM sends both with every part where ``tool_choice`` names the tool,
-under another id each time, and other servers end a call with its name and no arguments: read as a beginning, that is a
-second call that the model never made. Bridges may send the id in a part before the name.
+OpenAI sends id and name with a call's first part. vLLM sends both with every part if ``tool_choice`` names the tool,
+with another id each time, and other servers end a call with its name and no arguments: taken as a beginning, that would
+be a second call, which the model never made. Bridges may send the id in a part before the name.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class _Latest:
 
     name: str
     id: str
-    """As the server gave it; may be empty."""
+    """The server's id; may be empty."""
     has_arguments: bool
     has_odd_ids: bool = False
-    """Its id changed while its arguments came: a new one says nothing."""
+    """Whether its id changed between its arguments, so that a new id means nothing."""
     repeated: ToolCall | None = None
-    """A part with its name and no arguments: another call begins there only if arguments follow."""
+    """A part that repeats its name without arguments: another call begins there only if arguments follow."""
 
     def is_new(self, part: ToolCall) -> bool:
-        """Whether the server says by its id that `part` belongs to another call."""
+        """Whether the id of `part` shows that it belongs to another call."""
         return bool(part.id) and part.id != self.id and not self.has_odd_ids
 
 
@@ -38,9 +38,9 @@ class CallParts:
     """One stream's tool calls. Every named part that it returns has an id."""
 
     _latest: dict[tuple[int, int], _Latest] = field(factory=dict)
-    """By choice and index."""
+    """The last call by choice and index."""
     _nameless: dict[tuple[int, int], list[ToolCall]] = field(factory=dict)
-    """Likewise: what came of a call before its name."""
+    """By choice and index: what arrived of a call before its name."""
     _limits: AnswerLimits = AnswerLimits()
     _number: int = 0
     """Of the calls that have begun."""
@@ -48,9 +48,9 @@ class CallParts:
     """Parts that came before a name."""
 
     def read(self, delta: Delta) -> Delta:
-        """`delta` with its parts corrected, empty ones left out.
+        """`delta` with its parts corrected, and empty ones left out.
 
-        Raises BadResponse if it ends a choice of which a call has no name, see `require_names`, and for too many calls.
+        Raises BadResponse if it ends a choice with a nameless call, see `require_names`, and for too many calls.
         """
         if not delta.tool_calls and not (delta.finish and self._nameless):
             return delta
@@ -74,7 +74,7 @@ class CallParts:
             return self._first(place, part)
         if part.name == known.name and known.has_arguments and not arguments and not known.is_new(part):
             known.repeated = part
-            blanks = part.arguments  # which may stand in the middle of a text
+            blanks = part.arguments  # it may be in the middle of a text
             return ToolCall("", blanks, "", part.index, part.extra) if blanks or part.extra else None
         repeated, known.repeated = known.repeated, None
         if repeated is not None and arguments and not part.name:
@@ -82,7 +82,7 @@ class CallParts:
         if not part.name:
             known.has_arguments = known.has_arguments or bool(arguments)
             return part
-        if known.has_arguments and arguments and not arguments.startswith("{"):  # it goes on, whatever its id says
+        if known.has_arguments and arguments and not arguments.startswith("{"):  # the call goes on, whatever its id is
             known.has_odd_ids = known.has_odd_ids or part.id not in ("", known.id)
             return evolve(part, id=part.id or new_call_id())
         return self._begin(place, part)
@@ -106,7 +106,7 @@ class CallParts:
 
 
 def _joined(parts: list[ToolCall]) -> ToolCall:
-    """One part for several of one call, of which the last may have its name."""
+    """Merges the parts of one call, of which the last may have its name."""
     last, id_ = parts[-1], next((part.id for part in reversed(parts) if part.id), "")
     extra = {key: value for part in parts for key, value in part.extra.items()}
     return ToolCall(last.name, "".join([part.arguments for part in parts]), id_, last.index, extra)

@@ -1,4 +1,4 @@
-"""Reads one event of an OpenAI-compatible stream, in any form that some server uses.
+"""Reads one event of an OpenAI-compatible stream, in any form that servers use.
 
 Errors come as ``data: {"error": {...}}``, as ``{"error": "text"}``, under ``event: error`` with the words at the top
 level (OpenRouter, vLLM), as a field ``error:`` (llama.cpp before September 2025) or inside Groq's ``x_groq``.
@@ -17,17 +17,17 @@ from manallm_proxy.openai.usage import usage_from_openai
 from manallm_proxy.providers.classify import ErrorDetails, envelope, in_band, parse_error
 
 KEEP_ALIVES: Final = frozenset({b"", b"null", b"{}"})
-"""Data of an event that says nothing (llama.cpp begins a stream of two prompts with ``null``)."""
+"""Data of events without content (llama.cpp begins a stream of two prompts with ``null``)."""
 _LONGEST: Final = max(map(len, KEEP_ALIVES))
 
 
 def is_keep_alive(data: bytes) -> bool:
-    """Whether `data` says nothing. A long one is not hashed for that."""
+    """Whether `data` is one of `KEEP_ALIVES`. Long data is not hashed for that."""
     return len(said := data.strip()) <= _LONGEST and said in KEEP_ALIVES
 
 
 def refuse_odd_fields(frame: sse.Frame) -> None:
-    """Raises the error in a field ``error:``, and BadResponse for a body without events, which SDKs skip silently."""
+    """Raises the error in a field ``error:``, and BadResponse for lines that are no events, which SDKs skip."""
     if b"error" in frame.fields:
         raise in_band(envelope(frame.raw.partition(b"error:")[2]))
     if frame.data is None and any(name[:1] in (b"{", b"<") for name in frame.fields):
@@ -38,7 +38,7 @@ def refuse_odd_fields(frame: sse.Frame) -> None:
 
 
 def read_chunk(frame: sse.Frame) -> dict[str, Any] | None:
-    """The chunk in `frame`; None if it is JSON but no object. Raises ValueError if it is no JSON."""
+    """The chunk in `frame`; None if it is JSON, but no object. Raises ValueError if it is no JSON."""
     assert frame.data is not None
     try:
         chunk = decode_leniently(frame.data)
@@ -48,7 +48,7 @@ def read_chunk(frame: sse.Frame) -> dict[str, Any] | None:
 
 
 def refuse_error(frame: sse.Frame) -> None:
-    """Raises the error that `frame` holds, if any: the word may only be part of a text, or its value be empty."""
+    """Raises the error in `frame`, if any: the word "error" may only be part of a text, or its value may be empty."""
     data = frame.data or b""
     try:
         chunk = decode_leniently(data)
@@ -69,7 +69,7 @@ def refuse_error(frame: sse.Frame) -> None:
 
 
 def choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
-    """The choices that are objects."""
+    """The choices of a chunk, as far as they are objects."""
     choices = chunk.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
@@ -101,19 +101,19 @@ def _says_more(delta: object) -> bool:
 
 
 def ends_in_error(choice: dict[str, Any]) -> bool:
-    """Whether it has ``finish_reason: error`` and no content: no answer came of it."""
+    """Whether a choice has ``finish_reason: error`` and no content."""
     if not has_error_finish(choice) or choice.get("text"):
         return False
     return not _says_more(choice.get("delta", choice.get("message")))
 
 
 def has_error_finish(choice: dict[str, Any]) -> bool:
-    """Whether it has ``finish_reason: error``, with or without content."""
+    """Whether a choice has ``finish_reason: error``, with or without content."""
     return choice.get("finish_reason") == "error"
 
 
 def usage_of(chunk: dict[str, Any]) -> Usage | None:
-    """Tokens that a chunk counts, Groq's own place for them included."""
+    """The usage in a chunk, also in Groq's own place for it."""
     usage = chunk.get("usage")
     if usage is None and isinstance(groq := chunk.get("x_groq"), dict):
         usage = groq.get("usage")
@@ -121,7 +121,7 @@ def usage_of(chunk: dict[str, Any]) -> Usage | None:
 
 
 def merged(known: Usage | None, new: Usage | None) -> Usage | None:
-    """Each counter at its highest: counters grow along a stream, and a late object may hold a part of them only."""
+    """The maximum of each counter: counters grow along a stream, and a late object may hold only some of them."""
     if known is None or new is None:
         return new or known
     return Usage(

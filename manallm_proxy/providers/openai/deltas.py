@@ -1,4 +1,4 @@
-"""Choices in OpenAI's format as deltas: of a chunk, and of a whole answer."""
+"""Converts choices in OpenAI's format, of a chunk or of a whole answer, to deltas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manallm_proxy.providers.openai.chunks import index_of
 
 
 def deltas_of(choices: Iterable[dict[str, Any]]) -> list[Delta]:
-    """One chunk's choices, each as one step. A part of a tool call has the server's id, or none: see `CallParts`."""
+    """The choices of one chunk, each as one step. Parts of tool calls keep the server's id, if any: see `CallParts`."""
     return [_delta(choice, choice.get("delta")) for choice in choices]
 
 
@@ -26,7 +26,7 @@ def rows_of_chunk(choices: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 
 def whole_deltas(choices: Iterable[dict[str, Any]]) -> list[Delta]:
-    """A complete answer's choices, each as its only step, numbered as they come."""
+    """The choices of a complete answer, each as a single step, numbered in order."""
     rows = [_delta(choice, choice.get("message"), whole=True) for choice in choices]
     return [row if row.index == n else _at(row, n) for n, row in enumerate(rows)]
 
@@ -84,12 +84,12 @@ def _tool_call(row: dict[str, Any], place: int, *, whole: bool) -> ToolCall:
 
 
 def _arguments(value: object) -> str:
-    """A JSON text. Some servers send the object itself, which would otherwise be a call without arguments."""
+    """The arguments as JSON text. Some servers send the object itself."""
     return encode(value).decode() if isinstance(value, dict) else _words(value)
 
 
 def _words(content: object) -> str:
-    """A text, or the texts of a list of blocks (Mistral)."""
+    """The text of a string, or of a list of blocks (Mistral)."""
     if isinstance(content, list):
         return joined_text([_words(block.get("text")) for block in content if isinstance(block, dict)])
     return content if isinstance(content, str) else ""
@@ -101,7 +101,7 @@ def _thoughts(content: list[Any]) -> str:
 
 
 def _images(images: object) -> list[str]:
-    """The URLs of OpenRouter's ``images``, in which others leave out one object or both."""
+    """The URLs in OpenRouter's ``images``; other servers leave out one level of objects, or both."""
     rows = images if isinstance(images, list) else []
     holders = [row.get("image_url", row) if isinstance(row, dict) else row for row in rows]
     urls = [holder.get("url") if isinstance(holder, dict) else holder for holder in holders]

@@ -1,4 +1,4 @@
-"""Embeddings of an OpenAI-compatible server: relayed, in the encoding that was asked for, or read into vectors."""
+"""Embeddings of an OpenAI-compatible server: relayed in the requested encoding, or read into vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VECTOR: Final = re.compile(rb'"embedding"\s*:\s*(["\[])')
 
 
 def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
-    """Raises BadResponse if there are fewer vectors than inputs."""
+    """The answer. Raises BadResponse if there are fewer vectors than inputs."""
     if call.relays and len(body) > sliced.LARGE_BYTES and (answer := _relayed(call, entry, body)) is not None:
         return answer
     values, spans = reply_object(body)
@@ -44,7 +44,7 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
     if as_base64 != (kinds[0] == b'"'):
         at = start + 1
         pieces = (_reencoded(rows, as_base64=as_base64) for rows in _some_rows(body, start, end))
-        edits += [((at, at), b"," + piece) for piece in pieces]  # to join them here would keep the loop waiting
+        edits += [((at, at), b"," + piece) for piece in pieces]  # joining them here would block the loop
         edits[0] = edits[0][0], edits[0][1][1:]
         edits.append(((at, end - 1), b""))
     edits.append(model_edit(body, spans.get("model"), encode(str(entry.target))))
@@ -53,7 +53,7 @@ def embeddings_answer(call: Call, entry: Entry, body: bytes) -> Answer:
 
 
 def _relayed(call: Call, entry: Entry, body: bytes) -> Answer | None:
-    """A large answer that is what was asked for, as it is but for its model; None: see `embeddings_answer`."""
+    """A large answer in the requested encoding, unchanged but for its model; None: `embeddings_answer` handles it."""
     rows = large_rows(body)
     if rows is None or rows.packed != _wants_base64(call) or rows.number < number_of_inputs(call):
         return None
@@ -74,7 +74,7 @@ def _wants_base64(call: Call) -> bool:
 
 
 def _some_rows(body: bytes, start: int, end: int) -> Iterator[bytes]:
-    """The list at `start`, as a list of all rows, or of some at once where they are many."""
+    """The rows of the list at `start`, in one list, or in several if there are many."""
     if end - start <= sliced.LARGE_BYTES:
         yield body[start:end]
         return
@@ -89,7 +89,7 @@ def _all_vectors(body: bytes, start: int, end: int) -> Sequence[Sequence[float]]
 
 
 def _reencoded(raw: bytes, *, as_base64: bool) -> bytes:
-    """Rows without their brackets. base64 exactly when it was asked for: openai-node 6 takes floats for bytes."""
+    """The rows without brackets, re-encoded. base64 exactly if requested: openai-node 6 mistakes floats for bytes."""
     rows = _rows(raw)
     for row, vector in zip(rows, _vectors(raw), strict=True):
         row["embedding"] = vector_text(vector) if as_base64 else vector

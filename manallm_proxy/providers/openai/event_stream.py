@@ -1,4 +1,4 @@
-"""What relaying and reading a stream of an OpenAI-compatible server share: frames, keep-alives, errors, and its end."""
+"""The common part of relaying and reading a stream of an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ERROR: Final = re.compile(rb'error"|"error_type"')
 
 @define
 class EventStream:
-    """What `EventRelay` and `EventReader` share: frames, keep-alives, errors, and when an answer is complete."""
+    """Base of `EventRelay` and `EventReader`: frames, keep-alives, errors, and when an answer is complete."""
 
     _call: Call
     _target: Target
@@ -32,7 +32,7 @@ class EventStream:
     usage: Usage | None = None
     _decoder: sse.Decoder = field(factory=sse.Decoder)
     _is_between: bool = False
-    """The decoder's own, which would be a call for each chunk."""
+    """Copy of the decoder's property, which would be a call for each chunk."""
     _has_content: bool = False
     _seen_data: bool = False
     _finished: set[int] = field(factory=set)
@@ -54,7 +54,7 @@ class EventStream:
         return self._batch(frames)
 
     def close(self) -> StreamBatch:
-        """The end of the provider's body: complete with ``[DONE]``, or with every finish reason."""
+        """The end of the provider's body. The answer is complete with ``[DONE]``, or with every finish reason."""
         rest = self._decoder.close()
         batch = StreamBatch()
         if rest:
@@ -88,7 +88,7 @@ class EventStream:
         return StreamBatch(b"".join(out), tuple(deltas), self._has_content and not before, done, error)
 
     def _add(self, frame: sse.Frame, out: list[bytes], deltas: list[Delta]) -> None:
-        """Appends what `frame` becomes: nothing for a keep-alive. Raises the ProviderError that it reports."""
+        """Appends the result of `frame`: nothing for a keep-alive. Raises the ProviderError that it reports."""
         if len(frame.raw) > EVENT_BYTES:
             refuse_too_much(frame.raw, self._limits)
         if frame.fields:
@@ -106,7 +106,7 @@ class EventStream:
         self._take(frame, data, out, deltas)
 
     def _take(self, frame: sse.Frame, data: bytes, out: list[bytes], deltas: list[Delta]) -> None:
-        raise NotImplementedError  # relaying and reading differ here
+        raise NotImplementedError  # the two subclasses differ here
 
     def _note(self, rows: Sequence[dict[str, Any]]) -> None:
         """Notes which choices have ended. Raises BadResponse for too many choices."""
@@ -115,11 +115,11 @@ class EventStream:
         refuse_many_items(len(self._finished), self._limits)
 
     def _end(self) -> None:
-        """Raises BadResponse if what came up to ``[DONE]`` is no whole answer."""
+        """At ``[DONE]``. Raises BadResponse if the answer is incomplete."""
 
 
 def promised_choices(call: Call) -> int:
-    """How many choices a complete answer has: ``n`` for each prompt."""
+    """Number of choices of a complete answer: ``n`` per prompt."""
     return _count(call, "n") * (_prompts(call) if call.endpoint is Endpoint.COMPLETIONS else 1)
 
 

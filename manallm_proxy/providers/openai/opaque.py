@@ -1,6 +1,6 @@
 """Endpoints whose bodies pass through as bytes: audio, images, reranking, moderations. Only the model is replaced.
 
-An answer is examined only so far as to tell it from a failure under status 200.
+An answer is examined only as far as needed to distinguish it from a failure under status 200.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from manallm_proxy.providers.openai.reply import decoded, refuse_error, reply_ob
 from manallm_proxy.providers.wire import Request
 
 TAIL: Final = 4096
-"""Bytes at a stream's end in which it may count its tokens."""
+"""Bytes at the end of a stream that are searched for its usage."""
 _PAGE: Final = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 def opaque_request(call: Call, entry: Entry) -> Request:
-    """The client's own bytes but for the model, in JSON or in a form."""
+    """The client's own bytes except for the model, in JSON or in a form."""
     model = entry.target.model
     if call.content_type == "application/json":
         return Request(call.endpoint.path, rewrite(call.summary, call.body, model))
@@ -39,7 +39,7 @@ def opaque_request(call: Call, entry: Entry) -> Request:
 
 
 def opaque_answer(body: bytes, content_type: str) -> Answer:
-    """Raises BadResponse for a page, for broken JSON and for nothing at all, and the error inside of a 200."""
+    """The answer. Raises BadResponse for a web page, broken JSON or an empty body, and the error inside of a 200."""
     kind = _kind(content_type)
     if kind == "text/html" or _PAGE.match(body):
         raise BadResponse("its answer is a web page", detail="html")
@@ -56,7 +56,7 @@ def opaque_answer(body: bytes, content_type: str) -> Answer:
 
 @define
 class ByteRelay:
-    """See `wire.Translator`. Bytes as they come, and the first of them commits; JSON and pages are held and checked."""
+    """See `wire.Translator`. Relays bytes as they arrive, the first commits; JSON and pages are held and checked."""
 
     _content_type: str
     _limits: AnswerLimits = AnswerLimits()
@@ -76,7 +76,7 @@ class ByteRelay:
         return self._size
 
     def is_open(self, data: bytes) -> bool:
-        """What is held ends with the body."""
+        """Whether bytes are held, which is until the end of the body."""
         return True
 
     def feed(self, data: bytes) -> StreamBatch:
@@ -93,7 +93,7 @@ class ByteRelay:
         return StreamBatch(data, has_content=True, content_type=self._content_type or "application/octet-stream")
 
     def close(self) -> StreamBatch:
-        """The end of the provider's body: a connection that is cut raises before it."""
+        """The regular end of the provider's body; a cut connection raises earlier."""
         if self._begun:
             counted = _USAGE.findall(self._tail)
             try:
@@ -121,7 +121,7 @@ def _is_json(kind: str) -> bool:
 
 
 def _usage(usage: Any) -> Usage | None:
-    """Tokens under either of OpenAI's names; other units (seconds, searches) are not counted."""
+    """Tokens, under either of OpenAI's names; other units (seconds, searches) are ignored."""
     if not isinstance(usage, dict):
         return None
 

@@ -1,10 +1,10 @@
-"""Tells a chunk that only adds one text by its bytes: nearly all chunks of a stream are alike but for that.
+"""Recognises chunks that only add one text by their bytes: nearly all chunks of a stream differ only in that.
 
-It may be words, reasoning, or the arguments of a tool call.
+The text may be content, reasoning, or arguments of a tool call.
 
-A chunk that was read once is a pattern for those after it. Where another begins and ends with the same bytes, and what
-is between them is one JSON string, it can say nothing but that string in the same place, so nothing else is read.
-OpenAI pads its chunks with a string of random length (``obfuscation``) at their end, which is taken off before.
+A chunk that was parsed once becomes the pattern for the next ones. If another begins and ends with the same bytes
+around one JSON string, it can contain nothing else, so nothing else is parsed.
+OpenAI pads its chunks with a string of random length (``obfuscation``) at their end, which is removed first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEYS: Final = {
 }
 _QUOTED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _SAID: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)"\s*:\s*("(?:[^"\\]|\\.)+")')
-"""Of a relayed chunk, in which it is all the same what goes on from chunk to chunk."""
+"""The text in a relayed chunk, for which the kind of text does not matter."""
 _PADDING: Final = b',"obfuscation":"'
 _PADDED: Final = re.compile(rb',"obfuscation":"[^"\\\x00-\x1f]*"\}\n\n')
 _END: Final = b"}\n\n"
@@ -36,33 +36,32 @@ _BLANK: Final = b"\n\n"
 
 @define
 class PlainChunks:
-    """The pattern of one stream, once there is one."""
+    """The pattern of one stream, once it is known."""
 
     _front: bytes = field(default=b"", repr=False)
-    """Up to the quote that opens the words."""
+    """The bytes up to the text's opening quote."""
     _tail: bytes = field(default=b"", repr=False)
     """From the quote that closes them, without padding. It ends with a blank line, which no JSON string holds."""
     _shortest: int = 0
     _is_padded: bool = False
     make: Callable[[Sequence[bytes]], Texts] = Words
-    """Makes the step of texts that were told."""
+    """Makes a step from recognised texts."""
     _is_call: bool = False
 
     @property
     def is_known(self) -> bool:
-        """Whether there is one."""
+        """Whether a pattern is known."""
         return self._shortest > 0
 
     def read(self, data: bytes) -> tuple[Sequence[bytes], int]:
-        """What the chunks at the start of `data` add, each as the inside of a JSON string, and how many bytes these
-        chunks are; nothing and 0 if it does not begin with whole chunks of the pattern. Of padded ones only a single
-        one is looked at."""
+        """(texts, bytes) of the chunks at the start of `data` that match: each text as the content of a JSON string,
+        and the number of bytes of these chunks; nothing and 0 if none matches. Of padded ones only one is read."""
         if not self._shortest or not data.startswith(self._front):
             return (), 0
         used = len(data)
         if self._is_padded:
             data = _without_padding(data)
-        if data.endswith(self._tail):  # nearly always it is one chunk
+        if data.endswith(self._tail):  # the common case: one chunk
             quoted = data[len(self._front) - 1 : len(data) - len(self._tail) + 1]
             try:
                 if decode_string(quoted):
@@ -80,7 +79,7 @@ class PlainChunks:
         return (texts, end) if len(texts) == len(events) and are_texts(texts) else ((), 0)
 
     def learn(self, data: bytes, delta: Delta) -> None:
-        """Takes `data`, which is one whole event and was read as `delta`, as the pattern if it adds one text alone."""
+        """Makes `data`, one whole event that was parsed as `delta`, the pattern, if it only adds one text."""
         fit = _fit(delta)
         if fit is None:
             return
@@ -96,18 +95,18 @@ class PlainChunks:
         except DecodeErrors:
             return
         if b"\\" in bare[: said.start()] or b"\\" in bare[said.end() :]:
-            return  # a member may come twice under an escaped name: the last one counts
+            return  # of a duplicate member, perhaps under an escaped name, the last one counts
         self._take(bare, said.start() + 1, said.end() - 1)
         self._is_padded, self.make, self._is_call = bare is not data, make, key == "arguments"
 
     def forget_calls(self) -> None:
-        """To be told of each part of a tool call that was read: by that, another call may begin with the next one."""
+        """Must be called for each parsed part of a tool call, since the next part may begin another call."""
         if self._is_call:
             self._shortest = 0
 
     def learn_relayed(self, data: bytes, sent: bytes) -> Splice | None:
-        """Takes `data`, one whole event that is neither an end nor an error, as the pattern if it has words, and gives
-        what stands around these in `sent`, which it became for the client; None if it is no pattern."""
+        """Makes `data`, one whole event that is neither an end nor an error, the pattern, if it has text. Returns the
+        bytes around the text in `sent`, its form for the client; None if it cannot be a pattern."""
         found, again = _SAID.search(data), _SAID.search(sent)
         if found is None or again is None or found[1] != again[1] or len(_SAID.findall(data)) != 1 or _PADDING in data:
             return None
@@ -126,15 +125,14 @@ class PlainChunks:
 
 
 def _fit(delta: Delta) -> tuple[str, str, Callable[[Sequence[bytes]], Texts]] | None:
-    """The name of the one member with which a chunk says `delta`, its text, and what makes steps of more of them; None
-    if it says anything beside."""
+    """For a `delta` with a single text: the member's name in a chunk, the text, and the maker of steps; else None."""
     make: Callable[[Sequence[bytes]], Texts] = Words
     if delta.content:
         key, text = "content", delta.content
     elif delta.reasoning:
         key, text = delta.reasoning_key, delta.reasoning
         make = partial(Thoughts, key=key)
-    elif len(delta.tool_calls) == 1 and delta.tool_calls[0].arguments.strip():  # by blanks alone no call has begun
+    elif len(delta.tool_calls) == 1 and delta.tool_calls[0].arguments.strip():  # blanks alone do not begin a call
         key, text = "arguments", delta.tool_calls[0].arguments
         make = partial(CallArguments, place=delta.tool_calls[0].index)
     else:
@@ -143,6 +141,6 @@ def _fit(delta: Delta) -> tuple[str, str, Callable[[Sequence[bytes]], Texts]] | 
 
 
 def _without_padding(data: bytes) -> bytes:
-    """A chunk without its last member, where that is only there to hide its length; else `data` itself."""
+    """A chunk without the last member if that is padding; else `data` itself."""
     at = data.rfind(_PADDING)
     return data[:at] + _END if at >= 0 and _PADDED.fullmatch(data, at) else data

@@ -1,4 +1,4 @@
-"""A complete answer of an OpenAI-compatible server, checked before it is passed on."""
+"""Checks complete answers of OpenAI-compatible servers before they are forwarded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRONT: Final = 1000
 """Bytes of an answer within which its model stands, or is not looked for in the short way."""
 _ERROR: Final = re.compile(rb'error"')
 _LIST: Final = re.compile(rb"\[\s{0,1000}[^\s\]]")
-"""That has something in it."""
+"""A list that is not empty."""
 _EMPTY: Final = re.compile(rb"\s*\}")
 
 
@@ -46,7 +46,7 @@ def model_edit(data: bytes, span: tuple[int, int] | None, model: bytes) -> tuple
 
 
 def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """See `split_object`. Raises BadResponse: whatever is wrong is the provider's."""
+    """As `split_object`, but raises BadResponse, since the provider is at fault."""
     try:
         return split_object(body, last)
     except InvalidRequest:
@@ -55,7 +55,7 @@ def reply_object(body: bytes, last: str | None = None) -> tuple[dict[str, Any], 
 
 
 class _Usual(msgspec.Struct):
-    """What is looked at of an answer."""
+    """The members of an answer that are examined."""
 
     model: msgspec.Raw
     choices: msgspec.Raw
@@ -67,9 +67,9 @@ _USUAL: Final = msgspec.json.Decoder(_Usual)
 
 
 def usual_reply(body: bytes) -> tuple[dict[str, Any], tuple[int, int]] | None:
-    """What `reply_object` finds in an answer, and where its model stands; None unless that is easy to say.
+    """Fast path: the result of `reply_object`, and the position of the model; None if that is not easily found.
 
-    Nearly all servers write an answer so that one search finds its model. A key that is given twice is not noticed.
+    Nearly all servers format answers so that one search finds the model. Duplicate keys are not noticed.
     """
     try:
         if not body.isascii():
@@ -92,7 +92,7 @@ def span_of_model(body: bytes, model: bytes) -> tuple[int, int] | None:
 
 
 class _Said(msgspec.Struct, gc=False):
-    """A message that is a text. Members that are not here are none that any door tells."""
+    """A message with only text. No door uses members that are not listed here."""
 
     content: str
     reasoning_content: Literal[""] | None = None
@@ -111,7 +111,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Plain(msgspec.Struct, gc=False):
-    """What is looked at of an answer that is to be translated."""
+    """The members of an answer that are examined for translation."""
 
     choices: tuple[_Choice]
     usage: Any = None
@@ -120,13 +120,13 @@ class _Plain(msgspec.Struct, gc=False):
 
 _PLAIN: Final = msgspec.json.Decoder(_Plain)
 _PLAIN_BYTES: Final = 64 * 1024
-"""Of an answer that may be decoded in one go."""
+"""Max bytes of an answer that is decoded in one call."""
 
 
 def plain_reply(body: bytes) -> tuple[Delta, Any] | None:
-    """What the one choice of an answer says, and its ``usage``; None unless it is a text and no more, as most are.
+    """Fast path: the delta of an answer's only choice, and its ``usage``; None unless it is plain text, as most are.
 
-    Its shape is checked while it is decoded, which takes a fifth of reading an answer of any shape.
+    Its structure is validated while decoding, which takes a fifth of the time of the general path.
     """
     if len(body) > _PLAIN_BYTES:
         return None
@@ -140,7 +140,7 @@ def plain_reply(body: bytes) -> tuple[Delta, Any] | None:
 
 
 def decoded(raw: Any) -> Any:
-    """A part of an answer, decoded. Its syntax was checked, but a number in it may be out of range: BadResponse."""
+    """A part of an answer, decoded. Raises BadResponse: its syntax was checked, but a number may be out of range."""
     try:
         return decode_leniently(bytes(raw))
     except DecodeErrors:
@@ -148,7 +148,7 @@ def decoded(raw: Any) -> Any:
 
 
 def decoded_part(body: bytes, span: Span) -> Any:
-    """The same of what is at `span` of `body`, which is not copied where it is large."""
+    """As `decoded`, for the part at `span` of `body`; a large one is not copied."""
     try:
         return decode_part(body, span)
     except DecodeErrors:
@@ -166,9 +166,9 @@ def checked_choices(
     large: bool = False,
     read: Callable[[], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The choices of a complete answer. Raises the error that it holds, and BadResponse if it holds no answer.
+    """The choices of a complete answer. Raises the error that it contains, and BadResponse without an answer.
 
-    Unless `decode_always`, they are decoded only if something may be wrong with them, and ``[]`` is returned.
+    Unless `decode_always`, they are decoded only if something may be wrong; otherwise ``[]`` is returned.
     `read` decodes them without a copy.
     """
     refuse_error(values)
@@ -183,7 +183,7 @@ def checked_choices(
         return []
     rows = [choice for choice in (decoded(raw) if read is None else read()) if isinstance(choice, dict)]
     for choice in rows:
-        if is_error_value(choice.get("error")):  # OpenRouter, perhaps beside partial content
+        if is_error_value(choice.get("error")):  # OpenRouter, perhaps with partial content
             raise in_band(parse_error({"error": choice["error"]}))
         if ends_in_error(choice):
             raise BadResponse("it ended without an answer (finish_reason error)", detail="finish_reason error")
@@ -193,7 +193,7 @@ def checked_choices(
 
 
 def refuse_error(values: Mapping[str, Any]) -> None:
-    """Raises the error inside of a 200; an empty one says nothing."""
+    """Raises the error inside of a 200; an empty one is ignored."""
     raw = bytes(values.get("error", b"null"))
     if raw not in (b"null", b"{}", b'""', b"false") and is_error_value(error := decoded(raw)):
         raise in_band(parse_error({"error": error}))

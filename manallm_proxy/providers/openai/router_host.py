@@ -1,11 +1,11 @@
 """Asks a llama-server in router mode (with no model of its own) what it has loaded, and to load a model.
 
-Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` beside unloaded
-where its process has ended by itself (llama.cpp builds 11434, 11669). To make room for another model it unloads even
-one that is still being loaded, so models are loaded one after another here; while all that it has room for are at work
-it answers 500 ("model limit reached"), or not at all until they are done (build 11434), and is asked again. Other
-servers' lists have none of it; they are asked a few times, then hardly ever. How many requests a llama-server answers
-at a time is said in its ``/props``.
+Its model list has a ``status.value`` for each model: unloaded, loading, loaded; and ``failed: true`` with unloaded if
+the model's process has died (llama.cpp builds 11434, 11669). To make room for another model it unloads even one that is
+still loading, so models are loaded one after another here; while all models that it has room for are busy, it answers
+500 ("model limit reached"), or not until one is idle (build 11434), and is asked again. Other servers' lists lack the
+status; they are asked a few times, then hardly ever. ``/props`` has the number of requests that a llama-server answers
+at a time.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RouterHost:
     _list: str = field(init=False)
     _loading: asyncio.Lock = field(factory=asyncio.Lock)
     _slots: dict[str, int] = field(factory=dict)
-    """Of models that stay loaded."""
+    """Slots of the loaded models."""
 
     def __attrs_post_init__(self) -> None:
         base = self.address.base_url
@@ -94,7 +94,7 @@ class RouterHost:
         return tuple(Resident(row.id, context_length=row.window) for row in rows if row.state == "loaded")
 
     async def slots(self, loaded: Iterable[str], seconds: float) -> Mapping[str, int]:
-        """``total_slots`` of ``/props``: of each model in router mode, else of the server."""
+        """``total_slots`` of ``/props``, per model in router mode, else of the server."""
         models = tuple(loaded)
         if not models:
             self._slots.clear()
@@ -107,7 +107,7 @@ class RouterHost:
         return {model: slots for model, slots in self._slots.items() if slots}
 
     async def _slots_of(self, path: str, seconds: float) -> int:
-        """0 if it is not said there."""
+        """``total_slots`` at `path`; 0 if it is missing."""
         try:
             slots = _PROPS.decode(await self._client.ask("GET", path, None, seconds)).total_slots
         except (ProviderError, *DecodeErrors, msgspec.ValidationError):
@@ -137,7 +137,7 @@ class RouterHost:
             if state == "loaded":
                 return
             if begun and state == "unloaded":
-                return  # it was loaded, and had to make room: the request will load it again
+                return  # it was loaded, and has been unloaded to make room: the request will load it again
             begun = begun or state == "loading"
             if state == "failed" or (begun and state != "loading") or (not begun and look * POLL > BEGINS):
                 break
@@ -159,8 +159,8 @@ class RouterHost:
 
 
 def _has_no_room(error: ProviderError) -> bool:
-    """Whether the server cannot unload another model yet, as that one is at work or being loaded: it says so, or waits
-    for that before it answers."""
+    """Whether the server cannot unload another model yet, since it is busy or loading: the server answers that, or
+    delays its answer until then."""
     return isinstance(error, FirstByteTimeout) or "limit reached" in (error.raw_message or "")
 
 

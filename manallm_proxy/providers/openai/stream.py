@@ -1,7 +1,7 @@
-"""A streamed answer of an OpenAI-compatible server: relayed with its bytes, or read into deltas.
+"""Streams of OpenAI-compatible servers: relayed as bytes, or read into deltas.
 
-`EventRelay` looks at each event with bytes methods. JSON is decoded only until there is content, and where a finish
-reason, usage or an error may be in it. `EventReader` decodes every event, for doors that speak another format.
+`EventRelay` scans each event with bytes methods. It decodes JSON only until there is content, and if an event may hold
+a finish reason, usage or an error. `EventReader` decodes events, for doors of another format.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from manallm_proxy.providers.patterned import PATTERN_TRIES, feed_in_steps
 
 _DATA: Final = b"data: "
 _BLANK: Final = b"\n\n"
-"""What ends an event whose lines end in LF."""
+"""The end of an event whose lines end in LF."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _MODEL: Final = re.compile(rb'"model": ?("[^"\\]*")')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
@@ -47,20 +47,20 @@ _NO_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 
 @define
 class EventRelay(EventStream):
-    """Frames with their bytes, but for ``model``, and for the usage that only we asked for."""
+    """Relays frames as bytes, except for ``model``, and for the usage that only we requested."""
 
     _model: bytes = b""
     _old_front: bytes = field(default=b"", repr=False)
     _new_front: bytes = field(default=b"", repr=False)
-    """All events of a stream begin with the same bytes, up to their model: those bytes, and what they become."""
+    """``_old_front``: the bytes, up to the model, with which all events of the stream begin; and their replacement."""
 
     _plain: PlainChunks = field(factory=PlainChunks)
     _splice: Splice | None = field(default=None, repr=False)
-    """Around the words of chunks of that pattern, with the model's name."""
+    """The bytes around the text in chunks of the pattern, with our model's name."""
     _around: tuple[bytes, bytes, bytes, bytes] | None = field(default=None, repr=False)
     """For `relayed`: what such a chunk has before and behind its quoted words, and what the client gets instead."""
     _fronts: tuple[bytes, bytes] = field(default=(b"", b""), repr=False)
-    """Theirs."""
+    """The beginnings of these chunks: the provider's, and ours."""
     _tries_left: int = PATTERN_TRIES
 
     def __attrs_post_init__(self) -> None:
@@ -94,7 +94,7 @@ class EventRelay(EventStream):
             if self._tries_left and (end == len(data) or self._splice is None) and self._is_one_without_end(data[:end]):
                 return self._learn(data[:end], data[end:])
         elif self._splice is not None and len(_BLANK) <= (end := data.find(_BLANK) + len(_BLANK)) < len(data):
-            batch = self._feed(data[:end])  # an event that had begun before
+            batch = self._feed(data[:end])  # the end of an event that began earlier
             return batch if batch.done or batch.error else batch.followed_by(self.feed(data[end:]))
         return self._feed(data)
 
@@ -121,7 +121,7 @@ class EventRelay(EventStream):
         return _joined([*batches, StreamBatch(events), super().feed(data[end:])])
 
     def _is_plain(self, data: bytes) -> bool:
-        """Whether this is one whole event with content only: what nearly every read brings."""
+        """Whether `data` is one whole event with only content: the case of nearly every read."""
         return (
             self._has_content
             and bool(self._old_front)
@@ -132,7 +132,7 @@ class EventRelay(EventStream):
         )
 
     def _is_one_without_end(self, data: bytes) -> bool:
-        """Whether this is one whole event, neither the end of a choice nor an error, nor one that counts tokens."""
+        """Whether `data` is one whole event without a finish reason, error or usage."""
         return (
             data.startswith(_DATA)
             and data.find(b"\n") == len(data) - 2
@@ -183,7 +183,7 @@ class EventRelay(EventStream):
             out += (frame.raw[:at], new, frame.raw[at + len(data) :])
 
     def _read_chunk(self, frame: sse.Frame, data: bytes) -> bytes | None:
-        """Reads a chunk, and returns its data as the client gets it; None if it is not for the client."""
+        """Reads a chunk, and returns its data for the client; None to drop it."""
         try:
             chunk = chunks.read_chunk(frame)
         except ValueError:
@@ -207,7 +207,7 @@ class EventRelay(EventStream):
         if self._call.summary.wants_usage or chunk.get("usage") is None:
             return data
         if not rows:
-            return None  # the usage chunk that only we asked for
+            return None  # the usage chunk that only we requested
         return data if counted is not None and (counted.prompt or counted.completion) else _without_usage(data)
 
     def _with_model(self, data: bytes, *, is_valid: bool) -> bytes:
@@ -225,7 +225,7 @@ class EventRelay(EventStream):
             return set_model(data, None, self._model) if "choices" in spans else data
         if data[span[0] : span[0] + 1] != b'"':  # a number may begin like another
             return set_model(data, span, self._model)
-        if len(data) > LARGE_BYTES:  # no other will begin like this one, if it is so long before its model
+        if len(data) > LARGE_BYTES:  # with so many bytes before its model, no other will begin like it
             return set_model(data, span, self._model)
         return self._renamed(data, span)
 
@@ -236,7 +236,7 @@ class EventRelay(EventStream):
 
 
 def _joined(batches: list[StreamBatch]) -> StreamBatch:
-    """Of relayed events; the last of `batches` tells of the end."""
+    """Merges batches of relayed events; the last one has the end of the stream."""
     if len(batches) == 1:
         return batches[0]
     frames, last = b"".join([batch.frames for batch in batches]), batches[-1]
@@ -246,21 +246,21 @@ def _joined(batches: list[StreamBatch]) -> StreamBatch:
 
 @define
 class EventReader(EventStream):
-    """Deltas, for a door that speaks another format than the provider. See `patterned.Steps`."""
+    """Reads deltas, for a door of another format than the provider's. See `patterned.Steps`."""
 
     blank: ClassVar[bytes] = _BLANK
     _calls: CallParts = field(init=False)
     plain: PlainChunks = field(factory=PlainChunks)
     tries_left: int = PATTERN_TRIES
     _is_all: bool = True
-    """Whether the latest event became all that it says: a part of a call that has no name yet is kept back."""
+    """Whether the latest event was translated in full: a part of a call without a name yet is held back."""
 
     @_calls.default
     def _no_calls(self) -> CallParts:
         return CallParts(limits=self._limits)
 
     def feed(self, data: bytes) -> StreamBatch:
-        if self._has_content and self._is_between:  # nearly always it is one chunk
+        if self._has_content and self._is_between:  # the common case: one chunk
             texts, used = self.plain.read(data)
             if used and used == len(data):
                 self.tries_left = PATTERN_TRIES
@@ -303,7 +303,7 @@ class EventReader(EventStream):
         if any(delta.tool_calls for delta in received):
             self.plain.forget_calls()
         self._has_content = self._has_content or any(delta.has_content for delta in new)
-        if gave_up:  # most formats have no word for it, and would call what was said the whole answer
+        if gave_up:  # most formats have no such reason, and would report the text as a complete answer
             raise BadResponse("it ended its answer with an error (finish_reason error)", detail="finish_reason error")
 
     def _end(self) -> None:
@@ -316,7 +316,7 @@ def _search(data: bytes, pattern: re.Pattern[bytes]) -> bool:
 
 
 def _without_null_usage(data: bytes) -> bytes:
-    """What ``_NO_USAGE`` does, but not by a look at each comma."""
+    """As a substitution of ``_NO_USAGE``, without checking each comma."""
     edits: list[tuple[Span, bytes]] = []
     at = data.find(b'"usage"')
     while at >= 0:

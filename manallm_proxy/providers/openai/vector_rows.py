@@ -1,7 +1,7 @@
-"""The rows of a large embeddings answer, checked slice by slice where they are cut: between one row and the next.
+"""Checks the rows of a large embeddings answer in slices, cut between rows.
 
-To find the members of just any list takes a walk over its brackets. Between two rows of numbers there is nothing that
-looks like their border, and where there is, a slice is no list of rows, and the long way is taken.
+Finding the members of an arbitrary list takes a walk over its brackets. Rows of numbers contain nothing that looks like
+the border between two rows; if they do, a slice is no list of rows, and the general path is taken.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from manallm_proxy.openai.json_object import DecodeErrors
 from manallm_proxy.openai.long_values import check_utf8
 
 _SLICE: Final = 32 * 1024
-"""Bytes that one call checks: rows of them, and at least one."""
+"""Bytes of rows checked per call; at least one row."""
 _AROUND: Final = 64 * 1024
-"""Bytes before and after the rows."""
+"""Max bytes before and after the rows."""
 _DATA: Final = re.compile(rb'"data"\s*:\s*(?=\[)')
 _BORDER: Final = re.compile(rb"\}\s*,\s*(?=\{)")
 
 
 _QUOTE: Final = 0x22
 _BEGIN: Final = frozenset(b'["')
-"""First bytes of a vector: of numbers, or in base64."""
+"""The first bytes of a vector, as numbers or in base64."""
 
 
 class _Row(msgspec.Struct):
@@ -36,7 +36,7 @@ _ROWS: Final = msgspec.json.Decoder(list[_Row])
 
 
 class Rows(NamedTuple):
-    """``start``, ``end``: of the list of rows; ``left``: the body with ``0`` in its place; ``packed``: in base64."""
+    """``start``, ``end``: span of the list of rows; ``left``: the body with ``0`` in its place; ``packed``: base64."""
 
     start: int
     end: int
@@ -46,10 +46,10 @@ class Rows(NamedTuple):
 
 
 def large_rows(body: bytes) -> Rows | None:
-    """None where only a closer look can tell.
+    """The rows of `body`; None if this check is inconclusive.
 
-    Rows are well-formed, and each has an embedding. Whether they are the object's own ``data`` shows when what is left
-    is read: then its value is where they were.
+    The rows are well-formed, and each has an embedding. Whether they are the top-level ``data`` shows when ``left`` is
+    parsed: then its value is at ``start``.
     """
     found = _DATA.search(body, 0, _AROUND)
     if found is None:

@@ -1,7 +1,7 @@
 """The dialect of OpenAI and of all compatible servers: bytes are relayed, not rewritten.
 
-A request keeps its bytes but for ``model`` and, where we count tokens, ``stream_options``. A reply keeps
-its bytes but for ``model``, and for the usage chunk that only we asked for.
+A request keeps its bytes except for ``model`` and, if we count tokens, ``stream_options``. A reply keeps its bytes
+except for ``model``, and for the usage chunk that only we requested.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from manallm_proxy.providers.sniffer import Sniffer
 from manallm_proxy.providers.wire import Request, Translator
 
 STRICT_LIMIT: Final = 1000
-"""Models of one provider that are known to refuse ``stream_options``. Clients choose their names: the oldest goes."""
+"""Max models known to refuse ``stream_options``. Clients choose their names, so the oldest is dropped."""
 
 
 @define
@@ -156,7 +156,7 @@ def _says_no_effort(call: Call) -> bool:
 
 
 def _whole(body: bytes) -> Answer:
-    """A complete answer, read into choices."""
+    """A complete answer, translated into choices."""
     if (plain := plain_reply(body)) is not None:
         said, usage = plain
         return Answer(usage=usage_from_openai(usage), choices=(said,))
@@ -169,10 +169,10 @@ def _whole(body: bytes) -> Answer:
 
 
 class _Row(msgspec.Struct):
-    """One model of a list: ``id``, and what some servers add.
+    """One model of a list: ``id``, and members that some servers add.
 
-    Its context length is what OpenRouter and Together, vLLM, Groq, LM Studio, Anthropic call it, in this order; the
-    longest answer what Groq and Anthropic do, and OpenRouter inside of ``top_provider``.
+    The context length has the names of OpenRouter and Together, vLLM, Groq, LM Studio, Anthropic, in this order; the
+    max answer those of Groq and Anthropic, and OpenRouter's inside of ``top_provider``.
     """
 
     id: str = ""
@@ -192,12 +192,12 @@ class _Row(msgspec.Struct):
     meta: Any = None
 
     def tokens(self) -> int:
-        """Its context length; 0 if the list does not say. A bool is no number."""
+        """Its context length in tokens; 0: unknown. A bool is no number."""
         lengths = (self.context_length, self.max_model_len, self.context_window, self.max_context_length)
         return _first(*lengths, self.max_input_tokens)
 
     def most(self) -> int:
-        """Tokens of its longest answer; 0 where the list does not say."""
+        """Max tokens of an answer; 0: unknown."""
         inside = self.top_provider.get("max_completion_tokens") if isinstance(self.top_provider, dict) else None
         return _first(self.max_completion_tokens, inside, self.max_tokens)
 
@@ -227,7 +227,7 @@ def _size(meta: object) -> int:
 
 
 def _capabilities(row: _Row) -> frozenset[str] | None:
-    """OpenRouter lists parameters and modalities, llama-server modalities. What neither mentions counts as supported.
+    """Capabilities by OpenRouter's parameters and modalities, or llama-server's modalities; others count as supported.
 
     llama-server's router lists "text" for each model that it has not loaded, even if that takes images too.
     """
