@@ -39,7 +39,7 @@ class Both:
         self.written.append(data)
         return True
 
-    def hush(self) -> None:
+    def stop_heartbeats(self) -> None:
         self.written.append(b"(hush)")
 
 
