@@ -34,7 +34,9 @@ class ClientStream:
         if batch.is_large:
             events = await events_of(self.reply, batch)
             await self.writer.write(events)
-            free_in_thread([events])
+            held = [events]
+            del events  # which else were freed here, in one go
+            free_in_thread(held)
             return
         events = self.reply.events(batch)
         if batch.done and batch.error is None and len(events) <= LAST_BYTES:
@@ -64,7 +66,9 @@ class ClientStream:
         last = self._last + await offload(long, self.reply.end, self.stream.usage)
         await self.writer.finish(last)
         if long:
-            free_in_thread([last])
+            held = [last]
+            del last
+            free_in_thread(held)
 
     async def fail(self, error: ProxyError) -> None:
         long = self.reply.ends_long

@@ -212,7 +212,9 @@ class Exchange:
         self._response = response = RawResponse(self.request, headers, len(body))
         await write_json(self.request, response, body, self.generation.config.limits)
         if len(body) > LARGE_BYTES:
-            free_in_thread([body])
+            held = [body]
+            del body  # which else were freed here, in one go
+            free_in_thread(held)
         return response
 
     async def _stream(self, dispatch: Dispatch, reply: Reply) -> web.StreamResponse:

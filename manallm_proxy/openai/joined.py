@@ -21,6 +21,9 @@ SMALL: Final = 2**20
 """Bytes or characters that are joined in one call."""
 PART: Final = 64 * 1024
 """Bytes of one call."""
+_APART: Final = 512 * 1024
+"""Bytes of a block that malloc holds apart, see `large.expect_large`. It grows by moving its pages, while one that
+began among the small ones is copied when it finds no more room there, all of it at once."""
 _WIDTHS: Final = (0x7F, 0xFF, 0xFFFF, 0x10FFFF)
 """The largest characters of CPython's four string representations (PEP 393)."""
 
@@ -55,6 +58,9 @@ class Growing:
         return joined
 
     def _flush(self) -> None:
+        if not self._buffer.tell() and type(self._buffer) is io.BytesIO:
+            self._buffer = io.BytesIO(bytes(_APART))  # of which no page is touched
+            self._buffer.truncate(0)
         if self._size <= PART:
             self._buffer.write(b"".join(self._group))
         else:
