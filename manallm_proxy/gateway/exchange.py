@@ -7,7 +7,7 @@ one `RequestEnded`, and the client learns of a failure by status or in-band, nev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from functools import partial
 
 from attrs import evolve, field
@@ -37,7 +37,7 @@ from manallm_proxy.gateway.cache_step import CacheStep
 from manallm_proxy.gateway.client_keys import Caller
 from manallm_proxy.gateway.client_stream import ClientStream
 from manallm_proxy.gateway.dispatch import Dispatch, written
-from manallm_proxy.gateway.exchange_state import State
+from manallm_proxy.gateway.exchange_state import MANY, State
 from manallm_proxy.gateway.generation import Generation
 from manallm_proxy.gateway.render import Renderer
 from manallm_proxy.gateway.request_plan import chain_of, plan_request
@@ -64,6 +64,8 @@ class Exchange:
     renderer: Renderer
     request_id: str
     started: float
+    in_flight: Sized = field(repr=False)
+    """All requests of this process, this one included."""
     take_place: Callable[[Exchange], None]
     """Called once its body is complete. Raises Overloaded and KeyLimited if there is no place."""
     caller: Caller | None = None
@@ -172,6 +174,8 @@ class Exchange:
         if call.native is not None and not self.generation.speaks_to_all(chain, call.native.dialect.path):
             call = await offload(call.is_large, call.translated)
         self._remarks = call.remarks
+        if len(self.in_flight) > MANY:
+            await asyncio.sleep(0)
         plan = plan_request(self.generation, call, self.caller, chain)
         self.walk = plan.walk
         self._dispatch = dispatch = Dispatch(self.generation, call, plan, self.caller is None, self.trace, call.notes)
@@ -202,6 +206,8 @@ class Exchange:
         answer, self.resolved = await dispatch.complete()
         self.note_commit(self.resolved)
         self.usage = answer.usage
+        if len(self.in_flight) > MANY:
+            await asyncio.sleep(0)
         return await self.send(await written(reply, self.resolved.target, answer), answer.content_type)
 
     async def send(self, body: bytes, content_type: str) -> web.StreamResponse:

@@ -44,7 +44,7 @@ class Pipeline:
         async def handle(request: web.BaseRequest, _rest: str) -> web.StreamResponse:
             generation = self.serving.generation
             id_, now = request_id_of(request), generation.registry.clock()
-            exchange = Exchange(request, door, generation, self.renderer, id_, now, self._take)
+            exchange = Exchange(request, door, generation, self.renderer, id_, now, self.exchanges, self._take)
             if self.serving.traced:
                 exchange.trace = start_trace(request.headers)
             try:
