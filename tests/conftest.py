@@ -32,7 +32,7 @@ from tests import command, fair_clock, rewriting, sdks
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what starts as a process is compiled once, and not each time
 sys.dont_write_bytecode = False
 
-settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

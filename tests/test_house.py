@@ -7,8 +7,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from tests.cases import every
 
+pytestmark = pytest.mark.together  # all of them read all files
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "manallm_proxy"
 MAY_IMPORT: dict[str, set[str]] = {
