@@ -8,6 +8,7 @@ from attrs import field
 
 from manallm_proxy.contract.door import Door
 from manallm_proxy.contract.errors import KeyRevoked, OriginNotAllowed, Overloaded, ProxyError
+from manallm_proxy.contract.events import Crashed
 from manallm_proxy.contract.records import define
 from manallm_proxy.gateway.credentials import key_of, request_id_of
 from manallm_proxy.gateway.exchange import Exchange
@@ -115,7 +116,10 @@ class Pipeline:
     def _report_closed(self) -> None:
         closed, self._closed = self._closed, []
         for number, exchange in enumerate(closed, 1):
-            exchange.report(more=number < len(closed))
+            try:
+                exchange.report(more=number < len(closed))
+            except Exception as error:  # a bug in the report of one is not to cost the others theirs
+                exchange.generation.registry.observe(Crashed("request report", error, exchange.request_id))
 
     def end_revoked(self) -> None:
         """After a reload: ends the requests whose key was removed, each with that error."""
