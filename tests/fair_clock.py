@@ -17,10 +17,13 @@ TOLD = "/proc/thread-self/schedstat"
 """Of the thread that reads it, in nanoseconds: how long it ran, and how long it was ready to; then how often."""
 OFTEN = 0.01
 """Seconds between two looks at it, which take 10 us."""
+A_MOMENT = 1e-6
+"""Seconds that a look at the clock takes at least."""
 
 
 class FairTime:
-    """In place of `BaseEventLoop.time`. It never goes back by what it has just learned."""
+    """In place of `BaseEventLoop.time`. It never goes back by what it has just learned, and never quite stands: what
+    took a moment took some time."""
 
     looked = waited = last = 0.0
 
@@ -30,7 +33,7 @@ class FairTime:
             self.looked = now
             with contextlib.suppress(OSError, IndexError):
                 self.waited = _waited()
-        self.last = max(self.last, now - self.waited)
+        self.last = max(self.last + A_MOMENT, now - self.waited)
         return self.last
 
 

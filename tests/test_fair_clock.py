@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def test_waiting_for_a_processor_is_left_out(tmp_path: Path, monkeypatch: pytest
         else:
             told.write_text(f"123 {waited} 4\n")
         shown.append(round(clock(), 6))
-    assert shown == [100.0, 100.6, 100.601, 100.601, 101.6]
+    assert shown == [100.0, 100.6, 100.601, 100.601001, 101.6]
 
 
 async def test_loops_go_by_it() -> None:
@@ -43,3 +44,14 @@ async def test_loops_go_by_it() -> None:
     began = loop.time()
     await asyncio.sleep(0.03)
     assert 0.0299 <= loop.time() - began <= time.monotonic() - wall
+
+
+def test_what_took_a_moment_took_some_time() -> None:
+    """Also while the clock waits for the time that it has told already: a duration of 0 is one that is not known."""
+    clock = fair_clock.FairTime()
+    clock()
+    clock.waited += 60.0
+    clock.looked = float("inf")  # it learns no more
+    told = [clock() for _ in range(100)]
+    assert all(later > earlier for earlier, later in pairwise(told))
+    assert told[-1] - told[0] < 0.001
