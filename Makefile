@@ -14,7 +14,8 @@ CLIENTS := $(VENV)/clients
 REAL := tests/clients/real
 FRESH := $(VENV)/fresh
 PIP := -m pip --quiet --disable-pip-version-check
-PINNED := --constraint constraints.txt
+# by PEP 517, since Debian 12's pip otherwise builds a package that is a source only by `setup.py`, for which `wheel` is missing
+PINNED := --use-pep517 --constraint constraints.txt
 # of the tests: much of their time they wait, so two cores do for six
 WORKERS ?= 6
 PYTEST := -m pytest -p tests.forks --forks $(WORKERS)

@@ -31,7 +31,7 @@ install:  ## install under PREFIX, with the systemd unit and /etc/manallm (DESTD
 	rm -rf "$$new" "$$old"; \
 	cp -R $(SOURCES) "$$source"; \
 	$(PYTHON) -m venv "$$new"; \
-	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --no-compile \
 		--constraint "$$source/constraints.txt" "$$source"; \
 	"$$new/bin/python" -m pip uninstall -qq --disable-pip-version-check --yes setuptools pip; \
 	find "$$new/bin" ! -name 'python*' ! -type d -exec rm -f {} +; \

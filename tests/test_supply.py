@@ -84,3 +84,9 @@ def test_whoever_installs_takes_the_pins() -> None:
     for extras in (".", "'.[test,dev]'"):
         assert f"$(PIP) install $(PINNED) --editable {extras}\n" in makefile
     assert '--constraint "$$source/constraints.txt"' in (ROOT / "systemd/install.mk").read_text()
+
+
+def test_a_package_that_is_a_source_only_is_built_without_what_the_machine_happens_to_have() -> None:
+    """Debian 12's pip takes `setup.py` for it by default, and `make packages` failed where no wheel was cached."""
+    assert re.search(r"^PINNED := --use-pep517 ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "pip install --quiet --disable-pip-version-check --use-pep517" in (ROOT / "systemd/install.mk").read_text()
