@@ -291,6 +291,27 @@ async def test_a_model_that_does_not_think_is_asked_without_it(door: str, stream
             assert (await p.get("/v1/health"))[1]["providers"]["box"].get("targets", {}) == {}
 
 
+@pytest.mark.parametrize("door", ["chat", "messages"])
+async def test_a_refusal_of_thinking_that_was_not_asked_for_is_the_servers(door: str, tmp_path: Path) -> None:
+    """Its list says that the model does not think, so it was asked without: no caller could mend such a request."""
+
+    async def confused(connection: Connection) -> None:
+        while (seen := await connection.request()) is not None:
+            if seen.method == "GET":
+                await connection.reply({"models": [{"name": "m", "model": "m", "capabilities": ["completion"]}]})
+            else:
+                assert "think" not in seen.json
+                await connection.reply({"error": '"m" does not support thinking'}, "400 Bad Request")
+
+    path, body = ADVICE[door]
+    async with upstream(confused) as box, upstream(each(answers)) as cloud:
+        providers = {"box": configured("ollama", box), "cloud": configured("openai", cloud)}
+        async with proxy(settings(providers), tmp_path) as p:
+            code, answer, headers = await p.post(path, {"model": "mana/test", **body, "stream": False})
+            assert (code, headers["x-mana-llm-resolved"], len(box.posts)) == (200, "cloud/m", 1), answer
+            assert "bad_response" in p.log.getvalue()
+
+
 @pytest.mark.parametrize("door", ASKED)
 async def test_who_asks_an_ollama_to_think_means_it(door: str, tmp_path: Path) -> None:
     """As there, it is the caller's mistake; and a refusal of something else is not answered with another request."""

@@ -84,7 +84,10 @@ class Wire(Protocol):
         """The error for a status other than 200. `headers` are case-insensitive, `body` is at most 64 KiB."""
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """After a refusal, the request in a form that the provider will accept, if `body` shows which; else None."""
+        """After a refusal, the request in a form that the provider will accept, if `body` shows which; else None.
+
+        Raises BadResponse if it refuses what was not in the request.
+        """
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """`entry`'s target answered `request`, reshaped, with 200. A wire may send it that form from now on.

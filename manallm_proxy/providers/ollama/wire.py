@@ -91,14 +91,20 @@ class OllamaWire:
         return ollama_failure.failure(status, headers, body)
 
     def reshape(self, call: Call, entry: Entry, status: int, body: bytes) -> Request | None:
-        """For a model that does not think: leaves out the reasoning effort, unless the client sets ``think`` itself."""
+        """For a model that does not think: leaves out the reasoning effort, unless the client sets ``think`` itself.
+
+        Raises BadResponse if it refuses thinking that it was not asked for: no caller could mend such a request.
+        """
         if status != 400 or b"think" not in body:
             return None
         fields = decode_leniently(call.body)
         if {**fields, **call.ollama}.get("think") is not None or not (fields.keys() & _EFFORTS):
             return None
         fields = {key: value for key, value in fields.items() if key not in _EFFORTS}
-        return self.request(evolve(call, body=encode(fields)), entry)
+        silent = self.request(evolve(call, body=encode(fields)), entry)
+        if b"does not support thinking" in body and silent.content == self.request(call, entry).content:
+            raise BadResponse("Ollama refuses to think, which it was not asked for", detail="refused what was not sent")
+        return silent
 
     def remember_reshaped(self, entry: Entry, request: Request) -> bool:
         """Nothing to learn."""
