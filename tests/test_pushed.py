@@ -187,6 +187,13 @@ def test_the_size_of_a_chunk_within_another_is_data() -> None:
     assert (end, b"".join(got)) == (b"", b"ok" + b"x" * 10 + looks[:0xE6] + within)
 
 
+def test_the_size_of_a_chunk_of_one_byte_is_data() -> None:
+    """As above, where the whole is shorter than the line with its size."""
+    reads = [b"3\r\nab", b"1\r\n1\r\n", b"7\r\n4\r\nabcd\r\n", END]
+    end, got, _ = read_all(reads)
+    assert (end, b"".join(got)) == (b"", b"ab17abcd")
+
+
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40) | st.sampled_from([b"6\r\n6\r\n6\r\n", framed(b"ab")]), max_size=6)
 
 

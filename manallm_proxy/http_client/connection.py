@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
             is_broken = True
         # If it saw nothing but what is in that frame, it stands behind the frame now. Where both begin alike, it may
         # have seen the end of a longer chunk, and behind that the size of the next.
-        self._is_between = self._bodies == [chunk] and chunk[:_SIZE_LINE] != data[:_SIZE_LINE]
+        self._is_between = self._bodies == [chunk] and not data.startswith(chunk[:_SIZE_LINE])
         if self._bodies:
             self._add_bodies(response)
         if is_broken or self._refused or self._overhead > HEAD_LIMIT:
