@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -113,3 +114,15 @@ def test_a_plain_request_is_not_decoded_for_a_provider_of_its_own(monkeypatch: p
     assert isinstance(reading, tuple)
     call: Call = reading[0]
     assert call.at("p", ("responses",)) is call and call.response_fields["store"] == b"false"
+
+
+@pytest.mark.parametrize("fields", [{"input": "x" * 300_000}, {"input": "hi", "previous_response_id": "resp_1"}])
+def test_a_request_whose_client_left_while_it_was_read_gives_no_warning(fields: dict[str, Any]) -> None:
+    """A large one is given to a thread, and what the thread made of it is awaited by nobody then."""
+    body = json.dumps(fields).encode()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        reading = door.ResponsesDoor(MemoryStore(Clock())).read(body, Client("r"))
+        assert not isinstance(reading, tuple)
+        del reading
+    assert not seen

@@ -119,6 +119,19 @@ async def test_a_client_that_expects_100_continue_gets_the_same_answer(tmp_path:
 
 
 @pytest.mark.built_in
+async def test_a_client_of_http_1_0_gets_one_answer_whatever_it_expects(tmp_path: Path) -> None:
+    """It knows no 100, and would take that for the answer."""
+    async with proxy(LOOPBACK, tmp_path) as p:
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+        head, body = POST.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nExpect: 100-continue\r\n").split(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        await until(lambda: bool(p.app.gateway.pipeline.exchanges))
+        writer.write(body)
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.0 200 OK")
+        writer.close()
+
+
+@pytest.mark.built_in
 @pytest.mark.parametrize(("version", "asked", "stays"), [("1.1", "", 1), ("1.1", "close", 0), ("1.0", "", 0)])
 async def test_a_connection_goes_on_unless_somebody_wants_its_end(
     tmp_path: Path, version: str, asked: str, stays: bool

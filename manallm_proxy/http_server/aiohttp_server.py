@@ -72,8 +72,13 @@ def reject_ambiguous(request: web.BaseRequest) -> ProxyError | None:
 
 
 def ask_for_body(request: web.BaseRequest) -> None:
-    """Sends ``100 Continue`` if the client waits for it before sending its body."""
-    if "Expect" in request.headers and request.transport is not None and not internals.is_answered(request):
+    """Sends ``100 Continue`` if the client waits for it before sending its body.
+
+    HTTP/1.0 has no such answer, and its clients would take it for the one to their request (RFC 9110, section 10.1.1).
+    """
+    if "Expect" not in request.headers or request.transport is None or internals.is_answered(request):
+        return
+    if internals.version_of(request) == HttpVersion11:
         request.transport.write(CONTINUE)
 
 

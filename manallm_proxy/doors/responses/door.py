@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-from attrs import evolve
+from attrs import evolve, field
 
 from manallm_proxy.contract.door import Client
 from manallm_proxy.contract.errors import InvalidRequest
@@ -41,6 +41,16 @@ Reading = tuple[Call, ResponsesReply]
 
 
 @define(eq=False)
+class _Later:
+    """Begins only once it is awaited: a coroutine that nobody awaits, since its client has left, gives a warning."""
+
+    begin: Callable[[], Coroutine[Any, Any, Reading]] = field(repr=False)
+
+    def __await__(self) -> Generator[Any, None, Reading]:
+        return self.begin().__await__()
+
+
+@define(eq=False)
 class ResponsesDoor:
     """See `door.Door`. Every call has the whole conversation, since providers keep nothing of earlier requests."""
 
@@ -56,10 +66,10 @@ class ResponsesDoor:
         Most requests are small and without references: these are read without awaiting anything.
         """
         if is_large(body):
-            return self._read_aside(body, client)
+            return _Later(partial(self._read_aside, body, client))
         asked = read_request(body)
         if asked.previous is not None or (not asked.is_plain and any(map(_is_reference, asked.items()))):
-            return self._read_on(body, asked, client)
+            return _Later(partial(self._read_on, body, asked, client))
         form = self._form(body, asked, (), None, client)
         return self._begun(form, _call_of(form, client), _kept(form) if asked.stores else (), client)
 
