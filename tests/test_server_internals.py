@@ -193,6 +193,51 @@ async def test_what_comes_behind_a_declined_upgrade_is_requests(parts: int) -> N
             assert await asyncio.wait_for(reader.readuntil(expected), 5)
 
 
+H2C = b"POST /up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n"
+BODY = b"Content-Length: 3\r\n\r\nabc"
+CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+
+
+async def test_nothing_is_lost_behind_a_request_for_another_protocol() -> None:
+    """``upgrade``: aiohttp drops what is in the read that ends it, so that the next one would be cut.
+
+    Where that cannot be helped the answer says that it is the last: what came is asked again, and not in part.
+    """
+
+    async def reads(request: web.BaseRequest) -> web.Response:
+        return web.Response(text=f"{request.path} {len(await request.read())}\n")
+
+    raw = H2C + BODY + GET
+    async with serving(reads) as (runner, _, _):
+        await until(lambda: bool(runner.server.connections))
+        [first] = runner.server.connections
+        for place in (1, *range(len(H2C + BODY) - 7, len(H2C + BODY) + 3)):
+            reader, writer = await asyncio.open_connection(*runner.addresses[0])
+            await until(lambda: len(runner.server.connections) == 2)
+            [connection] = set(runner.server.connections) - {first}
+            connection.data_received(raw[:place])
+            connection.data_received(raw[place:])
+            said = await asyncio.wait_for(reader.readuntil(b"/up 3\n"), 5)
+            if b"Connection: close" in said:
+                assert await asyncio.wait_for(reader.read(), 5) == b"", place
+            else:
+                assert await asyncio.wait_for(reader.readuntil(b"/ 0\n"), 5), place
+            writer.close()
+            await until(lambda: len(runner.server.connections) == 1)
+
+
+@pytest.mark.parametrize(("body", "stays"), [(BODY, True), (b"\r\n", True), (CHUNKS, False)])
+async def test_a_connection_outlives_a_request_for_another_protocol(body: bytes, stays: bool) -> None:
+    """Java's client asks for HTTP/2 with each of its requests; how long chunks are nobody knows."""
+    async with serving(ok) as (_, reader, writer):
+        for _ in range(2):
+            writer.write(H2C + body)
+            said = await asyncio.wait_for(reader.readuntil(b"ok"), 5)
+            assert (b"Connection: close" not in said) is stays
+            if not stays:
+                break
+
+
 async def test_the_usual_properties_are_attributes_and_say_what_aiohttps_say() -> None:
     """Also of a request whose target is a whole URL, of which the path counts; and the task is the one that runs."""
     seen: list[dict[str, object]] = []

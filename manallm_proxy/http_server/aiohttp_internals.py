@@ -30,20 +30,16 @@ TOO_MANY_HEADERS: Final = "Too many headers received"
 
 def _check() -> None:
     wanted: tuple[tuple[type, tuple[str, ...]], ...] = (
-        (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "handle_error")),
-        (RequestHandler, ("start", "_handle_request", "finish_response", "log_exception")),
+        (RequestHandler, ("_request_count", "_messages", "_current_request", "force_close", "_keepalive")),
         (
             RequestHandler,
-            ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close"),
+            ("start", "_handle_request", "finish_response", "log_exception", "_request_handler", "handle_error"),
         ),
-        (
-            RequestHandler,
-            ("_request_handler", "_task_handler", "_lingering_time", "_keepalive"),
-        ),
+        (RequestHandler, ("_waiter", "_manager", "_parser", "_upgraded", "_buffer_paused", "_force_close", "_close")),
         (RequestHandler, ("connection_made", "connection_lost", "close", "ssl_context", "peername", "sockname")),
         (web.Server, ("connection_made", "connection_lost")),
-        (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers")),
-        (RequestHandler, ("_message_tail", "_resume_reading_if_drained", "resume_reading")),
+        (RequestHandler, ("_read_bufsize", "max_line_size", "max_field_size", "max_headers", "_task_handler")),
+        (RequestHandler, ("_message_tail", "_resume_reading_if_drained", "resume_reading", "_lingering_time")),
         (BaseProtocol, ("_reading_paused",)),
         (StreamReader, ("_buffer", "_buffer_offset", "_eof", "_exception", "_size")),
         (HttpRequestParser, ("message_consumed", "set_upgraded")),
@@ -68,8 +64,7 @@ _check()
 
 
 class Request(web.BaseRequest):
-    """A request whose usual properties are plain attributes, which takes a fourth of the time; a request has some 20
-    looks at them."""
+    """A request whose usual properties, at which it has some 20 looks, are attributes: a fourth of the time."""
 
     headers: CIMultiDictProxy[str] = None  # type: ignore[assignment]  # in the place of aiohttp's property
     method: str = ""
@@ -219,10 +214,8 @@ class OneTaskHandler(RequestHandler):
         return True
 
     async def _read_rest(self, payload: StreamReader) -> None:
-        """Drops the rest of a body that the handler did not read. If it does not arrive in time, the connection ends.
-
-        Closing at once would send RST, on which the client's system drops the answer.
-        """
+        """Drops the rest of a body that the handler did not read: closing at once would send RST, on which the client's
+        system drops the answer. If it does not arrive in time, the connection ends."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof() and not self._force_close:
@@ -248,10 +241,8 @@ class OneTaskHandler(RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
     def _decline_upgrade(self) -> None:
-        """Treats what follows a request for another protocol as ordinary requests.
-
-        aiohttp would queue them itself, bypassing `data_received`, in which a subclass distinguishes heads and bodies.
-        """
+        """Treats what follows a request for another protocol as ordinary requests: aiohttp would queue them itself,
+        bypassing `data_received`, in which a subclass distinguishes heads and bodies."""
         if self._parser is not None:
             self._parser.set_upgraded(False)
             self._upgraded = False
@@ -302,6 +293,18 @@ def is_handling(connection: RequestHandler) -> bool:
     return connection._current_request is not None or bool(connection._messages)
 
 
+def ignored_upgrade(connection: RequestHandler) -> RawRequestMessage | None:
+    """The latest request, if it is for a protocol to which nobody upgrades, such as ``h2c``."""
+    message = connection._messages[-1][0]
+    is_one = isinstance(message, RawRequestMessage) and message.upgrade and not connection._upgraded
+    return cast(RawRequestMessage, message) if is_one else None
+
+
+def end_after(connection: RequestHandler, message: RawRequestMessage) -> None:
+    """The answer to `message`, the latest request, will end the connection."""
+    connection._messages[-1] = message._replace(should_close=True), connection._messages[-1][1]
+
+
 def is_unparsed(connection: RequestHandler) -> bool:
     """Whether incoming bytes are held until a request for another protocol is answered."""
     return connection._upgraded
@@ -317,15 +320,12 @@ def take_body(payload: StreamReader) -> bytes:
 
 
 def forget_body(connection: RequestHandler, payload: aiohttp.StreamReader) -> None:
-    """Makes `connection` expect the next request, since the body that its parser waits for was received another way.
-
-    Ends `payload`, through which it would have come. The parser itself would only learn that by being fed the body.
-    """
+    """Makes `connection` expect the next request, since the body that its parser waits for was received another way:
+    a parser only learns that by being fed the body. Ends `payload`, through which it would have come."""
     old = connection._parser
     if old is not None:
-        more: dict[str, Any] = {}
-        if hasattr(connection, "_max_msg_queue_size"):  # not in aiohttp 3.14.3
-            more["max_msg_queue_size"] = connection._max_msg_queue_size
+        size = getattr(connection, "_max_msg_queue_size", None)  # not in aiohttp 3.14.3
+        more: dict[str, Any] = {} if size is None else {"max_msg_queue_size": size}
         connection._parser = type(old)(
             connection,
             connection._loop,

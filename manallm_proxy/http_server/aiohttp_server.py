@@ -85,7 +85,17 @@ def ask_for_body(request: web.BaseRequest) -> None:
 class _Connection(internals.OneTaskHandler):
     """One connection. A request's head has limits of time and size: a slow client must not hold a connection."""
 
-    __slots__ = ("_all", "_head_limit", "_head_size", "_heads", "_is_awaited", "_limits", "_payload", "_refusal")
+    __slots__ = (
+        "_all",
+        "_head_limit",
+        "_head_size",
+        "_heads",
+        "_is_awaited",
+        "_left",
+        "_limits",
+        "_payload",
+        "_refusal",
+    )
 
     def __init__(self, server: Server) -> None:
         super().__init__(server, **server.options)
@@ -96,6 +106,8 @@ class _Connection(internals.OneTaskHandler):
         """Whether there is a limit to the wait for a head."""
         self._head_size = 0
         """Bytes received of a head that is not complete."""
+        self._left = 0
+        """See `_body_left`."""
         self._payload: StreamReader = EMPTY_PAYLOAD
         """The body of the last request whose head was complete."""
 
@@ -108,6 +120,11 @@ class _Connection(internals.OneTaskHandler):
             self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._left:
+            end, self._left = data[: self._left], max(0, self._left - len(data))
+            if len(end) < len(data):
+                self.data_received(end)
+                data = data[len(end) :]
         between = self._payload.is_eof()
         if between and self._head_size + len(data) > self._head_limit and self._refuse_long_head(data):
             return
@@ -115,6 +132,7 @@ class _Connection(internals.OneTaskHandler):
         if payload is not None:
             self._payload = payload
             self._head_size = 0
+            self._left = self._body_left(data, payload)
             if self._is_awaited:
                 self._is_awaited = False
                 self._heads.end(self)
@@ -122,6 +140,23 @@ class _Connection(internals.OneTaskHandler):
             self._head_size += len(data)
             if not self._is_awaited:
                 self._await_head()
+
+    def _body_left(self, data: bytes, payload: StreamReader) -> int:
+        """Of a request for a protocol that is not spoken here, whose head ended in `data`: how many bytes of its body
+        are still to come; 0 for any other.
+
+        aiohttp's parser drops what stands behind such a request in the read that ends it: the next one would be cut. So
+        these bytes are read alone, and where something may have been dropped the answer ends the connection.
+        """
+        message = internals.ignored_upgrade(self)
+        if message is None:
+            return 0
+        length, head = int(message.headers.get("Content-Length", 0)), data.find(b"\r\n\r\n")
+        if not (message.chunked or payload.is_eof()):
+            return length - payload.total_bytes
+        if message.chunked or head < 0 or head + 4 + length != len(data):
+            internals.end_after(self, message)
+        return 0
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._all.open -= 1
