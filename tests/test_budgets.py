@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.structure import ConfigError
+from manallm_proxy.process import spend_file
 from tests.figures import value
 from tests.native_servers import speaks_messages, speaks_responses
 from tests.proxy import Proxy, openai, process, proxy, settings, written
@@ -430,11 +432,27 @@ async def test_a_file_that_is_none_of_ours_is_set_aside(content: bytes, tmp_path
         assert (tmp_path / "kept.json.unreadable").read_bytes() == content
 
 
+@pytest.mark.parametrize("made", [os.mkfifo, partial(os.symlink, "/dev/null"), os.mkdir])
+def test_what_is_no_regular_file_stays_as_it_is(made: Callable[[Path], None], tmp_path: Path) -> None:
+    """It is neither waited for nor renamed nor replaced: /dev/null would be, by a proxy that runs as root."""
+    made(path := tmp_path / "spend.json")
+    before = path.lstat()
+    rows, wrong = spend_file.read(path)
+    assert rows == []
+    assert wrong is not None
+    assert wrong.startswith("it cannot be read")
+    with pytest.raises(OSError, match="no regular file"):
+        spend_file.write(path, [("a", 1, 1.0, 1)])
+    assert path.lstat() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["spend.json"]
+
+
 async def test_a_place_that_cannot_be_written_costs_no_request(tmp_path: Path) -> None:
-    """It is said once, and budgets hold all the same; without any place the start says so."""
+    """It is said at the start, and budgets hold all the same; without any place the start says so."""
     async with upstream(each(answers)) as cloud:
         config = with_budget(settings({"cloud": openai(cloud.url)}, [DEAR]), budget={"day": "5 USD"})
         async with proxy({**config, "spend_file": "nowhere/spend.json"}, tmp_path) as p:
+            assert f"its folder {tmp_path / 'nowhere'} is not there" in p.log.getvalue()
             assert (await ask(p))[0] == 200
             await until(lambda: "it cannot be written" in p.log.getvalue())
         async with proxy(config, tmp_path) as p:

@@ -306,6 +306,36 @@ def test_key_file_is_read_at_each_load(loaded: Load, tmp_path: Path) -> None:
         assert loaded(text).providers["g"].api_key == key
 
 
+@pytest.mark.parametrize(("name", "why"), [("pipe", "it is no regular file"), ("zero", "it is no regular file")])
+def test_a_key_file_that_never_ends_is_not_read(mistakes: Told, tmp_path: Path, name: str, why: str) -> None:
+    """Nor waited for, be it a key's or a credential's: `check`, the start and each reload would hang, or eat memory."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    told = mistakes(f"providers: {{g: {{kind: google, api_key_file: {name}}}}}\naliases: {{}}")
+    assert told == [f"providers.g.api_key_file: the file cannot be read ({why})"]
+    text = f"providers: {{g: {{kind: google, api_key: '${{{name}}}'}}}}\naliases: {{}}"
+    assert mistakes(text, CREDENTIALS_DIRECTORY=str(tmp_path)) == [
+        f"{tmp_path}/proxy.yaml: line 1: the credential {name} cannot be read"
+    ]
+
+
+def test_a_key_in_quotes_is_noted(loaded: Load) -> None:
+    """`docker run --env-file` and the like pass them on, and the provider would only say that the key is wrong."""
+    text = "providers: {g: {kind: google, api_key: '${A}'}}\naliases: {}"
+    for key in ("'abc'", '"abc"'):
+        [note] = loaded(text, A=key).notes
+        assert note.startswith("providers.g.api_key: begins and ends with a quote, which is taken as a part of it")
+        assert "abc" not in note
+
+
+def test_shared_state_without_its_address_is_noted(loaded: Load) -> None:
+    """Or limits that several instances were to share would be each one's own, and nobody knew."""
+    text = "state: ${REDIS_URL}\nproviders: {}\naliases: {}"
+    [note] = loaded(text).notes
+    assert note.startswith("state: REDIS_URL is not set, so nothing is shared")
+    assert loaded(text.replace("REDIS_URL", "REDIS_URL:-redis://a"), A="").notes == ()
+
+
 def test_unset_key_leaves_a_provider_unconfigured(loaded: Load) -> None:
     """That is no mistake: it is listed, with the reason."""
     config = loaded("providers: {p: {kind: ollama, api_key: '${A}${B}'}}\naliases: {}")

@@ -27,9 +27,10 @@ CHAINS = "aliases: {mana/test: {chain: [groq/m]}}\n"
 
 BEYOND = (
     "no provider|no alias|an alias is|names an alias|can be reached by others|is not set|cannot be read|no such file|"
-    "already|by kind ollama only|'local: true'|from 1 to 65535|ends in an endpoint|^right$"
+    "already|by kind ollama only|'local: true'|from 1 to 65535|ends in an endpoint|holds a user|bytes:|names no model|"
+    "^right$"
 )
-"""What takes the rest of the configuration, the environment or other files; and two of an address, by its end."""
+"""What takes the rest of the configuration, the environment or other files; and what is too much for a pattern."""
 
 
 class Itself(dict[str, str]):

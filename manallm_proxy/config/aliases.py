@@ -163,6 +163,9 @@ class Aliases:
         if given.options and (why := refuses_options(provider.kind, provider.api)):
             self.mistakes.add(f"{path}.options", why)
         self.providers.check_options(given.options, path)
+        if "*" in given.target.model and not given.target.is_open:
+            what = f"'target: {shown(name)}/*', and 'prefer: [...]' with patterns"
+            self.mistakes.add(path, f"a '*' stands for a model by itself only: {what}")
         if given.prefer and not given.target.is_open:
             self.mistakes.add(f"{path}.prefer", f"is for the target {shown(name)}/*, whose model is to be chosen")
         entry = Entry(

@@ -6,6 +6,7 @@ each entry; this file checks across parts. Each part is read separately, so that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,8 @@ PLACES: Final = ("config/proxy.yaml", "/etc/manallm/proxy.yaml")
 QUICKSTART: Final = Path(__file__).parent.parent / "examples" / "quickstart.yaml"
 """The built-in configuration, served if there is no other."""
 ALIASES_FILE: Final = "aliases.yaml"
+SOCKET_PATH_LIMIT: Final = 107
+"""Bytes, without the zero at its end (Linux, unix(7))."""
 _NEXT: Final = {"no such file": "; aliases_file names another one, and aliases may stand in proxy.yaml itself"}
 
 
@@ -139,6 +142,13 @@ def _load(
         addition.beside_open_entries(given)
         aliases.add(name, given)
     windows = aliases.finish()
+    if isinstance(file.state, Unset):
+        providers.notes.append(
+            f"state: {file.state}, so nothing is shared with other instances, nor kept over a restart"
+        )
+    if listen.unix is not None and len(os.fsencode(listen.unix)) > SOCKET_PATH_LIMIT:
+        most = f"expected at most {SOCKET_PATH_LIMIT} bytes: the kernel takes no longer path for a socket"
+        mistakes.add("listen.unix", most)
     config = Config(
         listen=listen,
         default_provider=_default_provider(file, providers, mistakes),
@@ -186,7 +196,11 @@ def _warm(file: ProxyFile, config: Config, mistakes: Mistakes) -> tuple[Entry, .
     found: list[Entry] = []
     for n, target in enumerate(file.warm):
         provider = config.providers.get(target.provider)
-        if target.provider not in file.providers:
+        if f"{target.provider}/" == file.alias_prefix:
+            mistakes.add(f"warm[{n}]", "names an alias; warm holds targets (provider/model)")
+        elif "*" in target.model:
+            mistakes.add(f"warm[{n}]", "names no model: a '*' stands for one in chains only")
+        elif target.provider not in file.providers:
             hint = suggestion(target.provider, file.providers)
             mistakes.add(f"warm[{n}]", f"no provider '{shown(target.provider)}'{hint}")
         elif provider is not None and not provider.loads_models:

@@ -40,6 +40,7 @@ Host = Annotated[str, values.host]
 FileName = Annotated[str, Matching(r"[^\0]+", "a file's name")]
 BaseUrl = Annotated[str, values.base_url]
 ProxyUrl = Annotated[str, values.proxy_url]
+CollectorUrl = Annotated[str, values.collector_url]
 StateUrl = Annotated[str | Unset, state_url]
 ApiKey = Annotated[str | Unset, values.api_key]
 Prefix = Annotated[str, Matching(r"[\x21-\x2e\x30-\x7e]+/", "one segment and a slash, such as 'mana/'")]
@@ -162,7 +163,7 @@ class Metrics:
 class Traces:
     """OpenTelemetry. ``endpoint``: of OTLP over HTTP; `load` adds the path, or uses the environment's."""
 
-    endpoint: BaseUrl | None = None
+    endpoint: CollectorUrl | None = None
 
 
 @frozen

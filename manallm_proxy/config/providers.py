@@ -15,7 +15,7 @@ from manallm_proxy.config.hints import suggestion
 from manallm_proxy.config.model import Dialect, Kind, ProviderConfig
 from manallm_proxy.config.structure import Mistakes, join, structure
 from manallm_proxy.config.values import InvalidValue, api_key, expected
-from manallm_proxy.config.yaml_file import Unset, without_newline
+from manallm_proxy.config.yaml_file import Unset, text_of, without_newline
 from manallm_proxy.contract.answers import AnswerLimits
 from manallm_proxy.contract.records import define
 from manallm_proxy.contract.targets import LOADED_WITH, OPTION_KINDS, Timeouts
@@ -82,6 +82,9 @@ class Providers:
         self._check_kind(given, raw if isinstance(raw, dict) else {}, path)
         self.check_options(given.options, path)
         key, missing = self._key(given, path)
+        if key is not None and re.fullmatch(r"""(["']).+\1""", key):
+            where = "api_key" if given.api_key_file is None else "api_key_file"
+            self.notes.append(f"{path}.{where}: begins and ends with a quote, which is taken as a part of it")
         self.done[name] = ProviderConfig(
             name=name,
             kind=given.kind,
@@ -160,7 +163,7 @@ class Providers:
 
     def _key_of_file(self, file: Path, path: str) -> str | None:
         try:
-            return str(api_key(without_newline(file.read_text("utf-8"))))
+            return str(api_key(without_newline(text_of(file))))
         except OSError as error:
             what = f"the file cannot be read ({error.strerror or 'input/output error'})"
         except InvalidValue as error:

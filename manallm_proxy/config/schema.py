@@ -183,10 +183,11 @@ _READERS: Final[dict[Any, Schema]] = {
         "(?![^:]*:[^:]*$)[A-Za-z0-9_:.%-]{1,255}", "an address or a host's name, such as 127.0.0.1 or ::1"
     ),
     values.base_url: _URL,
+    values.collector_url: _URL,
     values.proxy_url: _URL,
     values.api_key: _text(f"{_VISIBLE}+", "a key: visible ASCII without blanks"),
     values.header_name: {"type": "string"},
-    values.target: _text(f"[^/]+/{_VISIBLE}{{1,256}}", "provider/model"),
+    values.target: _text(r"[^/]+/(\*|[\x21-\x29\x2b-\x7e]{1,256})", "provider/model, or provider/* for the best one"),
     values.fallback_class: _either(
         {"enum": list(FALLBACK_CLASSES)},
         {"type": "integer", "minimum": 400, "maximum": 499},

@@ -33,6 +33,10 @@ def state_url(value: object) -> str | Unset:
         )
     if match["host"] is not None and not is_host(match["host"]):
         raise InvalidValue(HOST_WANTED)
+    for place in urlsplit(found).netloc.rpartition("@")[2].split(","):
+        port = re.search(r":([0-9]+)$", place)
+        if port is not None and not 0 < int(port[1][:6]) <= 65535:
+            raise InvalidValue("expected a port from 1 to 65535")
     if find_spec("redis") is None:
         raise InvalidValue("needs a package that is not installed: pip install 'manallm-proxy[redis]'")
     return found

@@ -26,14 +26,8 @@ Reader = Callable[[Any], Any]
 
 FALLBACK_CLASSES: Final = ("auth", "payment", "missing_model", "capability", "context_length", "empty")
 _FRAMING: Final = (
-    "connection",
-    "content-length",
-    "content-type",
-    "expect",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
+    *("connection", "content-length", "content-type", "expect"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
 )
 _LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 _HOST: Final = re.compile(
@@ -211,11 +205,11 @@ def host(value: object) -> str:
 HOST_WANTED: Final = "expected a host's name, an IPv4 address, or an IPv6 address in brackets, and perhaps a port"
 
 
-def _http_url(value: object, *, user: bool) -> str:
+def _http_url(value: object, instead: str | None) -> str:
     """An http(s) URL that both HTTP clients can connect to: with a host and a path, and nothing else.
 
-    `user`: whether it may contain a user and a password. ``urlsplit`` accepts hosts and paths that yarl, which both
-    clients use, refuses or changes; so each part is checked here.
+    `instead`: where its user and its password go; None if it may hold them. ``urlsplit`` accepts hosts and paths that
+    yarl, which both clients use, refuses or changes; so each part is checked here.
     """
     found = text(value)
     try:
@@ -229,8 +223,8 @@ def _http_url(value: object, *, user: bool) -> str:
         raise InvalidValue("expected a URL such as http://127.0.0.1:11434") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^\x21-\x7e]", found):
         raise InvalidValue("expected a URL with http:// or https:// and a host")
-    if parts.username is not None and not user:
-        raise InvalidValue("holds a user or a password; give the key as api_key")
+    if parts.username is not None and instead is not None:
+        raise InvalidValue(f"holds a user or a password; {instead}")
     if "?" in found or "#" in found:
         raise InvalidValue("expected a URL without a query ('?') and without a fragment ('#')")
     if not is_host(parts.netloc.rpartition("@")[2]):
@@ -258,7 +252,7 @@ def is_host(text: str) -> bool:
 
 def base_url(value: object) -> str:
     """A provider's address, without a slash at its end and without a key. The endpoints' paths are added to it."""
-    found = _http_url(value, user=False)
+    found = _http_url(value, "give the key as api_key")
     for end in _ENDPOINTS:
         if found.endswith(end):
             raise InvalidValue(f"ends in an endpoint: leave out '{end}', which the proxy adds itself")
@@ -267,7 +261,12 @@ def base_url(value: object) -> str:
 
 def proxy_url(value: object) -> str:
     """A forward proxy's address, which may hold a user and a password."""
-    return _http_url(value, user=True)
+    return _http_url(value, None)
+
+
+def collector_url(value: object) -> str:
+    """The address of a collector of traces, without a slash at its end and without a key."""
+    return _http_url(value, "give them as $OTEL_EXPORTER_OTLP_HEADERS")
 
 
 def api_key(value: object) -> str | Unset:

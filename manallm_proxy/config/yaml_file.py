@@ -16,7 +16,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import yaml
 
@@ -106,16 +106,21 @@ def read(path: Path, environ: Mapping[str, str], report: Report) -> dict[str, An
     return content
 
 
-def text_of(path: Path) -> str:
-    """The text of a regular file. Raises OSError, also for other kinds of file, which may block or never end, and for
-    one over SIZE_LIMIT; ValueError if it is not UTF-8."""
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError, also for others, which may block or never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def text_of(path: Path) -> str:
+    """The text of a regular file. Raises OSError, also for one over SIZE_LIMIT; ValueError if it is not UTF-8."""
+    with open_regular(path) as file:
         data = file.read(SIZE_LIMIT + 1)
     if len(data) > SIZE_LIMIT:
         raise OSError(errno.EFBIG, f"it is over {SIZE_LIMIT >> 20} MiB")
@@ -182,7 +187,7 @@ class _Loader(StrictLoader):
     def _look_up(self, name: str, node: yaml.Node) -> str | None:
         if folder := self.environ.get("CREDENTIALS_DIRECTORY"):
             try:
-                return without_newline((Path(folder) / name).read_text("utf-8")) or self.environ.get(name)
+                return without_newline(text_of(Path(folder) / name)) or self.environ.get(name)
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except (OSError, ValueError):
@@ -213,6 +218,7 @@ _IN_OUR_WORDS: Final = (
     ("expected <block end>, but found", "the indentation of this line fits none of the lines above it"),
     (r"found unexpected end of stream", "a quote is opened and not closed"),
     (r"expected ',' or '(.)', but got", r"a ',' or the closing '\1' is missing"),
+    (r"expected the node content, but found", "a value is missing here, or a bracket is opened and not closed"),
     (r"expected '<document start>', but", "the indentation of this line fits none of the lines above it"),
     (r"expected a mapping( or list of mappings)? for merging", "'<<' takes what an anchor names, such as *base"),
 )

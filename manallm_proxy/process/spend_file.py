@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 import msgspec
 
 from manallm_proxy.config.model import Config
+from manallm_proxy.config.yaml_file import open_regular
 from manallm_proxy.routing.ledger import Row
 
 NAME: Final = "spend.json"
@@ -36,10 +38,10 @@ def file_path(config: Config, environ: Mapping[str, str]) -> Path | None:
 def read(path: Path) -> tuple[list[Row], str | None]:
     """The rows, and what is wrong with the file, if anything. A corrupt file is renamed; a missing one is fine."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(SIZE_LIMIT + 1)
     except FileNotFoundError:
-        return [], None
+        return [], None if path.parent.is_dir() else f"its folder {path.parent} is not there"
     except OSError as error:
         return [], f"it cannot be read ({error.strerror or 'input/output error'})"
     try:
@@ -55,7 +57,10 @@ def read(path: Path) -> tuple[list[Row], str | None]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Writes `rows`. Raises OSError. The old file is replaced only once the new one is complete on the disk."""
+    """Writes `rows`. Raises OSError. The old file is replaced only once the new one is complete on the disk; what is no
+    file, such as /dev/null, is never replaced."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
     data = msgspec.json.format(msgspec.json.encode(SpendFile(1, list(rows))), indent=1)
     beside = path.with_name(f".{path.name}.new")
     try:
