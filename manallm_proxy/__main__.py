@@ -1,6 +1,6 @@
 """``manallm-proxy``: reads arguments and runs one command.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG of sysexits.h).
+Exit codes: 0 success, 1 failure, 2 wrong usage, 78 bad configuration (EX_CONFIG of sysexits.h), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from manallm_proxy import __version__
 from manallm_proxy.cli import standard_streams
 
 EX_CONFIG: Final = 78
+INTERRUPTED: Final = 130
+"""As shells have it: 128 and the number of SIGINT."""
 WORKERS_LIMIT: Final = 256
 
 
@@ -126,6 +128,13 @@ def _workers(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Only that one is imported, because the start of `serve` must be quick."""
     standard_streams.prepare()
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.command == "serve":
         return _run(arguments)
@@ -227,8 +236,6 @@ def _ask(arguments: argparse.Namespace) -> int:
     except Failed as failed:
         print(failed, file=sys.stderr)
         return failed.code
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from manallm_proxy.cli.chat import ChatResult, parts
 from manallm_proxy.cli.client import NAME_LIMIT, Client, Failed
 from manallm_proxy.cli.status import table
 from tests.cases import every
-from tests.command import DEVNULL, ROOT, start
+from tests.command import DEVNULL, ROOT, STDOUT, start
 from tests.ports import free_port
 from tests.proxy import openai, proxy, run, settings, written
 from tests.upstreams import Connection, Seen, answers, chunk, each, status, upstream
+from tests.waiting import until
 
 pytestmark = pytest.mark.built_in
 
@@ -244,3 +246,22 @@ async def test_names_are_shown_on_one_line_each() -> None:
     assert code == 0
     assert [line[:12] for line in output.splitlines()] == ["a?b", "?]0;x?", "?gnp", "m" * 12]
     assert max(map(len, output.splitlines())) <= NAME_LIMIT + 1
+
+
+async def test_ctrl_c_ends_a_command_without_a_word(tmp_path: Path) -> None:
+    """While it waits for a server that says nothing: 130, as of any program that SIGINT ends, and no traceback."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.gone()
+
+    (tmp_path / "proxy.yaml").write_text("providers: {a: {kind: ollama, base_url: '${OLLAMA_URL}'}}\naliases: {}")
+    for command in (["check", "--live"], ["init", str(tmp_path / "new")], ["serve", "--discover"], ["status"]):
+        async with upstream(script) as silent:
+            environ = {**os.environ, "OLLAMA_URL": silent.url, "MANALLM_CONFIG": str(tmp_path / "proxy.yaml")}
+            arguments = [*command, "--url", silent.url] if command == ["status"] else command
+            child = await start(*arguments, environ=environ, stderr=STDOUT)
+            await until(silent.seen.copy)
+            child.send_signal(signal.SIGINT)
+            output, _ = await asyncio.wait_for(child.communicate(), 40)
+        assert (child.returncode, output.decode()) == (130, ""), command

@@ -263,6 +263,19 @@ async def test_an_address_in_use_is_reported_with_the_next_step(tmp_path: Path, 
     assert (code, lines) == (78, [wanted + "'manallm-proxy status' tells whether it is a proxy"])
 
 
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["one process", "workers"])
+async def test_what_is_no_socket_is_reported_in_words(tmp_path: Path, workers: list[str]) -> None:
+    """A file or a folder in a socket's place is no program that could be ended, and stays there."""
+    (tmp_path / "file").write_text("mine")
+    why = "something that is no socket is there: move it, or choose another unix"
+    for place in (tmp_path / "file", tmp_path):
+        config = settings({"a": {"kind": "loopback"}}, listen={"unix": str(place)})
+        (tmp_path / "proxy.yaml").write_text(written(config))
+        code, output = await run("serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
+        assert (code, output) == (78, f"listen: cannot listen on {place}: {why}\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 async def test_a_variable_that_names_no_file_is_a_mistake(tmp_path: Path) -> None:
     """Nothing else is served in its place."""
     for command in ("serve", "check"):

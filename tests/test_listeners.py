@@ -12,7 +12,7 @@ from attrs import evolve
 
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import Config, Listen
-from manallm_proxy.process.listeners import Listeners
+from manallm_proxy.process.listeners import Listeners, cannot_listen
 from tests.proxy import settings
 
 
@@ -86,3 +86,10 @@ def test_a_unix_socket_is_one_for_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no socket"):
         Listeners.open(config(tmp_path, unix=str(path)), {})
     assert path.read_text() == "mine"
+
+
+def test_an_unknown_host_is_reported_without_a_number(tmp_path: Path) -> None:
+    """The resolver's errors are none of the system's, and their numbers say nothing."""
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    said = cannot_listen(config(tmp_path, host="nowhere", port=1), unknown)
+    assert said == "listen: cannot listen on nowhere:1: Name or service not known"

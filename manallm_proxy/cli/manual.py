@@ -57,7 +57,7 @@ def command_page(parser: argparse.ArgumentParser) -> str:
         _text(f"{', '.join(PLACES)} are looked for in this order, where neither --config nor"),
         "MANALLM_CONFIG names one.",
     ]
-    lines += [".SH EXIT STATUS", "0 fine, 1 failed at work, 2 usage, 78 bad configuration."]
+    lines += [".SH EXIT STATUS", "0 fine, 1 failed at work, 2 usage, 78 bad configuration, 130 ended by Ctrl-C."]
     return "\n".join([*lines, ".SH SEE ALSO", ".BR manallm\\-proxy.yaml (5)", ""])
 
 

@@ -19,7 +19,7 @@ from manallm_proxy.config.described import EACH, FILES, Description, Place, desc
 from manallm_proxy.config.file_model import AliasGiven, EntryGiven, ProviderGiven, ProxyFile, TierGiven
 from manallm_proxy.config.providers import NAME, NOT_FOR_LOOPBACK
 from manallm_proxy.config.state_url import state_url
-from manallm_proxy.config.values import FALLBACK_CLASSES, LARGEST, LONGEST, Duration, Integer, Matching
+from manallm_proxy.config.values import FALLBACK_CLASSES, LABEL, LARGEST, LONGEST, Duration, Integer, Matching
 from manallm_proxy.contract.records import frozen
 
 Schema = dict[str, Any]
@@ -180,7 +180,8 @@ _READERS: Final[dict[Any, Schema]] = {
         {"type": "integer", "minimum": 1, "maximum": LARGEST}, _text(_SIZES, "a number of bytes or 64KiB, 32MiB")
     ),
     values.host: _text(
-        "(?![^:]*:[^:]*$)[A-Za-z0-9_:.%-]{1,255}", "an address or a host's name, such as 127.0.0.1 or ::1"
+        rf"{LABEL}(?:\.{LABEL})*\.?|(?!.*::.*::)[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?",
+        "an address or a host's name, such as 127.0.0.1 or ::1",
     ),
     values.base_url: _URL,
     values.collector_url: _URL,

@@ -29,9 +29,9 @@ _FRAMING: Final = (
     *("connection", "content-length", "content-type", "expect"),
     *("te", "trailer", "transfer-encoding", "upgrade"),
 )
-_LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
+LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})"
 _HOST: Final = re.compile(
-    rf"(?:(?P<name>{_LABEL}(?:\.{_LABEL})*\.?)|\[(?P<ip>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\])(?::[0-9]+)?"
+    rf"(?:(?P<name>{LABEL}(?:\.{LABEL})*\.?)|\[(?P<ip>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\])(?::[0-9]+)?"
 )
 """A name or an IPv4 address, or an IPv6 address in brackets. DNS allows no underscore; names of containers have one."""
 _HOST_LIMIT: Final = 253
@@ -195,10 +195,11 @@ def choice(*known: str) -> Reader:
 
 def host(value: object) -> str:
     """An IP address without brackets, or a host name."""
-    if re.fullmatch(r"[A-Za-z0-9_:.%-]{1,255}", found := text(value)) is None:
-        raise InvalidValue("expected an address or a host's name, such as 127.0.0.1 or ::1")
-    if found.count(":") == 1:
+    found = text(value)
+    if re.fullmatch(r"[A-Za-z0-9_.%-]+:[0-9]*", found):
         raise InvalidValue("expected an address without its port (that is 'port')")
+    if not is_host(f"[{found}]" if ":" in found else found):
+        raise InvalidValue("expected an address or a host's name, such as 127.0.0.1 or ::1")
     return found
 
 

@@ -53,7 +53,11 @@ def cannot_listen(config: Config, error: OSError) -> str:
             "end that, or choose another unix" if config.listen.unix else "end that, or choose another port (--port)"
         )
         return f"listen: {where} is in use by another program: {other}; {nobody}"
-    why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    if error.errno == errno.ENOTSOCK:
+        return (
+            f"listen: cannot listen on {where}: something that is no socket is there: move it, or choose another unix"
+        )
+    why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     ports = "; ports below 1024 are for root" if error.errno == errno.EACCES and 0 < config.listen.port < 1024 else ""
     return f"listen: cannot listen on {where}: {why}{ports}"
 
@@ -191,7 +195,11 @@ async def listen(
 
 
 def refuse_displacing(path: str) -> None:
-    """Raises OSError if a process listens on the unix socket at `path`. A socket without one may be replaced."""
+    """Raises OSError if a process listens on the unix socket at `path`, or if something else is there. A socket without
+    a process may be replaced."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, "something that is no socket is there")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -206,8 +214,6 @@ def refuse_displacing(path: str) -> None:
 def _unix(path: str) -> socket.socket:
     refuse_displacing(path)
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise OSError(errno.EADDRINUSE, "something that is no socket is there")
         os.unlink(path)  # left behind by a dead process
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
