@@ -145,7 +145,7 @@ def _main(argv: list[str] | None) -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
+        standard_streams.discard_output()
         if error.errno == errno.ENOSPC:  # a closed pipe: the reader of our output has enough
             print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
         return 1

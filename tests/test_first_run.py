@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from manallm_proxy.config.changes import changes
 from manallm_proxy.config.load import load
 from manallm_proxy.config.model import ProviderConfig
 from manallm_proxy.contract.provider import ModelInfo, ModelList
+from tests.command import PIPE, start
 from tests.ports import free_port
 from tests.proxy import openai, proxy, run, settings, written
 from tests.upstreams import Connection, answers, each, upstream
@@ -274,6 +276,33 @@ async def test_what_is_no_socket_is_reported_in_words(tmp_path: Path, workers: l
         code, output = await run("serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
         assert (code, output) == (78, f"listen: cannot listen on {place}: {why}\n")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["one process", "workers"])
+async def test_a_greeting_that_nobody_reads_ends_no_proxy(tmp_path: Path, workers: list[str]) -> None:
+    """Notes and the start screen, into a pipe whose reader has left (`serve | head -1`) and onto a full disk."""
+    noted = {"kind": "ollama", "base_url": f"http://127.0.0.1:{free_port()}/v1"}
+    config = settings({"a": noted}, ["a/m"], listen={"port": free_port()})
+    (tmp_path / "proxy.yaml").write_text(written(config))
+    command = ("serve", "--config", str(tmp_path / "proxy.yaml"), *workers)
+    for full in (False, True):
+        reads, output = os.pipe()
+        os.close(reads)
+        if full:
+            os.close(output)
+            output = os.open("/dev/full", os.O_WRONLY)
+        child = await start(*command, environ=os.environ, stdout=output, stderr=PIPE)
+        os.close(output)
+        assert child.stderr is not None
+        async with asyncio.timeout(40):
+            while b"listening on" not in (line := await child.stderr.readline()):  # the greeting comes right after it
+                assert line, "it has ended"
+            child.terminate()
+            _, rest = await child.communicate()
+        assert (child.returncode, full) == (0, full), rest
+        assert b"stopped" in rest
+        assert b"listen:" not in rest
+        assert b"Traceback" not in rest
 
 
 async def test_a_variable_that_names_no_file_is_a_mistake(tmp_path: Path) -> None:

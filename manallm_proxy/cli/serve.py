@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
+from manallm_proxy.cli.standard_streams import greet
 from manallm_proxy.cli.start_screen import start_screen, wrapped
 from manallm_proxy.config.load import QUICKSTART, find_any, load
 from manallm_proxy.config.model import Config, DiscoveredServer
@@ -74,7 +74,7 @@ def _discover(environ: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Disc
 
 def _say(environ: Mapping[str, str], line: str) -> None:
     if _is_read(environ):
-        print(*wrapped("", line), sep="\n", flush=True)
+        greet("\n".join(wrapped("", line)))
 
 
 def _is_read(environ: Mapping[str, str]) -> bool:
@@ -95,9 +95,8 @@ def _serve_many(
     _loop_factory()  # imports uvloop before the forks
     asyncio.run(try_open(config))
     is_read = _is_read(environ)
-    greet = partial(print, flush=True) if is_read else None
     try:
-        supervisor = Supervisor(config, environ, logs, workers, host, port, greet)
+        supervisor = Supervisor(config, environ, logs, workers, host, port, greet if is_read else None)
     except OSError as error:
         return _cannot_listen(config, error)
     link = supervisor.run()
@@ -124,7 +123,7 @@ async def _serve(config: Config, environ: Mapping[str, str], logs: Logs, host: s
         await app.ready(running)
         tune_memory()
         if _is_read(environ) and not running.done():
-            print(start_screen(app), flush=True)
+            greet(start_screen(app))
         await running
     except OSError as error:
         return _cannot_listen(config, error)

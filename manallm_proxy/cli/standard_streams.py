@@ -7,6 +7,19 @@ import os
 import sys
 
 
+def discard_output() -> None:
+    """Sends standard output to /dev/null from now on, after it could not be written: Python would try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def greet(text: str) -> None:
+    """Prints `text` for a person. A program that serves must not end because nobody reads it, or a disk is full."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        discard_output()
+
+
 def prepare() -> None:
     """Opens closed streams on /dev/null, and makes both outputs accept every character.
 
